@@ -1,0 +1,34 @@
+"""socketserver's handler pattern on asyncio and uvloop.
+
+Write a handler class with an ``async def handle(self)``, and give it to :func:`run` for a program of its own, or to
+:func:`serve` or :class:`TCPServer` inside an application.
+"""
+
+from aioecho.config import Limits, Timeouts
+from aioecho.exceptions import AioechoError, EndpointError
+from aioecho.handlers import BaseRequestHandler, StreamRequestHandler
+from aioecho.server import BaseServer, TCPServer, UnixStreamServer, serve
+from aioecho.stats import DrainReport, Stats
+from aioecho.streams import StreamReader, StreamWriter
+from aioecho.workers import run
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AioechoError",
+    "BaseRequestHandler",
+    "BaseServer",
+    "DrainReport",
+    "EndpointError",
+    "Limits",
+    "Stats",
+    "StreamReader",
+    "StreamRequestHandler",
+    "StreamWriter",
+    "TCPServer",
+    "Timeouts",
+    "UnixStreamServer",
+    "__version__",
+    "run",
+    "serve",
+]

@@ -1,0 +1,126 @@
+"""Talking to a server: a stream pair connected to an endpoint, and the exchange that ``aioecho send`` does."""
+
+import asyncio
+import os
+import ssl as ssl_module
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from aioecho.endpoints import InheritedEndpoint, TCPEndpoint, parse_endpoint
+from aioecho.exceptions import EndpointError
+from aioecho.streams import StreamProtocol, StreamReader, StreamWriter
+
+__all__ = ["connect", "exchange"]
+
+
+async def connect(
+    endpoint: str,
+    *,
+    ssl: ssl_module.SSLContext | None = None,
+    server_hostname: str | None = None,
+    timeout: float | None = 10.0,
+) -> tuple[StreamReader, StreamWriter]:
+    """Return a `(reader, writer)` that is connected to `endpoint`.
+
+    Args:
+        endpoint: tcp://HOST:PORT or unix:PATH.
+        ssl: speak TLS, with this context.
+        server_hostname: the name that the certificate must have, if not the endpoint's host.
+        timeout: seconds for all of it, the TLS handshake too. None is for ever.
+
+    Raises:
+        EndpointError: there is no connection; the message names the endpoint and the reason.
+        ValueError: it is not an endpoint that one can connect to.
+    """
+    where = parse_endpoint(endpoint)
+    loop = asyncio.get_running_loop()
+
+    def make_protocol() -> StreamProtocol:
+        return StreamProtocol(loop, is_server_side=False)
+
+    try:
+        async with asyncio.timeout(timeout):
+            if isinstance(where, InheritedEndpoint):
+                raise ValueError(f"cannot connect to {endpoint}: only to tcp://HOST:PORT and unix:PATH")
+            if isinstance(where, TCPEndpoint):
+                _, protocol = await loop.create_connection(
+                    make_protocol, where.host or "localhost", where.port, ssl=ssl, server_hostname=server_hostname
+                )
+            else:
+                name = server_hostname or ("" if ssl is not None else None)
+                _, protocol = await loop.create_unix_connection(
+                    make_protocol, where.path, ssl=ssl, server_hostname=name
+                )
+    except TimeoutError as error:
+        raise EndpointError(f"cannot connect to {where}: no answer within {timeout} s") from error
+    except (OSError, UnicodeError) as error:
+        # asyncio packs "Multiple exceptions: ..." or "Connect call failed ('127.0.0.1', 9)" into strerror.
+        number = getattr(error, "errno", None)
+        reason = _system_text(number) or str(error)
+        raise EndpointError(f"cannot connect to {where}: {reason}", number) from error
+    return protocol.reader, protocol.writer
+
+
+async def exchange(
+    reader: StreamReader,
+    writer: StreamWriter,
+    requests: AsyncIterator[bytes],
+    show: Callable[[bytes], Any],
+    *,
+    timeout: float | None,
+) -> None:
+    """Send all `requests` and `show` whatever comes, meanwhile and after, until the server closes.
+
+    Where the sending side alone can't be closed, which is TLS, the exchange ends once as many lines have come as were sent.
+
+    Raises:
+        TimeoutError: all was sent, and then nothing came for `timeout` seconds.
+        OSError: the connection broke.
+    """
+    lines_owed = 0
+    all_is_sent = asyncio.Event()
+
+    async def send() -> None:
+        nonlocal lines_owed
+        async for request in requests:
+            lines_owed += request.count(b"\n")
+            writer.write(request)
+            await writer.drain()
+        all_is_sent.set()
+        if writer.can_write_eof():
+            writer.write_eof()
+
+    async def receive() -> None:
+        nonlocal lines_owed
+        while True:
+            async with asyncio.timeout(timeout if all_is_sent.is_set() else None) as silence:
+                # The clock starts when there is nothing left to send, also in the middle of this wait.
+                starter = asyncio.create_task(_start_clock(all_is_sent, silence, timeout))
+                try:
+                    data = await reader.read(2**16)
+                finally:
+                    starter.cancel()
+            if not data:
+                return
+            show(data)
+            lines_owed -= data.count(b"\n")
+            if all_is_sent.is_set() and lines_owed <= 0 and not writer.can_write_eof():
+                return
+
+    sending = asyncio.create_task(send())
+    try:
+        await receive()
+    finally:
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        writer.close()
+
+
+async def _start_clock(event: asyncio.Event, clock: asyncio.Timeout, seconds: float | None) -> None:
+    await event.wait()
+    if clock.when() is None and seconds is not None:
+        clock.reschedule(asyncio.get_running_loop().time() + seconds)
+
+
+def _system_text(number: int | None) -> str | None:
+    return os.strerror(number) if number is not None and number > 0 else None

@@ -1,0 +1,246 @@
+"""One connection's life: a transport for the accepted socket, its handler, and the end in good order."""
+
+import asyncio
+import contextvars
+import fcntl
+import inspect
+import socket
+import struct
+import termios
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from aioecho.driver import Driver
+from aioecho.handlers import BaseRequestHandler
+from aioecho.streams import StreamProtocol
+
+if TYPE_CHECKING:  # the server is above, and makes connections
+    from aioecho.server import BaseServer
+
+__all__ = ["Connection"]
+
+T = TypeVar("T")
+
+# Seconds. A client that has been connected for no longer when the server stops is still given the time to speak.
+FRESH = 0.1
+
+# The least that either loop takes from a full socket in one read, in bytes.
+LEAST_READ = 2**16
+
+
+class Connection:
+    """A live connection of a server, in `server.connections`.
+
+    `client_address` is as accept() gave it. `handler` is None until it is made. Call :meth:`abort` to cut it off; to do
+    anything else with it is its handler's.
+    """
+
+    # It ends in exactly one of the server's counters, by `outcome` and `reason`, in the task's done-callback.
+
+    __slots__ = (
+        "__weakref__",
+        "_driver",
+        "_is_cut_off",
+        "_loop",
+        "_protocol",
+        "_server",
+        "_sock",
+        "client_address",
+        "handler",
+        "outcome",
+        "reason",
+        "since",
+        "task",
+        "was_aborted",
+    )
+
+    def __init__(self, server: "BaseServer", sock: socket.socket, client_address: Any) -> None:
+        self._server = server
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._protocol: StreamProtocol | None = None
+        self._driver: Driver[Any] | None = None
+        self._is_cut_off = False
+        self.client_address = client_address
+        self.since = self._loop.time()
+        self.handler: Any = None
+        self.outcome = "rejected"
+        self.reason = "handshake"
+        self.was_aborted = False
+        # In a context of its own: what a handler sets there is nobody else's.
+        self.task = self._loop.create_task(self._run(), context=contextvars.copy_context())
+        self.task.add_done_callback(self._end)
+
+    def _end(self, task: "asyncio.Task[None]") -> None:
+        self._server.account(self)
+
+    def __repr__(self) -> str:
+        return f"<Connection from {self.client_address!r}, handler={self.handler!r}>"
+
+    # What the server asks of a connection when it stops.
+
+    def drain(self) -> None:
+        """Let the handler meet the end of the stream once it has read what its peer has sent by now.
+
+        One that has only just connected is about to send its request: it has until it is FRESH seconds old.
+        """
+        if self._protocol is None:
+            return  # it comes here again when it has one
+        age = self._loop.time() - self.since
+        if age < FRESH:
+            self._loop.call_later(FRESH - age, self._protocol.reader.end_when, _nothing_more_of(self._sock))
+        else:
+            self._protocol.reader.end_when(_nothing_more_of(self._sock))
+
+    def cut_off(self) -> None:
+        """Cancel the handler; what is still unsent when it has ended is thrown away."""
+        self._is_cut_off = True
+        self.task.cancel()
+
+    def abort(self) -> None:
+        """Close at once, throw away what is unsent, and end the handler even if it swallows its cancellation."""
+        self.was_aborted = self._is_cut_off = True
+        if self._driver is not None:
+            self._driver.abandon()
+        if self._protocol is not None and not self._protocol.is_lost:
+            self._protocol.transport.abort()
+        self.task.cancel()
+
+    # Its life.
+
+    async def _run(self) -> None:
+        # One long coroutine, as each that awaits another costs an idle connection some hundred bytes.
+        server = self._server
+        tls: dict[str, Any] = {} if server.ssl is None else {"ssl": server.ssl, **server.tls_timeouts()}
+        try:
+            _, protocol = await self._loop.connect_accepted_socket(self._make_protocol, self._sock, **tls)
+        except OSError as error:
+            # The peer's fault or bad luck: garbage, silence, gone. It may be a flood of them.
+            server.report_handshake(self.client_address, error)
+            self._sock.close()
+            return
+        except BaseException:
+            self.outcome = self.reason = "cancelled"
+            self._sock.close()
+            raise
+        self._protocol = protocol
+        request = (protocol.reader, protocol.writer)
+        self.outcome, self.reason = "failed", "error"
+        try:
+            if server.is_draining:
+                self.drain()
+            verified = server.verify_request(request, self.client_address)
+            if verified is not True and inspect.isawaitable(verified):
+                verified = await self._drive(verified)
+            if verified:
+                self.handler = handler = server.RequestHandlerClass(request, self.client_address, server)
+                kind = type(handler)
+                if kind.setup is not BaseRequestHandler.setup:
+                    await self._drive(handler.setup())
+                try:
+                    await self._drive(handler.handle())
+                finally:
+                    if kind.finish is not BaseRequestHandler.finish:
+                        await self._drive(handler.finish())
+                self.outcome, self.reason = "completed", "finished"
+            else:
+                self.outcome, self.reason = "rejected", "refused"
+        except asyncio.CancelledError:
+            self.outcome = self.reason = "cancelled"
+            raise
+        except Exception as error:
+            if protocol.lost_with is not None and isinstance(error, ConnectionError):
+                self.reason = "connection lost"
+            server.call_handle_error(request, self.client_address)
+        except BaseException:  # the program ends
+            protocol.transport.abort()
+            raise
+        finally:
+            if not protocol.is_lost:
+                await self._close(protocol)
+
+    def _make_protocol(self) -> StreamProtocol:
+        return StreamProtocol(self._loop, limit=self._server.limits.max_buffer, is_server_side=True)
+
+    def _drive(self, awaitable: Awaitable[T]) -> Driver[T]:
+        self._driver = driver = Driver(awaitable)
+        return driver
+
+    async def _close(self, protocol: StreamProtocol) -> None:
+        """Send what was written, and close so that the peer can read it."""
+        transport = protocol.transport
+        linger: asyncio.TimerHandle | None = None
+        if self._is_cut_off or self.outcome == "cancelled":
+            self._cut_short(protocol)
+        elif protocol.peer_has_closed or transport.is_closing():
+            transport.close()
+        else:
+            if transport.can_write_eof():
+                transport.write_eof()
+                protocol.discard()
+            else:
+                transport.close()  # a TLS transport itself discards what comes until its peer closes too
+            linger = self._start_linger(protocol)
+        try:
+            await protocol.wait_lost()
+        except asyncio.CancelledError:
+            if self._is_unsent(protocol):
+                self.outcome, self.reason = "cancelled", "unsent"
+            self._cut_short(protocol)
+            await protocol.wait_lost()
+            raise
+        finally:
+            if linger is not None:
+                linger.cancel()
+
+    def _cut_short(self, protocol: StreamProtocol) -> None:
+        if self._is_unsent(protocol):
+            self.was_aborted = True
+        protocol.transport.abort()
+
+    def _is_unsent(self, protocol: StreamProtocol) -> bool:
+        """Tell whether data waits that the kernel has not taken, or, with TLS, that the peer's has not."""
+        if self._server.ssl is not None:
+            # The TLS transport does not tell what waits in the transport under it; if that is much, the kernel's is full.
+            return _kernel_count(self._sock, termios.TIOCOUTQ) > 0
+        return protocol.transport.get_write_buffer_size() > 0
+
+    def _start_linger(self, protocol: StreamProtocol) -> asyncio.TimerHandle | None:
+        seconds = self._server.timeouts.linger
+        return None if seconds is None else self._loop.call_later(seconds, self._end_linger, protocol)
+
+    def _end_linger(self, protocol: StreamProtocol) -> None:
+        if protocol.is_lost:
+            return
+        if self._is_unsent(protocol):
+            self._start_linger(protocol)  # counts from the time that everything is sent
+        else:
+            protocol.transport.abort()
+
+
+def _nothing_more_of(sock: socket.socket) -> Callable[[], bool]:
+    """Return what tells, whenever a stream waits with an empty buffer, that all that was sent by now has been read.
+
+    Asked rather than counted: what is in the socket now has been read after so many reads as it takes at the most, or
+    when the socket is empty. One who never stops sending does not put the end off.
+    """
+    unread = _kernel_count(sock, termios.FIONREAD)
+    reads_left = -(-unread // LEAST_READ)
+
+    def no_more_comes() -> bool:
+        nonlocal reads_left
+        if reads_left == 0 or _kernel_count(sock, termios.FIONREAD) == 0:
+            return True
+        reads_left -= 1
+        return False
+
+    return no_more_comes
+
+
+def _kernel_count(sock: socket.socket, request: int) -> int:
+    """Return the bytes that wait in a socket, to be read (FIONREAD) or acknowledged (TIOCOUTQ); 0 if it is closed."""
+    try:
+        count: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), request, b"\0\0\0\0"))[0]
+    except (OSError, ValueError):
+        return 0
+    return count

@@ -1,0 +1,379 @@
+"""Stepping a handler's coroutine straight from the event that it waits for.
+
+A task that waits for data is usually resumed by a detour: the event sets a future's result, the future asks the loop to
+call the task, and a turn later the task steps its coroutine. Most of what asyncio's streams cost is that detour. Here
+the task awaits a :class:`Driver`, which steps the coroutine on the task's behalf. Whenever the coroutine waits for a
+:class:`Waiter`, the task parks on the driver, and the event steps the coroutine itself, as that task and in its context.
+As soon as the coroutine waits for anything else, ends or is cancelled, the driver wakes its task, which carries on as any
+task does. Nothing that a coroutine can observe tells the two apart, except for the turn of the loop that is saved.
+
+The rule of this module: at most one of the task and the event steps the coroutine, and neither while another task is
+current.
+"""
+
+import asyncio
+import inspect
+from asyncio import current_task
+from asyncio.tasks import _enter_task, _leave_task  # documented for whoever steps coroutines: docs, "Extending asyncio"
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextvars import Context
+from types import CoroutineType
+from typing import Any, Generic, TypeVar, cast
+
+__all__ = ["DONE", "Driver", "Waiter", "Yield"]
+
+T = TypeVar("T")
+
+# What a driven coroutine waits for when it waits for its waiter; None is taken: it is what asyncio.sleep(0) yields.
+_THE_WAITER: Any = object()
+
+
+class Yield(tuple[Any, ...]):
+    """Awaiting ``Yield((x,))`` yields x once and returns None, with no frame of Python's for it."""
+
+    __slots__ = ()
+    __await__: Any = tuple.__iter__
+
+
+class Done(Yield, Coroutine[Any, Any, None]):
+    """A coroutine that has nothing left to do: awaiting it returns None at once. Tasks take it too."""
+
+    __slots__ = ()
+
+    def send(self, value: Any) -> Any:
+        """End."""
+        raise StopIteration
+
+    def throw(self, *error: Any) -> Any:
+        """Raise what is thrown in."""
+        raise error[1] if len(error) > 1 and error[1] is not None else error[0]
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+DONE = Done()
+
+
+class Waiter:
+    """What one coroutine at a time waits for, again and again, without a future for each time.
+
+    ``await Yield((waiter,))`` waits. After it :meth:`take` gives what :meth:`deliver` brought, or None: one can be woken
+    without news. A driven coroutine can wait so, and any task, for which it has as much of a future as tasks use.
+    """
+
+    __slots__ = (
+        "_asyncio_future_blocking",
+        "_callback",
+        "_cancelled",
+        "_context",
+        "_driver",
+        "_fired",
+        "_loop",
+        "deliver",
+        "item",
+    )
+
+    deliver: Callable[[Any], bool]
+    """Call it with an item to resume whoever waits, now. It returns False, and does nothing, where that is impossible:
+    while another task is current, and when the one who waits is about to be resumed for another reason."""
+
+    item: Any
+    """What was delivered and not yet taken."""
+
+    _callback: Callable[["Waiter"], object] | None
+    _cancelled: asyncio.CancelledError | None
+    _context: Context | None
+    _driver: "Driver[Any] | None"
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._driver = self._callback = self._context = self._cancelled = self.item = None
+        self._fired = False
+        self._asyncio_future_blocking = True
+        self.deliver = _refuse
+
+    def _resume_task(self, item: Any) -> bool:
+        callback = self._callback
+        if callback is None or current_task(self._loop) is not None:
+            return False
+        self._callback = None
+        self.deliver = _refuse
+        self.item = item
+        try:
+            self._context.run(callback, self)  # type: ignore[union-attr]
+        except (SystemExit, KeyboardInterrupt) as error:
+            # A task lets these through to the loop, which ends. From here they would meet a transport instead.
+            self._loop.call_soon(_raise, error)
+        return True
+
+    def take(self) -> Any:
+        """Return the item that was delivered, and forget it."""
+        item, self.item = self.item, None
+        return item
+
+    def wake(self) -> None:
+        """Resume whoever waits, in the loop's next turn, without an item."""
+        if self._driver is not None:
+            self._driver.wake()
+        elif self._callback is not None:
+            callback, self._callback = self._callback, None
+            self.deliver = _refuse
+            self._loop.call_soon(callback, self, context=self._context)
+        else:
+            # Someone is between being resumed and waiting again, and must not wait for what has already come.
+            self._fired = True
+
+    def is_due(self) -> bool:
+        """Tell, once, whether :meth:`wake` was called while nobody could be woken."""
+        fired, self._fired = self._fired, False
+        return fired
+
+    # The part of asyncio.Future's interface that a task uses on what it awaits.
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop whose tasks may wait."""
+        return self._loop
+
+    def add_done_callback(self, callback: Callable[["Waiter"], object], *, context: Context | None = None) -> None:
+        """Keep the one task's wake-up."""
+        self._callback, self._context = callback, context
+        self._cancelled = None
+        self.deliver = self._resume_task
+        # A task clears the flag as a future's __await__ sets it: to tell `await` from `yield`. Here it is always await.
+        self._asyncio_future_blocking = True
+        if self.is_due():
+            self.wake()
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Resume the task that waits with CancelledError; return False where nothing waits any more."""
+        if self._callback is None:
+            return False
+        self._cancelled = _cancelled_error(msg)
+        self.wake()
+        return True
+
+    def result(self) -> None:
+        """Raise CancelledError if the wait was cancelled."""
+        cancelled, self._cancelled = self._cancelled, None
+        if cancelled is not None:
+            raise cancelled
+
+
+class Driver(Generic[T]):
+    """Awaiting a driver runs `awaitable` to its end, like awaiting it, and lets :class:`Waiter` step it meanwhile.
+
+    To the task it is also the future that the task waits for while the coroutine waits for a :class:`Waiter`.
+    """
+
+    __slots__ = (
+        "_abandoned",
+        "_asyncio_future_blocking",
+        "_callback",
+        "_cancelled",
+        "_cancelled_in_step",
+        "_context",
+        "_coro",
+        "_end",
+        "_loop",
+        "_run",
+        "_send",
+        "_step",
+        "_task",
+        "_waiter",
+        "_yielded",
+    )
+
+    _callback: Callable[["Driver[T]"], object] | None
+    _cancelled: asyncio.CancelledError | None
+    _context: Context | None
+    _end: BaseException | None
+    _task: "asyncio.Task[Any]"
+    _waiter: Waiter
+
+    def __init__(self, awaitable: Awaitable[T]) -> None:
+        coro = awaitable if inspect.iscoroutine(awaitable) else _await(awaitable)
+        self._coro: CoroutineType[Any, Any, T] = cast("CoroutineType[Any, Any, T]", coro)
+        self._send = coro.send
+        self._step = self.step
+        self._callback = self._cancelled = self._context = self._end = None
+        self._yielded = _THE_WAITER
+        self._abandoned = self._cancelled_in_step = False
+        self._asyncio_future_blocking = True
+
+    def step(self, item: Any) -> bool:
+        """Resume the coroutine, now, with an item for its waiter; return False, and do nothing, if another task is current."""
+        try:
+            _enter_task(self._loop, self._task)
+        except RuntimeError:
+            return False
+        waiter = self._waiter
+        waiter._driver = None
+        waiter.deliver = _refuse
+        waiter.item = item
+        run = self._run  # through a name: to call a slot's value in one expression looks it up as a method first
+        try:
+            yielded = run(self._send, None)
+        except BaseException as end:  # whatever it is, StopIteration too, it belongs to the task
+            self._end = end
+            yielded = None
+        _leave_task(self._loop, self._task)
+        if yielded is waiter and not (self._cancelled_in_step or waiter._fired):
+            waiter._driver = self
+            waiter.deliver = self._step
+        else:
+            self._yielded = yielded
+            self._wake()
+        return True
+
+    def wake(self) -> None:
+        """Let the task take over in the loop's next turn."""
+        self._unpark()
+        self._wake()
+
+    def _wake(self) -> None:
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            self._loop.call_soon(callback, self, context=self._context)
+
+    def _park(self, waiter: Waiter) -> None:
+        self._waiter = waiter
+        waiter._driver = self
+        waiter.deliver = self._step
+
+    def _unpark(self) -> None:
+        self._waiter._driver = None
+        self._waiter.deliver = _refuse
+
+    def abandon(self) -> None:
+        """Never step the coroutine again: the next time its task is resumed with an error, close it and let that through.
+
+        For a coroutine that swallows CancelledError. It meets GeneratorExit where it waits, as at the end of a program.
+        """
+        self._abandoned = True
+
+    # The part of asyncio.Future's interface that a task uses on what it awaits.
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the task's loop."""
+        return self._loop
+
+    def add_done_callback(self, callback: Callable[["Driver[T]"], object], *, context: Context | None = None) -> None:
+        """Keep the task's wake-up, and its context, in which the coroutine has to be stepped."""
+        assert context is not None
+        self._callback = callback
+        if context is not self._context:
+            self._context = context
+            self._run = context.run
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Do as that for which the coroutine waits would do: return False if it can't be cancelled, or just runs."""
+        if self._coro.cr_running:
+            # It cancels itself, in a step. The task remembers, and must be resumed for the error to be thrown.
+            self._cancelled_in_step = True
+            return False
+        if self._callback is None:
+            yielded = self._yielded
+            return bool(_is_future(yielded) and yielded.cancel(msg=msg))
+        self._cancelled = _cancelled_error(msg)
+        self.wake()
+        return True
+
+    def result(self) -> None:
+        """Raise CancelledError if the task was cancelled while it was parked."""
+        cancelled, self._cancelled = self._cancelled, None
+        if cancelled is not None:
+            raise cancelled
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        """Run the coroutine as the task that awaits, and park that task while a :class:`Waiter` is waited for."""
+        task = current_task()
+        assert task is not None, "a driver is awaited by a task"
+        self._task = task
+        self._loop = task.get_loop()
+        coro = self._coro
+        error: BaseException | None = None
+        while True:
+            if error is not None and self._abandoned:
+                try:
+                    coro.close()
+                except RuntimeError as ignored:  # "coroutine ignored GeneratorExit": nothing more can be done
+                    raise error from ignored
+                raise error
+            try:
+                if error is None:
+                    yielded = coro.send(None)
+                else:
+                    thrown, error = error, None
+                    yielded = coro.throw(thrown)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            while True:
+                parks = type(yielded) is Waiter and yielded._loop is self._loop
+                if parks:
+                    if yielded.is_due():
+                        break
+                    self._park(yielded)
+                    self._asyncio_future_blocking = True
+                try:
+                    yield self if parks else yielded
+                except GeneratorExit:
+                    coro.close()
+                    raise
+                except BaseException as thrown_in:  # it is the coroutine's to handle
+                    error = thrown_in
+                finally:
+                    if parks:
+                        self._unpark()
+                if not parks:
+                    break
+                self._cancelled_in_step = False
+                if self._end is not None:
+                    return self._finish(error)
+                yielded, self._yielded = self._yielded, _THE_WAITER
+                if yielded is _THE_WAITER:
+                    break
+                if error is not None:
+                    if not (_is_future(yielded) and yielded.cancel(msg=error.args[0] if error.args else None)):
+                        break
+                    error = None  # it comes from there, as for any task that is cancelled while it runs
+                elif yielded is None:
+                    break  # it wanted to sleep a turn, and that turn is over
+
+    def _finish(self, error: BaseException | None) -> T:
+        """Return or raise what the coroutine ended with in a step."""
+        end, self._end = self._end, None
+        try:
+            if error is not None:
+                # The coroutine had ended when its task was cancelled: this is for whoever awaits the driver, at the
+                # next thing it waits for. Undone and done again, since to throw an error used the request up.
+                self._task.uncancel()
+                self._task.cancel(*error.args)
+            if isinstance(end, StopIteration):
+                result: T = end.value
+                return result
+            assert end is not None
+            raise end
+        finally:
+            del end, error  # the traceback refers to this frame
+
+
+async def _await(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+def _is_future(thing: Any) -> bool:
+    return getattr(thing, "_asyncio_future_blocking", None) is not None
+
+
+def _refuse(item: Any) -> bool:
+    return False
+
+
+def _cancelled_error(msg: Any) -> asyncio.CancelledError:
+    return asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
+
+
+def _raise(error: BaseException) -> None:
+    raise error

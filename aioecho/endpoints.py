@@ -1,0 +1,335 @@
+"""Endpoints: from a string such as ``tcp://127.0.0.1:9999`` to sockets that listen there.
+
+===================================  ==========================================================================
+``tcp://HOST:PORT``                  HOST is a name, an IPv4 address, an IPv6 address in brackets, or ``*`` (or nothing)
+                                     for every address of both kinds. Port 0 is chosen once, the same for all addresses.
+``unix:PATH``, ``unix:PATH?mode=660``  a Unix stream socket, with file permissions in octal. ``unix:@NAME`` has no file.
+``fd://N``                           a listening socket that this process inherited as descriptor N
+===================================  ==========================================================================
+"""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import socket
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Union
+from urllib.parse import parse_qsl
+
+from aioecho.exceptions import EndpointError
+
+__all__ = [
+    "BoundSocket",
+    "Endpoint",
+    "InheritedEndpoint",
+    "TCPEndpoint",
+    "UnixEndpoint",
+    "bind_endpoint",
+    "parse_endpoint",
+]
+
+FORMS = "tcp://HOST:PORT, unix:PATH, unix:PATH?mode=660 or fd://N"
+
+# Two families share port 0's choice only if it is free in both: a few tries find one even on a busy machine.
+PORT_TRIES = 20
+
+
+@dataclass(frozen=True)
+class TCPEndpoint:
+    """`host` may be "", for all addresses; `port` may be 0, for any that is free."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"tcp://{_bracketed(self.host) or '*'}:{self.port}"
+
+
+@dataclass(frozen=True)
+class UnixEndpoint:
+    """`path` starts with NUL for a socket without a file. `mode` are permission bits, or None to leave them to the umask."""
+
+    path: str
+    mode: int | None = None
+
+    def __str__(self) -> str:
+        return f"unix:{'@' + self.path[1:] if self.path.startswith(chr(0)) else self.path}"
+
+
+@dataclass(frozen=True)
+class InheritedEndpoint:
+    """A socket that somebody else has bound: a descriptor, or a socket object of the caller's."""
+
+    source: int | socket.socket
+
+    def __str__(self) -> str:
+        return f"fd://{self.source if isinstance(self.source, int) else self.source.fileno()}"
+
+
+Endpoint = Union[TCPEndpoint, UnixEndpoint, InheritedEndpoint]  # noqa: UP007 - shown as one name in signatures
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """Return the endpoint that `text` names.
+
+    Raises:
+        ValueError: it names none; the message says what was wrong and what is expected.
+    """
+    if match := re.fullmatch(r"tcp://(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:\[\]/]*)):(?P<port>\d+)/?", text):
+        port = int(match["port"])
+        if port > 65535:
+            raise ValueError(f"bad endpoint {text!r}: a port is at most 65535")
+        host = match["ipv6"] or match["host"] or ""
+        return TCPEndpoint("" if host == "*" else host, port)
+    if match := re.fullmatch(r"unix:(?://(?=/))?(?P<path>[^?]+)(?:\?(?P<query>.*))?", text):
+        path, mode = match["path"], None
+        for name, value in parse_qsl(match["query"] or "", keep_blank_values=True):
+            if name != "mode" or not re.fullmatch("[0-7]{3,4}", value):
+                raise ValueError(
+                    f"bad endpoint {text!r}: after ? comes mode= with permissions in octal, such as mode=660"
+                )
+            mode = int(value, 8)
+        return UnixEndpoint("\0" + path[1:] if path.startswith("@") else path, mode)
+    if match := re.fullmatch(r"fd://(?P<fd>\d+)", text):
+        return InheritedEndpoint(int(match["fd"]))
+    raise ValueError(f"bad endpoint {text!r}: expected {FORMS}")
+
+
+class BoundSocket:
+    """A listening socket and where it listens. `close()` also removes its path, while that is still ours to remove."""
+
+    def __init__(self, sock: socket.socket, name: str, path: str | None = None) -> None:
+        self.sock = sock
+        self.name = name
+        self._path = path
+        self._identity = _identity(path) if path is not None else None
+
+    def close(self) -> None:
+        """Close the socket, after removing its path unless somebody else has put another file there."""
+        path, self._path = self._path, None
+        if path is not None:
+            with _directory_lock(path), contextlib.suppress(OSError):
+                if _identity(path) == self._identity:
+                    os.unlink(path)
+        self.sock.close()
+
+
+async def bind_endpoint(endpoint: Endpoint, *, backlog: int) -> list[BoundSocket]:
+    """Return listening, non-blocking sockets for `endpoint`: more than one where a host has several addresses.
+
+    Raises:
+        EndpointError: it can't be listened on; the message names the endpoint and the reason.
+    """
+    if isinstance(endpoint, TCPEndpoint):
+        return await _bind_tcp(endpoint, backlog)
+    if isinstance(endpoint, UnixEndpoint):
+        return [_bind_unix(endpoint, backlog)]
+    return [_adopt(endpoint, backlog)]
+
+
+def _cannot_listen(endpoint: Endpoint, error: OSError | str) -> EndpointError:
+    if isinstance(error, str):
+        return EndpointError(f"cannot listen on {endpoint}: {error}")
+    return EndpointError(f"cannot listen on {endpoint}: {error.strerror or error}", error.errno)
+
+
+async def _bind_tcp(endpoint: TCPEndpoint, backlog: int) -> list[BoundSocket]:
+    addresses = await resolve(endpoint)
+    for attempt in range(PORT_TRIES):
+        sockets: list[socket.socket] = []
+        try:
+            try:
+                _bind_all(addresses, sockets)
+            except OSError as error:
+                # With several addresses and port 0 the port that the first one got may be taken on another.
+                if error.errno == errno.EADDRINUSE and endpoint.port == 0 and sockets and attempt < PORT_TRIES - 1:
+                    for sock in sockets:
+                        sock.close()
+                    continue
+                raise
+            # Only after all are bound: none may serve if one can't.
+            for sock in sockets:
+                sock.listen(backlog)
+        except OSError as error:
+            for sock in sockets:
+                sock.close()
+            raise _cannot_listen(endpoint, error) from error
+        break
+    if len(sockets) == 1:
+        return [BoundSocket(sockets[0], socket_name(sockets[0]))]
+    name = str(TCPEndpoint(endpoint.host, sockets[0].getsockname()[1]))
+    return [BoundSocket(sock, name) for sock in sockets]
+
+
+async def resolve(endpoint: TCPEndpoint) -> list[tuple[socket.AddressFamily, Any]]:
+    """Return the addresses of an endpoint as (family, address), each once. Only a name that needs looking up takes a thread.
+
+    Raises:
+        EndpointError: the host does not resolve.
+    """
+    host = endpoint.host or None
+    flags = socket.AI_PASSIVE
+    try:
+        try:
+            found = socket.getaddrinfo(
+                host, endpoint.port, type=socket.SOCK_STREAM, flags=flags | socket.AI_NUMERICHOST
+            )
+        except socket.gaierror:
+            loop = asyncio.get_running_loop()
+            found = await loop.getaddrinfo(host, endpoint.port, type=socket.SOCK_STREAM, flags=flags)
+    except (OSError, UnicodeError) as error:  # UnicodeError: a label that is too long or empty
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise EndpointError(
+            f"cannot resolve the host of {endpoint}: {reason}", getattr(error, "errno", None)
+        ) from error
+    return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+
+
+def _bind_all(addresses: list[tuple[socket.AddressFamily, Any]], sockets: list[socket.socket]) -> None:
+    """Bind a socket to each address, all on the port that the first one gets, and append them to `sockets`."""
+    absent: OSError | None = None
+    for family, address in addresses:
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as error:  # the kernel lacks this family
+            absent = error
+            continue
+        sockets.append(sock)
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # Else it would take the port for IPv4 as well, or not, as a system setting says.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if len(sockets) > 1:
+            address = (address[0], sockets[0].getsockname()[1], *address[2:])
+        try:
+            sock.bind(address)
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL or len(addresses) == 1:
+                raise
+            # One family of several is switched off on this machine: serve on the others.
+            absent = error
+            sockets.pop().close()
+    if not sockets and absent is not None:
+        raise absent
+
+
+def _bind_unix(endpoint: UnixEndpoint, backlog: int) -> BoundSocket:
+    path = endpoint.path
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if path.startswith("\0"):
+            sock.bind(path)
+            sock.listen(backlog)
+            return BoundSocket(sock, str(endpoint))
+        # Between finding a path stale and removing it somebody else could start to listen there, and would be removed.
+        # Whoever starts through here waits its turn, until the other listens and can be seen to.
+        with _directory_lock(path):
+            _remove_stale(endpoint)
+            sock.bind(path)
+            try:
+                if endpoint.mode is not None:
+                    os.chmod(path, endpoint.mode)  # before listen(): nobody connects under other permissions
+                sock.listen(backlog)
+                return BoundSocket(sock, str(endpoint), path)
+            except BaseException:
+                os.unlink(path)
+                raise
+    except EndpointError:
+        sock.close()
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        sock.close()
+        raise _cannot_listen(endpoint, error if isinstance(error, OSError) else str(error)) from error
+
+
+def _remove_stale(endpoint: UnixEndpoint) -> None:
+    """Remove the path of a socket on which nobody listens; raise EndpointError if anything else is there."""
+    path = endpoint.path
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise _cannot_listen(endpoint, "a file that is not a socket is in the way; remove it or choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except OSError as error:
+            # EAGAIN: its queue is full. EPROTOTYPE: a datagram socket. Both are alive.
+            if error.errno not in (errno.EAGAIN, errno.EPROTOTYPE):
+                raise
+    message = f"cannot listen on {endpoint}: somebody listens there already"
+    raise EndpointError(message, errno.EADDRINUSE)
+
+
+def _adopt(endpoint: InheritedEndpoint, backlog: int) -> BoundSocket:
+    sock: socket.socket | None = None
+    try:
+        sock = socket.socket(fileno=endpoint.source) if isinstance(endpoint.source, int) else endpoint.source
+        if sock.type != socket.SOCK_STREAM:
+            raise _cannot_listen(endpoint, "it is not a stream socket")
+        sock.setblocking(False)
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            sock.listen(backlog)
+        return BoundSocket(sock, socket_name(sock))
+    except EndpointError:
+        _let_go(sock, endpoint)
+        raise
+    except OSError as error:
+        _let_go(sock, endpoint)
+        raise _cannot_listen(endpoint, error) from error
+
+
+def _let_go(sock: socket.socket | None, endpoint: InheritedEndpoint) -> None:
+    """Leave a socket that can't be used as it was: with a socket object's owner, or as an open descriptor."""
+    if sock is not None and isinstance(endpoint.source, int):
+        sock.detach()
+
+
+def socket_name(sock: socket.socket) -> str:
+    """Return the endpoint string for where a socket is bound."""
+    address = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        path = os.fsdecode(address)
+        return str(UnixEndpoint(path))
+    return str(TCPEndpoint(address[0], address[1]))
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _identity(path: str) -> tuple[int, int]:
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino
+
+
+@contextlib.contextmanager
+def _directory_lock(path: str) -> Iterator[None]:
+    """Hold a lock on the folder of `path`, so that two that start or stop there take turns.
+
+    It is advisory and held for microseconds. Where it can't be had at once (no such folder, no right to read it, somebody
+    else's long lock) do without: it narrows a race that others leave open.
+    """
+    try:
+        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(folder)  # which unlocks

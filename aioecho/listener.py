@@ -1,0 +1,138 @@
+"""Accepting connections from one listening socket, and what happens when that is impossible."""
+
+import asyncio
+import errno
+import functools
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from aioecho.endpoints import BoundSocket
+from aioecho.logs import BoundedLog
+
+__all__ = ["Listener"]
+
+logger = logging.getLogger("aioecho.listener")
+
+# More in one turn of the loop would make live connections wait; a burst of clients is taken in over several turns. A
+# turn that finds as many as it looked for looks for twice as many the next time: a lone client costs one accept().
+ACCEPTS_PER_TURN = 64
+
+# How long to wait, in seconds, before accepting is tried again after it failed for want of something. A client waits as
+# long at the most after a descriptor has come free elsewhere in the process; one of our own is noticed at once.
+RETRY_AFTER = 0.1
+
+OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+class _AcceptedSocket(socket.socket):
+    """A socket as socket.accept() makes it, without the search of three enumerations for each connection."""
+
+    __slots__ = ()
+
+    type = socket.SOCK_STREAM
+
+    @classmethod
+    def factory(cls, listening: socket.socket) -> Callable[[int], socket.socket]:
+        """Return what makes such a socket of a descriptor that `listening` has accepted."""
+        kind = type(cls.__name__, (cls,), {"__slots__": (), "family": listening.family})
+        return functools.partial(kind, listening.family, socket.SOCK_STREAM, listening.proto)
+
+
+class Listener:
+    """Accepts for a server: calls `take(sock, address)` for each connection while `has_room()`.
+
+    Does not know what a connection is. All methods may be called in any state, and more than once.
+    """
+
+    def __init__(
+        self,
+        bound: BoundSocket,
+        *,
+        take: Callable[[socket.socket, Any], None],
+        has_room: Callable[[], bool],
+        failed: Callable[[], None],
+    ) -> None:
+        self.bound = bound
+        self.sock = bound.sock
+        self._take = take
+        self._has_room = has_room
+        self._failed = failed
+        self._loop = asyncio.get_running_loop()
+        self._make_socket = _AcceptedSocket.factory(bound.sock)
+        self._accepts = 1
+        self._is_reading = False
+        self._is_closed = False
+        self._retry: asyncio.TimerHandle | None = None
+        self._log = BoundedLog(logger, logging.WARNING)
+
+    def resume(self) -> None:
+        """Accept from now on, as long as there is room."""
+        if self._is_closed or self._is_reading:
+            return
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        self._is_reading = True
+        # The number and not the object: uvloop keeps, and after close() warns of, a socket that it was given.
+        self._loop.add_reader(self.sock.fileno(), self._on_readable)
+
+    def pause(self) -> None:
+        """Leave new clients in the kernel's queue until resume()."""
+        if self._is_reading:
+            self._is_reading = False
+            self._loop.remove_reader(self.sock.fileno())
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
+    def close(self, *, backlog: int) -> None:
+        """Take in the clients that the kernel has queued, at most `backlog` and one, and close the socket.
+
+        To close it over a queue would reset clients that think they are connected.
+        """
+        if self._is_closed:
+            return
+        if not self._loop.is_closed():
+            self.pause()
+            self._accept(backlog + 1)
+            self.pause()
+        self._is_closed = True
+        self.bound.close()
+
+    def _on_readable(self) -> None:
+        found_all = self._accept(self._accepts)
+        self._accepts = min(2 * self._accepts, ACCEPTS_PER_TURN) if found_all else 1
+
+    def _accept(self, most: int) -> bool:
+        """Accept at most so many connections; return whether there were as many."""
+        for _ in range(most):
+            if not self._has_room():
+                self.pause()
+                return False
+            try:
+                fd, address = self.sock._accept()  # type: ignore[attr-defined]
+            except (BlockingIOError, InterruptedError):
+                return False
+            except OSError as error:
+                self._failed()
+                if error.errno in OUT_OF_RESOURCES:
+                    self._wait_for_resources(error)
+                    return False
+                # By accept(2) the errors of a connection that was lost while it was queued come out here, and the
+                # next one may be sound: ECONNABORTED, EPROTO, EPERM from a firewall, ENETDOWN and its kind.
+                self._log.report("a connection on %s was lost before it was accepted: %s", self.bound.name, error)
+                continue
+            self._take(self._make_socket(fd), address)
+        return True
+
+    def _wait_for_resources(self, error: OSError) -> None:
+        # The socket stays readable, so the loop would spin if it went on watching.
+        self.pause()
+        self._retry = self._loop.call_later(RETRY_AFTER, self._end_wait)
+        self._log.report("cannot accept on %s for now: %s", self.bound.name, error)
+
+    def _end_wait(self) -> None:
+        self._retry = None
+        self.resume()

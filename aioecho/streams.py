@@ -1,0 +1,545 @@
+"""The stream pair that a handler talks through, and the one asyncio protocol that feeds it.
+
+Both classes are asyncio's with the same behaviour to the letter. What differs is how data gets to a coroutine that waits
+for it: at once, through a :class:`~aioecho.driver.Waiter`, and as the chunk that the transport made, with no copy into a
+buffer and out of it again.
+"""
+
+import asyncio
+import ssl as ssl_module
+from asyncio import IncompleteReadError, LimitOverrunError
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, cast
+
+from aioecho.driver import DONE, Waiter, Yield
+
+__all__ = ["DEFAULT_LIMIT", "StreamProtocol", "StreamReader", "StreamWriter"]
+
+DEFAULT_LIMIT = 2**16
+"""Bytes: asyncio's default for the longest line, and half of what a reader buffers before it pauses the transport."""
+
+Buffer = bytes | bytearray | memoryview
+
+
+class StreamReader(asyncio.StreamReader):
+    """asyncio's StreamReader, faster.
+
+    Made by the server. Anybody may call :meth:`feed_data`, :meth:`feed_eof` and :meth:`set_exception`, as with asyncio's.
+    On every version of Python `readuntil` takes a tuple of separators too, as it does in 3.13's.
+    """
+
+    # asyncio's own names: its methods that are inherited (repr, at_eof, feed_data, ...) go by them.
+    _buffer: bytearray
+    _eof: bool
+    _exception: BaseException | None
+    _limit: int
+    _loop: asyncio.AbstractEventLoop
+    _paused: bool
+    _transport: asyncio.ReadTransport | None
+    _waiter: Waiter | None
+
+    def __init__(self, limit: int = DEFAULT_LIMIT, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        super().__init__(limit, loop)
+        self._news = Waiter(self._loop)
+        self._until_news = Yield((self._news,))
+        self._ends_when: Callable[[], bool] | None = None
+        self._is_special = False  # there is an exception, or _ends_when
+
+    def set_exception(self, exc: BaseException) -> None:
+        """Make this and every later read raise `exc`."""
+        self._exception = exc
+        self._is_special = True
+        self._wakeup_waiter()
+
+    def end_when(self, no_more_comes: Callable[[], bool]) -> None:
+        """End the stream at the first wait for data, with none buffered, at which `no_more_comes()` is true.
+
+        For a server that stops: what the peer has sent by then is still read. Asked at once if a reader waits already.
+        """
+        self._ends_when = no_more_comes
+        self._is_special = True
+        if self._waiter is not None and not self._buffer and not self._eof and no_more_comes():
+            self.feed_eof()
+
+    def _wakeup_waiter(self) -> None:
+        if self._waiter is not None:
+            self._waiter.wake()
+
+    async def _wait(self, func_name: str) -> None:
+        """Wait for news, and then look: at the buffer, at the end of the stream. Wakes without news are possible."""
+        if self._waiter is not None:
+            raise RuntimeError(f"{func_name}() called while another coroutine is already waiting for incoming data")
+        if self._exception is not None:
+            raise self._exception
+        if self._ends_when is not None and not self._buffer and self._ends_when():
+            self._eof = True
+            return
+        if self._paused:
+            # To wait while the transport is paused would be for ever: readexactly() of more than the limit.
+            self._paused = False
+            assert self._transport is not None
+            self._transport.resume_reading()
+        self._waiter = self._news
+        try:
+            await self._until_news
+        finally:
+            self._waiter = None
+            self._keep_item()
+        if self._exception is not None and not self._buffer:
+            raise self._exception
+
+    def _keep(self, chunk: bytes, start: int) -> None:
+        """Buffer what is left of a chunk that was handed over."""
+        self._buffer.extend(memoryview(chunk)[start:] if start else chunk)
+        if len(self._buffer) > 2 * self._limit and not self._paused and self._transport is not None:
+            try:
+                self._transport.pause_reading()
+            except NotImplementedError:
+                self._transport = None  # as asyncio: it can't be paused, so never ask again
+            else:
+                self._paused = True
+
+    def _keep_item(self) -> None:
+        """Buffer a chunk that was handed over to somebody who has not taken it, before anything that came later."""
+        chunk = self._news.take()
+        if chunk is not None:
+            self._keep(chunk, 0)
+
+    def _take(self, size: int) -> bytes:
+        """Take `size` bytes, or as many as there are, from the front of the buffer."""
+        buffer = self._buffer
+        if size >= len(buffer):
+            data = bytes(buffer)
+            buffer.clear()
+        else:
+            data = bytes(memoryview(buffer)[:size])
+            del buffer[:size]
+        if self._paused:
+            self._maybe_resume_transport()  # type: ignore[attr-defined]
+        return data
+
+    # In read(), readline(), its twin __anext__() and readexactly(), the way that most calls go comes first: nothing is
+    # buffered, so wait, and return the chunk that is handed over. It is _wait() written out, and saves its coroutine.
+
+    async def read(self, n: int = -1) -> bytes:
+        """Read up to `n` bytes, as soon as there are any; until the end of the stream if `n` is negative.
+
+        Return b"" at the end of the stream, and at once if `n` is 0.
+
+        Raises:
+            RuntimeError: another coroutine waits for data already.
+            OSError: the connection broke.
+        """
+        if n > 0 and not (self._buffer or self._eof or self._waiter or self._paused or self._is_special):
+            self._waiter = waiter = self._news
+            try:
+                await self._until_news
+            except BaseException:
+                self._keep_item()
+                raise
+            finally:
+                self._waiter = None
+            chunk: bytes | None = waiter.item
+            if chunk is not None:
+                waiter.item = None
+                if len(chunk) <= n:
+                    return chunk
+                self._keep(chunk, n)
+                return chunk[:n]
+            if self._buffer:
+                return self._take(n)
+        if self._exception is not None:
+            raise self._exception
+        if n == 0:
+            return b""
+        if n < 0:
+            blocks = []
+            while block := await self.read(self._limit):
+                blocks.append(block)
+            return b"".join(blocks)
+        while not self._buffer and not self._eof:
+            await self._wait("read")
+        return self._take(n)
+
+    async def readline(self) -> bytes:
+        r"""Read up to and with the next b"\n"; at the end of the stream, what is left, which may be b"".
+
+        Raises:
+            ValueError: the line is longer than the limit. It is removed, as far as it has come.
+            RuntimeError: another coroutine waits for data already.
+            OSError: the connection broke.
+        """
+        if not (self._buffer or self._eof or self._waiter or self._paused or self._is_special):
+            self._waiter = waiter = self._news
+            try:
+                await self._until_news
+            except BaseException:
+                self._keep_item()
+                raise
+            finally:
+                self._waiter = None
+            chunk: bytes | None = waiter.item
+            if chunk is not None:
+                waiter.item = None
+                end = chunk.find(b"\n") + 1
+                if end == len(chunk) <= self._limit:
+                    return chunk
+                self._keep(chunk, 0)
+        return self._buffered_line() or await self._readline()
+
+    async def __anext__(self) -> bytes:
+        if not (self._buffer or self._eof or self._waiter or self._paused or self._is_special):
+            self._waiter = waiter = self._news
+            try:
+                await self._until_news
+            except BaseException:
+                self._keep_item()
+                raise
+            finally:
+                self._waiter = None
+            chunk: bytes | None = waiter.item
+            if chunk is not None:
+                waiter.item = None
+                end = chunk.find(b"\n") + 1
+                if end == len(chunk) <= self._limit:
+                    return chunk
+                self._keep(chunk, 0)
+        line = self._buffered_line() or await self._readline()
+        if line:
+            return line
+        raise StopAsyncIteration
+
+    def _buffered_line(self) -> bytes:
+        """Take a whole line from the buffer, or nothing if that takes more than a look."""
+        end = self._buffer.find(b"\n") + 1
+        return self._take(end) if 0 < end <= self._limit and self._exception is None else b""
+
+    async def _readline(self) -> bytes:
+        try:
+            return await self.readuntil(b"\n")
+        except IncompleteReadError as error:
+            return error.partial
+        except LimitOverrunError as error:
+            if self._buffer.startswith(b"\n", error.consumed):
+                del self._buffer[: error.consumed + 1]
+            else:
+                self._buffer.clear()
+            self._maybe_resume_transport()  # type: ignore[attr-defined]
+            raise ValueError(error.args[0]) from error
+
+    async def readuntil(self, separator: Buffer | tuple[Buffer, ...] = b"\n") -> bytes:  # type: ignore[override]
+        """Read up to and with `separator`, or with the one of a tuple of separators that ends first.
+
+        Raises:
+            IncompleteReadError: the stream ended before; its `partial` holds what came.
+            LimitOverrunError: more than the limit came before a separator. All of it stays in the buffer.
+            ValueError: the separator is empty.
+            RuntimeError: another coroutine waits for data already.
+            OSError: the connection broke.
+        """
+        separators = sorted(separator, key=len) if isinstance(separator, tuple) else [separator]
+        if not separators:
+            raise ValueError("Separator should contain at least one element")
+        shortest, longest = len(separators[0]), len(separators[-1])
+        if shortest == 0:
+            raise ValueError("Separator should be at least one-byte string")
+        if self._exception is not None:
+            raise self._exception
+        buffer = self._buffer
+        searched = 0  # before this offset no separator starts
+        while True:
+            if len(buffer) - searched >= shortest:
+                # Shortest first, so that of two which end together the later start counts.
+                found = [(start + len(s), start) for s in separators if (start := buffer.find(s, searched)) != -1]
+                if found:
+                    end, start = min(found, key=_end_of_match)
+                    if start > self._limit:
+                        raise LimitOverrunError("Separator is found, but chunk is longer than limit", start)
+                    return self._take(end)
+                searched = max(0, len(buffer) + 1 - longest)
+                if searched > self._limit:
+                    raise LimitOverrunError("Separator is not found, and chunk exceed the limit", searched)
+            if self._eof:
+                raise IncompleteReadError(self._take(len(buffer)), None)
+            await self._wait("readuntil")
+
+    async def readexactly(self, n: int) -> bytes:
+        """Read exactly `n` bytes; the limit does not bound them.
+
+        Raises:
+            IncompleteReadError: the stream ended before; its `partial` holds what came.
+            ValueError: `n` is negative.
+            RuntimeError: another coroutine waits for data already.
+            OSError: the connection broke.
+        """
+        if n < 0:
+            raise ValueError("readexactly size can not be less than zero")
+        if self._exception is not None:
+            raise self._exception
+        if n == 0:
+            return b""
+        if not (self._buffer or self._eof or self._waiter or self._paused or self._is_special):
+            self._waiter = waiter = self._news
+            try:
+                await self._until_news
+            except BaseException:
+                self._keep_item()
+                raise
+            finally:
+                self._waiter = None
+            chunk: bytes | None = waiter.item
+            if chunk is not None:
+                waiter.item = None
+                if len(chunk) == n:
+                    return chunk
+                self._keep(chunk, 0)
+        while len(self._buffer) < n:
+            if self._eof:
+                raise IncompleteReadError(self._take(len(self._buffer)), n)
+            await self._wait("readexactly")
+        return self._take(n)
+
+
+def _end_of_match(match: tuple[int, int]) -> int:
+    return match[0]
+
+
+class StreamWriter(asyncio.StreamWriter):
+    """asyncio's StreamWriter. Made by the server."""
+
+    _transport: asyncio.Transport
+    _protocol: "StreamProtocol"
+    _reader: StreamReader | None
+    _loop: asyncio.AbstractEventLoop
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        protocol: "StreamProtocol",
+        reader: StreamReader | None,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        # Not super().__init__(): it makes a future that nothing uses, for every connection.
+        self._transport = transport
+        self._protocol = protocol
+        self._reader = reader
+        self._loop = loop
+
+    def write(self, data: Buffer) -> None:
+        """Send `data` as soon as the peer takes it; does not wait: :meth:`drain` does."""
+        self._transport.write(data)
+
+    def writelines(self, data: Iterable[Buffer]) -> None:
+        """Send all of `data`, in order and without copies where the loop can."""
+        self._transport.writelines(data)
+
+    def drain(self) -> Coroutine[Any, Any, None]:
+        """Wait, once more than the high-water mark waits to be sent, until it is no more than the low-water mark.
+
+        Raises, where it is awaited:
+            ConnectionResetError: the connection is gone.
+            OSError: what the reader would raise.
+        """
+        # Not `async def`: mostly there is nothing to wait for, and to make a coroutine that says so costs as much as
+        # the whole of write(). Errors are the coroutine's to raise, as they would be asyncio's.
+        protocol = self._protocol
+        if protocol._paused or protocol._connection_lost or self._transport.is_closing():
+            return self._drain()
+        reader = self._reader
+        if reader is not None and reader._exception is not None:
+            return self._drain()
+        return DONE
+
+    async def _drain(self) -> None:
+        if self._reader is not None and self._reader._exception is not None:
+            raise self._reader._exception
+        if self._transport.is_closing():
+            # Give connection_lost() a turn to run, else a loop of write() and drain() would never learn of it.
+            await asyncio.sleep(0)
+        await self._protocol._drain_helper()
+
+    async def start_tls(
+        self,
+        sslcontext: ssl_module.SSLContext,
+        *,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> None:
+        """Go over to TLS on this connection, on the side that this program has in it (server or client).
+
+        What the reader had buffered is taken for the beginning of the handshake. So a client may send its hello right
+        behind the command that asks for TLS, and nobody can slip plain text in between the two (CVE-2011-0411).
+
+        Raises:
+            ssl.SSLError, ConnectionError: the handshake failed. The connection is closed.
+        """
+        protocol, reader, transport = self._protocol, self._reader, self._transport
+        await self.drain()
+        # A task of the plain kind, whatever the loop's factory: its first step has to come in the loop's next turn.
+        starting = asyncio.Task(
+            self._loop.start_tls(
+                transport,
+                protocol,
+                sslcontext,
+                server_side=protocol.is_server_side,
+                server_hostname=server_hostname,
+                ssl_handshake_timeout=ssl_handshake_timeout,
+                ssl_shutdown_timeout=ssl_shutdown_timeout,
+            ),
+            loop=self._loop,
+        )
+        if reader is not None and reader._buffer:
+            self._loop.call_soon(self._loop.call_soon, _feed_tls, transport, reader._take(len(reader._buffer)))
+        new_transport = await starting
+        assert new_transport is not None
+        self._transport = new_transport
+        protocol.replace_transport(new_transport)
+
+
+def _feed_tls(transport: asyncio.Transport, data: bytes) -> None:
+    """Hand `data` to the TLS protocol that start_tls() has just connected, before the socket is read again."""
+    protocol = cast(asyncio.BufferedProtocol, transport.get_protocol())  # uvloop's is one by its methods alone
+    while data:
+        view = memoryview(protocol.get_buffer(len(data)))
+        size = min(len(view), len(data))
+        view[:size] = data[:size]
+        protocol.buffer_updated(size)
+        data = data[size:]
+
+
+class StreamProtocol(asyncio.Protocol):
+    """Connects a transport with a reader and a writer.
+
+    `is_server_side` says which side start_tls() takes. `reader` is there from the start, `writer` and `transport` from
+    the time that the transport calls connection_made(); `is_lost` and `lost_with` tell whether and how it ended, and
+    `peer_has_closed` whether the peer has sent its last.
+    """
+
+    __slots__ = (
+        "_connection_lost",
+        "_loop",
+        "_paused",
+        "_stays_open_at_eof",
+        "_waiting_to_close",
+        "_waiting_to_write",
+        "is_server_side",
+        "lost_with",
+        "peer_has_closed",
+        "reader",
+        "transport",
+        "writer",
+    )
+
+    transport: asyncio.Transport
+    writer: StreamWriter
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, limit: int = DEFAULT_LIMIT, is_server_side: bool) -> None:
+        self._loop = loop
+        self.reader = StreamReader(limit, loop)
+        self.is_server_side = is_server_side
+        self.lost_with: Exception | None = None
+        self.peer_has_closed = False
+        self._stays_open_at_eof = True
+        # These two and the methods with an underscore are those that asyncio.StreamWriter expects of its protocol.
+        self._connection_lost = False
+        self._paused = False
+        self._waiting_to_write: tuple[asyncio.Future[None], ...] = ()
+        self._waiting_to_close: tuple[asyncio.Future[None], ...] = ()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection is closed, or broke."""
+        return self._connection_lost
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Make the writer."""
+        self.writer = StreamWriter(cast(asyncio.Transport, transport), self, self.reader, self._loop)
+        self.replace_transport(cast(asyncio.Transport, transport))
+
+    def replace_transport(self, transport: asyncio.Transport) -> None:
+        """Take the TLS transport in place of the plain one under it, or the first of all."""
+        self.transport = transport
+        self.reader._transport = transport
+        # A TLS transport complains of a protocol that wants to stay half open.
+        self._stays_open_at_eof = transport.get_extra_info("sslcontext") is None
+
+    def data_received(self, data: bytes) -> None:
+        """Resume whoever waits for data, or buffer it. What comes after the end of the stream is dropped."""
+        reader = self.reader
+        waiter = reader._waiter
+        if waiter is not None:
+            deliver = waiter.deliver
+            if deliver(data):
+                return
+            reader._keep_item()
+        if not reader._eof:
+            reader.feed_data(data)
+
+    def eof_received(self) -> bool:
+        """End the stream; the other direction stays open where that is possible."""
+        self.peer_has_closed = True
+        self.reader.feed_eof()
+        return self._stays_open_at_eof
+
+    def discard(self) -> None:
+        """Drop whatever comes from now on, and close the connection once the peer has closed its direction."""
+        self._stays_open_at_eof = False
+        self.reader._buffer.clear()
+        self.reader.feed_eof()
+        if self.reader._paused:
+            self.reader._maybe_resume_transport()  # type: ignore[attr-defined]
+
+    def pause_writing(self) -> None:
+        """Let drain() wait."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """Let drain() return."""
+        self._paused = False
+        for waiting in self._waiting_to_write:
+            _set_result(waiting)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the stream, with `exc` if the connection broke."""
+        self._connection_lost = True
+        self.lost_with = exc
+        if exc is None:
+            self.reader.feed_eof()
+        else:
+            self.reader.set_exception(exc)
+        for waiting in self._waiting_to_write:
+            if exc is None or waiting.done():
+                _set_result(waiting)
+            else:
+                waiting.set_exception(exc)
+        for waiting in self._waiting_to_close:
+            _set_result(waiting)
+
+    async def _drain_helper(self) -> None:
+        if self._connection_lost:
+            raise ConnectionResetError("Connection lost")
+        if self._paused:
+            waiting = self._loop.create_future()
+            self._waiting_to_write += (waiting,)
+            try:
+                await waiting
+            finally:
+                self._waiting_to_write = tuple(each for each in self._waiting_to_write if each is not waiting)
+
+    async def wait_lost(self) -> None:
+        """Wait until the connection is closed, or broke."""
+        if not self._connection_lost:
+            waiting = self._loop.create_future()
+            self._waiting_to_close += (waiting,)
+            await waiting
+
+    async def _get_close_waiter(self, writer: asyncio.StreamWriter) -> None:
+        await self.wait_lost()
+        if self.lost_with is not None:
+            raise self.lost_with
+
+
+def _set_result(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,118 @@
+"""Every async test runs on asyncio's loop and on uvloop, in debug mode, and fails if it leaves anything behind."""
+
+import asyncio
+import gc
+import os
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import trustme
+import uvloop
+
+import aioecho
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Any]:
+    return {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
+
+
+def open_descriptors() -> dict[str, str]:
+    """Return what this process has open: descriptors, with what each is."""
+    found = {}
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            found[number] = os.readlink(f"/proc/self/fd/{number}")
+        except OSError:
+            pass  # the one that listdir() itself had open
+    return found
+
+
+async def settle(condition: Any = None, turns: int = 500) -> None:
+    """Let the loop turn until `condition()` holds, or a few times if there is none. No time passes but what it needs."""
+    if condition is None:
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return
+    for _ in range(turns):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("what was waited for did not come about")
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def nothing_is_left_behind(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """Fail a test that leaves a task or a descriptor, or makes its loop report an error."""
+    if not isinstance(request.node, pytest_asyncio.plugin.PytestAsyncioFunction):
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    errors: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda loop, context: errors.append(context))
+    tasks_before = asyncio.all_tasks()
+    descriptors_before = open_descriptors()
+    yield
+
+    def left() -> Any:
+        tasks = asyncio.all_tasks() - tasks_before
+        descriptors = {n: what for n, what in open_descriptors().items() if n not in descriptors_before}
+        return tasks or {n: what for n, what in descriptors.items() if "event" not in what}
+
+    for _ in range(100):
+        if not left():
+            break
+        gc.collect()
+        await asyncio.sleep(0.01)
+    loop.set_exception_handler(None)
+    assert not left()
+    gc.collect()
+    await asyncio.sleep(0)
+    assert not errors
+
+
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A certificate authority with a server's and a client's certificate, as contexts and as files."""
+    authority = trustme.CA()
+    server_certificate = authority.issue_cert("localhost", "127.0.0.1", "::1")
+    client_certificate = authority.issue_cert("client@example.org")
+    folder = tmp_path_factory.mktemp("tls")
+    files = SimpleNamespace(
+        ca=folder / "ca.pem", server=folder / "server.pem", client=folder / "client.pem", folder=folder
+    )
+    authority.cert_pem.write_to_path(files.ca)
+    server_certificate.private_key_and_cert_chain_pem.write_to_path(files.server)
+    client_certificate.private_key_and_cert_chain_pem.write_to_path(files.client)
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server_certificate.configure_cert(server)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    mutual = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server_certificate.configure_cert(mutual)
+    authority.configure_trust(mutual)
+    mutual.verify_mode = ssl.CERT_REQUIRED
+    known_client = ssl.create_default_context()
+    authority.configure_trust(known_client)
+    client_certificate.configure_cert(known_client)
+    return SimpleNamespace(server=server, client=client, mutual=mutual, known_client=known_client, files=files)
+
+
+def check_identity(server: aioecho.BaseServer) -> None:
+    """The accounting holds at any moment."""
+    s = server.stats
+    assert s.accepted == s.active + s.completed + s.failed + s.cancelled + s.rejected
+    assert s.active == len(server.connections)
+    assert sum(s.reasons.values()) == s.accepted - s.active
+
+
+@pytest.fixture
+def identity_holds() -> Iterator[list[aioecho.BaseServer]]:
+    """Servers put in this list are checked for the accounting identity at the end of the test."""
+    servers: list[aioecho.BaseServer] = []
+    yield servers
+    for server in servers:
+        check_identity(server)

@@ -1,0 +1,453 @@
+"""The benchmark suite: its arithmetic on known data, its data file, its plan, its report, and one small real run."""
+
+import importlib.util
+import json
+import socketserver
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("numpy")
+pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
+pytest.importorskip("rich")
+pytest.importorskip("hdrh")
+
+from click.testing import CliRunner
+
+from benchmarks import report, runner
+from benchmarks.catalog import BASELINE, CANDIDATE, SERVERS, by_name
+from benchmarks.cli import main
+from benchmarks.findings import find, write_sentences
+from benchmarks.plan import SCENARIOS, Cell, Plan, make_plan
+from benchmarks.processes import ROOT, ServerProcess
+from benchmarks.stats import compute_ratio, make_rows, summarise
+from benchmarks.tables import make_summary, make_tables, to_markdown
+
+HEADER = {
+    "kind": "run",
+    "plan": "quick",
+    "command": "python -m benchmarks run --quick",
+    "started_at": "2026-01-02T03:04:05Z",
+    "commit": None,
+    "python": "CPython 3.11.7",
+    "system": "Linux",
+    "processor": "a <fast> one",
+    "processors": 2,
+    "memory_gib": 4.0,
+    "openssl": "OpenSSL 3",
+    "versions": {"uvloop": "0.22"},
+    "pinning": "pinned",
+    "fairness": "alike",
+}
+
+
+def sample(server, repeat, rate, cell="pinned/clients/100", **more):
+    figures = {"achieved_rate": rate, "p50_us": 100.0, "p99_us": 200.0, "server_cpu_us": 1e6 / rate, "memory_kib": 2048}
+    figures |= {"errors": 0, "problem": None, "generator_bound": False, "generator_cpu_share": 0.5}
+    return {"kind": "sample", "cell": cell, "server": server, "repeat": repeat, **figures, **more}
+
+
+def samples(server, rates, **more):
+    return [sample(server, repeat, rate, **more) for repeat, rate in enumerate(rates)]
+
+
+def row_of(rows, server):
+    return next(row for row in rows if row.server == server)
+
+
+# Arithmetic.
+
+
+def test_a_summary_is_median_least_and_greatest():
+    spread = summarise([5, 1, 2, 9, 3])
+    assert (spread.median, spread.least, spread.greatest, spread.count) == (3, 1, 9, 5)
+    with pytest.raises(ValueError, match="no values"):
+        summarise([])
+
+
+def test_a_ratio_of_constants_has_no_width():
+    ratio = compute_ratio([30, 30, 30], [10, 10, 10])
+    assert (ratio.value, ratio.low, ratio.high) == (3, 3, 3)
+    assert ratio.differs
+
+
+def test_a_ratio_resamples_rounds_and_not_sides():
+    # Every round has ratio 2, though both sides vary by a factor of 16.
+    ratio = compute_ratio([2, 4, 8, 16, 32], [1, 2, 4, 8, 16])
+    assert (ratio.low, ratio.value, ratio.high) == (2, 2, 2)
+
+
+def test_the_interval_is_the_bootstraps():
+    # Medians of 3 draws out of rounds 1, 2, 3 over a constant: 1 in 7/27, 2 in 13/27, 3 in 7/27.
+    ratio = compute_ratio([1, 2, 3], [1, 1, 1])
+    assert (ratio.low, ratio.value, ratio.high) == (1, 2, 3)
+    assert not ratio.differs
+    # One of five rounds stands out: to be the median it must be drawn 3 times of 5, which is 5.8 %, over 2.5 %.
+    assert compute_ratio([1, 1, 1, 1, 9], [1] * 5).high == 9
+    assert compute_ratio([1, 1, 1, 1, 9], [1] * 5).low == 1
+    # Of nine rounds 5 draws are needed, 0.14 %: no longer in the interval.
+    assert compute_ratio([1] * 8 + [9], [1] * 9).high == 1
+
+
+@pytest.mark.parametrize(("a", "b"), [([], []), ([1], [1, 2]), ([1], [0])])
+def test_a_ratio_of_nothing_is_refused(a, b):
+    with pytest.raises(ValueError, match=r"expected as many|positive"):
+        compute_ratio(a, b)
+
+
+def test_rows_carry_medians_and_ratios_against_the_baseline():
+    rows = make_rows([*samples("aioecho", [20, 40, 60]), *samples(BASELINE, [10, 20, 30])])
+    ours, theirs = row_of(rows, "aioecho"), row_of(rows, BASELINE)
+    assert ours.status == theirs.status == "measured"
+    assert ours.figures["achieved_rate"].median == 40
+    assert ours.ratios["achieved_rate"].value == 2
+    assert ours.ratios["server_cpu_us"].value == pytest.approx(0.5)
+    assert ours.ratios["p99_us"].value == 1
+    assert theirs.ratios == {}
+
+
+def test_a_row_with_an_error_in_any_repeat_is_void():
+    broken = [*samples("aioecho", [20, 40]), sample("aioecho", 2, 60, errors=3, problem="reset: by peer")]
+    row = row_of(make_rows([*broken, *samples(BASELINE, [10, 20, 30])]), "aioecho")
+    assert (row.status, row.why, row.figures, row.ratios) == ("void", "reset: by peer", {}, {})
+
+
+def test_nothing_is_compared_with_a_void_baseline():
+    rows = make_rows([*samples("aioecho", [20, 40]), *samples(BASELINE, [10, 20], errors=1)])
+    assert row_of(rows, "aioecho").ratios == {}
+    assert row_of(rows, BASELINE).status == "void"
+
+
+def test_a_generator_bound_row_keeps_its_figures_and_gives_no_ratio():
+    bound = [*samples("aioecho", [20, 40]), sample("aioecho", 2, 60, generator_bound=True)]
+    rows = make_rows([*bound, *samples(BASELINE, [10, 20, 30]), *samples("streams", [5, 5, 5])])
+    row = row_of(rows, "aioecho")
+    assert (row.status, row.ratios) == ("bound", {})
+    assert row.figures["achieved_rate"].median == 40
+    assert "1 of 3 repeats" in row.why
+    assert row_of(rows, "streams").ratios
+    rows = make_rows([*samples("aioecho", [20]), *samples(BASELINE, [10], generator_bound=True)])
+    assert row_of(rows, "aioecho").ratios == {}
+
+
+def test_a_ratio_uses_the_rounds_that_both_took():
+    rows = make_rows([*samples("aioecho", [20, 40, 60]), *samples(BASELINE, [10, 10])])
+    assert row_of(rows, "aioecho").ratios["achieved_rate"].value == 3
+    assert row_of(rows, "aioecho").figures["achieved_rate"].count == 3
+
+
+# The data file.
+
+
+def test_lines_cut_short_are_left_out_and_the_last_run_is_found(tmp_path):
+    path = tmp_path / "data.jsonl"
+    old, new = samples("aioecho", [1]), samples("aioecho", [2, 3])
+    text = "\n".join(map(json.dumps, [HEADER, *old, HEADER, *new])) + '\n{"kind": "sam'
+    path.write_text(text)
+    lines = runner.last_run(runner.read_lines(path))
+    assert [line.get("achieved_rate") for line in lines] == [None, 2, 3]
+    assert runner.find_done(lines) == {("pinned/clients/100", "aioecho", 0), ("pinned/clients/100", "aioecho", 1)}
+    assert runner.last_run([]) == []
+
+
+@pytest.fixture
+def counted_plan(monkeypatch):
+    """A plan of four turns whose measuring only counts."""
+    cell = Cell(scenario="clients", x=1, clients=1, servers=("streams", "threading"))
+    taken = []
+
+    def measure(self, cell, servers, name):
+        if len(taken) == measure.interrupt_at:
+            raise KeyboardInterrupt
+        taken.append(name)
+        return {"achieved_rate": 1.0, "errors": 0}
+
+    measure.interrupt_at = None
+    monkeypatch.setattr(runner._Run, "_start", lambda self, cell, names, stack: dict.fromkeys(names))
+    monkeypatch.setattr(runner._Run, "_measure", measure)
+    return Plan("quick", (cell,), 2, 0.1, 0.0), taken, measure
+
+
+def test_servers_take_turns(counted_plan, tmp_path):
+    plan, taken, _ = counted_plan
+    runner.run_plan(plan, tmp_path / "data.jsonl", HEADER)
+    assert taken == ["streams", "threading", "streams", "threading"]
+
+
+def test_an_interrupted_run_loses_nothing_and_resumes(counted_plan, tmp_path):
+    plan, taken, measure = counted_plan
+    path = tmp_path / "data.jsonl"
+    measure.interrupt_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_plan(plan, path, HEADER)
+    with path.open("a") as file:
+        file.write('{"kind": "sample", "cell": "pinn')  # as if it had been killed in mid-write
+    assert len(runner.find_done(runner.read_lines(path))) == 3
+    measure.interrupt_at = None
+    runner.run_plan(plan, path, HEADER, resume=True)
+    assert taken == ["streams", "threading", "streams", "threading"], "no turn was taken twice"
+    lines = runner.last_run(runner.read_lines(path))
+    assert [line["kind"] for line in lines] == ["run", "sample", "sample", "sample", "resumed", "sample"]
+    runner.run_plan(plan, path, HEADER)
+    assert len(taken) == 8, "without resume a new run begins"
+    assert len(runner.read_lines(path)) == 11, "and the old one stays in the file"
+
+
+def test_a_run_of_another_plan_is_not_resumed(counted_plan, tmp_path):
+    plan, _, _ = counted_plan
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({**HEADER, "plan": "full"}) + "\n")
+    with pytest.raises(ValueError, match="'full', not 'quick'"):
+        runner.run_plan(plan, path, HEADER, resume=True)
+
+
+# The plan.
+
+
+@pytest.mark.parametrize(("name", "minutes"), [("quick", 3), ("full", 45)])
+def test_a_plan_fits_its_time_and_repeats_enough(name, minutes):
+    plan = make_plan(name)
+    assert sum(plan.cost_s(cell) * len(cell.servers) for cell in plan.cells) * plan.repeats < minutes * 60
+    assert plan.repeats >= 5
+    keys = [cell.key for cell in plan.cells]
+    assert len(set(keys)) == len(keys)
+    assert any(not cell.pinned for cell in plan.cells)
+    for cell in plan.cells:
+        assert BASELINE in cell.servers
+        assert CANDIDATE in cell.servers
+        for server in map(by_name, cell.servers):
+            assert cell.churn or cell.clients <= server.max_clients
+
+
+def test_the_full_plan_asks_every_question():
+    assert {cell.scenario for cell in make_plan("full").cells} == SCENARIOS.keys()
+    assert {cell.clients for cell in make_plan("full").cells if cell.scenario == "clients"} == {1, 10, 100, 1000, 5000}
+
+
+def test_a_plan_can_be_narrowed():
+    plan = make_plan("full", ["slow"], ["aioecho", "threading"])
+    assert {cell.scenario for cell in plan.cells} == {"slow"}
+    assert {cell.servers for cell in plan.cells} == {("aioecho", "threading")}
+
+
+def test_names_are_unique_and_modules_exist():
+    assert len({server.name for server in SERVERS}) == len(SERVERS)
+    for server in SERVERS:
+        assert (ROOT / "benchmarks" / "servers" / f"{server.module}.py").exists()
+
+
+# The report.
+
+
+def run_lines():
+    fast = {"cell": "pinned/slow/1000"}
+    return [
+        HEADER,
+        *samples("aioecho", [200, 210, 190, 205, 195]),
+        *samples(BASELINE, [100, 105, 95, 102, 98]),
+        *samples("aioecho", [50, 52, 48, 51, 49], **fast),
+        *samples(BASELINE, [100, 101, 99, 102, 98], **fast),
+        *samples("aioecho", [500] * 5, cell="pinned/clients/1000", generator_bound=True),
+        *samples(BASELINE, [100] * 5, cell="pinned/clients/1000"),
+        *samples("aioecho", [7] * 5, cell="free/clients/10"),
+        *samples(BASELINE, [7, 8, 6, 7, 7], cell="free/clients/10"),
+        *samples("streams", [1] * 5, errors=2, problem="closed early: | <gone>"),
+        {"kind": "left out", "server": "trio", "why": "trio is not installed"},
+    ]
+
+
+def test_the_words_follow_from_the_data():
+    findings = find(make_rows(run_lines()))
+    better = write_sentences(findings, ("better",))
+    worse = write_sentences(findings, ("worse",))
+    same = write_sentences(findings, ("same",))
+    still_open = write_sentences(findings, ("open",))
+    assert [text for text in better if text.startswith("as fast as it goes, 100 clients: messages 2.00 (")]
+    assert [text for text in worse if text.startswith("slow handler, 1,000 clients: messages 0.50 (")]
+    assert [text for text in same if text.startswith("as fast as it goes, 10 clients, all processors:")]
+    assert still_open == [
+        "as fast as it goes, 1,000 clients: aioecho (uvloop): the generator used over 90 % of its processor in 5 of 5 "
+        "repeats"
+    ]
+
+
+def test_tables_mark_void_and_bound_rows():
+    tables = make_tables(make_rows(run_lines()), pinned=True)
+    text = "\n".join(map(to_markdown, tables))
+    assert "void: closed early: \\| <gone>" in text
+    assert text.count("generator-bound") == 2
+    assert "2.00 (" in text
+    assert all(len(row) == len(tables[0].header) for row in tables[0].rows)
+    summary = to_markdown(make_summary(make_rows(run_lines())))
+    assert "slow handler, 1,000 clients" in summary
+    assert "1,000 clients | messages, 1/s | 100" in summary
+    assert "500" not in summary, "a bound row gives no ratio"
+
+
+def test_the_report_is_written_whole(tmp_path):
+    data = tmp_path / "quick.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in run_lines()))
+    outcome = CliRunner().invoke(main, ["report", str(data)])
+    assert outcome.exit_code == 0, outcome.output
+    page = (tmp_path / "quick" / "report.html").read_text()
+    assert "<svg" in page
+    assert "a &lt;fast&gt; one" in page
+    assert "python -m benchmarks run --quick" in page
+    assert "src=" not in page, "nothing is loaded from elsewhere"
+    assert "trio is not installed" in page
+    text = (tmp_path / "quick" / "report.md").read_text()
+    for name in ("ratios", "throughput"):
+        assert f"({name}.svg)" in text
+        assert (tmp_path / "quick" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "ThreadingTCPServer as good or better:" in text
+
+
+def test_the_readmes_block_is_replaced_and_nothing_else(tmp_path):
+    data, readme = tmp_path / "full.jsonl", tmp_path / "README.md"
+    data.write_text("".join(json.dumps(line) + "\n" for line in run_lines()))
+    readme.write_text(f"before\n{report.README_BEGIN}\nold\n{report.README_END}\nafter\n")
+    for _ in range(2):
+        outcome = CliRunner().invoke(main, ["report", str(data), "--readme", str(readme)])
+        assert outcome.exit_code == 0, outcome.output
+    text = readme.read_text()
+    assert text.startswith(f"before\n{report.README_BEGIN}\n![")
+    assert text.endswith(f"{report.README_END}\nafter\n")
+    assert "(full/ratios.svg)" in text
+    assert "slow handler, 1,000 clients: messages 0.50" in text
+    assert "old" not in text
+    readme.write_text("no markers")
+    assert "benchmarks:begin" in CliRunner().invoke(main, ["report", str(data), "--readme", str(readme)]).stderr
+
+
+def test_a_file_without_a_run_is_one_clear_line(tmp_path):
+    (tmp_path / "data.jsonl").write_text("")
+    outcome = CliRunner().invoke(main, ["report", str(tmp_path / "data.jsonl")])
+    assert outcome.exit_code == 1
+    assert outcome.stderr == "Error: data.jsonl holds no run with anything measured\n"
+
+
+def test_list_names_servers_and_scenarios():
+    outcome = CliRunner().invoke(main, ["list"])
+    assert outcome.exit_code == 0
+    for name in (*SCENARIOS, "threading", "easynetwork"):
+        assert f"  {name} " in outcome.output
+
+
+# Real servers.
+
+
+@pytest.mark.parametrize("name", [server.name for server in SERVERS if not server.peer])
+@pytest.mark.parametrize("mode", ["echo", "lines"])
+def test_each_server_echoes(name, mode):
+    from aioecho.load import LoadSettings, load
+
+    with ServerProcess(by_name(name), ("--mode", mode)) as process:
+        result = load(
+            LoadSettings(
+                endpoint=f"tcp://127.0.0.1:{process.port}",
+                connections=1,
+                duration_s=0.05,
+                warmup_s=0,
+                lines=mode == "lines",
+            )
+        )
+        assert (result.problem, result.errors) == (None, 0)
+        assert result.messages > 10
+        assert process.memory_kib() > 1000
+        assert process.cpu_s() > 0
+
+
+def test_a_server_that_does_not_start_says_why():
+    broken = by_name("threading")
+    with pytest.raises(OSError, match="unrecognized arguments: --nonsense"), ServerProcess(broken, ("--nonsense",)):
+        pass
+
+
+def test_a_small_run_measures_and_leaves_out_what_is_missing(tmp_path, monkeypatch):
+    cells = (
+        Cell(scenario="clients", x=2, clients=2, servers=("threading", "streams", "trio")),
+        Cell(scenario="rate", x=50, clients=2, fraction=0.5, servers=("threading", "streams")),
+        Cell(scenario="slow", x=2, clients=2, delay_s=0.01, servers=("threading",)),
+        Cell(scenario="idle", x=20, clients=20, idle=True, servers=("threading", "streams")),
+        Cell(scenario="tls", x=2, clients=2, tls=True, fraction=0.1, servers=("threading", "streams")),
+    )
+    monkeypatch.setattr(runner, "find_missing", lambda server: server.requires if server.name == "trio" else "")
+    path = tmp_path / "data.jsonl"
+    runner.run_plan(Plan("quick", cells, 1, 0.1, 0.0), path, HEADER)
+    lines = runner.last_run(runner.read_lines(path))
+    assert {"kind": "left out", "server": "trio", "why": "trio is not installed"} in lines
+    rows = make_rows(lines)
+    assert {row.status for row in rows} <= {"measured", "bound"}, [row.why for row in rows]
+    [idle] = [row for row in rows if row.scenario == "idle" and row.server == "threading"]
+    assert 5 < idle.figures["connection_kib"].median < 200
+    [steady] = [row for row in rows if row.scenario == "rate" and row.server == "streams"]
+    assert steady.offered_rate == pytest.approx(
+        next(ln for ln in lines if ln["kind"] == "calibration")["slowest_rate"] / 2, rel=2
+    )
+    assert steady.figures["server_cpu_us"].median > 1
+    expected = {"clients", "rate", "slow", "idle"} | ({"tls"} if runner.shutil.which("openssl") else set())
+    assert {row.scenario for row in rows} == expected
+
+
+@pytest.mark.skipif(importlib.util.find_spec("locust") is None, reason="locust is not installed")
+def test_locust_loads_an_endpoint_from_a_master_and_two_workers(tmp_path):
+    class Echo(socketserver.BaseRequestHandler):
+        def handle(self):
+            while data := self.request.recv(65536):
+                self.request.sendall(data)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        block_on_close = False
+
+    with Server(("127.0.0.1", 0), Echo) as server, Server(("127.0.0.1", 0), Echo) as free:
+        port = free.server_address[1]
+        free.server_close()
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        # As a program of its own: locust monkey-patches whatever process imports it.
+        locust = [
+            sys.executable,
+            "-m",
+            "locust",
+            "-f",
+            str(ROOT / "benchmarks" / "locustfile.py"),
+            "--master-port",
+            str(port),
+        ]
+        csv = tmp_path / "result"
+        master = subprocess.Popen(
+            [*locust, "--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", str(port), "--headless", "-u", "4",
+             "-r", "4", "-t", "3s", "--expect-workers", "2", "--host", f"tcp://127.0.0.1:{server.server_address[1]}",
+             "--csv", str(csv), "--only-summary"],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
+        )  # fmt: skip
+        workers = [
+            subprocess.Popen(
+                [*locust, "--worker", "--master-host", "127.0.0.1"],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd=tmp_path,
+            )
+            for _ in range(2)
+        ]
+        try:
+            said, _ = master.communicate(timeout=45)
+            for worker in workers:
+                worker.wait(10)
+        finally:
+            for process in (master, *workers):
+                process.kill()
+                process.wait()
+            server.shutdown()
+            thread.join()
+    assert master.returncode == 0, said
+    header, line, *_ = Path(f"{csv}_stats.csv").read_text().splitlines()
+    stats = dict(zip(header.split(","), line.split(","), strict=True))
+    assert int(stats["Request Count"]) > 100
+    assert int(stats["Failure Count"]) == 0
+    assert float(stats["Median Response Time"]) >= 10, "microseconds, for in milliseconds it would be 0"
