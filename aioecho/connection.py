@@ -124,7 +124,7 @@ class Connection:
             self._sock.close()
             raise
         self._protocol = protocol
-        request = (protocol.reader, protocol.writer)
+        request = (protocol.reader, protocol.make_writer())
         self.outcome, self.reason = "failed", "error"
         try:
             if server.is_draining:

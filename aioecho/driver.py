@@ -293,53 +293,57 @@ class Driver(Generic[T]):
         self._loop = task.get_loop()
         coro = self._coro
         error: BaseException | None = None
-        while True:
-            if error is not None and self._abandoned:
-                try:
-                    coro.close()
-                except RuntimeError as ignored:  # "coroutine ignored GeneratorExit": nothing more can be done
-                    raise error from ignored
-                raise error
-            try:
-                if error is None:
-                    yielded = coro.send(None)
-                else:
-                    thrown, error = error, None
-                    yielded = coro.throw(thrown)
-            except StopIteration as end:
-                result: T = end.value
-                return result
+        try:
             while True:
-                parks = type(yielded) is Waiter and yielded._loop is self._loop
-                if parks:
-                    if yielded.is_due():
-                        break
-                    self._park(yielded)
-                    self._asyncio_future_blocking = True
+                if error is not None and self._abandoned:
+                    try:
+                        coro.close()
+                    except RuntimeError as ignored:  # "coroutine ignored GeneratorExit": nothing more can be done
+                        raise error from ignored
+                    raise error
                 try:
-                    yield self if parks else yielded
-                except GeneratorExit:
-                    coro.close()
-                    raise
-                except BaseException as thrown_in:  # it is the coroutine's to handle
-                    error = thrown_in
-                finally:
+                    if error is None:
+                        yielded = coro.send(None)
+                    else:
+                        thrown, error = error, None
+                        yielded = coro.throw(thrown)
+                except StopIteration as end:
+                    result: T = end.value
+                    return result
+                while True:
+                    parks = type(yielded) is Waiter and yielded._loop is self._loop
                     if parks:
-                        self._unpark()
-                if not parks:
-                    break
-                self._cancelled_in_step = False
-                if self._end is not None:
-                    return self._finish(error)
-                yielded, self._yielded = self._yielded, _THE_WAITER
-                if yielded is _THE_WAITER:
-                    break
-                if error is not None:
-                    if not (_is_future(yielded) and yielded.cancel(msg=error.args[0] if error.args else None)):
+                        if yielded.is_due():
+                            break
+                        self._park(yielded)
+                        self._asyncio_future_blocking = True
+                    try:
+                        yield self if parks else yielded
+                    except GeneratorExit:
+                        coro.close()
+                        raise
+                    except BaseException as thrown_in:  # it is the coroutine's to handle
+                        error = thrown_in
+                    finally:
+                        if parks:
+                            self._unpark()
+                    if not parks:
                         break
-                    error = None  # it comes from there, as for any task that is cancelled while it runs
-                elif yielded is None:
-                    break  # it wanted to sleep a turn, and that turn is over
+                    self._cancelled_in_step = False
+                    if self._end is not None:
+                        return self._finish(error)
+                    yielded, self._yielded = self._yielded, _THE_WAITER
+                    if yielded is _THE_WAITER:
+                        break
+                    if error is not None:
+                        if not (_is_future(yielded) and yielded.cancel(msg=error.args[0] if error.args else None)):
+                            break
+                        error = None  # it comes from there, as for any task that is cancelled while it runs
+                    elif yielded is None:
+                        break  # it wanted to sleep a turn, and that turn is over
+        finally:
+            # Bound methods tie this into cycles, for which the garbage collector would have to come.
+            del self._step, self._send
 
     def _finish(self, error: BaseException | None) -> T:
         """Return or raise what the coroutine ended with in a step."""

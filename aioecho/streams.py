@@ -411,8 +411,8 @@ def _feed_tls(transport: asyncio.Transport, data: bytes) -> None:
 class StreamProtocol(asyncio.Protocol):
     """Connects a transport with a reader and a writer.
 
-    `is_server_side` says which side start_tls() takes. `reader` is there from the start, `writer` and `transport` from
-    the time that the transport calls connection_made(); `is_lost` and `lost_with` tell whether and how it ended, and
+    `is_server_side` says which side start_tls() takes. `reader` is there from the start, `transport` from the time that
+    it calls connection_made(), and then :meth:`make_writer` makes the writer; `is_lost` and `lost_with` tell whether and how it ended, and
     `peer_has_closed` whether the peer has sent its last.
     """
 
@@ -428,11 +428,9 @@ class StreamProtocol(asyncio.Protocol):
         "peer_has_closed",
         "reader",
         "transport",
-        "writer",
     )
 
     transport: asyncio.Transport
-    writer: StreamWriter
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, limit: int = DEFAULT_LIMIT, is_server_side: bool) -> None:
         self._loop = loop
@@ -453,9 +451,12 @@ class StreamProtocol(asyncio.Protocol):
         return self._connection_lost
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Make the writer."""
-        self.writer = StreamWriter(cast(asyncio.Transport, transport), self, self.reader, self._loop)
+        """Take the transport."""
         self.replace_transport(cast(asyncio.Transport, transport))
+
+    def make_writer(self) -> StreamWriter:
+        """Return a writer; to keep it here would tie the two into a cycle, for the garbage collector to undo."""
+        return StreamWriter(self.transport, self, self.reader, self._loop)
 
     def replace_transport(self, transport: asyncio.Transport) -> None:
         """Take the TLS transport in place of the plain one under it, or the first of all."""

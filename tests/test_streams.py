@@ -1,0 +1,346 @@
+"""The stream pair against asyncio's: CPython's own tests, flow control in both directions, TLS on a running stream."""
+
+import asyncio
+import importlib.util
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import settle
+
+import aioecho
+from aioecho.streams import StreamProtocol
+
+SWAPPED = """
+import asyncio, asyncio.streams, sys, unittest
+import aioecho
+asyncio.StreamReader = asyncio.streams.StreamReader = aioecho.StreamReader
+import test.test_asyncio.test_streams as theirs
+suite = unittest.defaultTestLoader.loadTestsFromModule(theirs)
+assert suite.countTestCases() > 50
+result = unittest.TextTestRunner().run(suite)
+sys.exit(not result.wasSuccessful())
+"""
+
+
+def test_cpythons_own_tests_pass_with_the_reader_swapped_in() -> None:
+    if importlib.util.find_spec("test.test_asyncio.test_streams") is None:
+        pytest.skip("this Python comes without its test package")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SWAPPED], capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == 0, done.stderr
+
+
+class Pair:
+    """A stream of ours on one end of a socket pair."""
+
+    def __init__(self, protocol: StreamProtocol, peer: socket.socket) -> None:
+        self.protocol, self.peer = protocol, peer
+        self.reader, self.writer = protocol.reader, protocol.make_writer()
+
+    async def close(self) -> None:
+        self.writer.transport.abort()
+        self.peer.close()
+        await self.protocol.wait_lost()
+        await settle()
+
+
+async def make_pair(limit: int = 2**16) -> Pair:
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    _, protocol = await loop.create_connection(
+        lambda: StreamProtocol(loop, limit=limit, is_server_side=True), sock=ours
+    )
+    return Pair(protocol, theirs)
+
+
+async def test_a_reader_that_does_not_read_pauses_its_peer_at_twice_the_limit() -> None:
+    pair = await make_pair(limit=1000)
+    sent = 0
+    quiet = 0
+    while quiet < 20:
+        try:
+            sent += pair.peer.send(b"x" * 50_000)
+            quiet = 0
+        except BlockingIOError:
+            quiet += 1
+        await asyncio.sleep(0)
+    # One read may bring more than the limit, and after it nothing more is taken from the socket.
+    held = len(pair.reader._buffer)
+    assert 2000 < held <= 2000 + 256 * 1024
+    assert not pair.writer.transport.is_reading()
+    pair.peer.shutdown(socket.SHUT_WR)
+    assert len(await pair.reader.read()) == sent
+    await pair.close()
+
+
+async def test_more_than_the_limit_can_be_read_exactly() -> None:
+    pair = await make_pair(limit=10)
+    pair.peer.send(b"x" * 5000)
+    reading = asyncio.create_task(pair.reader.readexactly(9000))
+    await settle()
+    pair.peer.send(b"y" * 4001)
+    assert await reading == b"x" * 5000 + b"y" * 4000
+    assert await pair.reader.read(10) == b"y"
+    await pair.close()
+
+
+@pytest.mark.parametrize("also_buffered", [False, True])
+async def test_a_line_over_the_limit_is_an_error_and_the_stream_goes_on(also_buffered: bool) -> None:
+    pair = await make_pair(limit=8)
+    if also_buffered:
+        pair.peer.send(b"first\n123456789\nshort\n")
+        assert await pair.reader.readline() == b"first\n"
+    else:
+        reading = asyncio.create_task(pair.reader.readline())
+        await settle()
+        pair.peer.send(b"123456789\nshort\n")
+        with pytest.raises(ValueError, match="longer than limit"):
+            await reading
+        assert await pair.reader.readline() == b"short\n"
+        reading = asyncio.create_task(pair.reader.readuntil(b"\n"))
+        await settle()
+        pair.peer.send(b"123456789\nshort\n")
+        with pytest.raises(asyncio.LimitOverrunError):
+            await reading
+        assert await pair.reader.readexactly(10) == b"123456789\n"
+        assert await pair.reader.readline() == b"short\n"
+        await pair.close()
+        return
+    with pytest.raises(ValueError, match="longer than limit"):
+        await pair.reader.readline()
+    assert await pair.reader.readline() == b"short\n"
+    await pair.close()
+
+
+async def test_a_tuple_of_separators_ends_at_the_first_of_them() -> None:
+    pair = await make_pair()
+    pair.peer.send(b"a;b\r\nc\nrest")
+    separators = (b"\n", b"\r\n", b";")
+    assert [await pair.reader.readuntil(separators) for _ in range(3)] == [b"a;", b"b\r\n", b"c\n"]
+    with pytest.raises(ValueError, match="at least one element"):
+        await pair.reader.readuntil(())
+    with pytest.raises(ValueError, match="at least one-byte"):
+        await pair.reader.readuntil((b"", b"x"))
+    await pair.close()
+
+
+@pytest.mark.parametrize("method", ["read", "readline", "readexactly", "readuntil", "__anext__"])
+async def test_two_that_read_at_once_get_a_runtime_error(method: str) -> None:
+    pair = await make_pair()
+    first = asyncio.create_task(pair.reader.readline())
+    await settle()
+    arguments = {"read": (10,), "readexactly": (5,)}.get(method, ())
+    with pytest.raises(RuntimeError, match=r"\(\) called while another coroutine is already waiting for incoming data"):
+        await getattr(pair.reader, method)(*arguments)
+    pair.peer.send(b"still mine\n")
+    assert await first == b"still mine\n"
+    await pair.close()
+
+
+async def test_reads_after_the_end_and_after_an_error() -> None:
+    pair = await make_pair()
+    pair.peer.send(b"no end")
+    pair.peer.shutdown(socket.SHUT_WR)
+    with pytest.raises(asyncio.IncompleteReadError) as caught:
+        await pair.reader.readuntil(b"\n")
+    assert caught.value.partial == b"no end"
+    assert await pair.reader.read() == await pair.reader.readline() == await pair.reader.read(1) == b""
+    assert pair.reader.at_eof()
+    assert [line async for line in pair.reader] == []
+    pair.protocol.data_received(b"after the end")
+    assert await pair.reader.read() == b""
+    pair.reader.set_exception(OSError("broken"))
+    for read in (pair.reader.read, pair.reader.readline, lambda: pair.reader.readexactly(1), pair.reader.readuntil):
+        with pytest.raises(OSError, match="broken"):
+            await read()
+    with pytest.raises(OSError, match="broken"):
+        await pair.writer.drain()
+    await pair.close()
+
+
+async def test_drain_waits_over_the_high_water_mark_until_the_peer_has_read() -> None:
+    pair = await make_pair()
+    pair.writer.transport.set_write_buffer_limits(high=10_000, low=1000)
+    pair.writer.write(b"")
+    await asyncio.wait_for(pair.writer.drain(), 1)
+    pair.writer.writelines([b"x" * 1_000_000, b"y" * 1_000_000])
+    drains = [asyncio.create_task(pair.writer.drain()) for _ in range(3)]
+    await settle()
+    assert not any(drain.done() for drain in drains)
+    drains[0].cancel()
+    got = 0
+    while got < 2_000_000:
+        try:
+            got += len(pair.peer.recv(100_000))
+        except BlockingIOError:
+            await asyncio.sleep(0)
+    results = await asyncio.gather(*drains, return_exceptions=True)
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert results[1:] == [None, None]
+    await pair.close()
+
+
+async def test_drain_tells_of_a_lost_connection() -> None:
+    pair = await make_pair()
+    pair.writer.write(b"x" * 5_000_000)
+    waiting = asyncio.create_task(pair.writer.drain())
+    await settle()
+    pair.peer.close()
+    with pytest.raises(ConnectionError):
+        await waiting
+    with pytest.raises(ConnectionError):
+        await pair.writer.drain()
+    with pytest.raises(ConnectionError):
+        await pair.writer.wait_closed()
+    assert pair.writer.is_closing()
+    await pair.close()
+
+
+async def test_a_loop_of_writes_and_drains_notices_that_the_peer_is_gone() -> None:
+    pair = await make_pair()
+    pair.peer.close()
+
+    async def write_for_ever() -> None:
+        while True:
+            pair.writer.write(b"x")
+            await pair.writer.drain()
+
+    with pytest.raises(ConnectionError):
+        await asyncio.wait_for(write_for_ever(), 5)
+    await pair.close()
+
+
+async def test_the_writer_is_asyncios_writer() -> None:
+    pair = await make_pair()
+    assert isinstance(pair.writer, asyncio.StreamWriter)
+    assert isinstance(pair.reader, asyncio.StreamReader)
+    assert pair.writer.get_extra_info("socket").family == socket.AF_UNIX
+    assert pair.writer.get_extra_info("no such", 7) == 7
+    assert pair.writer.can_write_eof()
+    pair.writer.write(b"bye")
+    pair.writer.write_eof()
+    await settle()
+    assert pair.peer.recv(10) == b"bye"
+    assert pair.peer.recv(10) == b""
+    pair.peer.send(b"last words")
+    assert await pair.reader.read(100) == b"last words"
+    pair.writer.close()
+    assert pair.writer.is_closing()
+    await pair.writer.wait_closed()
+    await pair.close()
+
+
+class Starttls(aioecho.StreamRequestHandler):
+    """A line in plain text, then TLS, then lines that say which."""
+
+    context: ssl.SSLContext
+
+    async def handle(self) -> None:
+        while line := await self.reader.readline():
+            if line == b"STARTTLS\n":
+                if self.server.early_answer:  # type: ignore[attr-defined]
+                    await self.send(b"go ahead\n")
+                await self.writer.start_tls(self.server.context)  # type: ignore[attr-defined]
+                secret = self.writer.get_extra_info("ssl_object") is not None
+                await self.send(b"tls %d\n" % secret)
+            else:
+                await self.send(line.upper())
+
+
+async def starttls_server(tls: SimpleNamespace, *, early_answer: bool) -> aioecho.TCPServer:
+    server = aioecho.TCPServer(("127.0.0.1", 0), Starttls, timeouts=aioecho.Timeouts(handshake=1))
+    server.context = tls.server  # type: ignore[attr-defined]
+    server.early_answer = early_answer  # type: ignore[attr-defined]
+    await server.start()
+    return server
+
+
+async def test_a_stream_goes_over_to_tls(tls: SimpleNamespace) -> None:
+    server = await starttls_server(tls, early_answer=True)
+    reader, writer = await aioecho_connect(server)
+    writer.write(b"plain\nSTARTTLS\n")
+    assert await reader.readline() == b"PLAIN\n"
+    assert await reader.readline() == b"go ahead\n"
+    await writer.start_tls(tls.client, server_hostname="127.0.0.1")
+    writer.write(b"secret\n" * 2)
+    assert [await reader.readline() for _ in range(3)] == [b"tls 1\n", b"SECRET\n", b"SECRET\n"]
+    writer.close()
+    await writer.wait_closed()
+    await server.shutdown()
+
+
+async def test_a_hello_right_behind_the_command_is_the_handshakes(tls: SimpleNamespace) -> None:
+    server = await starttls_server(tls, early_answer=False)
+
+    def client() -> bytes:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        session = tls.client.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+        with pytest.raises(ssl.SSLWantReadError):
+            session.do_handshake()
+        got = b""
+        with socket.create_connection(server.server_address, timeout=5) as sock:
+            sock.sendall(b"STARTTLS\n" + outgoing.read())  # in one segment
+            while True:
+                try:
+                    session.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    sock.sendall(outgoing.read())
+                    incoming.write(sock.recv(65536))
+            session.write(b"secret\n")
+            sock.sendall(outgoing.read())
+            while got.count(b"\n") < 2:
+                try:
+                    got += session.read()
+                except ssl.SSLWantReadError:
+                    incoming.write(sock.recv(65536))
+        return got
+
+    assert await asyncio.to_thread(client) == b"tls 1\nSECRET\n"
+    await server.shutdown()
+
+
+async def test_plain_text_behind_the_command_does_not_survive_into_tls(tls: SimpleNamespace) -> None:
+    server = await starttls_server(tls, early_answer=False)
+    reader, writer = await aioecho_connect(server)
+    writer.write(b"STARTTLS\ninjected\n")
+    answer = await asyncio.gather(reader.read(), return_exceptions=True)
+    assert b"INJECTED" not in (answer[0] if isinstance(answer[0], bytes) else b"")
+    writer.close()
+    await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+    await server.shutdown()
+    assert server.stats.failed == 1
+
+
+async def aioecho_connect(server: aioecho.BaseServer) -> Any:
+    from aioecho.client import connect
+
+    return await connect(server.names[0])
+
+
+async def test_a_foreign_stepper_that_resumes_late_loses_no_byte() -> None:
+    """Who awaits like a task, but runs the coroutine later than the wake-up, still gets the chunks in order."""
+    pair = await make_pair()
+    loop = asyncio.get_running_loop()
+    coro = pair.reader.readexactly(6)
+    waiter = coro.send(None)
+    late: list[Callable[[], Awaitable[Any]]] = []
+    waiter._asyncio_future_blocking = False
+    waiter.add_done_callback(lambda w: late.append(w), context=__import__("contextvars").copy_context())
+    loop.call_soon(pair.protocol.data_received, b"abc")
+    loop.call_soon(pair.protocol.data_received, b"defghi")
+    await settle()
+    assert len(late) == 1
+    with pytest.raises(StopIteration) as end:
+        coro.send(None)
+    assert end.value.value == b"abcdef"
+    assert await pair.reader.read(10) == b"ghi"
+    await pair.close()
