@@ -1,8 +1,10 @@
 """The command line: ``python -m aioecho``. Nothing else in the package prints."""
 
 import asyncio
+import contextlib
 import importlib
 import logging
+import os
 import platform
 import ssl
 import sys
@@ -130,14 +132,11 @@ def serve(
     if host is not None or port is not None or not bind:
         host = DEFAULT_HOST if host is None else host
         bind.append(f"tcp://{f'[{host}]' if ':' in host else host}:{DEFAULT_PORT if port is None else port}")
+    context = _tls_context(ssl_certfile, ssl_keyfile, ssl_keyfile_password, ssl_ca_certs)
+    handler_class = find_handler(handler, app_dir)  # apart: what the user's own module raises comes with a traceback
     try:
-        server = BaseServer(
-            bind,
-            find_handler(handler, app_dir),
-            ssl=_tls_context(ssl_certfile, ssl_keyfile, ssl_keyfile_password, ssl_ca_certs),
-            limits=Limits(backlog=backlog, max_connections=limit_concurrency),
-            grace=grace,
-        )
+        limits = Limits(backlog=backlog, max_connections=limit_concurrency)
+        server = BaseServer(bind, handler_class, ssl=context, limits=limits, grace=grace)
         loop_factory(loop)
     except (ImportError, TypeError, ValueError) as error:
         raise _Mistake(str(error)) from error
@@ -150,8 +149,18 @@ def serve(
 
 
 def _announce(server: BaseServer) -> None:
-    for name in server.names:
-        click.echo(f"listening on {name}")
+    try:
+        for name in server.names:
+            click.echo(f"listening on {name}")
+    except BrokenPipeError:
+        _forget_stdout()  # nobody reads it: no reason not to serve
+
+
+def _forget_stdout() -> None:
+    """Let what is still buffered for stdout go nowhere, since Python would complain when it can't write it at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def find_handler(name: str, folder: str) -> Any:
@@ -163,7 +172,7 @@ def find_handler(name: str, folder: str) -> Any:
     if name in HANDLERS:
         return HANDLERS[name]
     module_name, colon, attribute = name.partition(":")
-    if not colon or not module_name or not attribute:
+    if not (colon and attribute and all(module_name.split("."))):
         raise _Mistake(
             f"no handler is called {name!r}: the ready-made ones are {', '.join(HANDLERS)}; for your own say module:Class"
         )
@@ -219,7 +228,8 @@ def _tls_context(
 def send(endpoint: str, text: str | None, tls: bool, ca: str | None, timeout: float) -> None:
     """Send TEXT, or the lines of stdin, to ENDPOINT, and write to stdout what comes back.
 
-    It ends when the server closes. The exit status is 1 if there was no connection, or it broke, or nothing came.
+    It ends when the server closes; with TLS also once as many lines have come as were sent. The exit status is 1 if there
+    was no connection, or it broke, or nothing came.
     """
     context = None
     if tls or ca is not None:
@@ -234,45 +244,58 @@ def send(endpoint: str, text: str | None, tls: bool, ca: str | None, timeout: fl
         raise _Mistake(str(error)) from error
     except AioechoError as error:
         raise click.ClickException(str(error)) from error
-    except BrokenPipeError:
-        # Whoever read our output has left, as `head` does. Python would complain when it flushes stdout at its end.
-        sys.stderr.close()
+    except _NobodyReads:  # as `head`, which has seen enough
+        _forget_stdout()
         sys.exit(1)
     except TimeoutError as error:
         raise click.ClickException(f"{endpoint} has sent nothing for {timeout:g} s") from error
     except OSError as error:
-        raise click.ClickException(f"the connection to {endpoint} broke: {error.strerror or error}") from error
+        raise click.ClickException(f"the connection to {endpoint} broke: {client.explain(error)}") from error
 
 
 async def _send(endpoint: str, text: str | None, context: ssl.SSLContext | None, timeout: float) -> None:
     reader, writer = await client.connect(endpoint, ssl=context, timeout=timeout)
-    requests = _lines_of_stdin() if text is None else _one(f"{text}\n".encode())
+    requests = _stdin() if text is None else _one(os.fsencode(text) + b"\n")
     await client.exchange(reader, writer, requests, _write_out, timeout=timeout)
 
 
+class _NobodyReads(Exception):
+    """Whoever read our output has left."""
+
+
 def _write_out(data: bytes) -> None:
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError as error:
+        raise _NobodyReads from error
 
 
 async def _one(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-async def _lines_of_stdin() -> AsyncIterator[bytes]:
-    """Yield stdin's lines as they come. A thread reads them: an event loop can't wait for a file or every terminal."""
+async def _stdin() -> AsyncIterator[bytes]:
+    """Yield what comes from stdin, as it comes. A thread reads: an event loop can't wait for a file or every terminal."""
     loop = asyncio.get_running_loop()
-    lines: asyncio.Queue[bytes] = asyncio.Queue()
-    room = threading.Semaphore(1000)
+    chunks: asyncio.Queue[bytes] = asyncio.Queue()
+    room = threading.Semaphore(16)
+    # Not through sys.stdin.buffer: Python aborts if at its end a thread is in there. It is None if stdin is closed.
+    descriptor = sys.stdin.fileno() if sys.stdin is not None else None
 
     def read() -> None:
-        for line in iter(sys.stdin.buffer.readline, b""):
-            room.acquire()
-            loop.call_soon_threadsafe(lines.put_nowait, line)
-        loop.call_soon_threadsafe(lines.put_nowait, b"")
+        chunk = b"any"
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the program ends
+            while chunk:
+                room.acquire()
+                try:
+                    chunk = os.read(descriptor, 2**16) if descriptor is not None else b""
+                except OSError:
+                    chunk = b""
+                loop.call_soon_threadsafe(chunks.put_nowait, chunk)
 
     # A daemon, so that the program can end while it still waits for a line.
     threading.Thread(target=read, daemon=True, name="stdin").start()
-    while line := await lines.get():
+    while chunk := await chunks.get():
         room.release()
-        yield line
+        yield chunk

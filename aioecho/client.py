@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import ssl as ssl_module
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -10,7 +11,7 @@ from aioecho.endpoints import InheritedEndpoint, TCPEndpoint, parse_endpoint
 from aioecho.exceptions import EndpointError
 from aioecho.streams import StreamProtocol, StreamReader, StreamWriter
 
-__all__ = ["connect", "exchange"]
+__all__ = ["connect", "exchange", "explain"]
 
 
 async def connect(
@@ -48,17 +49,22 @@ async def connect(
                 )
             else:
                 name = server_hostname or ("" if ssl is not None else None)
-                _, protocol = await loop.create_unix_connection(
-                    make_protocol, where.path, ssl=ssl, server_hostname=name
-                )
+                # Not left to the loop: uvloop can't connect to an abstract name (0.23).
+                sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                try:
+                    sock.setblocking(False)
+                    await loop.sock_connect(sock, where.path)
+                    _, protocol = await loop.create_unix_connection(
+                        make_protocol, sock=sock, ssl=ssl, server_hostname=name
+                    )
+                except BaseException:
+                    sock.close()
+                    raise
     except TimeoutError as error:
         raise EndpointError(f"cannot connect to {where}: no answer within {timeout} s") from error
     except (OSError, UnicodeError) as error:
-        # asyncio packs "Multiple exceptions: ..." or "Connect call failed ('127.0.0.1', 9)" into strerror.
-        number = getattr(error, "errno", None)
-        reason = _system_text(number) or str(error)
-        raise EndpointError(f"cannot connect to {where}: {reason}", number) from error
-    return protocol.reader, protocol.writer
+        raise EndpointError(f"cannot connect to {where}: {explain(error)}", getattr(error, "errno", None)) from error
+    return protocol.reader, protocol.make_writer()
 
 
 async def exchange(
@@ -75,23 +81,27 @@ async def exchange(
 
     Raises:
         TimeoutError: all was sent, and then nothing came for `timeout` seconds.
-        OSError: the connection broke.
+        OSError: the connection broke; or it was closed and nothing had come, though something was sent.
     """
     lines_owed = 0
+    has_sent = has_received = False
     all_is_sent = asyncio.Event()
 
     async def send() -> None:
-        nonlocal lines_owed
+        nonlocal has_sent, lines_owed
         async for request in requests:
+            has_sent = True
             lines_owed += request.count(b"\n")
             writer.write(request)
             await writer.drain()
         all_is_sent.set()
         if writer.can_write_eof():
             writer.write_eof()
+        elif has_received and lines_owed <= 0:
+            reader.feed_eof()  # all has come before it was known to be all
 
     async def receive() -> None:
-        nonlocal lines_owed
+        nonlocal has_received, lines_owed
         while True:
             async with asyncio.timeout(timeout if all_is_sent.is_set() else None) as silence:
                 # The clock starts when there is nothing left to send, also in the middle of this wait.
@@ -101,7 +111,11 @@ async def exchange(
                 finally:
                     starter.cancel()
             if not data:
+                if has_sent and not has_received:
+                    # As a server does that has refused us: with TLS 1.3 no loop tells the peer why (3.13, uvloop 0.23).
+                    raise ConnectionError("it was closed without an answer")
                 return
+            has_received = True
             show(data)
             lines_owed -= data.count(b"\n")
             if all_is_sent.is_set() and lines_owed <= 0 and not writer.can_write_eof():
@@ -122,5 +136,14 @@ async def _start_clock(event: asyncio.Event, clock: asyncio.Timeout, seconds: fl
         clock.reschedule(asyncio.get_running_loop().time() + seconds)
 
 
-def _system_text(number: int | None) -> str | None:
-    return os.strerror(number) if number is not None and number > 0 else None
+def explain(error: BaseException) -> str:
+    """Return in one line why a connection failed."""
+    if isinstance(error, ssl_module.SSLCertVerificationError):
+        return f"the certificate is not accepted: {error.verify_message}"
+    if isinstance(error, ssl_module.SSLError):  # its errno is OpenSSL's own, its reason like WRONG_VERSION_NUMBER
+        return f"no TLS there: {error.reason or error}"
+    if isinstance(error, socket.gaierror):
+        return error.strerror or str(error)
+    number = getattr(error, "errno", None)
+    # Not strerror: asyncio packs "Multiple exceptions: ..." or "Connect call failed ('127.0.0.1', 9)" into it.
+    return os.strerror(number) if number else str(error) or type(error).__name__

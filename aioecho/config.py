@@ -6,6 +6,10 @@ from dataclasses import dataclass
 __all__ = ["Limits", "Timeouts"]
 
 
+MOST = 2**31 - 1
+"""The largest count: what listen() takes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """How much of anything a server holds at a time.
@@ -52,8 +56,8 @@ class Timeouts:
 
 
 def _check_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
+        raise ValueError(f"{name} must be a whole number from 1 to {MOST}, not {value!r}")
 
 
 def _check_seconds(name: str, value: object) -> None:

@@ -112,8 +112,10 @@ class Connection:
         # One long coroutine, as each that awaits another costs an idle connection some hundred bytes.
         server = self._server
         tls: dict[str, Any] = {} if server.ssl is None else {"ssl": server.ssl, **server.tls_timeouts()}
+        # Made here: with TLS uvloop returns a protocol of its own.
+        protocol = StreamProtocol(self._loop, limit=server.limits.max_buffer, is_server_side=True)
         try:
-            _, protocol = await self._loop.connect_accepted_socket(self._make_protocol, self._sock, **tls)
+            await self._loop.connect_accepted_socket(lambda: protocol, self._sock, **tls)
         except OSError as error:
             # The peer's fault or bad luck: garbage, silence, gone. It may be a flood of them.
             server.report_handshake(self.client_address, error)
@@ -158,9 +160,6 @@ class Connection:
         finally:
             if not protocol.is_lost:
                 await self._close(protocol)
-
-    def _make_protocol(self) -> StreamProtocol:
-        return StreamProtocol(self._loop, limit=self._server.limits.max_buffer, is_server_side=True)
 
     def _drive(self, awaitable: Awaitable[T]) -> Driver[T]:
         self._driver = driver = Driver(awaitable)

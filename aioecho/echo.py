@@ -58,6 +58,7 @@ class Chargen(StreamRequestHandler):
                 await asyncio.sleep(0)  # a peer that keeps up must not have the loop for itself
         finally:
             listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
 
     async def _discard(self) -> None:
         while await self.reader.read(CHUNK):

@@ -12,11 +12,13 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import ipaddress
 import os
 import re
 import socket
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Union
 from urllib.parse import parse_qsl
@@ -37,6 +39,10 @@ FORMS = "tcp://HOST:PORT, unix:PATH, unix:PATH?mode=660 or fd://N"
 
 # Two families share port 0's choice only if it is free in both: a few tries find one even on a busy machine.
 PORT_TRIES = 20
+
+# Seconds that a start waits for others that start in the same folder, and between two looks. See _folder_lock().
+LOCK_PATIENCE = 1.0
+LOCK_INTERVAL = 0.001
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,13 @@ def parse_endpoint(text: str) -> Endpoint:
 
     Raises:
         ValueError: it names none; the message says what was wrong and what is expected.
+        TypeError: it is not a string.
     """
-    if match := re.fullmatch(r"tcp://(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:\[\]/]*)):(?P<port>\d+)/?", text):
+    if not isinstance(text, str):
+        raise TypeError(f"an endpoint is a string, {FORMS}, not {text!r}")
+    if match := re.fullmatch(r"tcp://(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:\[\]/]*)):(?P<port>[0-9]+)/?", text):
+        if match["ipv6"] is not None and not _is_ipv6(match["ipv6"]):
+            raise ValueError(f"bad endpoint {text!r}: brackets are for an IPv6 address, such as tcp://[::1]:9999")
         port = int(match["port"])
         if port > 65535:
             raise ValueError(f"bad endpoint {text!r}: a port is at most 65535")
@@ -93,9 +104,11 @@ def parse_endpoint(text: str) -> Endpoint:
                 raise ValueError(
                     f"bad endpoint {text!r}: after ? comes mode= with permissions in octal, such as mode=660"
                 )
+            if path.startswith("@"):
+                raise ValueError(f"bad endpoint {text!r}: a name behind @ has no file, and so no mode")
             mode = int(value, 8)
         return UnixEndpoint("\0" + path[1:] if path.startswith("@") else path, mode)
-    if match := re.fullmatch(r"fd://(?P<fd>\d+)", text):
+    if match := re.fullmatch(r"fd://(?P<fd>[0-9]+)", text):
         return InheritedEndpoint(int(match["fd"]))
     raise ValueError(f"bad endpoint {text!r}: expected {FORMS}")
 
@@ -106,14 +119,16 @@ class BoundSocket:
     def __init__(self, sock: socket.socket, name: str, path: str | None = None) -> None:
         self.sock = sock
         self.name = name
-        self._path = path
+        # Absolute: the program may change its folder meanwhile.
+        self._path = os.path.abspath(path) if path is not None else None
         self._identity = _identity(path) if path is not None else None
 
     def close(self) -> None:
         """Close the socket, after removing its path unless somebody else has put another file there."""
         path, self._path = self._path, None
         if path is not None:
-            with _directory_lock(path), contextlib.suppress(OSError):
+            # Before the socket is closed: so long nobody finds the path stale, and puts his own there between these two.
+            with contextlib.suppress(OSError):
                 if _identity(path) == self._identity:
                     os.unlink(path)
         self.sock.close()
@@ -128,7 +143,7 @@ async def bind_endpoint(endpoint: Endpoint, *, backlog: int) -> list[BoundSocket
     if isinstance(endpoint, TCPEndpoint):
         return await _bind_tcp(endpoint, backlog)
     if isinstance(endpoint, UnixEndpoint):
-        return [_bind_unix(endpoint, backlog)]
+        return [await _bind_unix(endpoint, backlog)]
     return [_adopt(endpoint, backlog)]
 
 
@@ -140,26 +155,22 @@ def _cannot_listen(endpoint: Endpoint, error: OSError | str) -> EndpointError:
 
 async def _bind_tcp(endpoint: TCPEndpoint, backlog: int) -> list[BoundSocket]:
     addresses = await resolve(endpoint)
-    for attempt in range(PORT_TRIES):
+    for tries_left in reversed(range(PORT_TRIES)):
         sockets: list[socket.socket] = []
         try:
-            try:
-                _bind_all(addresses, sockets)
-            except OSError as error:
-                # With several addresses and port 0 the port that the first one got may be taken on another.
-                if error.errno == errno.EADDRINUSE and endpoint.port == 0 and sockets and attempt < PORT_TRIES - 1:
-                    for sock in sockets:
-                        sock.close()
-                    continue
-                raise
+            _bind_all(addresses, sockets)
             # Only after all are bound: none may serve if one can't.
             for sock in sockets:
                 sock.listen(backlog)
         except OSError as error:
             for sock in sockets:
                 sock.close()
-            raise _cannot_listen(endpoint, error) from error
-        break
+            # The port that the first of several addresses was given may be taken on another.
+            is_unlucky = error.errno == errno.EADDRINUSE and endpoint.port == 0 and len(sockets) > 1
+            if not (is_unlucky and tries_left):
+                raise _cannot_listen(endpoint, error) from error
+        else:
+            break
     if len(sockets) == 1:
         return [BoundSocket(sockets[0], socket_name(sockets[0]))]
     name = str(TCPEndpoint(endpoint.host, sockets[0].getsockname()[1]))
@@ -219,8 +230,10 @@ def _bind_all(addresses: list[tuple[socket.AddressFamily, Any]], sockets: list[s
         raise absent
 
 
-def _bind_unix(endpoint: UnixEndpoint, backlog: int) -> BoundSocket:
+async def _bind_unix(endpoint: UnixEndpoint, backlog: int) -> BoundSocket:
     path = endpoint.path
+    if "\0" in path[1:] and not path.startswith("\0"):
+        raise _cannot_listen(endpoint, "a path has no NUL in it")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
@@ -230,7 +243,7 @@ def _bind_unix(endpoint: UnixEndpoint, backlog: int) -> BoundSocket:
             return BoundSocket(sock, str(endpoint))
         # Between finding a path stale and removing it somebody else could start to listen there, and would be removed.
         # Whoever starts through here waits its turn, until the other listens and can be seen to.
-        with _directory_lock(path):
+        async with _folder_lock(path):
             _remove_stale(endpoint)
             sock.bind(path)
             try:
@@ -244,9 +257,9 @@ def _bind_unix(endpoint: UnixEndpoint, backlog: int) -> BoundSocket:
     except EndpointError:
         sock.close()
         raise
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+    except OSError as error:
         sock.close()
-        raise _cannot_listen(endpoint, error if isinstance(error, OSError) else str(error)) from error
+        raise _cannot_listen(endpoint, error) from error
 
 
 def _remove_stale(endpoint: UnixEndpoint) -> None:
@@ -257,7 +270,8 @@ def _remove_stale(endpoint: UnixEndpoint) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise _cannot_listen(endpoint, "a file that is not a socket is in the way; remove it or choose another path")
+        message = "a file that is not a socket is in the way; remove it or choose another path"
+        raise EndpointError(f"cannot listen on {endpoint}: {message}", errno.EADDRINUSE)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -277,11 +291,11 @@ def _adopt(endpoint: InheritedEndpoint, backlog: int) -> BoundSocket:
     sock: socket.socket | None = None
     try:
         sock = socket.socket(fileno=endpoint.source) if isinstance(endpoint.source, int) else endpoint.source
-        if sock.type != socket.SOCK_STREAM:
-            raise _cannot_listen(endpoint, "it is not a stream socket")
-        sock.setblocking(False)
+        if sock.type != socket.SOCK_STREAM or sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+            raise _cannot_listen(endpoint, "it is not a TCP or Unix stream socket")
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             sock.listen(backlog)
+        sock.setblocking(False)  # last: one that can't be used stays as it was
         return BoundSocket(sock, socket_name(sock))
     except EndpointError:
         _let_go(sock, endpoint)
@@ -310,17 +324,25 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
+def _is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def _identity(path: str) -> tuple[int, int]:
     found = os.lstat(path)
     return found.st_dev, found.st_ino
 
 
-@contextlib.contextmanager
-def _directory_lock(path: str) -> Iterator[None]:
-    """Hold a lock on the folder of `path`, so that two that start or stop there take turns.
+@contextlib.asynccontextmanager
+async def _folder_lock(path: str) -> AsyncIterator[None]:
+    """Hold a lock on the folder of `path`, so that two that start there take turns. It is held without awaiting.
 
-    It is advisory and held for microseconds. Where it can't be had at once (no such folder, no right to read it, somebody
-    else's long lock) do without: it narrows a race that others leave open.
+    It is advisory and held for microseconds. Where it can't be had (no such folder, no right to read it, somebody else's
+    long lock) do without: it narrows a race that others leave open.
     """
     try:
         folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -328,8 +350,20 @@ def _directory_lock(path: str) -> Iterator[None]:
         yield
         return
     try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Polled, since flock() itself waits for ever or not at all, and anybody may lock a folder such as /tmp.
+        deadline = time.monotonic() + LOCK_PATIENCE
+        while not _try_lock(folder) and time.monotonic() < deadline:  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(LOCK_INTERVAL)
         yield
     finally:
         os.close(folder)  # which unlocks
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # the file system has no locks
+        return True
+    return True

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import os
 import socket
 import ssl as ssl_module
 import sys
@@ -339,10 +340,10 @@ class TCPServer(BaseServer):
     def _parse_address(self, address: Any) -> list[Endpoint]:
         if isinstance(address, str):
             return super()._parse_address(address)
-        host, port = address[:2]
-        if not isinstance(host, str | None) or not isinstance(port, int) or not 0 <= port <= 65535:
-            raise ValueError(f"expected a (host, port) with a port from 0 to 65535, not {address!r}")
-        return [TCPEndpoint(host or "", port)]
+        match address:
+            case (str() | None as host, int(port)) if not isinstance(port, bool) and 0 <= port <= 65535:
+                return [TCPEndpoint(host or "", port)]
+        raise ValueError(f"expected a (host, port) with a port from 0 to 65535, not {address!r}")
 
 
 class UnixStreamServer(BaseServer):
@@ -358,15 +359,13 @@ class UnixStreamServer(BaseServer):
         super().__init__(server_address, RequestHandlerClass, **options)
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
-        if isinstance(address, str) and address.startswith("unix:"):
-            return super()._parse_address(address)
-        path = (
-            address
-            if isinstance(address, str)
-            else bytes(address).decode("utf-8", "surrogateescape")
-            if isinstance(address, bytes)
-            else str(address)
-        )
+        if not isinstance(address, str | bytes | os.PathLike):
+            raise ValueError(f"expected the path of a Unix socket, not {address!r}")
+        path = os.fsdecode(address)
+        if path.startswith("unix:"):
+            if self._mode is not None:
+                raise ValueError(f"give the permissions once: in {path!r} as ?mode=, or as the argument mode")
+            return super()._parse_address(path)
         return [UnixEndpoint(path, self._mode)]
 
 

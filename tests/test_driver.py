@@ -396,7 +396,14 @@ async def test_what_times_out_cannot_tell(handler: Handler) -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError("v"), KeyError(1), asyncio.CancelledError("raised"), StopIteration(1), GeneratorExit(), BaseException("b")],
+    [
+        ValueError("v"),
+        KeyError(1),
+        asyncio.CancelledError("raised"),
+        StopIteration(1),
+        GeneratorExit(),
+        BaseException("b"),
+    ],
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("reads_first", [0, 1, 3])
@@ -622,7 +629,6 @@ async def test_it_is_cancelled_right_behind_the_step_that_left_the_stream(waits:
         except asyncio.CancelledError:
             s.see("child cancelled")
         return "child's result"
-
 
     async def peer(s: Stage) -> None:
         await s.turns()

@@ -1,7 +1,14 @@
-"""Serving over real sockets: handlers, hooks, accounting, several endpoints and embedding."""
+"""Serving over real sockets: handlers, hooks, accounting, and connections that end badly."""
 
 import asyncio
+import contextvars
 import functools
+import gc
+import logging
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from conftest import check_identity, settle
@@ -10,12 +17,398 @@ import aioecho
 from aioecho.echo import Echo, Upper
 
 
+async def ask(server: aioecho.BaseServer, request: bytes, **options: Any) -> bytes:
+    """Send a request, close that side, and return all that comes back."""
+    reader, writer = await asyncio.open_connection(*server.server_address[:2], **options)
+    writer.write(request)
+    if writer.can_write_eof():
+        writer.write_eof()
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return answer
+
+
+def handler(handle: Callable[[Any], Any], **methods: Any) -> type[aioecho.StreamRequestHandler]:
+    return type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle, **methods})
+
+
 async def test_a_line_comes_back_in_upper_case() -> None:
     async with aioecho.TCPServer(("127.0.0.1", 0), Upper) as server:
-        reader, writer = await asyncio.open_connection(*server.server_address)
-        writer.write(b"Hello, Server!\n")
-        assert await reader.readline() == b"HELLO, SERVER!\n"
-        writer.close()
-        await writer.wait_closed()
+        assert await ask(server, b"Hello, Server!\n") == b"HELLO, SERVER!\n"
         await settle(lambda: server.stats.completed == 1)
         check_identity(server)
+
+
+async def test_a_handler_has_what_socketservers_has_and_its_methods_are_called_in_order() -> None:
+    calls: list[Any] = []
+
+    class Full(aioecho.StreamRequestHandler):
+        async def setup(self) -> None:
+            calls.append("setup")
+
+        async def handle(self) -> None:
+            calls.append((self.client_address, self.server, self.request == (self.reader, self.writer)))
+            assert isinstance(self.reader, aioecho.StreamReader)
+            assert isinstance(self.writer, aioecho.StreamWriter)
+            await self.send(await self.reader.read(10))
+
+        async def finish(self) -> None:
+            calls.append("finish")
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Full) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        address = writer.get_extra_info("sockname")
+        writer.write(b"x")
+        assert await reader.read() == b"x"
+        writer.close()
+    assert calls == ["setup", (address, server, True), "finish"]
+
+
+@pytest.mark.parametrize("where", ["__init__", "setup", "handle", "finish"])
+async def test_a_method_that_raises_is_reported_and_stops_nothing(where: str, caplog: pytest.LogCaptureFixture) -> None:
+    calls = []
+
+    def method(name: str) -> Any:
+        async def do(self: Any) -> None:
+            calls.append(name)
+            if name == where:
+                raise ValueError(f"in {name}")
+
+        return do
+
+    methods = {name: method(name) for name in ("setup", "handle", "finish")}
+    if where == "__init__":
+
+        def fails(self: Any, *arguments: Any) -> None:
+            raise ValueError("in __init__")
+
+        methods["__init__"] = fails
+    async with aioecho.TCPServer(("127.0.0.1", 0), type("Bad", (aioecho.StreamRequestHandler,), methods)) as server:
+        assert await ask(server, b"") == b""
+        server.RequestHandlerClass = Echo
+        assert await ask(server, b"still here") == b"still here"
+        await settle(lambda: not server.connections)
+        assert (server.stats.failed, server.stats.completed) == (1, 1)
+        check_identity(server)
+    expected = {"__init__": [], "setup": ["setup"]}.get(where, ["setup", "handle", "finish"])
+    assert calls == expected
+    [record] = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == f"in {where}"
+
+
+async def test_any_callable_makes_handlers() -> None:
+    class Greeter(aioecho.StreamRequestHandler):
+        def __init__(self, greeting: bytes, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.greeting = greeting
+
+        async def handle(self) -> None:
+            await self.send(self.greeting)
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), functools.partial(Greeter, b"hi")) as server:
+        assert await ask(server, b"") == b"hi"
+    async with aioecho.serve(lambda *arguments: Greeter(b"lo", *arguments), "tcp://127.0.0.1:0") as server:
+        assert await ask(server, b"") == b"lo"
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_verify_request_refuses_before_a_handler_is_made(is_async: bool) -> None:
+    made = []
+
+    class Picky(aioecho.TCPServer):
+        if is_async:
+
+            async def verify_request(self, request: Any, client_address: Any) -> bool:  # type: ignore[override]
+                reader, _ = request
+                return bool(await reader.readline() == b"friend\n")
+        else:
+
+            def verify_request(self, request: Any, client_address: Any) -> bool:
+                assert client_address[0] == "127.0.0.1"
+                return not self.stats.rejected
+
+    class Made(Echo):
+        def __init__(self, *arguments: Any) -> None:
+            made.append(1)
+            super().__init__(*arguments)
+
+    async with Picky(("127.0.0.1", 0), Made) as server:
+        if is_async:
+            assert await ask(server, b"foe\nx") == b""
+            assert await ask(server, b"friend\nx") == b"x"
+        else:
+            server.stats.rejected += 0
+            assert await ask(server, b"x") == b"x"
+        await settle(lambda: not server.connections)
+        assert (server.stats.rejected, server.stats.completed, len(made)) == (int(is_async), 1, 1)
+        check_identity(server)
+
+
+@pytest.mark.parametrize("error", [ValueError("of the hook"), "false"])
+async def test_verify_request_that_says_no_or_raises_serves_nobody(error: Any) -> None:
+    class Closed(aioecho.TCPServer):
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            if isinstance(error, Exception):
+                raise error
+            return False
+
+    async with Closed(("127.0.0.1", 0), Echo) as server:
+        assert await ask(server, b"") == b""
+        await settle(lambda: not server.connections)
+        assert server.stats.completed == 0
+        assert server.stats.failed + server.stats.rejected == 1
+
+
+async def test_handle_error_is_called_in_the_except_block_and_may_fail_itself(caplog: pytest.LogCaptureFixture) -> None:
+    import sys
+
+    seen = []
+
+    class Own(aioecho.TCPServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            seen.append((request[0], client_address[0], repr(sys.exception())))
+            raise LookupError("in the hook")
+
+    async def handle(self: Any) -> None:
+        raise ValueError("in the handler")
+
+    async with Own(("127.0.0.1", 0), handler(handle)) as server:
+        await ask(server, b"")
+        await settle(lambda: not server.connections)
+    [(reader, host, error)] = seen
+    assert (type(reader), host, error) == (aioecho.StreamReader, "127.0.0.1", "ValueError('in the handler')")
+    assert any(r.exc_info and isinstance(r.exc_info[1], LookupError) for r in caplog.records)
+
+
+@pytest.mark.slow
+async def test_ten_thousand_that_raise_and_ten_thousand_that_are_cancelled() -> None:
+    count = 10_000
+    errors = 0
+
+    class Quiet(aioecho.TCPServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            nonlocal errors
+            errors += 1
+
+    async def handle(self: Any) -> None:
+        if await self.reader.read(1) == b"r":
+            raise ValueError("raised")
+        asyncio.current_task().cancel()  # type: ignore[union-attr]
+        await self.reader.read(1)
+
+    async with Quiet(("127.0.0.1", 0), handler(handle)) as server:
+
+        def clients() -> None:
+            for number in range(2 * count):
+                with socket.create_connection(server.server_address) as sock:
+                    sock.sendall(b"rc"[number % 2 : number % 2 + 1])
+                    assert sock.recv(1) == b""
+
+        await asyncio.to_thread(clients)
+        await settle(lambda: not server.connections)
+        check_identity(server)
+        assert (server.stats.failed, server.stats.cancelled, errors) == (count, count, count)
+
+
+async def test_collecting_garbage_all_the_while_loses_no_parked_handler() -> None:
+    async with aioecho.TCPServer(("127.0.0.1", 0), Echo) as server:
+        pairs = [await asyncio.open_connection(*server.server_address) for _ in range(200)]
+        for _ in range(3):
+            for _, writer in pairs:
+                writer.write(b"x")
+            gc.collect()
+            for reader, _ in pairs:
+                assert await reader.readexactly(1) == b"x"
+            gc.collect()
+        for _, writer in pairs:
+            writer.close()
+
+
+async def test_an_ended_connection_leaves_nothing_for_the_garbage_collector() -> None:
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper) as server:
+
+        def clients() -> None:
+            for _ in range(20):
+                with socket.create_connection(server.server_address) as sock:
+                    sock.sendall(b"x\n")
+                    assert sock.recv(2) == b"X\n"
+
+        await asyncio.to_thread(clients)
+        await settle(lambda: not server.connections)
+        gc.collect()
+        gc.disable()
+        try:
+            await asyncio.to_thread(clients)
+            await settle(lambda: not server.connections)
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            ours = {type(each).__name__ for each in gc.garbage if type(each).__module__.startswith("aioecho.")}
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    # asyncio's own transport is in a cycle, which holds the socket.
+    assert ours <= {"_AcceptedSocket"}
+
+
+async def test_each_connection_has_its_own_context() -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+
+    async def handle(self: Any) -> None:
+        before = variable.get()
+        variable.set("set by a handler")
+        await self.reader.read(1)
+        await self.send(f"{before}/{variable.get()}".encode())
+
+    variable.set("set before the start")
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler(handle)) as server:
+        for _ in range(2):
+            assert await ask(server, b"x") == b"set before the start/set by a handler"
+    assert variable.get() == "set before the start"
+
+
+async def test_the_peer_that_half_closes_gets_all_of_a_large_reply() -> None:
+    data = bytes(range(256)) * 800
+    async with aioecho.TCPServer(("127.0.0.1", 0), Echo) as server:
+        assert await ask(server, data) == data
+
+
+async def test_a_reply_is_not_destroyed_by_what_the_peer_still_sends() -> None:
+    """The handler answers and returns with the peer in full flow: a reset would take the answer with it."""
+
+    async def handle(self: Any) -> None:
+        await self.reader.readexactly(10)
+        await self.send(b"enough")
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler(handle)) as server:
+
+        def client() -> bytes:
+            with socket.create_connection(server.server_address, timeout=5) as sock:
+                for _ in range(40):
+                    sock.sendall(b"x" * 100_000)
+                got = b"".join(iter(functools.partial(sock.recv, 100), b""))
+                sock.sendall(b"more")
+                return got
+
+        assert await asyncio.to_thread(client) == b"enough"
+
+
+async def test_a_peer_that_stays_after_the_reply_is_left_after_the_linger() -> None:
+    async def handle(self: Any) -> None:
+        await self.send(b"bye")
+
+    timeouts = aioecho.Timeouts(linger=0.05)
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler(handle), timeouts=timeouts) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        assert await reader.read() == b"bye"
+        await settle(lambda: server.stats.completed == 1 and not server.connections)
+        writer.close()
+
+
+async def test_resets_in_mid_reply_make_no_noise(caplog: pytest.LogCaptureFixture) -> None:
+    async def handle(self: Any) -> None:
+        await self.reader.readexactly(1)
+        while True:
+            await self.send(b"x" * 100_000)
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler(handle)) as server:
+
+        def client() -> None:
+            for _ in range(50):
+                sock = socket.create_connection(server.server_address)
+                sock.sendall(b"x")
+                sock.recv(1000)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                sock.close()
+
+        await asyncio.to_thread(client)
+        await settle(lambda: not server.connections)
+        check_identity(server)
+        assert server.stats.failed == 50
+        assert server.stats.reasons["connection lost"] == 50
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING and r.name.startswith("aioecho")]
+
+
+async def test_the_registry_shows_who_is_connected() -> None:
+    async with aioecho.TCPServer(("127.0.0.1", 0), Echo) as server:
+        assert not server.connections
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        writer.write(b"x")
+        await reader.read(1)
+        [connection] = server.connections
+        assert connection.client_address == writer.get_extra_info("sockname")
+        assert isinstance(connection.handler, Echo)
+        connection.abort()
+        with pytest.raises(ConnectionResetError):
+            assert await reader.read() == b""
+            raise ConnectionResetError  # closed in good order is as good
+        await settle(lambda: not server.connections)
+        check_identity(server)
+        writer.close()
+
+
+async def test_never_more_connections_than_the_limit_and_all_are_served() -> None:
+    most = 0
+
+    class Counting(Upper):
+        async def handle(self) -> None:
+            nonlocal most
+            most = max(most, len(self.server.connections))
+            await super().handle()
+
+    limits = aioecho.Limits(max_connections=5)
+    async with aioecho.TCPServer(("127.0.0.1", 0), Counting, limits=limits) as server:
+        answers = await asyncio.gather(*(ask(server, b"x\n") for _ in range(60)))
+        assert answers == [b"X\n"] * 60
+        assert most <= 5
+
+
+async def test_it_starts_once_and_knows_whether_it_serves() -> None:
+    server = aioecho.TCPServer(("127.0.0.1", 0), Echo)
+    assert not server.is_serving()
+    assert server.sockets == ()
+    assert server.server_address == ("127.0.0.1", 0)
+    await server.start()
+    assert server.is_serving()
+    assert server.server_address[1] == server.sockets[0].getsockname()[1] != 0
+    with pytest.raises(RuntimeError, match="once"):
+        await server.start()
+    await server.shutdown()
+    assert not server.is_serving()
+    with pytest.raises(RuntimeError, match="once"):
+        await server.start()
+
+
+async def test_close_stops_accepting_and_serves_on() -> None:
+    async with aioecho.TCPServer(("127.0.0.1", 0), Echo) as server:
+        address = server.server_address
+        reader, writer = await asyncio.open_connection(*address)
+        server.close()
+        server.close()
+        assert not server.is_serving()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(*address)
+        writer.write(b"still")
+        assert await reader.read(10) == b"still"
+        writer.close()
+
+
+async def test_serve_forever_returns_when_another_task_shuts_down() -> None:
+    server = aioecho.TCPServer(("127.0.0.1", 0), Echo)
+    serving = asyncio.create_task(server.serve_forever())
+    await settle(server.is_serving)
+    assert await ask(server, b"x") == b"x"
+    await server.shutdown()
+    assert await serving is None
+
+
+async def test_serve_forever_that_is_cancelled_shuts_down() -> None:
+    server = aioecho.TCPServer(("127.0.0.1", 0), Echo)
+    serving = asyncio.create_task(server.serve_forever())
+    await settle(server.is_serving)
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    assert not server.is_serving()

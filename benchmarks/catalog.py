@@ -1,0 +1,155 @@
+"""The servers that are compared, as data: how to start each, what it can take, how it looks in a picture."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from importlib import metadata
+
+__all__ = ["BASELINE", "CANDIDATE", "SERVERS", "Server", "by_name", "find_missing", "get_version"]
+
+BASELINE = "threading"  # what every ratio is against
+CANDIDATE = "aioecho"  # whose ratios the pictures and the summary show
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """One server: `module` under `benchmarks.servers` with `arguments`, and what it needs installed.
+
+    `max_clients`: how many connections it serves at a time; more would wait for ever. `threads`: its threads or
+    processes come and go, so its processor time is read from the kernel's totals, which count in steps of 10 ms.
+    `why_limited` explains `max_clients` to readers of the report.
+    """
+
+    name: str
+    label: str
+    module: str
+    arguments: tuple[str, ...] = ()
+    requires: str = ""
+    peer: bool = False
+    max_clients: int = 1_000_000
+    why_limited: str = ""
+    lines: bool = True
+    tls: bool = False
+    threads: bool = False
+    colour: str = "#777777"
+    marker: str = "o"
+    dash: str = "-"
+
+
+SERVERS = (
+    Server(
+        name="aioecho",
+        label="aioecho (uvloop)",
+        module="aioecho_handlers",
+        requires="aioecho",
+        tls=True,
+        colour="#0072b2",
+    ),
+    Server(
+        name="aioecho-asyncio",
+        label="aioecho (asyncio's loop)",
+        module="aioecho_handlers",
+        arguments=("--loop", "asyncio"),
+        requires="aioecho",
+        tls=True,
+        colour="#56b4e9",
+        marker="s",
+        dash="--",
+    ),
+    Server(
+        name="threading",
+        label="ThreadingTCPServer",
+        module="socketserver_classes",
+        arguments=("--server", "ThreadingTCPServer"),
+        tls=True,
+        threads=True,
+        colour="#d55e00",
+        marker="D",
+    ),
+    Server(
+        name="forking",
+        label="ForkingTCPServer",
+        module="socketserver_classes",
+        arguments=("--server", "ForkingTCPServer"),
+        threads=True,
+        max_clients=100,
+        why_limited="a process for each client",
+        colour="#e69f00",
+        marker="v",
+        dash="--",
+    ),
+    Server(
+        name="tcpserver",
+        label="TCPServer",
+        module="socketserver_classes",
+        arguments=("--server", "TCPServer"),
+        max_clients=1,
+        why_limited="one client at a time",
+        colour="#cc79a7",
+        marker="x",
+    ),
+    Server(
+        name="streams",
+        label="asyncio streams (uvloop)",
+        module="asyncio_streams",
+        requires="uvloop",
+        tls=True,
+        colour="#009e73",
+        marker="^",
+    ),
+    Server(
+        name="streams-asyncio",
+        label="asyncio streams (asyncio's loop)",
+        module="asyncio_streams",
+        arguments=("--loop", "asyncio"),
+        requires="uvloop",
+        tls=True,
+        colour="#009e73",
+        marker="P",
+        dash=":",
+    ),
+    Server(
+        name="protocol",
+        label="bare Protocol (uvloop)",
+        module="asyncio_protocol",
+        requires="uvloop",
+        tls=True,
+        colour="#000000",
+        marker=".",
+        dash=":",
+    ),
+    Server(name="trio", label="trio", module="trio_streams", requires="trio", peer=True, lines=False),
+    Server(name="anyio", label="AnyIO (uvloop)", module="anyio_streams", requires="anyio", peer=True),
+    Server(name="gevent", label="gevent", module="gevent_server", requires="gevent", peer=True),
+    Server(name="twisted", label="Twisted", module="twisted_protocol", requires="twisted", peer=True),
+    Server(name="tornado", label="Tornado", module="tornado_server", requires="tornado", peer=True),
+    Server(
+        name="easynetwork", label="EasyNetwork (uvloop)", module="easynetwork_server", requires="easynetwork", peer=True
+    ),
+)
+
+
+def by_name(name: str) -> Server:
+    """Find a server.
+
+    Raises:
+        KeyError: there is none of that name (caller).
+    """
+    for server in SERVERS:
+        if server.name == name:
+            return server
+    raise KeyError(name)
+
+
+def find_missing(server: Server) -> str:
+    """Name the module that the server needs and this interpreter lacks; empty where nothing is missing."""
+    return server.requires if server.requires and importlib.util.find_spec(server.requires) is None else ""
+
+
+def get_version(distribution: str) -> str | None:
+    """Tell the installed version of a distribution, None where there is none."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

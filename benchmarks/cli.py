@@ -1,0 +1,159 @@
+"""The suite's commands: `python -m benchmarks [run|report|list]`."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .catalog import SERVERS, find_missing
+from .plan import SCENARIOS, Plan, make_plan
+from .processes import ROOT
+
+__all__ = ["main"]
+
+_RESULTS = ROOT / "benchmarks" / "results"
+
+
+@click.group()
+def main() -> None:
+    """Compare aioecho with socketserver and others, on this machine."""
+
+
+@main.command("list")
+def list_command() -> None:
+    """List servers and scenarios."""
+    click.echo("servers")
+    for server in SERVERS:
+        missing = find_missing(server)
+        note = f"  (left out: {missing} is not installed)" if missing else ""
+        limit = f"  (up to {server.max_clients:,}: {server.why_limited})" if server.why_limited else ""
+        click.echo(f"  {server.name:16} {server.label}{limit}{note}")
+    click.echo("scenarios")
+    for scenario in SCENARIOS.values():
+        click.echo(f"  {scenario.name:16} {scenario.title}. {scenario.question}")
+
+
+@main.command("run")
+@click.option("--quick", is_flag=True, help="Within 3 minutes: fewer servers and loads, shorter turns.")
+@click.option("--resume", is_flag=True, help="Go on with the data file's last run.")
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), help="Data file, appended to: results/NAME.jsonl."
+)
+@click.option("--scenario", "scenarios", multiple=True, type=click.Choice(list(SCENARIOS)), help="Only these.")
+@click.option(
+    "--server", "servers", multiple=True, type=click.Choice([server.name for server in SERVERS]), help="Only these."
+)
+def run_command(
+    quick: bool, resume: bool, output: Path | None, scenarios: tuple[str, ...], servers: tuple[str, ...]
+) -> None:
+    """Measure, and append every turn to a data file as soon as it is over."""
+    _need_extra()
+    from .environment import describe_environment
+    from .runner import run_plan
+
+    plan = make_plan("quick" if quick else "full", scenarios, servers)
+    path = output or _RESULTS / f"{plan.name}.jsonl"
+    options = ["--quick"] * quick + [f"--scenario {name}" for name in scenarios] + [f"--server {n}" for n in servers]
+    header = describe_environment(" ".join(["python -m benchmarks run", *options]))
+    total = sum(plan.cost_s(cell) * len(cell.servers) for cell in plan.cells) * plan.repeats
+    click.echo(f"{_count(plan)} turns, about {total / 60:.0f} minutes; data: {_shown(path)}", err=True)
+    try:
+        with _progress(total) as report:
+            run_plan(plan, path, header, resume=resume, report=report)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    except KeyboardInterrupt:
+        click.echo("interrupted; what was measured is kept, and --resume goes on", err=True)
+        sys.exit(1)
+    click.echo("now: python -m benchmarks report", err=True)
+
+
+@main.command("report")
+@click.argument("data", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for the report: beside the data file."
+)
+@click.option(
+    "--readme",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Also refresh the block between this README's benchmark markers.",
+)
+def report_command(data: Path | None, output: Path | None, readme: Path | None) -> None:
+    """Make tables, pictures and an HTML page of DATA's last run; without DATA, of the run measured last."""
+    _need_extra()
+    from .report import refresh_readme, write_report
+
+    if data is None:
+        files = sorted(_RESULTS.glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
+        if not files:
+            raise click.UsageError("nothing has been measured yet: python -m benchmarks run --quick")
+        data = files[-1]
+    folder = output or data.with_suffix("")
+    try:
+        written = write_report(data, folder)
+        if readme is not None:
+            refresh_readme(readme, data, folder)
+            written.append(readme)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    for path in written:
+        click.echo(_shown(path))
+
+
+def _count(plan: Plan) -> int:
+    return sum(len(cell.servers) for cell in plan.cells) * plan.repeats
+
+
+def _shown(path: Path) -> str:
+    resolved = path.resolve()
+    return str(resolved.relative_to(Path.cwd())) if resolved.is_relative_to(Path.cwd()) else str(path)
+
+
+def _progress(total_s: float) -> AbstractContextManager[Callable[[str, float], None]]:
+    """Show a bar with an estimate on a terminal, a line a cell elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        seen: set[str] = set()
+
+        def say(text: str, behind_s: float) -> None:
+            cell = text.partition(",")[0]
+            if cell and cell not in seen:
+                seen.add(cell)
+                click.echo(f"{behind_s / total_s:4.0%} {cell}", err=True)
+
+        return nullcontext(say)
+    columns = (TextColumn("{task.percentage:3.0f} %"), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
+    # Nothing may draw while a turn is measured, so the bar moves only between turns.
+    progress = Progress(
+        *columns, TimeRemainingColumn(), TextColumn("{task.description}"), console=console, auto_refresh=False
+    )
+    task = progress.add_task("starting", total=total_s)
+
+    class Bar:
+        def __enter__(self) -> Callable[[str, float], None]:
+            progress.start()
+            return self.move
+
+        def __exit__(self, *error: Any) -> None:
+            progress.stop()
+
+        def move(self, text: str, behind_s: float) -> None:
+            progress.update(task, completed=behind_s, description=text)
+            progress.refresh()
+
+    return Bar()
+
+
+def _need_extra() -> None:
+    for name in ("hdrh", "jinja2", "matplotlib", "numpy", "rich"):
+        if importlib.util.find_spec(name) is None:
+            raise click.ClickException(f'pip install "aioecho[bench]" first: {name} is missing')

@@ -1,0 +1,105 @@
+"""What the rows say in words: where the candidate wins, where the baseline is as good or better, what stays open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .catalog import BASELINE, CANDIDATE, by_name
+from .plan import SCENARIOS
+from .stats import FIGURES, Ratio, Row
+
+__all__ = ["Finding", "describe_cell", "find", "format_ratio", "format_si", "write_sentences"]
+
+# Besides its own measure, what a scenario is judged by; memory only where connections idle, for there it is the point.
+_JUDGED = {"rate": ("achieved_rate", "p99_us", "server_cpu_us"), "cpu": ("server_cpu_us", "p99_us")}
+_JUDGED["memory"] = ("connection_kib",)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One figure of the candidate at one cell against the baseline.
+
+    `verdict`: "better", "worse", "same" (the interval holds 1), or "open" (no ratio, for the reason in `why`).
+    """
+
+    row: Row
+    figure: str
+    verdict: str
+    ratio: Ratio | None = None
+    why: str = ""
+
+
+def find(rows: Iterable[Row], candidate: str = CANDIDATE) -> list[Finding]:
+    """Judge the candidate's rows, figure by figure."""
+    rows = list(rows)
+    baselines = {(row.pinned, row.scenario, row.x): row for row in rows if row.server == BASELINE}
+    found = []
+    for row in rows:
+        baseline = baselines.get((row.pinned, row.scenario, row.x))
+        if row.server != candidate or baseline is None:
+            continue
+        for name in _JUDGED[SCENARIOS[row.scenario].measure]:
+            ratio = row.ratios.get(name)
+            if ratio is None:
+                at_fault = row if row.status != "measured" else baseline
+                if at_fault.status != "measured":
+                    why = f"{by_name(at_fault.server).label}: {at_fault.why}"
+                    found.append(Finding(row, name, "open", None, why))
+                continue
+            if not ratio.differs:
+                verdict = "same"
+            else:
+                verdict = "better" if (ratio.value > 1) == FIGURES[name].more_is_better else "worse"
+            found.append(Finding(row, name, verdict, ratio))
+    return found
+
+
+def format_si(number: float) -> str:
+    """Write a count as people read it: 64, 1,000, 64 KiB."""
+    return f"{number:,.0f}"
+
+
+def format_ratio(ratio: Ratio | None) -> str:
+    """Write a ratio with its interval, to three digits, as `1.42 (1.38-1.47)`."""
+    if ratio is None:
+        return "-"
+    return f"{_three(ratio.value)} ({_three(ratio.low)}-{_three(ratio.high)})"
+
+
+def _three(number: float) -> str:
+    return f"{number:.0f}" if number >= 100 else f"{number:.1f}" if number >= 10 else f"{number:.2f}"
+
+
+def describe_cell(row: Row) -> str:
+    """Name a cell in a few words, as in `slow handler, 1,000 clients`."""
+    short = {
+        "clients": "as fast as it goes, {} client{s}",
+        "rate": "fixed rate at {} % of capacity",
+        "many": "fixed rate, {} clients",
+        "slow": "slow handler, {} clients",
+        "sizes": "messages of {} bytes at a fixed rate",
+        "lines": "lines as fast as it goes, {} in flight",
+        "lines-rate": "lines at {} % of capacity",
+        "churn": "a connection per message, {} at a time",
+        "arrivals": "a connection per message at {} % of capacity",
+        "tls": "TLS at a fixed rate, {} client{s}",
+        "idle": "{} idle connections",
+    }
+    text = short.get(row.scenario, row.scenario + " {}").format(format_si(row.x), s="" if row.x == 1 else "s")
+    return text if row.pinned else f"{text}, all processors"
+
+
+def write_sentences(findings: Iterable[Finding], verdicts: tuple[str, ...]) -> list[str]:
+    """Write one sentence for each cell that has findings of these verdicts; figures that agree share it."""
+    cells: dict[str, list[str]] = {}
+    for finding in findings:
+        if finding.verdict in verdicts:
+            title = FIGURES[finding.figure].title
+            said = finding.why if finding.ratio is None else f"{title} {format_ratio(finding.ratio)} times"
+            if finding.verdict == "same":
+                said += ", no difference shown"
+            parts = cells.setdefault(describe_cell(finding.row), [])
+            if said not in parts:
+                parts.append(said)
+    return [f"{cell}: {'; '.join(parts)}" for cell, parts in cells.items()]

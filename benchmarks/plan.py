@@ -1,0 +1,207 @@
+"""What is measured: the scenarios, and the cells that a quick and a full run consist of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .catalog import SERVERS
+
+__all__ = ["SCENARIOS", "Cell", "Plan", "Scenario", "make_plan"]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One question; `axis` names what varies along its cells, `measure` is the figure that heads its ratios."""
+
+    name: str
+    title: str
+    question: str
+    axis: str
+    measure: str = "rate"  # "rate", "cpu" or "memory"
+
+
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario(
+            "clients",
+            "As fast as it goes",
+            "Closed loop, 64-byte messages: each client sends as soon as its reply has come. How many a second?",
+            "clients",
+        ),
+        Scenario(
+            "rate",
+            "At a fixed rate",
+            "Open loop, 100 clients, 64-byte messages: what does the same work cost, and how late are the replies?",
+            "percent of capacity",
+            "cpu",
+        ),
+        Scenario(
+            "many",
+            "At a fixed rate, many clients",
+            "Open loop at half of capacity: what do clients cost when each says little?",
+            "clients",
+            "cpu",
+        ),
+        Scenario(
+            "slow",
+            "A slow handler",
+            "Closed loop, each request waits 100 ms: the case people reach for threads.",
+            "clients",
+        ),
+        Scenario(
+            "churn",
+            "A connection per message",
+            "Closed loop, 16 at a time: how many clients can be taken in, served and let go?",
+            "clients at a time",
+        ),
+        Scenario(
+            "arrivals",
+            "A connection per message, at a fixed rate",
+            "Open loop at this share of capacity: what does it cost to take a client in and let it go?",
+            "percent of capacity",
+            "cpu",
+        ),
+        Scenario("sizes", "By message size", "Open loop at half of capacity, 10 clients.", "bytes per message", "cpu"),
+        Scenario(
+            "lines",
+            "Lines, as fast as it goes",
+            "Closed loop, 100 clients, 64-byte lines: how many can be read one by one?",
+            "lines in flight on each connection",
+        ),
+        Scenario(
+            "lines-rate",
+            "Lines, at a fixed rate",
+            "Open loop, 100 clients, 64-byte lines: what does one cost?",
+            "percent of capacity",
+            "cpu",
+        ),
+        Scenario("tls", "TLS, at a fixed rate", "Open loop at half of capacity, 64-byte messages.", "clients", "cpu"),
+        Scenario("idle", "Idle clients", "What does a client cost that says nothing?", "connections", "memory"),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One load on several servers, who take turns. `x` is where it stands on its scenario's axis.
+
+    `pinned`: server and generator each keep to a processor of their own; otherwise the server may use all of them.
+    `fraction`: open loop at this share of what the slowest of the servers carries in closed loop, or of what the
+    generator can send at fixed times if that is less.
+    """
+
+    scenario: str
+    x: int
+    servers: tuple[str, ...]
+    pinned: bool = True
+    clients: int = 100
+    size_bytes: int = 64
+    depth: int = 1
+    lines: bool = False
+    delay_s: float = 0.0
+    churn: bool = False
+    tls: bool = False
+    fraction: float | None = None
+    idle: bool = False
+
+    @property
+    def key(self) -> str:
+        """Identify the cell in the data."""
+        return f"{'pinned' if self.pinned else 'free'}/{self.scenario}/{self.x}"
+
+    @property
+    def launch(self) -> tuple[object, ...]:
+        """What the servers must be started with; cells alike in it share the processes. Idle ones need fresh ones."""
+        return (self.pinned, self.lines, self.delay_s, self.tls, self.key if self.idle else "")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run: its cells in order, how often each is repeated, and for how long a load is measured, in seconds."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    repeats: int
+    duration_s: float
+    warmup_s: float
+
+    def cost_s(self, cell: Cell) -> float:
+        """Estimate how long one server's one turn at a cell takes, in seconds."""
+        if cell.idle:
+            return 1.0 + cell.clients / 2500
+        return self.duration_s + self.warmup_s + 0.15 + cell.clients / 2000 + 2 * cell.delay_s
+
+
+_CORE = tuple(server.name for server in SERVERS if not server.peer)
+_PEERS = tuple(server.name for server in SERVERS if server.peer)
+_MAIN = ("aioecho", "aioecho-asyncio", "threading", "streams", "streams-asyncio", "protocol")
+_FEW = ("aioecho", "threading", "streams", "protocol")
+_WAITING = ("aioecho", "threading", "streams")
+
+
+def make_plan(name: str, scenarios: Iterable[str] = (), servers: Iterable[str] = ()) -> Plan:
+    """Make the plan `quick` or `full`, narrowed to some scenarios or servers where any are named."""
+    cells = _quick_cells() if name == "quick" else _full_cells()
+    wanted, chosen = set(scenarios) or set(SCENARIOS), set(servers) or {server.name for server in SERVERS}
+    limits = {server.name: server for server in SERVERS}
+    kept = []
+    for cell in cells:
+        able = tuple(
+            server
+            for server in cell.servers
+            if server in chosen
+            and (cell.churn or cell.clients <= limits[server].max_clients)
+            and (limits[server].lines or not cell.lines)
+            and (limits[server].tls or not cell.tls)
+        )
+        if cell.scenario in wanted and able:
+            kept.append(Cell(**{**cell.__dict__, "servers": able}))
+    # Cells that share processes come one after another, in the order in which their first one was named.
+    order = {cell.launch: i for i, cell in reversed(list(enumerate(kept)))}
+    kept.sort(key=lambda cell: order[cell.launch])
+    return Plan(name, tuple(kept), 5, *((0.3, 0.1) if name == "quick" else (0.8, 0.25)))
+
+
+def _quick_cells() -> list[Cell]:
+    return [
+        *(Cell(scenario="clients", x=n, clients=n, servers=_FEW) for n in (1, 100, 1000)),
+        Cell(scenario="rate", x=50, fraction=0.5, servers=_FEW),
+        Cell(scenario="arrivals", x=50, fraction=0.5, clients=50, churn=True, servers=_FEW),
+        Cell(scenario="sizes", x=65_536, fraction=0.5, clients=10, size_bytes=65_536, servers=_FEW),
+        Cell(scenario="lines-rate", x=50, fraction=0.5, lines=True, servers=_FEW),
+        *(Cell(scenario="slow", x=n, clients=n, delay_s=0.1, servers=_WAITING) for n in (100, 1000)),
+        Cell(scenario="idle", x=1000, clients=1000, idle=True, servers=_FEW),
+        Cell(scenario="clients", x=100, clients=100, pinned=False, servers=_FEW),
+        Cell(scenario="rate", x=50, fraction=0.5, pinned=False, servers=_FEW),
+    ]
+
+
+def _full_cells() -> list[Cell]:
+    return [
+        *(
+            Cell(scenario="clients", x=n, clients=n, servers=_CORE + _PEERS if n == 100 else _CORE)
+            for n in (1, 10, 100, 1000, 5000)
+        ),
+        *(Cell(scenario="rate", x=percent, fraction=percent / 100, servers=_MAIN) for percent in (25, 50, 75)),
+        *(Cell(scenario="many", x=n, clients=n, fraction=0.5, servers=_FEW) for n in (1000, 5000)),
+        Cell(scenario="churn", x=16, clients=16, churn=True, servers=_CORE + _PEERS),
+        Cell(scenario="arrivals", x=50, fraction=0.5, clients=50, churn=True, servers=_MAIN),
+        *(
+            Cell(scenario="sizes", x=size, fraction=0.5, clients=10, size_bytes=size, servers=_FEW)
+            for size in (64, 1024, 16_384, 131_072, 1_048_576)
+        ),
+        *(Cell(scenario="lines", x=n, depth=n, lines=True, servers=(*_MAIN, *_PEERS)) for n in (1, 16)),
+        Cell(scenario="lines-rate", x=50, fraction=0.5, lines=True, servers=_MAIN),
+        *(Cell(scenario="slow", x=n, clients=n, delay_s=0.1, servers=_WAITING) for n in (10, 100, 1000, 5000)),
+        *(Cell(scenario="tls", x=n, clients=n, tls=True, fraction=0.5, servers=_FEW) for n in (10, 100)),
+        *(
+            Cell(scenario="idle", x=n, clients=n, idle=True, servers=_MAIN + _PEERS if n == 1000 else _MAIN)
+            for n in (100, 1000, 5000)
+        ),
+        *(Cell(scenario="clients", x=n, clients=n, pinned=False, servers=_FEW) for n in (1, 10, 100, 1000)),
+        Cell(scenario="rate", x=50, fraction=0.5, pinned=False, servers=_FEW),
+        Cell(scenario="arrivals", x=50, fraction=0.5, clients=50, churn=True, pinned=False, servers=_FEW),
+        Cell(scenario="slow", x=1000, clients=1000, delay_s=0.1, pinned=False, servers=_WAITING),
+    ]

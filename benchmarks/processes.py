@@ -1,0 +1,141 @@
+"""Servers as processes: starting, pinning, ending them, and reading from /proc what they use."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from .catalog import Server
+
+__all__ = ["HOST", "ROOT", "ServerProcess", "choose_processors"]
+
+HOST = "127.0.0.1"
+ROOT = Path(__file__).resolve().parent.parent
+_START_TIMEOUT_S = 20.0
+_CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def choose_processors() -> tuple[int, int] | None:
+    """Choose one processor for servers and another for the generator; None where this process may use only one."""
+    allowed = sorted(os.sched_getaffinity(0))
+    return (allowed[0], allowed[-1]) if len(allowed) > 1 else None
+
+
+class ServerProcess:
+    """A context manager that starts a server on a free port of 127.0.0.1 and kills it with all it started.
+
+    Raises:
+        OSError: the server ended or did not listen within 20 seconds; its last words are in the message (system).
+    """
+
+    def __init__(self, server: Server, arguments: tuple[str, ...] = (), processors: set[int] | None = None) -> None:
+        self.server = server
+        self.arguments = arguments
+        self.processors = processors
+        self.port = 0
+
+    def __enter__(self) -> Self:
+        self.launch()
+        try:
+            self.wait_until_listening()
+        except OSError:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    def launch(self) -> None:
+        """Start the process and return at once."""
+        with socket.create_server((HOST, 0)) as free:
+            self.port = free.getsockname()[1]
+        self.words = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in stop()
+        module = f"benchmarks.servers.{self.server.module}"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, *self.server.arguments, str(self.port), *self.arguments],
+            cwd=ROOT,
+            stdout=self.words,
+            stderr=self.words,
+            start_new_session=True,
+        )
+
+    def wait_until_listening(self) -> None:
+        """Wait until it takes connections, then pin it to its processors (starting up is quicker on all of them)."""
+        end = time.monotonic() + _START_TIMEOUT_S
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection((HOST, self.port), 1):
+                break
+            if self.process.poll() is not None or time.monotonic() > end:
+                self.words.seek(0)
+                said = self.words.read().strip().rpartition("\n")[2]
+                raise OSError(f"{self.server.label} does not listen: {said or 'it said nothing'}")
+            time.sleep(0.02)
+        if self.processors is not None:
+            for task in os.listdir(f"/proc/{self.process.pid}/task"):
+                os.sched_setaffinity(int(task), self.processors)
+
+    def stop(self) -> None:
+        """Kill the process and all that it started, and wait for its end."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.words.close()
+
+    def cpu_s(self, *, coarse: bool = True) -> float:
+        """Read the processor time used so far by the server and its children, in seconds.
+
+        Where threads or processes come and go, only the kernel's totals hold those that have ended; they count in steps
+        of 10 ms. With `coarse` false they are read thread by thread all the same, for a load that keeps them alive.
+        """
+        if self.server.threads and coarse:
+            ticks = 0
+            for member in self._family():
+                with contextlib.suppress(OSError):
+                    fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
+                    ticks += sum(map(int, fields[11:15]))  # utime, stime, and those of children that have ended
+            return ticks / _CLOCK_TICKS
+        total = 0
+        for member in self._family():
+            for task in os.listdir(f"/proc/{member}/task"):
+                with contextlib.suppress(OSError):
+                    total += int(Path(f"/proc/{member}/task/{task}/schedstat").read_text().split()[0])
+        return total / 1e9
+
+    def memory_kib(self) -> int:
+        """Read the memory in use by the server and its children: pages shared with others count in part (PSS)."""
+        total = 0
+        for member in self._family():
+            with contextlib.suppress(OSError):
+                for line in Path(f"/proc/{member}/smaps_rollup").read_text().splitlines():
+                    if line.startswith("Pss:"):
+                        total += int(line.split()[1])
+        return total
+
+    def settle(self, timeout_s: float = 3.0) -> None:
+        """Wait until it has cleaned up after the last load, so that the next server has the processor to itself."""
+        end = time.monotonic() + timeout_s
+        before = self.cpu_s()
+        while time.monotonic() < end:
+            time.sleep(0.03)
+            after = self.cpu_s()
+            if after - before < 0.002:
+                return
+            before = after
+
+    def _family(self) -> list[int]:
+        """List the server and the children of main threads, which are who forks here; to ask 5,000 threads is slow."""
+        members = [self.process.pid]
+        for member in members:
+            with contextlib.suppress(OSError):
+                members += map(int, Path(f"/proc/{member}/task/{member}/children").read_text().split())
+        return members

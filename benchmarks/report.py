@@ -1,0 +1,189 @@
+"""Make a run's report: Markdown, pictures, one HTML page with all of it, and the README's block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .catalog import BASELINE, CANDIDATE, by_name
+from .findings import find, write_sentences
+from .plots import draw_all
+from .runner import Sample, last_run, read_lines
+from .stats import Row, make_rows
+from .tables import Table, make_summary, make_tables, to_markdown
+
+__all__ = ["README_BEGIN", "README_END", "refresh_readme", "write_report"]
+
+README_BEGIN, README_END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+
+_METHOD = (
+    "Every server is a process of its own and sends back what it gets; every reply is compared with what was sent.",
+    "Figures are medians, least and greatest in brackets; servers take turns, round after round. Ratios are of "
+    "medians, their 95 % intervals by bootstrap over rounds.",
+    "A row in which a message was lost is void. A row in which the generator used over 90 % of its processor is "
+    "generator-bound: its figures are a lower bound for the server and give no ratio.",
+    "Capacity is what the slowest of a table's servers carried in closed loop just before, or 40,000 messages a second "
+    "if that is less: what the generator can send at fixed times.",
+    "Closed loop hides stalls (while a server stands still nothing is sent), so compare latencies in the open-loop "
+    "tables, where they count from the moment a message was due.",
+)
+
+
+def write_report(data: Path, folder: Path) -> list[Path]:
+    """Write `report.md`, `report.html` and the pictures of a data file's last run into `folder`.
+
+    Raises:
+        ValueError: the file holds no run, or a run without any turn (caller).
+    """
+    lines, rows = _load(data)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (*folder.glob("*.png"), *folder.glob("*.svg")):
+        old.unlink()
+    drawn = draw_all(rows, folder)
+    page = _describe(lines, rows)
+    (folder / "report.md").write_text(_markdown(page, drawn))
+    (folder / "report.html").write_text(_html(page, drawn, folder))
+    return [folder / "report.html", folder / "report.md", *(folder / f"{name}.svg" for name in drawn)]
+
+
+def refresh_readme(readme: Path, data: Path, folder: Path) -> None:
+    """Replace what stands between the README's two benchmark markers by the run's chart, table and findings.
+
+    Raises:
+        ValueError: the README lacks the markers (caller).
+    """
+    text = readme.read_text()
+    begin, end = text.find(README_BEGIN), text.find(README_END)
+    if begin < 0 or end < begin:
+        raise ValueError(f"{readme.name} has no lines {README_BEGIN} and {README_END}")
+    lines, rows = _load(data)
+    page = _describe(lines, rows)
+    where = folder.resolve().relative_to(readme.resolve().parent).as_posix()
+    environment = page["environment"]
+    candidate, baseline = by_name(CANDIDATE).label, by_name(BASELINE).label
+    block = [
+        README_BEGIN,
+        f"![How many times better {candidate} is than {baseline}, by load]({where}/ratios.svg)",
+        "",
+        f"Measured by `{environment['command']}` on {environment['processors']} processors "
+        f"({environment['processor']}), {environment['python']}, uvloop {environment['versions'].get('uvloop', '-')}; "
+        f"medians of {page['repeats']} turns, server and generator on a processor each.",
+        "",
+        to_markdown(page["summary"]),
+        "",
+        f"Where {baseline} is as good or better:",
+        "",
+        *(f"- {sentence}" for sentence in page["not_better"] or ["nowhere among the loads that gave a ratio"]),
+        "",
+        f"All tables, the environment and the method: [{where}/report.md]({where}/report.md).",
+    ]
+    readme.write_text(text[:begin] + "\n".join(block) + "\n" + text[end:])
+
+
+def _load(data: Path) -> tuple[list[Sample], list[Row]]:
+    lines = last_run(read_lines(data))
+    rows = make_rows(lines)
+    if not rows:
+        raise ValueError(f"{data.name} holds no run with anything measured")
+    return lines, rows
+
+
+def _describe(lines: Sequence[Sample], rows: Sequence[Row]) -> dict[str, Any]:
+    """Gather what both the Markdown and the HTML report say."""
+    findings = find(rows)
+    header = lines[0]
+    left_out = dict.fromkeys(
+        f"{by_name(line['server']).label if 'server' in line else line['cell']}: {line['why']}"
+        for line in lines
+        if line.get("kind") == "left out"
+    )
+    missing = [f"resumed at {line['started_at']}" for line in lines if line.get("kind") == "resumed"]
+    return {
+        "environment": header,
+        "facts": {
+            "command": f"{header['command']}",
+            "started": header["started_at"],
+            "commit": header.get("commit") or "unknown",
+            "Python": header["python"],
+            "system": header["system"],
+            "processors": f"{header['processors']} x {header['processor']}",
+            "memory": f"{header['memory_gib']} GiB",
+            "versions": ", ".join(f"{name} {version}" for name, version in header["versions"].items()),
+            "TLS": header["openssl"],
+            "pinning": header["pinning"],
+            "fairness": header["fairness"],
+        },
+        "repeats": max(spread.count for row in rows for spread in row.figures.values()),
+        "remarks": [*left_out, *missing],
+        "method": _METHOD,
+        "summary": make_summary(rows),
+        "better": write_sentences(findings, ("better",)),
+        "not_better": write_sentences(findings, ("worse", "same")),
+        "open": write_sentences(findings, ("open",)),
+        "pinned": make_tables(rows, pinned=True),
+        "free": make_tables(rows, pinned=False),
+        "free_note": _describe_sharing(rows),
+        "candidate": by_name(CANDIDATE).label,
+        "baseline": by_name(BASELINE).label,
+    }
+
+
+def _describe_sharing(rows: Sequence[Row]) -> str:
+    """Say how much of the processors server and generator used together where the server was free to choose."""
+    sums = [
+        row.server_cpu_share + row.generator_cpu_share
+        for row in rows
+        if not row.pinned and row.server_cpu_share and row.generator_cpu_share and row.scenario == "clients"
+    ]
+    if not sums:
+        return ""
+    text = f"As fast as it goes, server and generator together used {min(sums):.2f} to {max(sums):.2f} processors."
+    if max(sums) < 1.1:
+        text += " So the kernel ran both on one, and the other stood idle: compare these tables among themselves only."
+    return text
+
+
+def _markdown(page: dict[str, Any], drawn: dict[str, str]) -> str:
+    def bullets(items: Sequence[str], otherwise: str) -> list[str]:
+        return [f"- {item}" for item in items or [otherwise]]
+
+    def section(tables: Sequence[Table]) -> list[str]:
+        return [text for t in tables for text in (f"### {t.title}", "", t.note, "", to_markdown(t), "")]
+
+    parts = ["# Benchmarks", ""]
+    parts += [f"- {name}: {'`' + value + '`' if name == 'command' else value}" for name, value in page["facts"].items()]
+    parts += ["", "## How to read this", "", *bullets(page["method"], ""), ""]
+    if page["remarks"]:
+        parts += ["Left out or interrupted:", "", *bullets(page["remarks"], ""), ""]
+    parts += [f"## {page['candidate']} against {page['baseline']}", ""]
+    if "ratios" in drawn:
+        parts += [f"![{drawn['ratios']}](ratios.svg)", ""]
+    parts += [f"Better than {page['baseline']}:", "", *bullets(page["better"], "nowhere"), ""]
+    parts += [f"{page['baseline']} as good or better:", "", *bullets(page["not_better"], "nowhere"), ""]
+    parts += ["No ratio:", "", *bullets(page["open"], "none missing"), ""]
+    parts += ["## Server and generator on a processor each", "", *section(page["pinned"])]
+    if page["free"]:
+        parts += ["## Server free to use all processors", "", page["free_note"], "", *section(page["free"])]
+    parts += ["## Pictures", ""]
+    parts += [text for name, title in drawn.items() for text in (f"### {title}", "", f"![{title}]({name}.svg)", "")]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _html(page: dict[str, Any], drawn: dict[str, str], folder: Path) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pictures = {}
+    for name, title in drawn.items():
+        svg = (folder / f"{name}.svg").read_text()
+        # Each picture has ids of its own, and an XML prologue that HTML does not want.
+        svg = svg[svg.index("<svg") :].replace('id="', f'id="{name}-').replace("url(#", f"url(#{name}-")
+        pictures[name] = (title, svg.replace('href="#', f'href="#{name}-'))
+    return environment.get_template("report.html.j2").render(**page, pictures=pictures)

@@ -1,0 +1,5 @@
+"""The servers that are compared, one module each: `python -m benchmarks.servers.NAME PORT [--help]`.
+
+All do the same on 127.0.0.1: send back what comes (`--mode echo`, chunks as they arrive; `--mode lines`, line by line),
+each after waiting `--delay` seconds, over TLS with `--cert` and `--key`.
+"""

@@ -1,0 +1,53 @@
+"""A bare asyncio.Protocol on uvloop, no coroutine and no object but the protocol: the floor for Python on this loop."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+import uvloop
+
+from ._options import BACKLOG, HOST, read_options
+
+options = read_options()
+
+
+class Echo(asyncio.Protocol):
+    """Send back each chunk."""
+
+    transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport; uvloop's is no subclass of asyncio.Transport, hence the cast."""
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Reply, later if told so."""
+        if options.delay_s:
+            asyncio.get_running_loop().call_later(options.delay_s, self.transport.write, data)
+        else:
+            self.transport.write(data)
+
+
+class Lines(Echo):
+    """Send back each line."""
+
+    rest = b""
+
+    def data_received(self, data: bytes) -> None:
+        """Cut what came into lines, and reply to each."""
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        for line in lines:
+            self.transport.write(line + b"\n")
+
+
+async def main() -> None:
+    """Serve until killed."""
+    protocol = Lines if options.mode == "lines" else Echo
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(protocol, HOST, options.port, backlog=BACKLOG, ssl=options.tls)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

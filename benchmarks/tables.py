@@ -1,0 +1,127 @@
+"""Rows as tables: which columns a scenario shows, and how a figure, its spread and its ratio are written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .catalog import BASELINE, SERVERS, by_name
+from .findings import describe_cell, find, format_ratio, format_si
+from .plan import SCENARIOS
+from .stats import FIGURES, Row, Spread
+
+__all__ = ["Table", "make_summary", "make_tables", "to_markdown"]
+
+_ORDER = {server.name: i for i, server in enumerate(SERVERS)}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table of text; `numeric` says which columns align right."""
+
+    title: str
+    note: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: tuple[bool, ...]
+
+
+def make_tables(rows: Sequence[Row], *, pinned: bool) -> list[Table]:
+    """Make one table for each scenario that has rows, in the scenarios' order."""
+    tables = []
+    for scenario in SCENARIOS.values():
+        mine = sorted(
+            (row for row in rows if row.scenario == scenario.name and row.pinned == pinned),
+            key=lambda row: (row.x, _ORDER.get(row.server, 0)),
+        )
+        if mine:
+            tables.append(_make_table(mine))
+    return tables
+
+
+def _make_table(rows: Sequence[Row]) -> Table:
+    scenario = SCENARIOS[rows[0].scenario]
+    baseline = by_name(BASELINE).label
+    ratios: tuple[str, ...]
+    if scenario.measure == "memory":
+        columns = {"memory, MiB": "memory_kib", "KiB per connection": "connection_kib"}
+        ratios = ("connection_kib",)
+    else:
+        columns = {"messages/s": "achieved_rate", "p50, us": "p50_us", "p99, us": "p99_us"}
+        columns |= {"processor us/message": "server_cpu_us", "memory, MiB": "memory_kib"}
+        ratios = ("achieved_rate", "server_cpu_us") if scenario.measure == "rate" else ("server_cpu_us", "p99_us")
+    names = {"achieved_rate": "messages", "server_cpu_us": "processor time", "p99_us": "p99"}
+    names["connection_kib"] = "per connection"
+    header = (scenario.axis, "server", *columns, *(f"{names[name]}, times {baseline}" for name in ratios))
+    body, last = [], None
+    for row in rows:
+        x = "" if row.x == last else format_si(row.x)
+        last = row.x
+        label = by_name(row.server).label
+        if row.status == "void":
+            body.append((x, label, f"void: {row.why}", *[""] * (len(header) - 3)))
+            continue
+        cells = [_write(row.figures.get(name), name) for name in columns.values()]
+        if row.server == BASELINE and row.status == "measured":
+            compared = ["1"] * len(ratios)
+        elif row.status == "bound":
+            compared = ["generator-bound"] * len(ratios)
+        else:
+            compared = [format_ratio(row.ratios.get(name)) for name in ratios]
+        body.append((x, label, *cells, *compared))
+    offered = sorted({(row.x, row.offered_rate) for row in rows if row.offered_rate})
+    note = scenario.question
+    if offered:
+        rates = ", ".join(f"{rate:,.0f}" for _, rate in offered)
+        note += f" Offered, messages a second: {rates}."
+    return Table(scenario.title, note, header, tuple(body), (True, False, *[True] * (len(header) - 2)))
+
+
+def _write(spread: Spread | None, name: str) -> str:
+    """Write a median with least and greatest in brackets."""
+    if spread is None:
+        return "-"
+    scale, digits = (1024, 1) if name == "memory_kib" else (1, 0)
+    if name in ("server_cpu_us", "connection_kib"):
+        digits = 2
+    median, least, greatest = (
+        f"{value / scale:,.{digits}f}" for value in (spread.median, spread.least, spread.greatest)
+    )
+    return f"{median} ({least}-{greatest})"
+
+
+def make_summary(rows: Sequence[Row]) -> Table:
+    """Make the short table for a README: the candidate against the baseline, a line a cell, its main figure."""
+    body = []
+    main = {"rate": "achieved_rate", "cpu": "server_cpu_us", "memory": "connection_kib"}
+    baselines = {(row.pinned, row.scenario, row.x): row for row in rows if row.server == BASELINE}
+    for finding in find(rows):
+        row = finding.row
+        if finding.ratio is None or not row.pinned or finding.figure != main[SCENARIOS[row.scenario].measure]:
+            continue
+        theirs = baselines[row.pinned, row.scenario, row.x].figures[finding.figure]
+        mine = row.figures[finding.figure]
+        figure = FIGURES[finding.figure]
+        digits = 0 if mine.median >= 1000 else 1
+        what = f"{figure.title}, {figure.unit}"
+        body.append(
+            (
+                describe_cell(row),
+                what,
+                f"{theirs.median:,.{digits}f}",
+                f"{mine.median:,.{digits}f}",
+                format_ratio(finding.ratio),
+            )
+        )
+    header = ("load", "figure", by_name(BASELINE).label, "aioecho (uvloop)", "ratio (95 % interval)")
+    return Table("", "", header, tuple(body), (False, False, True, True, True))
+
+
+def to_markdown(table: Table) -> str:
+    """Write a table in GitHub's Markdown."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rule = "|" + "|".join("--:" if numeric else "---" for numeric in table.numeric) + "|"
+    return "\n".join([line(table.header), rule, *map(line, table.rows)])

@@ -1,0 +1,114 @@
+"""Programs that tests start: servers and clients as processes of their own, ended by their process ids."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from signal import SIGKILL, SIGTERM
+from typing import Any, Self
+
+__all__ = ["ROOT", "Program", "ask", "connect", "read_line"]
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Program:
+    """A process; at the end of ``with`` it is gone, whatever happened. Its stderr is kept in a file, and so never blocks it."""
+
+    def __init__(self, *command: str | Path, cwd: Path | None = None, **options: Any) -> None:
+        # Found also where it is not installed, and from any folder; a handler's module is to be found as by a user.
+        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
+        environment.update(options.pop("env", {}))
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
+        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "start_new_session": True, **options}
+        self.process = subprocess.Popen(
+            [str(part) for part in command], cwd=cwd, env=environment, stderr=self.errors, **options
+        )
+
+    @classmethod
+    def aioecho(cls, *arguments: str | Path, **options: Any) -> Self:
+        """Start ``python -m aioecho`` with these arguments."""
+        return cls(sys.executable, "-m", "aioecho", *arguments, **options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, SIGKILL)  # a group of its own: a shell's children end with it
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):  # it had unsent data for the process that was killed
+                    pipe.close()
+        self.errors.close()
+
+    def stderr(self) -> str:
+        """Return what it has written to stderr by now."""
+        return os.pread(self.errors.fileno(), 10**6, 0).decode()
+
+    def line(self) -> str:
+        """Return the next line of its stdout."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().decode().rstrip("\n")
+
+    def listening(self) -> str:
+        """Return the endpoint of its next "listening on" line."""
+        line = self.line()
+        assert line.startswith("listening on "), (line, self.stderr())
+        return line.removeprefix("listening on ")
+
+    def signal(self, number: int = SIGTERM) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """Return its exit status, once it has ended."""
+        return self.process.wait(timeout=40)
+
+    def stop(self, number: int = SIGTERM) -> int:
+        """Send it a signal and return its exit status."""
+        self.signal(number)
+        return self.wait()
+
+    def end(self, timeout: float = 40) -> tuple[int, bytes, str]:
+        """Return its exit status, the rest of its stdout, and its stderr, once it has ended."""
+        output, _ = self.process.communicate(timeout=timeout)
+        return self.process.returncode, output, self.stderr()
+
+
+def connect(endpoint: str, timeout: float = 30) -> socket.socket:
+    """Return a socket that is connected to an endpoint, and does not wait for ever."""
+    kind, _, rest = endpoint.partition(":")
+    if kind == "unix":
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(rest.replace("@", "\0", 1) if rest.startswith("@") else rest)
+    else:
+        host, _, port = rest.removeprefix("//").rpartition(":")
+        sock = socket.create_connection((host.strip("[]").replace("*", "127.0.0.1"), int(port)))
+    sock.settimeout(timeout)
+    return sock
+
+
+def ask(endpoint_or_socket: str | socket.socket, sent: bytes = b"") -> bytes:
+    """Send bytes and the end of the stream, and return all that comes back."""
+    sock = connect(endpoint_or_socket) if isinstance(endpoint_or_socket, str) else endpoint_or_socket
+    with sock:
+        sock.sendall(sent)
+        sock.shutdown(socket.SHUT_WR)
+        received: list[bytes] = []
+        while chunk := sock.recv(2**16):
+            received.append(chunk)
+    return b"".join(received)
+
+
+def read_line(sock: socket.socket) -> bytes:
+    """Return the next line from a socket, or what there is at the end."""
+    line = b""
+    while not line.endswith(b"\n") and (byte := sock.recv(1)):
+        line += byte
+    return line

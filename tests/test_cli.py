@@ -1,0 +1,664 @@
+"""The command line as users meet it: real processes, their output and their exit status."""
+
+import os
+import platform
+import re
+import shutil
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from programs import Program, ask, connect, read_line
+
+import aioecho
+
+ANYWHERE = ("--bind", "tcp://127.0.0.1:0")
+SIGNALS = [signal.SIGTERM, signal.SIGINT]
+
+# A handler that answers at once, works for as many seconds as it was told, and answers again.
+SLOW = """
+import asyncio
+import aioecho
+
+class Slow(aioecho.StreamRequestHandler):
+    async def handle(self):
+        seconds = await self.reader.readline()
+        await self.send(b"begun\\n")
+        await asyncio.sleep(float(seconds or 0))
+        await self.send(b"done\\n")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "slow.py").write_text(SLOW)
+    return tmp_path
+
+
+@contextmanager
+def serving(*arguments: str | Path, **options: object) -> Iterator[tuple[Program, str]]:
+    """Run a server on some port; its endpoint comes with it."""
+    with Program.aioecho("serve", *arguments, *ANYWHERE, **options) as server:
+        yield server, server.listening()
+
+
+def run(*arguments: str | Path, **options: object) -> tuple[int, bytes, str]:
+    """Run the command line to its end: exit status, stdout, stderr."""
+    with Program.aioecho(*arguments, **options) as program:
+        return program.end()
+
+
+def check_mistake(outcome: tuple[int, bytes, str], *expected: str, status: int = 2) -> None:
+    """What went wrong is said in one line, without a traceback."""
+    code, output, errors = outcome
+    assert code == status, errors
+    assert output == b""
+    lines = [line for line in errors.splitlines() if not re.match(r"\d{4}-\d\d-\d\d .* INFO ", line)]
+    assert len(lines) == 1, errors
+    assert lines[0].startswith("Error: ")
+    for part in expected:
+        assert part in lines[0]
+
+
+# Serving
+
+
+def test_alone_it_serves_echo_on_port_9999() -> None:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", 9999))
+        except OSError:
+            pytest.skip("port 9999 is taken")
+    with Program.aioecho() as server:
+        assert server.listening() == "tcp://127.0.0.1:9999"
+        assert ask("tcp://127.0.0.1:9999", b"Hello, Server!\n") == b"Hello, Server!\n"
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize("handler", ["echo", "upper", "discard", "chargen", "daytime", "time"])
+def test_each_ready_made_handler_is_served(handler: str) -> None:
+    with serving(handler) as (server, endpoint):
+        received = ask(endpoint, b"Hello, Server!\n")
+        match handler:
+            case "echo":
+                assert received == b"Hello, Server!\n"
+            case "upper":
+                assert received == b"HELLO, SERVER!\n"
+            case "discard":
+                assert received == b""
+            case "chargen":
+                assert received.startswith(b' !"#$%&')
+            case "daytime":
+                assert received.endswith(b"-UTC\r\n")
+            case "time":
+                assert abs(struct.unpack("!L", received)[0] - 2_208_988_800 - time.time()) < 10
+        assert server.stop() == 0
+        assert server.process.stdout.read() == b""  # type: ignore[union-attr]
+        assert "Traceback" not in server.stderr()
+
+
+def check_line(program: Program) -> None:
+    """A client that copies its stdin to the server, and the server's answer to its stdout, gets it in upper case."""
+    assert program.process.stdin is not None
+    program.process.stdin.write(b"Hello, Server!\n")
+    program.process.stdin.flush()
+    assert program.line() == "HELLO, SERVER!", program.stderr()
+
+
+@pytest.mark.skipif(shutil.which("nc") is None, reason="there is no nc on this machine")
+def test_nc_is_answered() -> None:
+    with serving("upper") as (server, endpoint):
+        host, port = endpoint.removeprefix("tcp://").split(":")
+        with Program("nc", host, port, stdin=subprocess.PIPE) as client:
+            check_line(client)
+        assert server.stop() == 0
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl on this machine")
+@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
+def test_openssl_is_answered_over_tls(tls: SimpleNamespace, version: str) -> None:
+    with serving("upper", "--ssl-certfile", tls.files.server) as (server, endpoint):
+        address = endpoint.removeprefix("tcp://")
+        trust = ("-CAfile", tls.files.ca, "-verify_return_error")
+        command = ("openssl", "s_client", "-quiet", version, *trust, "-connect", address)
+        with Program(*command, stdin=subprocess.PIPE) as client:
+            check_line(client)
+        assert server.stop() == 0
+        assert "Traceback" not in server.stderr()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl on this machine")
+def test_mutual_tls_serves_openssl_with_a_certificate_and_none_without(tls: SimpleNamespace) -> None:
+    files = tls.files
+    arguments = ("upper", "--ssl-certfile", files.server, "--ssl-ca-certs", files.ca)
+    with serving(*arguments) as (server, endpoint):
+        command = ("openssl", "s_client", "-quiet", "-CAfile", files.ca, "-connect", endpoint.removeprefix("tcp://"))
+        with Program(*command, "-cert", files.client, "-key", files.client, stdin=subprocess.PIPE) as client:
+            check_line(client)
+        with Program(*command, stdin=subprocess.PIPE) as client:
+            _, output, _ = client.end()
+            assert output == b""
+        assert server.stop() == 0
+        assert "no TLS handshake with" in server.stderr()
+        assert "Traceback" not in server.stderr()
+
+
+def test_a_private_key_in_a_file_of_its_own_may_have_a_password(tls: SimpleNamespace, tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives import serialization
+
+    pem = tls.files.server.read_bytes()
+    key = serialization.load_pem_private_key(pem, None)
+    (tmp_path / "key.pem").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    (tmp_path / "cert.pem").write_bytes(pem[pem.index(b"-----BEGIN CERTIFICATE") :])
+    files = ("--ssl-certfile", tmp_path / "cert.pem", "--ssl-keyfile", tmp_path / "key.pem")
+    with (
+        serving("upper", *files, "--ssl-keyfile-password", "secret") as (_, endpoint),
+        tls.client.wrap_socket(connect(endpoint), server_hostname="127.0.0.1") as sock,
+    ):
+        sock.sendall(b"hello\n")
+        assert read_line(sock) == b"HELLO\n"
+    check_mistake(run("serve", *files, *ANYWHERE), "cannot use", "cert.pem", "key.pem")
+
+
+def test_several_endpoints_are_served_each_with_its_line(folder: Path) -> None:
+    arguments = ("--bind", "tcp://127.0.0.1:0", "-b", "unix:app.sock?mode=600", "--uds", "second.sock")
+    with Program.aioecho("serve", "upper", *arguments, cwd=folder) as server:
+        endpoints = [server.listening() for _ in range(3)]
+        assert endpoints[1:] == ["unix:app.sock", "unix:second.sock"]
+        assert (folder / "app.sock").stat().st_mode & 0o777 == 0o600
+        assert ask(endpoints[0], b"x\n") == b"X\n"
+        for name in ("app.sock", "second.sock"):
+            with socket.socket(socket.AF_UNIX) as sock:
+                descriptor = os.open(folder, os.O_PATH)
+                sock.connect(f"/proc/self/fd/{descriptor}/{name}")  # short, however deep the folder is
+                os.close(descriptor)
+                assert ask(sock, b"x\n") == b"X\n"
+        assert server.stop() == 0
+    assert not (folder / "app.sock").exists()
+    assert not (folder / "second.sock").exists()
+
+
+def test_an_inherited_descriptor_is_served() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        number = sock.fileno()
+        with Program.aioecho("serve", "--fd", str(number), pass_fds=[number]) as server:
+            assert server.listening() == f"tcp://127.0.0.1:{sock.getsockname()[1]}"
+            assert ask(f"tcp://127.0.0.1:{sock.getsockname()[1]}", b"x") == b"x"
+            assert server.stop() == 0
+
+
+def test_host_and_port_are_a_tcp_endpoint() -> None:
+    with Program.aioecho("serve", "--host", "127.0.0.2", "--port", "0") as server:
+        endpoint = server.listening()
+        assert endpoint.startswith("tcp://127.0.0.2:")
+        assert ask(endpoint, b"x") == b"x"
+    with Program.aioecho("serve", "--port", "0") as server:
+        assert server.listening().startswith("tcp://127.0.0.1:")
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
+def test_a_host_may_be_an_ipv6_address() -> None:
+    with Program.aioecho("serve", "--host", "::1", "--port", "0") as server:
+        endpoint = server.listening()
+        assert endpoint.startswith("tcp://[::1]:")
+        assert ask(endpoint, b"x") == b"x"
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop", "auto"])
+def test_the_loop_can_be_chosen(tmp_path: Path, loop: str) -> None:
+    (tmp_path / "which.py").write_text(
+        "import asyncio, aioecho\n"
+        "class Which(aioecho.StreamRequestHandler):\n"
+        "    async def handle(self):\n"
+        "        await self.send(type(asyncio.get_running_loop()).__module__.encode())\n"
+    )
+    with serving("which:Which", "--loop", loop, cwd=tmp_path) as (server, endpoint):
+        assert ask(endpoint).startswith(b"asyncio" if loop == "asyncio" else b"uvloop")
+        assert server.stop() == 0
+
+
+def test_nobody_has_to_read_where_it_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        number = sock.fileno()
+        reading, writing = os.pipe()
+        os.close(reading)
+        with Program.aioecho("serve", "--fd", str(number), pass_fds=[number], stdout=writing) as server:
+            os.close(writing)
+            assert ask(f"tcp://127.0.0.1:{sock.getsockname()[1]}", b"x") == b"x"
+            assert server.stop() == 0
+            assert "Traceback" not in server.stderr()
+
+
+def test_the_log_level_decides_what_goes_to_stderr() -> None:
+    with serving("--log-level", "info") as (server, _):
+        assert server.stop() == 0
+        assert "INFO aioecho.server: listening on tcp://127.0.0.1:" in server.stderr()
+        assert "shut down in" in server.stderr()
+    with serving("--log-level", "warning") as (server, _):
+        assert server.stop() == 0
+        assert server.stderr() == ""
+
+
+def test_at_the_limit_of_connections_clients_wait() -> None:
+    with serving("--limit-concurrency", "1") as (server, endpoint):
+        with connect(endpoint) as first, connect(endpoint) as second:
+            first.sendall(b"1")
+            assert first.recv(1) == b"1"
+            second.sendall(b"2")
+            second.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                second.recv(1)
+            first.shutdown(socket.SHUT_WR)
+            second.settimeout(30)
+            assert second.recv(1) == b"2"
+        assert server.stop() == 0
+
+
+# Handlers of the user's
+
+
+def test_a_class_is_imported_from_the_current_folder(folder: Path) -> None:
+    with serving("slow:Slow", cwd=folder) as (server, endpoint):
+        assert ask(endpoint, b"0\n") == b"begun\ndone\n"
+        assert server.stop() == 0
+
+
+def test_a_class_is_imported_from_the_folder_that_is_named(folder: Path) -> None:
+    with serving("slow:Slow", "--app-dir", folder) as (server, endpoint):
+        assert ask(endpoint, b"0\n") == b"begun\ndone\n"
+        assert server.stop() == 0
+
+
+def test_a_class_may_be_in_a_package_or_a_class(tmp_path: Path) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "deep.py").write_text(
+        SLOW + "\nclass Outer:\n    class Inner(Slow):\n        pass\n\nnot_a_handler = 7\n"
+    )
+    with serving("package.deep:Outer.Inner", cwd=tmp_path) as (server, endpoint):
+        assert ask(endpoint, b"0\n") == b"begun\ndone\n"
+        assert server.stop() == 0
+    check_mistake(run("serve", "package.deep:not_a_handler", cwd=tmp_path), "RequestHandlerClass must be callable", "7")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ecko", ["no handler is called 'ecko'", "echo, upper, discard, chargen, daytime, time", "module:Class"]),
+        ("absent:Slow", ["no module 'absent' in {folder} nor among the installed ones"]),
+        ("slow.absent:Slow", ["no module 'slow.absent' in {folder}"]),
+        ("slow:Fast", ["no 'Fast' in module 'slow' ({folder}/slow.py)"]),
+        ("slow:Slow.absent", ["no 'Slow.absent' in module 'slow'"]),
+        ("slow.py:Slow", ["no module 'slow.py'"]),
+        ("slow:", ["no handler is called 'slow:'"]),
+        (":Slow", ["no handler is called ':Slow'"]),
+        (".slow:Slow", ["no handler is called '.slow:Slow'"]),
+        ("slow:aioecho.StreamRequestHandler", ["StreamRequestHandler has no handle()"]),
+        ("socketserver:StreamRequestHandler", ["StreamRequestHandler is a blocking handler of socketserver's"]),
+    ],
+)
+def test_a_name_that_is_wrong_gets_one_line_that_says_where_it_was_looked_for(
+    folder: Path, name: str, expected: list[str]
+) -> None:
+    outcome = run("serve", name, cwd=folder)
+    check_mistake(outcome, *(part.replace("{folder}", str(folder.resolve())) for part in expected))
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import no_such_thing_as_this", "ModuleNotFoundError: No module named 'no_such_thing_as_this'"),
+        ("from os import no_such_thing", "ImportError: cannot import name 'no_such_thing'"),
+        ("raise ValueError('its own trouble')", "ValueError: its own trouble"),
+        ("def broken(:", "SyntaxError"),
+    ],
+)
+def test_a_module_that_fails_shows_its_own_traceback(tmp_path: Path, source: str, expected: str) -> None:
+    (tmp_path / "own.py").write_text(source)
+    code, output, errors = run("serve", "own:Handler", cwd=tmp_path)
+    assert code == 1
+    assert output == b""
+    assert "Traceback" in errors
+    assert "own.py" in errors
+    assert expected in errors
+
+
+# What can't be
+
+
+def test_a_port_that_is_taken_gets_one_line_and_status_1() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        endpoint = f"tcp://127.0.0.1:{sock.getsockname()[1]}"
+        outcome = run("serve", "--bind", endpoint)
+        check_mistake(outcome, f"cannot listen on {endpoint}: Address already in use", status=1)
+        outcome = run("serve", *ANYWHERE, "--bind", endpoint)
+        check_mistake(outcome, f"cannot listen on {endpoint}: Address already in use", status=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--bind", "tcp://no-such-host.invalid:0"], "cannot resolve the host of tcp://no-such-host.invalid:0"),
+        (["--bind", "tcp://192.0.2.1:0"], "cannot listen on tcp://192.0.2.1:0: Cannot assign requested address"),
+        (["--uds", "x" * 120], "AF_UNIX path too long"),
+        (["--uds", "absent/app.sock"], "cannot listen on unix:absent/app.sock: No such file or directory"),
+        (["--uds", "slow.py"], "cannot listen on unix:slow.py: a file that is not a socket is in the way"),
+        (["--fd", "98765"], "cannot listen on fd://98765: Bad file descriptor"),
+        (["--fd", "0"], "cannot listen on fd://0: Socket operation on non-socket"),
+    ],
+)
+def test_an_endpoint_that_can_not_be_gets_one_line_and_status_1(
+    folder: Path, arguments: list[str], expected: str
+) -> None:
+    check_mistake(run("serve", *arguments, cwd=folder), expected, status=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--bind", "localhost:9999"], "bad endpoint 'localhost:9999'"),
+        (["--bind", "tcp://localhost:70000"], "a port is at most 65535"),
+        (["--ssl-certfile", "absent.pem"], "cannot use absent.pem: No such file or directory"),
+        (["--ssl-certfile", "slow.py"], "cannot use slow.py: "),
+        (["--ssl-keyfile", "key.pem"], "TLS needs a certificate: --ssl-certfile"),
+        (["--ssl-ca-certs", "ca.pem"], "TLS needs a certificate: --ssl-certfile"),
+    ],
+)
+def test_a_mistake_on_the_command_line_gets_one_line_and_status_2(
+    folder: Path, arguments: list[str], expected: str
+) -> None:
+    check_mistake(run("serve", *arguments, cwd=folder), expected)
+
+
+def test_certificate_authorities_that_can_not_be_read_are_named(tls: SimpleNamespace, folder: Path) -> None:
+    arguments = ("serve", "--ssl-certfile", tls.files.server, "--ssl-ca-certs")
+    check_mistake(run(*arguments, "absent.pem", cwd=folder), "cannot use absent.pem: No such file or directory")
+    check_mistake(run(*arguments, "slow.py", cwd=folder), "cannot use slow.py: ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sevre"],
+        ["serve", "--port", "70000"],
+        ["serve", "--loop", "twisted"],
+        ["serve", "--backlog", "0"],
+        ["serve", "--limit-concurrency", "0"],
+        ["serve", "--timeout-graceful-shutdown", "-1"],
+        ["serve", "--no-such-option"],
+        ["send"],
+        ["send", "tcp://127.0.0.1:9", "x", "--timeout", "0"],
+    ],
+)
+def test_wrong_usage_is_explained_with_status_2(arguments: list[str]) -> None:
+    code, output, errors = run(*arguments)
+    assert code == 2
+    assert output == b""
+    assert "Usage: " in errors
+    assert "Error: " in errors
+    assert "Traceback" not in errors
+
+
+def test_the_version_names_python_and_the_loop() -> None:
+    code, output, errors = run("--version")
+    assert (code, errors) == (0, "")
+    pattern = rf"aioecho {re.escape(aioecho.__version__)} \(Python {platform.python_version()}, uvloop [\d.]+\)\n"
+    assert re.fullmatch(pattern, output.decode())
+
+
+def test_help_shows_what_there_is() -> None:
+    for option in ("--help", "-h"):
+        code, output, _ = run(option)
+        assert code == 0
+        for word in ("serve", "send", "load", "tcp://127.0.0.1:9999", "python -m aioecho"):
+            assert word in output.decode()
+    code, output, _ = run("serve", "--help")
+    assert code == 0
+    for word in ("module:Class", "--bind", "unix:PATH", "--ssl-certfile", "SIGTERM", "exit status"):
+        assert word in output.decode()
+    code, output, _ = run("send", "--help")
+    assert code == 0
+    assert "stdin" in output.decode()
+
+
+# Signals
+
+
+@pytest.fixture(params=["cli", "run"])
+def slow_server(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[Program, str]]:
+    """The slow handler served for as long as it takes: by the command line, and by a script with run()."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        endpoint = f"tcp://127.0.0.1:{sock.getsockname()[1]}"
+        number = sock.fileno()
+        if request.param == "cli":
+            arguments = ["serve", "slow:Slow", "--fd", str(number)]
+            server = Program.aioecho(*arguments, cwd=folder, pass_fds=[number])
+        else:
+            (folder / "script.py").write_text(
+                "import sys, aioecho, slow\n"
+                "report = aioecho.run(slow.Slow, sys.argv[1])\n"
+                "sys.exit(1 if report.cancelled or report.aborted else 0)\n"
+            )
+            command = [sys.executable, "script.py", f"fd://{number}"]
+            server = Program(*command, cwd=folder, pass_fds=[number])
+    with server:
+        yield server, endpoint
+
+
+def begin(endpoint: str, seconds: bytes) -> socket.socket:
+    """Have a handler begin work for so many seconds."""
+    sock = connect(endpoint)
+    sock.sendall(seconds + b"\n")
+    assert read_line(sock) == b"begun\n"
+    return sock
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_lets_handlers_finish(slow_server: tuple[Program, str], number: int) -> None:
+    server, endpoint = slow_server
+    with begin(endpoint, b"0.3") as busy, connect(endpoint) as idle:
+        server.signal(number)
+        assert read_line(idle) == b"begun\n"  # it has met the end of its stream, in place of a request
+        assert read_line(busy) == b"done\n"
+    assert server.wait() == 0
+    assert "Traceback" not in server.stderr()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_second_signal_ends_it_at_once(slow_server: tuple[Program, str], number: int) -> None:
+    server, endpoint = slow_server
+    with begin(endpoint, b"60") as busy, connect(endpoint) as idle:
+        began = time.monotonic()
+        server.signal(number)
+        assert read_line(idle) == b"begun\n"  # the drain has begun
+        server.signal(number)
+        assert busy.recv(100) == b""
+        assert server.wait() == 1
+        assert time.monotonic() - began < 10
+    assert "Traceback" not in server.stderr()
+
+
+def test_what_does_not_finish_within_the_grace_is_cut_off_with_status_1(folder: Path) -> None:
+    with (
+        serving("slow:Slow", "--timeout-graceful-shutdown", "0.1", cwd=folder) as (server, endpoint),
+        begin(endpoint, b"60") as busy,
+    ):
+        server.signal()
+        assert busy.recv(100) == b""
+        assert server.wait() == 1
+        assert "cut off when the grace was over: 1 cancelled" in server.stderr()
+        assert "Traceback" not in server.stderr()
+
+
+def test_run_gives_one_line_and_status_1_if_it_can_not_listen(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        endpoint = f"tcp://127.0.0.1:{sock.getsockname()[1]}"
+        script = f"import aioecho, slow; aioecho.run(slow.Slow, {endpoint!r})"
+        with Program(sys.executable, "-c", script, cwd=folder) as program:
+            code, _, errors = program.end()
+    assert code == 1
+    assert errors == f"aioecho: cannot listen on {endpoint}: Address already in use\n"
+
+
+# Sending
+
+
+def test_send_sends_its_argument_as_a_line() -> None:
+    with serving("upper") as (_, endpoint):
+        assert run("send", endpoint, "Hello, Server!") == (0, b"HELLO, SERVER!\n", "")
+        assert run("send", endpoint, "größe") == (0, "GRößE\n".encode(), "")
+        assert run("send", endpoint, "") == (0, b"\n", "")
+
+
+def test_send_sends_the_lines_of_stdin_as_they_come() -> None:
+    with serving("upper") as (_, endpoint), Program.aioecho("send", endpoint, stdin=subprocess.PIPE) as client:
+        assert client.process.stdin is not None
+        for number in range(3):
+            client.process.stdin.write(b"line %d\n" % number)
+            client.process.stdin.flush()
+            assert client.line() == f"LINE {number}"
+        client.process.stdin.write(b"no end")
+        assert client.end() == (0, b"NO END", "")
+
+
+def test_send_copies_a_large_file(tmp_path: Path) -> None:
+    data = b"".join(b"%d\n" % number for number in range(200_000))
+    (tmp_path / "data").write_bytes(data)
+    with serving("echo") as (_, endpoint), open(tmp_path / "data", "rb") as file:
+        assert run("send", endpoint, stdin=file) == (0, data, "")
+
+
+def test_send_speaks_tls(tls: SimpleNamespace) -> None:
+    with serving("upper", "--ssl-certfile", tls.files.server) as (_, endpoint):
+        assert run("send", endpoint, "hello", "--ca", tls.files.ca) == (0, b"HELLO\n", "")
+        with Program.aioecho("send", endpoint, "--ca", tls.files.ca, stdin=subprocess.PIPE) as client:
+            assert client.process.stdin is not None
+            client.process.stdin.write(b"one\ntwo\n")
+            client.process.stdin.flush()
+            assert (client.line(), client.line()) == ("ONE", "TWO")
+            # Only now does it learn that this was all.
+            assert client.end() == (0, b"", "")
+        outcome = run("send", endpoint, "hello", "--tls")
+        check_mistake(outcome, f"cannot connect to {endpoint}: the certificate is not accepted: ", status=1)
+
+
+def test_send_over_tls_to_who_does_not_speak_it_says_so() -> None:
+    with serving("echo") as (_, endpoint):
+        outcome = run("send", endpoint, "hello", "--tls", "--timeout", "5")
+        check_mistake(outcome, f"cannot connect to {endpoint}: ", status=1)
+
+
+def test_send_to_a_server_that_wants_a_certificate_says_so(tls: SimpleNamespace) -> None:
+    arguments = ("upper", "--ssl-certfile", tls.files.server, "--ssl-ca-certs", tls.files.ca)
+    with serving(*arguments) as (_, endpoint):
+        outcome = run("send", endpoint, "hello", "--ca", tls.files.ca)
+        check_mistake(outcome, f"the connection to {endpoint} broke: ", status=1)
+
+
+def test_send_with_an_authority_that_can_not_be_read_says_so(tmp_path: Path) -> None:
+    outcome = run("send", "tcp://127.0.0.1:9", "x", "--ca", "absent.pem", cwd=tmp_path)
+    check_mistake(outcome, "cannot use absent.pem: No such file or directory")
+
+
+def test_send_to_where_nobody_listens_says_so() -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        endpoint = f"tcp://127.0.0.1:{sock.getsockname()[1]}"
+        check_mistake(run("send", endpoint, "x"), f"cannot connect to {endpoint}: Connection refused", status=1)
+    check_mistake(run("send", "unix:absent", "x"), "cannot connect to unix:absent: No such file or directory", status=1)
+    outcome = run("send", "tcp://no-such-host.invalid:9", "x")
+    check_mistake(outcome, "cannot connect to tcp://no-such-host.invalid:9: ", status=1)
+
+
+@pytest.mark.parametrize("endpoint", ["localhost:9999", "fd://0"])
+def test_send_to_what_is_no_endpoint_says_so(endpoint: str) -> None:
+    check_mistake(run("send", endpoint, "x"), endpoint, "tcp://HOST:PORT")
+
+
+def test_send_gives_up_on_a_server_that_is_silent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        endpoint = f"tcp://127.0.0.1:{sock.getsockname()[1]}"
+        outcome = run("send", endpoint, "x", "--timeout", "0.2")
+        check_mistake(outcome, f"{endpoint} has sent nothing for 0.2 s", status=1)
+
+
+def test_send_says_that_nothing_came() -> None:
+    with serving("discard") as (_, endpoint):
+        outcome = run("send", endpoint, "x")
+        check_mistake(outcome, f"the connection to {endpoint} broke: it was closed without an answer", status=1)
+        assert run("send", endpoint) == (0, b"", "")
+
+
+def test_send_says_that_the_connection_broke() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        endpoint = f"tcp://127.0.0.1:{sock.getsockname()[1]}"
+        with Program.aioecho("send", endpoint, "x") as client:
+            accepted, _ = sock.accept()
+            assert accepted.recv(100) == b"x\n"
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            accepted.close()
+            check_mistake(client.end(), f"the connection to {endpoint} broke: Connection reset by peer", status=1)
+
+
+def test_send_ends_when_nobody_reads_what_it_writes() -> None:
+    with (
+        serving("chargen") as (_, endpoint),
+        Program.aioecho("send", endpoint, stdin=subprocess.PIPE) as client,
+    ):
+        assert client.line().startswith(' !"#$%&')
+        assert client.process.stdout is not None
+        client.process.stdout.close()
+        assert client.wait() == 1
+        assert client.stderr() == ""
+
+
+def test_send_ends_with_the_server_though_stdin_goes_on() -> None:
+    with (
+        serving("daytime") as (_, endpoint),
+        Program.aioecho("send", endpoint, stdin=subprocess.PIPE) as client,
+    ):
+        assert client.line().endswith("-UTC\r")
+        assert client.wait() == 0
+        assert client.stderr() == ""
+
+
+def test_send_talks_to_unix_sockets(folder: Path) -> None:
+    name = f"unix:@aioecho-send-{os.getpid()}"
+    arguments = ("serve", "upper", "--uds", "app.sock", "--bind", name)
+    with Program.aioecho(*arguments, cwd=folder) as server:
+        assert [server.listening(), server.listening()] == [name, "unix:app.sock"]
+        assert run("send", "unix:app.sock", "x", cwd=folder) == (0, b"X\n", "")
+        assert run("send", name, "x") == (0, b"X\n", "")
+
+
+def test_a_certificate_that_nobody_knows_is_refused(tls: SimpleNamespace) -> None:
+    import trustme
+
+    stranger = ssl.create_default_context(cafile=tls.files.ca)
+    trustme.CA().issue_cert("stranger@example.org").configure_cert(stranger)
+    arguments = ("upper", "--ssl-certfile", tls.files.server, "--ssl-ca-certs", tls.files.ca)
+    with serving(*arguments) as (server, endpoint):
+        with connect(endpoint) as plain, stranger.wrap_socket(plain, server_hostname="127.0.0.1") as sock:
+            # With TLS 1.3 a client has done its part of the handshake by now, and learns of it later, or never.
+            try:
+                received = sock.recv(100)
+            except OSError:
+                received = b""
+            assert received == b""
+        assert server.stop() == 0
+        assert "no TLS handshake with" in server.stderr()

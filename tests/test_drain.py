@@ -1,0 +1,363 @@
+"""The shutdown contract: nothing that was asked for in time is lost, and nothing can hold the stop up."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+from typing import Any
+
+import pytest
+from conftest import check_identity, settle
+
+import aioecho
+from aioecho.echo import Echo, Upper
+
+
+async def connect(server: aioecho.BaseServer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection(*server.server_address[:2])
+
+
+class Gated(aioecho.StreamRequestHandler):
+    """Answers each line once the server's gate is open."""
+
+    async def handle(self) -> None:
+        async for line in self.reader:
+            self.server.working += 1  # type: ignore[attr-defined]
+            await self.server.gate.wait()  # type: ignore[attr-defined]
+            await self.send(line.upper())
+
+
+def gated(**options: Any) -> aioecho.TCPServer:
+    server = aioecho.TCPServer(("127.0.0.1", 0), Gated, **options)
+    server.gate, server.working = asyncio.Event(), 0  # type: ignore[attr-defined]
+    return server
+
+
+async def test_an_idle_connection_meets_its_end_and_counts_as_completed() -> None:
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper) as server:
+        reader, writer = await connect(server)
+        writer.write(b"x\n")
+        assert await reader.readline() == b"X\n"
+        stopping = asyncio.create_task(server.shutdown(5))
+        assert await reader.read() == b""
+        writer.close()
+        report = await stopping
+        assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+        assert report.seconds < 1
+        assert server.stats.completed == 1
+        check_identity(server)
+
+
+async def test_a_handler_at_work_finishes_and_answers() -> None:
+    async with gated() as server:
+        reader, writer = await connect(server)
+        writer.write(b"one\ntwo\n")
+        await settle(lambda: server.working == 1)  # type: ignore[attr-defined]
+        stopping = asyncio.create_task(server.shutdown(5))
+        await settle()
+        assert not stopping.done()
+        server.gate.set()  # type: ignore[attr-defined]
+        assert await reader.read() == b"ONE\nTWO\n"
+        writer.close()
+        assert (await stopping).completed == 1
+
+
+async def test_what_was_sent_before_is_answered_however_much_it_is() -> None:
+    """More than the server has read when it stops: its reader has paused, the rest is in the kernel."""
+    async with gated() as server:
+        reader, writer = await connect(server)
+        request = b"".join(b"%d %s\n" % (n, b"x" * 2000) for n in range(400))
+        writer.write(b"first\n")
+        await settle(lambda: server.working == 1)  # type: ignore[attr-defined]
+        writer.write(request)
+        await writer.drain()
+        await settle(lambda: writer.transport.get_write_buffer_size() == 0)
+        stopping = asyncio.create_task(server.shutdown(10))
+        await settle()
+        server.gate.set()  # type: ignore[attr-defined]
+        assert await reader.read() == b"FIRST\n" + request.upper()
+        writer.close()
+        report = await stopping
+        assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+
+
+async def test_one_who_never_stops_sending_does_not_put_the_end_off() -> None:
+    async with aioecho.TCPServer(("127.0.0.1", 0), Echo) as server:
+        stop = False
+
+        def flood() -> None:
+            with socket.create_connection(server.server_address) as sock, contextlib.suppress(OSError):
+                sock.setblocking(False)
+                with selectors.DefaultSelector() as selector:
+                    selector.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE)
+                    while not stop:
+                        for _, events in selector.select(1):
+                            if events & selectors.EVENT_READ and not sock.recv(1_000_000):
+                                return
+                            if events & selectors.EVENT_WRITE:
+                                with contextlib.suppress(BlockingIOError):
+                                    sock.send(b"x" * 1000)
+
+        flooding = asyncio.create_task(asyncio.to_thread(flood))
+        await settle(lambda: server.stats.active == 1)
+        await asyncio.sleep(0.2)  # time is the subject: past FRESH, in full flood
+        report = await server.shutdown(10)
+        stop = True
+        await flooding
+        assert report.seconds < 3
+        assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+
+
+async def test_clients_in_the_accept_queue_are_served() -> None:
+    server = aioecho.TCPServer(("127.0.0.1", 0), Upper)
+    await server.start()
+    # Connected and asked in one go, while the loop could not accept any.
+    clients = []
+    for number in range(50):
+        sock = socket.create_connection(server.server_address)
+        sock.sendall(b"client %d\n" % number)
+        clients.append(sock)
+    report = await server.shutdown(5)
+    assert report.completed == server.stats.accepted == 50
+    for number, sock in enumerate(clients):
+        with sock:
+            sock.settimeout(5)
+            assert sock.recv(100) == b"CLIENT %d\n" % number
+            assert sock.recv(100) == b""
+
+
+async def test_a_client_that_has_just_connected_may_still_ask() -> None:
+    server = aioecho.TCPServer(("127.0.0.1", 0), Upper)
+    await server.start()
+    with socket.create_connection(server.server_address) as sock:
+        sock.setblocking(False)
+        stopping = asyncio.create_task(server.shutdown(5))
+        await settle(lambda: server.stats.active == 1)
+        sock.send(b"late\n")
+        loop = asyncio.get_running_loop()
+        assert await loop.sock_recv(sock, 100) == b"LATE\n"
+        assert await loop.sock_recv(sock, 100) == b""
+    assert (await stopping).completed == 1
+
+
+async def test_at_the_end_of_the_grace_handlers_are_cancelled() -> None:
+    async with gated() as server:
+        reader, writer = await connect(server)
+        writer.write(b"x\n")
+        await settle(lambda: server.working == 1)  # type: ignore[attr-defined]
+        report = await server.shutdown(0.1)
+        assert 0.1 <= report.seconds < 0.5
+        assert (report.completed, report.cancelled, report.aborted) == (0, 1, 0)
+        assert server.stats.cancelled == 1
+        check_identity(server)
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def test_peers_that_never_read_are_aborted_and_the_rest_is_unharmed() -> None:
+    class Large(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            if await self.reader.readline() == b"drain\n":
+                await self.send(b"x" * 8 * 2**20)
+            else:
+                self.writer.write(b"x" * 8 * 2**20)
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Large) as server:
+        deaf = []
+        for number in range(10):
+            sock = socket.create_connection(server.server_address)
+            sock.sendall(b"drain\n" if number % 2 else b"just write\n")
+            deaf.append(sock)
+        reader, writer = await connect(server)
+        writer.write(b"drain\n")
+        assert len(await reader.readexactly(1000)) == 1000
+        stopping = asyncio.create_task(server.shutdown(0.5))
+        assert len(await reader.read()) == 8 * 2**20 - 1000
+        writer.close()
+        report = await stopping
+        assert report.seconds <= 1.0
+        assert (report.completed, report.cancelled, report.aborted) == (1, 0, 10)
+        check_identity(server)
+        for sock in deaf:
+            sock.close()
+
+
+@pytest.mark.parametrize("swallows", ["for ever", "in finish", "even the end"])
+async def test_a_handler_that_swallows_cancellation_is_named_and_does_not_hang_the_stop(
+    swallows: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def swallow() -> None:
+        while True:
+            try:
+                await asyncio.sleep(1000)
+            except BaseException as error:
+                if not isinstance(error, asyncio.CancelledError) and swallows != "even the end":
+                    raise
+                if isinstance(error, GeneratorExit):
+                    raise RuntimeError("no") from None
+
+    class Stubborn(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            self.server.working = True  # type: ignore[attr-defined]
+            if swallows != "in finish":
+                await swallow()
+
+        async def finish(self) -> None:
+            if swallows == "in finish":
+                await swallow()
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Stubborn) as server:
+        _, writer = await connect(server)
+        await settle(lambda: hasattr(server, "working"))
+        report = await server.shutdown(0.05)
+        assert report.seconds < 1
+        assert (report.completed, report.cancelled, report.aborted) == (0, 0, 1)
+        check_identity(server)
+        writer.close()
+    assert any("Stubborn" in r.getMessage() and r.levelno == logging.WARNING for r in caplog.records)
+
+
+async def test_a_cancelled_handler_may_clean_up() -> None:
+    cleaned = []
+
+    class Careful(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            try:
+                await asyncio.sleep(1000)
+            finally:
+                await asyncio.sleep(0.01)
+                cleaned.append("handle")
+
+        async def finish(self) -> None:
+            await asyncio.sleep(0.01)
+            cleaned.append("finish")
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Careful) as server:
+        _, writer = await connect(server)
+        await settle(lambda: server.stats.active == 1)
+        await settle()
+        report = await server.shutdown(0)
+        assert (report.completed, report.cancelled, report.aborted) == (0, 1, 0)
+        writer.close()
+    assert cleaned == ["handle", "finish"]
+
+
+async def test_the_shorter_grace_wins_and_both_get_the_same_report() -> None:
+    async with gated() as server:
+        _, writer = await connect(server)
+        writer.write(b"x\n")
+        await settle(lambda: server.working == 1)  # type: ignore[attr-defined]
+        first = asyncio.create_task(server.shutdown(60))
+        await settle()
+        second = await server.shutdown(0.05)
+        assert await first is second
+        assert await server.shutdown(60) is second
+        assert second.seconds < 1
+        writer.close()
+
+
+async def test_a_shutdown_that_is_cancelled_ends_at_once_and_leaves_nothing() -> None:
+    async with gated() as server:
+        _, writer = await connect(server)
+        writer.write(b"x\n")
+        await settle(lambda: server.working == 1)  # type: ignore[attr-defined]
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await server.shutdown(60)
+        assert not server.connections
+        assert server.stats.cancelled == 1
+        writer.close()
+
+
+@pytest.mark.parametrize("step", ["start", "serve_forever", "shutdown"])
+async def test_cancelled_at_every_await_nothing_is_left(step: str) -> None:
+    for count in range(25):
+        server = aioecho.serve(Upper, "tcp://localhost:0", "tcp://127.0.0.1:0", grace=1)
+        if step == "shutdown":
+            await server.start()
+            with socket.create_connection(server.server_address[:2]) as sock:
+                sock.sendall(b"x\n")
+                await settle(lambda: server.stats.active == 1)  # noqa: B023
+                task = asyncio.create_task(server.shutdown(1))
+                for _ in range(count):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                if count == 0:  # cancelled before it did anything
+                    await server.shutdown()
+        else:
+            task = asyncio.create_task(getattr(server, step)())
+            for _ in range(count):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            if step == "start" and not task.cancelled():
+                await server.shutdown()
+        assert not server.is_serving()
+        assert not server.connections
+
+
+async def test_shutdown_before_the_start_prevents_it() -> None:
+    server = aioecho.TCPServer(("127.0.0.1", 0), Echo)
+    report = await server.shutdown()
+    assert (report.completed, report.cancelled, report.aborted) == (0, 0, 0)
+    with pytest.raises(RuntimeError, match="once"):
+        await server.start()
+
+
+PROGRAM = """
+import asyncio, random, sys
+import aioecho
+
+class Slow(aioecho.StreamRequestHandler):
+    async def handle(self):
+        async for line in self.reader:
+            await asyncio.sleep(random.random() / 2)
+            await self.send(line.upper())
+
+from aioecho.workers import run_server
+server = aioecho.serve(Slow, "tcp://127.0.0.1:0", grace=20)
+report = run_server(server, loop=sys.argv[1], when_serving=lambda s: print(s.names[0], flush=True))
+print(report, flush=True)
+sys.exit(bool(report.cancelled or report.aborted))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_two_thousand_requests_in_flight_at_sigterm_are_all_answered(loop: str) -> None:
+    count = 2_000
+    server = subprocess.Popen([sys.executable, "-c", PROGRAM, loop], stdout=subprocess.PIPE, text=True)
+    clients: list[socket.socket] = []
+    try:
+        assert server.stdout is not None
+        host, port = server.stdout.readline().strip().removeprefix("tcp://").split(":")
+        for number in range(count):
+            sock = socket.create_connection((host, int(port)))
+            clients.append(sock)
+            sock.sendall(b"request %d\n" % number)
+        began = time.monotonic()
+        os.kill(server.pid, signal.SIGTERM)
+        for number, sock in enumerate(clients):
+            sock.settimeout(10)
+            with sock.makefile("rb") as file:
+                assert file.read() == b"REQUEST %d\n" % number
+        assert server.wait(10) == 0
+        assert time.monotonic() - began < 5
+        assert f"completed={count}, cancelled=0, aborted=0" in server.stdout.read()
+    finally:
+        for sock in clients:
+            sock.close()
+        if server.poll() is None:
+            server.kill()
+        server.wait()
+        assert server.stdout is not None
+        server.stdout.close()

@@ -1,0 +1,565 @@
+"""The load generator: what it sends, how it judges replies, what it counts, and what its command does with that."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import socketserver
+import ssl
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("hdrh")
+pytest.importorskip("rich")
+
+from click.testing import CliRunner
+from hdrh.histogram import HdrHistogram
+from hdrh.log import HistogramLogReader
+
+from aioecho.load import LoadResult, LoadSettings, load
+from aioecho.load_cli import load_command
+from aioecho.load_engine import _make_pool, _parse_endpoint
+from aioecho.load_report import Condition, remarks, write_hdr, write_plot
+
+
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+    context = None
+
+    def get_request(self):
+        sock, address = super().get_request()
+        if self.context:
+            sock = self.context.wrap_socket(sock, server_side=True)
+        return sock, address
+
+    def handle_error(self, request, client_address):
+        pass
+
+    @property
+    def endpoint(self):
+        host, port = self.server_address[:2]
+        return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+class IPv6Server(Server):
+    address_family = socket.AF_INET6
+
+
+class UnixServer(Server):
+    address_family = socket.AF_UNIX
+
+    @property
+    def endpoint(self):
+        return f"unix:{self.server_address}"
+
+
+@contextlib.contextmanager
+def serving(handle, server_class=Server, address=("127.0.0.1", 0), context=None):
+    """Serve `handle(sock)` in threads of its own."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            with contextlib.suppress(OSError):
+                handle(self.request)
+
+    with server_class(address, Handler) as server:
+        server.context = context
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def echo(sock):
+    while data := sock.recv(65536):
+        sock.sendall(data)
+
+
+def run(endpoint, **options):
+    options = {"connections": 3, "duration_s": 0.3, "warmup_s": 0.05, "timeout_s": 2} | options
+    return load(LoadSettings(endpoint=endpoint, **options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"depth": 5},
+        {"size_bytes": 1},
+        {"size_bytes": 300_000, "depth": 2},
+        {"lines": True},
+        {"lines": True, "size_bytes": 1},
+        {"churn": True},
+        {"rate": 500.0},
+        {"rate": 500.0, "depth": 3, "size_bytes": 5000},
+        {"rate": 300.0, "churn": True},
+    ],
+    ids=str,
+)
+def test_an_echo_server_gives_a_clean_result(options):
+    with serving(echo) as server:
+        result = run(server.endpoint, **options)
+    assert result.problem is None
+    assert result.errors == 0
+    assert result.messages > 20
+    assert 0 < result.min_us <= result.p50_us <= result.p99_us <= result.p9999_us <= result.max_us
+    assert result.bytes_received == pytest.approx(result.achieved_rate * result.measured_s * result.size_bytes, rel=0.5)
+    if "rate" in options:
+        assert result.mode == "open"
+        assert result.messages == pytest.approx(options["rate"] * 0.3, abs=3)
+        assert result.offered_rate == options["rate"]
+        assert result.corrected_p99_us is None
+    else:
+        assert result.mode == "closed"
+        assert result.corrected_p99_us >= result.p99_us * 0.9
+
+
+def test_unix_and_ipv6_endpoints_are_loaded(tmp_path):
+    with serving(echo, UnixServer, str(tmp_path / "s")) as server:
+        assert run(server.endpoint).errors == 0
+        assert run(server.endpoint, churn=True).messages > 20
+    with serving(echo, IPv6Server, ("::1", 0)) as server:
+        assert run(server.endpoint).errors == 0
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    trustme = pytest.importorskip("trustme")
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    path = tmp_path_factory.mktemp("ca") / "ca.pem"
+    authority.cert_pem.write_to_path(path)
+    return context, str(path)
+
+
+@pytest.mark.parametrize("options", [{}, {"churn": True}, {"size_bytes": 200_000}, {"rate": 200.0}], ids=str)
+def test_tls_is_spoken_and_verified(certificates, options):
+    context, ca_file = certificates
+    with serving(echo, context=context) as server:
+        result = run(server.endpoint, tls=True, ca_file=ca_file, **options)
+    assert (result.problem, result.errors) == (None, 0)
+    assert result.messages > 5
+
+
+def test_a_certificate_nobody_vouches_for_is_a_connect_error(certificates):
+    with serving(echo, context=certificates[0]) as server:
+        result = run(server.endpoint, tls=True)
+    assert result.errors_connect == 3
+    assert "CERTIFICATE_VERIFY_FAILED" in result.problem
+
+
+def test_several_processes_share_the_load_and_add_up():
+    with serving(echo) as server:
+        result = run(server.endpoint, processes=2, connections=5, rate=1000.0, duration_s=0.5)
+        assert (result.problem, result.errors) == (None, 0)
+        assert result.messages == pytest.approx(500, abs=4)
+        assert result.histogram.get_total_count() == result.messages
+
+
+def test_processes_that_cannot_connect_say_so():
+    result = run("tcp://127.0.0.1:1", processes=2)
+    assert "refused" in result.problem
+    assert result.messages == 0
+
+
+# Replies that are not what was sent.
+
+
+def stale(sock):
+    previous = b""
+    while data := sock.recv(64):
+        sock.sendall(previous or data)
+        previous = data
+
+
+def flipped(sock):
+    for count in range(1_000_000):
+        data = sock.recv(64)
+        sock.sendall(data if count < 50 else data[:-1] + bytes([data[-1] ^ 1]))
+
+
+def twice(sock):
+    while data := sock.recv(64):
+        sock.sendall(data * 2)
+
+
+def banner(sock):
+    sock.sendall(b"220 ready\r\n")
+    echo(sock)
+
+
+@pytest.mark.parametrize("handle", [stale, flipped, twice, banner])
+def test_wrong_bytes_are_noticed(handle):
+    with serving(handle) as server:
+        result = run(server.endpoint)
+    assert result.errors_wrong_bytes == result.errors > 0
+    assert "wrong bytes" in result.problem
+
+
+def test_replies_swapped_between_connections_are_noticed():
+    barrier, held = threading.Barrier(2), {}
+
+    def swap(sock):
+        mine = sock.recv(64)
+        held[len(held)] = mine
+        barrier.wait(5)
+        sock.sendall(held[0] if mine is held[1] else held[1])
+
+    with serving(swap) as server:
+        result = run(server.endpoint, connections=2)
+    assert result.errors_wrong_bytes == 2
+
+
+@pytest.mark.parametrize("lines", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 64, 4096, 1_000_000])
+def test_the_pool_holds_whole_different_messages_and_repeats_its_start(size, lines):
+    pool, period = _make_pool(size, lines)
+    assert period % size == 0
+    assert pool[period:] == (pool * 3)[: len(pool) - period]
+    messages = [pool[i : i + size] for i in range(0, min(period, size * 64), size)]
+    if lines:
+        assert all(message.endswith(b"\n") and message.count(b"\n") == 1 for message in messages)
+    if size >= 64:
+        assert len(set(messages)) == len(messages)
+
+
+# Servers that fail.
+
+
+def test_a_server_that_is_not_there_is_a_connect_error():
+    result = run("tcp://127.0.0.1:1")
+    assert result.errors_connect == result.errors == 3
+    assert result.problem == "connect: Connection refused"
+    assert (result.messages, result.p99_us) == (0, None)
+
+
+def test_a_server_that_closes_early_is_told_from_one_that_resets():
+    def close_after_100(sock):
+        for _ in range(100):
+            sock.sendall(sock.recv(64))
+        sock.recv(64)
+
+    def reset_after_100(sock):
+        for _ in range(100):
+            sock.sendall(sock.recv(64))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        sock.close()  # here, for socketserver would shut it down first, which a client sees as an orderly end
+
+    with serving(close_after_100) as server:
+        closed = run(server.endpoint, warmup_s=0)
+    with serving(reset_after_100) as server:
+        reset = run(server.endpoint, warmup_s=0)
+    assert closed.errors_closed_early == closed.errors == 3
+    assert reset.errors_reset == reset.errors == 3
+    assert closed.messages > 0, "what was measured so far is reported"
+    assert closed.measured_s < 0.3
+    assert "last connection was lost" in closed.problem
+
+
+def test_a_message_without_a_reply_times_out():
+    def answer_once(sock):
+        sock.sendall(sock.recv(64))
+        while sock.recv(64):
+            pass
+
+    with serving(answer_once) as server:
+        result = run(server.endpoint, timeout_s=0.2, warmup_s=0)
+    assert result.errors_timed_out == result.errors == 3
+
+
+def test_open_loop_counts_what_was_due_and_never_answered():
+    def answer_once(sock):
+        sock.sendall(sock.recv(64))
+        while sock.recv(64):
+            pass
+
+    with serving(answer_once) as server:
+        result = run(server.endpoint, rate=100.0, timeout_s=1, warmup_s=0, duration_s=0.5)
+    assert result.messages == 0
+    assert result.errors_timed_out == pytest.approx(50, abs=2)
+
+
+def test_churn_goes_on_after_a_lost_connection_and_gives_up_when_all_fail():
+    taken = 0
+
+    def refuse_some(sock):
+        nonlocal taken
+        taken += 1
+        if taken % 20:
+            sock.sendall(sock.recv(64))
+
+    def refuse_from_the_tenth(sock):
+        nonlocal taken
+        taken += 1
+        if taken < 10:
+            sock.sendall(sock.recv(64))
+
+    with serving(refuse_some) as server:
+        result = run(server.endpoint, churn=True, duration_s=0.6)
+    assert result.messages > 20
+    assert result.errors_closed_early + result.errors_reset == result.errors > 1
+    taken = 0
+    with serving(refuse_from_the_tenth) as server:
+        result = run(server.endpoint, churn=True, connections=20, duration_s=20)
+    assert "in a row failed" in result.problem
+    assert result.measured_s < 10
+
+
+def stalling(seconds):
+    """An echo that is shared by all connections and stands still once, 0.5 s after the first message."""
+    lock, began = threading.Lock(), []
+
+    def handle(sock):
+        while data := sock.recv(64):
+            with lock:
+                began.append(time.monotonic())
+                if began[0] + 0.5 < began[-1] and began[0] > 0:
+                    began[0] = 0
+                    threading.Event().wait(seconds)
+            sock.sendall(data)
+
+    return handle
+
+
+def test_a_stall_of_a_second_shows_in_the_p99_of_an_open_loop():
+    with serving(stalling(1.0)) as server:
+        result = run(server.endpoint, connections=4, rate=500.0, duration_s=2.5)
+    assert result.errors == 0
+    assert result.messages == pytest.approx(1250, abs=3)
+    assert 800_000 < result.p99_us < 1_300_000
+    assert result.p90_us > 400_000, "500 of 1250 messages fell due during the stall"
+    assert result.p50_us < 100_000
+
+
+def test_a_stall_of_a_second_hides_in_a_closed_loop_which_says_so():
+    with serving(stalling(1.0)) as server:
+        result = run(server.endpoint, connections=4, duration_s=2.5)
+    assert result.max_us > 900_000
+    assert result.p99_us < 100_000
+    assert result.corrected_p99_us > 500_000
+    [said] = [remark for remark in remarks(result) if "closed loop hides" in remark]
+    assert "at most 4 slow messages" in said
+    assert f"{result.corrected_p99_us:,.0f} us" in said
+
+
+def test_the_generators_own_processor_use_is_told():
+    with serving(echo) as server:
+        busy, idle = run(server.endpoint, connections=20), run(server.endpoint, rate=100.0)
+    assert 0 < idle.generator_cpu_share < 0.5
+    assert not idle.generator_bound
+    assert busy.generator_bound == (busy.generator_cpu_share > 0.9)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "parts"),
+    [
+        ("tcp://127.0.0.1:80", ("tcp", "127.0.0.1", 80)),
+        ("tcp://[::1]:7", ("tcp", "::1", 7)),
+        ("tcp://localhost:65535", ("tcp", "localhost", 65535)),
+        ("unix:/run/a b", ("unix", "/run/a b", 0)),
+        ("unix:x?mode=660", ("unix", "x", 0)),
+    ],
+)
+def test_endpoints_are_read(endpoint, parts):
+    assert _parse_endpoint(endpoint) == parts
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "",
+        "127.0.0.1:80",
+        "tcp://127.0.0.1",
+        "tcp://:80",
+        "tcp://h:0",
+        "tcp://h:65536",
+        "tcp://::1:80",
+        "unix:",
+        "udp://h:1",
+    ],
+)
+def test_other_endpoints_are_refused_with_what_was_expected(endpoint):
+    with pytest.raises(ValueError, match=r"expected tcp://HOST:PORT"):
+        LoadSettings(endpoint=endpoint)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"connections": 0},
+        {"size_bytes": 0},
+        {"depth": 0},
+        {"duration_s": 0},
+        {"timeout_s": 0},
+        {"warmup_s": -1},
+        {"rate": 0},
+        {"processes": 20},
+        {"churn": True, "depth": 2},
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options)).split("_")[0]):
+        LoadSettings(endpoint="unix:x", **options)
+
+
+# The command.
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(load_command, [str(argument) for argument in arguments])
+
+
+def test_the_command_prints_a_table_and_writes_its_files(tmp_path):
+    with serving(echo) as server:
+        outcome = invoke(
+            server.endpoint, "-c", 4, "-t", 0.3, "--warmup", 0, "--json", tmp_path / "r.json",
+            "--hdr", tmp_path / "r.hdr", "--plot", tmp_path / "r.svg", "--fail-if", "errors>0",
+        )  # fmt: skip
+    assert outcome.exit_code == 0, outcome.output
+    for word in ("p50", "p90", "p99.9", "p99.99", "max", "achieved/s", "timed out", "closed loop", "generator:"):
+        assert word in outcome.stdout
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["connections"] == 4
+    assert result["errors"] == 0
+    reader = HistogramLogReader(str(tmp_path / "r.hdr"), HdrHistogram(1, 3_600_000_000, 3))
+    histogram = reader.get_next_interval_histogram()
+    reader.close()
+    assert histogram.get_total_count() == result["messages"]
+    assert histogram.get_value_at_percentile(50) == pytest.approx(result["p50_us"], rel=0.001)
+    plot = (tmp_path / "r.svg").read_text()
+    assert plot.startswith("<?xml")
+
+
+def test_a_condition_that_holds_fails_the_command():
+    with serving(echo) as server:
+        outcome = invoke(server.endpoint, "-t", 0.2, "--warmup", 0, "--fail-if", "p99_us>1", "--fail-if", "errors>0")
+    assert outcome.exit_code == 1
+    assert outcome.stderr.startswith("failed: p99_us > 1, it is ")
+    assert "errors" not in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--fail-if", "p99>1"], "corrected_p99_us"),
+        (["--fail-if", "p99_us is high"], "FIELD OPERATOR NUMBER"),
+        (["--fail-if", "p99_us>fast"], "FIELD OPERATOR NUMBER"),
+        (["--plot", "x.gif"], ".png or .svg"),
+        (["--rate", "-1"], "rate must be above 0"),
+    ],
+)
+def test_bad_usage_exits_with_2_before_anything_is_sent(arguments, said):
+    outcome = invoke("tcp://127.0.0.1:1", *arguments)
+    assert outcome.exit_code == 2
+    assert said in outcome.stderr
+
+
+def test_an_absent_server_gives_one_clear_line_and_exit_1():
+    outcome = invoke("tcp://127.0.0.1:1")
+    assert outcome.exit_code == 1
+    assert outcome.stderr == "tcp://127.0.0.1:1: connect: Connection refused\n"
+
+
+def test_ctrl_c_reports_what_was_measured_so_far(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("from aioecho.load_cli import load_command\nif __name__ == '__main__':\n    load_command()\n")
+    seen = threading.Event()
+    count = 0
+
+    def handle(sock):
+        nonlocal count
+        while data := sock.recv(64):
+            sock.sendall(data)
+            count += 1
+            if count > 200:
+                seen.set()
+
+    for processes in ("1", "2"):
+        seen.clear()
+        count = 0
+        with serving(handle) as server:
+            environment = os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(__file__))}
+            command = [sys.executable, script, server.endpoint, "-t", "30", "--warmup", "0", "--processes", processes]
+            with subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            ) as process:
+                assert seen.wait(20)
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=20)
+        assert process.returncode == 1, err
+        assert "interrupted: this is what was measured so far" in out
+        assert "p99.9" in out
+        assert "Traceback" not in err
+
+
+def test_a_process_that_loads_imports_no_extra_before_it_must():
+    code = (
+        "import sys, aioecho.load\n"
+        "assert not {'hdrh', 'rich', 'numpy', 'matplotlib', 'click'} & sys.modules.keys()\n"
+        "import aioecho.load_cli, aioecho.load_report\n"
+        "assert not {'hdrh', 'rich', 'numpy', 'matplotlib'} & sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=os.path.dirname(os.path.dirname(__file__)))
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "hdrh.histogram", None)
+    outcome = invoke("tcp://127.0.0.1:1")
+    assert outcome.exit_code == 1
+    assert 'pip install "aioecho[bench]"' in outcome.stderr
+
+
+# The arithmetic, on known data.
+
+
+def result_of(counts, **changes):
+    from aioecho.load import _result
+    from aioecho.load_engine import Tally
+
+    tally = Tally(counts=counts, replies=sum(counts.values()), measured_s=changes.pop("measured_s", 1.0))
+    return _result(LoadSettings(endpoint="unix:x", **changes), [tally], "2026-01-01T00:00:00Z")
+
+
+def test_percentiles_of_known_values():
+    result = result_of(dict.fromkeys(range(1, 1001), 1), connections=1, rate=1000.0)
+    assert (result.min_us, result.p50_us, result.p90_us, result.p99_us, result.p999_us, result.max_us) == (
+        1, 500, 900, 990, 999, 1000
+    )  # fmt: skip
+    assert result.mean_us == 500.5
+    assert result.messages == 1000
+
+
+def test_the_correction_fills_in_what_a_pause_left_out():
+    # One message a millisecond and one of 100 ms: the pause swallowed 99 that would have taken 99, 98 ... ms.
+    result = result_of({1000: 900, 100_000: 1}, connections=1, measured_s=0.901)
+    assert result.p99_us == 1000
+    assert result.corrected_p99_us == pytest.approx(90_000, rel=0.02)
+
+
+def test_conditions_compare_and_unmeasured_values_meet_them():
+    result = result_of({10: 5})
+    assert isinstance(result, LoadResult)
+    assert Condition.parse("p99_us >= 10").holds(result)
+    assert not Condition.parse("p99_us>10").holds(result)
+    assert Condition.parse("messages!=4").holds(result)
+    assert Condition.parse("p99_us<1").holds(result_of({}))
+
+
+def test_a_result_with_nothing_measured_can_still_be_written(tmp_path):
+    result = result_of({})
+    write_plot(result, tmp_path / "empty.png")
+    write_hdr(result, tmp_path / "empty.hdr")
+    assert json.loads(json.dumps(result.as_dict()))["p50_us"] is None

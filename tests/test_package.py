@@ -1,0 +1,235 @@
+"""The package as a whole: what it exports, what it imports, what it ships."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from importlib import metadata, resources
+from pathlib import Path
+
+import pytest
+
+import aioecho
+
+FOLDER = Path(aioecho.__file__).parent
+MODULES = sorted(module.name for module in pkgutil.walk_packages([str(FOLDER)], "aioecho."))
+
+# Each imports only what stands before it.
+ORDER = (
+    "exceptions",
+    "config",
+    "loops",
+    "stats",
+    "logs",
+    "endpoints",
+    "driver",
+    "streams",
+    "handlers",
+    "connection",
+    "listener",
+    "server",
+    "workers",
+    "echo",
+    "client",
+    "load_engine",
+    "load",
+    "load_report",
+    "load_cli",
+    "cli",
+    "__main__",
+)
+
+# Those that talk to servers, any servers, and know nothing of ours.
+CLIENTS = {"client", "load", "load_cli", "load_engine", "load_report"}
+SERVERS = {"handlers", "connection", "listener", "server", "workers", "echo"}
+
+# They print what the command line shows.
+PRINTERS = {"cli", "load_cli", "load_report"}
+
+
+def source_of(name: str) -> ast.Module:
+    return ast.parse((FOLDER / f"{name}.py").read_text("utf-8"))
+
+
+def imports_of(node: ast.AST) -> Iterator[str]:
+    """Yield the modules of aioecho that a tree imports, but not those for type checkers alone."""
+    for child in ast.iter_child_nodes(node):
+        match child:
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                continue
+            case ast.Import(names=names):
+                yield from (name.name.partition(".")[2] for name in names if name.name.partition(".")[0] == "aioecho")
+            case ast.ImportFrom(module=module, names=names, level=level):
+                package, _, name = (module or "").partition(".")
+                if level == 1:
+                    name = module or ""
+                elif package != "aioecho":
+                    continue
+                yield from ([name] if name else (each.name for each in names))
+        yield from imports_of(child)
+
+
+# Imports
+
+
+def test_importing_aioecho_imports_neither_click_nor_any_extra() -> None:
+    required = {"uvloop"}
+    unwanted = set()
+    for requirement in metadata.requires("aioecho") or [] if _is_installed() else []:
+        name = requirement.partition(";")[0].partition("[")[0].strip("<>=!~ .0123456789").lower().replace("-", "_")
+        unwanted.add(name)
+    unwanted |= {"click", "hdrh", "jinja2", "matplotlib", "numpy", "prometheus_client", "psutil", "rich"}
+    unwanted -= required | {"aioecho"}
+    program = "import sys, aioecho; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+    imported = set(done.stdout.split())
+    assert "aioecho" in imported
+    assert not imported & unwanted
+
+
+def _is_installed() -> bool:
+    try:
+        metadata.distribution("aioecho")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def test_importing_aioecho_starts_no_thread_and_touches_no_signal() -> None:
+    program = (
+        "import signal, threading; before = [signal.getsignal(n) for n in signal.valid_signals()]\n"
+        "import aioecho, aioecho.cli\n"
+        "assert threading.active_count() == 1\n"
+        "assert [signal.getsignal(n) for n in signal.valid_signals()] == before\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    names = {path.stem for path in FOLDER.glob("*.py")} - {"__init__"}
+    assert names <= set(ORDER)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_imports_go_only_downward(path: Path) -> None:
+    if path.stem == "__init__":
+        return
+    below = {*ORDER[: ORDER.index(path.stem)], "__version__"}
+    assert set(imports_of(source_of(path.stem))) <= below
+
+
+@pytest.mark.parametrize("name", sorted(name for name in CLIENTS if (FOLDER / f"{name}.py").exists()))
+def test_a_client_imports_nothing_of_a_server(name: str) -> None:
+    reached, waiting = set(), [name]
+    while waiting:
+        module = waiting.pop()
+        if module not in reached:
+            reached.add(module)
+            waiting += [each for each in imports_of(source_of(module)) if each != "__version__"]
+    assert not reached & SERVERS
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_only_the_command_line_prints(path: Path) -> None:
+    if path.stem in PRINTERS:
+        return
+    for node in ast.walk(source_of(path.stem)):
+        match node:
+            case ast.Call(func=ast.Name(id="print")):
+                pytest.fail(f"line {node.lineno} prints")
+            case ast.Attribute(value=ast.Name(id="sys"), attr="stdout" | "stderr"):
+                pytest.fail(f"line {node.lineno} writes to {node.attr}")
+
+
+# Exports
+
+
+def test_what_users_get_is_this() -> None:
+    assert aioecho.__all__ == [
+        "AioechoError",
+        "BaseRequestHandler",
+        "BaseServer",
+        "DrainReport",
+        "EndpointError",
+        "Limits",
+        "Stats",
+        "StreamReader",
+        "StreamRequestHandler",
+        "StreamWriter",
+        "TCPServer",
+        "Timeouts",
+        "UnixStreamServer",
+        "__version__",
+        "run",
+        "serve",
+    ]
+
+
+def test_users_get_nothing_else() -> None:
+    public = {
+        name
+        for name, value in vars(aioecho).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    assert public == set(aioecho.__all__) - {"__version__"}
+
+
+def test_the_version_is_the_distributions() -> None:
+    if not _is_installed():
+        pytest.skip("aioecho is run from its sources")
+    assert metadata.version("aioecho") == aioecho.__version__
+
+
+def test_the_readme_speaks_of_every_name_that_users_get() -> None:
+    readme = FOLDER.parent / "README.md"
+    if not readme.exists():
+        pytest.skip("the README is not installed")
+    text = readme.read_text("utf-8")
+    assert [name for name in aioecho.__all__ if name not in text and name != "__version__"] == []
+
+
+@pytest.mark.parametrize("name", ["aioecho", *(name for name in MODULES if name != "aioecho.__main__")])
+def test_a_module_says_what_it_is_and_what_is_public(name: str) -> None:
+    module = importlib.import_module(name)
+    assert module.__doc__, f"{name} has no docstring"
+    assert len(set(module.__all__)) == len(module.__all__)
+    for each in module.__all__:
+        assert hasattr(module, each), f"{name}.__all__ has {each}, which there is not"
+
+
+@pytest.mark.parametrize("name", ["aioecho", *(name for name in MODULES if name != "aioecho.__main__")])
+def test_every_public_object_is_documented(name: str) -> None:
+    module = importlib.import_module(name)
+    undocumented = []
+    for each in module.__all__:
+        found = getattr(module, each)
+        if not (inspect.isclass(found) or inspect.isfunction(found)):
+            continue
+        if not _own_doc(found):
+            undocumented.append(each)
+        if inspect.isclass(found):
+            for attribute, value in vars(found).items():
+                if attribute.startswith("_"):
+                    continue
+                if (inspect.isroutine(value) or isinstance(value, property)) and not inspect.getdoc(
+                    getattr(found, attribute)
+                ):
+                    undocumented.append(f"{each}.{attribute}")
+    assert undocumented == []
+
+
+def _own_doc(found: object) -> str | None:
+    """Return an object's docstring, but not the signature that a dataclass is given in place of one."""
+    doc = getattr(found, "__doc__", None)
+    return None if doc is not None and doc.startswith(f"{getattr(found, '__name__', '')}(") else doc
+
+
+# What ships
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert resources.files("aioecho").joinpath("py.typed").is_file()

@@ -1,0 +1,306 @@
+"""The README: each of its code blocks is run, by the test that names it."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import pytest
+from programs import ROOT, Program, ask, connect, read_line
+
+README = (ROOT / "README.md").read_text("utf-8")
+
+# A fence's first word is its language, its second one names it: ```python upper
+FENCE = re.compile(r"^```(?P<language>\S*)(?: (?P<name>\S+))?\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCKS = {match["name"]: match["text"] for match in FENCE.finditer(README)}
+RUN: set[str] = set()
+
+Test = TypeVar("Test", bound=Callable[..., Any])
+
+
+def runs(name: str) -> Callable[[Test], Test]:
+    """Mark a test as the one that runs a block."""
+    RUN.add(name)
+    return lambda test: test
+
+
+@contextmanager
+def serving(text: str, folder: Path) -> Iterator[tuple[Program, str]]:
+    """Run a block that serves on port 9999, but on a socket that listens already; with the endpoint of that."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        number = sock.fileno()
+        endpoint = "tcp://{}:{}".format(*sock.getsockname())
+        (folder / "program.py").write_text(replaced(text, f'"fd://{number}"'))
+        with Program(sys.executable, "program.py", cwd=folder, pass_fds=[number]) as server:
+            yield server, endpoint
+
+
+def replaced(text: str, address: str) -> str:
+    changed = text.replace('"tcp://127.0.0.1:9999"', address).replace('("127.0.0.1", 9999)', address)
+    assert changed != text
+    return changed
+
+
+def output_of(name: str, folder: Path) -> str:
+    """Run a block that ends, and return its output."""
+    (folder / "program.py").write_text(BLOCKS[name])
+    with Program(sys.executable, "-X", "dev", "-W", "error", "program.py", cwd=folder) as program:
+        code, output, errors = program.end()
+    assert (code, errors) == (0, "")
+    return output.decode()
+
+
+def test_every_block_has_a_name_of_its_own_and_is_run() -> None:
+    fences = re.findall(r"^\s*(?:```|~~~)", README, re.MULTILINE)
+    assert len(fences) == 2 * len(BLOCKS), "a fence without a name, or two of one name"
+    assert set(BLOCKS) == RUN
+
+
+def test_it_opens_with_a_sentence_a_handler_and_two_commands() -> None:
+    matches = list(FENCE.finditer(README))
+    assert [match["language"] for match in matches[:4]] == ["python", "sh", "sh", "python"]
+    assert len(matches[0]["text"].splitlines()) <= 12
+    assert matches[1]["text"].count("\n") == matches[2]["text"].count("\n") == 1
+    before = README[: matches[0].start()].strip().splitlines()
+    assert before[0] == "# aioecho"
+    assert len(before) == 3
+
+
+# The handlers
+
+
+@runs("upper")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_handler_at_the_top_answers_in_upper_case(tmp_path: Path, number: int) -> None:
+    with serving(BLOCKS["upper"], tmp_path) as (server, endpoint):
+        with connect(endpoint) as sock:
+            sock.sendall(b"Hello, Server!\n")
+            assert read_line(sock) == b"HELLO, SERVER!\n"
+            server.signal(number)
+            assert sock.recv(1) == b""
+        assert server.wait() == 0
+        assert server.stderr() == ""
+
+
+@runs("client")
+def test_the_client_gets_its_answer(tmp_path: Path) -> None:
+    with serving(BLOCKS["upper"], tmp_path) as (_, endpoint):
+        script = replaced(BLOCKS["client"], '("127.0.0.1", {})'.format(endpoint.rpartition(":")[2]))
+        with Program(sys.executable, "-c", script) as client:
+            assert client.end() == (0, b"HELLO, SERVER!\n", "")
+
+
+@runs("life")
+def test_a_handler_lives_as_is_told(tmp_path: Path) -> None:
+    with serving(BLOCKS["life"], tmp_path) as (server, endpoint), connect(endpoint) as sock:
+        assert read_line(sock) == b"Hello, 127.0.0.1!\n"
+        assert ask(endpoint, b"1\n2\n") == b"Hello, 127.0.0.1!\n1\n2\n"
+        assert server.line() == "2 lines; 1 others are connected"
+        assert server.stop() == 0
+        assert server.line() == "0 lines; 0 others are connected"
+
+
+@runs("slow")
+def test_slow_handlers_keep_nobody_waiting(tmp_path: Path) -> None:
+    output = output_of("slow", tmp_path)
+    assert all(rf"b'CLIENT {number}\n'" in output for number in range(5))
+    assert output.endswith(" 2 s\n")
+
+
+@runs("arguments")
+def test_arguments_come_with_partial(tmp_path: Path) -> None:
+    with serving(BLOCKS["arguments"], tmp_path) as (server, endpoint):
+        assert ask(endpoint) == b"Good morning!\n"
+        assert server.stop() == 0
+
+
+# Servers
+
+
+@runs("hooks")
+def test_the_hooks_are_called(tmp_path: Path) -> None:
+    with serving(BLOCKS["hooks"], tmp_path) as (server, endpoint):
+        assert ask(endpoint, b"hello\n") == b"HELLO\n"
+        with connect(endpoint) as sock:
+            sock.sendall(b"x" * 200_000)  # longer than a line may be
+            assert server.line().startswith("a handler raised ValueError(")
+    refusing = BLOCKS["hooks"].replace('startswith("127.")', 'startswith("10.")')
+    with serving(refusing, tmp_path) as (_, endpoint), connect(endpoint) as sock:
+        assert sock.recv(1) == b""
+
+
+@runs("tls")
+def test_tls_serves_known_clients_alone(tmp_path: Path, tls: SimpleNamespace) -> None:
+    shutil.copy(tls.files.server, tmp_path / "server.pem")
+    shutil.copy(tls.files.ca, tmp_path / "clients-ca.pem")
+    with serving(BLOCKS["tls"], tmp_path) as (server, endpoint):
+        with tls.known_client.wrap_socket(connect(endpoint), server_hostname="127.0.0.1") as sock:
+            sock.sendall(b"hello\n")
+            assert read_line(sock) == b"HELLO\n"
+        with connect(endpoint) as plain, tls.client.wrap_socket(plain, server_hostname="127.0.0.1") as sock:
+            try:
+                received = sock.recv(1)
+            except (ssl.SSLError, ConnectionError):
+                received = b""
+            assert received == b""
+        assert server.stop() == 0
+
+
+@runs("limits")
+def test_the_limits_and_timeouts_are_taken(tmp_path: Path) -> None:
+    with serving(BLOCKS["limits"], tmp_path) as (server, endpoint):
+        assert ask(endpoint, b"hello") == b"hello"
+        assert server.stop() == 0
+
+
+@runs("stop")
+def test_a_stop_loses_no_reply(tmp_path: Path) -> None:
+    assert output_of("stop", tmp_path) == "b'LAST WORDS\\n'\n1 0 0\n"
+
+
+# Inside an application
+
+
+@runs("web")
+def test_it_runs_in_the_lifespan_of_a_web_application(tmp_path: Path) -> None:
+    # uvicorn's listening socket is inherited too, so that nothing has to be waited for.
+    with socket.create_server(("127.0.0.1", 0)) as web, socket.create_server(("127.0.0.1", 0)) as upper:
+        (tmp_path / "web.py").write_text(replaced(BLOCKS["web"], f'"fd://{upper.fileno()}"'))
+        command = [sys.executable, "-m", "uvicorn", "web:app", "--fd", str(web.fileno())]
+        with Program(*command, cwd=tmp_path, pass_fds=[web.fileno(), upper.fileno()]) as server:
+            assert ask("tcp://{}:{}".format(*upper.getsockname()), b"hello\n") == b"HELLO\n"
+            request = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            with connect("tcp://{}:{}".format(*web.getsockname())) as sock:
+                sock.sendall(request)
+                assert b"".join(iter(lambda: sock.recv(2**16), b"")).endswith(b'{"accepted":1}')
+            # The signal is uvicorn's, which passes it on to itself at its end.
+            assert server.stop(signal.SIGTERM) in (0, -signal.SIGTERM)
+            assert "Application shutdown complete" in server.stderr()
+            assert "Traceback" not in server.stderr()
+
+
+@runs("tasks")
+def test_it_runs_beside_other_tasks(tmp_path: Path) -> None:
+    assert output_of("tasks", tmp_path) == "b'ONE OF MANY TASKS\\n'\n"
+
+
+@runs("pytest")
+def test_it_runs_in_a_test(tmp_path: Path) -> None:
+    (tmp_path / "test_upper.py").write_text(BLOCKS["pytest"])
+    (tmp_path / "pytest.ini").write_text(
+        "[pytest]\nfilterwarnings = error\nasyncio_default_fixture_loop_scope = function\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    with Program(*command, cwd=tmp_path, env={"PYTEST_ADDOPTS": ""}) as program:
+        code, output, errors = program.end()
+    assert code == 0, (output, errors)
+    assert b"1 passed" in output
+
+
+# The command line
+
+
+def commands(name: str) -> list[str]:
+    """Return the command lines of a block, for the Python that runs the tests."""
+    return [line.replace("python ", f"'{sys.executable}' ") for line in BLOCKS[name].splitlines()]
+
+
+@runs("serve")
+@pytest.mark.parametrize("number", range(4))
+def test_the_servers_of_the_command_line_serve(tmp_path: Path, tls: SimpleNamespace, number: int) -> None:
+    (tmp_path / "chat.py").write_text(BLOCKS["upper"].replace("Upper", "Room"))
+    shutil.copy(tls.files.server, tmp_path / "server.pem")
+    shutil.copy(tls.files.ca, tmp_path / "clients-ca.pem")
+    lines = commands("serve")
+    assert len(lines) == 4
+    # What names a port is given another: these may be taken.
+    command = re.sub(r":7000\b|--port 7000", lambda match: match[0].replace("7000", "0"), lines[number])
+    if command == lines[number]:
+        command += " --port 0"
+    with Program("sh", "-c", f"exec {command}", cwd=tmp_path) as server:
+        endpoint = server.listening()
+        if "server.pem" in command:
+            sock: socket.socket = tls.known_client.wrap_socket(connect(endpoint), server_hostname="127.0.0.1")
+        else:
+            sock = connect(endpoint)
+        with sock:
+            sock.sendall(b"hello\n")
+            assert read_line(sock) == (b"hello\n" if "server.pem" in command else b"HELLO\n")
+        if "app.sock" in command:
+            assert server.listening() == "unix:app.sock"
+        assert server.stop() == 0
+
+
+@runs("send")
+def test_the_clients_of_the_command_line_are_answered(tmp_path: Path) -> None:
+    with serving(BLOCKS["upper"], tmp_path) as (_, endpoint):
+        expected = [b"HELLO, SERVER!\n", b"ONE\nTWO\n", b""]
+        for command, output in zip(commands("send"), expected, strict=True):
+            with Program("sh", "-c", command.replace("tcp://127.0.0.1:9999", endpoint)) as client:
+                code, received, errors = client.end()
+                assert (code, errors) == (0, "")
+                assert received == output or (not output and b"Usage: " in received)
+
+
+# The two commands
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what the repository holds, and nothing else."""
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        done = subprocess.run(listing, cwd=ROOT, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this is not a git checkout")
+    folder = tmp_path / "checkout"
+    for name in done.stdout.decode().split("\0"):
+        if name and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+@contextmanager
+def shell(command: str, folder: Path, **environment: str) -> Iterator[Program]:
+    """Run a command as on a fresh machine: `python3` is the Python of the tests, and nothing is installed for it."""
+    programs = folder.parent / "bin"
+    programs.mkdir(exist_ok=True)
+    python = programs / "python3"
+    python.write_text(f'#!/bin/sh\nexec "{os.path.realpath(sys.executable)}" "$@"\n')
+    python.chmod(0o755)
+    search = f"{programs}:{os.environ['PATH']}"
+    with Program("sh", "-c", command, cwd=folder, env={"PATH": search, "PYTHONPATH": "", **environment}) as program:
+        yield program
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@runs("install-and-run")
+def test_the_first_command_installs_and_serves(checkout: Path) -> None:
+    # To its end goes only that it takes a free port. exec, so that the process is the server at last.
+    setup, _, serve = BLOCKS["install-and-run"].strip().rpartition(" && ")
+    for _ in range(2):  # the second time on what is there
+        with shell(f"({setup}) >&2 && exec {serve} serve --port 0", checkout) as server:
+            endpoint = server.listening()
+            assert ask(endpoint, b"Hello, Server!\n") == b"Hello, Server!\n"
+            assert server.stop() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@runs("install-and-test")
+def test_the_second_command_installs_and_finds_the_tests(checkout: Path) -> None:
+    with shell(BLOCKS["install-and-test"], checkout, PYTEST_ADDOPTS="--collect-only -q") as program:
+        code, output, errors = program.end(timeout=590)
+    assert code == 0, (output[-2000:], errors)
+    assert b"tests/test_readme.py::test_the_second_command_installs_and_finds_the_tests" in output

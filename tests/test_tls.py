@@ -1,0 +1,146 @@
+"""TLS endpoints: handshakes that fail, peers that are silent, certificates of clients, and the end in good order."""
+
+import asyncio
+import logging
+import socket
+import ssl
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import check_identity, settle
+
+import aioecho
+from aioecho.client import connect
+from aioecho.echo import Echo, Upper
+
+
+async def ask(server: aioecho.BaseServer, context: ssl.SSLContext, request: bytes, size: int) -> bytes:
+    reader, writer = await connect(server.names[0], ssl=context)
+    writer.write(request)
+    answer = await reader.readexactly(size)
+    writer.close()
+    await writer.wait_closed()
+    return answer
+
+
+async def test_lines_come_back_over_tls(tls: SimpleNamespace) -> None:
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server) as server:
+        assert await ask(server, tls.client, b"Hello, Server!\n", 15) == b"HELLO, SERVER!\n"
+        await settle(lambda: server.stats.completed == 1)
+
+
+async def test_a_client_must_show_its_certificate_where_that_is_asked_for(tls: SimpleNamespace) -> None:
+    class Names(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            certificate = self.writer.get_extra_info("peercert")
+            await self.send(certificate["subjectAltName"][0][1].encode())
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Names, ssl=tls.mutual) as server:
+        assert await ask(server, tls.known_client, b"", 18) == b"client@example.org"
+        reader, writer = await connect(server.names[0], ssl=tls.client)
+        with pytest.raises((OSError, asyncio.IncompleteReadError)):
+            await reader.readexactly(1)
+        writer.close()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+        await settle(lambda: not server.connections)
+        assert (server.stats.completed, server.stats.rejected) == (1, 1)
+        check_identity(server)
+
+
+async def test_peers_that_do_not_speak_tls_hold_no_slot_and_disturb_nobody(
+    tls: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    timeouts = aioecho.Timeouts(handshake=0.3)
+    async with aioecho.TCPServer(("127.0.0.1", 0), Echo, ssl=tls.server, timeouts=timeouts) as server:
+        address = server.server_address
+        silent = [socket.create_connection(address) for _ in range(20)]
+        garbage = []
+        for _ in range(20):
+            garbage.append(socket.create_connection(address))
+            garbage[-1].sendall(b"GET / HTTP/1.0\r\n\r\n")
+        gone = []
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        session = tls.client.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+        with pytest.raises(ssl.SSLWantReadError):
+            session.do_handshake()
+        hello = outgoing.read()
+        for number in range(20):
+            gone.append(socket.create_connection(address))
+            gone[-1].sendall(hello if number % 2 else hello[:100])
+            gone[-1].shutdown(socket.SHUT_WR)
+        assert await ask(server, tls.client, b"healthy", 7) == b"healthy"
+        for sock in gone:
+            sock.close()
+        await settle(lambda: not server.connections)
+        assert (server.stats.rejected, server.stats.completed) == (60, 1)
+        assert server.stats.reasons["handshake"] == 60
+        check_identity(server)
+        for sock in silent + garbage:
+            sock.close()
+    records = [r for r in caplog.records if r.name == "aioecho.server" and r.levelno == logging.WARNING]
+    assert 1 <= len(records) <= 4  # one a second at the most
+    assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
+
+
+async def test_a_large_reply_arrives_whole_though_its_handler_returns_at_once(tls: SimpleNamespace) -> None:
+    size = 4 * 2**20
+
+    async def handle(self: Any) -> None:
+        self.writer.write(b"x" * size)
+
+    handler = type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle})
+    timeouts = aioecho.Timeouts(linger=0.05)
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler, ssl=tls.server, timeouts=timeouts) as server:
+        reader, writer = await connect(server.names[0], ssl=tls.client)
+        got = len(await reader.readexactly(1000))
+        await asyncio.sleep(0.3)  # time is the subject: well past the linger, with most of it unsent
+        got += len(await reader.read())
+        assert got == size
+        writer.close()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+
+async def test_a_drain_over_tls_answers_what_came_and_is_quick(tls: SimpleNamespace) -> None:
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server) as server:
+        pairs = [await connect(server.names[0], ssl=tls.client) for _ in range(10)]
+        for number, (_, writer) in enumerate(pairs):
+            writer.write(b"client %d\n" % number)
+        stopping = asyncio.create_task(server.shutdown(10))
+        for number, (reader, writer) in enumerate(pairs):
+            assert await reader.read() == b"CLIENT %d\n" % number
+            writer.close()
+        report = await stopping
+        assert (report.completed, report.cancelled, report.aborted) == (10, 0, 0)
+        assert report.seconds < 2
+        for _, writer in pairs:
+            await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+
+async def test_a_handshake_under_way_does_not_hang_the_stop(tls: SimpleNamespace) -> None:
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server) as server:
+        with socket.create_connection(server.server_address):
+            await settle(lambda: server.stats.active == 1)
+            report = await server.shutdown(0.1)
+        assert report.seconds < 1
+        assert report.cancelled + report.aborted == 1
+        check_identity(server)
+
+
+async def test_a_deaf_tls_peer_is_aborted_at_the_end_of_the_grace(tls: SimpleNamespace) -> None:
+    async def handle(self: Any) -> None:
+        await self.send(b"x" * 8 * 2**20)
+
+    handler = type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle})
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler, ssl=tls.server) as server:
+
+        def deaf() -> ssl.SSLSocket:
+            plain = socket.create_connection(server.server_address)
+            return tls.client.wrap_socket(plain, server_hostname="127.0.0.1")
+
+        sock = await asyncio.to_thread(deaf)
+        await settle()
+        report = await server.shutdown(0.2)
+        sock.close()
+        assert report.seconds < 0.7
+        assert (report.completed, report.cancelled, report.aborted) == (0, 0, 1)
