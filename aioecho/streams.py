@@ -7,6 +7,7 @@ buffer and out of it again.
 
 import asyncio
 import ssl as ssl_module
+import sys
 from asyncio import IncompleteReadError, LimitOverrunError
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, cast
@@ -17,6 +18,10 @@ __all__ = ["DEFAULT_LIMIT", "StreamProtocol", "StreamReader", "StreamWriter"]
 
 DEFAULT_LIMIT = 2**16
 """Bytes: asyncio's default for the longest line, and half of what a reader buffers before it pauses the transport."""
+
+# asyncio's transports forgot their high-water mark in writelines(), so that drain() never waited (CVE-2024-12254). This can
+# go with the last Python that has it.
+WRITELINES_NEVER_PAUSES = (3, 12) <= sys.version_info < (3, 12, 9) or (3, 13) <= sys.version_info < (3, 13, 2)
 
 Buffer = bytes | bytearray | memoryview
 
@@ -330,8 +335,11 @@ class StreamWriter(asyncio.StreamWriter):
         self._transport.write(data)
 
     def writelines(self, data: Iterable[Buffer]) -> None:
-        """Send all of `data`, in order and without copies where the loop can."""
-        self._transport.writelines(data)
+        """Send all of `data`, in order."""
+        if WRITELINES_NEVER_PAUSES:
+            self.write(b"".join(data))
+        else:
+            self._transport.writelines(data)
 
     def drain(self) -> Coroutine[Any, Any, None]:
         """Wait, once more than the high-water mark waits to be sent, until it is no more than the low-water mark.
