@@ -420,8 +420,8 @@ class StreamProtocol(asyncio.Protocol):
     """Connects a transport with a reader and a writer.
 
     `is_server_side` says which side start_tls() takes. `reader` is there from the start, `transport` from the time that
-    it calls connection_made(), and then :meth:`make_writer` makes the writer; `is_lost` and `lost_with` tell whether and how it ended, and
-    `peer_has_closed` whether the peer has sent its last.
+    it calls connection_made(); then :meth:`make_writer` makes the writer. `is_lost` and `lost_with` tell whether and how
+    it ended, and `peer_has_closed` whether the peer has sent its last.
     """
 
     __slots__ = (

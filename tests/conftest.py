@@ -1,6 +1,7 @@
 """Every async test runs on asyncio's loop and on uvloop, in debug mode, and fails if it leaves anything behind."""
 
 import asyncio
+import contextlib
 import gc
 import os
 import ssl
@@ -24,10 +25,8 @@ def open_descriptors() -> dict[str, str]:
     """Return what this process has open: descriptors, with what each is."""
     found = {}
     for number in os.listdir("/proc/self/fd"):
-        try:
+        with contextlib.suppress(OSError):  # the one that listdir() itself had open
             found[number] = os.readlink(f"/proc/self/fd/{number}")
-        except OSError:
-            pass  # the one that listdir() itself had open
     return found
 
 
