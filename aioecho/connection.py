@@ -8,18 +8,16 @@ import socket
 import struct
 import termios
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from aioecho.driver import Driver
 from aioecho.handlers import BaseRequestHandler
-from aioecho.streams import StreamProtocol
+from aioecho.streams import StreamProtocol, StreamReader, StreamWriter
 
 if TYPE_CHECKING:  # the server is above, and makes connections
     from aioecho.server import BaseServer
 
 __all__ = ["Connection"]
-
-T = TypeVar("T")
 
 # Seconds. A client that has been connected for no longer when the server stops is still given the time to speak.
 FRESH = 0.1
@@ -28,54 +26,65 @@ FRESH = 0.1
 LEAST_READ = 2**16
 
 
-class Connection:
+# The stages of a connection's life.
+BEGIN, HANDLE, FINISH = range(3)
+
+
+class Connection(Driver[None]):
     """A live connection of a server, in `server.connections`.
 
     `client_address` is as accept() gave it. `handler` is None until it is made. Call :meth:`abort` to cut it off; to do
     anything else with it is its handler's.
     """
 
-    # It ends in exactly one of the server's counters, by `outcome` and `reason`, in the task's done-callback.
+    # It is what its task runs: _begin(), the handler's handle(), and _finish(), one after the other. While a connection is
+    # idle there is so nothing on the heap but the handler's own coroutine; each that awaits another costs some hundred
+    # bytes. It ends in exactly one of the server's counters, by `outcome` and `reason`, in the task's done-callback.
 
     __slots__ = (
         "__weakref__",
-        "_driver",
         "_is_cut_off",
-        "_loop",
         "_protocol",
         "_server",
         "_sock",
+        "_stage",
         "client_address",
         "handler",
         "outcome",
         "reason",
+        "request",
         "since",
         "task",
         "was_aborted",
     )
 
+    _protocol: StreamProtocol
+    task: "asyncio.Task[None]"
+
     def __init__(self, server: "BaseServer", sock: socket.socket, client_address: Any) -> None:
+        loop = asyncio.get_running_loop()
         self._server = server
         self._sock = sock
-        self._loop = asyncio.get_running_loop()
-        self._protocol: StreamProtocol | None = None
-        self._driver: Driver[Any] | None = None
-        self._is_cut_off = False
+        self._protocol = StreamProtocol(loop, limit=server.limits.max_buffer, is_server_side=True)
         self.client_address = client_address
-        self.since = self._loop.time()
+        self.since = loop.time()
+        self.request: tuple[StreamReader, StreamWriter] | None = None
         self.handler: Any = None
         self.outcome = "rejected"
         self.reason = "handshake"
-        self.was_aborted = False
+        self.was_aborted = self._is_cut_off = False
+        self._stage = BEGIN
+        super().__init__(self._begin())
         # In a context of its own: what a handler sets there is nobody else's.
-        self.task = self._loop.create_task(self._run(), context=contextvars.copy_context())
-        self.task.add_done_callback(self._end)
-
-    def _end(self, task: "asyncio.Task[None]") -> None:
-        self._server.account(self)
+        self.task = loop.create_task(self, context=contextvars.copy_context())
+        self.task.add_done_callback(self._account)
 
     def __repr__(self) -> str:
         return f"<Connection from {self.client_address!r}, handler={self.handler!r}>"
+
+    def _account(self, task: "asyncio.Task[None]") -> None:
+        self._server.account(self, task)
+        del self.task  # which has this, for good
 
     # What the server asks of a connection when it stops.
 
@@ -84,7 +93,7 @@ class Connection:
 
         One that has only just connected is about to send its request: it has until it is FRESH seconds old.
         """
-        if self._protocol is None:
+        if self.request is None:
             return  # it comes here again when it has one
         age = self._loop.time() - self.since
         if age < FRESH:
@@ -100,70 +109,88 @@ class Connection:
     def abort(self) -> None:
         """Close at once, throw away what is unsent, and end the handler even if it swallows its cancellation."""
         self.was_aborted = self._is_cut_off = True
-        if self._driver is not None:
-            self._driver.abandon()
-        if self._protocol is not None and not self._protocol.is_lost:
+        self.abandon()
+        if self.request is not None and not self._protocol.is_lost:
             self._protocol.transport.abort()
         self.task.cancel()
 
     # Its life.
 
-    async def _run(self) -> None:
-        # One long coroutine, as each that awaits another costs an idle connection some hundred bytes.
+    def after(self, end: BaseException) -> Awaitable[None] | None:
+        """Return the next of the three."""
+        self._stage += 1
+        if self._stage == HANDLE and self.handler is not None:
+            try:
+                handling: Awaitable[None] = self.handler.handle()
+                return handling
+            except BaseException as error:  # it is no coroutine function, and raised at once
+                end = error
+        if self._stage <= FINISH:
+            self._stage = FINISH
+            return self._finish(end)
+        return None
+
+    async def _begin(self) -> None:
+        """Make the transport and, if all goes well, the handler."""
         server = self._server
         tls: dict[str, Any] = {} if server.ssl is None else {"ssl": server.ssl, **server.tls_timeouts()}
-        # Made here: with TLS uvloop returns a protocol of its own.
-        protocol = StreamProtocol(self._loop, limit=server.limits.max_buffer, is_server_side=True)
         try:
-            await self._loop.connect_accepted_socket(lambda: protocol, self._sock, **tls)
+            # With TLS uvloop returns a protocol of its own, so ours is not taken from there.
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: self._protocol, self._sock, **tls)
         except OSError as error:
             # The peer's fault or bad luck: garbage, silence, gone. It may be a flood of them.
             server.report_handshake(self.client_address, error)
-            self._sock.close()
             return
-        except BaseException:
-            self.outcome = self.reason = "cancelled"
-            self._sock.close()
-            raise
-        self._protocol = protocol
-        request = (protocol.reader, protocol.make_writer())
+        self.request = request = (self._protocol.reader, self._protocol.make_writer())
         self.outcome, self.reason = "failed", "error"
+        if server.is_draining:
+            self.drain()
+        verified = server.verify_request(request, self.client_address)
+        if verified is not True and inspect.isawaitable(verified):
+            verified = await verified
+        if not verified:
+            self.outcome, self.reason = "rejected", "refused"
+            return
+        handler = server.RequestHandlerClass(request, self.client_address, server)
+        if type(handler).setup is not BaseRequestHandler.setup:
+            await handler.setup()
+        self.handler = handler
+
+    async def _finish(self, end: BaseException) -> None:
+        """Let the handler clean up, report what went wrong, and close."""
+        protocol, request = self._protocol, self.request
         try:
-            if server.is_draining:
-                self.drain()
-            verified = server.verify_request(request, self.client_address)
-            if verified is not True and inspect.isawaitable(verified):
-                verified = await self._drive(verified)
-            if verified:
-                self.handler = handler = server.RequestHandlerClass(request, self.client_address, server)
-                kind = type(handler)
-                if kind.setup is not BaseRequestHandler.setup:
-                    await self._drive(handler.setup())
-                try:
-                    await self._drive(handler.handle())
-                finally:
-                    if kind.finish is not BaseRequestHandler.finish:
-                        await self._drive(handler.finish())
-                self.outcome, self.reason = "completed", "finished"
-            else:
-                self.outcome, self.reason = "rejected", "refused"
+            try:
+                if self.handler is not None:
+                    self.outcome, self.reason = "completed", "finished"
+                if not isinstance(end, StopIteration):
+                    raise end
+            finally:
+                handler = self.handler
+                if (
+                    handler is not None
+                    and not self._abandoned
+                    and type(handler).finish is not BaseRequestHandler.finish
+                ):
+                    await handler.finish()
         except asyncio.CancelledError:
             self.outcome = self.reason = "cancelled"
             raise
         except Exception as error:
+            self.outcome, self.reason = "failed", "error"
             if protocol.lost_with is not None and isinstance(error, ConnectionError):
                 self.reason = "connection lost"
-            server.call_handle_error(request, self.client_address)
+            self._server.call_handle_error(request, self.client_address)
         except BaseException:  # the program ends
-            protocol.transport.abort()
+            self.outcome, self.reason = "failed", "error"
+            if request is not None:
+                protocol.transport.abort()
             raise
         finally:
-            if not protocol.is_lost:
+            if request is None:
+                self._sock.close()
+            elif not protocol.is_lost:
                 await self._close(protocol)
-
-    def _drive(self, awaitable: Awaitable[T]) -> Driver[T]:
-        self._driver = driver = Driver(awaitable)
-        return driver
 
     async def _close(self, protocol: StreamProtocol) -> None:
         """Send what was written, and close so that the peer can read it."""

@@ -18,7 +18,7 @@ from asyncio.tasks import _enter_task, _leave_task  # documented for whoever ste
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from types import CoroutineType
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 __all__ = ["DONE", "Driver", "Waiter", "Yield"]
 
@@ -46,7 +46,7 @@ class Done(Yield, Coroutine[Any, Any, None]):
 
     def throw(self, *error: Any) -> Any:
         """Raise what is thrown in."""
-        raise error[1] if len(error) > 1 and error[1] is not None else error[0]
+        raise _as_raised(error)
 
     def close(self) -> None:
         """Do nothing."""
@@ -160,10 +160,11 @@ class Waiter:
             raise cancelled
 
 
-class Driver(Generic[T]):
-    """Awaiting a driver runs `awaitable` to its end, like awaiting it, and lets :class:`Waiter` step it meanwhile.
+class Driver(Coroutine[Any, Any, T]):
+    """A coroutine that runs another, which :class:`Waiter` may step meanwhile. A task runs it, or a coroutine awaits it.
 
-    To the task it is also the future that the task waits for while the coroutine waits for a :class:`Waiter`.
+    To the task it is also the future that is waited for while the inner coroutine waits for a :class:`Waiter`.
+    To be overridden: :meth:`after`, to run several coroutines one after the other.
     """
 
     __slots__ = (
@@ -175,6 +176,7 @@ class Driver(Generic[T]):
         "_context",
         "_coro",
         "_end",
+        "_is_parked",
         "_loop",
         "_run",
         "_send",
@@ -188,23 +190,34 @@ class Driver(Generic[T]):
     _cancelled: asyncio.CancelledError | None
     _context: Context | None
     _end: BaseException | None
-    _task: "asyncio.Task[Any]"
+    _loop: asyncio.AbstractEventLoop
+    _task: "asyncio.Task[Any] | None"
     _waiter: Waiter
 
     def __init__(self, awaitable: Awaitable[T]) -> None:
+        self._take_up(awaitable)
+        self._callback = self._cancelled = self._context = self._end = self._task = None
+        self._yielded = _THE_WAITER
+        self._abandoned = self._cancelled_in_step = self._is_parked = False
+        self._asyncio_future_blocking = True
+
+    def _take_up(self, awaitable: Awaitable[Any]) -> None:
         coro = awaitable if inspect.iscoroutine(awaitable) else _await(awaitable)
-        self._coro: CoroutineType[Any, Any, T] = cast("CoroutineType[Any, Any, T]", coro)
+        self._coro: CoroutineType[Any, Any, Any] = cast("CoroutineType[Any, Any, Any]", coro)
         self._send = coro.send
         self._step = self.step
-        self._callback = self._cancelled = self._context = self._end = None
-        self._yielded = _THE_WAITER
-        self._abandoned = self._cancelled_in_step = False
-        self._asyncio_future_blocking = True
+
+    def after(self, end: BaseException) -> Awaitable[Any] | None:
+        """Return what to run when the coroutine has ended: with `end`, which is StopIteration if it returned.
+
+        None, as here: nothing, and the driver ends likewise.
+        """
+        return None
 
     def step(self, item: Any) -> bool:
         """Resume the coroutine, now, with an item for its waiter; return False, and do nothing, if another task is current."""
         try:
-            _enter_task(self._loop, self._task)
+            _enter_task(self._loop, self._task)  # type: ignore[arg-type]
         except RuntimeError:
             return False
         waiter = self._waiter
@@ -217,7 +230,7 @@ class Driver(Generic[T]):
         except BaseException as end:  # whatever it is, StopIteration too, it belongs to the task
             self._end = end
             yielded = None
-        _leave_task(self._loop, self._task)
+        _leave_task(self._loop, self._task)  # type: ignore[arg-type]
         if yielded is waiter and not (self._cancelled_in_step or waiter._fired):
             waiter._driver = self
             waiter.deliver = self._step
@@ -236,17 +249,12 @@ class Driver(Generic[T]):
         if callback is not None:
             self._loop.call_soon(callback, self, context=self._context)
 
-    def _park(self, waiter: Waiter) -> None:
-        self._waiter = waiter
-        waiter._driver = self
-        waiter.deliver = self._step
-
     def _unpark(self) -> None:
         self._waiter._driver = None
         self._waiter.deliver = _refuse
 
     def abandon(self) -> None:
-        """Never step the coroutine again: the next time its task is resumed with an error, close it and let that through.
+        """Close the coroutine, instead of throwing it in, with the next error that its task is resumed with.
 
         For a coroutine that swallows CancelledError. It meets GeneratorExit where it waits, as at the end of a program.
         """
@@ -285,79 +293,105 @@ class Driver(Generic[T]):
         if cancelled is not None:
             raise cancelled
 
-    def __await__(self) -> Generator[Any, Any, T]:
-        """Run the coroutine as the task that awaits, and park that task while a :class:`Waiter` is waited for."""
-        task = current_task()
-        assert task is not None, "a driver is awaited by a task"
-        self._task = task
-        self._loop = task.get_loop()
-        coro = self._coro
-        error: BaseException | None = None
-        try:
-            while True:
-                if error is not None and self._abandoned:
-                    try:
-                        coro.close()
-                    except RuntimeError as ignored:  # "coroutine ignored GeneratorExit": nothing more can be done
-                        raise error from ignored
-                    raise error
-                try:
-                    if error is None:
-                        yielded = coro.send(None)
-                    else:
-                        thrown, error = error, None
-                        yielded = coro.throw(thrown)
-                except StopIteration as end:
-                    result: T = end.value
-                    return result
-                while True:
-                    parks = type(yielded) is Waiter and yielded._loop is self._loop
-                    if parks:
-                        if yielded.is_due():
-                            break
-                        self._park(yielded)
-                        self._asyncio_future_blocking = True
-                    try:
-                        yield self if parks else yielded
-                    except GeneratorExit:
-                        coro.close()
-                        raise
-                    except BaseException as thrown_in:  # it is the coroutine's to handle
-                        error = thrown_in
-                    finally:
-                        if parks:
-                            self._unpark()
-                    if not parks:
-                        break
-                    self._cancelled_in_step = False
-                    if self._end is not None:
-                        return self._finish(error)
-                    yielded, self._yielded = self._yielded, _THE_WAITER
-                    if yielded is _THE_WAITER:
-                        break
-                    if error is not None:
-                        if not (_is_future(yielded) and yielded.cancel(msg=error.args[0] if error.args else None)):
-                            break
-                        error = None  # it comes from there, as for any task that is cancelled while it runs
-                    elif yielded is None:
-                        break  # it wanted to sleep a turn, and that turn is over
-        finally:
-            # Bound methods tie this into cycles, for which the garbage collector would have to come.
-            del self._step, self._send
+    # A coroutine's interface, by which the task resumes it: here the task steps the inner coroutine itself.
 
-    def _finish(self, error: BaseException | None) -> T:
-        """Return or raise what the coroutine ended with in a step."""
+    def send(self, value: Any) -> Any:
+        """Go on; return what to wait for."""
+        return self._proceed(None)
+
+    __next__ = cast(Callable[["Driver[T]"], Any], lambda self: self._proceed(None))
+
+    def throw(self, *error: Any) -> Any:
+        """Go on with an error; return what to wait for."""
+        return self._proceed(_as_raised(error))
+
+    def close(self) -> None:
+        """Close the coroutine."""
+        self._coro.close()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return cast("Generator[Any, Any, T]", self)
+
+    # For those who show where a task stands: Task.get_stack(), and its repr.
+    cr_code = property(lambda self: self._coro.cr_code)
+    cr_frame = property(lambda self: self._coro.cr_frame)
+    cr_running = property(lambda self: self._coro.cr_running)
+
+    def _proceed(self, error: BaseException | None) -> Any:
+        if self._is_parked:
+            self._is_parked = False
+            self._unpark()
+            self._cancelled_in_step = False
+            if self._end is not None:
+                return self._go_on_after(error)
+            yielded, self._yielded = self._yielded, _THE_WAITER
+            if yielded is not _THE_WAITER:
+                if error is None:
+                    # None: it wanted to sleep a turn, and that turn is over.
+                    if yielded is not None and (waits_for := self._wait_for(yielded)) is not None:
+                        return waits_for
+                elif _is_future(yielded) and yielded.cancel(msg=error.args[0] if error.args else None):
+                    return yielded  # and the error comes from there, as for any task that is cancelled while it runs
+        elif self._task is None:
+            self._task = task = current_task()
+            assert task is not None, "a driver is run by a task"
+            self._loop = task.get_loop()
+        return self._step_here(error)
+
+    def _step_here(self, error: BaseException | None) -> Any:
+        coro = self._coro
+        while True:
+            try:
+                if error is None:
+                    yielded = coro.send(None)
+                elif self._abandoned:
+                    coro.close()
+                    raise error
+                else:
+                    thrown, error = error, None
+                    yielded = coro.throw(thrown)
+            except BaseException as end:
+                self._end = end
+                if error is not None:  # abandoned: close() may have failed, as the coroutine swallowed even that
+                    self._end = error
+                break
+            if yielded is None:
+                return None
+            waits_for = self._wait_for(yielded)
+            if waits_for is not None:
+                return waits_for
+        return self._go_on_after(None)
+
+    def _wait_for(self, yielded: Any) -> Any:
+        """Park, if that is possible, and return what the task has to wait for; None if there is news already."""
+        if type(yielded) is not Waiter or yielded._loop is not self._loop:
+            return yielded
+        if yielded.is_due():
+            return None
+        self._waiter = yielded
+        yielded._driver = self
+        yielded.deliver = self._step
+        self._is_parked = self._asyncio_future_blocking = True
+        return self
+
+    def _go_on_after(self, error: BaseException | None) -> Any:
+        """Run what comes after the coroutine that has ended, or end."""
         end, self._end = self._end, None
+        assert end is not None
         try:
             if error is not None:
-                # The coroutine had ended when its task was cancelled: this is for whoever awaits the driver, at the
-                # next thing it waits for. Undone and done again, since to throw an error used the request up.
+                # The coroutine had ended when its task was cancelled: this is for what comes after it, at the next thing
+                # that is waited for. Undone and done again, since to throw an error used the request up.
+                assert self._task is not None
                 self._task.uncancel()
                 self._task.cancel(*error.args)
-            if isinstance(end, StopIteration):
-                result: T = end.value
-                return result
-            assert end is not None
+            following = self.after(end)
+            if following is not None:
+                self._take_up(following)
+                return self._step_here(None)
+            # Bound methods, and the task that has this, tie it into cycles, for which the garbage collector would come.
+            del self._step, self._send
+            self._task = None
             raise end
         finally:
             del end, error  # the traceback refers to this frame
@@ -377,6 +411,15 @@ def _refuse(item: Any) -> bool:
 
 def _cancelled_error(msg: Any) -> asyncio.CancelledError:
     return asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
+
+
+def _as_raised(error: tuple[Any, ...]) -> BaseException:
+    """Return the exception that throw() was given, as an instance or in three parts."""
+    kind, value = error[0], error[1] if len(error) > 1 else None
+    if isinstance(value, BaseException):
+        return value
+    raised: BaseException = kind if isinstance(kind, BaseException) else kind() if value is None else kind(value)
+    return raised
 
 
 def _raise(error: BaseException) -> None:

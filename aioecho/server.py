@@ -245,10 +245,10 @@ class BaseServer:
         self.stats.active += 1
         self._connections.add(connection)
 
-    def account(self, connection: Connection) -> None:
+    def account(self, connection: Connection, task: "asyncio.Task[None]") -> None:
         """Count an ended connection; it makes room for another."""
         self._connections.discard(connection)
-        stats, outcome, task = self.stats, connection.outcome, connection.task
+        stats, outcome = self.stats, connection.outcome
         stats.active -= 1
         setattr(stats, outcome, getattr(stats, outcome) + 1)
         stats.reasons[connection.reason] += 1
