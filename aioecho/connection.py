@@ -42,7 +42,6 @@ class Connection(Driver[None]):
     # bytes. It ends in exactly one of the server's counters, by `outcome` and `reason`, in the task's done-callback.
 
     __slots__ = (
-        "__weakref__",
         "_is_cut_off",
         "_protocol",
         "_server",
@@ -77,14 +76,11 @@ class Connection(Driver[None]):
         super().__init__(self._begin())
         # In a context of its own: what a handler sets there is nobody else's.
         self.task = loop.create_task(self, context=contextvars.copy_context())
-        self.task.add_done_callback(self._account)
+        # One callback and one context for all: each would cost a connection some bytes of its own.
+        self.task.add_done_callback(server.account, context=server.context)
 
     def __repr__(self) -> str:
         return f"<Connection from {self.client_address!r}, handler={self.handler!r}>"
-
-    def _account(self, task: "asyncio.Task[None]") -> None:
-        self._server.account(self, task)
-        del self.task  # which has this, for good
 
     # What the server asks of a connection when it stops.
 

@@ -178,7 +178,6 @@ class Driver(Coroutine[Any, Any, T]):
         "_end",
         "_is_parked",
         "_loop",
-        "_run",
         "_send",
         "_step",
         "_task",
@@ -224,9 +223,8 @@ class Driver(Coroutine[Any, Any, T]):
         waiter._driver = None
         waiter.deliver = _refuse
         waiter.item = item
-        run = self._run  # through a name: to call a slot's value in one expression looks it up as a method first
         try:
-            yielded = run(self._send, None)
+            yielded = self._context.run(self._send, None)  # type: ignore[union-attr]
         except BaseException as end:  # whatever it is, StopIteration too, it belongs to the task
             self._end = end
             yielded = None
@@ -269,10 +267,7 @@ class Driver(Coroutine[Any, Any, T]):
     def add_done_callback(self, callback: Callable[["Driver[T]"], object], *, context: Context | None = None) -> None:
         """Keep the task's wake-up, and its context, in which the coroutine has to be stepped."""
         assert context is not None
-        self._callback = callback
-        if context is not self._context:
-            self._context = context
-            self._run = context.run
+        self._callback, self._context = callback, context
 
     def cancel(self, msg: Any = None) -> bool:
         """Do as that for which the coroutine waits would do: return False if it can't be cancelled, or just runs."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import inspect
 import logging
 import os
@@ -98,6 +99,9 @@ class BaseServer:
         self._deadline = float("inf")
         self._drained = {"completed": 0, "cancelled": 0, "aborted": 0}
         self._all_ended: asyncio.Future[None] | None = None
+        # What each connection takes from here.
+        self.account = self._account
+        self.context = contextvars.copy_context()
         self._handshake_log = BoundedLog(logger, logging.WARNING)
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
@@ -245,8 +249,11 @@ class BaseServer:
         self.stats.active += 1
         self._connections.add(connection)
 
-    def account(self, connection: Connection, task: "asyncio.Task[None]") -> None:
+    def _account(self, task: "asyncio.Task[None]") -> None:
         """Count an ended connection; it makes room for another."""
+        connection = task.get_coro()
+        assert isinstance(connection, Connection)
+        del connection.task  # the two would be a cycle
         self._connections.discard(connection)
         stats, outcome = self.stats, connection.outcome
         stats.active -= 1
