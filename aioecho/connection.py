@@ -53,12 +53,10 @@ class Connection(Driver[None]):
         "reason",
         "request",
         "since",
-        "task",
         "was_aborted",
     )
 
     _protocol: StreamProtocol
-    task: "asyncio.Task[None]"
 
     def __init__(self, server: "BaseServer", sock: socket.socket, client_address: Any) -> None:
         loop = asyncio.get_running_loop()
@@ -75,9 +73,9 @@ class Connection(Driver[None]):
         self._stage = BEGIN
         super().__init__(self._begin())
         # In a context of its own: what a handler sets there is nobody else's.
-        self.task = loop.create_task(self, context=contextvars.copy_context())
+        self._loop, self._task = loop, loop.create_task(self, context=contextvars.copy_context())
         # One callback and one context for all: each would cost a connection some bytes of its own.
-        self.task.add_done_callback(server.account, context=server.context)
+        self._task.add_done_callback(server._when_ended, context=server._context)
 
     def __repr__(self) -> str:
         return f"<Connection from {self.client_address!r}, handler={self.handler!r}>"
@@ -97,10 +95,15 @@ class Connection(Driver[None]):
         else:
             self._protocol.reader.end_when(_nothing_more_of(self._sock))
 
+    def stop(self) -> None:
+        """Cancel what runs, the handler mostly."""
+        if self._task is not None:
+            self._task.cancel()
+
     def cut_off(self) -> None:
         """Cancel the handler; what is still unsent when it has ended is thrown away."""
         self._is_cut_off = True
-        self.task.cancel()
+        self.stop()
 
     def abort(self) -> None:
         """Close at once, throw away what is unsent, and end the handler even if it swallows its cancellation."""
@@ -108,7 +111,7 @@ class Connection(Driver[None]):
         self.abandon()
         if self.request is not None and not self._protocol.is_lost:
             self._protocol.transport.abort()
-        self.task.cancel()
+        self.stop()
 
     # Its life.
 
@@ -129,13 +132,13 @@ class Connection(Driver[None]):
     async def _begin(self) -> None:
         """Make the transport and, if all goes well, the handler."""
         server = self._server
-        tls: dict[str, Any] = {} if server.ssl is None else {"ssl": server.ssl, **server.tls_timeouts()}
+        tls: dict[str, Any] = {} if server.ssl is None else {"ssl": server.ssl, **server._tls_timeouts()}
         try:
             # With TLS uvloop returns a protocol of its own, so ours is not taken from there.
             await asyncio.get_running_loop().connect_accepted_socket(lambda: self._protocol, self._sock, **tls)
         except OSError as error:
             # The peer's fault or bad luck: garbage, silence, gone. It may be a flood of them.
-            server.report_handshake(self.client_address, error)
+            server._report_handshake(self.client_address, error)
             return
         self.request = request = (self._protocol.reader, self._protocol.make_writer())
         self.outcome, self.reason = "failed", "error"
@@ -176,7 +179,7 @@ class Connection(Driver[None]):
             self.outcome, self.reason = "failed", "error"
             if protocol.lost_with is not None and isinstance(error, ConnectionError):
                 self.reason = "connection lost"
-            self._server.call_handle_error(request, self.client_address)
+            self._server._call_handle_error(request, self.client_address)
         except BaseException:  # the program ends
             self.outcome, self.reason = "failed", "error"
             if request is not None:

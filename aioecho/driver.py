@@ -17,7 +17,7 @@ from asyncio import current_task
 from asyncio.tasks import _enter_task, _leave_task  # documented for whoever steps coroutines: docs, "Extending asyncio"
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
-from types import CoroutineType
+from types import CodeType, CoroutineType, FrameType
 from typing import Any, TypeVar, cast
 
 __all__ = ["DONE", "Driver", "Waiter", "Yield"]
@@ -26,6 +26,11 @@ T = TypeVar("T")
 
 # What a driven coroutine waits for when it waits for its waiter; None is taken: it is what asyncio.sleep(0) yields.
 _THE_WAITER: Any = object()
+
+
+# What tells a task that it is given a future to wait for. A future's own __await__ sets this and the task clears it, to
+# tell `await` from `yield`; what is yielded here is always awaited.
+_ALWAYS_AWAITED = property(lambda self: True, lambda self, value: None)
 
 
 class Yield(tuple[Any, ...]):
@@ -63,7 +68,6 @@ class Waiter:
     """
 
     __slots__ = (
-        "_asyncio_future_blocking",
         "_callback",
         "_cancelled",
         "_context",
@@ -73,6 +77,8 @@ class Waiter:
         "deliver",
         "item",
     )
+
+    _asyncio_future_blocking = _ALWAYS_AWAITED
 
     deliver: Callable[[Any], bool]
     """Call it with an item to resume whoever waits, now. It returns False, and does nothing, where that is impossible:
@@ -90,7 +96,6 @@ class Waiter:
         self._loop = loop
         self._driver = self._callback = self._context = self._cancelled = self.item = None
         self._fired = False
-        self._asyncio_future_blocking = True
         self.deliver = _refuse
 
     def _resume_task(self, item: Any) -> bool:
@@ -140,8 +145,6 @@ class Waiter:
         self._callback, self._context = callback, context
         self._cancelled = None
         self.deliver = self._resume_task
-        # A task clears the flag as a future's __await__ sets it: to tell `await` from `yield`. Here it is always await.
-        self._asyncio_future_blocking = True
         if self.is_due():
             self.wake()
 
@@ -169,7 +172,6 @@ class Driver(Coroutine[Any, Any, T]):
 
     __slots__ = (
         "_abandoned",
-        "_asyncio_future_blocking",
         "_callback",
         "_cancelled",
         "_cancelled_in_step",
@@ -185,6 +187,7 @@ class Driver(Coroutine[Any, Any, T]):
         "_yielded",
     )
 
+    _asyncio_future_blocking = _ALWAYS_AWAITED
     _callback: Callable[["Driver[T]"], object] | None
     _cancelled: asyncio.CancelledError | None
     _context: Context | None
@@ -198,7 +201,6 @@ class Driver(Coroutine[Any, Any, T]):
         self._callback = self._cancelled = self._context = self._end = self._task = None
         self._yielded = _THE_WAITER
         self._abandoned = self._cancelled_in_step = self._is_parked = False
-        self._asyncio_future_blocking = True
 
     def _take_up(self, awaitable: Awaitable[Any]) -> None:
         coro = awaitable if inspect.iscoroutine(awaitable) else _await(awaitable)
@@ -307,10 +309,22 @@ class Driver(Coroutine[Any, Any, T]):
     def __await__(self) -> Generator[Any, Any, T]:
         return cast("Generator[Any, Any, T]", self)
 
-    # For those who show where a task stands: Task.get_stack(), and its repr.
-    cr_code = property(lambda self: self._coro.cr_code)
-    cr_frame = property(lambda self: self._coro.cr_frame)
-    cr_running = property(lambda self: self._coro.cr_running)
+    # For those who show where a task stands: its get_stack(), and its repr.
+
+    @property
+    def cr_code(self) -> CodeType:
+        """The code of the coroutine that is run."""
+        return self._coro.cr_code
+
+    @property
+    def cr_frame(self) -> FrameType | None:
+        """The frame of the coroutine that is run."""
+        return self._coro.cr_frame
+
+    @property
+    def cr_running(self) -> bool:
+        """Whether the coroutine runs right now."""
+        return self._coro.cr_running
 
     def _proceed(self, error: BaseException | None) -> Any:
         if self._is_parked:
@@ -366,7 +380,7 @@ class Driver(Coroutine[Any, Any, T]):
         self._waiter = yielded
         yielded._driver = self
         yielded.deliver = self._step
-        self._is_parked = self._asyncio_future_blocking = True
+        self._is_parked = True
         return self
 
     def _go_on_after(self, error: BaseException | None) -> Any:

@@ -99,9 +99,9 @@ class BaseServer:
         self._deadline = float("inf")
         self._drained = {"completed": 0, "cancelled": 0, "aborted": 0}
         self._all_ended: asyncio.Future[None] | None = None
-        # What each connection takes from here.
-        self.account = self._account
-        self.context = contextvars.copy_context()
+        # For all connections the same two objects.
+        self._when_ended = self._account
+        self._context = contextvars.copy_context()
         self._handshake_log = BoundedLog(logger, logging.WARNING)
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
@@ -253,7 +253,6 @@ class BaseServer:
         """Count an ended connection; it makes room for another."""
         connection = task.get_coro()
         assert isinstance(connection, Connection)
-        del connection.task  # the two would be a cycle
         self._connections.discard(connection)
         stats, outcome = self.stats, connection.outcome
         stats.active -= 1
@@ -269,14 +268,14 @@ class BaseServer:
         for listener in self._listeners:
             listener.resume()
 
-    def call_handle_error(self, request: Any, client_address: Any) -> None:
+    def _call_handle_error(self, request: Any, client_address: Any) -> None:
         """Call the hook for the exception that is being handled, and report what the hook itself raises."""
         try:
             self.handle_error(request, client_address)
         except Exception:
             logger.exception("handle_error raised, for the connection from %s", client_address)
 
-    def tls_timeouts(self) -> dict[str, float]:
+    def _tls_timeouts(self) -> dict[str, float]:
         """Return the timeouts that the loop's TLS is to keep, in seconds."""
         return {
             "ssl_handshake_timeout": self.timeouts.handshake or FOR_EVER,
@@ -284,7 +283,7 @@ class BaseServer:
             "ssl_shutdown_timeout": FOR_EVER,
         }
 
-    def report_handshake(self, client_address: Any, error: BaseException) -> None:
+    def _report_handshake(self, client_address: Any, error: BaseException) -> None:
         """Log a TLS handshake that failed, at a bounded rate: the peer decides how often."""
         self._handshake_log.report("no TLS handshake with %s: %s", client_address, error)
 

@@ -43,12 +43,13 @@ class StreamReader(asyncio.StreamReader):
     _transport: asyncio.ReadTransport | None
     _waiter: Waiter | None
 
+    _ends_when: Callable[[], bool] | None = None
+    _is_special = False  # there is an exception, or _ends_when
+
     def __init__(self, limit: int = DEFAULT_LIMIT, loop: asyncio.AbstractEventLoop | None = None) -> None:
         super().__init__(limit, loop)
         self._news = Waiter(self._loop)
         self._until_news = Yield((self._news,))
-        self._ends_when: Callable[[], bool] | None = None
-        self._is_special = False  # there is an exception, or _ends_when
 
     def set_exception(self, exc: BaseException) -> None:
         """Make this and every later read raise `exc`."""
