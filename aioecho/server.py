@@ -98,7 +98,8 @@ class BaseServer:
         self._grace_timer: asyncio.TimerHandle | None = None
         self._deadline = float("inf")
         self._drained = {"completed": 0, "cancelled": 0, "aborted": 0}
-        self._all_ended: asyncio.Future[None] | None = None
+        self._stopping: asyncio.Future[None] | None = None  # what serve_forever() waits for
+        self._all_ended: asyncio.Future[None] | None = None  # what the drain waits for
         # For all connections the same two objects.
         self._when_ended = self._account
         self._context = contextvars.copy_context()
@@ -191,9 +192,10 @@ class BaseServer:
         """Start, if that was not done, and return when the server has been shut down. If cancelled, shut it down."""
         if not self._was_started:
             await self.start()
-        self._all_ended = self._all_ended or asyncio.get_running_loop().create_future()
         try:
-            await asyncio.shield(self._all_ended)
+            if self._drain is None:
+                self._stopping = self._stopping or asyncio.get_running_loop().create_future()
+                await asyncio.shield(self._stopping)
         finally:
             await self.shutdown()
 
@@ -216,6 +218,8 @@ class BaseServer:
         loop = asyncio.get_running_loop()
         if self._drain is None:
             self._drain = loop.create_task(self._run_drain())
+            if self._stopping is not None:
+                self._stopping.set_result(None)
         self._shorten(loop.time() + grace)
         try:
             return await asyncio.shield(self._drain)
@@ -297,9 +301,24 @@ class BaseServer:
                 self._grace_timer.cancel()
             self._grace_timer = asyncio.get_running_loop().call_at(deadline, self._cut_off)
 
+    # When the grace is over, each of these three is given PATIENCE before the next.
+
     def _cut_off(self) -> None:
         for connection in self._connections:
             connection.cut_off()
+        self._grace_timer = asyncio.get_running_loop().call_later(PATIENCE, self._abort_all)
+
+    def _abort_all(self) -> None:
+        for connection in self._connections:
+            if not connection.was_aborted:
+                logger.warning("would not end when cancelled, and was cut off: %r", connection)
+            connection.abort()
+        self._grace_timer = asyncio.get_running_loop().call_later(PATIENCE, self._leave_behind)
+
+    def _leave_behind(self) -> None:
+        logger.error("left behind, as they would not end: %r", list(self._connections))
+        if self._all_ended is not None and not self._all_ended.done():
+            self._all_ended.set_result(None)
 
     async def _run_drain(self) -> DrainReport:
         loop = asyncio.get_running_loop()
@@ -308,24 +327,11 @@ class BaseServer:
         # By the second turn the loop has polled, and delivered all that had come before.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        ended = self._all_ended = self._all_ended or loop.create_future()
         for connection in self._connections:
             connection.drain()
-        if not self._connections and not ended.done():
-            ended.set_result(None)
-        while not ended.done():
-            await asyncio.wait([ended], timeout=max(self._deadline - loop.time(), 0) + PATIENCE)
-            if not ended.done() and loop.time() >= self._deadline + PATIENCE:
-                break
-        if not ended.done():
-            for connection in self._connections:
-                if not connection.was_aborted:
-                    logger.warning("would not end when cancelled, and was cut off: %r", connection)
-                connection.abort()
-            await asyncio.wait([ended], timeout=PATIENCE)
-        if not ended.done():
-            logger.error("left behind, as they would not end: %r", list(self._connections))
-            ended.set_result(None)
+        if self._connections:
+            self._all_ended = loop.create_future()
+            await self._all_ended
         if self._grace_timer is not None:
             self._grace_timer.cancel()
         report = DrainReport(**self._drained, seconds=loop.time() - began)

@@ -263,6 +263,26 @@ async def test_the_shorter_grace_wins_and_both_get_the_same_report() -> None:
         writer.close()
 
 
+async def test_a_second_shutdown_cuts_off_even_one_that_swallows_its_cancellation() -> None:
+    class Stubborn(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            while True:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(1000)
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Stubborn) as server:
+        _, writer = await connect(server)
+        await settle(lambda: server.stats.active == 1)
+        await settle()
+        first = asyncio.create_task(server.shutdown(60))
+        await settle()
+        began = asyncio.get_running_loop().time()
+        await server.shutdown(0)
+        assert (await first).aborted == 1
+        assert asyncio.get_running_loop().time() - began < 1
+        writer.close()
+
+
 async def test_a_shutdown_that_is_cancelled_ends_at_once_and_leaves_nothing() -> None:
     async with gated() as server:
         _, writer = await connect(server)
