@@ -201,7 +201,10 @@ class Connection(Driver[None]):
             transport.close()
         else:
             if transport.can_write_eof():
-                transport.write_eof()
+                try:
+                    transport.write_eof()
+                except OSError:  # asyncio's: the peer has reset the connection, and the loop does not know yet
+                    transport.abort()
                 protocol.discard()
             else:
                 transport.close()  # a TLS transport itself discards what comes until its peer closes too
@@ -209,8 +212,6 @@ class Connection(Driver[None]):
         try:
             await protocol.wait_lost()
         except asyncio.CancelledError:
-            if self._is_unsent(protocol):
-                self.outcome, self.reason = "cancelled", "unsent"
             self._cut_short(protocol)
             await protocol.wait_lost()
             raise
@@ -221,11 +222,13 @@ class Connection(Driver[None]):
     def _cut_short(self, protocol: StreamProtocol) -> None:
         if self._is_unsent(protocol):
             self.was_aborted = True
+            if self.outcome == "completed":
+                self.outcome, self.reason = "cancelled", "unsent"
         protocol.transport.abort()
 
     def _is_unsent(self, protocol: StreamProtocol) -> bool:
         """Tell whether data waits that the kernel has not taken, or, with TLS, that the peer's has not."""
-        if self._server.ssl is not None:
+        if protocol.transport.get_extra_info("sslcontext") is not None:
             # The TLS transport does not tell what waits in the transport under it; if that is much, the kernel's is full.
             return _kernel_count(self._sock, termios.TIOCOUTQ) > 0
         return protocol.transport.get_write_buffer_size() > 0

@@ -26,6 +26,7 @@ from aioecho.endpoints import (
 from aioecho.listener import Listener
 from aioecho.logs import BoundedLog
 from aioecho.stats import DrainReport, Stats
+from aioecho.streams import FOR_EVER
 
 __all__ = ["BaseServer", "TCPServer", "UnixStreamServer", "serve"]
 
@@ -33,9 +34,6 @@ logger = logging.getLogger("aioecho.server")
 
 DEFAULT_GRACE = 30.0
 """Seconds that handlers have to finish when a server stops."""
-
-# Seconds, for timers of the loop's that can't be switched off.
-FOR_EVER = 1e6
 
 # Seconds that a cancelled handler has to clean up before it is cut off.
 PATIENCE = 0.25
@@ -200,7 +198,10 @@ class BaseServer:
             await self.shutdown()
 
     def close(self) -> None:
-        """Stop accepting, once and for all. Live connections, and those that the kernel had queued, are served on."""
+        """Stop accepting, once and for all. Live connections, and those that the kernel had queued, are served on.
+
+        Not those for which there is no room, by `limits` or for want of descriptors: they are reset.
+        """
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
             listener.close(backlog=self.limits.backlog)
@@ -294,8 +295,9 @@ class BaseServer:
     # The drain.
 
     def _shorten(self, deadline: float) -> None:
-        """Let the grace end at `deadline`, unless it ends earlier."""
-        if deadline < self._deadline:
+        """Let the grace end at `deadline`, unless it ends earlier, or all is over."""
+        is_over = self._drain is not None and self._drain.done()
+        if deadline < self._deadline and not is_over:
             self._deadline = deadline
             if self._grace_timer is not None:
                 self._grace_timer.cancel()
@@ -316,8 +318,11 @@ class BaseServer:
         self._grace_timer = asyncio.get_running_loop().call_later(PATIENCE, self._leave_behind)
 
     def _leave_behind(self) -> None:
-        logger.error("left behind, as they would not end: %r", list(self._connections))
-        if self._all_ended is not None and not self._all_ended.done():
+        if self._all_ended is None:  # the loop was held up so long that the drain has not come to wait for its end
+            self._grace_timer = asyncio.get_running_loop().call_later(PATIENCE, self._leave_behind)
+        elif not self._all_ended.done():
+            logger.error("left behind, as they would not end: %r", list(self._connections))
+            self._drained["aborted"] += len(self._connections)
             self._all_ended.set_result(None)
 
     async def _run_drain(self) -> DrainReport:

@@ -23,6 +23,9 @@ DEFAULT_LIMIT = 2**16
 # go with the last Python that has it.
 WRITELINES_NEVER_PAUSES = (3, 12) <= sys.version_info < (3, 12, 9) or (3, 13) <= sys.version_info < (3, 13, 2)
 
+# Seconds, for timers of the loop's TLS that can't be switched off.
+FOR_EVER = 1e6
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -64,7 +67,11 @@ class StreamReader(asyncio.StreamReader):
         """
         self._ends_when = no_more_comes
         self._is_special = True
-        if self._waiter is not None and not self._buffer and not self._eof and no_more_comes():
+        self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        waits = self._waiter is not None and not self._buffer and not self._eof
+        if waits and self._ends_when is not None and self._ends_when():
             self.feed_eof()
 
     def _wakeup_waiter(self) -> None:
@@ -77,14 +84,17 @@ class StreamReader(asyncio.StreamReader):
             raise RuntimeError(f"{func_name}() called while another coroutine is already waiting for incoming data")
         if self._exception is not None:
             raise self._exception
-        if self._ends_when is not None and not self._buffer and self._ends_when():
-            self._eof = True
-            return
         if self._paused:
             # To wait while the transport is paused would be for ever: readexactly() of more than the limit.
             self._paused = False
             assert self._transport is not None
             self._transport.resume_reading()
+            if self._ends_when is not None:
+                # A TLS transport may hold data of its own, which it delivers in the next turn.
+                self._loop.call_soon(self._loop.call_soon, self._end_if_idle)
+        elif self._ends_when is not None and not self._buffer and self._ends_when():
+            self._eof = True
+            return
         self._waiter = self._news
         try:
             await self._until_news
@@ -394,13 +404,20 @@ class StreamWriter(asyncio.StreamWriter):
                 server_side=protocol.is_server_side,
                 server_hostname=server_hostname,
                 ssl_handshake_timeout=ssl_handshake_timeout,
-                ssl_shutdown_timeout=ssl_shutdown_timeout,
+                # By itself it would count, on the server's side, while a large reply is still being sent.
+                ssl_shutdown_timeout=ssl_shutdown_timeout or (FOR_EVER if protocol.is_server_side else None),
             ),
             loop=self._loop,
         )
         if reader is not None and reader._buffer:
             self._loop.call_soon(self._loop.call_soon, _feed_tls, transport, reader._take(len(reader._buffer)))
-        new_transport = await starting
+        try:
+            new_transport = await starting
+        except BaseException as error:
+            # The loops' TLS does not tell the protocol under it of a connection that is lost in mid-handshake.
+            transport.abort()
+            self._loop.call_soon(protocol.connection_lost, error if isinstance(error, Exception) else None)
+            raise
         assert new_transport is not None
         self._transport = new_transport
         protocol.replace_transport(new_transport)
@@ -511,7 +528,9 @@ class StreamProtocol(asyncio.Protocol):
             _set_result(waiting)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the stream, with `exc` if the connection broke."""
+        """End the stream, with `exc` if the connection broke. A second call changes nothing."""
+        if self._connection_lost:
+            return
         self._connection_lost = True
         self.lost_with = exc
         if exc is None:

@@ -65,10 +65,15 @@ async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseSe
         stopping.add(loop.create_task(server.shutdown(0 if stopping else None)))
 
     with _signals(loop, stop):
-        with contextlib.suppress(asyncio.CancelledError):
+        try:
             await starting
             when_serving(server)
             await server.serve_forever()
+        except asyncio.CancelledError:
+            pass  # by stop()
+        except BaseException:
+            await server.shutdown(0)
+            raise
         report = await server.shutdown()
         await asyncio.gather(*stopping)
         return report

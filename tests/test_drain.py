@@ -283,6 +283,15 @@ async def test_a_second_shutdown_cuts_off_even_one_that_swallows_its_cancellatio
         writer.close()
 
 
+async def test_a_shutdown_after_the_end_starts_nothing_again(caplog: pytest.LogCaptureFixture) -> None:
+    server = aioecho.TCPServer(("127.0.0.1", 0), Echo, grace=0)
+    await server.start()
+    first = await server.shutdown(30)
+    assert await server.shutdown() is first
+    await asyncio.sleep(0.6)  # time is the subject: past all the patience there is
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
 async def test_a_shutdown_that_is_cancelled_ends_at_once_and_leaves_nothing() -> None:
     async with gated() as server:
         _, writer = await connect(server)

@@ -332,6 +332,21 @@ async def test_resets_in_mid_reply_make_no_noise(caplog: pytest.LogCaptureFixtur
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING and r.name.startswith("aioecho")]
 
 
+async def test_a_peer_that_resets_behind_its_request_makes_no_noise(caplog: pytest.LogCaptureFixture) -> None:
+    async def handle(self: Any) -> None:
+        await self.reader.readline()
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler(handle)) as server:
+        for _ in range(20):
+            sock = socket.create_connection(server.server_address)
+            sock.sendall(b"quit\n")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+        await settle(lambda: server.stats.accepted == 20 and not server.connections)
+        check_identity(server)
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING and r.name.startswith("aioecho")]
+
+
 async def test_the_registry_shows_who_is_connected() -> None:
     async with aioecho.TCPServer(("127.0.0.1", 0), Echo) as server:
         assert not server.connections

@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -318,6 +319,27 @@ async def test_plain_text_behind_the_command_does_not_survive_into_tls(tls: Simp
     await asyncio.gather(writer.wait_closed(), return_exceptions=True)
     await server.shutdown()
     assert server.stats.failed == 1
+
+
+@pytest.mark.parametrize("how", ["silent", "reset"])
+async def test_a_peer_that_fails_to_start_tls_holds_nothing(tls: SimpleNamespace, how: str) -> None:
+    class Impatient(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            await self.reader.readline()
+            await self.writer.start_tls(tls.server, ssl_handshake_timeout=0.1)
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Impatient) as server:
+        sock = socket.create_connection(server.server_address)
+        sock.sendall(b"STARTTLS\n")
+        await settle(lambda: server.stats.active == 1)
+        if how == "reset":
+            await settle()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+        await settle(lambda: not server.connections)
+        assert server.stats.failed == 1
+        sock.close()
+        assert (await server.shutdown(5)).seconds < 1
 
 
 async def aioecho_connect(server: aioecho.BaseServer) -> Any:
