@@ -152,7 +152,7 @@ async def test_at_the_end_of_the_grace_handlers_are_cancelled() -> None:
         writer.write(b"x\n")
         await settle(lambda: server.working == 1)  # type: ignore[attr-defined]
         report = await server.shutdown(0.1)
-        assert 0.1 <= report.seconds < 0.5
+        assert 0.09 <= report.seconds < 0.5  # uvloop counts in milliseconds
         assert (report.completed, report.cancelled, report.aborted) == (0, 1, 0)
         assert server.stats.cancelled == 1
         check_identity(server)
