@@ -5,7 +5,7 @@ Write a handler class with an ``async def handle(self)``, and give it to :func:`
 """
 
 from aioecho.config import Limits, Timeouts
-from aioecho.exceptions import AioechoError, EndpointError
+from aioecho.exceptions import AioechoError, ConnectionTimeout, EndpointError
 from aioecho.handlers import BaseRequestHandler, StreamRequestHandler
 from aioecho.server import BaseServer, TCPServer, UnixStreamServer, serve
 from aioecho.stats import DrainReport, Stats
@@ -18,6 +18,7 @@ __all__ = [
     "AioechoError",
     "BaseRequestHandler",
     "BaseServer",
+    "ConnectionTimeout",
     "DrainReport",
     "EndpointError",
     "Limits",

@@ -30,6 +30,8 @@ ORDER = (
     "streams",
     "handlers",
     "connection",
+    "admission",
+    "deadlines",
     "listener",
     "server",
     "workers",
@@ -45,7 +47,7 @@ ORDER = (
 
 # Those that talk to servers, any servers, and know nothing of ours.
 CLIENTS = {"client", "load", "load_cli", "load_engine", "load_report"}
-SERVERS = {"handlers", "connection", "listener", "server", "workers", "echo"}
+SERVERS = {"admission", "deadlines", "handlers", "connection", "listener", "server", "workers", "echo"}
 
 # They print what the command line shows.
 PRINTERS = {"cli", "load_cli", "load_report"}
