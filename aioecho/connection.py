@@ -31,6 +31,10 @@ FRESH = 0.1
 LEAST_READ = 2**16
 
 
+# A peer takes something when less than this part is left of the most that waited, in our buffer or in the kernel's. A kernel
+# sends a little to a peer that takes nothing: to probe its window.
+PROGRESS = 15 / 16
+
 # The stages of a connection's life.
 BEGIN, HANDLE, FINISH = range(3)
 
@@ -155,11 +159,10 @@ class Connection(Driver[None]):
             self._stalled = None
             return
         here, below = protocol.transport.get_write_buffer_size(), _kernel_count(self._sock, termios.TIOCOUTQ)
-        if self._stalled is None or here < self._stalled[1] or below < self._stalled[2]:
-            self._stalled = (now, here, below)
-            return
-        since = self._stalled[0]
-        self._stalled = (since, here, below)
+        since, most_here, most_below = self._stalled or (now, 0, 0)
+        if here < most_here * PROGRESS or below < most_below * PROGRESS:
+            since, most_here, most_below = now, 0, 0
+        self._stalled = (since, max(here, most_here), max(below, most_below))
         if now - since >= seconds:
             self._stalled = None
             if not protocol.interrupt_drains(ConnectionTimeout("write", seconds)):

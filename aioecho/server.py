@@ -328,9 +328,9 @@ class BaseServer:
 
     def _tls_timeouts(self) -> dict[str, float]:
         """Return the timeouts that the loop's TLS is to keep, in seconds."""
+        timeouts = getattr(self.RequestHandlerClass, "timeouts", None) or self.timeouts
         return {
-            "ssl_handshake_timeout": (getattr(self.RequestHandlerClass, "timeouts", None) or self.timeouts).handshake
-            or FOR_EVER,
+            "ssl_handshake_timeout": min(timeouts.handshake or FOR_EVER, FOR_EVER),
             # It would also count while a large reply is still being sent: a connection sees to its end itself.
             "ssl_shutdown_timeout": FOR_EVER,
         }

@@ -399,9 +399,9 @@ class StreamWriter(asyncio.StreamWriter):
 
         A server's stream is cut off if more than Limits.max_write_buffer waits to be sent already.
         """
-        if self._protocol._notes_writes:
-            self._protocol.note_write(data)
-        self._transport.write(data)
+        protocol = self._protocol
+        if not protocol._notes_writes or protocol.note_write(data):
+            self._transport.write(data)
 
     def writelines(self, data: Iterable[Buffer]) -> None:
         """Send all of `data`, in order."""
@@ -584,15 +584,23 @@ class StreamProtocol(asyncio.Protocol):
         if self.reader._paused:
             self.reader._maybe_resume_transport()  # type: ignore[attr-defined]
 
-    def note_write(self, data: Buffer) -> None:
-        """Cut the connection off if too much waits to be sent already. Called before a write with which that is possible."""
+    def note_write(self, data: Buffer) -> bool:
+        """Return whether to write `data`; if too much waits to be sent already, cut the connection off.
+
+        Called where that is possible, or the connection lost: then loops would warn for each write, or raise.
+        """
+        if self._connection_lost or self.cut_for is not None:
+            return False
         if self._max_unsent is not None and self.transport.get_write_buffer_size() > self._max_unsent:
             self.cut("write buffer")
+            return False
+        return True
 
     def cut(self, reason: str) -> None:
         """Cut the connection off: throw away what is unsent. `cut_for` is the first such reason."""
         if not self._connection_lost:
             self.cut_for = self.cut_for or reason
+            self._notes_writes = True
             self.transport.abort()
 
     def interrupt_drains(self, exc: Exception) -> bool:
@@ -609,7 +617,7 @@ class StreamProtocol(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Let drain() return."""
         self._paused = False
-        self._notes_writes = self.counts
+        self._notes_writes = self.counts or self.cut_for is not None
         for waiting in self._waiting_to_write:
             _set_result(waiting)
 
@@ -617,7 +625,7 @@ class StreamProtocol(asyncio.Protocol):
         """End the stream, with `exc` if the connection broke. A second call changes nothing."""
         if self._connection_lost:
             return
-        self._connection_lost = True
+        self._connection_lost = self._notes_writes = True
         self.lost_with = exc
         if exc is None:
             self.reader.feed_eof()
@@ -671,10 +679,12 @@ class CountingStreamProtocol(StreamProtocol):
         self.bytes_in += len(data)
         super().data_received(data)
 
-    def note_write(self, data: Buffer) -> None:
+    def note_write(self, data: Buffer) -> bool:
         """Count, and do as for any stream."""
-        self.bytes_out += memoryview(data).nbytes
-        super().note_write(data)
+        is_written = super().note_write(data)
+        if is_written:
+            self.bytes_out += memoryview(data).nbytes
+        return is_written
 
 
 def _set_result(future: "asyncio.Future[None]") -> None:
