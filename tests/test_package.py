@@ -155,6 +155,7 @@ def test_what_users_get_is_this() -> None:
         "AioechoError",
         "BaseRequestHandler",
         "BaseServer",
+        "ConnectionTimeout",
         "DrainReport",
         "EndpointError",
         "Limits",

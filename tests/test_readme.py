@@ -162,6 +162,18 @@ def test_the_limits_and_timeouts_are_taken(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
+@runs("timeouts")
+def test_a_handler_says_goodbye_when_time_is_up(tmp_path: Path) -> None:
+    quick = BLOCKS["timeouts"].replace("message=5", "message=0.1")
+    with serving(quick, tmp_path) as (server, endpoint):
+        assert ask(endpoint, b"hello\n") == b"hello\n"
+        with connect(endpoint) as sock:
+            sock.sendall(b"hello\nwor")
+            with sock.makefile("rb") as replies:
+                assert replies.read() == b"hello\nbye: no message within 0.1 s\n"
+        assert server.stop() == 0
+
+
 @runs("stop")
 def test_a_stop_loses_no_reply(tmp_path: Path) -> None:
     assert output_of("stop", tmp_path) == "b'LAST WORDS\\n'\n1 0 0\n"
