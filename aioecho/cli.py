@@ -18,11 +18,11 @@ import click
 from aioecho import __version__, client
 from aioecho.config import Limits
 from aioecho.echo import DATAGRAM_HANDLERS, HANDLERS
-from aioecho.endpoints import parse_endpoint
 from aioecho.exceptions import AioechoError
 from aioecho.loops import LOOPS, loop_factory
 from aioecho.server import DEFAULT_GRACE, BaseServer
-from aioecho.serving import are_for_datagrams, serve as make_server
+from aioecho.serving import are_for_datagrams
+from aioecho.serving import serve as make_server
 from aioecho.workers import run_server
 
 __all__ = ["main"]
@@ -124,6 +124,9 @@ def serve(
     app_dir: str,
 ) -> None:
     """Serve HANDLER: echo (the default), upper, discard, chargen, daytime, time, or a class of yours as module:Class.
+
+    The ready-made ones serve streams or datagrams, as the endpoints are. Never offer them over UDP to a network that you do
+    not trust.
 
     For each endpoint, a line `listening on ENDPOINT` goes to stdout when it serves; everything else goes to stderr.
     SIGTERM and SIGINT (Ctrl-C) let handlers finish, a second one ends it at once. The exit status is 0 if all could, 1 if
@@ -242,8 +245,9 @@ def _tls_context(
 def send(endpoint: str, text: str | None, tls: bool, ca: str | None, timeout: float) -> None:
     """Send TEXT, or the lines of stdin, to ENDPOINT, and write to stdout what comes back.
 
-    It ends when the server closes; with TLS also once as many lines have come as were sent. The exit status is 1 if there
-    was no connection, or it broke, or nothing came.
+    It ends when the server closes; with TLS also once as many lines have come as were sent. To udp://HOST:PORT and
+    unixgram:PATH each line goes as a datagram, and it ends when as many have come back. The exit status is 1 if there was no
+    connection, or it broke, or nothing came.
     """
     context = None
     if tls or ca is not None:
@@ -252,8 +256,12 @@ def send(endpoint: str, text: str | None, tls: bool, ca: str | None, timeout: fl
         except OSError as error:
             raise _Mistake(f"cannot use {ca}: {error.strerror or error}") from error
     try:
-        parse_endpoint(endpoint)
-        asyncio.run(_send(endpoint, text, context, timeout))
+        is_for_datagrams = are_for_datagrams(endpoint)
+        if is_for_datagrams and context is not None:
+            raise _Mistake(f"no TLS goes to {endpoint}: it is for datagrams")
+        asyncio.run(
+            _send_datagrams(endpoint, text, timeout) if is_for_datagrams else _send(endpoint, text, context, timeout)
+        )
     except ValueError as error:
         raise _Mistake(str(error)) from error
     except AioechoError as error:
@@ -271,6 +279,11 @@ async def _send(endpoint: str, text: str | None, context: ssl.SSLContext | None,
     reader, writer = await client.connect(endpoint, ssl=context, timeout=timeout)
     requests = _stdin() if text is None else _one(os.fsencode(text) + b"\n")
     await client.exchange(reader, writer, requests, _write_out, timeout=timeout)
+
+
+async def _send_datagrams(endpoint: str, text: str | None, timeout: float) -> None:
+    requests = _stdin() if text is None else _one(os.fsencode(text) + b"\n")
+    await client.exchange_datagrams(endpoint, requests, _write_out, timeout=timeout)
 
 
 class _NobodyReads(Exception):

@@ -140,9 +140,12 @@ class DatagramServer(BaseServer):
             listener.stop()
         self._close_if_done()
 
+    def _is_idle(self) -> bool:
+        return not (self._connections or self._queue)
+
     def _close_if_done(self) -> None:
         """Close the sockets when nobody can have anything to send any more."""
-        if not self._listeners and not self._connections and self._current is None and not self._queue:
+        if not self._listeners and self._is_idle() and self._current is None:
             self._close_sockets()
 
     def _close_sockets(self) -> None:
@@ -188,37 +191,35 @@ class DatagramServer(BaseServer):
         if len(data) > limits.max_datagram:
             stats.drops["truncated"] += 1
         elif len(self._connections) < limits.max_handlers and not self._queue:
-            self._begin((data, transport), client_address)
+            self._begin(data, client_address, transport)
         elif len(self._queue) < limits.max_queue:
             stats.queued += 1
             self._queue.append(((data, transport), client_address))
         else:
             stats.drops["queue full"] += 1
 
-    def _begin(self, request: tuple[bytes, DatagramTransport], client_address: Any) -> None:
+    def _begin(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
         exchange, self._spare = self._spare, None
-        if exchange is None or not exchange.can_serve():
+        if exchange is None or exchange.is_retired:
             exchange = Exchange(self)
         self._current = exchange
-        is_free = exchange.serve(request, client_address)
+        is_free = exchange.serve((data, transport), client_address)
         self._current = None
-        if not is_free:
-            if not exchange.is_counted:
-                self._register(exchange)
-            exchange.add_end_callback(self._when_ended)
-            return
-        if exchange.is_counted:  # its handler has looked
-            exchange.is_counted = False
-            self._count_end(exchange)
-        elif exchange.outcome == "completed":
-            self._at_once += 1
-            if self._drain is not None:
-                self._drained["completed"] += 1
+        if is_free and exchange.outcome == "completed" and not exchange.is_counted and self._drain is None:
+            self._at_once += 1  # as nearly all do, so this is all that is done for them
+            self._spare = exchange
         else:
+            self._count_begun(exchange, is_free)
+
+    def _count_begun(self, exchange: Exchange, is_free: bool) -> None:
+        if not exchange.is_counted:
             self._register(exchange)
-            exchange.is_counted = False
+        if is_free:
             self._count_end(exchange)
-        self._spare = exchange
+            exchange.reset()
+            self._spare = exchange
+        else:
+            exchange.add_end_callback(self._when_ended)
 
     def _register_current(self) -> None:
         """Put the handler that runs now, and may end at once, among the others."""
@@ -236,9 +237,9 @@ class DatagramServer(BaseServer):
         for _ in range(BEGUN_PER_TURN):
             if not self._queue or len(self._connections) >= self.limits.max_handlers:
                 return
-            request, client_address = self._queue.popleft()
+            (data, transport), client_address = self._queue.popleft()
             self._stats.queued -= 1
-            self._begin(request, client_address)
+            self._begin(data, client_address, transport)
         if self._queue and not self._begins_queued:
             self._begins_queued = True
             asyncio.get_running_loop().call_soon(self._begin_queued)

@@ -254,9 +254,16 @@ class DatagramSocket:
                 # What an ICMP message told of a datagram that was sent before: it is not about the next one.
                 self.stats.receive_errors += 1
                 self._log.report("an error was waiting on %s: %s", self.bound.name, error)
+                self._watch_again()
                 continue
             take(data, address, transport)
         return True
+
+    def _watch_again(self) -> None:
+        # An error that waits in a socket, which takes one that is connected, makes libuv stop watching it (1.48).
+        if self._is_reading:
+            self._pause()
+            self.resume()
 
     def _wait_for_resources(self, error: OSError) -> None:
         # The socket stays readable, so the loop would spin if it went on watching.
@@ -310,6 +317,8 @@ class DatagramSocket:
             self.stats.send_drops += 1
         else:
             self.stats.send_errors += 1
+            if _is_connected(self.sock):  # so it may be the one that was waiting
+                self._watch_again()
         self._send_log.report("cannot send to %s from %s: %s", address, self.bound.name, error)
 
     # Sending when there was no room.
@@ -354,6 +363,14 @@ def _is_writable(sock: socket.socket) -> bool:
 
 def _is_bound_to_all(sock: socket.socket) -> bool:
     return sock.family in (socket.AF_INET, socket.AF_INET6) and sock.getsockname()[0] in ("0.0.0.0", "::")
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def _enable_pktinfo(sock: socket.socket) -> bool:

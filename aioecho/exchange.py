@@ -11,11 +11,13 @@ a callback on ends with that handler. And each handler has a context of its own.
 
 import asyncio
 import contextlib
+import functools
 import inspect
 from asyncio.tasks import _enter_task, _leave_task  # documented for whoever steps coroutines: docs, "Extending asyncio"
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from contextvars import Context
 from sys import getrefcount
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from aioecho.driver import ALWAYS_AWAITED, as_raised, cancelled_error, is_future
@@ -24,9 +26,10 @@ from aioecho.handlers import BaseRequestHandler
 if TYPE_CHECKING:  # the server is above
     from aioecho.datagram import DatagramServer
 
-__all__ = ["Exchange", "Job", "run_handler"]
+__all__ = ["Exchange", "Job", "report_end", "run_handler"]
 
 _NOTHING: Any = object()
+_ENDED: Any = object()
 
 
 class Job(Protocol):
@@ -44,35 +47,50 @@ class Job(Protocol):
         """Whether the handler is being closed, as it swallowed its cancellation."""
 
 
-async def run_handler(job: Job) -> None:
-    """Make the handler and await its methods; report what it raises."""
-    server, request, client_address = job.server, job.request, job.client_address
+async def run_handler(job: Job, verified: bool | Awaitable[bool]) -> None:
+    """Make the handler, if `verified` says so, and await its methods."""
+    if verified is not True:
+        if inspect.isawaitable(verified):
+            verified = await verified
+        if not verified:
+            job.outcome, job.reason = "rejected", "refused"
+            return
+    job.handler = handler = job.server.RequestHandlerClass(job.request, job.client_address, job.server)
+    await _run_methods(job, handler)
+
+
+async def _run_methods(job: Job, handler: Any) -> None:
+    await handler.setup()
     try:
-        verified = server.verify_request(request, client_address)
-        if verified is not True:
-            if inspect.isawaitable(verified):
-                verified = await verified
-            if not verified:
-                job.outcome, job.reason = "rejected", "refused"
-                return
-        job.handler = handler = server.RequestHandlerClass(request, client_address, server)
-        kind = type(handler)
-        if kind.setup is not BaseRequestHandler.setup:
-            await handler.setup()
-        if kind.finish is BaseRequestHandler.finish:
-            await handler.handle()
-        else:
-            try:
-                await handler.handle()
-            finally:
-                if not job.was_abandoned:
-                    await handler.finish()
-        job.outcome, job.reason = "completed", "finished"
-    except asyncio.CancelledError:
+        await handler.handle()
+    finally:
+        if not job.was_abandoned:
+            await handler.finish()
+
+
+def report_end(job: Job, error: BaseException) -> bool:
+    """Set the outcome for the error that is being handled, which a handler raised; return whether that settles it."""
+    if isinstance(error, asyncio.CancelledError):
         job.outcome = job.reason = "cancelled"
-        raise
-    except Exception:
-        server._call_handle_error(request, client_address)
+        return False
+    job.outcome, job.reason = "failed", "error"
+    if not isinstance(error, Exception):  # the program ends
+        return False
+    job.server._call_handle_error(job.request, job.client_address)
+    return True
+
+
+async def _await(awaitable: Awaitable[Any]) -> None:
+    await awaitable
+
+
+@functools.lru_cache(maxsize=256)
+def _has_only_handle(kind: Hashable) -> bool:
+    """Whether a handler class has neither a setup() nor a finish() of its own."""
+    return (
+        getattr(kind, "setup", None) is BaseRequestHandler.setup
+        and getattr(kind, "finish", None) is BaseRequestHandler.finish
+    )
 
 
 class Exchange(Coroutine[Any, Any, None]):
@@ -89,15 +107,16 @@ class Exchange(Coroutine[Any, Any, None]):
         "_context",
         "_coro",
         "_end",
-        "_is_retired",
         "_is_stepping",
         "_loop",
         "_parked_in",
+        "_pristine",
         "_task",
         "_yielded",
         "client_address",
         "handler",
         "is_counted",
+        "is_retired",
         "outcome",
         "reason",
         "request",
@@ -117,12 +136,12 @@ class Exchange(Coroutine[Any, Any, None]):
     def __init__(self, server: "DatagramServer") -> None:
         self.server = server
         self.request = self.client_address = self.handler = None
-        self.outcome, self.reason = "failed", "error"
+        self.outcome, self.reason = "completed", "finished"
         self.was_aborted = self.is_counted = False
         self._callback = self._cancelled = self._coro = self._end = self._parked_in = None
         self._yielded = _NOTHING
-        self._abandoned = self._is_retired = self._is_stepping = False
-        self._context = server._context
+        self._abandoned = self.is_retired = self._is_stepping = False
+        self._context = self._pristine = server._context
         self._loop = loop = asyncio.get_running_loop()
         self._task = loop.create_task(self, context=server._context.copy())
 
@@ -144,46 +163,89 @@ class Exchange(Coroutine[Any, Any, None]):
         task = self._task
         references = getrefcount(task)
         self.request, self.client_address = request, client_address
-        self.outcome, self.reason = "failed", "error"
-        self._coro = coro = run_handler(self)
-        self._context = context = self.server._context.copy()
+        self._context = context = self._pristine.copy()
         try:
             _enter_task(self._loop, task)  # type: ignore[arg-type]
         except RuntimeError:
+            self._coro = self._begin_later()
             self._wake()
             return False
         self._is_stepping = True
-        try:
-            self._yielded = context.run(coro.send, None)
-        except BaseException as end:  # whatever it is, StopIteration too, it belongs to the task
-            self._end = end
+        yielded = context.run(self._begin)
         _leave_task(self._loop, task)  # type: ignore[arg-type]
         self._is_stepping = False
-        if (
-            self._end is not None
-            and isinstance(self._end, StopIteration)
-            and getrefcount(task) == references
-            and not task.cancelling()  # type: ignore[union-attr]
-            and getattr(task, "_callbacks", None) is None
-            and not self._is_retired
-        ):
-            self._end = self._coro = self.handler = None
-            return True
+        if yielded is _ENDED:
+            if (
+                self._end is None
+                and getrefcount(task) == references
+                and not task.cancelling()  # type: ignore[union-attr]
+                and getattr(task, "_callbacks", None) is None
+                and not self.is_retired
+            ):
+                self._coro = self.handler = None
+                return True
+            if self._end is None:
+                self._end = StopIteration()
+        else:
+            self._yielded = yielded
         self._wake()
         return False
+
+    def _begin(self) -> Any:
+        """Make the handler and step it; return what it waits for."""
+        server, request, client_address = self.server, self.request, self.client_address
+        try:
+            verified = server.verify_request(request, client_address)
+            if verified is True:
+                self.handler = handler = server.RequestHandlerClass(request, client_address, server)
+                # With no coroutine around it: that would be a tenth of what a datagram costs.
+                kind: Hashable = type(handler)
+                coro = handler.handle() if _has_only_handle(kind) else _run_methods(self, handler)
+                if type(coro) is not CoroutineType:
+                    coro = _await(coro)
+            else:
+                coro = run_handler(self, verified)
+            self._coro = coro
+            # Like coro.send(None), but no StopIteration is made to tell of its end.
+            return next(coro.__await__(), _ENDED)
+        except BaseException as error:
+            if not report_end(self, error) and not isinstance(error, asyncio.CancelledError):
+                self._end = error
+            return _ENDED
+
+    async def _begin_later(self) -> None:
+        await run_handler(self, self.server.verify_request(self.request, self.client_address))
+
+    def _resume(self, error: BaseException | None) -> Any:
+        coro = self._coro
+        assert coro is not None
+        try:
+            if error is None:
+                return coro.send(None)
+            if not self._abandoned:
+                return coro.throw(error)
+            with contextlib.suppress(Exception):  # it may swallow even that
+                coro.close()
+            raise error
+        except StopIteration:
+            raise
+        except BaseException as end:
+            if not report_end(self, end):
+                raise
+        raise StopIteration
 
     def add_end_callback(self, callback: Callable[["asyncio.Task[None]"], object]) -> None:
         """Call `callback` with the task when it has ended."""
         assert self._task is not None
         self._task.add_done_callback(callback, context=self.server._context)
 
-    def can_serve(self) -> bool:
-        """Whether it is free and its task is alive: a loop that ends cancels all of them."""
-        return not self._is_retired
+    def reset(self) -> None:
+        """Forget how the last handler ended."""
+        self.outcome, self.reason, self.is_counted = "completed", "finished", False
 
     def retire(self) -> "asyncio.Task[None] | None":
         """End the task, of one that is free; return it if it takes a while to."""
-        self._is_retired = True
+        self.is_retired = True
         self._wake()
         return self._task
 
@@ -211,7 +273,7 @@ class Exchange(Coroutine[Any, Any, None]):
     def add_done_callback(self, callback: Callable[["Exchange"], object], *, context: Context | None = None) -> None:
         """Keep the task's wake-up."""
         self._callback, self._parked_in = callback, context
-        if self._is_retired:
+        if self.is_retired:
             self._wake()
 
     def cancel(self, msg: Any = None) -> bool:
@@ -222,7 +284,7 @@ class Exchange(Coroutine[Any, Any, None]):
             yielded = self._yielded
             return bool(is_future(yielded) and yielded.cancel(msg=msg))
         self._cancelled = cancelled_error(msg)
-        self._is_retired = True
+        self.is_retired = True
         self._wake()
         return True
 
@@ -261,11 +323,10 @@ class Exchange(Coroutine[Any, Any, None]):
         try:
             if self._end is not None:
                 raise self._end if error is None else error  # it had asked for its cancellation before it ended
-            coro = self._coro
-            if coro is None:
+            if self._coro is None:
                 if error is not None:
                     raise error
-                if self._is_retired:
+                if self.is_retired:
                     raise StopIteration
                 return self  # and the task is parked
             yielded, self._yielded = self._yielded, _NOTHING
@@ -276,16 +337,9 @@ class Exchange(Coroutine[Any, Any, None]):
                     # It wanted to sleep a turn, and that turn is over.
                 elif is_future(yielded) and yielded.cancel(msg=error.args[0] if error.args else None):
                     return yielded  # and the error comes from there, as for any task that is cancelled while it runs
-            if error is None:
-                return self._context.run(coro.send, None)
-            if self._abandoned:
-                self.outcome = self.reason = "cancelled"
-                with contextlib.suppress(Exception):  # it may swallow even that
-                    self._context.run(coro.close)
-                raise error
-            return self._context.run(coro.throw, error)
+            return self._context.run(self._resume, error)
         except BaseException:
-            self._is_retired = True
+            self.is_retired = True
             # The task has this, and this the task: without the cycle both go as soon as nobody needs them.
             self._task = self._coro = self._end = None
             raise

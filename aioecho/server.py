@@ -338,8 +338,11 @@ class BaseServer:
         if self._drain is not None:
             how = "aborted" if connection.was_aborted else "cancelled" if outcome == "cancelled" else "completed"
             self._drained[how] += 1
-            if not self._connections and self._all_ended is not None and not self._all_ended.done():
+            if self._is_idle() and self._all_ended is not None and not self._all_ended.done():
                 self._all_ended.set_result(None)
+
+    def _is_idle(self) -> bool:
+        return not self._connections
 
     def _call_handle_error(self, request: Any, client_address: Any) -> None:
         """Call the hook for the exception that is being handled, and report what the hook itself raises."""
@@ -402,7 +405,7 @@ class BaseServer:
         await asyncio.sleep(0)
         for connection in self._connections:
             connection.drain()
-        if self._connections:
+        if not self._is_idle():
             self._all_ended = loop.create_future()
             await self._all_ended
         if self._grace_timer is not None:

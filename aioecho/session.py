@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 from aioecho.driver import Driver, Waiter, Yield
-from aioecho.exchange import run_handler
+from aioecho.exchange import report_end, run_handler
 
 if TYPE_CHECKING:  # the server is above
     from aioecho.datagram import DatagramServer
@@ -136,7 +136,7 @@ class Session(Driver[None]):
         self.request = (datagrams, transport)
         self.handler: Any = None
         self.successor: Datagrams | None = None
-        self.outcome, self.reason = "failed", "error"
+        self.outcome, self.reason = "completed", "finished"
         self.was_aborted = self.is_over = False
         self.last_heard = 0
         super().__init__(self._serve())
@@ -154,7 +154,10 @@ class Session(Driver[None]):
 
     async def _serve(self) -> None:
         try:
-            await run_handler(self)
+            await run_handler(self, self.server.verify_request(self.request, self.client_address))
+        except BaseException as error:
+            if not report_end(self, error):
+                raise
         finally:
             self.finish()
 

@@ -32,6 +32,11 @@ ORDER = (
     "connection",
     "listener",
     "server",
+    "datagram_socket",
+    "exchange",
+    "session",
+    "datagram",
+    "serving",
     "workers",
     "echo",
     "client",
@@ -45,7 +50,10 @@ ORDER = (
 
 # Those that talk to servers, any servers, and know nothing of ours.
 CLIENTS = {"client", "load", "load_cli", "load_engine", "load_report"}
-SERVERS = {"handlers", "connection", "listener", "server", "workers", "echo"}
+SERVERS = {
+    *("handlers", "connection", "listener", "server", "datagram_socket", "exchange", "session", "datagram", "serving"),
+    *("workers", "echo"),
+}
 
 # They print what the command line shows.
 PRINTERS = {"cli", "load_cli", "load_report"}
@@ -153,6 +161,10 @@ def test_what_users_get_is_this() -> None:
         "AioechoError",
         "BaseRequestHandler",
         "BaseServer",
+        "DatagramRequestHandler",
+        "DatagramServer",
+        "DatagramSessionHandler",
+        "DatagramStats",
         "DrainReport",
         "EndpointError",
         "Limits",
@@ -162,6 +174,8 @@ def test_what_users_get_is_this() -> None:
         "StreamWriter",
         "TCPServer",
         "Timeouts",
+        "UDPServer",
+        "UnixDatagramServer",
         "UnixStreamServer",
         "__version__",
         "run",
