@@ -167,9 +167,10 @@ class DatagramServer(BaseServer):
             await asyncio.sleep(0)  # the spare task ends
 
     def _cut_off(self) -> None:
-        self._stats.drops["stopped"] += len(self._queue)
-        self._stats.queued -= len(self._queue)
-        self._queue.clear()
+        if self._queue:
+            self._stats.drops["stopped"] += len(self._queue)
+            self._stats.queued -= len(self._queue)
+            self._queue.clear()
         super()._cut_off()
 
     def _account(self, task: "asyncio.Task[None]") -> None:
@@ -210,6 +211,12 @@ class DatagramServer(BaseServer):
             self._spare = exchange
         else:
             self._count_begun(exchange, is_free)
+
+    def _count_end(self, connection: Any) -> None:
+        if connection.outcome == "rejected" and isinstance(connection, Exchange):
+            self._stats.handled -= 1
+            self._stats.drops["refused"] += 1
+        super()._count_end(connection)
 
     def _count_begun(self, exchange: Exchange, is_free: bool) -> None:
         if not exchange.is_counted:

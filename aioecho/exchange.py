@@ -70,7 +70,7 @@ async def _run_methods(job: Job, handler: Any) -> None:
 
 def report_end(job: Job, error: BaseException) -> bool:
     """Set the outcome for the error that is being handled, which a handler raised; return whether that settles it."""
-    if isinstance(error, asyncio.CancelledError):
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):  # the latter meets those who swallow the former
         job.outcome = job.reason = "cancelled"
         return False
     job.outcome, job.reason = "failed", "error"

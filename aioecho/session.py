@@ -92,9 +92,10 @@ class Datagrams:
 
     def drop(self, reason: str) -> None:
         """Drop what is queued."""
-        counts = self._server._stats
-        counts.queued -= len(self._queue)
-        counts.drops[reason] += len(self._queue)
+        if self._queue:
+            counts = self._server._stats
+            counts.queued -= len(self._queue)
+            counts.drops[reason] += len(self._queue)
         self._queue.clear()
         self._size = 0
 
