@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
-from aioecho.driver import DONE
 from aioecho.endpoints import BoundSocket
 from aioecho.logs import BoundedLog
 from aioecho.stats import DatagramStats
@@ -84,7 +83,7 @@ class DatagramTransport:
                 raise
             # A Unix socket without a name, as it has for one who does not expect a reply.
             self._socket.count_unsendable(OSError(errno.EDESTADDRREQ, "the peer has no address"), addr)
-        return DONE
+        return self._socket.sent
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return "socket" or "sockname" of what it sends through, as asyncio's transports do."""
@@ -183,6 +182,9 @@ class DatagramSocket:
         self._log = BoundedLog(logger, logging.WARNING)
         self._send_log = BoundedLog(logger, logging.DEBUG)
         self._kernel_drops = 0
+        # What all that were sent at once are awaited by: of what costs nothing to await, the cheapest.
+        self.sent: asyncio.Future[None] = self._loop.create_future()
+        self.sent.set_result(None)
         self._room = _Room(self._loop, sock.fileno())
         self._transport = DatagramTransport(self, sock.sendto, self)
         self._transports: dict[Any, DatagramTransport] = {}  # by the address that was asked

@@ -199,8 +199,8 @@ class Exchange(Coroutine[Any, Any, None]):
             if verified is True:
                 self.handler = handler = server.RequestHandlerClass(request, client_address, server)
                 # With no coroutine around it: that would be a tenth of what a datagram costs.
-                kind: Hashable = type(handler)
-                coro = handler.handle() if _has_only_handle(kind) else _run_methods(self, handler)
+                is_plain = _has_only_handle(type(handler))  # type: ignore[arg-type]
+                coro = handler.handle() if is_plain else _run_methods(self, handler)
                 if type(coro) is not CoroutineType:
                     coro = _await(coro)
             else:

@@ -2,10 +2,10 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Generator, Hashable
 from typing import TYPE_CHECKING, Any
 
-from aioecho.driver import Driver, Waiter, Yield
+from aioecho.driver import Driver, Waiter, steps
 from aioecho.exchange import report_end, run_handler
 
 if TYPE_CHECKING:  # the server is above
@@ -21,12 +21,11 @@ class Datagrams:
     Made by the server. One coroutine at a time can wait for the next.
     """
 
-    __slots__ = ("_has_ended", "_is_waited_for", "_news", "_queue", "_server", "_size", "_until_news")
+    __slots__ = ("_has_ended", "_is_waited_for", "_news", "_queue", "_server", "_size")
 
     def __init__(self, server: "DatagramServer", first: bytes) -> None:
         self._server = server
         self._news = Waiter(asyncio.get_running_loop())
-        self._until_news = Yield((self._news,))
         self._queue = deque((first,))
         self._size = len(first)
         self._has_ended = self._is_waited_for = False
@@ -35,7 +34,8 @@ class Datagrams:
     def __aiter__(self) -> "Datagrams":
         return self
 
-    async def __anext__(self) -> bytes:
+    @steps
+    def __anext__(self) -> Generator[Any, None, bytes]:
         """Return the peer's next datagram; end when the peer has been silent for too long, or the server stops.
 
         Raises:
@@ -48,7 +48,7 @@ class Datagrams:
                 raise RuntimeError("another coroutine is already waiting for the next datagram")
             self._is_waited_for = True
             try:
-                await self._until_news
+                yield self._news
             except BaseException:
                 data = self._news.take()
                 if data is not None:

@@ -297,9 +297,8 @@ async def test_a_handler_runs_in_one_task_and_has_a_timeout_if_it_wants_one(wait
         tasks.append((task, asyncio.current_task()))
         async with asyncio.TaskGroup() as group:
             if waits:
-                group.create_task(self.reply(self.data))
-        if not waits:
-            await self.reply(self.data)
+                group.create_task(asyncio.sleep(0))
+        await asyncio.wait_for(self.reply(self.data), 10)
 
     async with serving(handler(handle)) as (_, address):
         assert [await peer.ask(b"%d" % n, address) for n in range(3)] == [b"0", b"1", b"2"]

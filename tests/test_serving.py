@@ -4,7 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -17,12 +17,12 @@ from aioecho.serving import are_for_datagrams
 
 
 @pytest.fixture
-def nobody() -> Iterator[str]:
+def nobody() -> str:
     """An endpoint at which nobody is."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-    yield f"udp://127.0.0.1:{port}"
+    return f"udp://127.0.0.1:{port}"
 
 
 def send(*arguments: str, stdin: bytes | None = None) -> tuple[int, bytes, str]:
@@ -102,7 +102,7 @@ async def test_a_client_of_streams_does_not_connect_to_datagrams() -> None:
     with pytest.raises(ValueError, match=r"cannot connect to udp://127\.0\.0\.1:9: only to tcp://HOST:PORT"):
         await client.connect("udp://127.0.0.1:9")
 
-    async def nothing() -> None:
+    async def nothing() -> AsyncIterator[bytes]:
         yield b""
 
     with pytest.raises(ValueError, match=r"cannot send datagrams to tcp://127\.0\.0\.1:9: only to udp://HOST:PORT"):
