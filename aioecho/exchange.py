@@ -185,7 +185,7 @@ class Exchange(Coroutine[Any, Any, None]):
                 self._coro = self.handler = None
                 return True
             if self._end is None:
-                self._end = StopIteration()
+                self._end = asyncio.CancelledError() if self.outcome == "cancelled" else StopIteration()
         else:
             self._yielded = yielded
         self._wake()
