@@ -6,7 +6,7 @@ Write a handler class with an ``async def handle(self)``, and give it to :func:`
 
 from aioecho.config import Limits, Timeouts
 from aioecho.datagram import DatagramServer, UDPServer, UnixDatagramServer
-from aioecho.exceptions import AioechoError, EndpointError
+from aioecho.exceptions import AioechoError, ConnectionTimeout, EndpointError
 from aioecho.handlers import (
     BaseRequestHandler,
     DatagramRequestHandler,
@@ -25,6 +25,7 @@ __all__ = [
     "AioechoError",
     "BaseRequestHandler",
     "BaseServer",
+    "ConnectionTimeout",
     "DatagramRequestHandler",
     "DatagramServer",
     "DatagramSessionHandler",

@@ -114,6 +114,7 @@ class DatagramServer(BaseServer):
     # Life.
 
     def _make_listeners(self, bound: list[BoundSocket]) -> Sequence[DatagramSocket]:
+        self._longest = self.limits.max_datagram
         take = self._take_for_session if self._has_sessions else self._take_datagram
         try:
             self._sockets = [
@@ -121,7 +122,7 @@ class DatagramServer(BaseServer):
                     each,
                     take=take,
                     stats=self._stats,
-                    size=self.limits.max_datagram,
+                    size=self._longest,
                     receive_buffer=self.limits.receive_buffer,
                     patience=self.timeouts.send,
                 )
@@ -185,15 +186,15 @@ class DatagramServer(BaseServer):
         elif self._queue:
             self._connections.discard(ended)
             self._begin_queued()
-        super()._account(task)
+        self._count_end_of(task)
         self._close_if_done()
 
     # A handler for each datagram.
 
     def _take_datagram(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
-        stats, limits = self._stats, self.limits
+        stats, limits = self._stats, self._admission.limits
         stats.received += 1
-        if len(data) > limits.max_datagram:
+        if len(data) > self._longest:
             stats.drops["truncated"] += 1
         elif len(self._connections) < limits.max_handlers and not self._queue:
             exchange, self._spare = self._spare, None
@@ -218,6 +219,11 @@ class DatagramServer(BaseServer):
             self._stats.handled -= 1
             self._stats.drops["refused"] += 1
         super()._count_end(connection)
+
+    def _add(self, served: Exchange | Session) -> None:
+        self._stats.accepted += 1
+        self._stats.active += 1
+        self._connections.add(served)
 
     def _count_begun(self, exchange: Exchange, is_free: bool) -> None:
         if not exchange.is_counted:
@@ -264,7 +270,7 @@ class DatagramServer(BaseServer):
     def _take_for_session(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
         stats, limits = self._stats, self.limits
         stats.received += 1
-        if len(data) > limits.max_datagram:
+        if len(data) > self._longest:
             stats.drops["truncated"] += 1
             return
         key = (transport.key, client_address)

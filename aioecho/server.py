@@ -12,8 +12,10 @@ import sys
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, ClassVar, Protocol, Self
 
+from aioecho.admission import Admission
 from aioecho.config import Limits, Timeouts
 from aioecho.connection import Connection
+from aioecho.deadlines import Rounds
 from aioecho.endpoints import (
     BoundSocket,
     Endpoint,
@@ -23,8 +25,9 @@ from aioecho.endpoints import (
     bind_endpoint,
     parse_endpoint,
 )
+from aioecho.exceptions import ConnectionTimeout
 from aioecho.handlers import DatagramRequestHandler, DatagramSessionHandler
-from aioecho.listener import Listener
+from aioecho.listener import OUT_OF_RESOURCES, Listener
 from aioecho.logs import BoundedLog
 from aioecho.stats import DrainReport, Stats
 from aioecho.streams import FOR_EVER
@@ -67,6 +70,9 @@ class Ear(Protocol):
 
     def resume(self) -> None:
         """Take what comes from now on, as long as there is room."""
+
+    def pause(self) -> None:
+        """Leave what comes to the kernel."""
 
 
 class BaseServer:
@@ -119,12 +125,15 @@ class BaseServer:
         self._check_kind(RequestHandlerClass)
         self.RequestHandlerClass = RequestHandlerClass
         self.ssl = ssl
-        self.limits = limits if limits is not None else Limits()
         self.timeouts = timeouts if timeouts is not None else Timeouts()
         self.grace = grace
         self._stats = self._make_stats()
         self._address = server_address
         self._connections: set[Any] = set()
+        self._admission = Admission(
+            limits if limits is not None else Limits(), self._connections, self._resume_listeners
+        )
+        self._rounds = Rounds(self._connections)
         self._listeners: Sequence[Ear] = []
         self._names: list[str] = []
         self._was_started = False
@@ -138,6 +147,7 @@ class BaseServer:
         self._when_ended = self._account
         self._context = contextvars.copy_context()
         self._handshake_log = BoundedLog(logger, logging.WARNING)
+        self._cut_log = BoundedLog(logger, logging.WARNING)
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
         texts = [address] if isinstance(address, str) else address
@@ -187,6 +197,18 @@ class BaseServer:
         """What it has counted since it started."""
         return self._stats
 
+    @property
+    def limits(self) -> Limits:
+        """The limits that hold now. Others may be set at any time, and hold for what comes; nobody is cut off for them."""
+        return self._admission.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        if self._socket_type == socket.SOCK_STREAM:
+            for listener in self._listeners:
+                listener.sock.listen(limits.backlog)
+        self._admission.limits = limits
+
     def is_serving(self) -> bool:
         """Whether it accepts connections."""
         return bool(self._listeners)
@@ -205,11 +227,11 @@ class BaseServer:
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Report the exception that is being handled, which a handler raised. The server goes on whatever it was.
 
-        As it is here: an ERROR record with the traceback; at DEBUG, without one, what is the peer's doing alone, a lost
-        connection or a stream that ends in the middle of a message.
+        As it is here: an ERROR record with the traceback; at DEBUG, without one, what is the peer's doing alone: a lost
+        connection, a stream that ends in the middle of a message, a timeout.
         """
         error = sys.exception()
-        if isinstance(error, ConnectionError | asyncio.IncompleteReadError):
+        if isinstance(error, ConnectionError | asyncio.IncompleteReadError | ConnectionTimeout):
             logger.debug("the connection from %s ended in mid-request: %r", client_address, error)
         else:
             logger.exception("the handler of the connection from %s raised", client_address)
@@ -244,7 +266,8 @@ class BaseServer:
 
     def _make_listeners(self, bound: list[BoundSocket]) -> Sequence[Ear]:
         return [
-            Listener(each, take=self._take, has_room=self._has_room, failed=self._count_accept_error) for each in bound
+            Listener(each, take=self._take, has_room=self._admission.has_room, failed=self._cannot_accept)
+            for each in bound
         ]
 
     async def serve_forever(self) -> None:
@@ -263,10 +286,21 @@ class BaseServer:
 
         Not those for which there is no room, by `limits` or for want of descriptors: they are reset.
         """
+        self._admission.close()
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
             assert isinstance(listener, Listener)
             listener.close(backlog=self.limits.backlog)
+
+    def pause(self) -> None:
+        """Leave new clients in the kernel's queue, until :meth:`resume`. Live connections are served on."""
+        self._admission.pause()
+        for listener in self._listeners:
+            listener.pause()
+
+    def resume(self) -> None:
+        """Accept again, after :meth:`pause`; those first who have queued meanwhile."""
+        self._admission.resume()
 
     async def shutdown(self, grace: float | None = None) -> DrainReport:
         """Stop: accept no more, let handlers finish for at most `grace` seconds, cut off the rest.
@@ -302,32 +336,50 @@ class BaseServer:
 
     # Connections.
 
-    def _has_room(self) -> bool:
-        limit = self.limits.max_connections
-        return limit is None or len(self._connections) < limit
+    def _resume_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.resume()
 
-    def _count_accept_error(self) -> None:
+    def _cannot_accept(self, error: OSError) -> None:
         self._stats.accept_errors += 1
+        if error.errno in OUT_OF_RESOURCES and self.limits.shed == "idle":
+            now = asyncio.get_running_loop().time()
+            idle = [
+                (since, each.since, each) for each in self._connections if (since := each.idle_since(now)) is not None
+            ]
+            if idle:
+                min(idle, key=lambda found: found[:2])[2].cut("shed")
 
     def _take(self, sock: socket.socket, address: Any) -> None:
+        stats = self._stats
+        stats.accepted += 1
+        refused_for = self._admission.admit(address)
+        if refused_for is not None:
+            sock.close()
+            stats.rejected += 1
+            stats.reasons[refused_for] += 1
+            return
         sock.setblocking(False)
-        self._add(Connection(self, sock, address))
-
-    def _add(self, connection: Served) -> None:
-        self._stats.accepted += 1
-        self._stats.active += 1
-        self._connections.add(connection)
+        self._connections.add(Connection(self, sock, address))
+        stats.active += 1
 
     def _account(self, task: "asyncio.Task[None]") -> None:
         """Count an ended connection; it makes room for another."""
+        connection: Any = task.get_coro()
+        self._admission.leave(connection.client_address)
+        self._count_end_of(task)
+        connection.log_end()
+        if connection.reason in ("write buffer", "shed"):
+            self._cut_log.report("cut off the connection from %s: %s", connection.client_address, connection.reason)
+        self._resume_listeners()
+
+    def _count_end_of(self, task: "asyncio.Task[None]") -> None:
         connection: Any = task.get_coro()
         self._count_end(connection)
         if not task.cancelled() and (error := task.exception()) is not None and isinstance(error, Exception):
             logger.error(
                 "aioecho itself failed with the %s from %s", self._what, connection.client_address, exc_info=error
             )
-        for listener in self._listeners:
-            listener.resume()
 
     def _count_end(self, connection: Served) -> None:
         self._connections.discard(connection)
@@ -356,8 +408,9 @@ class BaseServer:
 
     def _tls_timeouts(self) -> dict[str, float]:
         """Return the timeouts that the loop's TLS is to keep, in seconds."""
+        timeouts = getattr(self.RequestHandlerClass, "timeouts", None) or self.timeouts
         return {
-            "ssl_handshake_timeout": self.timeouts.handshake or FOR_EVER,
+            "ssl_handshake_timeout": min(timeouts.handshake or FOR_EVER, FOR_EVER),
             # It would also count while a large reply is still being sent: a connection sees to its end itself.
             "ssl_shutdown_timeout": FOR_EVER,
         }
@@ -413,6 +466,7 @@ class BaseServer:
             await self._all_ended
         if self._grace_timer is not None:
             self._grace_timer.cancel()
+        self._rounds.stop()
         report = DrainReport(**self._drained, seconds=loop.time() - began)
         if report.cancelled or report.aborted:
             logger.warning(

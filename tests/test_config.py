@@ -13,11 +13,24 @@ import aioecho
 from aioecho.echo import Echo
 
 ANYWHERE = ("127.0.0.1", 0)
+COUNTS = ["max_connections", "max_per_host", "backlog", "max_buffer", "max_write_buffer"]
+SECONDS = ["handshake", "idle", "message", "write", "max_age", "linger"]
 
 
 def test_the_defaults_are_these() -> None:
-    assert aioecho.Limits() == aioecho.Limits(max_connections=None, backlog=2048, max_buffer=65536)
-    assert aioecho.Timeouts() == aioecho.Timeouts(handshake=10.0, linger=0.5)
+    assert aioecho.Limits() == aioecho.Limits(
+        max_connections=None,
+        overflow="wait",
+        max_per_host=None,
+        accept_rate=None,
+        shed=None,
+        backlog=2048,
+        max_buffer=2**16,
+        max_write_buffer=2**24,
+    )
+    assert aioecho.Timeouts() == aioecho.Timeouts(
+        handshake=10, idle=600, message=60, write=60, max_age=None, max_age_jitter=0.1, linger=0.5
+    )
 
 
 @pytest.mark.parametrize("kind", [aioecho.Limits, aioecho.Timeouts])
@@ -32,7 +45,7 @@ def test_limits_and_timeouts_are_frozen_and_named(kind: Any) -> None:
     assert hash(made) == hash(kind())
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(aioecho.Limits)])
+@pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.parametrize("value", [0, -1, 1.5, 10.0, True, "10", math.inf, 2**40])
 def test_a_limit_that_is_no_count_is_refused(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=name) as caught:
@@ -41,13 +54,14 @@ def test_a_limit_that_is_no_count_is_refused(name: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("name", ["backlog", "max_buffer"])
-def test_only_max_connections_can_be_none(name: str) -> None:
-    assert aioecho.Limits(max_connections=None).max_connections is None
+def test_some_limits_can_not_be_none(name: str) -> None:
+    for other in set(COUNTS) - {"backlog", "max_buffer"}:
+        assert getattr(aioecho.Limits(**{other: None}), other) is None  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=f"{name} .*None"):
         aioecho.Limits(**{name: None})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(aioecho.Timeouts)])
+@pytest.mark.parametrize("name", SECONDS)
 @pytest.mark.parametrize("value", [0, -1, -0.5, math.nan, True, "10", 1j])
 def test_a_timeout_that_is_no_time_is_refused(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=name) as caught:
@@ -55,10 +69,37 @@ def test_a_timeout_that_is_no_time_is_refused(name: str, value: object) -> None:
     assert repr(value) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(aioecho.Timeouts)])
+@pytest.mark.parametrize("name", SECONDS)
 @pytest.mark.parametrize("value", [None, 1, 0.001, math.inf])
 def test_a_timeout_is_seconds_or_none(name: str, value: Any) -> None:
     assert getattr(aioecho.Timeouts(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("overflow", "drop"),
+        ("overflow", None),
+        ("shed", "oldest"),
+        ("shed", True),
+        ("accept_rate", 0),
+        ("accept_rate", -1),
+        ("accept_rate", math.nan),
+        ("accept_rate", math.inf),
+        ("accept_rate", "10"),
+        ("accept_rate", True),
+    ],
+)
+def test_a_limit_of_another_kind_that_makes_no_sense_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=name) as caught:
+        aioecho.Limits(**{name: value})
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, None, "0.5", True, math.nan])
+def test_a_jitter_that_is_no_part_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="max_age_jitter"):
+        aioecho.Timeouts(max_age_jitter=value)
 
 
 def test_a_handler_class_without_handle_is_refused() -> None:

@@ -30,6 +30,8 @@ ORDER = (
     "streams",
     "handlers",
     "connection",
+    "admission",
+    "deadlines",
     "listener",
     "server",
     "datagram_socket",
@@ -52,7 +54,7 @@ ORDER = (
 CLIENTS = {"client", "load", "load_cli", "load_engine", "load_report"}
 SERVERS = {
     *("handlers", "connection", "listener", "server", "datagram_socket", "exchange", "session", "datagram", "serving"),
-    *("workers", "echo"),
+    *("admission", "deadlines", "workers", "echo"),
 }
 
 # They print what the command line shows.
