@@ -163,6 +163,7 @@ def test_what_users_get_is_this() -> None:
         "AioechoError",
         "BaseRequestHandler",
         "BaseServer",
+        "ConnectionTimeout",
         "DatagramRequestHandler",
         "DatagramServer",
         "DatagramSessionHandler",
