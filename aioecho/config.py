@@ -11,6 +11,9 @@ __all__ = ["Limits", "Timeouts"]
 MOST = 2**31 - 1
 """The largest count: what listen() takes."""
 
+MOST_BYTES = 2**20
+"""The longest datagram, in bytes: so many are allocated for each before it is read."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -44,6 +47,27 @@ class Limits:
     """Bytes: asyncio's `limit`. The longest line, and half of what is buffered of a peer that sends faster than its
     handler reads."""
 
+    max_handlers: int = 1024
+    """Datagrams: handlers at once. At the limit datagrams wait in the server's queue."""
+
+    max_queue: int = 1024
+    """Datagrams that wait for a handler. At the limit a datagram that comes is dropped, and counted as "queue full"."""
+
+    max_sessions: int = 4096
+    """Datagrams: sessions at once. At the limit a new peer's datagrams are dropped, and counted as "too many sessions";
+    known peers are served on."""
+
+    max_session_queue: int = 64
+    """Datagrams of one session that wait until its handler takes them; and all but the first are no more than `max_buffer`
+    bytes. At the limit that session's are dropped, and counted as "session queue full"."""
+
+    max_datagram: int = 65_535
+    """Bytes, the most that UDP has. A longer datagram is dropped, and counted as "truncated"."""
+
+    receive_buffer: int | None = None
+    """Bytes that the kernel keeps of datagrams until they are read: SO_RCVBUF, which it cuts to net.core.rmem_max and, on
+    Linux, doubles. None: as the system has it."""
+
     max_write_buffer: int | None = 2**24
     """Bytes. A connection on whose stream something is written while more than this waits to be sent is cut off: its
     handler ignores drain(). A single write() may be larger."""
@@ -54,6 +78,11 @@ class Limits:
                 _check_count(name, getattr(self, name))
         _check_count("backlog", self.backlog)
         _check_count("max_buffer", self.max_buffer)
+        for name in ("max_handlers", "max_queue", "max_sessions", "max_session_queue"):
+            _check_count(name, getattr(self, name))
+        _check_count("max_datagram", self.max_datagram, MOST_BYTES)
+        if self.receive_buffer is not None:
+            _check_count("receive_buffer", self.receive_buffer)
         _check_choice("overflow", self.overflow, ("wait", "reject"))
         _check_choice("shed", self.shed, (None, "idle"))
         rate = self.accept_rate
@@ -95,8 +124,14 @@ class Timeouts:
     """For a peer to close its side after the handler has returned, while what it still sends is discarded. Closing over
     unread data resets the connection, and a reset can destroy the reply on its way."""
 
+    session: float | None = 60.0
+    """For a session's peer to send another datagram. Then the session's `datagrams` end, and so does its handler."""
+
+    send: float | None = 1.0
+    """For a full socket to take a datagram that a handler awaits to be sent. Then it is dropped and counted."""
+
     def __post_init__(self) -> None:
-        for name in ("handshake", "idle", "message", "write", "max_age", "linger"):
+        for name in ("handshake", "idle", "message", "write", "max_age", "linger", "session", "send"):
             _check_seconds(name, getattr(self, name))
         if not _is_number(self.max_age_jitter) or not 0 <= self.max_age_jitter <= 1:
             raise ValueError(f"max_age_jitter must be a part from 0 to 1, not {self.max_age_jitter!r}")
@@ -106,9 +141,9 @@ def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _check_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
-        raise ValueError(f"{name} must be a whole number from 1 to {MOST}, not {value!r}")
+def _check_count(name: str, value: object, most: int = MOST) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise ValueError(f"{name} must be a whole number from 1 to {most}, not {value!r}")
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

@@ -10,7 +10,7 @@ import socket
 import ssl as ssl_module
 import sys
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from aioecho.admission import Admission
 from aioecho.config import Limits, Timeouts
@@ -26,12 +26,13 @@ from aioecho.endpoints import (
     parse_endpoint,
 )
 from aioecho.exceptions import ConnectionTimeout
+from aioecho.handlers import DatagramRequestHandler, DatagramSessionHandler
 from aioecho.listener import OUT_OF_RESOURCES, Listener
 from aioecho.logs import BoundedLog
 from aioecho.stats import DrainReport, Stats
 from aioecho.streams import FOR_EVER
 
-__all__ = ["BaseServer", "TCPServer", "UnixStreamServer", "serve"]
+__all__ = ["BaseServer", "TCPServer", "UnixStreamServer"]
 
 logger = logging.getLogger("aioecho.server")
 
@@ -40,6 +41,38 @@ DEFAULT_GRACE = 30.0
 
 # Seconds that a cancelled handler has to clean up before it is cut off.
 PATIENCE = 0.25
+
+
+class Served(Protocol):
+    """What a server keeps of each connection, or of each datagram's handler, while it lasts."""
+
+    client_address: Any
+    outcome: str
+    reason: str
+    was_aborted: bool
+
+    def drain(self) -> None:
+        """Let it end when there is nothing left to do."""
+
+    def cut_off(self) -> None:
+        """Cancel the handler."""
+
+    def abort(self) -> None:
+        """End it, whatever it does."""
+
+
+class Ear(Protocol):
+    """What a server has for each socket that it listens on."""
+
+    @property
+    def sock(self) -> socket.socket:
+        """The socket."""
+
+    def resume(self) -> None:
+        """Take what comes from now on, as long as there is room."""
+
+    def pause(self) -> None:
+        """Leave what comes to the kernel."""
 
 
 class BaseServer:
@@ -65,6 +98,11 @@ class BaseServer:
         ValueError, TypeError: an argument makes no sense; the message names it.
     """
 
+    # What subclasses for datagrams have otherwise.
+    _socket_type: ClassVar[int] = socket.SOCK_STREAM
+    _wrong_handlers: ClassVar[tuple[type, ...]] = (DatagramRequestHandler, DatagramSessionHandler)
+    _what: ClassVar[str] = "connection"
+
     def __init__(
         self,
         server_address: Any,
@@ -81,21 +119,22 @@ class BaseServer:
         check_grace(grace)
         self.endpoints = [] if server_address is None else self._parse_address(server_address)
         if sock is not None:
-            self.endpoints.append(InheritedEndpoint(sock))
+            self.endpoints.append(InheritedEndpoint(sock, self._socket_type))
         if not self.endpoints:
             raise ValueError("a server needs an address or a socket to listen on")
+        self._check_kind(RequestHandlerClass)
         self.RequestHandlerClass = RequestHandlerClass
         self.ssl = ssl
         self.timeouts = timeouts if timeouts is not None else Timeouts()
         self.grace = grace
-        self.stats = Stats()
+        self._stats = self._make_stats()
         self._address = server_address
-        self._connections: set[Connection] = set()
+        self._connections: set[Any] = set()
         self._admission = Admission(
             limits if limits is not None else Limits(), self._connections, self._resume_listeners
         )
         self._rounds = Rounds(self._connections)
-        self._listeners: list[Listener] = []
+        self._listeners: Sequence[Ear] = []
         self._names: list[str] = []
         self._was_started = False
         self._drain: asyncio.Task[DrainReport] | None = None
@@ -112,7 +151,24 @@ class BaseServer:
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
         texts = [address] if isinstance(address, str) else address
-        return [parse_endpoint(text) for text in texts]
+        return [parse_endpoint(text, self._socket_type) for text in texts]
+
+    def _check_kind(self, RequestHandlerClass: Any) -> None:
+        """Raise if the endpoints are not for this kind of server, or the handler is not for them."""
+        for endpoint in self.endpoints:
+            if endpoint.type != self._socket_type:
+                raise ValueError(
+                    f"{endpoint} is not for {type(self).__name__}: aioecho.serve() finds the server for it"
+                )
+        if inspect.isclass(RequestHandlerClass) and issubclass(RequestHandlerClass, self._wrong_handlers):
+            takes, does_not = ("datagrams", "streams") if self._what == "connection" else ("streams", "datagrams")
+            raise TypeError(
+                f"{RequestHandlerClass.__qualname__} is a handler of {takes}: it can't serve {does_not}, as on"
+                f" {self.endpoints[0]}"
+            )
+
+    def _make_stats(self) -> Stats:
+        return Stats()
 
     # What it is.
 
@@ -132,9 +188,14 @@ class BaseServer:
         return tuple(listener.sock for listener in self._listeners)
 
     @property
-    def connections(self) -> Collection[Connection]:
+    def connections(self) -> Collection[Any]:
         """The live connections: a copy, as they come and go."""
         return frozenset(self._connections)
+
+    @property
+    def stats(self) -> Stats:
+        """What it has counted since it started."""
+        return self._stats
 
     @property
     def limits(self) -> Limits:
@@ -143,8 +204,9 @@ class BaseServer:
 
     @limits.setter
     def limits(self, limits: Limits) -> None:
-        for listener in self._listeners:
-            listener.sock.listen(limits.backlog)
+        if self._socket_type == socket.SOCK_STREAM:
+            for listener in self._listeners:
+                listener.sock.listen(limits.backlog)
         self._admission.limits = limits
 
     def is_serving(self) -> bool:
@@ -196,14 +258,17 @@ class BaseServer:
             for each in bound:
                 each.close()
             raise
-        self._listeners = [
-            Listener(each, take=self._take, has_room=self._admission.has_room, failed=self._cannot_accept)
-            for each in bound
-        ]
+        self._listeners = self._make_listeners(bound)
         self._names = [each.name for each in bound]
         for listener in self._listeners:
             listener.resume()
         logger.info("listening on %s", ", ".join(self.names))
+
+    def _make_listeners(self, bound: list[BoundSocket]) -> Sequence[Ear]:
+        return [
+            Listener(each, take=self._take, has_room=self._admission.has_room, failed=self._cannot_accept)
+            for each in bound
+        ]
 
     async def serve_forever(self) -> None:
         """Start, if that was not done, and return when the server has been shut down. If cancelled, shut it down."""
@@ -224,6 +289,7 @@ class BaseServer:
         self._admission.close()
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
+            assert isinstance(listener, Listener)
             listener.close(backlog=self.limits.backlog)
 
     def pause(self) -> None:
@@ -275,7 +341,7 @@ class BaseServer:
             listener.resume()
 
     def _cannot_accept(self, error: OSError) -> None:
-        self.stats.accept_errors += 1
+        self._stats.accept_errors += 1
         if error.errno in OUT_OF_RESOURCES and self.limits.shed == "idle":
             now = asyncio.get_running_loop().time()
             idle = [
@@ -285,7 +351,7 @@ class BaseServer:
                 min(idle, key=lambda found: found[:2])[2].cut("shed")
 
     def _take(self, sock: socket.socket, address: Any) -> None:
-        stats = self.stats
+        stats = self._stats
         stats.accepted += 1
         refused_for = self._admission.admit(address)
         if refused_for is not None:
@@ -299,32 +365,46 @@ class BaseServer:
 
     def _account(self, task: "asyncio.Task[None]") -> None:
         """Count an ended connection; it makes room for another."""
-        connection = task.get_coro()
-        assert isinstance(connection, Connection)
-        self._connections.discard(connection)
+        connection: Any = task.get_coro()
         self._admission.leave(connection.client_address)
-        stats, outcome = self.stats, connection.outcome
-        stats.active -= 1
-        setattr(stats, outcome, getattr(stats, outcome) + 1)
-        stats.reasons[connection.reason] += 1
-        if not task.cancelled() and (error := task.exception()) is not None and isinstance(error, Exception):
-            logger.error("aioecho itself failed with the connection from %s", connection.client_address, exc_info=error)
-        if self._drain is not None:
-            how = "aborted" if connection.was_aborted else "cancelled" if outcome == "cancelled" else "completed"
-            self._drained[how] += 1
-            if not self._connections and self._all_ended is not None and not self._all_ended.done():
-                self._all_ended.set_result(None)
+        self._count_end_of(task)
         connection.log_end()
         if connection.reason in ("write buffer", "shed"):
             self._cut_log.report("cut off the connection from %s: %s", connection.client_address, connection.reason)
         self._resume_listeners()
+
+    def _count_end_of(self, task: "asyncio.Task[None]") -> None:
+        connection: Any = task.get_coro()
+        self._count_end(connection)
+        if not task.cancelled() and (error := task.exception()) is not None and isinstance(error, Exception):
+            logger.error(
+                "aioecho itself failed with the %s from %s", self._what, connection.client_address, exc_info=error
+            )
+
+    def _count_end(self, connection: Served) -> None:
+        self._connections.discard(connection)
+        stats, outcome = self._stats, connection.outcome
+        stats.active -= 1
+        setattr(stats, outcome, getattr(stats, outcome) + 1)
+        stats.reasons[connection.reason] += 1
+        if self._drain is not None:
+            how = "aborted" if connection.was_aborted else "cancelled" if outcome == "cancelled" else "completed"
+            self._drained[how] += 1
+            self._end_drain_if_idle()
+
+    def _is_idle(self) -> bool:
+        return not self._connections
+
+    def _end_drain_if_idle(self) -> None:
+        if self._is_idle() and self._all_ended is not None and not self._all_ended.done():
+            self._all_ended.set_result(None)
 
     def _call_handle_error(self, request: Any, client_address: Any) -> None:
         """Call the hook for the exception that is being handled, and report what the hook itself raises."""
         try:
             self.handle_error(request, client_address)
         except Exception:
-            logger.exception("handle_error raised, for the connection from %s", client_address)
+            logger.exception("handle_error raised, for the %s from %s", self._what, client_address)
 
     def _tls_timeouts(self) -> dict[str, float]:
         """Return the timeouts that the loop's TLS is to keep, in seconds."""
@@ -381,7 +461,7 @@ class BaseServer:
         await asyncio.sleep(0)
         for connection in self._connections:
             connection.drain()
-        if self._connections:
+        if not self._is_idle():
             self._all_ended = loop.create_future()
             await self._all_ended
         if self._grace_timer is not None:
@@ -434,11 +514,6 @@ class UnixStreamServer(BaseServer):
         return [UnixEndpoint(path, self._mode)]
 
 
-def serve(RequestHandlerClass: Callable[..., Any], *endpoints: str, **options: Any) -> BaseServer:
-    """Return a server on all of `endpoints`, to be used with ``async with``; the options are :class:`BaseServer`'s."""
-    return BaseServer(endpoints or None, RequestHandlerClass, **options)
-
-
 def _check_handler_class(RequestHandlerClass: Any) -> None:
     if not callable(RequestHandlerClass):
         raise TypeError(f"RequestHandlerClass must be callable, not {RequestHandlerClass!r}")
@@ -451,7 +526,7 @@ def _check_handler_class(RequestHandlerClass: Any) -> None:
         if inspect.isfunction(handle) and not inspect.iscoroutinefunction(handle) and _is_blocking(RequestHandlerClass):
             raise TypeError(
                 f"{RequestHandlerClass.__qualname__} is a blocking handler of socketserver's; derive it from"
-                " aioecho.StreamRequestHandler and make handle() a coroutine"
+                " aioecho.StreamRequestHandler or DatagramRequestHandler and make handle() a coroutine"
             )
 
 

@@ -34,6 +34,11 @@ ORDER = (
     "deadlines",
     "listener",
     "server",
+    "datagram_socket",
+    "exchange",
+    "session",
+    "datagram",
+    "serving",
     "workers",
     "echo",
     "client",
@@ -47,7 +52,10 @@ ORDER = (
 
 # Those that talk to servers, any servers, and know nothing of ours.
 CLIENTS = {"client", "load", "load_cli", "load_engine", "load_report"}
-SERVERS = {"admission", "deadlines", "handlers", "connection", "listener", "server", "workers", "echo"}
+SERVERS = {
+    *("handlers", "connection", "listener", "server", "datagram_socket", "exchange", "session", "datagram", "serving"),
+    *("admission", "deadlines", "workers", "echo"),
+}
 
 # They print what the command line shows.
 PRINTERS = {"cli", "load_cli", "load_report"}
@@ -156,6 +164,10 @@ def test_what_users_get_is_this() -> None:
         "BaseRequestHandler",
         "BaseServer",
         "ConnectionTimeout",
+        "DatagramRequestHandler",
+        "DatagramServer",
+        "DatagramSessionHandler",
+        "DatagramStats",
         "DrainReport",
         "EndpointError",
         "Limits",
@@ -165,6 +177,8 @@ def test_what_users_get_is_this() -> None:
         "StreamWriter",
         "TCPServer",
         "Timeouts",
+        "UDPServer",
+        "UnixDatagramServer",
         "UnixStreamServer",
         "__version__",
         "run",
