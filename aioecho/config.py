@@ -25,6 +25,10 @@ class Limits:
     """Clients that the kernel queues until they are accepted; it cuts the figure to net.core.somaxconn. Clients beyond
     it are not refused: their connecting takes seconds longer."""
 
+    max_threads: int = 200
+    """Threads for blocking handlers, each of which has one for as long as its connection lasts. At the limit accepted
+    connections wait for one, in order. A thread that is idle is used again, and kept until the server stops."""
+
     max_buffer: int = 2**16
     """Bytes: asyncio's `limit`. The longest line, and half of what is buffered of a peer that sends faster than its
     handler reads."""
@@ -33,6 +37,7 @@ class Limits:
         if self.max_connections is not None:
             _check_count("max_connections", self.max_connections)
         _check_count("backlog", self.backlog)
+        _check_count("max_threads", self.max_threads)
         _check_count("max_buffer", self.max_buffer)
 
 

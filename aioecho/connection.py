@@ -42,6 +42,7 @@ class Connection(Driver[None]):
     # bytes. It ends in exactly one of the server's counters, by `outcome` and `reason`, in the task's done-callback.
 
     __slots__ = (
+        "_RequestHandlerClass",
         "_is_cut_off",
         "_protocol",
         "_server",
@@ -58,9 +59,16 @@ class Connection(Driver[None]):
 
     _protocol: StreamProtocol
 
-    def __init__(self, server: "BaseServer", sock: socket.socket, client_address: Any) -> None:
+    def __init__(
+        self,
+        server: "BaseServer",
+        sock: socket.socket,
+        client_address: Any,
+        RequestHandlerClass: Callable[..., Any],
+    ) -> None:
         loop = asyncio.get_running_loop()
         self._server = server
+        self._RequestHandlerClass = RequestHandlerClass
         self._sock = sock
         self._protocol = StreamProtocol(loop, limit=server.limits.max_buffer, is_server_side=True)
         self.client_address = client_address
@@ -150,7 +158,7 @@ class Connection(Driver[None]):
         if not verified:
             self.outcome, self.reason = "rejected", "refused"
             return
-        handler = server.RequestHandlerClass(request, self.client_address, server)
+        handler = self._RequestHandlerClass(request, self.client_address, server)
         if type(handler).setup is not BaseRequestHandler.setup:
             await handler.setup()
         self.handler = handler

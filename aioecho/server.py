@@ -3,17 +3,20 @@
 import asyncio
 import contextlib
 import contextvars
+import functools
 import inspect
 import logging
 import os
 import socket
 import ssl as ssl_module
 import sys
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Any, Self
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from typing import Any, Self, cast
 
+from aioecho.blocking import ThreadedConnection, is_blocking
 from aioecho.config import Limits, Timeouts
 from aioecho.connection import Connection
+from aioecho.driver import DONE
 from aioecho.endpoints import (
     BoundSocket,
     Endpoint,
@@ -27,6 +30,7 @@ from aioecho.listener import Listener
 from aioecho.logs import BoundedLog
 from aioecho.stats import DrainReport, Stats
 from aioecho.streams import FOR_EVER
+from aioecho.threads import ThreadPool
 
 __all__ = ["BaseServer", "TCPServer", "UnixStreamServer", "serve"]
 
@@ -46,7 +50,9 @@ class BaseServer:
         server_address: an endpoint string, or several of them, which then share one set of limits, one drain and one
             `stats`. Subclasses take the address forms of socketserver.
         RequestHandlerClass: anything that, called with `(request, client_address, server)`, gives a handler: a subclass
-            of StreamRequestHandler, or a functools.partial of one that binds more arguments.
+            of StreamRequestHandler, or a functools.partial of one that binds more arguments. A handler class of
+            socketserver's, or a partial of one, is called in a thread, with a blocking socket: see Limits.max_threads.
+            Or, if `server_address` is None, a mapping of such to the endpoints that each serves.
         ssl: serve TLS with this context, on all endpoints. TLS 1.2 is the least that a context of the standard library's
             defaults offers; one that offers less is refused.
         limits: see Limits.
@@ -65,7 +71,7 @@ class BaseServer:
     def __init__(
         self,
         server_address: Any,
-        RequestHandlerClass: Callable[..., Any],
+        RequestHandlerClass: Callable[..., Any] | Mapping[Callable[..., Any], Any],
         *,
         ssl: ssl_module.SSLContext | None = None,
         limits: Limits | None = None,
@@ -73,10 +79,21 @@ class BaseServer:
         grace: float = DEFAULT_GRACE,
         sock: socket.socket | None = None,
     ) -> None:
-        _check_handler_class(RequestHandlerClass)
+        if isinstance(RequestHandlerClass, Mapping):
+            if server_address is not None:
+                raise TypeError("the endpoints of several handler classes are given with them, and nowhere else")
+            served = list(RequestHandlerClass.items())
+        else:
+            served = [(RequestHandlerClass, server_address)]
         _check_ssl(ssl)
         check_grace(grace)
-        self.endpoints = [] if server_address is None else self._parse_address(server_address)
+        self.endpoints: list[Endpoint] = []
+        self._handler_classes: list[Any] = []  # of each endpoint, where there are several
+        for handler_class, address in served:
+            _check_handler_class(handler_class)
+            self.endpoints += [] if address is None else self._parse_address(address)
+            if isinstance(RequestHandlerClass, Mapping):
+                self._handler_classes += [handler_class] * (len(self.endpoints) - len(self._handler_classes))
         if sock is not None:
             self.endpoints.append(InheritedEndpoint(sock))
         if not self.endpoints:
@@ -88,10 +105,12 @@ class BaseServer:
         self.grace = grace
         self.stats = Stats()
         self._address = server_address
-        self._connections: set[Connection] = set()
+        self._connections: set[Connection | ThreadedConnection] = set()
+        self._threads: ThreadPool | None = None  # made for the first blocking handler
         self._listeners: list[Listener] = []
         self._names: list[str] = []
         self._was_started = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._drain: asyncio.Task[DrainReport] | None = None
         self._grace_timer: asyncio.TimerHandle | None = None
         self._deadline = float("inf")
@@ -125,7 +144,7 @@ class BaseServer:
         return tuple(listener.sock for listener in self._listeners)
 
     @property
-    def connections(self) -> Collection[Connection]:
+    def connections(self) -> Collection[Connection | ThreadedConnection]:
         """The live connections: a copy, as they come and go."""
         return frozenset(self._connections)
 
@@ -141,11 +160,16 @@ class BaseServer:
     # Hooks.
 
     def verify_request(self, request: Any, client_address: Any) -> bool | Awaitable[bool]:
-        """Return whether to serve a connection; may be a coroutine function. With TLS, called after the handshake."""
+        """Return whether to serve a connection; may be a coroutine function. With TLS, called after the handshake.
+
+        For a blocking handler called in the loop too, with its socket, and before the handshake.
+        """
         return True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Report the exception that is being handled, which a handler raised. The server goes on whatever it was.
+
+        For a blocking handler called in its thread, as by socketserver, and so perhaps in several threads at once.
 
         As it is here: an ERROR record with the traceback; at DEBUG, without one, what is the peer's doing alone, a lost
         connection or a stream that ends in the middle of a message.
@@ -168,10 +192,16 @@ class BaseServer:
         if self._was_started or self._drain is not None:
             raise RuntimeError("a server can be started once")
         self._was_started = True
+        self._loop = asyncio.get_running_loop()
         bound: list[BoundSocket] = []
+        takes: list[Callable[[socket.socket, Any], None]] = []
         try:
-            for endpoint in self.endpoints:
+            for index, endpoint in enumerate(self.endpoints):
                 bound += await bind_endpoint(endpoint, backlog=self.limits.backlog)
+                take = self._take
+                if index < len(self._handler_classes):
+                    take = functools.partial(self._take, handler_class=self._handler_classes[index])
+                takes += [take] * (len(bound) - len(takes))
             if self._drain is not None:
                 raise RuntimeError("the server was shut down while it was starting")
         except BaseException:
@@ -179,7 +209,8 @@ class BaseServer:
                 each.close()
             raise
         self._listeners = [
-            Listener(each, take=self._take, has_room=self._has_room, failed=self._count_accept_error) for each in bound
+            Listener(each, take=take, has_room=self._has_room, failed=self._count_accept_error)
+            for each, take in zip(bound, takes, strict=True)
         ]
         self._names = [each.name for each in bound]
         for listener in self._listeners:
@@ -206,26 +237,44 @@ class BaseServer:
         for listener in listeners:
             listener.close(backlog=self.limits.backlog)
 
-    async def shutdown(self, grace: float | None = None) -> DrainReport:
+    def shutdown(self, grace: float | None = None) -> Coroutine[Any, Any, DrainReport]:
         """Stop: accept no more, let handlers finish for at most `grace` seconds, cut off the rest.
 
         A handler that waits for data from its peer, and all that the peer has sent is read, meets the end of its stream;
         one at work finishes, and meets it at its next read. When the grace is over handlers are cancelled, and one that
         swallows that is named in the log and closed. Called again, the shorter grace wins; both calls return the same
         report. If the call is cancelled, the grace is over at once.
+
+        A blocking handler calls it without `await`: that begins it, and returns at once, as the handler is itself one of
+        those that have to finish.
         """
         grace = self.grace if grace is None else grace
         check_grace(grace)
+        if self._threads is not None and self._threads.owns_this_thread():
+            self._shut_down_soon(grace)
+            return cast("Coroutine[Any, Any, DrainReport]", DONE)
+        return self._shut_down(grace)
+
+    def _shut_down_soon(self, grace: float) -> None:
+        """Begin a shutdown, from any thread; raises RuntimeError if the loop is closed."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._begin_shutdown, grace)
+
+    def _begin_shutdown(self, grace: float) -> None:
         loop = asyncio.get_running_loop()
         if self._drain is None:
             self._drain = loop.create_task(self._run_drain())
             if self._stopping is not None:
                 self._stopping.set_result(None)
         self._shorten(loop.time() + grace)
+
+    async def _shut_down(self, grace: float) -> DrainReport:
+        self._begin_shutdown(grace)
+        assert self._drain is not None
         try:
             return await asyncio.shield(self._drain)
         except asyncio.CancelledError:
-            self._shorten(loop.time())
+            self._shorten(asyncio.get_running_loop().time())
             with contextlib.suppress(asyncio.CancelledError):  # a further one: it can't be any faster
                 await asyncio.wait([self._drain])
             raise
@@ -247,24 +296,36 @@ class BaseServer:
     def _count_accept_error(self) -> None:
         self.stats.accept_errors += 1
 
-    def _take(self, sock: socket.socket, address: Any) -> None:
-        sock.setblocking(False)
-        connection = Connection(self, sock, address)
+    def _take(self, sock: socket.socket, address: Any, handler_class: Any = None) -> None:
+        if handler_class is None:
+            handler_class = self.RequestHandlerClass
         self.stats.accepted += 1
         self.stats.active += 1
-        self._connections.add(connection)
+        if is_blocking(handler_class):
+            if self._threads is None:
+                self._threads = ThreadPool(self.limits.max_threads)
+            threaded = ThreadedConnection(self, self._threads, sock, address, handler_class)
+            self._connections.add(threaded)
+            threaded.begin()
+        else:
+            sock.setblocking(False)
+            self._connections.add(Connection(self, sock, address, handler_class))
 
     def _account(self, task: "asyncio.Task[None]") -> None:
-        """Count an ended connection; it makes room for another."""
+        """Count the connection whose task has ended."""
         connection = task.get_coro()
         assert isinstance(connection, Connection)
+        if not task.cancelled() and (error := task.exception()) is not None and isinstance(error, Exception):
+            logger.error("aioecho itself failed with the connection from %s", connection.client_address, exc_info=error)
+        self._forget(connection)
+
+    def _forget(self, connection: Connection | ThreadedConnection) -> None:
+        """Count an ended connection; it makes room for another."""
         self._connections.discard(connection)
         stats, outcome = self.stats, connection.outcome
         stats.active -= 1
         setattr(stats, outcome, getattr(stats, outcome) + 1)
         stats.reasons[connection.reason] += 1
-        if not task.cancelled() and (error := task.exception()) is not None and isinstance(error, Exception):
-            logger.error("aioecho itself failed with the connection from %s", connection.client_address, exc_info=error)
         if self._drain is not None:
             how = "aborted" if connection.was_aborted else "cancelled" if outcome == "cancelled" else "completed"
             self._drained[how] += 1
@@ -306,12 +367,12 @@ class BaseServer:
     # When the grace is over, each of these three is given PATIENCE before the next.
 
     def _cut_off(self) -> None:
-        for connection in self._connections:
+        for connection in self.connections:
             connection.cut_off()
         self._grace_timer = asyncio.get_running_loop().call_later(PATIENCE, self._abort_all)
 
     def _abort_all(self) -> None:
-        for connection in self._connections:
+        for connection in self.connections:
             if not connection.was_aborted:
                 logger.warning("would not end when cancelled, and was cut off: %r", connection)
             connection.abort()
@@ -322,6 +383,8 @@ class BaseServer:
             self._grace_timer = asyncio.get_running_loop().call_later(PATIENCE, self._leave_behind)
         elif not self._all_ended.done():
             logger.error("left behind, as they would not end: %r", list(self._connections))
+            if self._threads is not None:
+                self._threads.report_stuck()
             self._drained["aborted"] += len(self._connections)
             self._all_ended.set_result(None)
 
@@ -337,6 +400,8 @@ class BaseServer:
         if self._connections:
             self._all_ended = loop.create_future()
             await self._all_ended
+        if self._threads is not None:
+            await self._threads.close()
         if self._grace_timer is not None:
             self._grace_timer.cancel()
         report = DrainReport(**self._drained, seconds=loop.time() - began)
@@ -386,30 +451,33 @@ class UnixStreamServer(BaseServer):
         return [UnixEndpoint(path, self._mode)]
 
 
-def serve(RequestHandlerClass: Callable[..., Any], *endpoints: str, **options: Any) -> BaseServer:
-    """Return a server on all of `endpoints`, to be used with ``async with``; the options are :class:`BaseServer`'s."""
+def serve(
+    RequestHandlerClass: Callable[..., Any] | Mapping[Callable[..., Any], Any], *endpoints: str, **options: Any
+) -> BaseServer:
+    """Return a server on all of `endpoints`, to be used with ``async with``; the options are :class:`BaseServer`'s.
+
+    Or with several handler classes, async and blocking ones, each with its endpoint or a list of them:
+    ``serve({Chat: "tcp://127.0.0.1:7000", Legacy: ["tcp://127.0.0.1:7001", "unix:legacy.sock"]})``.
+    """
     return BaseServer(endpoints or None, RequestHandlerClass, **options)
 
 
 def _check_handler_class(RequestHandlerClass: Any) -> None:
     if not callable(RequestHandlerClass):
         raise TypeError(f"RequestHandlerClass must be callable, not {RequestHandlerClass!r}")
-    if inspect.isclass(RequestHandlerClass):
-        if inspect.isabstract(RequestHandlerClass):
+    if is_blocking(RequestHandlerClass):
+        plain = RequestHandlerClass
+        while isinstance(plain, functools.partial):
+            plain = plain.func
+        if inspect.iscoroutinefunction(plain.handle):
             raise TypeError(
-                f"{RequestHandlerClass.__qualname__} has no handle(): a handler class defines `async def handle(self)`"
+                f"{plain.__qualname__} is a handler of socketserver's, whose handle() can't be a coroutine; derive it"
+                " from aioecho.StreamRequestHandler"
             )
-        handle = getattr(RequestHandlerClass, "handle", None)
-        if inspect.isfunction(handle) and not inspect.iscoroutinefunction(handle) and _is_blocking(RequestHandlerClass):
-            raise TypeError(
-                f"{RequestHandlerClass.__qualname__} is a blocking handler of socketserver's; derive it from"
-                " aioecho.StreamRequestHandler and make handle() a coroutine"
-            )
-
-
-def _is_blocking(RequestHandlerClass: type) -> bool:
-    socketserver = sys.modules.get("socketserver")
-    return socketserver is not None and issubclass(RequestHandlerClass, socketserver.BaseRequestHandler)
+    elif inspect.isabstract(RequestHandlerClass):
+        raise TypeError(
+            f"{RequestHandlerClass.__qualname__} has no handle(): a handler class defines `async def handle(self)`"
+        )
 
 
 def _check_ssl(ssl: Any) -> None:

@@ -31,6 +31,8 @@ ORDER = (
     "handlers",
     "connection",
     "listener",
+    "threads",
+    "blocking",
     "server",
     "workers",
     "echo",
@@ -45,7 +47,7 @@ ORDER = (
 
 # Those that talk to servers, any servers, and know nothing of ours.
 CLIENTS = {"client", "load", "load_cli", "load_engine", "load_report"}
-SERVERS = {"handlers", "connection", "listener", "server", "workers", "echo"}
+SERVERS = {"handlers", "connection", "listener", "threads", "blocking", "server", "workers", "echo"}
 
 # They print what the command line shows.
 PRINTERS = {"cli", "load_cli", "load_report"}
