@@ -37,6 +37,13 @@ __all__ = ["ThreadedConnection", "end_tls", "is_blocking"]
 logger = logging.getLogger("aioecho.blocking")
 
 
+# What a TLS connection whose read side is shut meets is the end of the stream without TLS's own. wrap_socket() makes of
+# that an ordinary end, to the handler; but OpenSSL sends the client an alert, as of a broken protocol, instead of "closed",
+# and nothing after it. Connections copy their context's options, so the context has this one only for that moment.
+IGNORE_UNEXPECTED_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+_wrapping = threading.Lock()
+
+
 def is_blocking(RequestHandlerClass: Any) -> bool:
     """Tell whether this is a handler class of socketserver's, or a functools.partial of one."""
     while isinstance(RequestHandlerClass, functools.partial):
@@ -71,7 +78,7 @@ class RequestSocket(socket.socket):
         self, _ss: Any = socket.socket
     ) -> None:  # what close() calls, as soon as no file made of it is open
         if self._connection is None:
-            super()._real_close(_ss)  # type: ignore[misc]
+            super()._real_close()  # type: ignore[misc]
         elif (left := self.take()) is not None:
             self._connection.give_back(left)
 
@@ -280,7 +287,13 @@ class ThreadedConnection:
                 request.close()
 
     def _wrap(self, context: ssl.SSLContext) -> ssl.SSLSocket:
-        request = context.wrap_socket(self.request, server_side=True, do_handshake_on_connect=False)
+        with _wrapping:
+            options = context.options
+            context.options |= IGNORE_UNEXPECTED_EOF
+            try:
+                request = context.wrap_socket(self.request, server_side=True, do_handshake_on_connect=False)
+            finally:
+                context.options = options
         try:
             request.settimeout(self._server.timeouts.handshake)
             request.do_handshake()

@@ -5,7 +5,6 @@ import contextlib
 import functools
 import gc
 import logging
-import os
 import socket
 import socketserver
 import ssl
@@ -14,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -456,7 +456,9 @@ async def test_threads_are_used_again() -> None:
     assert len(names) == 1
 
 
-async def test_no_thread_to_be_had_is_counted(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_thread_to_be_had_is_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     start = threading.Thread.start
 
     def fail(self: threading.Thread) -> None:
@@ -564,7 +566,6 @@ async def test_a_thread_that_does_not_return_is_named_with_its_stack(caplog: pyt
     async with HeldServer(("127.0.0.1", 0), Held) as server:
         asking = asyncio.create_task(ask(server, b"x"))
         await server.has_entered()
-        await ask(server, b"") if False else None
         report = await server.shutdown(grace=0)
         assert (report.completed, report.cancelled, report.aborted) == (0, 0, 1)
         assert report.seconds < 5
@@ -603,8 +604,9 @@ asyncio.run(main())
 """
 
 
-def test_a_stuck_thread_does_not_keep_the_process_alive() -> None:
-    with Program(sys.executable, "-c", STUCK) as program:
+def test_a_stuck_thread_does_not_keep_the_process_alive(tmp_path: Path) -> None:
+    (tmp_path / "stuck.py").write_text(STUCK)
+    with Program(sys.executable, "stuck.py", cwd=tmp_path) as program:
         code, output, errors = program.end(timeout=20)
     assert code == 0
     assert output.splitlines() == [b"at work", b"b''"]
@@ -750,7 +752,9 @@ class AsyncSlow(aioecho.StreamRequestHandler):
         await self.send(data.upper())
 
 
-@pytest.mark.parametrize(("kind", "threads", "clients", "rounds"), [(Slow, 50, 50, 1), (Slow, 10, 50, 5), (AsyncSlow, 1, 500, 1)])
+@pytest.mark.parametrize(
+    ("kind", "threads", "clients", "rounds"), [(Slow, 50, 50, 1), (Slow, 10, 50, 5), (AsyncSlow, 1, 100, 1)]
+)
 async def test_slow_handlers_take_as_many_rounds_as_there_are_threads(
     kind: Any, threads: int, clients: int, rounds: int
 ) -> None:
@@ -758,4 +762,4 @@ async def test_slow_handlers_take_as_many_rounds_as_there_are_threads(
         began = time.monotonic()
         assert await asyncio.gather(*(ask(server, b"x") for _ in range(clients))) == [b"X"] * clients
         took = time.monotonic() - began
-    assert 0.2 * rounds <= took < 0.2 * (rounds + 3)
+    assert 0.2 * rounds <= took < 0.4 * rounds + 1  # one after the other they would take 10 s and 20 s
