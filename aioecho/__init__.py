@@ -4,6 +4,7 @@ Write a handler class with an ``async def handle(self)``, and give it to :func:`
 :func:`serve` or :class:`TCPServer` inside an application.
 """
 
+from aioecho.background import BackgroundServer, run_in_thread
 from aioecho.config import Limits, Timeouts
 from aioecho.exceptions import AioechoError, EndpointError
 from aioecho.handlers import BaseRequestHandler, StreamRequestHandler
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AioechoError",
+    "BackgroundServer",
     "BaseRequestHandler",
     "BaseServer",
     "DrainReport",
@@ -30,5 +32,6 @@ __all__ = [
     "UnixStreamServer",
     "__version__",
     "run",
+    "run_in_thread",
     "serve",
 ]

@@ -27,7 +27,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from aioecho.connection import FRESH
-from aioecho.threads import ThreadPool
+from aioecho.threads import ThreadPool, report_end_of_thread
 
 if TYPE_CHECKING:  # the server is above, and makes connections
     from aioecho.server import BaseServer
@@ -253,10 +253,7 @@ class ThreadedConnection:
         try:
             self._context.run(self._serve)
         except BaseException:
-            # As if the thread was this handler's alone. The hook says nothing of SystemExit.
-            kind, error, trace = sys.exc_info()
-            assert kind is not None
-            threading.excepthook(threading.ExceptHookArgs((kind, error, trace, self.thread)))
+            report_end_of_thread()  # as if the thread was this handler's alone; nothing is said of SystemExit
         if not self._post(self._returned):
             self._close_in_thread()
 
@@ -309,7 +306,13 @@ class ThreadedConnection:
 
     def give_back(self, left: socket.socket) -> None:
         """Have the loop close what the handler has closed. May be called in any thread."""
-        if not self._post(self._take_back, left):
+        try:
+            is_in_loop = asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            is_in_loop = False
+        if is_in_loop:  # a hook has closed it
+            self._take_back(left)
+        elif not self._post(self._take_back, left):
             left.close()
 
     def _post(self, callback: Callable[..., object], *arguments: Any) -> bool:

@@ -248,19 +248,25 @@ class BaseServer:
         A blocking handler calls it without `await`: that begins it, and returns at once, as the handler is itself one of
         those that have to finish.
         """
-        grace = self.grace if grace is None else grace
-        check_grace(grace)
+        check_grace(self.grace if grace is None else grace)
         if self._threads is not None and self._threads.owns_this_thread():
-            self._shut_down_soon(grace)
+            self.begin_shutdown(grace)
             return cast("Coroutine[Any, Any, DrainReport]", DONE)
         return self._shut_down(grace)
 
-    def _shut_down_soon(self, grace: float) -> None:
-        """Begin a shutdown, from any thread; raises RuntimeError if the loop is closed."""
-        assert self._loop is not None
+    def begin_shutdown(self, grace: float | None = None) -> None:
+        """Begin what :meth:`shutdown` does, and return at once. May be called in any thread, once the server is started.
+
+        Raises:
+            RuntimeError: its loop is closed.
+        """
+        check_grace(self.grace if grace is None else grace)
+        if self._loop is None:
+            raise RuntimeError("the server has not been started")
         self._loop.call_soon_threadsafe(self._begin_shutdown, grace)
 
-    def _begin_shutdown(self, grace: float) -> None:
+    def _begin_shutdown(self, grace: float | None) -> None:
+        grace = self.grace if grace is None else grace
         loop = asyncio.get_running_loop()
         if self._drain is None:
             self._drain = loop.create_task(self._run_drain())
@@ -268,7 +274,7 @@ class BaseServer:
                 self._stopping.set_result(None)
         self._shorten(loop.time() + grace)
 
-    async def _shut_down(self, grace: float) -> DrainReport:
+    async def _shut_down(self, grace: float | None) -> DrainReport:
         self._begin_shutdown(grace)
         assert self._drain is not None
         try:

@@ -10,7 +10,7 @@ from collections import deque
 from queue import SimpleQueue
 from typing import Any, Protocol
 
-__all__ = ["Job", "ThreadPool"]
+__all__ = ["Job", "ThreadPool", "report_end_of_thread"]
 
 logger = logging.getLogger("aioecho.threads")
 
@@ -88,6 +88,11 @@ class ThreadPool:
         """Tell whether the caller runs in one of these threads. May be called in any thread."""
         return threading.current_thread() in self._threads
 
+    @property
+    def busy(self) -> frozenset[Job]:
+        """Those that have a thread."""
+        return frozenset(self._busy)
+
     def report_stuck(self) -> None:
         """Log each busy thread with its stack."""
         frames = sys._current_frames()
@@ -129,3 +134,10 @@ class ThreadPool:
         self._threads.discard(thread)
         if self._none_left is not None and not self._none_left.done() and len(self._threads) <= len(self._busy):
             self._none_left.set_result(None)
+
+
+def report_end_of_thread() -> None:
+    """Report the exception that is being handled as that of a thread that it ends, though ours goes on."""
+    kind, error, trace = sys.exc_info()
+    assert kind is not None
+    threading.excepthook(threading.ExceptHookArgs((kind, error, trace, threading.current_thread())))

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import socketserver
 import ssl
 from typing import Any
 
@@ -16,7 +15,7 @@ ANYWHERE = ("127.0.0.1", 0)
 
 
 def test_the_defaults_are_these() -> None:
-    assert aioecho.Limits() == aioecho.Limits(max_connections=None, backlog=2048, max_buffer=65536)
+    assert aioecho.Limits() == aioecho.Limits(max_connections=None, backlog=2048, max_threads=200, max_buffer=65536)
     assert aioecho.Timeouts() == aioecho.Timeouts(handshake=10.0, linger=0.5)
 
 
@@ -40,7 +39,7 @@ def test_a_limit_that_is_no_count_is_refused(name: str, value: object) -> None:
     assert repr(value) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["backlog", "max_buffer"])
+@pytest.mark.parametrize("name", ["backlog", "max_threads", "max_buffer"])
 def test_only_max_connections_can_be_none(name: str) -> None:
     assert aioecho.Limits(max_connections=None).max_connections is None
     with pytest.raises(ValueError, match=f"{name} .*None"):
@@ -69,15 +68,6 @@ def test_a_handler_class_without_handle_is_refused() -> None:
         aioecho.TCPServer(ANYWHERE, Forgetful)
     with pytest.raises(TypeError, match="abstract"):
         Forgetful((None, None), None, None)  # type: ignore[abstract, arg-type]
-
-
-def test_a_blocking_handler_of_socketserver_is_refused() -> None:
-    class Blocking(socketserver.StreamRequestHandler):
-        def handle(self) -> None:
-            pass
-
-    with pytest.raises(TypeError, match=r"Blocking is a blocking handler of socketserver's"):
-        aioecho.TCPServer(ANYWHERE, Blocking)
 
 
 @pytest.mark.parametrize("thing", [None, "echo", 7])

@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import socketserver
 import subprocess
 import sys
 import types
@@ -34,6 +35,7 @@ ORDER = (
     "threads",
     "blocking",
     "server",
+    "background",
     "workers",
     "echo",
     "client",
@@ -47,7 +49,7 @@ ORDER = (
 
 # Those that talk to servers, any servers, and know nothing of ours.
 CLIENTS = {"client", "load", "load_cli", "load_engine", "load_report"}
-SERVERS = {"handlers", "connection", "listener", "threads", "blocking", "server", "workers", "echo"}
+SERVERS = {"handlers", "connection", "listener", "threads", "blocking", "server", "background", "workers", "echo"}
 
 # They print what the command line shows.
 PRINTERS = {"cli", "load_cli", "load_report"}
@@ -153,6 +155,7 @@ def test_only_the_command_line_prints(path: Path) -> None:
 def test_what_users_get_is_this() -> None:
     assert aioecho.__all__ == [
         "AioechoError",
+        "BackgroundServer",
         "BaseRequestHandler",
         "BaseServer",
         "DrainReport",
@@ -167,6 +170,7 @@ def test_what_users_get_is_this() -> None:
         "UnixStreamServer",
         "__version__",
         "run",
+        "run_in_thread",
         "serve",
     ]
 
@@ -209,6 +213,8 @@ def test_every_public_object_is_documented(name: str) -> None:
     undocumented = []
     for each in module.__all__:
         found = getattr(module, each)
+        if found is getattr(socketserver, each, None):
+            continue  # the standard library's own
         if not (inspect.isclass(found) or inspect.isfunction(found)):
             continue
         if not _own_doc(found):
