@@ -7,9 +7,11 @@ reading on for a while after the reply, and closing its descriptor.
 The rule of this module: only the loop closes a connection's descriptor, as the loop also shuts it from outside when the
 server stops, and that must never hit another connection, which has got the same number in the meantime.
 
-What handlers do to the loop is hold the interpreter's lock. While they wait, in I/O or sleeping, they don't. One that
-computes gives the lock away every 5 ms (`sys.setswitchinterval`), and each time that the loop wants it, it waits for that
-long behind one of those who compute, and longer the more there are of them: CPU_BOUND.
+What handlers do to the loop is hold the interpreter's lock. Those that wait, in I/O or sleeping, don't: with 1,000 async
+clients beside 32 of them the loop's lag at the 99th percentile was 2 to 6 ms on uvloop, 5 to 15 ms on asyncio (two processors,
+Python 3.11). One that computes gives the lock away every 5 ms, `sys.setswitchinterval`, and the loop waits that long each time
+that it wants it back, which is after any system call: beside one such handler 290 ms on uvloop and 5 s on asyncio, beside
+four 680 ms and 25 s, beside 32 it stood still. After `sys.setswitchinterval(0.0005)` it was 7 ms beside one, on uvloop.
 """
 
 import asyncio

@@ -27,7 +27,8 @@ class Limits:
 
     max_threads: int = 200
     """Threads for blocking handlers, each of which has one for as long as its connection lasts. At the limit accepted
-    connections wait for one, in order. A thread that is idle is used again, and kept until the server stops."""
+    connections wait for one, in order. A thread that is idle is used again, and kept until the server stops. Handlers that
+    compute, rather than wait, make the event loop wait as well: see aioecho.blocking for how long."""
 
     max_buffer: int = 2**16
     """Bytes: asyncio's `limit`. The longest line, and half of what is buffered of a peer that sends faster than its

@@ -16,7 +16,6 @@ from typing import Any, Self, cast
 from aioecho.blocking import ThreadedConnection, is_blocking
 from aioecho.config import Limits, Timeouts
 from aioecho.connection import Connection
-from aioecho.driver import DONE
 from aioecho.endpoints import (
     BoundSocket,
     Endpoint,
@@ -251,7 +250,7 @@ class BaseServer:
         check_grace(self.grace if grace is None else grace)
         if self._threads is not None and self._threads.owns_this_thread():
             self.begin_shutdown(grace)
-            return cast("Coroutine[Any, Any, DrainReport]", DONE)
+            return cast("Coroutine[Any, Any, DrainReport]", None)
         return self._shut_down(grace)
 
     def begin_shutdown(self, grace: float | None = None) -> None:

@@ -738,6 +738,79 @@ def test_endpoints_are_given_once() -> None:
 # What it is for
 
 
+BESIDE = """
+import asyncio, signal, socketserver, sys, time
+import aioecho
+from aioecho.echo import Echo
+from aioecho.loops import loop_factory
+
+class Blocking(socketserver.BaseRequestHandler):
+    def handle(self):
+        if self.request.recv(1) == b"s":
+            while not self.server.is_draining:
+                time.sleep(0.005)
+        while data := self.request.recv(2**16):
+            self.request.sendall(data)
+
+async def main():
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with aioecho.serve({Echo: "tcp://127.0.0.1:0", Blocking: "tcp://127.0.0.1:0"}) as server:
+        print(*server.names, flush=True)
+        while server.stats.active < 1032:
+            await asyncio.sleep(0.01)
+        lags = []
+        while not stop.is_set():
+            began = time.perf_counter()
+            await asyncio.sleep(0.005)
+            lags.append(time.perf_counter() - began - 0.005)
+        report = await server.shutdown(20)
+    print(sorted(lags)[int(len(lags) * 0.99)], len(lags), report.completed, server.stats.accepted)
+
+asyncio.Runner(loop_factory=loop_factory(sys.argv[1])).run(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_the_loop_answers_beside_handlers_that_sleep_or_do_io(loop: str, tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text(BESIDE)
+
+    async def client(address: tuple[str, int], first: bytes, pause: float, stop: asyncio.Event) -> int:
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(first)
+        count = 0
+        while first != b"s" and not stop.is_set():
+            writer.write(b"x" * 64)
+            assert await reader.readexactly(64) == b"x" * 64
+            count += 1
+            await asyncio.sleep(pause)
+        assert await reader.read() == b""
+        await close(writer)
+        return count
+
+    async def clients(addresses: list[tuple[str, int]], server: Program) -> list[int]:
+        stop = asyncio.Event()
+        running = [asyncio.create_task(client(addresses[0], b"", 0.5, stop)) for _ in range(1000)]
+        running += [asyncio.create_task(client(addresses[1], first, 0.005, stop)) for first in [b"s", b"i"] * 16]
+        await asyncio.sleep(4)  # the time that is measured
+        stop.set()
+        await asyncio.sleep(0.6)
+        server.signal()
+        return await asyncio.gather(*running)
+
+    with Program(sys.executable, "beside.py", loop, cwd=tmp_path) as server:
+        addresses = [("127.0.0.1", int(name.rpartition(":")[2])) for name in server.line().split()]
+        counts = asyncio.run(clients(addresses, server))
+        lag, samples, completed, accepted = map(float, server.line().split())
+        assert server.wait() == 0
+        assert server.stderr() == ""
+    assert min(counts[:1000]) >= 3
+    assert samples > 100
+    assert (completed, accepted) == (1032, 1032)
+    assert lag < 0.02
+
+
 class Slow(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         data = self.request.recv(1024)
