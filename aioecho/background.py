@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from aioecho.loops import loop_factory
-from aioecho.server import BaseServer, serve
+from aioecho.server import BaseServer
+from aioecho.serving import serve
 from aioecho.stats import DrainReport, Stats
 
 __all__ = ["BackgroundServer", "run_in_thread"]

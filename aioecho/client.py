@@ -1,4 +1,4 @@
-"""Talking to a server: a stream pair connected to an endpoint, and the exchange that ``aioecho send`` does."""
+"""Talking to a server: a stream pair connected to an endpoint, and the exchanges that ``aioecho send`` does."""
 
 import asyncio
 import os
@@ -7,11 +7,11 @@ import ssl as ssl_module
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from aioecho.endpoints import InheritedEndpoint, TCPEndpoint, parse_endpoint
+from aioecho.endpoints import TCPEndpoint, UDPEndpoint, UnixDatagramEndpoint, UnixEndpoint, parse_endpoint, resolve
 from aioecho.exceptions import EndpointError
 from aioecho.streams import StreamProtocol, StreamReader, StreamWriter
 
-__all__ = ["connect", "exchange", "explain"]
+__all__ = ["connect", "exchange", "exchange_datagrams", "explain"]
 
 
 async def connect(
@@ -41,7 +41,7 @@ async def connect(
 
     try:
         async with asyncio.timeout(timeout):
-            if isinstance(where, InheritedEndpoint):
+            if not isinstance(where, TCPEndpoint | UnixEndpoint):
                 raise ValueError(f"cannot connect to {endpoint}: only to tcp://HOST:PORT and unix:PATH")
             if isinstance(where, TCPEndpoint):
                 _, protocol = await loop.create_connection(
@@ -128,6 +128,88 @@ async def exchange(
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
         writer.close()
+
+
+async def exchange_datagrams(
+    endpoint: str, requests: AsyncIterator[bytes], show: Callable[[bytes], Any], *, timeout: float | None
+) -> None:
+    """Send each line of `requests` as a datagram, and `show` each that comes back, until there are as many as were sent.
+
+    Nothing is sent again that was lost.
+
+    Args:
+        endpoint: udp://HOST:PORT or unixgram:PATH.
+
+    Raises:
+        TimeoutError: all was sent, and then nothing came for `timeout` seconds, though replies were missing.
+        EndpointError: there is no such host or path.
+        OSError: nobody is there, or a line is longer than a datagram may be.
+        ValueError: it is not an endpoint for datagrams.
+    """
+    where = parse_endpoint(endpoint)
+    if isinstance(where, UDPEndpoint):
+        where = UDPEndpoint(where.host or "localhost", where.port)
+        family, address = (await resolve(where))[0]
+    elif isinstance(where, UnixDatagramEndpoint):
+        family, address = socket.AF_UNIX, where.path
+    else:
+        raise ValueError(f"cannot send datagrams to {endpoint}: only to udp://HOST:PORT and unixgram:PATH")
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        if family == socket.AF_UNIX:
+            sock.bind("")  # to a name that the kernel chooses: without one nobody could reply
+        try:
+            sock.connect(address)
+        except OSError as error:
+            raise EndpointError(f"cannot connect to {where}: {explain(error)}", error.errno) from error
+        await _exchange_datagrams(sock, requests, show, timeout)
+
+
+async def _exchange_datagrams(
+    sock: socket.socket, requests: AsyncIterator[bytes], show: Callable[[bytes], Any], timeout: float | None
+) -> None:
+    loop = asyncio.get_running_loop()
+    owed = 0
+    all_is_sent = asyncio.Event()
+
+    async def send() -> None:
+        nonlocal owed
+        rest = b""
+        async for chunk in requests:
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                owed += 1
+                await loop.sock_sendall(sock, line + b"\n")
+        if rest:
+            owed += 1
+            await loop.sock_sendall(sock, rest)
+        all_is_sent.set()
+
+    async def receive() -> None:
+        nonlocal owed
+        while owed or not all_is_sent.is_set():
+            async with asyncio.timeout(timeout if all_is_sent.is_set() else None) as silence:
+                starter = asyncio.create_task(_start_clock(all_is_sent, silence, timeout))
+                try:
+                    data = await loop.sock_recv(sock, 2**16)
+                finally:
+                    starter.cancel()
+            show(data)
+            owed -= 1
+
+    sending, receiving = asyncio.create_task(send()), asyncio.create_task(receive())
+    try:
+        # If nothing was sent there is nothing to wait for.
+        await asyncio.wait([sending, receiving], return_when=asyncio.FIRST_COMPLETED)
+        if sending.done():
+            sending.result()
+        if owed or receiving.done():
+            await receiving
+            await sending
+    finally:
+        for task in (sending, receiving):
+            task.cancel()
+        await asyncio.gather(sending, receiving, return_exceptions=True)
 
 
 async def _start_clock(event: asyncio.Event, clock: asyncio.Timeout, seconds: float | None) -> None:

@@ -11,7 +11,7 @@ import socket
 import ssl as ssl_module
 import sys
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Protocol, Self, cast
 
 from aioecho.blocking import ThreadedConnection, is_blocking
 from aioecho.config import Limits, Timeouts
@@ -25,13 +25,14 @@ from aioecho.endpoints import (
     bind_endpoint,
     parse_endpoint,
 )
+from aioecho.handlers import DatagramRequestHandler, DatagramSessionHandler
 from aioecho.listener import Listener
 from aioecho.logs import BoundedLog
 from aioecho.stats import DrainReport, Stats
 from aioecho.streams import FOR_EVER
 from aioecho.threads import ThreadPool
 
-__all__ = ["BaseServer", "TCPServer", "UnixStreamServer", "serve"]
+__all__ = ["BaseServer", "TCPServer", "UnixStreamServer"]
 
 logger = logging.getLogger("aioecho.server")
 
@@ -40,6 +41,35 @@ DEFAULT_GRACE = 30.0
 
 # Seconds that a cancelled handler has to clean up before it is cut off.
 PATIENCE = 0.25
+
+
+class Served(Protocol):
+    """What a server keeps of each connection, or of each datagram's handler, while it lasts."""
+
+    client_address: Any
+    outcome: str
+    reason: str
+    was_aborted: bool
+
+    def drain(self) -> None:
+        """Let it end when there is nothing left to do."""
+
+    def cut_off(self) -> None:
+        """Cancel the handler."""
+
+    def abort(self) -> None:
+        """End it, whatever it does."""
+
+
+class Ear(Protocol):
+    """What a server has for each socket that it listens on."""
+
+    @property
+    def sock(self) -> socket.socket:
+        """The socket."""
+
+    def resume(self) -> None:
+        """Take what comes from now on, as long as there is room."""
 
 
 class BaseServer:
@@ -67,6 +97,11 @@ class BaseServer:
         ValueError, TypeError: an argument makes no sense; the message names it.
     """
 
+    # What subclasses for datagrams have otherwise.
+    _socket_type: ClassVar[int] = socket.SOCK_STREAM
+    _wrong_handlers: ClassVar[tuple[type, ...]] = (DatagramRequestHandler, DatagramSessionHandler)
+    _what: ClassVar[str] = "connection"
+
     def __init__(
         self,
         server_address: Any,
@@ -88,25 +123,28 @@ class BaseServer:
         check_grace(grace)
         self.endpoints: list[Endpoint] = []
         self._handler_classes: list[Any] = []  # of each endpoint, where there are several
+        self._handler_of: list[Any] = []  # of each socket: one of these, or None
         for handler_class, address in served:
             _check_handler_class(handler_class)
             self.endpoints += [] if address is None else self._parse_address(address)
             if isinstance(RequestHandlerClass, Mapping):
                 self._handler_classes += [handler_class] * (len(self.endpoints) - len(self._handler_classes))
         if sock is not None:
-            self.endpoints.append(InheritedEndpoint(sock))
+            self.endpoints.append(InheritedEndpoint(sock, self._socket_type))
         if not self.endpoints:
             raise ValueError("a server needs an address or a socket to listen on")
-        self.RequestHandlerClass = RequestHandlerClass
+        for handler_class, _ in served:
+            self._check_kind(handler_class)
+        self.RequestHandlerClass: Any = RequestHandlerClass
         self.ssl = ssl
         self.limits = limits if limits is not None else Limits()
         self.timeouts = timeouts if timeouts is not None else Timeouts()
         self.grace = grace
-        self.stats = Stats()
+        self._stats = self._make_stats()
         self._address = server_address
-        self._connections: set[Connection | ThreadedConnection] = set()
+        self._connections: set[Any] = set()
         self._threads: ThreadPool | None = None  # made for the first blocking handler
-        self._listeners: list[Listener] = []
+        self._listeners: Sequence[Ear] = []
         self._names: list[str] = []
         self._was_started = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -123,7 +161,24 @@ class BaseServer:
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
         texts = [address] if isinstance(address, str) else address
-        return [parse_endpoint(text) for text in texts]
+        return [parse_endpoint(text, self._socket_type) for text in texts]
+
+    def _check_kind(self, RequestHandlerClass: Any) -> None:
+        """Raise if the endpoints are not for this kind of server, or the handler is not for them."""
+        for endpoint in self.endpoints:
+            if endpoint.type != self._socket_type:
+                raise ValueError(
+                    f"{endpoint} is not for {type(self).__name__}: aioecho.serve() finds the server for it"
+                )
+        if inspect.isclass(RequestHandlerClass) and issubclass(RequestHandlerClass, self._wrong_handlers):
+            takes, does_not = ("datagrams", "streams") if self._what == "connection" else ("streams", "datagrams")
+            raise TypeError(
+                f"{RequestHandlerClass.__qualname__} is a handler of {takes}: it can't serve {does_not}, as on"
+                f" {self.endpoints[0]}"
+            )
+
+    def _make_stats(self) -> Stats:
+        return Stats()
 
     # What it is.
 
@@ -143,9 +198,14 @@ class BaseServer:
         return tuple(listener.sock for listener in self._listeners)
 
     @property
-    def connections(self) -> Collection[Connection | ThreadedConnection]:
+    def connections(self) -> Collection[Any]:
         """The live connections: a copy, as they come and go."""
         return frozenset(self._connections)
+
+    @property
+    def stats(self) -> Stats:
+        """What it has counted since it started."""
+        return self._stats
 
     def is_serving(self) -> bool:
         """Whether it accepts connections."""
@@ -193,28 +253,35 @@ class BaseServer:
         self._was_started = True
         self._loop = asyncio.get_running_loop()
         bound: list[BoundSocket] = []
-        takes: list[Callable[[socket.socket, Any], None]] = []
+        self._handler_of = []
         try:
             for index, endpoint in enumerate(self.endpoints):
                 bound += await bind_endpoint(endpoint, backlog=self.limits.backlog)
-                take = self._take
-                if index < len(self._handler_classes):
-                    take = functools.partial(self._take, handler_class=self._handler_classes[index])
-                takes += [take] * (len(bound) - len(takes))
+                handler_class = self._handler_classes[index] if index < len(self._handler_classes) else None
+                self._handler_of += [handler_class] * (len(bound) - len(self._handler_of))
             if self._drain is not None:
                 raise RuntimeError("the server was shut down while it was starting")
         except BaseException:
             for each in bound:
                 each.close()
             raise
-        self._listeners = [
-            Listener(each, take=take, has_room=self._has_room, failed=self._count_accept_error)
-            for each, take in zip(bound, takes, strict=True)
-        ]
+        self._listeners = self._make_listeners(bound)
         self._names = [each.name for each in bound]
         for listener in self._listeners:
             listener.resume()
         logger.info("listening on %s", ", ".join(self.names))
+
+    def _make_listeners(self, bound: list[BoundSocket]) -> Sequence[Ear]:
+        return [
+            Listener(
+                each,
+                # For all connections but those of a server with several handler classes the same object.
+                take=self._take if kind is None else functools.partial(self._take, handler_class=kind),
+                has_room=self._has_room,
+                failed=self._count_accept_error,
+            )
+            for each, kind in zip(bound, self._handler_of, strict=True)
+        ]
 
     async def serve_forever(self) -> None:
         """Start, if that was not done, and return when the server has been shut down. If cancelled, shut it down."""
@@ -234,6 +301,7 @@ class BaseServer:
         """
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
+            assert isinstance(listener, Listener)
             listener.close(backlog=self.limits.backlog)
 
     def shutdown(self, grace: float | None = None) -> Coroutine[Any, Any, DrainReport]:
@@ -299,52 +367,65 @@ class BaseServer:
         return limit is None or len(self._connections) < limit
 
     def _count_accept_error(self) -> None:
-        self.stats.accept_errors += 1
+        self._stats.accept_errors += 1
 
     def _take(self, sock: socket.socket, address: Any, handler_class: Any = None) -> None:
         if handler_class is None:
             handler_class = self.RequestHandlerClass
-        self.stats.accepted += 1
-        self.stats.active += 1
         if is_blocking(handler_class):
-            if self._threads is None:
-                self._threads = ThreadPool(self.limits.max_threads)
-            threaded = ThreadedConnection(self, self._threads, sock, address, handler_class)
-            self._connections.add(threaded)
+            threaded = ThreadedConnection(self, self._thread_pool(), sock, address, handler_class)
+            self._add(threaded)
             threaded.begin()
         else:
             sock.setblocking(False)
-            self._connections.add(Connection(self, sock, address, handler_class))
+            self._add(Connection(self, sock, address, handler_class))
+
+    def _thread_pool(self) -> ThreadPool:
+        if self._threads is None:
+            self._threads = ThreadPool(self.limits.max_threads)
+        return self._threads
+
+    def _add(self, connection: Served) -> None:
+        self._stats.accepted += 1
+        self._stats.active += 1
+        self._connections.add(connection)
 
     def _account(self, task: "asyncio.Task[None]") -> None:
         """Count the connection whose task has ended."""
-        connection = task.get_coro()
-        assert isinstance(connection, Connection)
+        connection: Any = task.get_coro()
         if not task.cancelled() and (error := task.exception()) is not None and isinstance(error, Exception):
-            logger.error("aioecho itself failed with the connection from %s", connection.client_address, exc_info=error)
+            logger.error(
+                "aioecho itself failed with the %s from %s", self._what, connection.client_address, exc_info=error
+            )
         self._forget(connection)
 
-    def _forget(self, connection: Connection | ThreadedConnection) -> None:
+    def _forget(self, connection: Served) -> None:
         """Count an ended connection; it makes room for another."""
+        self._count_end(connection)
+        for listener in self._listeners:
+            listener.resume()
+
+    def _count_end(self, connection: Served) -> None:
         self._connections.discard(connection)
-        stats, outcome = self.stats, connection.outcome
+        stats, outcome = self._stats, connection.outcome
         stats.active -= 1
         setattr(stats, outcome, getattr(stats, outcome) + 1)
         stats.reasons[connection.reason] += 1
         if self._drain is not None:
             how = "aborted" if connection.was_aborted else "cancelled" if outcome == "cancelled" else "completed"
             self._drained[how] += 1
-            if not self._connections and self._all_ended is not None and not self._all_ended.done():
+            if self._is_idle() and self._all_ended is not None and not self._all_ended.done():
                 self._all_ended.set_result(None)
-        for listener in self._listeners:
-            listener.resume()
+
+    def _is_idle(self) -> bool:
+        return not self._connections
 
     def _call_handle_error(self, request: Any, client_address: Any) -> None:
         """Call the hook for the exception that is being handled, and report what the hook itself raises."""
         try:
             self.handle_error(request, client_address)
         except Exception:
-            logger.exception("handle_error raised, for the connection from %s", client_address)
+            logger.exception("handle_error raised, for the %s from %s", self._what, client_address)
 
     def _tls_timeouts(self) -> dict[str, float]:
         """Return the timeouts that the loop's TLS is to keep, in seconds."""
@@ -402,7 +483,7 @@ class BaseServer:
         await asyncio.sleep(0)
         for connection in self._connections:
             connection.drain()
-        if self._connections:
+        if not self._is_idle():
             self._all_ended = loop.create_future()
             await self._all_ended
         if self._threads is not None:
@@ -454,17 +535,6 @@ class UnixStreamServer(BaseServer):
                 raise ValueError(f"give the permissions once: in {path!r} as ?mode=, or as the argument mode")
             return super()._parse_address(path)
         return [UnixEndpoint(path, self._mode)]
-
-
-def serve(
-    RequestHandlerClass: Callable[..., Any] | Mapping[Callable[..., Any], Any], *endpoints: str, **options: Any
-) -> BaseServer:
-    """Return a server on all of `endpoints`, to be used with ``async with``; the options are :class:`BaseServer`'s.
-
-    Or with several handler classes, async and blocking ones, each with its endpoint or a list of them:
-    ``serve({Chat: "tcp://127.0.0.1:7000", Legacy: ["tcp://127.0.0.1:7001", "unix:legacy.sock"]})``.
-    """
-    return BaseServer(endpoints or None, RequestHandlerClass, **options)
 
 
 def _check_handler_class(RequestHandlerClass: Any) -> None:

@@ -35,6 +35,11 @@ ORDER = (
     "threads",
     "blocking",
     "server",
+    "datagram_socket",
+    "exchange",
+    "session",
+    "datagram",
+    "serving",
     "background",
     "workers",
     "echo",
@@ -49,7 +54,10 @@ ORDER = (
 
 # Those that talk to servers, any servers, and know nothing of ours.
 CLIENTS = {"client", "load", "load_cli", "load_engine", "load_report"}
-SERVERS = {"handlers", "connection", "listener", "threads", "blocking", "server", "background", "workers", "echo"}
+SERVERS = {
+    *("handlers", "connection", "listener", "threads", "blocking", "server", "datagram_socket", "exchange", "session"),
+    *("datagram", "serving", "background", "workers", "echo"),
+}
 
 # They print what the command line shows.
 PRINTERS = {"cli", "load_cli", "load_report"}
@@ -158,6 +166,10 @@ def test_what_users_get_is_this() -> None:
         "BackgroundServer",
         "BaseRequestHandler",
         "BaseServer",
+        "DatagramRequestHandler",
+        "DatagramServer",
+        "DatagramSessionHandler",
+        "DatagramStats",
         "DrainReport",
         "EndpointError",
         "Limits",
@@ -167,6 +179,8 @@ def test_what_users_get_is_this() -> None:
         "StreamWriter",
         "TCPServer",
         "Timeouts",
+        "UDPServer",
+        "UnixDatagramServer",
         "UnixStreamServer",
         "__version__",
         "run",

@@ -155,6 +155,44 @@ def test_tls_serves_known_clients_alone(tmp_path: Path, tls: SimpleNamespace) ->
         assert server.stop() == 0
 
 
+@contextmanager
+def serving_datagrams(name: str, folder: Path) -> Iterator[tuple[Program, socket.socket]]:
+    """Run a block that serves datagrams on port 9999, but on a socket that is bound already; with one connected to that."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        sock.bind(("127.0.0.1", 0))
+        client.connect(sock.getsockname())
+        client.settimeout(30)
+        number = sock.fileno()
+        text = BLOCKS[name].replace('"udp://127.0.0.1:9999"', f'"fd://{number}"')
+        assert text != BLOCKS[name]
+        (folder / "program.py").write_text(text)
+        with Program(sys.executable, "program.py", cwd=folder, pass_fds=[number]) as server:
+            yield server, client
+
+
+@runs("datagrams")
+def test_a_slow_datagram_keeps_nobody_waiting(tmp_path: Path) -> None:
+    with serving_datagrams("datagrams", tmp_path) as (server, client):
+        for data in (b"three", b"two", b"one"):
+            client.send(data)
+        assert [client.recv(100) for _ in range(3)] == [b"2", b"1", b"unknown"]
+        assert server.stop() == 0
+        assert server.stderr() == ""
+
+
+@runs("sessions")
+def test_a_session_keeps_what_its_peer_sent(tmp_path: Path) -> None:
+    with serving_datagrams("sessions", tmp_path) as (server, client):
+        for number, total in ((1, b"1"), (2, b"3"), (3, b"6")):
+            client.send(b"%d" % number)
+            assert client.recv(100) == total
+        assert server.stop() == 0
+        assert server.stderr() == ""
+
+
 @runs("limits")
 def test_the_limits_and_timeouts_are_taken(tmp_path: Path) -> None:
     with serving(BLOCKS["limits"], tmp_path) as (server, endpoint):

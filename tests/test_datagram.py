@@ -1,0 +1,945 @@
+"""Datagram servers over real sockets: a handler for each datagram, limits, replies, and what a stop does."""
+
+import asyncio
+import contextlib
+import contextvars
+import errno
+import functools
+import gc
+import logging
+import os
+import resource
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+from conftest import check_identity, settle
+
+import aioecho
+from aioecho.echo import DATAGRAM_HANDLERS, SMALL_SERVICES, DatagramDiscard, DatagramEcho, DatagramUpper, Echo
+
+
+class Peer:
+    """A datagram socket whose other end may be anywhere."""
+
+    def __init__(self, family: int = socket.AF_INET, address: Any = None) -> None:
+        self.sock = socket.socket(family, socket.SOCK_DGRAM)
+        self.sock.setblocking(False)
+        if address is not None:
+            self.sock.bind(address)
+
+    def __enter__(self) -> "Peer":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.sock.close()
+
+    def send(self, data: bytes, to: Any) -> None:
+        self.sock.sendto(data, to)
+
+    async def receive(self) -> tuple[bytes, Any]:
+        """Return the next datagram and where it came from."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    return self.sock.recvfrom(2**17)
+                except BlockingIOError:
+                    readable = asyncio.Event()
+                    loop.add_reader(self.sock.fileno(), readable.set)
+                    try:
+                        await readable.wait()
+                    finally:
+                        loop.remove_reader(self.sock.fileno())
+
+    async def ask(self, data: bytes, to: Any) -> bytes:
+        self.send(data, to)
+        return (await self.receive())[0]
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    with Peer(address=("127.0.0.1", 0)) as peer:
+        yield peer
+
+
+def handler(handle: Callable[[Any], Any], **methods: Any) -> type[aioecho.DatagramRequestHandler]:
+    return type("Handler", (aioecho.DatagramRequestHandler,), {"handle": handle, **methods})
+
+
+def check(server: aioecho.DatagramServer) -> None:
+    """Both identities hold."""
+    check_identity(server)
+    stats = server.stats
+    assert stats.received == stats.handled + stats.queued + sum(stats.drops.values())
+
+
+@contextlib.asynccontextmanager
+async def serving(handler_class: Any, **options: Any) -> AsyncIterator[tuple[aioecho.UDPServer, Any]]:
+    """Serve on a UDP port, check the counts at the end, and that nothing is left."""
+    async with aioecho.UDPServer(("127.0.0.1", 0), handler_class, **options) as server:
+        yield server, server.server_address
+        check(server)
+    check(server)
+    assert not server.connections
+    assert server.stats.queued == 0
+
+
+def blocked(gate: asyncio.Event) -> type[aioecho.DatagramRequestHandler]:
+    """Return a handler that echoes when the gate is open."""
+
+    async def handle(self: Any) -> None:
+        await gate.wait()
+        await self.reply(self.data)
+
+    return handler(handle)
+
+
+# The handler's life
+
+
+async def test_a_datagram_comes_back_in_upper_case(peer: Peer) -> None:
+    async with serving(DatagramUpper) as (server, address):
+        peer.send(b"Hello, Server!\n", address)
+        assert await peer.receive() == (b"HELLO, SERVER!\n", address)
+        assert (server.stats.received, server.stats.handled, server.stats.completed) == (1, 1, 1)
+        assert server.stats.reasons == {"finished": 1}
+
+
+async def test_a_handler_has_what_socketservers_has_and_its_methods_are_called_in_order(peer: Peer) -> None:
+    calls: list[Any] = []
+
+    class Full(aioecho.DatagramRequestHandler):
+        async def setup(self) -> None:
+            calls.append("setup")
+
+        async def handle(self) -> None:
+            data, transport = self.request
+            calls.append((data == self.data, self.client_address, self.server))
+            assert transport.get_extra_info("sockname") == self.server.server_address
+            assert [each.handler for each in self.server.connections] == [self]
+            check(self.server)
+            assert self.server.stats.active == 1
+            await transport.sendto(b"by the transport", self.client_address)
+            await self.reply(self.data)
+
+        async def finish(self) -> None:
+            calls.append("finish")
+
+    async with serving(Full) as (server, address):
+        assert await peer.ask(b"x", address) == b"by the transport"
+        assert await peer.receive() == (b"x", address)
+    assert calls == ["setup", (True, peer.sock.getsockname(), server), "finish"]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("where", ["verify_request", "__init__", "setup", "handle", "finish"])
+async def test_a_method_that_raises_is_reported_and_stops_nothing(
+    where: str, waits: bool, peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = []
+
+    def method(name: str) -> Any:
+        async def do(self: Any) -> None:
+            calls.append(name)
+            if waits:
+                await asyncio.sleep(0)
+            if name == where:
+                raise ValueError(f"in {name}")
+
+        return do
+
+    def fails(self: Any, *arguments: Any) -> None:
+        raise ValueError(f"in {where}")
+
+    methods = {name: method(name) for name in ("setup", "handle", "finish")}
+    if where == "__init__":
+        methods["__init__"] = fails
+    async with serving(type("Bad", (aioecho.DatagramRequestHandler,), methods)) as (server, address):
+        if where == "verify_request":
+            server.verify_request = functools.partial(fails, server)
+        peer.send(b"", address)
+        await settle(lambda: server.stats.failed == 1)
+        if where == "verify_request":
+            del server.verify_request
+        server.RequestHandlerClass = DatagramEcho
+        assert await peer.ask(b"still here", address) == b"still here"
+        assert (server.stats.failed, server.stats.completed) == (1, 1)
+        assert server.stats.reasons == {"error": 1, "finished": 1}
+    expected = {"verify_request": [], "__init__": [], "setup": ["setup"]}.get(where, ["setup", "handle", "finish"])
+    assert calls == expected
+    [record] = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == f"in {where}"
+
+
+async def test_errors_are_logged_at_a_bounded_rate(peer: Peer, caplog: pytest.LogCaptureFixture) -> None:
+    async def handle(self: Any) -> None:
+        raise ValueError("whatever anybody sends")
+
+    async with serving(handler(handle)) as (server, address):
+        for _ in range(100):
+            peer.send(b"", address)
+        await settle(lambda: server.stats.failed == 100)
+    assert 1 <= len([r for r in caplog.records if r.levelno == logging.ERROR]) <= 3
+
+
+async def test_handle_error_can_be_overridden_and_may_fail_itself(peer: Peer, caplog: pytest.LogCaptureFixture) -> None:
+    seen = []
+
+    class Server(aioecho.UDPServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            seen.append((request[0], client_address, sys.exception()))
+            raise RuntimeError("the hook's own")
+
+    async def handle(self: Any) -> None:
+        raise LookupError
+
+    async with Server(("127.0.0.1", 0), handler(handle)) as server:
+        peer.send(b"x", server.server_address)
+        await settle(lambda: seen)
+        check(server)
+    [(data, address, error)] = seen
+    assert (data, address) == (b"x", peer.sock.getsockname())
+    assert isinstance(error, LookupError)
+    assert "handle_error raised, for the datagram from" in caplog.text
+
+
+async def test_a_handle_that_is_no_coroutine_function_is_reported(peer: Peer, caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(handler(lambda self: None)) as (server, address):
+        peer.send(b"", address)
+        await settle(lambda: server.stats.failed == 1)
+    assert "TypeError" in caplog.text
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_verify_request_refuses_before_a_handler_is_made(is_async: bool, peer: Peer) -> None:
+    class Server(aioecho.UDPServer):
+        def verify_request(self, request: Any, client_address: Any) -> Any:
+            async def verify() -> bool:
+                await asyncio.sleep(0)
+                return bool(request[0].startswith(b"please"))
+
+            return verify() if is_async else request[0].startswith(b"please")
+
+    async with Server(("127.0.0.1", 0), DatagramEcho) as server:
+        peer.send(b"give me", server.server_address)
+        assert await peer.ask(b"please", server.server_address) == b"please"
+        await settle(lambda: server.stats.rejected == 1)
+        assert server.stats.reasons == {"refused": 1, "finished": 1}
+        assert server.stats.drops == {"refused": 1}
+        check(server)
+
+
+async def test_any_callable_makes_handlers(peer: Peer) -> None:
+    class Greeter(aioecho.DatagramRequestHandler):
+        def __init__(self, *arguments: Any, greeting: bytes) -> None:
+            super().__init__(*arguments)
+            self.greeting = greeting
+
+        async def handle(self) -> None:
+            await self.reply(self.greeting)
+
+    async with serving(functools.partial(Greeter, greeting=b"hi")) as (_, address):
+        assert await peer.ask(b"", address) == b"hi"
+    async with serving(lambda *arguments: Greeter(*arguments, greeting=b"lo")) as (_, address):
+        assert await peer.ask(b"", address) == b"lo"
+
+
+@pytest.mark.parametrize("size", [0, 1, 1472, 9000, 65_507])
+async def test_a_datagram_of_any_size_is_whole(size: int, peer: Peer) -> None:
+    data = os.urandom(size)
+    async with serving(DatagramEcho) as (_, address):
+        assert await peer.ask(data, address) == data
+
+
+# Tasks and contexts
+
+
+async def test_handlers_run_side_by_side(peer: Peer) -> None:
+    gate = asyncio.Event()
+
+    async def handle(self: Any) -> None:
+        if self.data != b"go":
+            await gate.wait()
+        gate.set()
+        await self.reply(self.data)
+
+    async with serving(handler(handle)) as (server, address):
+        for number in range(5):
+            peer.send(b"%d" % number, address)
+        await settle(lambda: server.stats.active == 5)
+        peer.send(b"go", address)
+        assert (await peer.receive())[0] == b"go"
+        assert sorted([(await peer.receive())[0] for _ in range(5)]) == [b"0", b"1", b"2", b"3", b"4"]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_handler_runs_in_one_task_and_has_a_timeout_if_it_wants_one(waits: bool, peer: Peer) -> None:
+    tasks: list[Any] = []
+
+    async def handle(self: Any) -> None:
+        task = asyncio.current_task()
+        async with asyncio.timeout(10):
+            if waits:
+                await asyncio.sleep(0)
+                await asyncio.sleep(0.001)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.001):
+                if waits:
+                    await asyncio.sleep(10)
+        tasks.append((task, asyncio.current_task()))
+        async with asyncio.TaskGroup() as group:
+            if waits:
+                group.create_task(asyncio.sleep(0))
+        await asyncio.wait_for(self.reply(self.data), 10)
+
+    async with serving(handler(handle)) as (_, address):
+        assert [await peer.ask(b"%d" % n, address) for n in range(3)] == [b"0", b"1", b"2"]
+    assert all(before is after for before, after in tasks)
+    assert len({task for task, _ in tasks}) == 3, "kept by this test, no task served twice"
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_what_a_handler_sets_in_its_context_is_its_own(waits: bool, peer: Peer) -> None:
+    variable = contextvars.ContextVar("variable", default="unset")
+    seen = []
+
+    async def handle(self: Any) -> None:
+        before = variable.get()
+        variable.set(self.data.decode())
+        if waits:
+            await asyncio.sleep(0.001)
+            assert await asyncio.create_task(asyncio.sleep(0, variable)) is variable
+        seen.append((before, variable.get()))
+        await self.reply(b"")
+
+    token = variable.set("server's")
+    async with serving(handler(handle)) as (_, address):
+        for text in (b"a", b"b", b"c"):
+            await peer.ask(text, address)
+    variable.reset(token)
+    assert seen == [("server's", "a"), ("server's", "b"), ("server's", "c")]
+
+
+async def test_a_handler_that_cancels_itself_cancels_nobody_else(peer: Peer) -> None:
+    async def handle(self: Any) -> None:
+        await self.reply(self.data)
+        if self.data == b"at once":
+            asyncio.current_task().cancel()
+        elif self.data == b"and waits":
+            asyncio.current_task().cancel("why")
+            with pytest.raises(asyncio.CancelledError, match="why"):
+                await asyncio.sleep(10)
+            raise asyncio.CancelledError
+        elif self.data == b"raises":
+            raise asyncio.CancelledError
+        elif self.data == b"takes it back":
+            asyncio.current_task().cancel()
+            asyncio.current_task().uncancel()
+
+    async with serving(handler(handle)) as (server, address):
+        for text in (b"at once", b"1", b"and waits", b"2", b"raises", b"3"):
+            assert await peer.ask(text, address) == text
+        await settle(lambda: not server.connections)
+        assert server.stats.cancelled == 2
+        assert server.stats.completed == 4
+
+
+async def test_a_task_that_was_kept_ends_with_its_handler(peer: Peer) -> None:
+    kept: list[asyncio.Task[None]] = []
+    called: list[bytes] = []
+
+    async def handle(self: Any) -> None:
+        task = asyncio.current_task()
+        if self.data == b"keep":
+            kept.append(task)
+        elif self.data == b"callback":
+            task.add_done_callback(lambda task: called.append(b"done"))
+        await self.reply(self.data)
+
+    async with serving(handler(handle)) as (_, address):
+        assert await peer.ask(b"keep", address) == b"keep"
+        await settle(lambda: kept[0].done())
+        kept[0].cancel()  # too late, and so nobody's business
+        assert await peer.ask(b"callback", address) == b"callback"
+        await settle(lambda: called)
+        assert await peer.ask(b"another", address) == b"another"
+
+
+async def test_handlers_that_do_not_wait_share_one_task(peer: Peer) -> None:
+    seen = set()
+
+    async def handle(self: Any) -> None:
+        seen.add(id(asyncio.current_task()))
+        await self.reply(self.data)
+
+    async with serving(handler(handle)) as (_, address):
+        await peer.ask(b"", address)
+        before = asyncio.all_tasks()
+        for _ in range(20):
+            await peer.ask(b"", address)
+        assert asyncio.all_tasks() == before
+    assert len(seen) <= 2
+
+
+async def test_an_idle_server_that_its_loop_cancels_leaves_nothing(tmp_path: Path) -> None:
+    program = (
+        "import asyncio, socket, aioecho\nfrom aioecho.echo import DatagramEcho\n"
+        "async def main():\n"
+        "    server = aioecho.UDPServer(('127.0.0.1', 0), DatagramEcho)\n"
+        "    await server.start()\n"
+        "    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:\n"
+        "        sock.connect(server.server_address); sock.send(b'x'); sock.setblocking(False)\n"
+        "        assert await asyncio.get_running_loop().sock_recv(sock, 9) == b'x'\n"
+        "        await asyncio.sleep(0)\n"
+        "asyncio.run(main())\n"
+    )
+    command = [sys.executable, "-X", "dev", "-W", "error", "-W", "ignore::ResourceWarning", "-c", program]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+async def test_a_handler_leaves_no_reference_cycle(peer: Peer) -> None:
+    class Marked(aioecho.DatagramRequestHandler):
+        async def handle(self) -> None:
+            if self.data:
+                await asyncio.sleep(0)
+            await self.reply(b"")
+
+    async with serving(Marked) as (server, address):
+        await peer.ask(b"", address)
+        gc.collect()
+        gc.disable()
+        try:
+            for data in (b"", b"x", b"", b"x"):
+                await peer.ask(data, address)
+            await settle(lambda: not server.connections)
+            await settle()
+            assert not [each for each in gc.get_objects() if isinstance(each, Marked)]
+        finally:
+            gc.enable()
+
+
+# Limits
+
+
+async def test_what_does_not_fit_is_dropped_and_counted(peer: Peer) -> None:
+    gate = asyncio.Event()
+    limits = aioecho.Limits(max_handlers=2, max_queue=3)
+    async with serving(blocked(gate), limits=limits) as (server, address):
+        for number in range(10):
+            peer.send(b"%d" % number, address)
+        await settle(lambda: server.stats.received == 10)
+        check(server)
+        assert (server.stats.active, server.stats.queued) == (2, 3)
+        assert server.stats.drops == {"queue full": 5}
+        gate.set()
+        assert [(await peer.receive())[0] for _ in range(5)] == [b"0", b"1", b"2", b"3", b"4"]
+        await settle(lambda: not server.connections)
+        assert server.stats.handled == 5
+
+
+async def test_a_queue_of_handlers_that_do_not_wait_is_served_to_its_end(peer: Peer) -> None:
+    gate = asyncio.Event()
+
+    async def handle(self: Any) -> None:
+        if self.data == b"slow":
+            await gate.wait()
+
+    async with serving(handler(handle), limits=aioecho.Limits(max_handlers=1, max_queue=200)) as (server, address):
+        peer.send(b"slow", address)
+        for _ in range(150):
+            peer.send(b"", address)
+        await settle(lambda: server.stats.queued == 150)
+        gate.set()
+        await settle(lambda: server.stats.completed == 151)
+
+
+async def test_a_datagram_that_is_too_long_is_dropped_and_counted(peer: Peer) -> None:
+    async with serving(DatagramEcho, limits=aioecho.Limits(max_datagram=100)) as (server, address):
+        peer.send(b"x" * 101, address)
+        peer.send(b"x" * 65_000, address)
+        assert await peer.ask(b"y" * 100, address) == b"y" * 100
+        assert server.stats.drops == {"truncated": 2}
+
+
+async def test_what_the_kernel_drops_is_counted_to_the_datagram(peer: Peer) -> None:
+    async with serving(DatagramDiscard, limits=aioecho.Limits(receive_buffer=4096)) as (server, address):
+        assert server.sockets[0].getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * 4096
+        for _ in range(1000):  # the server can't read meanwhile
+            peer.send(b"x" * 100, address)
+        await settle(lambda: server.stats.received + server.stats.kernel_drops == 1000)
+        assert server.stats.kernel_drops > 900
+    assert server.stats.received + server.stats.kernel_drops == 1000
+
+
+@pytest.mark.slow
+async def test_a_burst_at_a_slow_handler_is_bounded_and_accounted_for(peer: Peer) -> None:
+    sent = 100_000 if isinstance(asyncio.get_running_loop(), uvloop.Loop) else 20_000
+    handled = 0
+
+    async def handle(self: Any) -> None:
+        nonlocal handled
+        await asyncio.sleep(0.01)
+        handled += 1
+
+    limits = aioecho.Limits(max_handlers=100, max_queue=500)
+    most = 0
+    async with serving(handler(handle), limits=limits) as (server, address):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for number in range(sent):
+            peer.send(b"x" * 1000, address)
+            if number % 200 == 0:
+                await asyncio.sleep(0)
+                most = max(most, server.stats.active + server.stats.queued)
+        await settle(lambda: server.stats.received + server.stats.kernel_drops == sent)
+        await settle(lambda: not server.connections)
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert most <= 600
+    assert handled == server.stats.handled
+    assert sent == handled + server.stats.drops["queue full"] + server.stats.kernel_drops
+    assert server.stats.drops["queue full"] > 0
+    assert grown < 20_000, f"{grown} KiB for 600 datagrams of 1 KiB"
+
+
+# Replies
+
+
+async def test_a_reply_that_is_too_large_is_the_handlers_fault(peer: Peer, caplog: pytest.LogCaptureFixture) -> None:
+    async def handle(self: Any) -> None:
+        try:
+            self.reply(bytes(70_000))
+        except OSError as error:
+            await self.reply(errno.errorcode[error.errno].encode())
+            raise
+
+    async with serving(handler(handle)) as (server, address):
+        assert await peer.ask(b"", address) == b"EMSGSIZE"
+        await settle(lambda: server.stats.failed == 1)
+
+
+async def test_a_peer_that_is_gone_or_nowhere_stops_nothing(peer: Peer, caplog: pytest.LogCaptureFixture) -> None:
+    async def handle(self: Any) -> None:
+        await self.request[1].sendto(b"", ("127.0.0.1", 0))
+        await self.request[1].sendto(b"", ("255.255.255.255", 9))
+        await self.reply(self.data)
+
+    async with serving(handler(handle)) as (server, address):
+        for _ in range(3):
+            with Peer(address=("127.0.0.1", 0)) as gone:
+                gone.send(b"nobody reads the reply", address)
+        await settle(lambda: server.stats.completed == 3)  # and each reply has brought "port unreachable"
+        assert await peer.ask(b"still here", address) == b"still here"
+        assert server.stats.send_errors == 8
+        assert server.stats.failed == 0
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+async def test_an_icmp_error_that_waits_in_a_connected_socket_is_counted(peer: Peer) -> None:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    sock.connect(peer.sock.getsockname())
+    async with aioecho.DatagramServer(None, DatagramEcho, sock=sock) as server:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+            free.bind(("127.0.0.1", 0))
+            nobody = free.getsockname()
+        sock.connect(nobody)
+        sock.send(b"")
+        await settle(lambda: server.stats.receive_errors == 1)
+        sock.connect(peer.sock.getsockname())
+        assert await peer.ask(b"still here", sock.getsockname()) == b"still here"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "127.99.3.4", "::1"])
+async def test_a_server_on_every_address_replies_from_the_one_that_was_asked(host: str) -> None:
+    async with aioecho.serve(DatagramEcho, "udp://*:0") as server:
+        [name] = server.names
+        assert len(server.sockets) == 2
+        port = server.server_address[1]
+        assert name == f"udp://*:{port}"
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with Peer(family) as client:
+            for _ in range(2):
+                client.send(b"x", (host, port))
+                data, address = await client.receive()
+                assert (data, address[:2]) == (b"x", (host, port))
+        check(server)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1"])
+async def test_a_socket_for_both_families_replies_from_the_address_that_was_asked(host: str) -> None:
+    names = []
+
+    async def handle(self: Any) -> None:
+        names.append(self.client_address[0])
+        await self.reply(self.data)
+
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    sock.bind(("::", 0))
+    async with aioecho.serve(handler(handle), sock=sock) as server:
+        port = sock.getsockname()[1]
+        with Peer(socket.AF_INET6 if ":" in host else socket.AF_INET) as client:
+            client.send(b"x", (host, port))
+            data, address = await client.receive()
+            assert (data, address[:2]) == (b"x", (host, port))
+        check(server)
+    assert names == ["::1" if host == "::1" else "::ffff:127.0.0.1" if host != "127.0.0.2" else names[0]]
+
+
+async def test_more_addresses_than_are_kept_are_all_replied_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aioecho.datagram_socket.ADDRESSES_KEPT", 4)
+    async with aioecho.serve(DatagramEcho, "udp://0.0.0.0:0") as server:
+        port = server.server_address[1]
+        with Peer() as client:
+            for number in range(1, 20):
+                client.send(b"x", (f"127.0.1.{number}", port))
+                assert await client.receive() == (b"x", (f"127.0.1.{number}", port))
+
+
+# Unix sockets, where a peer's queue can be full
+
+
+def fill(path: str) -> int:
+    """Send to a Unix socket until its queue is full; return how many that took."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        for number in range(10_000):
+            try:
+                sock.sendto(b"", path)
+            except BlockingIOError:
+                return number
+    raise AssertionError("it is never full")
+
+
+async def test_unix_datagrams_come_back(tmp_path: Path) -> None:
+    for address in (tmp_path / "server", str(tmp_path / "server"), f"unixgram:{tmp_path}/server", "\0aioecho-test"):
+        async with aioecho.UnixDatagramServer(address, DatagramUpper) as server:
+            with Peer(socket.AF_UNIX, str(tmp_path / "client")) as client:
+                assert await client.ask(b"hello", server.server_address) == b"HELLO"
+            os.unlink(tmp_path / "client")
+            check(server)
+        assert not (tmp_path / "server").exists()
+
+
+async def test_who_has_no_name_gets_no_reply_and_stops_nothing(tmp_path: Path) -> None:
+    async with aioecho.UnixDatagramServer(tmp_path / "server", DatagramEcho) as server:
+        with Peer(socket.AF_UNIX) as nameless:
+            nameless.send(b"x", str(tmp_path / "server"))
+            await settle(lambda: server.stats.completed == 1)
+        assert server.stats.send_errors == 1
+
+
+async def test_a_reply_that_is_awaited_waits_for_room(tmp_path: Path) -> None:
+    async with aioecho.UnixDatagramServer(
+        tmp_path / "server", DatagramEcho, timeouts=aioecho.Timeouts(send=None)
+    ) as server:
+        with Peer(socket.AF_UNIX, str(tmp_path / "client")) as client:
+            queued = fill(str(tmp_path / "client"))
+            for number in range(3):
+                client.send(b"%d" % number, str(tmp_path / "server"))
+            await settle(lambda: server.stats.active == 3)
+            replies = [(await client.receive())[0] for _ in range(queued + 3)]
+            assert sorted(replies[queued:]) == [b"0", b"1", b"2"]
+            await settle(lambda: server.stats.completed == 3)
+        assert server.stats.send_drops == 0
+
+
+async def test_a_reply_that_is_not_awaited_is_dropped_and_counted(tmp_path: Path) -> None:
+    async def handle(self: Any) -> None:
+        self.reply(b"lost")
+
+    async with aioecho.UnixDatagramServer(tmp_path / "server", handler(handle)) as server:
+        with Peer(socket.AF_UNIX, str(tmp_path / "client")) as client:
+            queued = fill(str(tmp_path / "client"))
+            client.send(b"", str(tmp_path / "server"))
+            await settle(lambda: server.stats.completed == 1)
+            assert server.stats.send_drops == 1
+            assert [(await client.receive())[0] for _ in range(queued)] == [b""] * queued
+
+
+async def test_a_peer_that_never_reads_is_given_up(tmp_path: Path) -> None:
+    async with aioecho.UnixDatagramServer(
+        tmp_path / "server", DatagramEcho, timeouts=aioecho.Timeouts(send=0.05)
+    ) as server:
+        with Peer(socket.AF_UNIX, str(tmp_path / "client")) as client:
+            fill(str(tmp_path / "client"))
+            client.send(b"", str(tmp_path / "server"))
+            await settle(lambda: server.stats.send_drops == 1)
+            await settle(lambda: server.stats.completed == 1)
+            check(server)
+
+
+async def test_peers_that_never_read_do_not_keep_others_from_their_replies(tmp_path: Path) -> None:
+    """Their unread datagrams are charged to the server's socket, until that is full too."""
+
+    async def handle(self: Any) -> None:
+        self.reply(bytes(40_000))
+
+    with contextlib.ExitStack() as stack:
+        async with aioecho.UnixDatagramServer(
+            tmp_path / "server", handler(handle), timeouts=aioecho.Timeouts(send=5)
+        ) as server:
+            lazy = [stack.enter_context(Peer(socket.AF_UNIX, str(tmp_path / f"lazy{n}"))) for n in range(3)]
+            for turn in range(1, 6):
+                for each in lazy:
+                    each.send(b"", str(tmp_path / "server"))
+                await settle(lambda turn=turn: server.stats.completed == 3 * turn)
+            assert server.stats.send_drops > 0, "the socket is full"
+            server.RequestHandlerClass = DatagramEcho
+            client = stack.enter_context(Peer(socket.AF_UNIX, str(tmp_path / "client")))
+            client.send(b"wait", str(tmp_path / "server"))
+            await settle(lambda: server.stats.active == 1)
+            for each in lazy:
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        each.sock.recv(2**17)
+            assert (await client.receive())[0] == b"wait"
+
+
+async def test_a_full_udp_socket_is_waited_for_or_not(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the loopback interface a UDP socket is never full, so this one says that it is."""
+
+    class Full(aioecho.DatagramRequestHandler):
+        async def handle(self) -> None:
+            transport = self.request[1]
+            real = transport._send
+
+            def send(data: Any, address: Any) -> Any:
+                nonlocal refusals
+                if refusals:
+                    refusals -= 1
+                    raise BlockingIOError
+                return real(data, address)
+
+            transport._send = send
+            try:
+                refusals = 3
+                self.reply(b"dropped")
+                refusals = 3
+                await self.reply(b"waited for")
+                refusals = 1
+                await asyncio.gather(self.reply(b"1"), self.reply(b"2"))
+            finally:
+                transport._send = real
+
+    async with serving(Full) as (server, address):
+        assert await peer.ask(b"", address) == b"waited for"
+        assert {(await peer.receive())[0] for _ in range(2)} == {b"1", b"2"}
+        await settle(lambda: server.stats.completed == 1)
+        assert server.stats.send_drops == 1
+
+
+# Stopping
+
+
+async def test_a_stop_lets_handlers_finish_and_reply(peer: Peer) -> None:
+    gate = asyncio.Event()
+    limits = aioecho.Limits(max_handlers=2, max_queue=10)
+    async with serving(blocked(gate), limits=limits) as (server, address):
+        for number in range(4):
+            peer.send(b"%d" % number, address)
+        await settle(lambda: server.stats.received == 4)
+        stopping = asyncio.create_task(server.shutdown(10))
+        await settle(lambda: not server.is_serving())
+        peer.send(b"too late", address)
+        gate.set()
+        report = await stopping
+        assert (report.completed, report.cancelled, report.aborted) == (4, 0, 0)
+        assert [(await peer.receive())[0] for _ in range(4)] == [b"0", b"1", b"2", b"3"]
+        assert server.stats.received == 4
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_stop_serves_what_the_kernel_has_queued(waits: bool, peer: Peer) -> None:
+    async def handle(self: Any) -> None:
+        if waits:
+            await asyncio.sleep(0.01)
+        await self.reply(self.data)
+
+    async with serving(handler(handle)) as (server, address):
+        for number in range(100):
+            peer.send(b"%d" % number, address)
+        report = await server.shutdown(10)  # the loop has not turned since they were sent
+        assert report.completed == 100
+        assert server.stats.completed == 100
+        assert {(await peer.receive())[0] for _ in range(100)} == {b"%d" % number for number in range(100)}
+
+
+async def test_who_does_not_finish_in_time_is_cancelled_and_what_waits_is_dropped(peer: Peer) -> None:
+    limits = aioecho.Limits(max_handlers=2, max_queue=10)
+    async with serving(blocked(asyncio.Event()), limits=limits) as (server, address):
+        for _ in range(5):
+            peer.send(b"", address)
+        await settle(lambda: server.stats.received == 5)
+        report = await server.shutdown(0)
+        assert (report.completed, report.cancelled, report.aborted) == (0, 2, 0)
+        assert server.stats.cancelled == 2
+        assert server.stats.drops == {"stopped": 3}
+
+
+async def test_a_handler_that_swallows_its_cancellation_is_cut_off(
+    peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handle(self: Any) -> None:
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(100)
+
+    async with serving(handler(handle)) as (server, address):
+        peer.send(b"", address)
+        await settle(lambda: server.stats.active == 1)
+        report = await server.shutdown(0)
+        assert (report.completed, report.cancelled, report.aborted) == (0, 0, 1)
+        assert server.stats.cancelled == 1
+    assert "would not end when cancelled, and was cut off: <Exchange with ('127.0.0.1'" in caplog.text
+
+
+async def test_close_stops_reading_and_the_socket_closes_after_the_last_handler(peer: Peer) -> None:
+    gate = asyncio.Event()
+    async with serving(blocked(gate)) as (server, address):
+        peer.send(b"x", address)
+        await settle(lambda: server.stats.active == 1)
+        sock = server.sockets[0]
+        server.close()
+        assert not server.is_serving()
+        assert sock.fileno() != -1
+        gate.set()
+        assert (await peer.receive()) == (b"x", address)
+        await settle(lambda: sock.fileno() == -1)
+
+
+async def test_a_handler_may_stop_its_server(peer: Peer) -> None:
+    async def handle(self: Any) -> None:
+        self.server.close()
+        await self.reply(self.data)
+
+    async with serving(handler(handle)) as (server, address):
+        for number in range(5):
+            peer.send(b"%d" % number, address)
+        assert [(await peer.receive())[0] for _ in range(5)] == [b"0", b"1", b"2", b"3", b"4"]
+        await settle(lambda: not server.connections)
+
+
+# Endpoints
+
+
+@pytest.mark.parametrize("form", ["fd", "sock"])
+async def test_a_socket_that_is_bound_already_is_served_on(form: str, peer: Peer) -> None:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    address = sock.getsockname()
+    server = (
+        aioecho.serve(DatagramEcho, f"fd://{sock.detach()}") if form == "fd" else aioecho.serve(DatagramEcho, sock=sock)
+    )
+    assert isinstance(server, aioecho.DatagramServer)
+    async with server:
+        assert server.names == (f"udp://127.0.0.1:{address[1]}",)
+        assert await peer.ask(b"x", address) == b"x"
+
+
+async def test_a_port_is_not_shared(peer: Peer) -> None:
+    async with serving(DatagramEcho) as (_, address):
+        with pytest.raises(aioecho.EndpointError, match=r"cannot listen on udp://127\.0\.0\.1:\d+: Address already"):
+            await aioecho.UDPServer(address, DatagramEcho).start()
+        other = aioecho.serve(DatagramEcho, "udp://127.0.0.1:0", f"udp://127.0.0.1:{address[1]}")
+        with pytest.raises(aioecho.EndpointError):
+            await other.start()
+
+
+async def test_a_path_that_nobody_uses_is_taken_over_and_one_that_somebody_uses_is_not(tmp_path: Path) -> None:
+    path = str(tmp_path / "server")
+    with Peer(socket.AF_UNIX, path):
+        with pytest.raises(aioecho.EndpointError, match="somebody listens there already"):
+            await aioecho.UnixDatagramServer(path, DatagramEcho).start()
+        with pytest.raises(aioecho.EndpointError, match="somebody listens there already"):
+            await aioecho.UnixStreamServer(path, Echo).start()
+    assert os.path.exists(path)
+    async with aioecho.serve(DatagramEcho, f"unixgram:{path}?mode=620"):
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o620
+        with pytest.raises(aioecho.EndpointError, match="somebody listens there already"):
+            await aioecho.UnixDatagramServer(path, DatagramEcho, mode=0o600).start()
+        os.unlink(path)
+        Path(path).write_text("another's")
+    assert Path(path).read_text() == "another's"
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(ValueError, match=r"tcp://127\.0\.0\.1:0 is for streams and udp://127\.0\.0\.1:0 is for datagr"):
+        aioecho.serve(DatagramEcho, "tcp://127.0.0.1:0", "udp://127.0.0.1:0")
+    with pytest.raises(TypeError, match=r"Echo is a handler of streams: it can't serve datagrams, as on udp://"):
+        aioecho.serve(Echo, "udp://127.0.0.1:0")
+    with pytest.raises(
+        TypeError, match=r"DatagramEcho is a handler of datagrams: it can't serve streams, as on tcp://"
+    ):
+        aioecho.TCPServer(("127.0.0.1", 0), DatagramEcho)
+    with pytest.raises(ValueError, match=r"udp://127\.0\.0\.1:0 is not for TCPServer: aioecho\.serve\(\) finds"):
+        aioecho.TCPServer("udp://127.0.0.1:0", Echo)
+    with pytest.raises(ValueError, match=r"unix:x is not for DatagramServer"):
+        aioecho.DatagramServer("unix:x", DatagramEcho)
+    with pytest.raises(ValueError, match="ssl is for streams"):
+        aioecho.UDPServer(("127.0.0.1", 0), DatagramEcho, ssl=object())
+    with pytest.raises(ValueError, match=r"expected a \(host, port\)"):
+        aioecho.UDPServer(("127.0.0.1", 70_000), DatagramEcho)
+    with pytest.raises(ValueError, match="max_datagram must be a whole number from 1 to"):
+        aioecho.Limits(max_datagram=2**30)
+
+
+async def test_a_stream_socket_is_refused() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as sock,
+        pytest.raises(aioecho.EndpointError, match="it is not a UDP or Unix datagram socket"),
+    ):
+        await aioecho.DatagramServer(None, DatagramEcho, sock=sock).start()
+
+
+# Ready-made handlers
+
+
+class Outbox:
+    """Keeps what a handler sends."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    def sendto(self, data: bytes, address: Any) -> Any:
+        self.sent.append(bytes(data))
+        return asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("name", DATAGRAM_HANDLERS)
+async def test_no_ready_made_handler_answers_a_small_service(name: str) -> None:
+    for port in SMALL_SERVICES:
+        for address in (("127.0.0.1", port), ("::1", port, 0, 0)):
+            outbox = Outbox()
+            await DATAGRAM_HANDLERS[name]((b"hello", outbox), address, None).handle()
+            assert outbox.sent == []
+    assert frozenset({7, 9, 13, 17, 19, 37}) == SMALL_SERVICES
+
+
+@pytest.mark.parametrize("name", DATAGRAM_HANDLERS)
+@pytest.mark.parametrize("size", [0, 1, 100, 600, 65_507])
+async def test_no_ready_made_handler_answers_with_more_unless_its_protocol_does(
+    name: str, size: int, peer: Peer
+) -> None:
+    async with serving(DATAGRAM_HANDLERS[name]) as (server, address):
+        peer.send(b"x" * size, address)
+        if name == "discard":
+            await settle(lambda: server.stats.completed == 1)
+            return
+        reply, _ = await peer.receive()
+    if name == "daytime":
+        assert reply.endswith(b"-UTC\r\n")
+    elif name == "time":
+        assert len(reply) == 4
+    elif name == "chargen":
+        assert len(reply) == min(size, 512)
+    else:
+        assert len(reply) == size

@@ -1,0 +1,109 @@
+"""Choosing the server for some endpoints; and datagrams at the command line."""
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from programs import Program
+
+import aioecho
+from aioecho import client
+from aioecho.echo import DatagramEcho, Echo
+from aioecho.serving import are_for_datagrams
+
+
+@pytest.fixture
+def nobody() -> str:
+    """An endpoint at which nobody is."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    return f"udp://127.0.0.1:{port}"
+
+
+def send(*arguments: str, stdin: bytes | None = None) -> tuple[int, bytes, str]:
+    command = [sys.executable, "-m", "aioecho", "send", *arguments]
+    done = subprocess.run(command, input=stdin, capture_output=True, timeout=30)
+    return done.returncode, done.stdout, done.stderr.decode()
+
+
+def test_the_server_follows_from_the_endpoints() -> None:
+    for endpoint in ("udp://127.0.0.1:0", "udp://[::1]:0", "unixgram:x", "unixgram:@x"):
+        assert type(aioecho.serve(DatagramEcho, endpoint)) is aioecho.DatagramServer
+    assert type(aioecho.serve(Echo, "tcp://127.0.0.1:0", "unix:x")) is aioecho.BaseServer
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams, socket.socket() as stream:
+        assert are_for_datagrams(f"fd://{datagrams.fileno()}")
+        assert not are_for_datagrams(f"fd://{stream.fileno()}")
+        with pytest.raises(ValueError, match=r"sock is for streams and fd://\d+ is for datagrams: that takes two serv"):
+            are_for_datagrams(f"fd://{datagrams.fileno()}", sock=stream)
+    assert not are_for_datagrams("fd://987654")
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("kind", ["udp", "udp6", "unixgram"])
+def test_it_serves_datagrams_and_sends_them(kind: str, loop: str, tmp_path: Path) -> None:
+    endpoint = {"udp": "udp://127.0.0.1:0", "udp6": "udp://[::1]:0", "unixgram": f"unixgram:{tmp_path}/sock?mode=660"}
+    with Program.aioecho("serve", "upper", "--loop", loop, "--bind", endpoint[kind]) as server:
+        where = server.listening()
+        assert where.startswith(endpoint[kind].rstrip("0").removesuffix("?mode=66"))
+        assert send(where, "Hello, Server!") == (0, b"HELLO, SERVER!\n", "")
+        code, output, errors = send(where, stdin=b"one\ntwo\nthree")
+        assert (code, sorted(output.replace(b"THREE", b"THREE\n").split()), errors) == (
+            0,
+            [b"ONE", b"THREE", b"TWO"],
+            "",
+        )
+        assert send(where, stdin=b"") == (0, b"", "")
+        assert server.stop(signal.SIGTERM) == 0
+        assert "Traceback" not in server.stderr()
+    assert not (tmp_path / "sock").exists()
+
+
+def test_send_says_when_nobody_is_there(nobody: str, tmp_path: Path) -> None:
+    code, output, errors = send(nobody, "hello")
+    assert (code, output) == (1, b"")
+    assert errors == f"Error: the connection to {nobody} broke: Connection refused\n"
+    code, _, errors = send(f"unixgram:{tmp_path}/none", "hello")
+    assert code == 1
+    assert errors == f"Error: cannot connect to unixgram:{tmp_path}/none: No such file or directory\n"
+
+
+def test_send_gives_up_on_a_reply_that_does_not_come() -> None:
+    with Program.aioecho("serve", "discard", "--bind", "udp://127.0.0.1:0") as server:
+        where = server.listening()
+        assert send(where, "--timeout", "0.2", "hello") == (1, b"", f"Error: {where} has sent nothing for 0.2 s\n")
+
+
+def test_mistakes_at_the_command_line_are_one_line(tmp_path: Path) -> None:
+    for arguments, message in (
+        (
+            ["serve", "--bind", "tcp://127.0.0.1:0", "--bind", "udp://127.0.0.1:0"],
+            "tcp://127.0.0.1:0 is for streams and udp://127.0.0.1:0 is for datagrams: that takes two servers",
+        ),
+        (
+            ["serve", "aioecho.echo:Echo", "--bind", "udp://127.0.0.1:0"],
+            "Echo is a handler of streams: it can't serve datagrams, as on udp://127.0.0.1:0",
+        ),
+        (["send", "--tls", "udp://127.0.0.1:9", "x"], "no TLS goes to udp://127.0.0.1:9: it is for datagrams"),
+        (["send", "udp://127.0.0.1", "x"], "bad endpoint 'udp://127.0.0.1'"),
+    ):
+        with Program.aioecho(*arguments, cwd=tmp_path) as program:
+            code, output, errors = program.end()
+        assert (code, output) == (2, b"")
+        assert errors.startswith(f"Error: {message}")
+        assert errors.count("\n") == 1
+
+
+async def test_a_client_of_streams_does_not_connect_to_datagrams() -> None:
+    with pytest.raises(ValueError, match=r"cannot connect to udp://127\.0\.0\.1:9: only to tcp://HOST:PORT"):
+        await client.connect("udp://127.0.0.1:9")
+
+    async def nothing() -> AsyncIterator[bytes]:
+        yield b""
+
+    with pytest.raises(ValueError, match=r"cannot send datagrams to tcp://127\.0\.0\.1:9: only to udp://HOST:PORT"):
+        await client.exchange_datagrams("tcp://127.0.0.1:9", nothing(), print, timeout=1)

@@ -1,0 +1,472 @@
+"""Sessions: one handler for all the datagrams of a peer."""
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import logging
+import os
+import socket
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+from conftest import settle
+from test_datagram import Peer, check, peer, serving
+
+import aioecho
+
+__all__ = ["peer"]
+
+
+def handler(handle: Callable[[Any], Any], **methods: Any) -> type[aioecho.DatagramSessionHandler]:
+    return type("Handler", (aioecho.DatagramSessionHandler,), {"handle": handle, **methods})
+
+
+class Counting(aioecho.DatagramSessionHandler):
+    """Answers with how many datagrams came by then, and what came."""
+
+    async def handle(self) -> None:
+        count = 0
+        async for data in self.datagrams:
+            count += 1
+            await self.reply(b"%d %b" % (count, data))
+            if data == b"end":
+                break
+
+
+def gated(gate: asyncio.Event, seen: dict[Any, list[bytes]]) -> type[aioecho.DatagramSessionHandler]:
+    """Return a handler that takes one datagram, waits for the gate, and takes the rest."""
+
+    async def handle(self: Any) -> None:
+        async for data in self.datagrams:
+            seen[self.client_address].append(data)
+            await gate.wait()
+
+    return handler(handle)
+
+
+async def test_one_handler_serves_one_peer_and_peers_do_not_mix(peer: Peer) -> None:
+    with Peer(address=("127.0.0.1", 0)) as other:
+        async with serving(Counting) as (server, address):
+            assert await peer.ask(b"a", address) == b"1 a"
+            assert await peer.ask(b"b", address) == b"2 b"
+            assert await other.ask(b"c", address) == b"1 c"
+            assert await peer.ask(b"", address) == b"3 "
+            assert {each.client_address for each in server.connections} == {
+                peer.sock.getsockname(),
+                other.sock.getsockname(),
+            }
+            assert (server.stats.accepted, server.stats.active, server.stats.handled) == (2, 2, 4)
+            check(server)
+    assert server.stats.completed == 2
+
+
+async def test_order_is_kept_however_the_handler_waits(peer: Peer) -> None:
+    seen = []
+
+    async def handle(self: Any) -> None:
+        async for data in self.datagrams:
+            number = int(data)
+            if number % 3 == 1:
+                await asyncio.sleep(0)
+            elif number % 50 == 2:
+                await asyncio.sleep(0.001)
+            elif number % 7 == 3:
+                await asyncio.create_task(asyncio.sleep(0))
+            seen.append(number)
+
+    limits = aioecho.Limits(max_session_queue=2000, receive_buffer=2**20)
+    async with serving(handler(handle), limits=limits) as (server, address):
+        for number in range(1000):
+            peer.send(b"%d" % number, address)
+            if number % 100 == 0:
+                await asyncio.sleep(0)
+        await settle(lambda: len(seen) + server.stats.kernel_drops == 1000)
+        assert seen == sorted(seen)
+        assert len(seen) > 200
+
+
+async def test_sessions_run_side_by_side_and_a_slow_one_fills_only_its_own_queue(peer: Peer) -> None:
+    gate = asyncio.Event()
+    seen: dict[Any, list[bytes]] = defaultdict(list)
+    limits = aioecho.Limits(max_session_queue=5)
+
+    async def handle(self: Any) -> None:
+        async for data in self.datagrams:
+            seen[self.client_address].append(data)
+            if data == b"0":
+                await gate.wait()
+            else:
+                await self.reply(data)
+
+    with Peer(address=("127.0.0.1", 0)) as other:
+        async with serving(handler(handle), limits=limits) as (server, address):
+            peer.send(b"0", address)
+            await settle(lambda: seen)
+            for number in range(1, 101):
+                peer.send(b"%d" % number, address)
+            assert await other.ask(b"x", address) == b"x"
+            await settle(lambda: server.stats.received == 102)
+            assert server.stats.drops == {"session queue full": 95}
+            assert server.stats.queued == 5
+            check(server)
+            gate.set()
+            await settle(lambda: server.stats.queued == 0)
+    assert seen[peer.sock.getsockname() if peer.sock.fileno() != -1 else None] == [b"%d" % n for n in range(6)]
+
+
+async def test_a_session_queues_no_more_bytes_than_the_limit(peer: Peer) -> None:
+    gate = asyncio.Event()
+    seen: dict[Any, list[bytes]] = defaultdict(list)
+    async with serving(gated(gate, seen), limits=aioecho.Limits(max_buffer=1000)) as (server, address):
+        peer.send(b"first", address)
+        await settle(lambda: seen)
+        for size in (5000, 1, 1):  # a single one always fits, or it could never be had
+            peer.send(b"x" * size, address)
+        await settle(lambda: server.stats.received == 4)
+        assert server.stats.drops == {"session queue full": 2}
+        gate.set()
+    assert [len(data) for data in seen[peer.sock.getsockname()]] == [5, 5000]
+
+
+async def test_a_session_ends_when_its_handler_does_and_another_begins(peer: Peer) -> None:
+    async with serving(Counting) as (server, address):
+        assert await peer.ask(b"a", address) == b"1 a"
+        assert await peer.ask(b"end", address) == b"2 end"
+        assert await peer.ask(b"b", address) == b"1 b"
+        assert await peer.ask(b"end", address) == b"2 end"
+        await settle(lambda: server.stats.completed == 2)
+
+
+async def test_what_a_handler_leaves_unread_is_dropped_and_what_comes_while_it_finishes_is_for_the_next(
+    peer: Peer,
+) -> None:
+    gate, finishing, finished = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    seen: list[list[bytes]] = []
+
+    class Reluctant(aioecho.DatagramSessionHandler):
+        async def handle(self) -> None:
+            seen.append([])
+            async for data in self.datagrams:
+                seen[-1].append(data)
+                await gate.wait()
+                if data == b"last":
+                    return
+
+        async def finish(self) -> None:
+            finishing.set()
+            await finished.wait()
+
+    async with serving(Reluctant) as (server, address):
+        for data in (b"last", b"left", b"left"):
+            peer.send(data, address)
+        await settle(lambda: server.stats.queued == 2)
+        gate.set()
+        await finishing.wait()
+        await settle(lambda: server.stats.received == 3)
+        finished.set()
+        await settle(lambda: server.stats.completed == 1)
+        assert server.stats.drops == {"session ended": 2}
+        for data in (b"a", b"b"):
+            peer.send(data, address)
+        await settle(lambda: server.stats.handled == 3)
+        assert seen == [[b"last"], [b"a", b"b"]]
+
+
+async def test_datagrams_between_a_sessions_end_and_the_next_are_kept_in_order(peer: Peer) -> None:
+    ending, ended = asyncio.Event(), asyncio.Event()
+    seen: list[list[bytes]] = []
+
+    class Slow(aioecho.DatagramSessionHandler):
+        async def handle(self) -> None:
+            seen.append([await anext(self.datagrams)])
+            if len(seen) > 1:
+                async for data in self.datagrams:
+                    seen[-1].append(data)
+
+    class Server(aioecho.UDPServer):
+        pass
+
+    async with Server(("127.0.0.1", 0), Slow) as server:
+        real = server._account
+
+        def late(task: Any) -> None:  # as if the loop were busy between the end of the handler and that of its task
+            ending.set()
+            asyncio.get_running_loop().create_task(account(task))
+
+        async def account(task: Any) -> None:
+            await ended.wait()
+            real(task)
+
+        server._when_ended = late
+        peer.send(b"1", server.server_address)
+        await ending.wait()
+        for data in (b"2", b"3", b"4"):
+            peer.send(data, server.server_address)
+        await settle(lambda: server.stats.received == 4)
+        server._when_ended = real
+        ended.set()
+        await settle(lambda: server.stats.handled == 4)
+        assert seen == [[b"1"], [b"2", b"3", b"4"]]
+        check(server)
+
+
+async def test_a_silent_peers_session_ends_and_one_that_speaks_stays(peer: Peer) -> None:
+    ended = asyncio.Event()
+
+    async def handle(self: Any) -> None:
+        async for data in self.datagrams:
+            await self.reply(data)
+        ended.set()
+
+    async with serving(handler(handle), timeouts=aioecho.Timeouts(session=0.2)) as (server, address):
+        with Peer(address=("127.0.0.1", 0)) as talker:
+            peer.send(b"hello", address)
+            while not ended.is_set():
+                assert await talker.ask(b"x", address) == b"x"
+                await asyncio.sleep(0.02)
+            await settle(lambda: server.stats.completed == 1)
+            assert [each.client_address for each in server.connections] == [talker.sock.getsockname()]
+            await peer.receive()
+            assert await peer.ask(b"again", address) == b"again"
+
+
+async def test_a_handler_that_was_told_of_the_end_and_works_on_keeps_nobody_waiting(peer: Peer) -> None:
+    gate = asyncio.Event()
+    seen: list[list[bytes]] = []
+
+    async def handle(self: Any) -> None:
+        mine: list[bytes] = []
+        seen.append(mine)
+        async for data in self.datagrams:
+            mine.append(data)
+        await gate.wait()
+
+    async with serving(handler(handle), timeouts=aioecho.Timeouts(session=0.05)) as (server, address):
+        peer.send(b"1", address)
+        await settle(lambda: server.stats.handled == 1)
+        [session] = server.connections
+        await settle(lambda: session.is_over)
+        peer.send(b"2", address)
+        peer.send(b"3", address)
+        await settle(lambda: server.stats.queued == 2)
+        gate.set()
+        await settle(lambda: server.stats.handled == 3)
+        assert seen == [[b"1"], [b"2", b"3"]]
+
+
+async def test_at_the_cap_new_peers_are_dropped_and_known_ones_served(peer: Peer) -> None:
+    with contextlib.ExitStack() as stack:
+        others = [stack.enter_context(Peer(address=("127.0.0.1", 0))) for _ in range(5)]
+        async with serving(Counting, limits=aioecho.Limits(max_sessions=2)) as (server, address):
+            assert await peer.ask(b"", address) == b"1 "
+            assert await others[0].ask(b"", address) == b"1 "
+            for other in others[1:]:
+                other.send(b"", address)
+            assert await peer.ask(b"", address) == b"2 "
+            assert server.stats.drops == {"too many sessions": 4}
+            assert await others[0].ask(b"end", address) == b"2 end"
+            await settle(lambda: server.stats.active == 1)
+            assert await others[1].ask(b"", address) == b"1 "
+
+
+@pytest.mark.slow
+async def test_a_flood_of_spoofed_peers_is_bounded_and_known_peers_are_served(peer: Peer) -> None:
+    most = 0
+    async with aioecho.serve(
+        Counting, "udp://127.0.0.1:0", limits=aioecho.Limits(max_sessions=500), timeouts=aioecho.Timeouts(session=0.5)
+    ) as server:
+        address = server.server_address
+        sent = answered = 0
+        assert await peer.ask(b"", address) == b"1 "
+        for number in range(100_000 if isinstance(asyncio.get_running_loop(), uvloop.Loop) else 20_000):
+            host = f"127.{number % 200 + 1}.{number // 200 % 200}.{number // 40_000 + 1}"
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.bind((host, 0))
+                sock.sendto(b"spoofed", address)
+            if number % 100 == 0:
+                await settle(lambda: server.stats.received + server.stats.kernel_drops == number + sent + 2)  # noqa: B023
+                most = max(most, len(server.connections))
+                assert await peer.ask(b"", address) == b"%d " % (sent + 2)
+                sent += 1
+        check(server)
+        assert most == 500
+        assert server.stats.drops["too many sessions"] > 0
+        assert server.stats.kernel_drops == answered == 0
+
+
+async def test_a_stop_ends_the_datagrams_after_those_that_have_come(peer: Peer) -> None:
+    gate = asyncio.Event()
+    seen: dict[Any, list[bytes]] = defaultdict(list)
+    with Peer(address=("127.0.0.1", 0)) as idle, Peer(address=("127.0.0.1", 0)) as late:
+        async with serving(gated(gate, seen)) as (server, address):
+            for data in (b"1", b"2", b"3"):
+                peer.send(data, address)
+            idle.send(b"x", address)
+            await settle(lambda: server.stats.received == 4)
+            late.send(b"just in time", address)
+            stopping = asyncio.create_task(server.shutdown(10))
+            await settle(lambda: server.stats.active == 3)
+            gate.set()
+            report = await stopping
+        assert report.completed == 3
+        assert seen[peer.sock.getsockname()] == [b"1", b"2", b"3"]
+        assert seen[late.sock.getsockname()] == [b"just in time"]
+        assert server.stats.handled == 5
+
+
+async def test_a_stop_cancels_those_that_do_not_end(peer: Peer, caplog: pytest.LogCaptureFixture) -> None:
+    async def handle(self: Any) -> None:
+        async for data in self.datagrams:
+            while data == b"stubborn":
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(100)
+            await asyncio.sleep(100)
+
+    with Peer(address=("127.0.0.1", 0)) as stubborn:
+        async with serving(handler(handle)) as (server, address):
+            stubborn.send(b"stubborn", address)
+            for data in (b"1", b"2"):
+                peer.send(data, address)
+            await settle(lambda: server.stats.handled == 2)
+            await settle(lambda: server.stats.queued == 1)
+            report = await server.shutdown(0)
+    assert (report.completed, report.cancelled, report.aborted) == (0, 1, 1)
+    assert server.stats.drops == {"stopped": 1}
+    assert "was cut off: <Session with ('127.0.0.1'" in caplog.text
+
+
+@pytest.mark.parametrize("where", ["verify_request", "__init__", "setup", "handle", "finish"])
+async def test_a_method_that_raises_is_reported_and_stops_nothing(
+    where: str, peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*arguments: Any) -> None:
+        raise ValueError(f"in {where}")
+
+    async def fails_later(self: Any) -> None:
+        fails()
+
+    async def handle(self: Any) -> None:
+        await anext(self.datagrams)
+
+    methods = {"handle": handle}
+    if where != "verify_request":
+        methods[where] = fails if where == "__init__" else fails_later
+    async with serving(handler(methods.pop("handle"), **methods)) as (server, address):
+        if where == "verify_request":
+            server.verify_request = fails
+        peer.send(b"", address)
+        await settle(lambda: server.stats.failed == 1)
+        if where == "verify_request":
+            del server.verify_request
+        server.RequestHandlerClass = Counting
+        assert await peer.ask(b"x", address) == b"1 x"
+    [record] = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert str(record.exc_info[1]) == f"in {where}"
+
+
+async def test_a_peer_can_be_refused(peer: Peer) -> None:
+    class Server(aioecho.UDPServer):
+        async def verify_request(self, request: Any, client_address: Any) -> bool:
+            return False
+
+    async with Server(("127.0.0.1", 0), Counting) as server:
+        for _ in range(3):
+            peer.send(b"", server.server_address)
+        await settle(lambda: server.stats.received == 3 and not server.connections)
+        assert server.stats.rejected >= 1
+        assert server.stats.drops == {"refused": 3}
+        check(server)
+
+
+async def test_a_wait_can_time_out_and_loses_nothing(peer: Peer) -> None:
+    async def handle(self: Any) -> None:
+        await self.reply(await anext(self.datagrams))
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await anext(self.datagrams)
+        await self.reply(b"speak")
+        reading = asyncio.create_task(anext(self.datagrams))
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="another coroutine is already waiting"):
+            await anext(self.datagrams)
+        await self.reply(await reading)
+        await self.reply(await asyncio.wait_for(anext(self.datagrams), 10))
+
+    async with serving(handler(handle)) as (server, address):
+        assert await peer.ask(b"1", address) == b"1"
+        assert (await peer.receive())[0] == b"speak"
+        assert await peer.ask(b"2", address) == b"2"
+        assert await peer.ask(b"3", address) == b"3"
+        await settle(lambda: server.stats.completed == 1)
+
+
+async def test_a_datagram_that_meets_a_cancellation_is_not_lost(peer: Peer) -> None:
+    seen = []
+
+    async def handle(self: Any) -> None:
+        task = asyncio.current_task()
+        while len(seen) < 3:
+            try:
+                seen.append(await anext(self.datagrams))
+                tasks.append(task)
+            except asyncio.CancelledError:
+                task.uncancel()
+
+    tasks: list[Any] = []
+    async with serving(handler(handle)) as (server, address):
+        peer.send(b"1", address)
+        await settle(lambda: seen)
+        peer.send(b"2", address)
+        tasks[0].cancel()  # in the same turn
+        await settle(lambda: len(seen) == 2)
+        tasks[0].cancel()
+        peer.send(b"3", address)
+        await settle(lambda: server.stats.completed == 1)
+    assert seen == [b"1", b"2", b"3"]
+
+
+async def test_a_session_has_a_context_and_a_task_of_its_own(peer: Peer) -> None:
+    variable = contextvars.ContextVar("variable", default=0)
+
+    async def handle(self: Any) -> None:
+        task = asyncio.current_task()
+        async for _ in self.datagrams:
+            variable.set(variable.get() + 1)
+            assert asyncio.current_task() is task
+            await self.reply(b"%d" % variable.get())
+
+    with Peer(address=("127.0.0.1", 0)) as other:
+        async with serving(handler(handle)) as (server, address):
+            assert [await peer.ask(b"", address) for _ in range(3)] == [b"1", b"2", b"3"]
+            assert await other.ask(b"", address) == b"1"
+            assert server.stats.failed == 0
+
+
+async def test_whoever_makes_handlers_says_whether_they_are_for_sessions(peer: Peer) -> None:
+    async with serving(functools.partial(Counting)) as (_, address):
+        assert await peer.ask(b"x", address) == b"1 x"
+    async with serving(lambda *arguments: Counting(*arguments), sessions=True) as (_, address):
+        assert await peer.ask(b"x", address) == b"1 x"
+
+
+async def test_a_peer_has_a_session_with_each_address_that_it_asks(peer: Peer) -> None:
+    async with aioecho.serve(Counting, "udp://*:0") as server:
+        port = server.server_address[1]
+        with Peer() as client:
+            for host, expected in (("127.0.0.1", b"1 "), ("127.0.0.2", b"1 "), ("127.0.0.1", b"2 ")):
+                client.send(b"", (host, port))
+                assert await client.receive() == (expected, (host, port))
+
+
+async def test_sessions_over_unix_sockets(tmp_path: Path) -> None:
+    async with aioecho.UnixDatagramServer(tmp_path / "server", Counting) as server:
+        with Peer(socket.AF_UNIX, str(tmp_path / "a")) as a, Peer(socket.AF_UNIX, str(tmp_path / "b")) as b:
+            to = os.fspath(tmp_path / "server")
+            assert [await a.ask(b"", to), await b.ask(b"", to), await a.ask(b"", to)] == [b"1 ", b"1 ", b"2 "]
+        check(server)
