@@ -16,25 +16,23 @@ four 680 ms and 25 s, beside 32 it stood still. After `sys.setswitchinterval(0.0
 
 import asyncio
 import contextlib
-import contextvars
 import functools
-import inspect
 import logging
 import os
 import socket
 import ssl
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from aioecho.connection import FRESH
-from aioecho.threads import ThreadPool, report_end_of_thread
+from aioecho.threads import Threaded, ThreadPool
 
 if TYPE_CHECKING:  # the server is above, and makes connections
     from aioecho.server import BaseServer
 
-__all__ = ["ThreadedConnection", "end_tls", "is_blocking"]
+__all__ = ["RequestSocket", "ThreadedConnection", "end_tls", "is_blocking", "same_of_socketservers"]
 
 logger = logging.getLogger("aioecho.blocking")
 
@@ -56,6 +54,12 @@ def is_blocking(RequestHandlerClass: Any) -> bool:
         and isinstance(RequestHandlerClass, type)
         and issubclass(RequestHandlerClass, socketserver.BaseRequestHandler)
     )
+
+
+def same_of_socketservers(kinds: tuple[type, ...]) -> tuple[type, ...]:
+    """Return the handler classes of socketserver's that have the names of these."""
+    socketserver = sys.modules.get("socketserver")
+    return tuple(getattr(socketserver, kind.__name__) for kind in kinds if hasattr(socketserver, kind.__name__))
 
 
 class RequestSocket(socket.socket):
@@ -91,37 +95,24 @@ class RequestSocket(socket.socket):
         return None if fd < 0 else socket.socket(family, kind, proto, fileno=fd)
 
 
-class ThreadedConnection:
+class ThreadedConnection(Threaded):
     """A live connection of a server with a blocking handler, in `server.connections`.
 
     `client_address` is as accept() gave it, `request` is the socket. `thread` is None until it has one. `handler` is always
     None: its constructor returns when all is done. Call :meth:`abort` to cut it off.
     """
 
+    request: RequestSocket
+
     __slots__ = (
-        "RequestHandlerClass",
-        "_context",
         "_handshake_error",
-        "_has_returned",
         "_has_shut_reading",
-        "_is_cut_off",
         "_is_handshaking",
         "_is_over",
         "_kept",
         "_left",
         "_linger",
-        "_loop",
-        "_pool",
-        "_server",
-        "_verifying",
-        "client_address",
-        "handler",
-        "outcome",
-        "reason",
-        "request",
         "since",
-        "thread",
-        "was_aborted",
         "was_shut",
     )
 
@@ -133,74 +124,17 @@ class ThreadedConnection:
         client_address: Any,
         RequestHandlerClass: Callable[..., Any],
     ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._server, self._pool = server, pool
-        self.RequestHandlerClass = RequestHandlerClass
-        self.request = RequestSocket(sock.family, sock.type, sock.proto, fileno=sock.detach())
-        self.request._connection = self
-        self.client_address = client_address
+        request = RequestSocket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        request._connection = self
+        super().__init__(server, pool, request, client_address, RequestHandlerClass)
         self.since = self._loop.time()
-        self.handler: Any = None
-        self.thread: threading.Thread | None = None
-        self.outcome, self.reason = "failed", "error"
-        self.was_aborted = self.was_shut = False
-        self._context = contextvars.copy_context()
+        self.was_shut = False
         self._handshake_error: OSError | None = None
         self._is_handshaking = server.ssl is not None
-        self._has_shut_reading = self._is_cut_off = self._has_returned = self._is_over = False
+        self._has_shut_reading = self._is_over = False
         self._kept: socket.socket | None = None  # the same connection as the socket that was detached
         self._left: socket.socket | None = None  # what has come back, to be closed
         self._linger: asyncio.TimerHandle | None = None
-        self._verifying: asyncio.Task[None] | None = None
-
-    def __repr__(self) -> str:
-        thread = "no thread yet" if self.thread is None else f"thread={self.thread.name!r}"
-        return f"<ThreadedConnection from {self.client_address!r}, {thread}>"
-
-    # In the loop: its beginning.
-
-    def begin(self) -> None:
-        """Verify it, and have it run in a thread."""
-        try:
-            verified = self._server.verify_request(self.request, self.client_address)
-            if verified is not True and inspect.isawaitable(verified):
-                self._verifying = self._loop.create_task(self._verify(verified))
-                self._verifying.add_done_callback(self._when_verified)
-                return
-        except Exception:
-            self._server._call_handle_error(self.request, self.client_address)
-            self._return()
-        else:
-            self._go_on(verified)
-
-    async def _verify(self, verified: Awaitable[bool]) -> None:
-        try:
-            self._go_on(await verified)
-        except Exception:
-            self._server._call_handle_error(self.request, self.client_address)
-            self._return()
-
-    def _when_verified(self, task: asyncio.Task[None]) -> None:
-        self._verifying = None
-        if task.cancelled():
-            self.outcome = self.reason = "cancelled"
-        if task.cancelled() or task.exception() is not None:
-            self._return()
-
-    def _go_on(self, verified: Any) -> None:
-        if self._is_cut_off:
-            self._return()
-            return
-        if not verified:
-            self.outcome, self.reason = "rejected", "refused"
-            self._return()
-            return
-        try:
-            self._pool.submit(self)
-        except RuntimeError as error:
-            self.outcome, self.reason = "rejected", "no thread"
-            logger.error("no thread for the connection from %s: %s", self.client_address, error)
-            self._return()
 
     # In the loop: what the server asks of it when it stops.
 
@@ -225,15 +159,14 @@ class ThreadedConnection:
 
     def cut_off(self) -> None:
         """End both directions, so that a handler that waits for its peer meets an end or an error."""
-        self._is_cut_off = True
         if self._has_returned:
+            self._is_cut_off = True
             self._close()
-        elif self._verifying is not None and not self._verifying.done():
-            self._verifying.cancel()
-        elif self._pool.withdraw(self):
-            self._return()
         else:
-            self._shut(socket.SHUT_RDWR)
+            super().cut_off()
+
+    def _interrupt(self) -> None:
+        self._shut(socket.SHUT_RDWR)
 
     def abort(self) -> None:
         """Cut it off. Its thread can't be ended: what else the handler waits for, it goes on waiting for."""
@@ -248,16 +181,6 @@ class ThreadedConnection:
                     socket.socket.shutdown(sock, how)
 
     # In its thread.
-
-    def run(self) -> None:
-        """Serve the connection; raises nothing."""
-        self.thread = threading.current_thread()
-        try:
-            self._context.run(self._serve)
-        except BaseException:
-            report_end_of_thread()  # as if the thread was this handler's alone; nothing is said of SystemExit
-        if not self._post(self._returned):
-            self._close_in_thread()
 
     def _serve(self) -> None:
         request: socket.socket = self.request
@@ -317,14 +240,7 @@ class ThreadedConnection:
         elif not self._post(self._take_back, left):
             left.close()
 
-    def _post(self, callback: Callable[..., object], *arguments: Any) -> bool:
-        try:
-            self._loop.call_soon_threadsafe(callback, *arguments)
-        except RuntimeError:  # the loop is closed: this handler was left behind
-            return False
-        return True
-
-    def _close_in_thread(self) -> None:
+    def _leave(self) -> None:
         for sock in (self.request.take(), self._kept):
             if sock is not None:
                 sock.close()
@@ -346,18 +262,11 @@ class ThreadedConnection:
         else:
             self._close()  # the handler wants it closed: it may have passed on a copy, to which it is not to be shut
 
-    def _returned(self) -> None:
-        self._pool.finished(self)
+    def _return(self) -> None:
+        super()._return()
         if self._handshake_error is not None:
             self._server._report_handshake(self.client_address, self._handshake_error)
             self._handshake_error = None  # its traceback holds on to us
-        self._return()
-
-    def _return(self) -> None:
-        """The handler has returned, or there will be none."""
-        self._has_returned = True
-        if self._is_cut_off and self.outcome != "rejected":
-            self.outcome = self.reason = "cancelled"
         left = self.request.take()
         if self._kept is not None:
             if self._server.ssl is not None and left is None:

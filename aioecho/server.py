@@ -13,7 +13,7 @@ import sys
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, Self, cast
 
-from aioecho.blocking import ThreadedConnection, is_blocking
+from aioecho.blocking import ThreadedConnection, is_blocking, same_of_socketservers
 from aioecho.config import Limits, Timeouts
 from aioecho.connection import Connection
 from aioecho.endpoints import (
@@ -170,7 +170,10 @@ class BaseServer:
                 raise ValueError(
                     f"{endpoint} is not for {type(self).__name__}: aioecho.serve() finds the server for it"
                 )
-        if inspect.isclass(RequestHandlerClass) and issubclass(RequestHandlerClass, self._wrong_handlers):
+        wrong = self._wrong_handlers + same_of_socketservers(self._wrong_handlers)
+        while isinstance(RequestHandlerClass, functools.partial):
+            RequestHandlerClass = RequestHandlerClass.func
+        if inspect.isclass(RequestHandlerClass) and issubclass(RequestHandlerClass, wrong):
             takes, does_not = ("datagrams", "streams") if self._what == "connection" else ("streams", "datagrams")
             raise TypeError(
                 f"{RequestHandlerClass.__qualname__} is a handler of {takes}: it can't serve {does_not}, as on"
@@ -185,7 +188,7 @@ class BaseServer:
     @property
     def server_address(self) -> Any:
         """Where the first socket listens, as getsockname() tells it; before the start, the address as it was given."""
-        return self._listeners[0].sock.getsockname() if self.is_serving() else self._address
+        return self._address
 
     @property
     def names(self) -> Sequence[str]:
@@ -267,6 +270,7 @@ class BaseServer:
             raise
         self._listeners = self._make_listeners(bound)
         self._names = [each.name for each in bound]
+        self._address = self._listeners[0].sock.getsockname()
         for listener in self._listeners:
             listener.resume()
         logger.info("listening on %s", ", ".join(self.names))

@@ -36,6 +36,7 @@ ORDER = (
     "blocking",
     "server",
     "datagram_socket",
+    "blocking_datagram",
     "exchange",
     "session",
     "datagram",
@@ -55,8 +56,8 @@ ORDER = (
 # Those that talk to servers, any servers, and know nothing of ours.
 CLIENTS = {"client", "load", "load_cli", "load_engine", "load_report"}
 SERVERS = {
-    *("handlers", "connection", "listener", "threads", "blocking", "server", "datagram_socket", "exchange", "session"),
-    *("datagram", "serving", "background", "workers", "echo"),
+    *("handlers", "connection", "listener", "threads", "blocking", "server", "datagram_socket", "blocking_datagram"),
+    *("exchange", "session", "datagram", "serving", "background", "workers", "echo"),
 }
 
 # They print what the command line shows.

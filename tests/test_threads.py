@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import http.server
 import logging
 import socket
 import socketserver
@@ -19,7 +20,8 @@ from typing import Any
 
 import pytest
 from conftest import check_identity, settle
-from programs import Program
+from programs import Program, connect
+from programs import ask as ask_program
 
 import aioecho
 from aioecho.echo import Echo
@@ -167,6 +169,67 @@ async def test_context_variables_and_files_are_a_requests_own() -> None:
     async with aioecho.serve(Marks, ANYWHERE, limits=aioecho.Limits(max_threads=1)) as server:
         for _ in range(2):
             assert await ask(server, b"") == b"nothing"
+
+
+async def test_an_http_handler_of_the_standard_library_serves_files(tmp_path: Path) -> None:
+    (tmp_path / "file.txt").write_bytes(b"x" * 300_000)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    async with aioecho.serve(functools.partial(Quiet, directory=str(tmp_path)), ANYWHERE) as server:
+        reader, writer = await open_to(server)
+        for _ in range(3):
+            writer.write(b"GET /file.txt HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+            await reader.readuntil(b"\r\n\r\n")
+            assert await reader.readexactly(300_000) == b"x" * 300_000
+        assert (await server.shutdown(20)).seconds < 5  # it waits for a fourth request, which is not to come
+        await close(writer)
+    check_identity(server)
+
+
+def test_the_command_line_serves_one(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import socketserver\nclass Upper(socketserver.StreamRequestHandler):\n"
+        "    def handle(self):\n        self.wfile.write(self.rfile.readline().upper())\n"
+    )
+    with Program.aioecho("serve", "mine:Upper", "--port", "0", cwd=tmp_path) as server:
+        endpoint = server.listening()
+        assert ask_program(endpoint, b"hello\n") == b"HELLO\n"
+        with connect(endpoint) as idle:
+            settled = connect(endpoint)
+            settled.sendall(b"x\n")
+            assert settled.recv(10) == b"X\n"  # so that the idle one has been accepted too
+            settled.close()
+            server.signal()
+            assert idle.recv(1) == b""
+        assert server.wait() == 0
+        assert server.stderr() == ""
+
+
+async def test_the_servers_address_holds_until_the_last_handler_has_ended() -> None:
+    addresses = []
+
+    class Asks(Held):
+        def handle(self) -> None:
+            addresses.append(self.server.server_address)
+            super().handle()
+            addresses.append(self.server.server_address)
+
+    async with HeldServer(("127.0.0.1", 0), Asks) as server:
+        expected = server.server_address
+        asking = asyncio.create_task(ask(server, b"x"))
+        await server.has_entered()
+        stopping = asyncio.create_task(server.shutdown(20))
+        await settle(lambda: not server.is_serving())
+        server.may_go_on.set()
+        assert await asking == b"X"
+        await stopping
+    assert addresses == [expected, expected]
 
 
 # Errors, hooks, accounting
@@ -694,6 +757,128 @@ async def test_abort_cuts_off_a_connection() -> None:
         connection.abort()
         check_identity(server)
         await close(writer)
+
+
+# Datagrams
+
+
+class UpperDatagram(socketserver.DatagramRequestHandler):
+    def handle(self) -> None:
+        self.wfile.write(self.rfile.read().upper())
+
+
+async def settle_stats(server: aioecho.DatagramServer, condition: Any) -> None:
+    await settle(lambda: condition(server.stats))
+    stats = server.stats
+    assert stats.received == stats.handled + stats.queued + sum(stats.drops.values())
+    assert stats.accepted == stats.active + stats.completed + stats.failed + stats.cancelled + stats.rejected
+
+
+def peer_of(server: aioecho.DatagramServer) -> socket.socket:
+    sock = socket.socket(server.sockets[0].family, socket.SOCK_DGRAM)
+    sock.setblocking(False)
+    return sock
+
+
+async def receive(sock: socket.socket) -> bytes:
+    received: list[bytes] = []
+
+    def try_it() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            received.append(sock.recv(2**16))
+        return bool(received)
+
+    await settle(try_it)
+    return received[0]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", ""])
+async def test_a_datagram_handler_runs_unmodified(host: str, tmp_path: Path) -> None:
+    async with aioecho.UDPServer((host, 0), UpperDatagram) as server:
+        with peer_of(server) as sock:
+            # On every address it replies from the one that was asked, else a connected peer would not see it.
+            sock.connect(("127.0.0.1" if sock.family == socket.AF_INET else "::1", server.server_address[1]))
+            for n in range(3):
+                sock.send(b"hello %d" % n)
+                assert await receive(sock) == b"HELLO %d" % n
+        await settle_stats(server, lambda stats: stats.completed == 3)
+        assert len(our_threads()) <= 3
+    async with aioecho.serve(UpperDatagram, f"unixgram:{tmp_path / 'socket'}") as unix:
+        with peer_of(unix) as sock:
+            sock.bind(str(tmp_path / "peer"))
+            sock.sendto(b"unix", str(tmp_path / "socket"))
+            assert await receive(sock) == b"UNIX"
+
+
+async def test_datagrams_beyond_the_threads_wait_and_beyond_the_queue_are_dropped() -> None:
+    may_go_on = threading.Event()
+
+    class Waits(UpperDatagram):
+        def handle(self) -> None:
+            may_go_on.wait(30)
+            super().handle()
+
+    limits = aioecho.Limits(max_threads=2, max_queue=3)
+    async with aioecho.UDPServer(("127.0.0.1", 0), Waits, limits=limits) as server:
+        with peer_of(server) as sock:
+            for n in range(7):
+                sock.sendto(b"x%d" % n, server.server_address)
+            await settle_stats(server, lambda stats: stats.received == 7)
+            assert server.stats.drops == {"queue full": 2}
+            assert server.stats.active == 5
+            assert len(our_threads()) == 2
+            may_go_on.set()
+            assert {await receive(sock) for _ in range(5)} == {b"X%d" % n for n in range(5)}
+        await settle_stats(server, lambda stats: stats.completed == 5)
+
+
+async def test_a_stopping_server_serves_the_datagrams_that_have_come() -> None:
+    entered, may_go_on = threading.Event(), threading.Event()
+
+    class Waits(UpperDatagram):
+        def handle(self) -> None:
+            entered.set()
+            may_go_on.wait(30)
+            super().handle()
+
+    async with aioecho.UDPServer(("127.0.0.1", 0), Waits, limits=aioecho.Limits(max_threads=1)) as server:
+        with peer_of(server) as sock:
+            for n in range(3):
+                sock.sendto(b"x%d" % n, server.server_address)
+            await settle(entered.is_set)
+            stopping = asyncio.create_task(server.shutdown(20))
+            await settle(lambda: not server.is_serving())
+            may_go_on.set()
+            report = await stopping
+            assert (report.completed, report.cancelled, report.aborted) == (3, 0, 0)
+            assert {await receive(sock) for _ in range(3)} == {b"X0", b"X1", b"X2"}
+    assert server.stats.completed == 3
+
+
+async def test_a_datagram_can_be_refused_and_its_handler_may_fail(caplog: pytest.LogCaptureFixture) -> None:
+    class Fails(socketserver.DatagramRequestHandler):
+        def handle(self) -> None:
+            raise ValueError("no")
+
+    class Picky(aioecho.UDPServer):
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            data, _ = request
+            return bool(data != b"foe")
+
+    async with Picky(("127.0.0.1", 0), Fails) as server:
+        with peer_of(server) as sock:
+            sock.sendto(b"foe", server.server_address)
+            sock.sendto(b"friend", server.server_address)
+            await settle_stats(server, lambda stats: stats.failed == stats.rejected == 1)
+        assert server.stats.drops == {"refused": 1}
+    assert "ValueError: no" in caplog.text
+
+
+def test_a_handler_of_the_other_kind_is_refused() -> None:
+    with pytest.raises(TypeError, match="UpperDatagram is a handler of datagrams"):
+        aioecho.serve(UpperDatagram, ANYWHERE)
+    with pytest.raises(TypeError, match="Upper is a handler of streams"):
+        aioecho.serve(functools.partial(Upper), "udp://127.0.0.1:0")
 
 
 # Side by side
