@@ -7,7 +7,7 @@ Write a handler class with an ``async def handle(self)``, and give it to :func:`
 from aioecho.background import BackgroundServer, run_in_thread
 from aioecho.config import Limits, Timeouts
 from aioecho.datagram import DatagramServer, UDPServer, UnixDatagramServer
-from aioecho.exceptions import AioechoError, EndpointError
+from aioecho.exceptions import AioechoError, ConnectionTimeout, EndpointError
 from aioecho.handlers import (
     BaseRequestHandler,
     DatagramRequestHandler,
@@ -27,6 +27,7 @@ __all__ = [
     "BackgroundServer",
     "BaseRequestHandler",
     "BaseServer",
+    "ConnectionTimeout",
     "DatagramRequestHandler",
     "DatagramServer",
     "DatagramSessionHandler",

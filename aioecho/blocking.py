@@ -136,6 +136,27 @@ class ThreadedConnection(Threaded):
         self._left: socket.socket | None = None  # what has come back, to be closed
         self._linger: asyncio.TimerHandle | None = None
 
+    # In the loop: what the server asks of it while it lives.
+
+    def visit(self, now: float) -> None:
+        """Do nothing: for how long a blocking handler waits is for its socket's timeout to say."""
+
+    def idle_since(self, now: float) -> None:
+        """Return None: what a thread waits for can't be told."""
+
+    def log_end(self) -> None:
+        """Make the one record of a connection that has ended, at DEBUG."""
+        if logger.isEnabledFor(logging.DEBUG):
+            facts = {
+                "client_address": self.client_address,
+                "outcome": self.outcome,
+                "reason": self.reason,
+                "seconds": self._loop.time() - self.since,
+            }
+            logger.debug(
+                "connection from %(client_address)s: %(outcome)s (%(reason)s) after %(seconds).3f s", facts, extra=facts
+            )
+
     # In the loop: what the server asks of it when it stops.
 
     def drain(self) -> None:

@@ -2,6 +2,8 @@
 meets a bad one."""
 
 from dataclasses import dataclass
+from math import inf
+from typing import Literal, TypeGuard
 
 __all__ = ["Limits", "Timeouts"]
 
@@ -21,8 +23,21 @@ class Limits:
     """
 
     max_connections: int | None = None
-    """Connections at once, never one more. At the limit clients wait in the kernel's queue. None: as many as there are
-    file descriptors."""
+    """Connections at once, never one more. None: as many as there are file descriptors."""
+
+    overflow: Literal["wait", "reject"] = "wait"
+    """What happens to new clients at `max_connections`: they wait in the kernel's queue, or are disconnected at once."""
+
+    max_per_host: int | None = None
+    """Connections at once from one address. The one too many is disconnected at once. Clients behind one router share an
+    address; those of Unix sockets have none, and are not limited."""
+
+    accept_rate: float | None = None
+    """Connections a second, evenly spaced. Clients that come faster wait in the kernel's queue."""
+
+    shed: Literal["idle"] | None = None
+    """What to do when there are no file descriptors left: let new clients wait for one (None), or cut off the connection
+    that has waited longest for its peer ("idle")."""
 
     backlog: int = 2048
     """Clients that the kernel queues until they are accepted; it cuts the figure to net.core.somaxconn. Clients beyond
@@ -57,10 +72,14 @@ class Limits:
     receive_buffer: int | None = None
     """Bytes that the kernel keeps of datagrams until they are read: SO_RCVBUF, which it cuts to net.core.rmem_max and, on
     Linux, doubles. None: as the system has it."""
+    max_write_buffer: int | None = 2**24
+    """Bytes. A connection on whose stream something is written while more than this waits to be sent is cut off: its
+    handler ignores drain(). A single write() may be larger."""
 
     def __post_init__(self) -> None:
-        if self.max_connections is not None:
-            _check_count("max_connections", self.max_connections)
+        for name in ("max_connections", "max_per_host", "max_write_buffer"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name))
         _check_count("backlog", self.backlog)
         _check_count("max_threads", self.max_threads)
         _check_count("max_buffer", self.max_buffer)
@@ -69,6 +88,11 @@ class Limits:
         _check_count("max_datagram", self.max_datagram, MOST_BYTES)
         if self.receive_buffer is not None:
             _check_count("receive_buffer", self.receive_buffer)
+        _check_choice("overflow", self.overflow, ("wait", "reject"))
+        _check_choice("shed", self.shed, (None, "idle"))
+        rate = self.accept_rate
+        if rate is not None and not (_is_number(rate) and 0 < rate < inf):
+            raise ValueError(f"accept_rate must be a number of connections a second above 0, or None, not {rate!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +100,30 @@ class Timeouts:
     """How long a server waits, in seconds; None is for ever.
 
     Raises ValueError, naming the value, if one makes no sense.
+
+    A timeout that passes raises ConnectionTimeout in the handler, where it reads or drains; uncaught, it closes the
+    connection. They are looked at together, by one timer: one may be up to a tenth late, or 10 ms if that is more.
+    A handler class may have an attribute `timeouts`, which takes the place of its server's.
     """
 
     handshake: float | None = 10.0
     """For a peer to complete its TLS handshake."""
+
+    idle: float | None = 600.0
+    """For the first byte of what a handler reads."""
+
+    message: float | None = 60.0
+    """For the whole of a line, or of what readuntil() and readexactly() wait for, from its first byte. A peer that sends a
+    byte now and then does not put it off."""
+
+    write: float | None = 60.0
+    """For a peer to take anything at all, while something waits to be sent."""
+
+    max_age: float | None = None
+    """For a connection, from its accepting to the next wait for the first byte of something."""
+
+    max_age_jitter: float = 0.1
+    """The part of `max_age`, from 0 to 1, by which a connection may end earlier, so that all do not return at once."""
 
     linger: float | None = 0.5
     """For a peer to close its side after the handler has returned, while what it still sends is discarded. Closing over
@@ -92,10 +136,14 @@ class Timeouts:
     """For a full socket to take a datagram that a handler awaits to be sent. Then it is dropped and counted."""
 
     def __post_init__(self) -> None:
-        _check_seconds("handshake", self.handshake)
-        _check_seconds("linger", self.linger)
-        _check_seconds("session", self.session)
-        _check_seconds("send", self.send)
+        for name in ("handshake", "idle", "message", "write", "max_age", "linger", "session", "send"):
+            _check_seconds(name, getattr(self, name))
+        if not _is_number(self.max_age_jitter) or not 0 <= self.max_age_jitter <= 1:
+            raise ValueError(f"max_age_jitter must be a part from 0 to 1, not {self.max_age_jitter!r}")
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_count(name: str, value: object, most: int = MOST) -> None:
@@ -103,6 +151,11 @@ def _check_count(name: str, value: object, most: int = MOST) -> None:
         raise ValueError(f"{name} must be a whole number from 1 to {most}, not {value!r}")
 
 
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}")
+
+
 def _check_seconds(name: str, value: object) -> None:
-    if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or not value > 0):
+    if value is not None and not (_is_number(value) and value > 0):
         raise ValueError(f"{name} must be a number of seconds above 0, or None, not {value!r}")

@@ -3,20 +3,26 @@
 import asyncio
 import fcntl
 import inspect
+import logging
+import random
 import socket
 import struct
 import termios
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from aioecho.config import Timeouts
 from aioecho.driver import Driver
+from aioecho.exceptions import ConnectionTimeout
 from aioecho.handlers import BaseRequestHandler
-from aioecho.streams import StreamProtocol, StreamReader, StreamWriter
+from aioecho.streams import CountingStreamProtocol, StreamProtocol, StreamReader, StreamWriter
 
 if TYPE_CHECKING:  # the server is above, and makes connections
     from aioecho.server import BaseServer
 
 __all__ = ["Connection"]
+
+logger = logging.getLogger("aioecho.connection")
 
 # Seconds. A client that has been connected for no longer when the server stops is still given the time to speak.
 FRESH = 0.1
@@ -47,6 +53,7 @@ class Connection(Driver[None]):
         "_server",
         "_sock",
         "_stage",
+        "_stalled",
         "client_address",
         "handler",
         "outcome",
@@ -69,7 +76,11 @@ class Connection(Driver[None]):
         self._server = server
         self._RequestHandlerClass = RequestHandlerClass
         self._sock = sock
-        self._protocol = StreamProtocol(loop, limit=server.limits.max_buffer, is_server_side=True)
+        limits = server.limits
+        make_protocol = CountingStreamProtocol if logger.isEnabledFor(logging.DEBUG) else StreamProtocol
+        self._protocol = make_protocol(
+            loop, limit=limits.max_buffer, max_unsent=limits.max_write_buffer, is_server_side=True
+        )
         self.client_address = client_address
         self.since = loop.time()
         self.request: tuple[StreamReader, StreamWriter] | None = None
@@ -78,6 +89,7 @@ class Connection(Driver[None]):
         self.reason = "handshake"
         self.was_aborted = self._is_cut_off = False
         self._stage = BEGIN
+        self._stalled: tuple[float, int, int] | None = None  # since when, and at which counts of unsent bytes
         super().__init__(self._begin())
         self.start_early()  # by the time that the task runs the transport is there: a turn and a step less
         self._loop, self._task = loop, loop.create_task(self)
@@ -86,6 +98,80 @@ class Connection(Driver[None]):
 
     def __repr__(self) -> str:
         return f"<Connection from {self.client_address!r}, handler={self.handler!r}>"
+
+    # What the server asks of a connection while it lives.
+
+    def visit(self, now: float) -> None:
+        """Do what the timeouts say is due."""
+        protocol = self._protocol
+        if self.request is None or protocol.is_lost:
+            return  # the loop itself keeps the time of a TLS handshake
+        timeouts = self._timeouts()
+        reader = protocol.reader
+        wait = reader.waits(now)
+        if wait is not None:
+            kind, since = wait
+            seconds: float | None = getattr(timeouts, kind)
+            if seconds is not None and now - since >= seconds:
+                reader.interrupt(ConnectionTimeout(kind, seconds))
+            elif timeouts.max_age is not None and (kind == "idle" or timeouts.message is None):
+                age = now - self.since
+                earliest = timeouts.max_age * (1 - timeouts.max_age_jitter)
+                # The same for a connection each time that it is asked, at no memory.
+                if age >= earliest and age >= earliest + random.Random(id(self)).random() * (
+                    timeouts.max_age - earliest
+                ):
+                    reader.interrupt(ConnectionTimeout("max_age", timeouts.max_age))
+        self._watch_unsent(now, timeouts.write)
+
+    def idle_since(self, now: float) -> float | None:
+        """Return since when, about, it has waited for the first byte of something; None if it does not."""
+        wait = self._protocol.reader.waits(now) if self.request is not None else None
+        return wait[1] if wait is not None and wait[0] == "idle" else None
+
+    def cut(self, reason: str) -> None:
+        """Close at once, for a `reason` that stats count, and throw away what is unsent. The handler ends by itself."""
+        if self.request is not None:
+            self._protocol.cut(reason)
+
+    def log_end(self) -> None:
+        """Make the one record of a connection that has ended, at DEBUG."""
+        if not logger.isEnabledFor(logging.DEBUG):
+            return
+        facts = {
+            "client_address": self.client_address,
+            "outcome": self.outcome,
+            "reason": self.reason,
+            "seconds": self._loop.time() - self.since,
+            "bytes_in": self._protocol.bytes_in,
+            "bytes_out": self._protocol.bytes_out,
+        }
+        logger.debug(
+            "connection from %(client_address)s: %(outcome)s (%(reason)s) after %(seconds).3f s,"
+            " %(bytes_in)d bytes in, %(bytes_out)d out",
+            facts,
+            extra=facts,
+        )
+
+    def _timeouts(self) -> Timeouts:
+        return getattr(self.handler, "timeouts", None) or self._server.timeouts
+
+    def _watch_unsent(self, now: float, seconds: float | None) -> None:
+        """Look whether the peer takes what waits to be sent; if not, for so many seconds, raise or cut off."""
+        protocol = self._protocol
+        if seconds is None or not self._is_unsent(protocol):
+            self._stalled = None
+            return
+        here, below = protocol.transport.get_write_buffer_size(), _kernel_count(self._sock, termios.TIOCOUTQ)
+        if self._stalled is None or here < self._stalled[1] or below < self._stalled[2]:
+            self._stalled = (now, here, below)
+            return
+        since = self._stalled[0]
+        self._stalled = (since, here, below)
+        if now - since >= seconds:
+            self._stalled = None
+            if not protocol.interrupt_drains(ConnectionTimeout("write", seconds)):
+                protocol.cut("write")
 
     # What the server asks of a connection when it stops.
 
@@ -144,7 +230,7 @@ class Connection(Driver[None]):
             and type(self.handler).finish is BaseRequestHandler.finish
             and protocol.peer_has_closed
             and not (protocol.is_lost or self._is_cut_off)
-            and protocol.transport.get_extra_info("sslcontext") is None
+            and not protocol.is_tls
             and protocol.transport.get_write_buffer_size() == 0
         ):
             self.outcome, self.reason = "completed", "finished"
@@ -177,6 +263,7 @@ class Connection(Driver[None]):
         if type(handler).setup is not BaseRequestHandler.setup:
             await handler.setup()
         self.handler = handler
+        server._rounds.keep(self._timeouts())
 
     async def _finish(self, end: BaseException) -> None:
         """Let the handler clean up, report what went wrong, and close."""
@@ -200,7 +287,9 @@ class Connection(Driver[None]):
             raise
         except Exception as error:
             self.outcome, self.reason = "failed", "error"
-            if protocol.lost_with is not None and isinstance(error, ConnectionError):
+            if isinstance(error, ConnectionTimeout):
+                self.reason = error.which
+            elif protocol.lost_with is not None and isinstance(error, ConnectionError):
                 self.reason = "connection lost"
             self._server._call_handle_error(request, self.client_address)
         except BaseException:  # the program ends
@@ -213,12 +302,15 @@ class Connection(Driver[None]):
                 self._sock.close()
             elif not protocol.is_lost:
                 await self._close(protocol)
+            if protocol.cut_for is not None and self.outcome != "cancelled":
+                self.outcome, self.reason = "failed", protocol.cut_for
 
     async def _close(self, protocol: StreamProtocol) -> None:
         """Send what was written, and close so that the peer can read it."""
         transport = protocol.transport
         linger: asyncio.TimerHandle | None = None
-        if self._is_cut_off or self.outcome == "cancelled":
+        unsent = transport.get_write_buffer_size()
+        if self._is_cut_off or self.outcome == "cancelled" or self.reason == "write":
             self._cut_short(protocol)
         elif protocol.peer_has_closed or transport.is_closing():
             transport.close()
@@ -241,6 +333,8 @@ class Connection(Driver[None]):
         finally:
             if linger is not None:
                 linger.cancel()
+        if unsent and protocol.lost_with is not None and self.outcome == "completed":
+            self.outcome, self.reason = "failed", "connection lost"
 
     def _cut_short(self, protocol: StreamProtocol) -> None:
         if self._is_unsent(protocol):
@@ -251,7 +345,7 @@ class Connection(Driver[None]):
 
     def _is_unsent(self, protocol: StreamProtocol) -> bool:
         """Tell whether data waits that the kernel has not taken, or, with TLS, that the peer's has not."""
-        if protocol.transport.get_extra_info("sslcontext") is not None:
+        if protocol.is_tls:
             # The TLS transport does not tell what waits in the transport under it; if that is much, the kernel's is full.
             return _kernel_count(self._sock, termios.TIOCOUTQ) > 0
         return protocol.transport.get_write_buffer_size() > 0

@@ -203,7 +203,8 @@ class DatagramSocket:
             # The number and not the object: uvloop keeps, and after close() warns of, a socket that it was given.
             self._loop.add_reader(self.sock.fileno(), self._on_readable)
 
-    def _pause(self) -> None:
+    def pause(self) -> None:
+        """Leave what comes to the kernel until resume()."""
         if self._is_reading:
             self._is_reading = False
             self._loop.remove_reader(self.sock.fileno())
@@ -215,16 +216,16 @@ class DatagramSocket:
         """Read what has come by now, and then no more. It can still send."""
         if self._is_closed or self._loop.is_closed():
             return
-        self._pause()
+        self.pause()
         # Never more than now take up its memory: one who never stops sending does not put the end off.
         self._read(_memory(self.sock)[0] // LEAST_TAKEN + 1)
-        self._pause()
+        self.pause()
 
     def close(self) -> None:
         """Stop, and close the socket. Whoever waits to send is told that it is closed."""
         if not self._is_closed:
             if not self._loop.is_closed():
-                self._pause()
+                self.pause()
                 self._room.wake_all()
             self.count_kernel_drops()
             self._is_closed = True
@@ -264,13 +265,13 @@ class DatagramSocket:
     def _watch_again(self) -> None:
         # An error that waits in a socket, which takes one that is connected, makes libuv stop watching it (1.48).
         if self._is_reading:
-            self._pause()
+            self.pause()
             self.resume()
 
     def _wait_for_resources(self, error: OSError) -> None:
         # The socket stays readable, so the loop would spin if it went on watching.
         self.stats.receive_errors += 1
-        self._pause()
+        self.pause()
         self._retry = self._loop.call_later(RETRY_AFTER, self.resume)
         self._log.report("cannot read from %s for now: %s", self.bound.name, error)
 

@@ -1,6 +1,6 @@
 """The error types of aioecho. The system's OSError passes through wherever nobody would catch it apart."""
 
-__all__ = ["AioechoError", "EndpointError"]
+__all__ = ["AioechoError", "ConnectionTimeout", "EndpointError"]
 
 
 class AioechoError(Exception):
@@ -20,3 +20,27 @@ class EndpointError(AioechoError, OSError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class ConnectionTimeout(AioechoError, TimeoutError):
+    """One of the server's timeouts has passed: the peer's fault. Raised where a handler reads or drains.
+
+    `which` names the field of Timeouts, "idle", "message", "write" or "max_age", and `seconds` is its value. The stream
+    can be used on, for a last word: each is raised once.
+    """
+
+    def __init__(self, which: str, seconds: float) -> None:
+        super().__init__(which, seconds)
+        self.which = which
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return f"{_WHAT_PASSED[self.which]} {self.seconds:g} s (Timeouts.{self.which})"
+
+
+_WHAT_PASSED = {
+    "idle": "the peer sent nothing for",
+    "message": "the peer did not complete a message within",
+    "write": "the peer took nothing for",
+    "max_age": "the connection is older than",
+}

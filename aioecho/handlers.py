@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
+from aioecho.config import Timeouts
 from aioecho.streams import StreamReader, StreamWriter
 
 if TYPE_CHECKING:  # the server is above, and a handler has one
@@ -20,6 +21,10 @@ class BaseRequestHandler(ABC):
     To be overridden: :meth:`handle`, and where needed :meth:`setup` and :meth:`finish`. The constructor only stores its
     arguments: whoever overrides it does no more than that, and takes `(request, client_address, server)`.
     """
+
+    timeouts: Timeouts | None = None
+    """What to wait for, and how long, in place of the server's `timeouts`. Of the class or the object; `handshake` is the
+    class's."""
 
     def __init__(self, request: Any, client_address: Any, server: "BaseServer") -> None:
         self.request = request
@@ -58,11 +63,15 @@ class StreamRequestHandler(BaseRequestHandler):
         Raises:
             ConnectionResetError: the connection is gone.
             OSError: the connection broke.
+            ConnectionTimeout: the peer took nothing for the time of Timeouts.write.
         """
         # The two written out, as far as there is nothing to wait for: each would cost as much as all of this.
         writer = self.writer
         transport, protocol, reader = writer._transport, writer._protocol, writer._reader
-        transport.write(data)
+        if protocol._notes_writes:
+            writer.write(data)
+        else:
+            transport.write(data)
         if (
             protocol._paused
             or protocol._connection_lost

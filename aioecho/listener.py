@@ -11,7 +11,7 @@ from typing import Any
 from aioecho.endpoints import BoundSocket
 from aioecho.logs import BoundedLog
 
-__all__ = ["Listener"]
+__all__ = ["OUT_OF_RESOURCES", "Listener"]
 
 logger = logging.getLogger("aioecho.listener")
 
@@ -24,6 +24,7 @@ ACCEPTS_PER_TURN = 64
 RETRY_AFTER = 0.1
 
 OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+"""What accept() fails with for want of something that comes free again: descriptors, memory."""
 
 
 class _AcceptedSocket(socket.socket):
@@ -41,7 +42,7 @@ class _AcceptedSocket(socket.socket):
 
 
 class Listener:
-    """Accepts for a server: calls `take(sock, address)` for each connection while `has_room()`.
+    """Accepts for a server: calls `take(sock, address)` for each connection while `has_room()`, `failed(error)` where it can't.
 
     Does not know what a connection is. All methods may be called in any state, and more than once.
     """
@@ -52,7 +53,7 @@ class Listener:
         *,
         take: Callable[[socket.socket, Any], None],
         has_room: Callable[[], bool],
-        failed: Callable[[], None],
+        failed: Callable[[OSError], None],
     ) -> None:
         self.bound = bound
         self.sock = bound.sock
@@ -69,7 +70,7 @@ class Listener:
 
     def resume(self) -> None:
         """Accept from now on, as long as there is room."""
-        if self._is_closed or self._is_reading:
+        if self._is_closed or self._is_reading or not self._has_room():
             return
         if self._retry is not None:
             self._retry.cancel()
@@ -116,12 +117,13 @@ class Listener:
             except (BlockingIOError, InterruptedError):
                 return False
             except OSError as error:
-                self._failed()
                 if error.errno in OUT_OF_RESOURCES:
                     self._wait_for_resources(error)
+                    self._failed(error)
                     return False
                 # By accept(2) the errors of a connection that was lost while it was queued come out here, and the
                 # next one may be sound: ECONNABORTED, EPROTO, EPERM from a firewall, ENETDOWN and its kind.
+                self._failed(error)
                 self._log.report("a connection on %s was lost before it was accepted: %s", self.bound.name, error)
                 continue
             self._take(self._make_socket(fd), address)

@@ -13,9 +13,11 @@ import sys
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, Self, cast
 
+from aioecho.admission import Admission
 from aioecho.blocking import ThreadedConnection, is_blocking, same_of_socketservers
 from aioecho.config import Limits, Timeouts
 from aioecho.connection import Connection
+from aioecho.deadlines import Rounds
 from aioecho.endpoints import (
     BoundSocket,
     Endpoint,
@@ -25,8 +27,9 @@ from aioecho.endpoints import (
     bind_endpoint,
     parse_endpoint,
 )
+from aioecho.exceptions import ConnectionTimeout
 from aioecho.handlers import DatagramRequestHandler, DatagramSessionHandler
-from aioecho.listener import Listener
+from aioecho.listener import OUT_OF_RESOURCES, Listener
 from aioecho.logs import BoundedLog
 from aioecho.stats import DrainReport, Stats
 from aioecho.streams import FOR_EVER
@@ -70,6 +73,9 @@ class Ear(Protocol):
 
     def resume(self) -> None:
         """Take what comes from now on, as long as there is room."""
+
+    def pause(self) -> None:
+        """Leave what comes to the kernel, until resume()."""
 
 
 class BaseServer:
@@ -137,13 +143,16 @@ class BaseServer:
             self._check_kind(handler_class)
         self.RequestHandlerClass: Any = RequestHandlerClass
         self.ssl = ssl
-        self.limits = limits if limits is not None else Limits()
         self.timeouts = timeouts if timeouts is not None else Timeouts()
         self.grace = grace
         self._stats = self._make_stats()
         self._address = server_address
         self._connections: set[Any] = set()
         self._threads: ThreadPool | None = None  # made for the first blocking handler
+        self._admission = Admission(
+            limits if limits is not None else Limits(), self._connections, self._resume_listeners
+        )
+        self._rounds = Rounds(self._connections)
         self._listeners: Sequence[Ear] = []
         self._names: list[str] = []
         self._was_started = False
@@ -158,6 +167,7 @@ class BaseServer:
         self._when_ended = self._account
         self._context = contextvars.copy_context()
         self._handshake_log = BoundedLog(logger, logging.WARNING)
+        self._cut_log = BoundedLog(logger, logging.WARNING)
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
         texts = [address] if isinstance(address, str) else address
@@ -210,6 +220,18 @@ class BaseServer:
         """What it has counted since it started."""
         return self._stats
 
+    @property
+    def limits(self) -> Limits:
+        """The limits that hold now. Others may be set at any time, and hold for what comes; nobody is cut off for them."""
+        return self._admission.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        if self._socket_type == socket.SOCK_STREAM:
+            for listener in self._listeners:
+                listener.sock.listen(limits.backlog)
+        self._admission.limits = limits
+
     def is_serving(self) -> bool:
         """Whether it accepts connections."""
         return bool(self._listeners)
@@ -233,11 +255,11 @@ class BaseServer:
 
         For a blocking handler called in its thread, as by socketserver, and so perhaps in several threads at once.
 
-        As it is here: an ERROR record with the traceback; at DEBUG, without one, what is the peer's doing alone, a lost
-        connection or a stream that ends in the middle of a message.
+        As it is here: an ERROR record with the traceback; at DEBUG, without one, what is the peer's doing alone: a lost
+        connection, a stream that ends in the middle of a message, a timeout.
         """
         error = sys.exception()
-        if isinstance(error, ConnectionError | asyncio.IncompleteReadError):
+        if isinstance(error, ConnectionError | asyncio.IncompleteReadError | ConnectionTimeout):
             logger.debug("the connection from %s ended in mid-request: %r", client_address, error)
         else:
             logger.exception("the handler of the connection from %s raised", client_address)
@@ -281,8 +303,8 @@ class BaseServer:
                 each,
                 # For all connections but those of a server with several handler classes the same object.
                 take=self._take if kind is None else functools.partial(self._take, handler_class=kind),
-                has_room=self._has_room,
-                failed=self._count_accept_error,
+                has_room=self._admission.has_room,
+                failed=self._cannot_accept,
             )
             for each, kind in zip(bound, self._handler_of, strict=True)
         ]
@@ -303,10 +325,21 @@ class BaseServer:
 
         Not those for which there is no room, by `limits` or for want of descriptors: they are reset.
         """
+        self._admission.close()
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
             assert isinstance(listener, Listener)
             listener.close(backlog=self.limits.backlog)
+
+    def pause(self) -> None:
+        """Leave new clients in the kernel's queue, until :meth:`resume`. Live connections are served on."""
+        self._admission.pause()
+        for listener in self._listeners:
+            listener.pause()
+
+    def resume(self) -> None:
+        """Accept again, after :meth:`pause`; those first who have queued meanwhile."""
+        self._admission.resume()
 
     def shutdown(self, grace: float | None = None) -> Coroutine[Any, Any, DrainReport]:
         """Stop: accept no more, let handlers finish for at most `grace` seconds, cut off the rest.
@@ -366,14 +399,30 @@ class BaseServer:
 
     # Connections.
 
-    def _has_room(self) -> bool:
-        limit = self.limits.max_connections
-        return limit is None or len(self._connections) < limit
+    def _resume_listeners(self) -> None:
+        if not self._admission.is_paused:
+            for listener in self._listeners:
+                listener.resume()
 
-    def _count_accept_error(self) -> None:
+    def _cannot_accept(self, error: OSError) -> None:
         self._stats.accept_errors += 1
+        if error.errno in OUT_OF_RESOURCES and self.limits.shed == "idle":
+            now = asyncio.get_running_loop().time()
+            idle = [
+                (since, each.since, each) for each in self._connections if (since := each.idle_since(now)) is not None
+            ]
+            if idle:
+                min(idle, key=lambda found: found[:2])[2].cut("shed")
 
     def _take(self, sock: socket.socket, address: Any, handler_class: Any = None) -> None:
+        refused_for = self._admission.admit(address)
+        if refused_for is not None:
+            sock.close()
+            stats = self._stats
+            stats.accepted += 1
+            stats.rejected += 1
+            stats.reasons[refused_for] += 1
+            return
         if handler_class is None:
             handler_class = self.RequestHandlerClass
         if is_blocking(handler_class):
@@ -406,8 +455,12 @@ class BaseServer:
     def _forget(self, connection: Served) -> None:
         """Count an ended connection; it makes room for another."""
         self._count_end(connection)
-        for listener in self._listeners:
-            listener.resume()
+        if isinstance(connection, Connection | ThreadedConnection):
+            self._admission.leave(connection.client_address)
+            connection.log_end()
+            if connection.reason in ("write buffer", "shed"):
+                self._cut_log.report("cut off the connection from %s: %s", connection.client_address, connection.reason)
+        self._resume_listeners()
 
     def _count_end(self, connection: Served) -> None:
         self._connections.discard(connection)
@@ -434,7 +487,8 @@ class BaseServer:
     def _tls_timeouts(self) -> dict[str, float]:
         """Return the timeouts that the loop's TLS is to keep, in seconds."""
         return {
-            "ssl_handshake_timeout": self.timeouts.handshake or FOR_EVER,
+            "ssl_handshake_timeout": (getattr(self.RequestHandlerClass, "timeouts", None) or self.timeouts).handshake
+            or FOR_EVER,
             # It would also count while a large reply is still being sent: a connection sees to its end itself.
             "ssl_shutdown_timeout": FOR_EVER,
         }
@@ -494,6 +548,7 @@ class BaseServer:
             await self._threads.close()
         if self._grace_timer is not None:
             self._grace_timer.cancel()
+        self._rounds.stop()
         report = DrainReport(**self._drained, seconds=loop.time() - began)
         if report.cancelled or report.aborted:
             logger.warning(

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from aioecho.driver import Waiter, steps
 
-__all__ = ["DEFAULT_LIMIT", "StreamProtocol", "StreamReader", "StreamWriter"]
+__all__ = ["DEFAULT_LIMIT", "CountingStreamProtocol", "StreamProtocol", "StreamReader", "StreamWriter"]
 
 DEFAULT_LIMIT = 2**16
 """Bytes: asyncio's default for the longest line, and half of what a reader buffers before it pauses the transport."""
@@ -47,7 +47,10 @@ class StreamReader(asyncio.StreamReader):
     _waiter: Waiter | None
 
     _ends_when: Callable[[], bool] | None = None
-    _is_special: bool  # there is an exception, or _ends_when
+    _interruption: Exception | None = None
+    _is_special: bool  # there is one of these two, or an exception
+    _message_began: float | None = None  # when a read came to wait for the rest of what it has begun to read
+    _seen_idle: float | None = None  # when a visitor first found the wait that goes on
 
     def __init__(self, limit: int = DEFAULT_LIMIT, loop: asyncio.AbstractEventLoop | None = None) -> None:
         super().__init__(limit, loop)
@@ -68,6 +71,32 @@ class StreamReader(asyncio.StreamReader):
         self._ends_when = no_more_comes
         self._is_special = True
         self._end_if_idle()
+
+    def interrupt(self, exc: Exception) -> None:
+        """Raise `exc` in the read that waits now; later ones go on as if nothing had been."""
+        self._interruption = exc
+        self._is_special = True
+        self._wakeup_waiter()
+
+    def _raise_interruption(self) -> None:
+        interruption, self._interruption = self._interruption, None
+        self._is_special = self._exception is not None or self._ends_when is not None
+        if interruption is not None:
+            raise interruption
+
+    def waits(self, now: float) -> tuple[str, float] | None:
+        """Tell for what a read waits, "idle" or "message", and since when; None if none does. `now` is the loop's time.
+
+        "idle" is for the first byte, counted from the first call that meets the wait, so that reading need not look at the
+        clock; "message" for the rest, counted from the first byte.
+        """
+        if self._waiter is None:
+            return None
+        if self._message_began is not None:
+            return "message", self._message_began
+        if self._seen_idle is None:
+            self._seen_idle = now
+        return "idle", self._seen_idle
 
     def _end_if_idle(self) -> None:
         waits = self._waiter is not None and not self._buffer and not self._eof
@@ -96,12 +125,17 @@ class StreamReader(asyncio.StreamReader):
         elif self._ends_when is not None and not self._buffer and self._ends_when():
             self._eof = True
             return
+        if self._buffer and self._message_began is None:
+            self._message_began = self._loop.time()
+        self._seen_idle = None
         self._waiter = self._news
         try:
             yield self._news
         finally:
             self._waiter = None
             self._keep_item()
+        if self._interruption is not None:
+            self._raise_interruption()
         if self._exception is not None and not self._buffer:
             raise self._exception
 
@@ -131,6 +165,7 @@ class StreamReader(asyncio.StreamReader):
         else:
             data = bytes(memoryview(buffer)[:size])
             del buffer[:size]
+        self._message_began = None
         if self._paused:
             self._maybe_resume_transport()  # type: ignore[attr-defined]
         return data
@@ -149,6 +184,7 @@ class StreamReader(asyncio.StreamReader):
             OSError: the connection broke.
         """
         if n > 0 and not (self._buffer or self._eof or self._waiter or self._paused or self._is_special):
+            self._seen_idle = None
             self._waiter = waiter = self._news
             try:
                 yield waiter
@@ -164,6 +200,8 @@ class StreamReader(asyncio.StreamReader):
                     return chunk
                 self._keep(chunk, n)
                 return chunk[:n]
+            if self._interruption is not None:
+                self._raise_interruption()
             if self._buffer:
                 return self._take(n)
         if self._exception is not None:
@@ -189,6 +227,7 @@ class StreamReader(asyncio.StreamReader):
             OSError: the connection broke.
         """
         if not (self._buffer or self._eof or self._waiter or self._paused or self._is_special):
+            self._seen_idle = None
             self._waiter = waiter = self._news
             try:
                 yield waiter
@@ -204,11 +243,14 @@ class StreamReader(asyncio.StreamReader):
                 if end == len(chunk) <= self._limit:
                     return chunk
                 self._keep(chunk, 0)
+            elif self._interruption is not None:
+                self._raise_interruption()
         return self._buffered_line() or (yield from self._readline().__await__())
 
     @steps
     def __anext__(self) -> Generator[Any, None, bytes]:
         if not (self._buffer or self._eof or self._waiter or self._paused or self._is_special):
+            self._seen_idle = None
             self._waiter = waiter = self._news
             try:
                 yield waiter
@@ -224,6 +266,8 @@ class StreamReader(asyncio.StreamReader):
                 if end == len(chunk) <= self._limit:
                     return chunk
                 self._keep(chunk, 0)
+            elif self._interruption is not None:
+                self._raise_interruption()
         line = self._buffered_line() or (yield from self._readline().__await__())
         if line:
             return line
@@ -244,6 +288,7 @@ class StreamReader(asyncio.StreamReader):
                 del self._buffer[: error.consumed + 1]
             else:
                 self._buffer.clear()
+            self._message_began = None
             self._maybe_resume_transport()  # type: ignore[attr-defined]
             raise ValueError(error.args[0]) from error
 
@@ -300,6 +345,7 @@ class StreamReader(asyncio.StreamReader):
         if n == 0:
             return b""
         if not (self._buffer or self._eof or self._waiter or self._paused or self._is_special):
+            self._seen_idle = None
             self._waiter = waiter = self._news
             try:
                 yield waiter
@@ -314,6 +360,8 @@ class StreamReader(asyncio.StreamReader):
                 if len(chunk) == n:
                     return chunk
                 self._keep(chunk, 0)
+            elif self._interruption is not None:
+                self._raise_interruption()
         while len(self._buffer) < n:
             if self._eof:
                 raise IncompleteReadError(self._take(len(self._buffer)), n)
@@ -347,12 +395,17 @@ class StreamWriter(asyncio.StreamWriter):
         self._loop = loop
 
     def write(self, data: Buffer) -> None:
-        """Send `data` as soon as the peer takes it; does not wait: :meth:`drain` does."""
+        """Send `data` as soon as the peer takes it; does not wait: :meth:`drain` does.
+
+        A server's stream is cut off if more than Limits.max_write_buffer waits to be sent already.
+        """
+        if self._protocol._notes_writes:
+            self._protocol.note_write(data)
         self._transport.write(data)
 
     def writelines(self, data: Iterable[Buffer]) -> None:
         """Send all of `data`, in order."""
-        if WRITELINES_NEVER_PAUSES:
+        if WRITELINES_NEVER_PAUSES or self._protocol._notes_writes:
             self.write(b"".join(data))
         else:
             self._transport.writelines(data)
@@ -433,20 +486,25 @@ def _feed_tls(transport: asyncio.Transport, data: bytes) -> None:
 class StreamProtocol(asyncio.Protocol):
     """Connects a transport with a reader and a writer.
 
-    `is_server_side` says which side start_tls() takes. `reader` is there from the start, `transport` from the time that
-    it calls connection_made(); then :meth:`make_writer` makes the writer. `is_lost` and `lost_with` tell whether and how
-    it ended, and `peer_has_closed` whether the peer has sent its last.
+    `is_server_side` says which side start_tls() takes; `max_unsent` is Limits.max_write_buffer. `reader` is there from the
+    start, `transport` from the time that it calls connection_made(); then :meth:`make_writer` makes the writer. `is_lost`
+    and `lost_with` tell whether and how it ended, `cut_for` why this side has cut it off, and `peer_has_closed` whether the
+    peer has sent its last. `bytes_in` and `bytes_out` count what is read and written, with `counts`.
     """
 
     __slots__ = (
         "_connection_lost",
         "_loop",
+        "_max_unsent",
         "_news",
+        "_notes_writes",
         "_paused",
         "_stays_open_at_eof",
         "_waiting_to_close",
         "_waiting_to_write",
+        "cut_for",
         "is_server_side",
+        "is_tls",
         "lost_with",
         "peer_has_closed",
         "reader",
@@ -455,13 +513,26 @@ class StreamProtocol(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, limit: int = DEFAULT_LIMIT, is_server_side: bool) -> None:
+    counts = False
+    bytes_in = bytes_out = 0
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        limit: int = DEFAULT_LIMIT,
+        max_unsent: int | None = None,
+        is_server_side: bool,
+    ) -> None:
         self._loop = loop
         self.reader = StreamReader(limit, loop)
         self._news = self.reader._news
+        self._max_unsent = max_unsent
         self.is_server_side = is_server_side
         self.lost_with: Exception | None = None
+        self.cut_for: str | None = None
         self.peer_has_closed = False
+        self._notes_writes = self.counts
         self._stays_open_at_eof = True
         # These two and the methods with an underscore are those that asyncio.StreamWriter expects of its protocol.
         self._connection_lost = False
@@ -487,7 +558,8 @@ class StreamProtocol(asyncio.Protocol):
         self.transport = transport
         self.reader._transport = transport
         # A TLS transport complains of a protocol that wants to stay half open.
-        self._stays_open_at_eof = transport.get_extra_info("sslcontext") is None
+        self.is_tls = transport.get_extra_info("sslcontext") is not None
+        self._stays_open_at_eof = not self.is_tls
 
     def data_received(self, data: bytes) -> None:
         """Resume whoever waits for data, or buffer it. What comes after the end of the stream is dropped."""
@@ -512,13 +584,32 @@ class StreamProtocol(asyncio.Protocol):
         if self.reader._paused:
             self.reader._maybe_resume_transport()  # type: ignore[attr-defined]
 
+    def note_write(self, data: Buffer) -> None:
+        """Cut the connection off if too much waits to be sent already. Called before a write with which that is possible."""
+        if self._max_unsent is not None and self.transport.get_write_buffer_size() > self._max_unsent:
+            self.cut("write buffer")
+
+    def cut(self, reason: str) -> None:
+        """Cut the connection off: throw away what is unsent. `cut_for` is the first such reason."""
+        if not self._connection_lost:
+            self.cut_for = self.cut_for or reason
+            self.transport.abort()
+
+    def interrupt_drains(self, exc: Exception) -> bool:
+        """Raise `exc` in every drain() that waits; return whether any does."""
+        waiting = [each for each in self._waiting_to_write if not each.done()]
+        for each in waiting:
+            each.set_exception(exc)
+        return bool(waiting)
+
     def pause_writing(self) -> None:
         """Let drain() wait."""
-        self._paused = True
+        self._paused = self._notes_writes = True
 
     def resume_writing(self) -> None:
         """Let drain() return."""
         self._paused = False
+        self._notes_writes = self.counts
         for waiting in self._waiting_to_write:
             _set_result(waiting)
 
@@ -562,6 +653,28 @@ class StreamProtocol(asyncio.Protocol):
         await self.wait_lost()
         if self.lost_with is not None:
             raise self.lost_with
+
+
+class CountingStreamProtocol(StreamProtocol):
+    """A StreamProtocol that counts bytes, which costs every message some time."""
+
+    __slots__ = ("bytes_in", "bytes_out")
+
+    counts = True
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
+        super().__init__(loop, **options)
+        self.bytes_in = self.bytes_out = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Count, and do as for any stream."""
+        self.bytes_in += len(data)
+        super().data_received(data)
+
+    def note_write(self, data: Buffer) -> None:
+        """Count, and do as for any stream."""
+        self.bytes_out += memoryview(data).nbytes
+        super().note_write(data)
 
 
 def _set_result(future: "asyncio.Future[None]") -> None:

@@ -31,6 +31,8 @@ ORDER = (
     "streams",
     "handlers",
     "connection",
+    "admission",
+    "deadlines",
     "listener",
     "threads",
     "blocking",
@@ -56,8 +58,18 @@ ORDER = (
 # Those that talk to servers, any servers, and know nothing of ours.
 CLIENTS = {"client", "load", "load_cli", "load_engine", "load_report"}
 SERVERS = {
-    *("handlers", "connection", "listener", "threads", "blocking", "server", "datagram_socket", "blocking_datagram"),
-    *("exchange", "session", "datagram", "serving", "background", "workers", "echo"),
+    *(
+        "handlers",
+        "connection",
+        "admission",
+        "deadlines",
+        "listener",
+        "threads",
+        "blocking",
+        "server",
+        "datagram_socket",
+    ),
+    *("blocking_datagram", "exchange", "session", "datagram", "serving", "background", "workers", "echo"),
 }
 
 # They print what the command line shows.
@@ -167,6 +179,7 @@ def test_what_users_get_is_this() -> None:
         "BackgroundServer",
         "BaseRequestHandler",
         "BaseServer",
+        "ConnectionTimeout",
         "DatagramRequestHandler",
         "DatagramServer",
         "DatagramSessionHandler",

@@ -491,6 +491,30 @@ async def test_at_the_limit_clients_wait_for_a_thread_in_order() -> None:
         check_identity(server)
 
 
+async def test_the_limits_of_connections_apply() -> None:
+    limits = aioecho.Limits(max_per_host=2)
+    async with HeldServer(("127.0.0.1", 0), Held, limits=limits) as server:
+        held = [asyncio.create_task(ask(server, b"x")) for _ in range(2)]
+        await server.has_entered(2)
+        with socket.create_connection(server.server_address) as third:
+            await settle(lambda: server.stats.rejected == 1)
+            assert third.recv(1) == b""
+        assert server.stats.reasons == {"per host": 1}
+        server.may_go_on.set()
+        assert await asyncio.gather(*held) == [b"X"] * 2
+        await settle(lambda: not server.connections)
+        assert await ask(server, b"y") == b"Y"
+        check_identity(server)
+
+
+async def test_an_ended_connection_makes_one_record(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "aioecho.blocking"):
+        async with aioecho.serve(Upper, ANYWHERE) as server:
+            await ask(server, b"x\n")
+    [record] = [r for r in caplog.records if r.name == "aioecho.blocking"]
+    assert (record.outcome, record.reason) == ("completed", "finished")  # type: ignore[attr-defined]
+
+
 async def test_one_who_leaves_while_waiting_for_a_thread_costs_nothing() -> None:
     async with HeldServer(("127.0.0.1", 0), Held, limits=aioecho.Limits(max_threads=1)) as server:
         first = asyncio.create_task(ask(server, b"a"))

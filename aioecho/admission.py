@@ -1,0 +1,116 @@
+"""Who is let in: what a server's limits say of a client that has come, before anything is done for it."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Sized
+from typing import Any, Protocol
+
+from aioecho.config import Limits
+
+__all__ = ["Admission"]
+
+# Seconds by which clients may come early after others came late: event loops keep time to a millisecond or worse.
+SLACK = 0.02
+
+
+class _Connections(Sized, Iterable[Any], Protocol):
+    pass
+
+
+class Admission:
+    """Applies the limits on accepting. `connections` are those that live, each with a `client_address`; they change.
+
+    `retry` is called when there may be room again for another reason than that a connection has ended.
+    """
+
+    def __init__(self, limits: Limits, connections: _Connections, retry: Callable[[], None]) -> None:
+        self._limits = limits
+        self._connections = connections
+        self._retry = retry
+        self._hosts: Counter[str] = Counter()  # kept while max_per_host is set
+        self._next = 0.0  # when accept_rate lets the next one in
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_paused = self._is_closing = False
+
+    @property
+    def limits(self) -> Limits:
+        """The limits that hold now. Set others at any time; connections that are too many by them are left alone."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._limits = limits
+        hosts = (_host_of(each.client_address) for each in self._connections)
+        self._hosts = Counter(host for host in hosts if host is not None)
+        self._next = 0.0
+        self._retry()
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether nobody is let in until resume()."""
+        return self._is_paused
+
+    def pause(self) -> None:
+        """Let nobody in until resume()."""
+        self._is_paused = True
+
+    def resume(self) -> None:
+        """Undo pause()."""
+        self._is_paused = False
+        self._retry()
+
+    def close(self) -> None:
+        """Let in those who wait in the kernel's queue as far as max_connections goes, and set no timer any more."""
+        self._is_closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def has_room(self) -> bool:
+        """Tell whether to accept the next client now."""
+        limits = self._limits
+        if limits.overflow == "wait" and self._is_full():
+            return False
+        if self._is_closing:
+            return True
+        if self._is_paused:
+            return False
+        if limits.accept_rate is not None:
+            loop = asyncio.get_running_loop()
+            if loop.time() < self._next:
+                if self._timer is None:
+                    self._timer = loop.call_at(self._next, self._end_wait)
+                return False
+        return True
+
+    def admit(self, client_address: Any) -> str | None:
+        """Count a client that was accepted; return why to disconnect it at once, if so."""
+        limits = self._limits
+        if limits.accept_rate is not None:
+            now = asyncio.get_running_loop().time()
+            self._next = max(self._next, now - SLACK) + 1 / limits.accept_rate
+        if limits.overflow == "reject" and self._is_full():
+            return "overflow"
+        if limits.max_per_host is not None and (host := _host_of(client_address)) is not None:
+            if self._hosts[host] >= limits.max_per_host:
+                return "per host"
+            self._hosts[host] += 1
+        return None
+
+    def leave(self, client_address: Any) -> None:
+        """Count that a client's connection has ended which was admitted."""
+        if self._hosts and (host := _host_of(client_address)) is not None and host in self._hosts:
+            self._hosts[host] -= 1
+            if self._hosts[host] <= 0:
+                del self._hosts[host]  # addresses are many
+
+    def _is_full(self) -> bool:
+        limit = self._limits.max_connections
+        return limit is not None and len(self._connections) >= limit
+
+    def _end_wait(self) -> None:
+        self._timer = None
+        self._retry()
+
+
+def _host_of(client_address: Any) -> str | None:
+    return client_address[0] if isinstance(client_address, tuple) else None
