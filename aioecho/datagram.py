@@ -67,6 +67,7 @@ class DatagramServer(BaseServer):
         super().__init__(server_address, RequestHandlerClass, **options)
         self._has_sessions = _makes_sessions(RequestHandlerClass) if sessions is None else sessions
         self._sockets: list[DatagramSocket] = []
+        self._is_stopping = False
         # Handlers for single datagrams.
         self._spare: Exchange | None = None
         self._current: Exchange | None = None
@@ -139,10 +140,12 @@ class DatagramServer(BaseServer):
 
     def close(self) -> None:
         """Serve what has come by now, and then read no more, once and for all. Handlers that run can still reply."""
-        listeners, self._listeners = self._listeners, []
-        for listener in listeners:
-            assert isinstance(listener, DatagramSocket)
-            listener.stop()
+        if self._listeners:
+            self._listeners = []
+            self._is_stopping = True
+            for sock in self._sockets:
+                sock.stop()
+            self._is_stopping = False
         self._close_if_done()
 
     def _is_idle(self) -> bool:
@@ -150,7 +153,7 @@ class DatagramServer(BaseServer):
 
     def _close_if_done(self) -> None:
         """Close the sockets when nobody can have anything to send any more."""
-        if not self._listeners and self._is_idle() and self._current is None:
+        if not (self._listeners or self._is_stopping or self._current) and self._is_idle():
             self._close_sockets()
 
     def _close_sockets(self) -> None:
@@ -176,6 +179,7 @@ class DatagramServer(BaseServer):
             self._stats.drops["stopped"] += len(self._queue)
             self._stats.queued -= len(self._queue)
             self._queue.clear()
+            self._end_drain_if_idle()
         super()._cut_off()
 
     def _account(self, task: "asyncio.Task[None]") -> None:
@@ -200,7 +204,17 @@ class DatagramServer(BaseServer):
         if len(data) > limits.max_datagram:
             stats.drops["truncated"] += 1
         elif len(self._connections) < limits.max_handlers and not self._queue:
-            self._begin(data, client_address, transport)
+            exchange, self._spare = self._spare, None
+            if exchange is None or exchange.is_retired:
+                exchange = Exchange(self)
+            self._current = exchange
+            is_free = exchange.serve((data, transport), client_address)
+            self._current = None
+            if is_free and exchange.outcome == "completed" and not exchange.is_counted and self._listeners:
+                self._at_once += 1  # as nearly all do, so this is all that is done for them
+                self._spare = exchange
+            else:
+                self._count_begun(exchange, is_free)
         elif len(self._queue) < limits.max_queue:
             stats.queued += 1
             self._queue.append(((data, transport), client_address))
@@ -220,19 +234,6 @@ class DatagramServer(BaseServer):
         else:
             stats.drops["queue full"] += 1
 
-    def _begin(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
-        exchange, self._spare = self._spare, None
-        if exchange is None or exchange.is_retired:
-            exchange = Exchange(self)
-        self._current = exchange
-        is_free = exchange.serve((data, transport), client_address)
-        self._current = None
-        if is_free and exchange.outcome == "completed" and not exchange.is_counted and self._drain is None:
-            self._at_once += 1  # as nearly all do, so this is all that is done for them
-            self._spare = exchange
-        else:
-            self._count_begun(exchange, is_free)
-
     def _count_end(self, connection: Any) -> None:
         if connection.outcome == "rejected" and isinstance(connection, Exchange | ThreadedDatagram):
             self._stats.handled -= 1
@@ -246,6 +247,7 @@ class DatagramServer(BaseServer):
             self._count_end(exchange)
             exchange.reset()
             self._spare = exchange
+            self._close_if_done()
         else:
             exchange.add_end_callback(self._when_ended)
 
@@ -265,9 +267,15 @@ class DatagramServer(BaseServer):
         for _ in range(BEGUN_PER_TURN):
             if not self._queue or len(self._connections) >= self.limits.max_handlers:
                 return
-            (data, transport), client_address = self._queue.popleft()
+            request, client_address = self._queue.popleft()
             self._stats.queued -= 1
-            self._begin(data, client_address, transport)
+            exchange, self._spare = self._spare, None
+            if exchange is None or exchange.is_retired:
+                exchange = Exchange(self)
+            self._current = exchange
+            is_free = exchange.serve(request, client_address)
+            self._current = None
+            self._count_begun(exchange, is_free)
         if self._queue and not self._begins_queued:
             self._begins_queued = True
             asyncio.get_running_loop().call_soon(self._begin_queued)

@@ -11,10 +11,9 @@ a callback on ends with that handler. And each handler has a context of its own.
 
 import asyncio
 import contextlib
-import functools
 import inspect
 from asyncio.tasks import _enter_task, _leave_task  # documented for whoever steps coroutines: docs, "Extending asyncio"
-from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from sys import getrefcount
 from types import CoroutineType
@@ -84,15 +83,6 @@ async def _await(awaitable: Awaitable[Any]) -> None:
     await awaitable
 
 
-@functools.lru_cache(maxsize=256)
-def _has_only_handle(kind: Hashable) -> bool:
-    """Whether a handler class has neither a setup() nor a finish() of its own."""
-    return (
-        getattr(kind, "setup", None) is BaseRequestHandler.setup
-        and getattr(kind, "finish", None) is BaseRequestHandler.finish
-    )
-
-
 class Exchange(Coroutine[Any, Any, None]):
     """A datagram whose handler runs, in `server.connections`; and what the server's next datagrams are served with.
 
@@ -110,6 +100,7 @@ class Exchange(Coroutine[Any, Any, None]):
         "_is_stepping",
         "_loop",
         "_parked_in",
+        "_plain_kind",
         "_pristine",
         "_task",
         "_yielded",
@@ -139,6 +130,7 @@ class Exchange(Coroutine[Any, Any, None]):
         self.outcome, self.reason = "completed", "finished"
         self.was_aborted = self.is_counted = False
         self._callback = self._cancelled = self._coro = self._end = self._parked_in = None
+        self._plain_kind: type | None = None
         self._yielded = _NOTHING
         self._abandoned = self.is_retired = self._is_stepping = False
         self._context = self._pristine = server._context
@@ -199,8 +191,10 @@ class Exchange(Coroutine[Any, Any, None]):
             if verified is True:
                 self.handler = handler = server.RequestHandlerClass(request, client_address, server)
                 # With no coroutine around it: that would be a tenth of what a datagram costs.
-                is_plain = _has_only_handle(type(handler))  # type: ignore[arg-type]
-                coro = handler.handle() if is_plain else _run_methods(self, handler)
+                if type(handler) is self._plain_kind or self._is_plain(handler):
+                    coro = handler.handle()
+                else:
+                    coro = _run_methods(self, handler)
                 if type(coro) is not CoroutineType:
                     coro = _await(coro)
             else:
@@ -212,6 +206,17 @@ class Exchange(Coroutine[Any, Any, None]):
             if not report_end(self, error) and not isinstance(error, asyncio.CancelledError):
                 self._end = error
             return _ENDED
+
+    def _is_plain(self, handler: Any) -> bool:
+        """Whether the handler's class has neither a setup() nor a finish() of its own; the last such class is remembered."""
+        kind = type(handler)
+        if (
+            getattr(kind, "setup", None) is BaseRequestHandler.setup
+            and getattr(kind, "finish", None) is BaseRequestHandler.finish
+        ):
+            self._plain_kind = kind
+            return True
+        return False
 
     async def _begin_later(self) -> None:
         await run_handler(self, self.server.verify_request(self.request, self.client_address))

@@ -471,11 +471,14 @@ class BaseServer:
         if self._drain is not None:
             how = "aborted" if connection.was_aborted else "cancelled" if outcome == "cancelled" else "completed"
             self._drained[how] += 1
-            if self._is_idle() and self._all_ended is not None and not self._all_ended.done():
-                self._all_ended.set_result(None)
+            self._end_drain_if_idle()
 
     def _is_idle(self) -> bool:
         return not self._connections
+
+    def _end_drain_if_idle(self) -> None:
+        if self._is_idle() and self._all_ended is not None and not self._all_ended.done():
+            self._all_ended.set_result(None)
 
     def _call_handle_error(self, request: Any, client_address: Any) -> None:
         """Call the hook for the exception that is being handled, and report what the hook itself raises."""

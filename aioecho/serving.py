@@ -1,11 +1,13 @@
 """Choosing the server for some endpoints."""
 
+import inspect
 import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from aioecho.datagram import DatagramServer
 from aioecho.endpoints import InheritedEndpoint, parse_endpoint
+from aioecho.handlers import DatagramRequestHandler, DatagramSessionHandler, StreamRequestHandler
 from aioecho.server import BaseServer
 
 __all__ = ["are_for_datagrams", "serve"]
@@ -26,35 +28,53 @@ def serve(
     """
     if isinstance(RequestHandlerClass, Mapping):
         return BaseServer(endpoints or None, RequestHandlerClass, **options)
-    if are_for_datagrams(*endpoints, sock=options.get("sock")):
+    if are_for_datagrams(*endpoints, sock=options.get("sock"), RequestHandlerClass=RequestHandlerClass):
         return DatagramServer(endpoints or None, RequestHandlerClass, **options)
     return BaseServer(endpoints or None, RequestHandlerClass, **options)
 
 
-def are_for_datagrams(*endpoints: str, sock: socket.socket | None = None) -> bool:
+def are_for_datagrams(
+    *endpoints: str, sock: socket.socket | None = None, RequestHandlerClass: Callable[..., Any] | None = None
+) -> bool:
     """Return whether endpoints, and a socket object, are for datagrams.
+
+    A socket that exists is for what the handler class serves, if that is known, and else for what it can do: with the wrong
+    one the server itself says so when it starts.
 
     Raises:
         ValueError: some are and some are not, or one is no endpoint.
     """
-    kinds = {text: _is_for_datagrams(text) for text in endpoints}
+    wanted = _serves_datagrams(RequestHandlerClass)
+    kinds = {text: _is_for_datagrams(text, wanted) for text in endpoints}
     if sock is not None:
-        kinds["sock"] = sock.type == socket.SOCK_DGRAM
+        kinds["sock"] = sock.type == socket.SOCK_DGRAM if wanted is None else wanted
     if len(set(kinds.values())) > 1:
         stream, datagram = (next(text for text, kind in kinds.items() if kind is which) for which in (False, True))
         raise ValueError(f"{stream} is for streams and {datagram} is for datagrams: that takes two servers")
     return any(kinds.values())
 
 
-def _is_for_datagrams(text: str) -> bool:
-    endpoint = parse_endpoint(text)
-    if isinstance(endpoint, InheritedEndpoint) and isinstance(endpoint.source, int):
-        try:
-            sock = socket.socket(fileno=endpoint.source)
-        except OSError:  # no socket: who tries to listen on it will say so
+def _serves_datagrams(RequestHandlerClass: Any) -> bool | None:
+    if inspect.isclass(RequestHandlerClass):
+        if issubclass(RequestHandlerClass, StreamRequestHandler):
             return False
-        try:
-            return sock.type == socket.SOCK_DGRAM
-        finally:
-            sock.detach()
-    return endpoint.type == socket.SOCK_DGRAM
+        if issubclass(RequestHandlerClass, DatagramRequestHandler | DatagramSessionHandler):
+            return True
+    return None
+
+
+def _is_for_datagrams(text: str, wanted: bool | None) -> bool:
+    endpoint = parse_endpoint(text)
+    if not isinstance(endpoint, InheritedEndpoint):
+        return endpoint.type == socket.SOCK_DGRAM
+    if wanted is not None:
+        return wanted
+    assert isinstance(endpoint.source, int)
+    try:
+        sock = socket.socket(fileno=endpoint.source)
+    except OSError:  # no socket: who tries to listen on it will say so
+        return False
+    try:
+        return sock.type == socket.SOCK_DGRAM
+    finally:
+        sock.detach()

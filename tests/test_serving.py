@@ -40,6 +40,8 @@ def test_the_server_follows_from_the_endpoints() -> None:
         assert not are_for_datagrams(f"fd://{stream.fileno()}")
         with pytest.raises(ValueError, match=r"sock is for streams and fd://\d+ is for datagrams: that takes two serv"):
             are_for_datagrams(f"fd://{datagrams.fileno()}", sock=stream)
+        assert not are_for_datagrams(f"fd://{datagrams.fileno()}", RequestHandlerClass=Echo)
+        assert are_for_datagrams(sock=stream, RequestHandlerClass=DatagramEcho)
     assert not are_for_datagrams("fd://987654")
 
 
