@@ -4,6 +4,7 @@ Write a handler class with an ``async def handle(self)``, and give it to :func:`
 :func:`serve`, :class:`TCPServer` or :class:`UDPServer` inside an application.
 """
 
+from aioecho.background import BackgroundServer, run_in_thread
 from aioecho.config import Limits, Timeouts
 from aioecho.datagram import DatagramServer, UDPServer, UnixDatagramServer
 from aioecho.exceptions import AioechoError, ConnectionTimeout, EndpointError
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AioechoError",
+    "BackgroundServer",
     "BaseRequestHandler",
     "BaseServer",
     "ConnectionTimeout",
@@ -44,5 +46,6 @@ __all__ = [
     "UnixStreamServer",
     "__version__",
     "run",
+    "run_in_thread",
     "serve",
 ]

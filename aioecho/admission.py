@@ -45,6 +45,11 @@ class Admission:
         self._next = 0.0
         self._retry()
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether nobody is let in until resume()."""
+        return self._is_paused
+
     def pause(self) -> None:
         """Let nobody in until resume()."""
         self._is_paused = True

@@ -43,6 +43,11 @@ class Limits:
     """Clients that the kernel queues until they are accepted; it cuts the figure to net.core.somaxconn. Clients beyond
     it are not refused: their connecting takes seconds longer."""
 
+    max_threads: int = 200
+    """Threads for blocking handlers, each of which has one for as long as its connection lasts. At the limit accepted
+    connections wait for one, in order. A thread that is idle is used again, and kept until the server stops. Handlers that
+    compute, rather than wait, make the event loop wait as well: see aioecho.blocking for how long."""
+
     max_buffer: int = 2**16
     """Bytes: asyncio's `limit`. The longest line, and half of what is buffered of a peer that sends faster than its
     handler reads."""
@@ -77,6 +82,7 @@ class Limits:
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
         _check_count("backlog", self.backlog)
+        _check_count("max_threads", self.max_threads)
         _check_count("max_buffer", self.max_buffer)
         for name in ("max_handlers", "max_queue", "max_sessions", "max_session_queue"):
             _check_count(name, getattr(self, name))

@@ -51,6 +51,7 @@ class Connection(Driver[None]):
     # bytes. It ends in exactly one of the server's counters, by `outcome` and `reason`, in the task's done-callback.
 
     __slots__ = (
+        "_RequestHandlerClass",
         "_is_cut_off",
         "_protocol",
         "_server",
@@ -68,9 +69,16 @@ class Connection(Driver[None]):
 
     _protocol: StreamProtocol
 
-    def __init__(self, server: "BaseServer", sock: socket.socket, client_address: Any) -> None:
+    def __init__(
+        self,
+        server: "BaseServer",
+        sock: socket.socket,
+        client_address: Any,
+        RequestHandlerClass: Callable[..., Any],
+    ) -> None:
         loop = asyncio.get_running_loop()
         self._server = server
+        self._RequestHandlerClass = RequestHandlerClass
         self._sock = sock
         limits = server.limits
         make_protocol = CountingStreamProtocol if logger.isEnabledFor(logging.DEBUG) else StreamProtocol
@@ -254,7 +262,7 @@ class Connection(Driver[None]):
         if not verified:
             self.outcome, self.reason = "rejected", "refused"
             return
-        handler = server.RequestHandlerClass(request, self.client_address, server)
+        handler = self._RequestHandlerClass(request, self.client_address, server)
         if type(handler).setup is not BaseRequestHandler.setup:
             await handler.setup()
         self.handler = handler

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any
 
+from aioecho.blocking import is_blocking
+from aioecho.blocking_datagram import ThreadedDatagram
 from aioecho.datagram_socket import DatagramSocket, DatagramTransport
 from aioecho.endpoints import BoundSocket, Endpoint, UDPEndpoint, UnixDatagramEndpoint
 from aioecho.exchange import Exchange
@@ -37,7 +39,8 @@ class DatagramServer(BaseServer):
     Args:
         server_address: an endpoint string, or several, for datagrams.
         RequestHandlerClass: a subclass of DatagramRequestHandler, or of DatagramSessionHandler; or anything that, called
-            with `(request, client_address, server)`, gives one.
+            with `(request, client_address, server)`, gives one. A handler class of socketserver's for datagrams, or a
+            partial of one, is called in a thread: ``Limits.max_threads`` at a time, and ``Limits.max_queue`` wait for one.
         sessions: whether there is a handler for each peer. None: if RequestHandlerClass is, or is a functools.partial of, a
             DatagramSessionHandler.
 
@@ -116,6 +119,8 @@ class DatagramServer(BaseServer):
     def _make_listeners(self, bound: list[BoundSocket]) -> Sequence[DatagramSocket]:
         self._longest = self.limits.max_datagram
         take = self._take_for_session if self._has_sessions else self._take_datagram
+        if is_blocking(self.RequestHandlerClass):
+            take = self._take_for_thread
         try:
             self._sockets = [
                 DatagramSocket(
@@ -186,7 +191,10 @@ class DatagramServer(BaseServer):
         elif self._queue:
             self._connections.discard(ended)
             self._begin_queued()
-        self._count_end_of(task)
+        super()._account(task)
+
+    def _forget(self, connection: Any) -> None:
+        super()._forget(connection)
         self._close_if_done()
 
     # A handler for each datagram.
@@ -214,16 +222,24 @@ class DatagramServer(BaseServer):
         else:
             stats.drops["queue full"] += 1
 
-    def _count_end(self, connection: Any) -> None:
-        if connection.outcome == "rejected" and isinstance(connection, Exchange):
-            self._stats.handled -= 1
-            self._stats.drops["refused"] += 1
-        super()._count_end(connection)
+    def _take_for_thread(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
+        stats, limits = self._stats, self.limits
+        stats.received += 1
+        if len(data) > self._longest:
+            stats.drops["truncated"] += 1
+        elif len(self._connections) < limits.max_threads + limits.max_queue:
+            stats.handled += 1
+            threaded = ThreadedDatagram(self, self._thread_pool(), data, client_address, transport)
+            self._add(threaded)
+            threaded.begin()
+        else:
+            stats.drops["queue full"] += 1
 
-    def _add(self, served: Exchange | Session) -> None:
-        self._stats.accepted += 1
-        self._stats.active += 1
-        self._connections.add(served)
+    def _count_end(self, connection: Any) -> None:
+        if connection.outcome == "rejected" and isinstance(connection, Exchange | ThreadedDatagram):
+            self._stats.handled -= 1
+            self._stats.drops[connection.reason] += 1
+        super()._count_end(connection)
 
     def _count_begun(self, exchange: Exchange, is_free: bool) -> None:
         if not exchange.is_counted:

@@ -210,7 +210,7 @@ class DatagramSocket:
             self._loop.add_reader(self.sock.fileno(), self._on_readable)
 
     def pause(self) -> None:
-        """Leave what comes in the kernel's buffer until resume()."""
+        """Leave what comes to the kernel until resume()."""
         if self._is_reading:
             self._is_reading = False
             self._loop.remove_reader(self.sock.fileno())

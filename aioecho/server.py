@@ -3,16 +3,18 @@
 import asyncio
 import contextlib
 import contextvars
+import functools
 import inspect
 import logging
 import os
 import socket
 import ssl as ssl_module
 import sys
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Any, ClassVar, Protocol, Self
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, Self, cast
 
 from aioecho.admission import Admission
+from aioecho.blocking import ThreadedConnection, is_blocking, same_of_socketservers
 from aioecho.config import Limits, Timeouts
 from aioecho.connection import Connection
 from aioecho.deadlines import Rounds
@@ -31,6 +33,7 @@ from aioecho.listener import OUT_OF_RESOURCES, Listener
 from aioecho.logs import BoundedLog
 from aioecho.stats import DrainReport, Stats
 from aioecho.streams import FOR_EVER
+from aioecho.threads import ThreadPool
 
 __all__ = ["BaseServer", "TCPServer", "UnixStreamServer"]
 
@@ -72,7 +75,7 @@ class Ear(Protocol):
         """Take what comes from now on, as long as there is room."""
 
     def pause(self) -> None:
-        """Leave what comes to the kernel."""
+        """Leave what comes to the kernel, until resume()."""
 
 
 class BaseServer:
@@ -82,7 +85,9 @@ class BaseServer:
         server_address: an endpoint string, or several of them, which then share one set of limits, one drain and one
             `stats`. Subclasses take the address forms of socketserver.
         RequestHandlerClass: anything that, called with `(request, client_address, server)`, gives a handler: a subclass
-            of StreamRequestHandler, or a functools.partial of one that binds more arguments.
+            of StreamRequestHandler, or a functools.partial of one that binds more arguments. A handler class of
+            socketserver's, or a partial of one, is called in a thread, with a blocking socket: see Limits.max_threads.
+            Or, if `server_address` is None, a mapping of such to the endpoints that each serves.
         ssl: serve TLS with this context, on all endpoints. TLS 1.2 is the least that a context of the standard library's
             defaults offers; one that offers less is refused.
         limits: see Limits.
@@ -106,7 +111,7 @@ class BaseServer:
     def __init__(
         self,
         server_address: Any,
-        RequestHandlerClass: Callable[..., Any],
+        RequestHandlerClass: Callable[..., Any] | Mapping[Callable[..., Any], Any],
         *,
         ssl: ssl_module.SSLContext | None = None,
         limits: Limits | None = None,
@@ -114,22 +119,36 @@ class BaseServer:
         grace: float = DEFAULT_GRACE,
         sock: socket.socket | None = None,
     ) -> None:
-        _check_handler_class(RequestHandlerClass)
+        if isinstance(RequestHandlerClass, Mapping):
+            if server_address is not None:
+                raise TypeError("the endpoints of several handler classes are given with them, and nowhere else")
+            served = list(RequestHandlerClass.items())
+        else:
+            served = [(RequestHandlerClass, server_address)]
         _check_ssl(ssl)
         check_grace(grace)
-        self.endpoints = [] if server_address is None else self._parse_address(server_address)
+        self.endpoints: list[Endpoint] = []
+        self._handler_classes: list[Any] = []  # of each endpoint, where there are several
+        self._handler_of: list[Any] = []  # of each socket: one of these, or None
+        for handler_class, address in served:
+            _check_handler_class(handler_class)
+            self.endpoints += [] if address is None else self._parse_address(address)
+            if isinstance(RequestHandlerClass, Mapping):
+                self._handler_classes += [handler_class] * (len(self.endpoints) - len(self._handler_classes))
         if sock is not None:
             self.endpoints.append(InheritedEndpoint(sock, self._socket_type))
         if not self.endpoints:
             raise ValueError("a server needs an address or a socket to listen on")
-        self._check_kind(RequestHandlerClass)
-        self.RequestHandlerClass = RequestHandlerClass
+        for handler_class, _ in served:
+            self._check_kind(handler_class)
+        self.RequestHandlerClass: Any = RequestHandlerClass
         self.ssl = ssl
         self.timeouts = timeouts if timeouts is not None else Timeouts()
         self.grace = grace
         self._stats = self._make_stats()
         self._address = server_address
         self._connections: set[Any] = set()
+        self._threads: ThreadPool | None = None  # made for the first blocking handler
         self._admission = Admission(
             limits if limits is not None else Limits(), self._connections, self._resume_listeners
         )
@@ -137,6 +156,7 @@ class BaseServer:
         self._listeners: Sequence[Ear] = []
         self._names: list[str] = []
         self._was_started = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._drain: asyncio.Task[DrainReport] | None = None
         self._grace_timer: asyncio.TimerHandle | None = None
         self._deadline = float("inf")
@@ -160,7 +180,10 @@ class BaseServer:
                 raise ValueError(
                     f"{endpoint} is not for {type(self).__name__}: aioecho.serve() finds the server for it"
                 )
-        if inspect.isclass(RequestHandlerClass) and issubclass(RequestHandlerClass, self._wrong_handlers):
+        wrong = self._wrong_handlers + same_of_socketservers(self._wrong_handlers)
+        while isinstance(RequestHandlerClass, functools.partial):
+            RequestHandlerClass = RequestHandlerClass.func
+        if inspect.isclass(RequestHandlerClass) and issubclass(RequestHandlerClass, wrong):
             takes, does_not = ("datagrams", "streams") if self._what == "connection" else ("streams", "datagrams")
             raise TypeError(
                 f"{RequestHandlerClass.__qualname__} is a handler of {takes}: it can't serve {does_not}, as on"
@@ -175,7 +198,7 @@ class BaseServer:
     @property
     def server_address(self) -> Any:
         """Where the first socket listens, as getsockname() tells it; before the start, the address as it was given."""
-        return self._listeners[0].sock.getsockname() if self.is_serving() else self._address
+        return self._address
 
     @property
     def names(self) -> Sequence[str]:
@@ -221,11 +244,16 @@ class BaseServer:
     # Hooks.
 
     def verify_request(self, request: Any, client_address: Any) -> bool | Awaitable[bool]:
-        """Return whether to serve a connection; may be a coroutine function. With TLS, called after the handshake."""
+        """Return whether to serve a connection; may be a coroutine function. With TLS, called after the handshake.
+
+        For a blocking handler called in the loop too, with its socket, and before the handshake.
+        """
         return True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Report the exception that is being handled, which a handler raised. The server goes on whatever it was.
+
+        For a blocking handler called in its thread, as by socketserver, and so perhaps in several threads at once.
 
         As it is here: an ERROR record with the traceback; at DEBUG, without one, what is the peer's doing alone: a lost
         connection, a stream that ends in the middle of a message, a timeout.
@@ -248,10 +276,14 @@ class BaseServer:
         if self._was_started or self._drain is not None:
             raise RuntimeError("a server can be started once")
         self._was_started = True
+        self._loop = asyncio.get_running_loop()
         bound: list[BoundSocket] = []
+        self._handler_of = []
         try:
-            for endpoint in self.endpoints:
+            for index, endpoint in enumerate(self.endpoints):
                 bound += await bind_endpoint(endpoint, backlog=self.limits.backlog)
+                handler_class = self._handler_classes[index] if index < len(self._handler_classes) else None
+                self._handler_of += [handler_class] * (len(bound) - len(self._handler_of))
             if self._drain is not None:
                 raise RuntimeError("the server was shut down while it was starting")
         except BaseException:
@@ -260,14 +292,21 @@ class BaseServer:
             raise
         self._listeners = self._make_listeners(bound)
         self._names = [each.name for each in bound]
+        self._address = self._listeners[0].sock.getsockname()
         for listener in self._listeners:
             listener.resume()
         logger.info("listening on %s", ", ".join(self.names))
 
     def _make_listeners(self, bound: list[BoundSocket]) -> Sequence[Ear]:
         return [
-            Listener(each, take=self._take, has_room=self._admission.has_room, failed=self._cannot_accept)
-            for each in bound
+            Listener(
+                each,
+                # For all connections but those of a server with several handler classes the same object.
+                take=self._take if kind is None else functools.partial(self._take, handler_class=kind),
+                has_room=self._admission.has_room,
+                failed=self._cannot_accept,
+            )
+            for each, kind in zip(bound, self._handler_of, strict=True)
         ]
 
     async def serve_forever(self) -> None:
@@ -302,26 +341,50 @@ class BaseServer:
         """Accept again, after :meth:`pause`; those first who have queued meanwhile."""
         self._admission.resume()
 
-    async def shutdown(self, grace: float | None = None) -> DrainReport:
+    def shutdown(self, grace: float | None = None) -> Coroutine[Any, Any, DrainReport]:
         """Stop: accept no more, let handlers finish for at most `grace` seconds, cut off the rest.
 
         A handler that waits for data from its peer, and all that the peer has sent is read, meets the end of its stream;
         one at work finishes, and meets it at its next read. When the grace is over handlers are cancelled, and one that
         swallows that is named in the log and closed. Called again, the shorter grace wins; both calls return the same
         report. If the call is cancelled, the grace is over at once.
+
+        A blocking handler calls it without `await`: that begins it, and returns at once, as the handler is itself one of
+        those that have to finish.
         """
+        check_grace(self.grace if grace is None else grace)
+        if self._threads is not None and self._threads.owns_this_thread():
+            self.begin_shutdown(grace)
+            return cast("Coroutine[Any, Any, DrainReport]", None)
+        return self._shut_down(grace)
+
+    def begin_shutdown(self, grace: float | None = None) -> None:
+        """Begin what :meth:`shutdown` does, and return at once. May be called in any thread, once the server is started.
+
+        Raises:
+            RuntimeError: its loop is closed.
+        """
+        check_grace(self.grace if grace is None else grace)
+        if self._loop is None:
+            raise RuntimeError("the server has not been started")
+        self._loop.call_soon_threadsafe(self._begin_shutdown, grace)
+
+    def _begin_shutdown(self, grace: float | None) -> None:
         grace = self.grace if grace is None else grace
-        check_grace(grace)
         loop = asyncio.get_running_loop()
         if self._drain is None:
             self._drain = loop.create_task(self._run_drain())
             if self._stopping is not None:
                 self._stopping.set_result(None)
         self._shorten(loop.time() + grace)
+
+    async def _shut_down(self, grace: float | None) -> DrainReport:
+        self._begin_shutdown(grace)
+        assert self._drain is not None
         try:
             return await asyncio.shield(self._drain)
         except asyncio.CancelledError:
-            self._shorten(loop.time())
+            self._shorten(asyncio.get_running_loop().time())
             with contextlib.suppress(asyncio.CancelledError):  # a further one: it can't be any faster
                 await asyncio.wait([self._drain])
             raise
@@ -337,8 +400,9 @@ class BaseServer:
     # Connections.
 
     def _resume_listeners(self) -> None:
-        for listener in self._listeners:
-            listener.resume()
+        if not self._admission.is_paused:
+            for listener in self._listeners:
+                listener.resume()
 
     def _cannot_accept(self, error: OSError) -> None:
         self._stats.accept_errors += 1
@@ -350,36 +414,53 @@ class BaseServer:
             if idle:
                 min(idle, key=lambda found: found[:2])[2].cut("shed")
 
-    def _take(self, sock: socket.socket, address: Any) -> None:
-        stats = self._stats
-        stats.accepted += 1
+    def _take(self, sock: socket.socket, address: Any, handler_class: Any = None) -> None:
         refused_for = self._admission.admit(address)
         if refused_for is not None:
             sock.close()
+            stats = self._stats
+            stats.accepted += 1
             stats.rejected += 1
             stats.reasons[refused_for] += 1
             return
-        sock.setblocking(False)
-        self._connections.add(Connection(self, sock, address))
-        stats.active += 1
+        if handler_class is None:
+            handler_class = self.RequestHandlerClass
+        if is_blocking(handler_class):
+            threaded = ThreadedConnection(self, self._thread_pool(), sock, address, handler_class)
+            self._add(threaded)
+            threaded.begin()
+        else:
+            sock.setblocking(False)
+            self._add(Connection(self, sock, address, handler_class))
+
+    def _thread_pool(self) -> ThreadPool:
+        if self._threads is None:
+            self._threads = ThreadPool(self.limits.max_threads)
+        return self._threads
+
+    def _add(self, connection: Served) -> None:
+        self._stats.accepted += 1
+        self._stats.active += 1
+        self._connections.add(connection)
 
     def _account(self, task: "asyncio.Task[None]") -> None:
-        """Count an ended connection; it makes room for another."""
+        """Count the connection whose task has ended."""
         connection: Any = task.get_coro()
-        self._admission.leave(connection.client_address)
-        self._count_end_of(task)
-        connection.log_end()
-        if connection.reason in ("write buffer", "shed"):
-            self._cut_log.report("cut off the connection from %s: %s", connection.client_address, connection.reason)
-        self._resume_listeners()
-
-    def _count_end_of(self, task: "asyncio.Task[None]") -> None:
-        connection: Any = task.get_coro()
-        self._count_end(connection)
         if not task.cancelled() and (error := task.exception()) is not None and isinstance(error, Exception):
             logger.error(
                 "aioecho itself failed with the %s from %s", self._what, connection.client_address, exc_info=error
             )
+        self._forget(connection)
+
+    def _forget(self, connection: Served) -> None:
+        """Count an ended connection; it makes room for another."""
+        self._count_end(connection)
+        if isinstance(connection, Connection | ThreadedConnection):
+            self._admission.leave(connection.client_address)
+            connection.log_end()
+            if connection.reason in ("write buffer", "shed"):
+                self._cut_log.report("cut off the connection from %s: %s", connection.client_address, connection.reason)
+        self._resume_listeners()
 
     def _count_end(self, connection: Served) -> None:
         self._connections.discard(connection)
@@ -433,12 +514,12 @@ class BaseServer:
     # When the grace is over, each of these three is given PATIENCE before the next.
 
     def _cut_off(self) -> None:
-        for connection in self._connections:
+        for connection in self.connections:
             connection.cut_off()
         self._grace_timer = asyncio.get_running_loop().call_later(PATIENCE, self._abort_all)
 
     def _abort_all(self) -> None:
-        for connection in self._connections:
+        for connection in self.connections:
             if not connection.was_aborted:
                 logger.warning("would not end when cancelled, and was cut off: %r", connection)
             connection.abort()
@@ -449,6 +530,8 @@ class BaseServer:
             self._grace_timer = asyncio.get_running_loop().call_later(PATIENCE, self._leave_behind)
         elif not self._all_ended.done():
             logger.error("left behind, as they would not end: %r", list(self._connections))
+            if self._threads is not None:
+                self._threads.report_stuck()
             self._drained["aborted"] += len(self._connections)
             self._all_ended.set_result(None)
 
@@ -464,6 +547,8 @@ class BaseServer:
         if not self._is_idle():
             self._all_ended = loop.create_future()
             await self._all_ended
+        if self._threads is not None:
+            await self._threads.close()
         if self._grace_timer is not None:
             self._grace_timer.cancel()
         self._rounds.stop()
@@ -517,22 +602,19 @@ class UnixStreamServer(BaseServer):
 def _check_handler_class(RequestHandlerClass: Any) -> None:
     if not callable(RequestHandlerClass):
         raise TypeError(f"RequestHandlerClass must be callable, not {RequestHandlerClass!r}")
-    if inspect.isclass(RequestHandlerClass):
-        if inspect.isabstract(RequestHandlerClass):
+    if is_blocking(RequestHandlerClass):
+        plain = RequestHandlerClass
+        while isinstance(plain, functools.partial):
+            plain = plain.func
+        if inspect.iscoroutinefunction(plain.handle):
             raise TypeError(
-                f"{RequestHandlerClass.__qualname__} has no handle(): a handler class defines `async def handle(self)`"
+                f"{plain.__qualname__} is a handler of socketserver's, whose handle() can't be a coroutine; derive it"
+                " from aioecho.StreamRequestHandler"
             )
-        handle = getattr(RequestHandlerClass, "handle", None)
-        if inspect.isfunction(handle) and not inspect.iscoroutinefunction(handle) and _is_blocking(RequestHandlerClass):
-            raise TypeError(
-                f"{RequestHandlerClass.__qualname__} is a blocking handler of socketserver's; derive it from"
-                " aioecho.StreamRequestHandler or DatagramRequestHandler and make handle() a coroutine"
-            )
-
-
-def _is_blocking(RequestHandlerClass: type) -> bool:
-    socketserver = sys.modules.get("socketserver")
-    return socketserver is not None and issubclass(RequestHandlerClass, socketserver.BaseRequestHandler)
+    elif inspect.isabstract(RequestHandlerClass):
+        raise TypeError(
+            f"{RequestHandlerClass.__qualname__} has no handle(): a handler class defines `async def handle(self)`"
+        )
 
 
 def _check_ssl(ssl: Any) -> None:

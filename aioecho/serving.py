@@ -2,7 +2,7 @@
 
 import inspect
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aioecho.datagram import DatagramServer
@@ -13,14 +13,21 @@ from aioecho.server import BaseServer
 __all__ = ["are_for_datagrams", "serve"]
 
 
-def serve(RequestHandlerClass: Callable[..., Any], *endpoints: str, **options: Any) -> BaseServer:
+def serve(
+    RequestHandlerClass: Callable[..., Any] | Mapping[Callable[..., Any], Any], *endpoints: str, **options: Any
+) -> BaseServer:
     """Return a server on all of `endpoints`, to be used with ``async with``.
 
     It is a :class:`BaseServer` or, where the endpoints are for datagrams, a :class:`DatagramServer`, whose options it takes.
 
+    Or with several handler classes for streams, async and blocking ones, each with its endpoint or a list of them:
+    ``serve({Chat: "tcp://127.0.0.1:7000", Legacy: ["tcp://127.0.0.1:7001", "unix:legacy.sock"]})``.
+
     Raises:
         ValueError: they are for both; that takes two servers. Or an argument makes no sense.
     """
+    if isinstance(RequestHandlerClass, Mapping):
+        return BaseServer(endpoints or None, RequestHandlerClass, **options)
     if are_for_datagrams(*endpoints, sock=options.get("sock"), RequestHandlerClass=RequestHandlerClass):
         return DatagramServer(endpoints or None, RequestHandlerClass, **options)
     return BaseServer(endpoints or None, RequestHandlerClass, **options)

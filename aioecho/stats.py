@@ -50,7 +50,8 @@ class DatagramStats(Stats):
     drops: Counter[str] = field(default_factory=Counter)
     """Those that no handler was given, by reason: "queue full" (``Limits.max_queue``), "session queue full"
     (``Limits.max_session_queue``), "too many sessions" (``Limits.max_sessions``), "truncated" (longer than
-    ``Limits.max_datagram``), "refused" (by verify_request), "session ended" (its handler left them unread), "stopped" (they
+    ``Limits.max_datagram``), "refused" (by verify_request), "no thread" (the
+    system had none for a blocking handler), "session ended" (its handler left them unread), "stopped" (they
     still waited when the grace was over)."""
 
     kernel_drops: int = 0

@@ -309,7 +309,6 @@ def test_a_class_may_be_in_a_package_or_a_class(tmp_path: Path) -> None:
         (":Slow", ["no handler is called ':Slow'"]),
         (".slow:Slow", ["no handler is called '.slow:Slow'"]),
         ("slow:aioecho.StreamRequestHandler", ["StreamRequestHandler has no handle()"]),
-        ("socketserver:StreamRequestHandler", ["StreamRequestHandler is a blocking handler of socketserver's"]),
     ],
 )
 def test_a_name_that_is_wrong_gets_one_line_that_says_where_it_was_looked_for(

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import socketserver
 import ssl
 from typing import Any
 
@@ -13,7 +12,7 @@ import aioecho
 from aioecho.echo import Echo
 
 ANYWHERE = ("127.0.0.1", 0)
-COUNTS = ["max_connections", "max_per_host", "backlog", "max_buffer", "max_write_buffer"]
+COUNTS = ["max_connections", "max_per_host", "max_threads", "backlog", "max_buffer", "max_write_buffer"]
 SECONDS = ["handshake", "idle", "message", "write", "max_age", "linger"]
 
 
@@ -53,9 +52,9 @@ def test_a_limit_that_is_no_count_is_refused(name: str, value: object) -> None:
     assert repr(value) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["backlog", "max_buffer"])
+@pytest.mark.parametrize("name", ["backlog", "max_buffer", "max_threads"])
 def test_some_limits_can_not_be_none(name: str) -> None:
-    for other in set(COUNTS) - {"backlog", "max_buffer"}:
+    for other in set(COUNTS) - {"backlog", "max_buffer", "max_threads"}:
         assert getattr(aioecho.Limits(**{other: None}), other) is None  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=f"{name} .*None"):
         aioecho.Limits(**{name: None})  # type: ignore[arg-type]
@@ -110,15 +109,6 @@ def test_a_handler_class_without_handle_is_refused() -> None:
         aioecho.TCPServer(ANYWHERE, Forgetful)
     with pytest.raises(TypeError, match="abstract"):
         Forgetful((None, None), None, None)  # type: ignore[abstract, arg-type]
-
-
-def test_a_blocking_handler_of_socketserver_is_refused() -> None:
-    class Blocking(socketserver.StreamRequestHandler):
-        def handle(self) -> None:
-            pass
-
-    with pytest.raises(TypeError, match=r"Blocking is a blocking handler of socketserver's"):
-        aioecho.TCPServer(ANYWHERE, Blocking)
 
 
 @pytest.mark.parametrize("thing", [None, "echo", 7])

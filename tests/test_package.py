@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import socketserver
 import subprocess
 import sys
 import types
@@ -33,12 +34,16 @@ ORDER = (
     "admission",
     "deadlines",
     "listener",
+    "threads",
+    "blocking",
     "server",
     "datagram_socket",
+    "blocking_datagram",
     "exchange",
     "session",
     "datagram",
     "serving",
+    "background",
     "workers",
     "echo",
     "client",
@@ -53,8 +58,18 @@ ORDER = (
 # Those that talk to servers, any servers, and know nothing of ours.
 CLIENTS = {"client", "load", "load_cli", "load_engine", "load_report"}
 SERVERS = {
-    *("handlers", "connection", "listener", "server", "datagram_socket", "exchange", "session", "datagram", "serving"),
-    *("admission", "deadlines", "workers", "echo"),
+    *(
+        "handlers",
+        "connection",
+        "admission",
+        "deadlines",
+        "listener",
+        "threads",
+        "blocking",
+        "server",
+        "datagram_socket",
+    ),
+    *("blocking_datagram", "exchange", "session", "datagram", "serving", "background", "workers", "echo"),
 }
 
 # They print what the command line shows.
@@ -161,6 +176,7 @@ def test_only_the_command_line_prints(path: Path) -> None:
 def test_what_users_get_is_this() -> None:
     assert aioecho.__all__ == [
         "AioechoError",
+        "BackgroundServer",
         "BaseRequestHandler",
         "BaseServer",
         "ConnectionTimeout",
@@ -182,6 +198,7 @@ def test_what_users_get_is_this() -> None:
         "UnixStreamServer",
         "__version__",
         "run",
+        "run_in_thread",
         "serve",
     ]
 
@@ -224,6 +241,8 @@ def test_every_public_object_is_documented(name: str) -> None:
     undocumented = []
     for each in module.__all__:
         found = getattr(module, each)
+        if found is getattr(socketserver, each, None):
+            continue  # the standard library's own
         if not (inspect.isclass(found) or inspect.isfunction(found)):
             continue
         if not _own_doc(found):

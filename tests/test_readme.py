@@ -256,6 +256,48 @@ def test_it_runs_in_a_test(tmp_path: Path) -> None:
     assert b"1 passed" in output
 
 
+# Blocking handlers, and what comes from socketserver
+
+
+@runs("blocking")
+def test_blocking_and_async_handlers_serve_side_by_side(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        text = replaced(BLOCKS["blocking"], f'"fd://{other.fileno()}"').replace("time.sleep(2)", "time.sleep(0.02)")
+        text = text.replace('"tcp://127.0.0.1:9998"', '"tcp://127.0.0.1:0"')
+        (tmp_path / "program.py").write_text(text)
+        with Program(sys.executable, "program.py", cwd=tmp_path, pass_fds=[other.fileno()]) as server:
+            assert ask("tcp://{}:{}".format(*other.getsockname()), b"slow") == b"SLOW"
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(str(tmp_path / "fast.sock"))
+                sock.sendall(b"fast")
+                assert sock.recv(10) == b"FAST"
+            assert server.stop() == 0
+            assert server.stderr() == ""
+
+
+@runs("background")
+def test_a_server_runs_in_a_thread(tmp_path: Path) -> None:
+    assert output_of("background", tmp_path) == "b'HELLO\\n'\n1\n"
+
+
+@runs("compat")
+def test_the_port_is_one_line(tmp_path: Path) -> None:
+    # It binds the address itself, so that a free port is asked for, and the program made to tell which.
+    text = (
+        BLOCKS["compat"]
+        .replace("9999", "0")
+        .replace(
+            "    server.serve_forever()", "    print(*server.server_address, flush=True)\n    server.serve_forever()"
+        )
+    )
+    (tmp_path / "program.py").write_text(text)
+    with Program(sys.executable, "program.py", cwd=tmp_path) as server:
+        assert ask("tcp://{}:{}".format(*server.line().split()), b"hello\n") == b"HELLO\n"
+        server.signal(signal.SIGINT)
+        assert server.wait() != 0
+        assert "KeyboardInterrupt" in server.stderr()
+
+
 # The command line
 
 

@@ -1,0 +1,116 @@
+"""A server in a thread of its own, for synchronous programs and tests."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from aioecho.loops import loop_factory
+from aioecho.server import BaseServer
+from aioecho.serving import serve
+from aioecho.stats import DrainReport, Stats
+
+__all__ = ["BackgroundServer", "run_in_thread"]
+
+
+class BackgroundServer:
+    """A server that serves in a thread of its own; what :func:`run_in_thread` gives.
+
+    `server` is the server itself, whose coroutines and `close()` belong to that thread. Everything here may be used in any
+    thread.
+    """
+
+    def __init__(self, server: BaseServer, loop: str) -> None:
+        self.server = server
+        self._make_loop = loop_factory(loop)
+        self._is_ready = threading.Event()
+        self._report: DrainReport | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="aioecho", daemon=True)
+
+    @property
+    def server_address(self) -> Any:
+        """Where the first socket listens, as getsockname() tells it."""
+        return self.server.server_address
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The endpoint strings of where it listens, in order, with real ports; each once."""
+        return self.server.names
+
+    @property
+    def connections(self) -> Collection[Any]:
+        """The live connections."""
+        return self.server.connections
+
+    @property
+    def stats(self) -> Stats:
+        """The server's counters; they go on counting."""
+        return self.server.stats
+
+    def shutdown(self, grace: float | None = None) -> DrainReport | None:
+        """Do what :meth:`aioecho.BaseServer.shutdown` does, and return its report when all is over.
+
+        In one of the server's own threads, in a handler for instance, it begins that, and returns None at once.
+        """
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self.server.begin_shutdown(grace)
+        pool = self.server._threads
+        if threading.current_thread() is self._thread or (pool is not None and pool.owns_this_thread()):
+            return None
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._report
+
+    def _start(self) -> None:
+        self._thread.start()
+        self._is_ready.wait()
+        if self._error is not None:
+            self._thread.join()
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=self._make_loop) as runner:
+                runner.run(self._serve())
+        except BaseException as error:  # of the start, or what a handler ends a program with; for the caller's thread
+            self._error = error
+        finally:
+            self._is_ready.set()
+
+    async def _serve(self) -> None:
+        await self.server.start()
+        self._is_ready.set()
+        await self.server.serve_forever()
+        self._report = await self.server.shutdown()
+
+
+def run_in_thread(
+    RequestHandlerClass: Callable[..., Any] | Mapping[Callable[..., Any], Any],
+    *endpoints: str,
+    loop: str = "auto",
+    **options: Any,
+) -> AbstractContextManager[BackgroundServer]:
+    """Serve in a thread, as long as the ``with`` lasts; it serves as soon as that begins, and is shut down at its end.
+
+    Args:
+        RequestHandlerClass, endpoints: as for :func:`aioecho.serve`, and `options` are :class:`aioecho.BaseServer`'s.
+        loop: "uvloop", "asyncio", or "auto", which is uvloop if it is installed.
+
+    Raises:
+        ValueError, TypeError: an argument makes no sense.
+        EndpointError: when the ``with`` begins: an endpoint can't be listened on.
+    """
+    return _running(BackgroundServer(serve(RequestHandlerClass, *endpoints, **options), loop))
+
+
+@contextlib.contextmanager
+def _running(background: BackgroundServer) -> Iterator[BackgroundServer]:
+    background._start()
+    try:
+        yield background
+    finally:
+        background.shutdown()

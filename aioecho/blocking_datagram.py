@@ -1,0 +1,83 @@
+"""Blocking handlers for datagrams: one for each, in a thread of a bounded pool."""
+
+import select
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+from aioecho.datagram_socket import DatagramTransport
+from aioecho.threads import Threaded, ThreadPool
+
+if TYPE_CHECKING:  # the server is above, and makes these
+    from aioecho.datagram import DatagramServer
+
+__all__ = ["ReplySocket", "ThreadedDatagram"]
+
+
+class ReplySocket:
+    """What a blocking handler replies through, in place of the server's socket, as which it behaves otherwise.
+
+    It sends from the address that the peer has asked. It is for handlers' threads.
+    """
+
+    def __init__(self, transport: DatagramTransport, patience: float | None) -> None:
+        self._send = transport._send
+        self._sock: socket.socket = transport.get_extra_info("socket")
+        self._patience = patience
+
+    def sendto(self, data: bytes | bytearray | memoryview, *flags_and_address: Any) -> int:
+        """Send a datagram, with the arguments of socket.sendto(); wait until there is room, for ``Timeouts.send`` at most.
+
+        Flags are not passed on.
+
+        Raises:
+            TimeoutError: there was no room.
+            OSError: the system will not send it, to that address or at all.
+        """
+        deadline = None if self._patience is None else time.monotonic() + self._patience
+        while True:
+            try:
+                self._send(data, flags_and_address[-1])
+                return memoryview(data).nbytes
+            except (BlockingIOError, InterruptedError):
+                left = None if deadline is None else max(deadline - time.monotonic(), 0)
+                poll = select.poll()
+                poll.register(self._sock.fileno(), select.POLLOUT)
+                if not poll.poll(None if left is None else left * 1000):
+                    raise TimeoutError("the socket has no room for a reply") from None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+class ThreadedDatagram(Threaded):
+    """A datagram with a blocking handler, in `server.connections`. `request` is `(data, socket)`.
+
+    `thread` is None until it has one; `handler` is always None.
+    """
+
+    __slots__ = ()
+
+    _server: "DatagramServer"
+
+    def __init__(
+        self,
+        server: "DatagramServer",
+        pool: ThreadPool,
+        data: bytes,
+        client_address: Any,
+        transport: DatagramTransport,
+    ) -> None:
+        request = (data, ReplySocket(transport, server.timeouts.send))
+        super().__init__(server, pool, request, client_address, server.RequestHandlerClass)
+
+    def _serve(self) -> None:
+        try:
+            self.RequestHandlerClass(self.request, self.client_address, self._server)
+            self.outcome, self.reason = "completed", "finished"
+        except Exception:
+            self._server._call_handle_error(self.request, self.client_address)
+
+    def _return(self) -> None:
+        super()._return()
+        self._server._forget(self)

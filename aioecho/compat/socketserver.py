@@ -1,0 +1,261 @@
+"""The standard library's socketserver, with its threading servers on aioecho's engine.
+
+``from aioecho.compat import socketserver`` in place of ``import socketserver`` is the whole port. Every public name is here,
+and is the standard library's own object but for ThreadingMixIn and the servers made with it.
+
+What these gain, in :meth:`~ThreadingMixIn.serve_forever`: threads are bounded and used again; at a stop, clients in the
+queue are still taken in, handlers that wait for data meet the end of it, and others have a grace to finish; a reply is not
+lost to a reset when its client still sends; running out of descriptors stops nothing; TLS handshakes, by `aioecho_options`
+or because the listening socket was wrapped, are done in the connection's thread, so that a silent client holds up nobody.
+
+What is left to the standard library, as it can't be the same thing on an event loop:
+
+- servers without ThreadingMixIn: one request at a time, in the very thread that called serve_forever(), or in a process
+  forked for it;
+- handle_request(), of any server, which waits for one request; it is no part of serve_forever() here either;
+- datagrams, of any server;
+- a class with ThreadingMixIn that overrides process_request(), get_request() or fileno(): these are called, by the
+  standard library's serve_forever(), and so threads are not bounded.
+
+What differs, on the engine:
+
+- A thread serves one request after another, so that a threading.local outlives a request. Threads are daemon threads.
+- A handler that is at work when the server stops is waited for in serve_forever(), for `grace` seconds at the most, and
+  not in server_close() for ever. With `daemon_threads`, or without `block_on_close`, it is not waited for, as before.
+- Called by a handler, shutdown() returns at once.
+- verify_request() that raises costs its request and not the server. service_actions() is called every `poll_interval`
+  seconds, and not after each request besides.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import socketserver as stdlib
+import ssl
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from socketserver import (  # noqa: F401 - they are in __all__
+    BaseRequestHandler,
+    BaseServer,
+    DatagramRequestHandler,
+    ForkingMixIn,
+    ForkingTCPServer,
+    ForkingUDPServer,
+    StreamRequestHandler,
+    TCPServer,
+    UDPServer,
+    UnixDatagramServer,
+    UnixStreamServer,
+)
+from typing import Any
+
+from aioecho.blocking import end_tls
+from aioecho.loops import loop_factory
+from aioecho.server import BaseServer as _AioechoServer
+from aioecho.threads import report_end_of_thread
+
+if sys.version_info >= (3, 12):
+    from socketserver import ForkingUnixDatagramServer, ForkingUnixStreamServer  # noqa: F401
+
+# Classes say that they are socketserver's, as those of CPython's _pydecimal do that they are decimal's: this module is to be
+# put in the other's place, also in sys.modules.
+__name__ = "socketserver"
+
+__all__ = list(stdlib.__all__)
+
+logger = logging.getLogger("aioecho.compat.socketserver")
+
+
+class _State:
+    """What serve_forever() and shutdown() tell each other, across threads. Assigning and reading an attribute is atomic."""
+
+    def __init__(self) -> None:
+        self.has_ended = threading.Event()
+        self.is_to_end = False
+        self.wake: Callable[[], object] = lambda: None
+
+
+class ThreadingMixIn(stdlib.ThreadingMixIn):
+    """Handles each request in a thread, one of at most ``Limits.max_threads``, and calls the hooks as in the standard library.
+
+    May be mixed into any server of the standard library's, such as http.server.HTTPServer; it comes first.
+    """
+
+    aioecho_options: Mapping[str, Any] = {}
+    """For a subclass to set: the options of :class:`aioecho.BaseServer`, `limits`, `timeouts`, `ssl` and `grace`."""
+
+    aioecho_server: _AioechoServer | None = None
+    """The server underneath, with its `stats` and `connections`, from the beginning of serve_forever() on. None before, and
+    where the standard library serves."""
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Serve until shutdown(), or a signal raises KeyboardInterrupt or the like; then let the handlers finish."""
+        reason = self._keeps_from_engine()
+        if reason is not None:
+            logger.debug("%s is served by the standard library: %s", type(self).__qualname__, reason)
+            super().serve_forever(poll_interval)  # type: ignore[misc]
+            return
+        state = self._state()
+        state.has_ended.clear()
+        try:
+            with asyncio.Runner(loop_factory=loop_factory("auto")) as runner:
+                try:
+                    runner.run(self._serve(state, poll_interval))
+                except BaseException:
+                    # Raised by a signal's handler, in the middle of the loop.
+                    if self.aioecho_server is not None:
+                        runner.run(self._end(self.aioecho_server))
+                    raise
+        finally:
+            state.wake = lambda: None
+            state.is_to_end = False
+            # The engine's copy of the descriptor has made both non-blocking.
+            if self._socket().fileno() >= 0:
+                self._socket().settimeout(self._socket().gettimeout())
+            state.has_ended.set()
+
+    def shutdown(self) -> None:
+        """Let serve_forever() end, and wait until it has. In a thread that handles a request: do not wait."""
+        if self._keeps_from_engine() is not None:
+            super().shutdown()  # type: ignore[misc]
+            return
+        state = self._state()
+        state.is_to_end = True
+        state.wake()
+        engine = self.aioecho_server
+        if engine is None or engine._threads is None or not engine._threads.owns_this_thread():
+            state.has_ended.wait()
+
+    def _state(self) -> _State:
+        # Not in a constructor: it may never be called.
+        state: _State = vars(self).setdefault("_aioecho_state", _State())
+        return state
+
+    def _socket(self) -> socket.socket:
+        return self.socket  # type: ignore[attr-defined, no-any-return]
+
+    def _keeps_from_engine(self) -> str | None:
+        """Return why the standard library has to serve this, or None."""
+        for name, stock in (
+            ("process_request", stdlib.ThreadingMixIn),
+            ("get_request", stdlib.TCPServer),
+            ("fileno", stdlib.TCPServer),
+        ):
+            if getattr(type(self), name, None) is not getattr(stock, name) or name in vars(self):
+                return f"its {name}() is not"
+        if self._socket().type != socket.SOCK_STREAM:
+            return "its socket is none for streams"
+        return None
+
+    async def _serve(self, state: _State, poll_interval: float) -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # it has ended meanwhile
+                loop.call_soon_threadsafe(stop.set)
+
+        options = dict(self.aioecho_options)
+        listening = self._socket()
+        if isinstance(listening, ssl.SSLSocket):
+            options.setdefault("ssl", listening.context)
+        # A copy, as the server closes its own: serve_forever() may be called again.
+        copy = socket.socket(listening.family, listening.type, listening.proto, fileno=os.dup(listening.fileno()))
+        try:
+            self.aioecho_server = engine = _Engine(self, copy, options)
+        except BaseException:
+            copy.close()
+            raise
+        try:
+            await engine.start()
+            state.wake = wake
+            if state.is_to_end:  # since before there was a wake()
+                return
+            if type(self).service_actions is stdlib.BaseServer.service_actions:  # type: ignore[attr-defined]
+                await stop.wait()
+            while not stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(poll_interval):
+                        await stop.wait()
+                self.service_actions()  # type: ignore[attr-defined]
+        finally:
+            await self._end(engine)
+            copy.close()  # where it could not be started
+
+    async def _end(self, engine: "_AioechoServer") -> None:
+        assert isinstance(engine, _Engine)
+        if self.block_on_close and not self.daemon_threads:
+            await engine.shutdown()
+        else:
+            engine.leave()
+
+
+class _Engine(_AioechoServer):
+    """Accepts for a server of the standard library's shape, and calls that one's hooks."""
+
+    def __init__(self, outer: Any, sock: socket.socket, options: dict[str, Any]) -> None:
+        super().__init__(None, _Request, sock=sock, **options)
+        self.outer = outer
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        try:
+            if self.outer.verify_request(request, client_address):
+                return True
+        except Exception:
+            self.outer.handle_error(request, client_address)
+        self.outer.shutdown_request(request)
+        return False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Do nothing: a handler's error has been reported where it was raised."""
+
+    def leave(self) -> None:
+        """Stop, but leave the handlers at work to finish, without an event loop."""
+        self.close()
+        if self._threads is not None:
+            for connection in self.connections:
+                if connection not in self._threads.busy:
+                    connection.cut_off()
+            self._threads.end()
+
+
+class _Request(stdlib.BaseRequestHandler):
+    """What a thread calls for each connection."""
+
+    def __init__(self, request: Any, client_address: Any, server: Any) -> None:
+        outer = server.outer
+        if type(outer).process_request_thread is not stdlib.ThreadingMixIn.process_request_thread:
+            outer.process_request_thread(request, client_address)
+            return
+        # The same, except that it tells the engine of the error, which counts it.
+        try:
+            outer.finish_request(request, client_address)
+        except Exception:
+            try:
+                outer.handle_error(request, client_address)
+            except BaseException:
+                report_end_of_thread()
+            raise
+        finally:
+            if isinstance(request, ssl.SSLSocket):
+                end_tls(request)
+            outer.shutdown_request(request)
+
+
+class ThreadingTCPServer(ThreadingMixIn, TCPServer):
+    """A TCP server that handles each connection in a thread."""
+
+
+class ThreadingUDPServer(ThreadingMixIn, UDPServer):
+    """A UDP server that handles each datagram in a thread."""
+
+
+class ThreadingUnixStreamServer(ThreadingMixIn, UnixStreamServer):
+    """A Unix stream server that handles each connection in a thread."""
+
+
+class ThreadingUnixDatagramServer(ThreadingMixIn, UnixDatagramServer):
+    """A Unix datagram server that handles each datagram in a thread."""

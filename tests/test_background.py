@@ -1,0 +1,158 @@
+"""A server in a thread of its own, used by synchronous code."""
+
+import contextlib
+import signal
+import socket
+import socketserver
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conftest import check_identity
+from programs import Program, ask, connect, read_line
+
+import aioecho
+from aioecho.echo import Upper
+from aioecho.loops import LOOPS
+
+ANYWHERE = "tcp://127.0.0.1:0"
+
+
+@pytest.fixture(autouse=True)
+def threads_are_back() -> Iterator[None]:
+    before = threading.active_count()
+    yield
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_it_serves_as_soon_as_the_block_begins_and_is_drained_at_its_end(loop: str) -> None:
+    with aioecho.run_in_thread(Upper, ANYWHERE, loop=loop) as server:
+        assert server.names == ("tcp://{}:{}".format(*server.server_address),)
+        idle = connect(server.names[0])
+        assert ask(server.names[0], b"x\n") == b"X\n"
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    assert idle.recv(1) == b""
+    idle.close()
+    assert server.stats.completed == 2
+    check_identity(server.server)
+
+
+def test_blocking_handlers_serve_too() -> None:
+    class Blocking(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(self.rfile.readline().upper())
+
+    with aioecho.run_in_thread({Blocking: ANYWHERE, Upper: ANYWHERE}) as server:
+        assert [ask(name, b"x\n") for name in server.names] == [b"X\n"] * 2
+
+
+def test_what_is_wrong_with_the_start_is_raised_there() -> None:
+    with pytest.raises(ValueError, match="bad endpoint"):
+        aioecho.run_in_thread(Upper, "nonsense")
+    with pytest.raises(ValueError, match="no event loop"):
+        aioecho.run_in_thread(Upper, ANYWHERE, loop="trio")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        endpoint = "tcp://{}:{}".format(*taken.getsockname())
+        with pytest.raises(aioecho.EndpointError, match="cannot listen on"), aioecho.run_in_thread(Upper, endpoint):
+            pytest.fail("it began")
+
+
+def test_shutdown_can_be_called_in_any_thread_and_more_than_once() -> None:
+    class Held(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            entered.set()
+            may_go_on.wait(20)
+            self.request.sendall(b"done")
+
+    entered, may_go_on = threading.Event(), threading.Event()
+    with aioecho.run_in_thread(Held, ANYWHERE) as server:
+        sock = connect(server.names[0])
+        assert entered.wait(10)
+        reports: list[Any] = []
+        threads = [threading.Thread(target=lambda: reports.append(server.shutdown(20))) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        may_go_on.set()
+        for thread in threads:
+            thread.join(20)
+        assert sock.recv(10) == b"done"
+        sock.close()
+        assert len(reports) == 5
+        assert {report.completed for report in reports} == {1}
+    assert server.shutdown() == reports[0]
+
+
+@pytest.mark.parametrize("is_blocking", [False, True])
+def test_a_handler_may_shut_its_server_down(is_blocking: bool) -> None:
+    class Blocking(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            assert server.shutdown() is None
+            self.request.sendall(b"stopping")
+
+    class Async(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            assert server.shutdown() is None
+            await self.send(b"stopping")
+
+    with aioecho.run_in_thread(Blocking if is_blocking else Async, ANYWHERE) as server:
+        assert ask(server.names[0]) == b"stopping"
+        report = server.shutdown()
+        assert report is not None
+        assert report.completed == 1
+
+
+def test_a_grace_that_is_none_is_refused() -> None:
+    with (
+        aioecho.run_in_thread(Upper, ANYWHERE) as server,
+        pytest.raises(ValueError, match="grace must be a number of seconds"),
+    ):
+        server.shutdown(-1)
+
+
+def test_what_a_handler_ends_a_program_with_is_raised_at_the_end() -> None:
+    class Exits(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            sys.exit(7)
+
+    def let_it_exit() -> None:
+        with aioecho.run_in_thread(Exits, ANYWHERE) as server:
+            with connect(server.names[0]) as sock, contextlib.suppress(ConnectionError):
+                assert sock.recv(1) == b""
+            server._thread.join(20)
+
+    with pytest.raises(SystemExit) as caught:
+        let_it_exit()
+    assert caught.value.code == 7
+
+
+PROGRAM = """
+import signal, threading
+import aioecho
+from aioecho.echo import Upper
+
+with aioecho.run_in_thread(Upper, "tcp://127.0.0.1:0") as server:
+    print("listening on", server.names[0], flush=True)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        pass
+print(server.stats.completed)
+"""
+
+
+def test_signals_stay_the_programs(tmp_path: Any) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    with Program(sys.executable, "-X", "dev", "program.py", cwd=tmp_path) as program:
+        with connect(program.listening()) as sock:
+            sock.sendall(b"x\n")
+            assert read_line(sock) == b"X\n"
+            program.signal(signal.SIGINT)
+            assert sock.recv(1) == b""
+        assert program.wait() == 0
+        assert program.stderr() == ""
+        assert program.line() == "1"
