@@ -7,7 +7,7 @@ import ssl as ssl_module
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from aioecho.endpoints import InheritedEndpoint, TCPEndpoint, parse_endpoint
+from aioecho.endpoints import InheritedEndpoint, SystemdEndpoint, TCPEndpoint, parse_endpoint
 from aioecho.exceptions import EndpointError
 from aioecho.streams import StreamProtocol, StreamReader, StreamWriter
 
@@ -41,7 +41,7 @@ async def connect(
 
     try:
         async with asyncio.timeout(timeout):
-            if isinstance(where, InheritedEndpoint):
+            if isinstance(where, InheritedEndpoint | SystemdEndpoint):
                 raise ValueError(f"cannot connect to {endpoint}: only to tcp://HOST:PORT and unix:PATH")
             if isinstance(where, TCPEndpoint):
                 _, protocol = await loop.create_connection(

@@ -5,6 +5,8 @@
                                      for every address of both kinds. Port 0 is chosen once, the same for all addresses.
 ``unix:PATH``, ``unix:PATH?mode=660``  a Unix stream socket, with file permissions in octal. ``unix:@NAME`` has no file.
 ``fd://N``                           a listening socket that this process inherited as descriptor N
+``systemd:NAME``                     the listening sockets that systemd has passed under this name: FileDescriptorName=
+                                     in the socket unit, by default the unit's own, such as ``echo.socket``
 ===================================  ==========================================================================
 """
 
@@ -23,19 +25,22 @@ from dataclasses import dataclass
 from typing import Any, Union
 from urllib.parse import parse_qsl
 
+from aioecho import systemd
 from aioecho.exceptions import EndpointError
 
 __all__ = [
     "BoundSocket",
     "Endpoint",
     "InheritedEndpoint",
+    "SystemdEndpoint",
     "TCPEndpoint",
     "UnixEndpoint",
     "bind_endpoint",
+    "bind_sibling",
     "parse_endpoint",
 ]
 
-FORMS = "tcp://HOST:PORT, unix:PATH, unix:PATH?mode=660 or fd://N"
+FORMS = "tcp://HOST:PORT, unix:PATH, unix:PATH?mode=660, fd://N or systemd:NAME"
 
 # Two families share port 0's choice only if it is free in both: a few tries find one even on a busy machine.
 PORT_TRIES = 20
@@ -77,7 +82,17 @@ class InheritedEndpoint:
         return f"fd://{self.source if isinstance(self.source, int) else self.source.fileno()}"
 
 
-Endpoint = Union[TCPEndpoint, UnixEndpoint, InheritedEndpoint]  # noqa: UP007 - shown as one name in signatures
+@dataclass(frozen=True)
+class SystemdEndpoint:
+    """What systemd has passed as `name`."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"systemd:{self.name}"
+
+
+Endpoint = Union[TCPEndpoint, UnixEndpoint, InheritedEndpoint, SystemdEndpoint]  # noqa: UP007 - shown as one name in signatures
 
 
 def parse_endpoint(text: str) -> Endpoint:
@@ -110,6 +125,8 @@ def parse_endpoint(text: str) -> Endpoint:
         return UnixEndpoint("\0" + path[1:] if path.startswith("@") else path, mode)
     if match := re.fullmatch(r"fd://(?P<fd>[0-9]+)", text):
         return InheritedEndpoint(int(match["fd"]))
+    if match := re.fullmatch(r"systemd:(?P<name>[^:/]+)", text):
+        return SystemdEndpoint(match["name"])
     raise ValueError(f"bad endpoint {text!r}: expected {FORMS}")
 
 
@@ -134,17 +151,37 @@ class BoundSocket:
         self.sock.close()
 
 
-async def bind_endpoint(endpoint: Endpoint, *, backlog: int) -> list[BoundSocket]:
+async def bind_endpoint(endpoint: Endpoint, *, backlog: int, reuse_port: bool = False) -> list[BoundSocket]:
     """Return listening, non-blocking sockets for `endpoint`: more than one where a host has several addresses.
+
+    With `reuse_port` others may be bound beside those of a TCP endpoint: see bind_sibling().
 
     Raises:
         EndpointError: it can't be listened on; the message names the endpoint and the reason.
     """
     if isinstance(endpoint, TCPEndpoint):
-        return await _bind_tcp(endpoint, backlog)
+        return await _bind_tcp(endpoint, backlog, reuse_port)
     if isinstance(endpoint, UnixEndpoint):
         return [await _bind_unix(endpoint, backlog)]
+    if isinstance(endpoint, SystemdEndpoint):
+        return _adopt_systemd(endpoint, backlog)
     return [_adopt(endpoint, backlog)]
+
+
+def bind_sibling(bound: BoundSocket) -> BoundSocket:
+    """Return another socket bound where `bound` listens; once it listens too, the kernel divides the clients (SO_REUSEPORT).
+
+    Raises:
+        EndpointError: it can't be had: `bound` was not bound with `reuse_port`, or the system does not offer it.
+    """
+    sock = socket.socket(bound.sock.family, socket.SOCK_STREAM)
+    try:
+        _prepare(sock, reuse_port=True)
+        sock.bind(bound.sock.getsockname())
+    except OSError as error:
+        sock.close()
+        raise EndpointError(f"cannot listen again on {bound.name}: {error.strerror or error}", error.errno) from error
+    return BoundSocket(sock, bound.name)
 
 
 def _cannot_listen(endpoint: Endpoint, error: OSError | str) -> EndpointError:
@@ -153,12 +190,12 @@ def _cannot_listen(endpoint: Endpoint, error: OSError | str) -> EndpointError:
     return EndpointError(f"cannot listen on {endpoint}: {error.strerror or error}", error.errno)
 
 
-async def _bind_tcp(endpoint: TCPEndpoint, backlog: int) -> list[BoundSocket]:
+async def _bind_tcp(endpoint: TCPEndpoint, backlog: int, reuse_port: bool) -> list[BoundSocket]:
     addresses = await resolve(endpoint)
     for tries_left in reversed(range(PORT_TRIES)):
         sockets: list[socket.socket] = []
         try:
-            _bind_all(addresses, sockets)
+            _bind_all(addresses, sockets, reuse_port)
             # Only after all are bound: none may serve if one can't.
             for sock in sockets:
                 sock.listen(backlog)
@@ -201,7 +238,20 @@ async def resolve(endpoint: TCPEndpoint) -> list[tuple[socket.AddressFamily, Any
     return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
 
 
-def _bind_all(addresses: list[tuple[socket.AddressFamily, Any]], sockets: list[socket.socket]) -> None:
+def _prepare(sock: socket.socket, *, reuse_port: bool) -> None:
+    """Set what is to be set before bind()."""
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if reuse_port:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if sock.family == socket.AF_INET6:
+        # Else it would take the port for IPv4 as well, or not, as a system setting says.
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+
+
+def _bind_all(
+    addresses: list[tuple[socket.AddressFamily, Any]], sockets: list[socket.socket], reuse_port: bool
+) -> None:
     """Bind a socket to each address, all on the port that the first one gets, and append them to `sockets`."""
     absent: OSError | None = None
     for family, address in addresses:
@@ -211,11 +261,7 @@ def _bind_all(addresses: list[tuple[socket.AddressFamily, Any]], sockets: list[s
             absent = error
             continue
         sockets.append(sock)
-        sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            # Else it would take the port for IPv4 as well, or not, as a system setting says.
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        _prepare(sock, reuse_port=reuse_port)
         if len(sockets) > 1:
             address = (address[0], sockets[0].getsockname()[1], *address[2:])
         try:
@@ -303,6 +349,26 @@ def _adopt(endpoint: InheritedEndpoint, backlog: int) -> BoundSocket:
     except OSError as error:
         _let_go(sock, endpoint)
         raise _cannot_listen(endpoint, error) from error
+
+
+def _adopt_systemd(endpoint: SystemdEndpoint, backlog: int) -> list[BoundSocket]:
+    passed = systemd.listen_fds()
+    if not passed:
+        raise _cannot_listen(endpoint, "systemd has passed no sockets to this process (LISTEN_FDS, LISTEN_PID)")
+    found = [descriptor for name, descriptor in passed if name == endpoint.name]
+    if not found:
+        names = ", ".join(dict.fromkeys(name for name, _ in passed))
+        raise _cannot_listen(endpoint, f"systemd has passed none of this name, but {names}")
+    bound: list[BoundSocket] = []
+    try:
+        for descriptor in found:
+            os.set_inheritable(descriptor, False)
+            bound.append(_adopt(InheritedEndpoint(descriptor), backlog))
+    except OSError as error:  # the count was wrong, or this one can't be used: they stay as they were
+        for each in bound:
+            each.sock.detach()
+        raise _cannot_listen(endpoint, error.strerror or str(error)) from error
+    return bound
 
 
 def _let_go(sock: socket.socket | None, endpoint: InheritedEndpoint) -> None:

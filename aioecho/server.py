@@ -197,14 +197,15 @@ class BaseServer:
         finally:
             await self.shutdown()
 
-    def close(self) -> None:
+    def close(self, *, leave_queue: bool = False) -> None:
         """Stop accepting, once and for all. Live connections, and those that the kernel had queued, are served on.
 
-        Not those for which there is no room, by `limits` or for want of descriptors: they are reset.
+        Not those for which there is no room, by `limits` or for want of descriptors: they are reset. With `leave_queue`
+        what is queued is left to other processes, which accept from the same sockets.
         """
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
-            listener.close(backlog=self.limits.backlog)
+            listener.close(backlog=self.limits.backlog, leave_queue=leave_queue)
 
     async def shutdown(self, grace: float | None = None) -> DrainReport:
         """Stop: accept no more, let handlers finish for at most `grace` seconds, cut off the rest.

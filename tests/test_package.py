@@ -25,6 +25,7 @@ ORDER = (
     "loops",
     "stats",
     "logs",
+    "systemd",
     "endpoints",
     "driver",
     "streams",
@@ -32,6 +33,9 @@ ORDER = (
     "connection",
     "listener",
     "server",
+    "worker",
+    "processes",
+    "supervisor",
     "workers",
     "echo",
     "client",
@@ -45,7 +49,7 @@ ORDER = (
 
 # Those that talk to servers, any servers, and know nothing of ours.
 CLIENTS = {"client", "load", "load_cli", "load_engine", "load_report"}
-SERVERS = {"handlers", "connection", "listener", "server", "workers", "echo"}
+SERVERS = {"handlers", "connection", "listener", "server", "worker", "processes", "supervisor", "workers", "echo"}
 
 # They print what the command line shows.
 PRINTERS = {"cli", "load_cli", "load_report"}
