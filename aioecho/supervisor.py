@@ -232,9 +232,11 @@ class Supervisor:
                     worker.may_serve = True
                     worker.channel.send("serve")
                 case "failed":
-                    worker.failure = message["why"]
+                    worker.failure = f"could not start: {message['why']}"
                     if message["traceback"] and not self._is_stopping:
                         logger.error("%s could not start:\n%s", worker, message["traceback"].rstrip())
+                    if worker is worker.slot.worker:  # else another one serves
+                        self._fail(f"{worker} {worker.failure}")
                 case "ready":
                     self._welcome(worker)
                 case "replace" if worker.slot.worker is worker and not worker.is_leaving:
@@ -269,7 +271,7 @@ class Supervisor:
     def _bury(self, worker: WorkerProcess, status: int) -> None:
         """Go on without a worker: what follows depends on whose time it was."""
         slot = worker.slot
-        ended = worker.failure or tell_status(status)
+        ended = worker.failure or tell_status(status) + (" before it was ready" if worker.ready_at is None else "")
         if worker.report is not None:
             self._ended.update(worker.stats)
         if self._is_stopping:
@@ -285,7 +287,7 @@ class Supervisor:
         elif worker is slot.successor:
             slot.successor = None
             if slot.worker is not None:
-                self._call_off(f"{worker} {ended} before it was ready")
+                self._call_off(f"{worker} {ended}")
             else:
                 self._restart(worker, status, ended)
         else:
@@ -301,7 +303,7 @@ class Supervisor:
         was_killed = status == -signal.SIGKILL and not worker.is_stuck
         if worker.ready_at is None:
             if not was_killed:
-                self._fail(f"{worker} {ended} before it was ready")
+                self._fail(f"{worker} {ended}")
                 return
         elif self._loop.time() - worker.ready_at >= LIVES_AFTER:
             slot.deaths = slot.crashes = 0

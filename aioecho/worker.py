@@ -136,8 +136,9 @@ def main(control: int, order: int, sockets: list[int], grace: float) -> NoReturn
         text = str(error) if isinstance(error, AioechoError | SystemExit) else f"{type(error).__name__}: {error}"
         is_plain = isinstance(error, AioechoError | SystemExit)
         channel.send("failed", why=text, traceback=None if is_plain else traceback.format_exc()[-(2**15) :])
+        channel.sock.close()
         sys.exit(1)
-    with runner:
+    with runner, channel.sock:
         runner.run(_Worker(server, channel, what).run())
     sys.exit()
 
