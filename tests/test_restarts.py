@@ -79,7 +79,7 @@ async def roll(workers: int, times: int, requests: int, *arguments: str) -> None
         assert set(outcomes) == {"answered"}, outcomes
         await until(lambda: len(workers_of(program)) == workers)
         assert not workers_of(program) & pids
-        assert descriptors_of(program.process.pid) == descriptors
+        await until(lambda: descriptors_of(program.process.pid) == descriptors)
         assert await asyncio.to_thread(program.stop) == 0
         assert "ERROR" not in program.stderr()
         assert "WARNING" not in program.stderr()
