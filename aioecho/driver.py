@@ -12,16 +12,18 @@ current.
 """
 
 import asyncio
+import functools
 import inspect
 from asyncio import current_task
 from asyncio.tasks import _enter_task, _leave_task  # documented for whoever steps coroutines: docs, "Extending asyncio"
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
-from types import CodeType, CoroutineType, FrameType
-from typing import Any, TypeVar, cast
+from types import CodeType, CoroutineType, FrameType, FunctionType
+from typing import Any, ParamSpec, TypeVar, cast
 
-__all__ = ["DONE", "Driver", "Waiter", "Yield"]
+__all__ = ["Driver", "Waiter", "steps"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 # What a driven coroutine waits for when it waits for its waiter; None is taken: it is what asyncio.sleep(0) yields.
@@ -33,38 +35,26 @@ _THE_WAITER: Any = object()
 _ALWAYS_AWAITED = property(lambda self: True, lambda self, value: None)
 
 
-class Yield(tuple[Any, ...]):
-    """Awaiting ``Yield((x,))`` yields x once and returns None, with no frame of Python's for it."""
+def steps(function: Callable[P, Generator[Any, None, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Make a generator function a coroutine function, in which ``yield x`` waits for x, as in types.coroutine().
 
-    __slots__ = ()
-    __await__: Any = tuple.__iter__
-
-
-class Done(Yield, Coroutine[Any, Any, None]):
-    """A coroutine that has nothing left to do: awaiting it returns None at once. Tasks take it too."""
-
-    __slots__ = ()
-
-    def send(self, value: Any) -> Any:
-        """End."""
-        raise StopIteration
-
-    def throw(self, *error: Any) -> Any:
-        """Raise what is thrown in."""
-        raise _as_raised(error)
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-DONE = Done()
+    Its calls give real coroutines. An ``await`` in their place would look for an iterator, which costs half as much again
+    as all else that a coroutine does which waits once.
+    """
+    assert isinstance(function, FunctionType)
+    code = function.__code__
+    code = code.replace(co_flags=code.co_flags & ~inspect.CO_GENERATOR | inspect.CO_COROUTINE)
+    made = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+    made.__kwdefaults__ = function.__kwdefaults__
+    return cast("Callable[P, Coroutine[Any, Any, T]]", functools.update_wrapper(made, function))
 
 
 class Waiter:
     """What one coroutine at a time waits for, again and again, without a future for each time.
 
-    ``await Yield((waiter,))`` waits. After it :meth:`take` gives what :meth:`deliver` brought, or None: one can be woken
-    without news. A driven coroutine can wait so, and any task, for which it has as much of a future as tasks use.
+    ``yield waiter`` waits, in a function of :func:`steps`. After it :meth:`take` gives what :meth:`deliver` brought, or
+    None: one can be woken without news. A driven coroutine can wait so, and any task, for which it has as much of a future
+    as tasks use.
     """
 
     __slots__ = (
@@ -221,9 +211,8 @@ class Driver(Coroutine[Any, Any, T]):
             _enter_task(self._loop, self._task)  # type: ignore[arg-type]
         except RuntimeError:
             return False
+        # It stays parked meanwhile, as it is about to wait for the same again; nobody can step it, as its task is current.
         waiter = self._waiter
-        waiter._driver = None
-        waiter.deliver = _refuse
         waiter.item = item
         try:
             yielded = self._context.run(self._send, None)  # type: ignore[union-attr]
@@ -231,27 +220,23 @@ class Driver(Coroutine[Any, Any, T]):
             self._end = end
             yielded = None
         _leave_task(self._loop, self._task)  # type: ignore[arg-type]
-        if yielded is waiter and not (self._cancelled_in_step or waiter._fired):
-            waiter._driver = self
-            waiter.deliver = self._step
-        else:
+        if yielded is not waiter or self._cancelled_in_step:
             self._yielded = yielded
-            self._wake()
+            self.wake()
         return True
 
     def wake(self) -> None:
         """Let the task take over in the loop's next turn."""
         self._unpark()
-        self._wake()
-
-    def _wake(self) -> None:
         callback, self._callback = self._callback, None
         if callback is not None:
             self._loop.call_soon(callback, self, context=self._context)
 
     def _unpark(self) -> None:
-        self._waiter._driver = None
-        self._waiter.deliver = _refuse
+        waiter = self._waiter
+        if waiter._driver is self:
+            waiter._driver = None
+            waiter.deliver = _refuse
 
     def abandon(self) -> None:
         """Close the coroutine, instead of throwing it in, with the next error that its task is resumed with.

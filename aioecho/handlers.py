@@ -1,7 +1,6 @@
 """The classes that a handler is made from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from aioecho.streams import StreamReader, StreamWriter
@@ -50,12 +49,21 @@ class StreamRequestHandler(BaseRequestHandler):
         super().__init__(request, client_address, server)
         self.reader, self.writer = request
 
-    def send(self, data: bytes | bytearray | memoryview) -> Coroutine[Any, Any, None]:
-        """Write `data`; awaited, wait until the peer keeps up: ``writer.write(data)`` and ``await writer.drain()``.
+    async def send(self, data: bytes | bytearray | memoryview) -> None:
+        """Write `data` and wait until the peer keeps up: ``writer.write(data)`` and ``await writer.drain()``.
 
-        Raises, where it is awaited:
+        Raises:
             ConnectionResetError: the connection is gone.
             OSError: the connection broke.
         """
-        self.writer.write(data)
-        return self.writer.drain()
+        # The two written out, as far as there is nothing to wait for: each would cost as much as all of this.
+        writer = self.writer
+        transport, protocol, reader = writer._transport, writer._protocol, writer._reader
+        transport.write(data)
+        if (
+            protocol._paused
+            or protocol._connection_lost
+            or transport.is_closing()
+            or (reader is not None and reader._exception is not None)
+        ):
+            await writer.drain()

@@ -9,10 +9,10 @@ import asyncio
 import ssl as ssl_module
 import sys
 from asyncio import IncompleteReadError, LimitOverrunError
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, cast
 
-from aioecho.driver import DONE, Waiter, Yield
+from aioecho.driver import Waiter, steps
 
 __all__ = ["DEFAULT_LIMIT", "StreamProtocol", "StreamReader", "StreamWriter"]
 
@@ -47,12 +47,12 @@ class StreamReader(asyncio.StreamReader):
     _waiter: Waiter | None
 
     _ends_when: Callable[[], bool] | None = None
-    _is_special = False  # there is an exception, or _ends_when
+    _is_special: bool  # there is an exception, or _ends_when
 
     def __init__(self, limit: int = DEFAULT_LIMIT, loop: asyncio.AbstractEventLoop | None = None) -> None:
         super().__init__(limit, loop)
         self._news = Waiter(self._loop)
-        self._until_news = Yield((self._news,))
+        self._is_special = False
 
     def set_exception(self, exc: BaseException) -> None:
         """Make this and every later read raise `exc`."""
@@ -78,7 +78,8 @@ class StreamReader(asyncio.StreamReader):
         if self._waiter is not None:
             self._waiter.wake()
 
-    async def _wait(self, func_name: str) -> None:
+    @steps
+    def _wait(self, func_name: str) -> Generator[Any, None, None]:
         """Wait for news, and then look: at the buffer, at the end of the stream. Wakes without news are possible."""
         if self._waiter is not None:
             raise RuntimeError(f"{func_name}() called while another coroutine is already waiting for incoming data")
@@ -97,7 +98,7 @@ class StreamReader(asyncio.StreamReader):
             return
         self._waiter = self._news
         try:
-            await self._until_news
+            yield self._news
         finally:
             self._waiter = None
             self._keep_item()
@@ -137,7 +138,8 @@ class StreamReader(asyncio.StreamReader):
     # In read(), readline(), its twin __anext__() and readexactly(), the way that most calls go comes first: nothing is
     # buffered, so wait, and return the chunk that is handed over. It is _wait() written out, and saves its coroutine.
 
-    async def read(self, n: int = -1) -> bytes:
+    @steps
+    def read(self, n: int = -1) -> Generator[Any, None, bytes]:
         """Read up to `n` bytes, as soon as there are any; until the end of the stream if `n` is negative.
 
         Return b"" at the end of the stream, and at once if `n` is 0.
@@ -149,7 +151,7 @@ class StreamReader(asyncio.StreamReader):
         if n > 0 and not (self._buffer or self._eof or self._waiter or self._paused or self._is_special):
             self._waiter = waiter = self._news
             try:
-                await self._until_news
+                yield waiter
             except BaseException:
                 self._keep_item()
                 raise
@@ -170,14 +172,15 @@ class StreamReader(asyncio.StreamReader):
             return b""
         if n < 0:
             blocks = []
-            while block := await self.read(self._limit):
+            while block := (yield from self.read(self._limit).__await__()):
                 blocks.append(block)
             return b"".join(blocks)
         while not self._buffer and not self._eof:
-            await self._wait("read")
+            yield from self._wait("read").__await__()
         return self._take(n)
 
-    async def readline(self) -> bytes:
+    @steps
+    def readline(self) -> Generator[Any, None, bytes]:
         r"""Read up to and with the next b"\n"; at the end of the stream, what is left, which may be b"".
 
         Raises:
@@ -188,7 +191,7 @@ class StreamReader(asyncio.StreamReader):
         if not (self._buffer or self._eof or self._waiter or self._paused or self._is_special):
             self._waiter = waiter = self._news
             try:
-                await self._until_news
+                yield waiter
             except BaseException:
                 self._keep_item()
                 raise
@@ -201,13 +204,14 @@ class StreamReader(asyncio.StreamReader):
                 if end == len(chunk) <= self._limit:
                     return chunk
                 self._keep(chunk, 0)
-        return self._buffered_line() or await self._readline()
+        return self._buffered_line() or (yield from self._readline().__await__())
 
-    async def __anext__(self) -> bytes:
+    @steps
+    def __anext__(self) -> Generator[Any, None, bytes]:
         if not (self._buffer or self._eof or self._waiter or self._paused or self._is_special):
             self._waiter = waiter = self._news
             try:
-                await self._until_news
+                yield waiter
             except BaseException:
                 self._keep_item()
                 raise
@@ -220,7 +224,7 @@ class StreamReader(asyncio.StreamReader):
                 if end == len(chunk) <= self._limit:
                     return chunk
                 self._keep(chunk, 0)
-        line = self._buffered_line() or await self._readline()
+        line = self._buffered_line() or (yield from self._readline().__await__())
         if line:
             return line
         raise StopAsyncIteration
@@ -279,7 +283,8 @@ class StreamReader(asyncio.StreamReader):
                 raise IncompleteReadError(self._take(len(buffer)), None)
             await self._wait("readuntil")
 
-    async def readexactly(self, n: int) -> bytes:
+    @steps
+    def readexactly(self, n: int) -> Generator[Any, None, bytes]:
         """Read exactly `n` bytes; the limit does not bound them.
 
         Raises:
@@ -297,7 +302,7 @@ class StreamReader(asyncio.StreamReader):
         if not (self._buffer or self._eof or self._waiter or self._paused or self._is_special):
             self._waiter = waiter = self._news
             try:
-                await self._until_news
+                yield waiter
             except BaseException:
                 self._keep_item()
                 raise
@@ -312,7 +317,7 @@ class StreamReader(asyncio.StreamReader):
         while len(self._buffer) < n:
             if self._eof:
                 raise IncompleteReadError(self._take(len(self._buffer)), n)
-            await self._wait("readexactly")
+            yield from self._wait("readexactly").__await__()
         return self._take(n)
 
 
@@ -352,30 +357,21 @@ class StreamWriter(asyncio.StreamWriter):
         else:
             self._transport.writelines(data)
 
-    def drain(self) -> Coroutine[Any, Any, None]:
+    async def drain(self) -> None:
         """Wait, once more than the high-water mark waits to be sent, until it is no more than the low-water mark.
 
-        Raises, where it is awaited:
+        Raises:
             ConnectionResetError: the connection is gone.
             OSError: what the reader would raise.
         """
-        # Not `async def`: mostly there is nothing to wait for, and to make a coroutine that says so costs as much as
-        # the whole of write(). Errors are the coroutine's to raise, as they would be asyncio's.
-        protocol = self._protocol
-        if protocol._paused or protocol._connection_lost or self._transport.is_closing():
-            return self._drain()
-        reader = self._reader
+        reader, protocol = self._reader, self._protocol
         if reader is not None and reader._exception is not None:
-            return self._drain()
-        return DONE
-
-    async def _drain(self) -> None:
-        if self._reader is not None and self._reader._exception is not None:
-            raise self._reader._exception
+            raise reader._exception
         if self._transport.is_closing():
             # Give connection_lost() a turn to run, else a loop of write() and drain() would never learn of it.
             await asyncio.sleep(0)
-        await self._protocol._drain_helper()
+        if protocol._paused or protocol._connection_lost:
+            await protocol._drain_helper()
 
     async def start_tls(
         self,
@@ -445,6 +441,7 @@ class StreamProtocol(asyncio.Protocol):
     __slots__ = (
         "_connection_lost",
         "_loop",
+        "_news",
         "_paused",
         "_stays_open_at_eof",
         "_waiting_to_close",
@@ -461,6 +458,7 @@ class StreamProtocol(asyncio.Protocol):
     def __init__(self, loop: asyncio.AbstractEventLoop, *, limit: int = DEFAULT_LIMIT, is_server_side: bool) -> None:
         self._loop = loop
         self.reader = StreamReader(limit, loop)
+        self._news = self.reader._news
         self.is_server_side = is_server_side
         self.lost_with: Exception | None = None
         self.peer_has_closed = False
@@ -493,15 +491,12 @@ class StreamProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Resume whoever waits for data, or buffer it. What comes after the end of the stream is dropped."""
-        reader = self.reader
-        waiter = reader._waiter
-        if waiter is not None:
-            deliver = waiter.deliver
-            if deliver(data):
-                return
+        deliver = self._news.deliver
+        if not deliver(data):
+            reader = self.reader
             reader._keep_item()
-        if not reader._eof:
-            reader.feed_data(data)
+            if not reader._eof:
+                reader.feed_data(data)
 
     def eof_received(self) -> bool:
         """End the stream; the other direction stays open where that is possible."""

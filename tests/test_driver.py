@@ -5,14 +5,15 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import inspect
 import socket
 import types
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from typing import Any
 
 import pytest
 
-from aioecho.driver import DONE, Driver
+from aioecho.driver import Driver, steps
 from aioecho.streams import StreamProtocol
 
 VARIABLE: contextvars.ContextVar[Any] = contextvars.ContextVar("VARIABLE", default="unset")
@@ -590,11 +591,26 @@ async def test_an_abandoned_coroutine_ends_though_it_swallows_cancellation() -> 
     assert seen == ["swallowed"] * 3 + ["closed"]
 
 
-async def test_what_has_nothing_to_wait_for_is_still_a_coroutine() -> None:
-    assert asyncio.iscoroutine(DONE)
-    assert await DONE is None
-    await asyncio.create_task(DONE)
-    await asyncio.gather(DONE, asyncio.wait_for(DONE, 1))
+async def test_what_is_made_of_steps_is_a_coroutine_like_any() -> None:
+    future = asyncio.get_running_loop().create_future()
+
+    @steps
+    def wait(result: str) -> Generator[Any, None, str]:
+        yield from asyncio.sleep(0).__await__()
+        yield from future
+        return result
+
+    assert inspect.iscoroutinefunction(wait)
+    waiting = [asyncio.create_task(wait("task")), asyncio.ensure_future(asyncio.wait_for(wait("wait_for"), 5))]
+    cancelled = asyncio.create_task(wait("never"))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    future.get_loop().call_soon(future.set_result, None)
+    assert await wait("awaited") == "awaited"
+    assert await asyncio.gather(*waiting) == ["task", "wait_for"]
+    assert cancelled.cancelled()
+    with pytest.warns(RuntimeWarning, match="never awaited"):
+        wait("forgotten")
 
 
 @pytest.mark.parametrize("waits", ["event", "turn", "done", "never", "child"])
