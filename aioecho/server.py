@@ -86,6 +86,7 @@ class BaseServer:
         self.limits = limits if limits is not None else Limits()
         self.timeouts = timeouts if timeouts is not None else Timeouts()
         self.grace = grace
+        self.leaves_queue = False  # see close()
         self.stats = Stats()
         self._address = server_address
         self._connections: set[Connection] = set()
@@ -197,15 +198,15 @@ class BaseServer:
         finally:
             await self.shutdown()
 
-    def close(self, *, leave_queue: bool = False) -> None:
+    def close(self) -> None:
         """Stop accepting, once and for all. Live connections, and those that the kernel had queued, are served on.
 
-        Not those for which there is no room, by `limits` or for want of descriptors: they are reset. With `leave_queue`
-        what is queued is left to other processes, which accept from the same sockets.
+        Not those for which there is no room, by `limits` or for want of descriptors: they are reset. If `leaves_queue` was
+        set to True, those that are queued are left to other processes, which accept from the same sockets.
         """
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
-            listener.close(backlog=self.limits.backlog, leave_queue=leave_queue)
+            listener.close(backlog=self.limits.backlog, leave_queue=self.leaves_queue)
 
     async def shutdown(self, grace: float | None = None) -> DrainReport:
         """Stop: accept no more, let handlers finish for at most `grace` seconds, cut off the rest.

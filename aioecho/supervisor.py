@@ -221,8 +221,8 @@ class Supervisor:
                 worker.channel.sock.close()
                 self._workers.discard(worker)
                 worker.kill_after(None)
-                self._note_stats(worker)
                 self._bury(worker, status)
+                self._note_stats(worker)
                 self._go_on()
 
     def _hear(self, worker: WorkerProcess) -> None:
@@ -254,6 +254,8 @@ class Supervisor:
     def _welcome(self, worker: WorkerProcess) -> None:
         """A worker accepts: let the one go that it replaces."""
         worker.ready_at = self._loop.time()
+        if worker.is_leaving:  # it was told so before it was ready, and will find that next
+            return
         slot = worker.slot
         if slot.successor is worker:
             old, slot.worker, slot.successor = slot.worker, worker, None

@@ -229,7 +229,7 @@ class _Worker:
         while True:
             order = await self._heard.get()
             if order == "retire":
-                self._server.close(leave_queue=True)
+                self._server.leaves_queue = True
             stop = asyncio.get_running_loop().create_task(self._server.shutdown(0 if order == "end" else None))
             self._stops.add(stop)
 

@@ -525,15 +525,16 @@ def test_two_stops_in_service_are_no_worse_than_one_if_there_is_nothing_to_cut_o
         assert "ERROR" not in program.stderr()
 
 
+@pytest.mark.parametrize("way", [(), ("--reuse-port",)], ids=len)
 @pytest.mark.parametrize(("number", "count"), [(HUP, 2), (TTIN, 3), (TTOU, 1)], ids=ids)
-def test_a_change_in_service_loses_nobody(folder: Path, number: int, count: int) -> None:
-    with serving(folder) as (program, endpoint), talking(endpoint, b"sleep 0.5\n") as (busy, _):
+def test_a_change_in_service_loses_nobody(folder: Path, number: int, count: int, way: tuple[str, ...]) -> None:
+    with serving(folder, *way) as (program, endpoint), talking(endpoint, b"sleep 0.3\n") as (busy, _):
         before = workers_of(program)
         program.signal(number)
         if number == HUP:
             eventually(lambda: "replaced all" in program.stderr())
         eventually(lambda: pid_of(endpoint) in (workers_of(program) - before if number == HUP else workers_of(program)))
-        assert read_line(busy) == b"sleep 0.5\n"
+        assert read_line(busy) == b"sleep 0.3\n"
         eventually(lambda: len(workers_of(program)) == count)
         assert program.stop() == 0
 
