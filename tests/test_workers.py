@@ -317,7 +317,7 @@ def test_a_worker_that_dies_is_replaced(folder: Path) -> None:
         eventually(lambda: len(workers_of(program) - before) == 1)
         eventually(lambda: pid_of(endpoint) not in before)
         assert state_of(victim) == ""  # not a zombie
-        assert descriptors_of(program.process.pid) == descriptors
+        eventually(lambda: descriptors_of(program.process.pid) == descriptors)
         assert re.search(rf"worker \d \(process {victim}\) was killed by SIGKILL; it is replaced", program.stderr())
         assert program.stop() == 0
 
@@ -431,7 +431,7 @@ def test_usr1_logs_the_stats_of_all(folder: Path) -> None:
     with serving(folder, workers=1) as (program, endpoint):
         ask(endpoint)
         program.signal(signal.SIGUSR1)
-        eventually(lambda: "stats: Stats(accepted=1, active=0" in program.stderr())
+        eventually(lambda: "stats: Stats(accepted=1, " in program.stderr())
         assert program.stop() == 0
 
 
@@ -525,10 +525,9 @@ def test_two_stops_in_service_are_no_worse_than_one_if_there_is_nothing_to_cut_o
         assert "ERROR" not in program.stderr()
 
 
-@pytest.mark.parametrize("way", [(), ("--reuse-port",)], ids=len)
 @pytest.mark.parametrize(("number", "count"), [(HUP, 2), (TTIN, 3), (TTOU, 1)], ids=ids)
-def test_a_change_in_service_loses_nobody(folder: Path, number: int, count: int, way: tuple[str, ...]) -> None:
-    with serving(folder, *way) as (program, endpoint), talking(endpoint, b"sleep 0.3\n") as (busy, _):
+def test_a_change_in_service_loses_nobody(folder: Path, number: int, count: int) -> None:
+    with serving(folder) as (program, endpoint), talking(endpoint, b"sleep 0.3\n") as (busy, _):
         before = workers_of(program)
         program.signal(number)
         if number == HUP:
@@ -536,6 +535,24 @@ def test_a_change_in_service_loses_nobody(folder: Path, number: int, count: int,
         eventually(lambda: pid_of(endpoint) in (workers_of(program) - before if number == HUP else workers_of(program)))
         assert read_line(busy) == b"sleep 0.3\n"
         eventually(lambda: len(workers_of(program)) == count)
+        assert program.stop() == 0
+
+
+def test_sockets_come_and_go_with_their_workers(folder: Path) -> None:
+    with serving(folder, "--reuse-port") as (program, endpoint), talking(endpoint, b"sleep 0.3\n") as (busy, _):
+        descriptors = descriptors_of(program.process.pid)
+        program.signal(TTIN)
+        third = eventually(lambda: len(found := workers_of(program)) == 3 and found)
+        eventually(lambda: pid_of(endpoint) in third)
+        for count in (2, 1):  # one at a time: two signals of a kind are one, if they come together
+            program.signal(TTOU)
+            eventually(lambda: len(workers_of(program)) == count)  # noqa: B023 - at once
+        assert read_line(busy) == b"sleep 0.3\n"
+        for _ in range(10):
+            assert pid_of(endpoint) in workers_of(program)
+        program.signal(TTIN)
+        eventually(lambda: len(workers_of(program)) == 2)
+        eventually(lambda: descriptors_of(program.process.pid) == descriptors)
         assert program.stop() == 0
 
 
@@ -558,9 +575,7 @@ def test_the_last_worker_stays(folder: Path) -> None:
         (INT, (), 0, 0.5, 3),
         (INT, (INT,), 1, 0, 3),
         (TERM, (INT,), 1, 0, 3),
-        (TERM, (HUP,), 0, 0.5, 3),
-        (TERM, (TTIN,), 0, 0.5, 3),
-        (TERM, (TTOU,), 0, 0.5, 3),
+        (TERM, (HUP, TTIN, TTOU), 0, 0.5, 3),
     ],
     ids=ids,
 )
