@@ -304,7 +304,7 @@ class Supervisor:
         slot = worker.slot
         was_killed = status == -signal.SIGKILL and not worker.is_stuck
         if worker.ready_at is None:
-            if not was_killed:
+            if not (was_killed and self._is_serving):
                 self._fail(f"{worker} {ended}")
                 return
         elif self._loop.time() - worker.ready_at >= LIVES_AFTER:

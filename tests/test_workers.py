@@ -349,6 +349,16 @@ def test_a_worker_that_ends_before_it_is_ready_ends_all(folder: Path, status: in
         )
 
 
+def test_a_worker_that_is_killed_before_the_first_is_ready_ends_all(folder: Path) -> None:
+    (folder / "gated.py").write_text(GATED + HANDLER)
+    with Program.aioecho("serve", "gated:Obedient", "--workers", "2", "--port", "0", cwd=folder) as program:
+        workers = eventually(lambda: len(found := workers_of(program)) == 2 and found)
+        os.kill(min(workers), signal.SIGKILL)
+        code, output, errors = program.end()
+        assert (code, output) == (1, b"")
+        assert re.fullmatch(r"Error: worker \d \(process \d+\) was killed by SIGKILL before it was ready\n", errors)
+
+
 def test_what_a_module_raises_in_a_worker_is_told_with_its_traceback(folder: Path) -> None:
     (folder / "bad.py").write_text(
         GATED.replace("time.sleep(0.01)", "raise KeyError('oh')") + "from handlers import Obedient\n"
