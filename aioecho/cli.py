@@ -185,7 +185,7 @@ def serve(
                 when_serving=_announce,
             )
         else:
-            report = run_server(server, loop=loop, when_serving=_announce)
+            report = run_server(server, loop=loop, when_serving=lambda server: _announce(server.names))
     except AioechoError as error:
         raise click.ClickException(str(error)) from error
     if report.cancelled or report.aborted:

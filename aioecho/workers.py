@@ -106,7 +106,8 @@ def run_workers(
 ) -> DrainReport:
     """Do what :func:`run` does with worker processes, in each of which `make_server` is called with endpoints.
 
-    `server` is one that was made but not started, as each is to be; it never is.
+    `server` is one that was made but not started, as each is to be; it never is. `when_serving` is called with the names
+    of the endpoints once all workers accept.
 
     Raises:
         EndpointError: it can't listen.
@@ -153,9 +154,9 @@ def count_processors() -> int:
 
 
 def run_server(
-    server: BaseServer, *, loop: str = "auto", when_serving: Callable[[Sequence[str]], object] = lambda names: None
+    server: BaseServer, *, loop: str = "auto", when_serving: Callable[[BaseServer], object] = lambda server: None
 ) -> DrainReport:
-    """Do what :func:`run` does for a server that was made but not started; call `when_serving` with its names.
+    """Do what :func:`run` does for a server that was made but not started; call `when_serving` once it accepts.
 
     Raises:
         EndpointError: it can't listen.
@@ -164,7 +165,7 @@ def run_server(
         return runner.run(_serve_until_signal(server, when_serving))
 
 
-async def _serve_until_signal(server: BaseServer, when_serving: Callable[[Sequence[str]], object]) -> DrainReport:
+async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseServer], object]) -> DrainReport:
     loop = asyncio.get_running_loop()
     stopping: set[asyncio.Task[DrainReport]] = set()
     starting = loop.create_task(server.start())
@@ -182,7 +183,7 @@ async def _serve_until_signal(server: BaseServer, when_serving: Callable[[Sequen
     with _signals(loop, {**dict.fromkeys(STOP_SIGNALS, stop), signal.SIGUSR1: log_stats}):
         try:
             await starting
-            when_serving(server.names)
+            when_serving(server)
             systemd.notify("READY=1")
             await server.serve_forever()
         except asyncio.CancelledError:

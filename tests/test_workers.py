@@ -139,6 +139,14 @@ def test_one_worker_is_this_process(folder: Path) -> None:
         assert program.stop() == 0
 
 
+@pytest.mark.parametrize("workers", ["0", "-1", "many", ""])
+def test_a_number_of_workers_that_is_none_is_a_mistake(workers: str) -> None:
+    with Program.aioecho("serve", "--workers", workers) as program:
+        code, output, errors = program.end()
+        assert (code, output) == (2, b"")
+        assert errors.splitlines()[-1].startswith("Error: Invalid value for '--workers': ")
+
+
 def test_endpoints_of_all_kinds_are_shared(folder: Path) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as sock,
