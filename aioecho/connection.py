@@ -1,7 +1,6 @@
 """One connection's life: a transport for the accepted socket, its handler, and the end in good order."""
 
 import asyncio
-import contextvars
 import fcntl
 import inspect
 import socket
@@ -72,8 +71,8 @@ class Connection(Driver[None]):
         self.was_aborted = self._is_cut_off = False
         self._stage = BEGIN
         super().__init__(self._begin())
-        # In a context of its own: what a handler sets there is nobody else's.
-        self._loop, self._task = loop, loop.create_task(self, context=contextvars.copy_context())
+        self.start_early()  # by the time that the task runs the transport is there: a turn and a step less
+        self._loop, self._task = loop, loop.create_task(self)
         # One callback and one context for all: each would cost a connection some bytes of its own.
         self._task.add_done_callback(server._when_ended, context=server._context)
 
@@ -124,10 +123,26 @@ class Connection(Driver[None]):
                 return handling
             except BaseException as error:  # it is no coroutine function, and raised at once
                 end = error
-        if self._stage <= FINISH:
+        if self._stage <= FINISH and not (type(end) is StopIteration and self._has_ended_plainly()):
             self._stage = FINISH
             return self._finish(end)
         return None
+
+    def _has_ended_plainly(self) -> bool:
+        """Close, and return True, if the handler is all done, the peer has closed and nothing is unsent: most often."""
+        protocol = self._protocol
+        if (
+            self._stage == FINISH
+            and type(self.handler).finish is BaseRequestHandler.finish
+            and protocol.peer_has_closed
+            and not (protocol.is_lost or self._is_cut_off)
+            and protocol.transport.get_extra_info("sslcontext") is None
+            and protocol.transport.get_write_buffer_size() == 0
+        ):
+            self.outcome, self.reason = "completed", "finished"
+            protocol.transport.close()  # the loop has closed the socket by the time that the end is accounted for
+            return True
+        return False
 
     async def _begin(self) -> None:
         """Make the transport and, if all goes well, the handler."""

@@ -193,10 +193,17 @@ class Driver(Coroutine[Any, Any, T]):
         self._abandoned = self._cancelled_in_step = self._is_parked = False
 
     def _take_up(self, awaitable: Awaitable[Any]) -> None:
-        coro = awaitable if inspect.iscoroutine(awaitable) else _await(awaitable)
+        coro = awaitable if type(awaitable) is CoroutineType else _await(awaitable)
         self._coro: CoroutineType[Any, Any, Any] = cast("CoroutineType[Any, Any, Any]", coro)
         self._send = coro.send
         self._step = self.step
+
+    def start_early(self) -> None:
+        """Run the coroutine up to where it first waits, for a future, before a task does; so it is in no task there."""
+        try:
+            self._yielded = self._coro.send(None)
+        except BaseException as end:  # whatever it is, it belongs to the task
+            self._end = end
 
     def after(self, end: BaseException) -> Awaitable[Any] | None:
         """Return what to run when the coroutine has ended: with `end`, which is StopIteration if it returned.
@@ -279,9 +286,7 @@ class Driver(Coroutine[Any, Any, T]):
 
     def send(self, value: Any) -> Any:
         """Go on; return what to wait for."""
-        return self._proceed(None)
-
-    __next__ = cast(Callable[["Driver[T]"], Any], lambda self: self._proceed(None))
+        return self._proceed()
 
     def throw(self, *error: Any) -> Any:
         """Go on with an error; return what to wait for."""
@@ -311,14 +316,14 @@ class Driver(Coroutine[Any, Any, T]):
         """Whether the coroutine runs right now."""
         return self._coro.cr_running
 
-    def _proceed(self, error: BaseException | None) -> Any:
+    def _proceed(self, error: BaseException | None = None) -> Any:
         if self._is_parked:
             self._is_parked = False
             self._unpark()
             self._cancelled_in_step = False
+            yielded, self._yielded = self._yielded, _THE_WAITER
             if self._end is not None:
                 return self._go_on_after(error)
-            yielded, self._yielded = self._yielded, _THE_WAITER
             if yielded is not _THE_WAITER:
                 if error is None:
                     # None: it wanted to sleep a turn, and that turn is over.
@@ -330,7 +335,15 @@ class Driver(Coroutine[Any, Any, T]):
             self._task = task = current_task()
             assert task is not None, "a driver is run by a task"
             self._loop = task.get_loop()
+        elif self._end is not None:
+            return self._go_on_after(error)
+        elif self._yielded is not _THE_WAITER:
+            started_with, self._yielded = self._yielded, _THE_WAITER
+            if error is None and not started_with.done():
+                return started_with
         return self._step_here(error)
+
+    __next__ = _proceed
 
     def _step_here(self, error: BaseException | None) -> Any:
         coro = self._coro
