@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import importlib
 import logging
 import os
@@ -9,7 +10,7 @@ import platform
 import ssl
 import sys
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from aioecho.exceptions import AioechoError
 from aioecho.loops import LOOPS, loop_factory
 from aioecho.server import DEFAULT_GRACE, BaseServer
 from aioecho.serving import are_for_datagrams
-from aioecho.serving import serve as make_server
-from aioecho.workers import run_server
+from aioecho.serving import serve as make_server_for
+from aioecho.workers import run_server, run_workers
 
 __all__ = ["main"]
 
@@ -42,6 +43,18 @@ class _Group(click.Group):
 
             return load_command
         return super().get_command(ctx, cmd_name)
+
+
+class _Workers(click.IntRange):
+    """A number of worker processes, or as many as there are processors."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else super().convert(value, param, ctx)
+
+    def get_metavar(self, *args: Any, **options: Any) -> str:
+        return self.name
 
 
 class _Mistake(click.ClickException):
@@ -79,20 +92,27 @@ def main(context: click.Context) -> None:
 @click.argument("handler", default="echo")
 @click.option(
     "-b", "--bind", "endpoints", multiple=True, metavar="ENDPOINT",
-    help="tcp://HOST:PORT, unix:PATH, unix:PATH?mode=660 or fd://N; for datagrams udp://HOST:PORT or unixgram:PATH. May be"
-    " repeated. Port 0 is any free one.",
+    help="tcp://HOST:PORT, unix:PATH, unix:PATH?mode=660, fd://N or systemd:NAME; for datagrams udp://HOST:PORT or"
+    " unixgram:PATH. May be repeated. Port 0 is any free one.",
 )  # fmt: skip
 @click.option("--host", help=f"Listen on this TCP host; the same as --bind.  [default: {DEFAULT_HOST}]")
 @click.option("--port", type=click.IntRange(0, 65535), help=f"Listen on this TCP port.  [default: {DEFAULT_PORT}]")
 @click.option("--uds", metavar="PATH", help="Listen on this Unix socket.")
 @click.option("--fd", type=click.IntRange(0), help="Listen on this inherited descriptor.")
+@click.option("--workers", type=_Workers(1), default=1, show_default=True,
+              help="Processes that serve; auto is one for each processor. They share the sockets.")  # fmt: skip
+@click.option("--reuse-port", is_flag=True, help="Give each worker a TCP socket of its own (SO_REUSEPORT).")
+@click.option("--limit-max-requests", type=click.IntRange(1), metavar="N",
+              help="Replace a worker process after so many connections,")  # fmt: skip
+@click.option("--limit-max-requests-jitter", type=click.IntRange(0), default=0, show_default=True, metavar="N",
+              help="and up to so many more, chosen for each worker.")  # fmt: skip
 @click.option("--loop", type=click.Choice(LOOPS), default="auto", show_default=True, help="The event loop.")
 @click.option("--backlog", type=click.IntRange(1), default=Limits().backlog, show_default=True,
               help="Clients that the kernel queues until they are accepted.")  # fmt: skip
 @click.option(
     "--limit-concurrency",
     type=click.IntRange(1),
-    help="Connections at once; more clients wait. Of datagrams: handlers, or sessions, at once.",
+    help="Connections at once, for each process; more clients wait. Of datagrams: handlers, or sessions, at once.",
 )
 @click.option("--timeout-graceful-shutdown", "grace", type=click.FloatRange(0), default=DEFAULT_GRACE, show_default=True,
               metavar="SECONDS", help="What handlers have to finish after SIGTERM or SIGINT.")  # fmt: skip
@@ -112,6 +132,10 @@ def serve(
     port: int | None,
     uds: str | None,
     fd: int | None,
+    workers: int | str,
+    reuse_port: bool,
+    limit_max_requests: int | None,
+    limit_max_requests_jitter: int,
     loop: str,
     backlog: int,
     limit_concurrency: int | None,
@@ -129,10 +153,11 @@ def serve(
     not trust.
 
     For each endpoint, a line `listening on ENDPOINT` goes to stdout when it serves; everything else goes to stderr.
-    SIGTERM and SIGINT (Ctrl-C) let handlers finish, a second one ends it at once. The exit status is 0 if all could, 1 if
-    something was cut off or failed, 2 for a mistake on the command line.
+    SIGTERM and SIGINT (Ctrl-C) let handlers finish, a second one ends it at once. With workers, SIGHUP replaces them one
+    after another, SIGTTIN and SIGTTOU add and remove one, SIGUSR1 logs their stats. The exit status is 0 if all handlers
+    could finish, 1 if something was cut off or failed, 2 for a mistake on the command line.
     """
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    supervised = workers != 1 or reuse_port or limit_max_requests is not None
     bind = list(endpoints)
     if uds is not None:
         bind.append(f"unix:{uds}")
@@ -141,33 +166,83 @@ def serve(
     if host is not None or port is not None or not bind:
         host = DEFAULT_HOST if host is None else host
         bind.append(f"tcp://{f'[{host}]' if ':' in host else host}:{DEFAULT_PORT if port is None else port}")
-    context = _tls_context(ssl_certfile, ssl_keyfile, ssl_keyfile_password, ssl_ca_certs)
     try:
         for_datagrams = are_for_datagrams(*bind)
     except ValueError as error:
         raise _Mistake(str(error)) from error
-    ready_made = DATAGRAM_HANDLERS if for_datagrams else HANDLERS
-    # Apart: what the user's own module raises comes with a traceback.
-    handler_class = find_handler(handler, app_dir, ready_made)
+    make_server = functools.partial(
+        _make_server,
+        handler=handler,
+        for_datagrams=for_datagrams,
+        app_dir=str(Path(app_dir).resolve()),
+        tls=(ssl_certfile, ssl_keyfile, ssl_keyfile_password, ssl_ca_certs),
+        limits=(
+            {"max_handlers": limit_concurrency, "max_sessions": limit_concurrency}
+            if for_datagrams and limit_concurrency is not None
+            else {"backlog": backlog, "max_connections": limit_concurrency}
+        ),
+        grace=grace,
+        log_level=log_level.upper(),
+        log_format=f"%(asctime)s %(levelname)s %(name)s{'[%(process)d]' if supervised else ''}: %(message)s",
+    )
+    server = make_server(bind)
     try:
-        limits = Limits(backlog=backlog, max_connections=limit_concurrency)
-        if for_datagrams and limit_concurrency is not None:
-            limits = Limits(max_handlers=limit_concurrency, max_sessions=limit_concurrency)
-        server = make_server(handler_class, *bind, ssl=context, limits=limits, grace=grace)
         loop_factory(loop)
-    except (ImportError, TypeError, ValueError) as error:
+    except ImportError as error:
         raise _Mistake(str(error)) from error
     try:
-        report = run_server(server, loop=loop, when_serving=_announce)
+        if supervised:
+            report = run_workers(
+                server,
+                functools.partial(_make_server_in_worker, make_server),
+                workers=workers,
+                loop=loop,
+                reuse_port=reuse_port,
+                max_requests=limit_max_requests,
+                max_requests_jitter=limit_max_requests_jitter,
+                when_serving=_announce,
+            )
+        else:
+            report = run_server(server, loop=loop, when_serving=lambda server: _announce(server.names))
     except AioechoError as error:
         raise click.ClickException(str(error)) from error
     if report.cancelled or report.aborted:
         sys.exit(1)
 
 
-def _announce(server: BaseServer) -> None:
+def _make_server(
+    endpoints: list[str],
+    *,
+    handler: str,
+    for_datagrams: bool,
+    app_dir: str,
+    tls: tuple[str | None, str | None, str | None, str | None],
+    limits: dict[str, int | None],
+    grace: float,
+    log_level: str,
+    log_format: str,
+) -> BaseServer:
+    """Do what the command line says; in each process, as neither modules nor certificates are sent from one to another."""
+    logging.basicConfig(level=log_level, format=log_format)
+    context = _tls_context(*tls)
+    # Apart: what the user's own module raises comes with a traceback.
+    handler_class = find_handler(handler, app_dir, DATAGRAM_HANDLERS if for_datagrams else HANDLERS)
     try:
-        for name in server.names:
+        return make_server_for(handler_class, *endpoints, ssl=context, limits=Limits(**limits), grace=grace)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise _Mistake(str(error)) from error
+
+
+def _make_server_in_worker(make_server: Callable[[list[str]], BaseServer], endpoints: list[str]) -> BaseServer:
+    try:
+        return make_server(endpoints)
+    except _Mistake as error:  # since the start: certificates or a handler that are no longer there
+        raise AioechoError(error.message) from error
+
+
+def _announce(names: Sequence[str]) -> None:
+    try:
+        for name in names:
             click.echo(f"listening on {name}")
     except BrokenPipeError:
         _forget_stdout()  # nobody reads it: no reason not to serve

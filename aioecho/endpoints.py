@@ -7,6 +7,8 @@
 ``unix:PATH``, ``unix:PATH?mode=660``  a Unix stream socket, with file permissions in octal. ``unix:@NAME`` has no file.
 ``unixgram:PATH``                    likewise, for datagrams
 ``fd://N``                           a listening or bound socket that this process inherited as descriptor N
+``systemd:NAME``                     the listening sockets that systemd has passed under this name: FileDescriptorName=
+                                     in the socket unit, by default the unit's own, such as ``echo.socket``
 ===================================  ==========================================================================
 """
 
@@ -25,21 +27,27 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Union
 from urllib.parse import parse_qsl
 
+from aioecho import systemd
 from aioecho.exceptions import EndpointError
 
 __all__ = [
     "BoundSocket",
     "Endpoint",
     "InheritedEndpoint",
+    "SystemdEndpoint",
     "TCPEndpoint",
     "UDPEndpoint",
     "UnixDatagramEndpoint",
     "UnixEndpoint",
     "bind_endpoint",
+    "bind_sibling",
     "parse_endpoint",
 ]
 
-FORMS = "tcp://HOST:PORT, unix:PATH, unix:PATH?mode=660, fd://N, or, for datagrams, udp://HOST:PORT or unixgram:PATH"
+FORMS = (
+    "tcp://HOST:PORT, unix:PATH, unix:PATH?mode=660, fd://N, systemd:NAME, or, for datagrams, udp://HOST:PORT or"
+    " unixgram:PATH"
+)
 
 # Two families share port 0's choice only if it is free in both: a few tries find one even on a busy machine.
 PORT_TRIES = 20
@@ -112,8 +120,20 @@ class InheritedEndpoint:
         return f"fd://{self.source if isinstance(self.source, int) else self.source.fileno()}"
 
 
+@dataclass(frozen=True)
+class SystemdEndpoint:
+    """What systemd has passed as `name`."""
+
+    type: ClassVar[socket.SocketKind] = socket.SOCK_STREAM
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"systemd:{self.name}"
+
+
 Endpoint = Union[  # noqa: UP007 - shown as one name in signatures
-    TCPEndpoint, UDPEndpoint, UnixEndpoint, UnixDatagramEndpoint, InheritedEndpoint
+    TCPEndpoint, UDPEndpoint, UnixEndpoint, UnixDatagramEndpoint, InheritedEndpoint, SystemdEndpoint
 ]
 
 
@@ -153,6 +173,8 @@ def parse_endpoint(text: str, inherited_type: int = socket.SOCK_STREAM) -> Endpo
         return path_kind("\0" + path[1:] if path.startswith("@") else path, mode)
     if match := re.fullmatch(r"fd://(?P<fd>[0-9]+)", text):
         return InheritedEndpoint(int(match["fd"]), inherited_type)
+    if match := re.fullmatch(r"systemd:(?P<name>[^:/]+)", text):
+        return SystemdEndpoint(match["name"])
     raise ValueError(f"bad endpoint {text!r}: expected {FORMS}")
 
 
@@ -180,19 +202,39 @@ class BoundSocket:
         self.sock.close()
 
 
-async def bind_endpoint(endpoint: Endpoint, *, backlog: int) -> list[BoundSocket]:
+async def bind_endpoint(endpoint: Endpoint, *, backlog: int, reuse_port: bool = False) -> list[BoundSocket]:
     """Return non-blocking sockets for `endpoint`, which listen: more than one where a host has several addresses.
 
     Those for datagrams are bound: they have no connections to listen for.
+
+    With `reuse_port` others may be bound beside those of a TCP endpoint: see bind_sibling().
 
     Raises:
         EndpointError: it can't be listened on; the message names the endpoint and the reason.
     """
     if isinstance(endpoint, _HostEndpoint):
-        return await _bind_host(endpoint, backlog)
+        return await _bind_host(endpoint, backlog, reuse_port)
     if isinstance(endpoint, _PathEndpoint):
         return [await _bind_unix(endpoint, backlog)]
+    if isinstance(endpoint, SystemdEndpoint):
+        return _adopt_systemd(endpoint, backlog)
     return [_adopt(endpoint, backlog)]
+
+
+def bind_sibling(bound: BoundSocket) -> BoundSocket:
+    """Return another socket bound where `bound` listens; once it listens too, the kernel divides the clients (SO_REUSEPORT).
+
+    Raises:
+        EndpointError: it can't be had: `bound` was not bound with `reuse_port`, or the system does not offer it.
+    """
+    sock = socket.socket(bound.sock.family, bound.sock.type)
+    try:
+        _prepare(sock, reuse_port=True)
+        sock.bind(bound.sock.getsockname())
+    except OSError as error:
+        sock.close()
+        raise EndpointError(f"cannot listen again on {bound.name}: {error.strerror or error}", error.errno) from error
+    return BoundSocket(sock, bound.name)
 
 
 def _cannot_listen(endpoint: object, error: OSError | str) -> EndpointError:
@@ -201,12 +243,12 @@ def _cannot_listen(endpoint: object, error: OSError | str) -> EndpointError:
     return EndpointError(f"cannot listen on {endpoint}: {error.strerror or error}", error.errno)
 
 
-async def _bind_host(endpoint: _HostEndpoint, backlog: int) -> list[BoundSocket]:
+async def _bind_host(endpoint: _HostEndpoint, backlog: int, reuse_port: bool) -> list[BoundSocket]:
     addresses = await resolve(endpoint)
     for tries_left in reversed(range(PORT_TRIES)):
         sockets: list[socket.socket] = []
         try:
-            _bind_all(addresses, sockets, endpoint.type)
+            _bind_all(addresses, sockets, endpoint.type, reuse_port)
             # Only after all are bound: none may serve if one can't.
             for sock in sockets:
                 _listen(sock, backlog)
@@ -252,8 +294,24 @@ async def resolve(endpoint: _HostEndpoint) -> list[tuple[socket.AddressFamily, A
     return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
 
 
+def _prepare(sock: socket.socket, *, reuse_port: bool) -> None:
+    """Set what is to be set before bind()."""
+    sock.setblocking(False)
+    if sock.type == socket.SOCK_STREAM:
+        # For datagrams it would let others share the port, and the last one get them all.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if reuse_port:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if sock.family == socket.AF_INET6:
+        # Else it would take the port for IPv4 as well, or not, as a system setting says.
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+
+
 def _bind_all(
-    addresses: list[tuple[socket.AddressFamily, Any]], sockets: list[socket.socket], kind: socket.SocketKind
+    addresses: list[tuple[socket.AddressFamily, Any]],
+    sockets: list[socket.socket],
+    kind: socket.SocketKind,
+    reuse_port: bool,
 ) -> None:
     """Bind a socket to each address, all on the port that the first one gets, and append them to `sockets`."""
     absent: OSError | None = None
@@ -264,14 +322,7 @@ def _bind_all(
             absent = error
             continue
         sockets.append(sock)
-        sock.setblocking(False)
-        if (
-            kind == socket.SOCK_STREAM
-        ):  # for datagrams it would let others share the port, and the last one get them all
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            # Else it would take the port for IPv4 as well, or not, as a system setting says.
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        _prepare(sock, reuse_port=reuse_port)
         if len(sockets) > 1:
             address = (address[0], sockets[0].getsockname()[1], *address[2:])
         try:
@@ -364,6 +415,26 @@ def _adopt(endpoint: InheritedEndpoint, backlog: int) -> BoundSocket:
     except OSError as error:
         _let_go(sock, endpoint)
         raise _cannot_listen(endpoint, error) from error
+
+
+def _adopt_systemd(endpoint: SystemdEndpoint, backlog: int) -> list[BoundSocket]:
+    passed = systemd.listen_fds()
+    if not passed:
+        raise _cannot_listen(endpoint, "systemd has passed no sockets to this process (LISTEN_FDS, LISTEN_PID)")
+    found = [descriptor for name, descriptor in passed if name == endpoint.name]
+    if not found:
+        names = ", ".join(dict.fromkeys(name for name, _ in passed))
+        raise _cannot_listen(endpoint, f"systemd has passed none of this name, but {names}")
+    bound: list[BoundSocket] = []
+    try:
+        for descriptor in found:
+            os.set_inheritable(descriptor, False)
+            bound.append(_adopt(InheritedEndpoint(descriptor), backlog))
+    except OSError as error:  # the count was wrong, or this one can't be used: they stay as they were
+        for each in bound:
+            each.sock.detach()
+        raise _cannot_listen(endpoint, error.strerror or str(error)) from error
+    return bound
 
 
 def _let_go(sock: socket.socket | None, endpoint: InheritedEndpoint) -> None:

@@ -88,17 +88,19 @@ class Listener:
             self._retry.cancel()
             self._retry = None
 
-    def close(self, *, backlog: int) -> None:
+    def close(self, *, backlog: int, leave_queue: bool = False) -> None:
         """Take in the clients that the kernel has queued, at most `backlog` and one, and close the socket.
 
-        To close it over a queue would reset clients that think they are connected.
+        To close it over a queue would reset clients that think they are connected. Not if others accept from the same
+        socket: `leave_queue` leaves them to those.
         """
         if self._is_closed:
             return
         if not self._loop.is_closed():
             self.pause()
-            self._accept(backlog + 1)
-            self.pause()
+            if not leave_queue:
+                self._accept(backlog + 1)
+                self.pause()
         self._is_closed = True
         self.bound.close()
 

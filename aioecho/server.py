@@ -146,6 +146,7 @@ class BaseServer:
         self.timeouts = timeouts if timeouts is not None else Timeouts()
         self.grace = grace
         self._stats = self._make_stats()
+        self.leaves_queue = False  # see close()
         self._address = server_address
         self._connections: set[Any] = set()
         self._threads: ThreadPool | None = None  # made for the first blocking handler
@@ -323,13 +324,14 @@ class BaseServer:
     def close(self) -> None:
         """Stop accepting, once and for all. Live connections, and those that the kernel had queued, are served on.
 
-        Not those for which there is no room, by `limits` or for want of descriptors: they are reset.
+        Not those for which there is no room, by `limits` or for want of descriptors: they are reset. If `leaves_queue` was
+        set to True, those that are queued are left to other processes, which accept from the same sockets.
         """
         self._admission.close()
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
             assert isinstance(listener, Listener)
-            listener.close(backlog=self.limits.backlog)
+            listener.close(backlog=self.limits.backlog, leave_queue=self.leaves_queue)
 
     def pause(self) -> None:
         """Leave new clients in the kernel's queue, until :meth:`resume`. Live connections are served on."""

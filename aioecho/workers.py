@@ -1,47 +1,157 @@
-"""A server as a program of its own: its event loop, its signals, its end."""
+"""A server as a program of its own: its event loop, its signals, its processes, its end."""
 
 import asyncio
 import contextlib
+import functools
+import logging
+import os
 import signal
+import ssl as ssl_module
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from aioecho.exceptions import EndpointError
+from aioecho import systemd
+from aioecho.exceptions import AioechoError
 from aioecho.loops import loop_factory
-from aioecho.server import BaseServer
+from aioecho.server import PATIENCE, BaseServer
 from aioecho.serving import serve
 from aioecho.stats import DrainReport
+from aioecho.supervisor import Supervisor
+from aioecho.worker import Order, refuse_if_loading
 
-__all__ = ["run", "run_server"]
+__all__ = ["count_processors", "run", "run_server", "run_workers"]
+
+logger = logging.getLogger("aioecho.workers")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def run(
-    RequestHandlerClass: Callable[..., Any], *endpoints: str, workers: int = 1, loop: str = "auto", **options: Any
+    RequestHandlerClass: Callable[..., Any],
+    *endpoints: str,
+    workers: int | str = 1,
+    loop: str = "auto",
+    reuse_port: bool = False,
+    max_requests: int | None = None,
+    max_requests_jitter: int = 0,
+    ssl: ssl_module.SSLContext | Callable[[], ssl_module.SSLContext] | None = None,
+    **options: Any,
 ) -> DrainReport:
     """Serve on all of `endpoints` until SIGTERM or SIGINT, then drain; a second signal ends it at once.
 
     Args:
         RequestHandlerClass, endpoints: as for :func:`aioecho.serve`, and `options` are :class:`aioecho.BaseServer`'s,
-            such as `grace`, the seconds that handlers have to finish.
-        workers: processes. More than one is not supported yet.
+            such as `grace`, the seconds that handlers have to finish. Limits are for each process.
+        workers: processes that serve; "auto" is as many as there are processors. Unless it is 1, this process serves
+            nothing: it starts them, and replaces those that die. SIGHUP replaces all, one after another, losing
+            nothing; SIGTTIN and SIGTTOU add and remove one; SIGUSR1 logs their stats. They import the handler and its
+            options, and so the program, if these are defined in it: it has to call run() under
+            ``if __name__ == "__main__":``.
         loop: "uvloop", "asyncio", or "auto", which is uvloop if it is installed.
+        reuse_port: give each worker a TCP socket of its own (SO_REUSEPORT), and let the kernel divide the clients.
+        max_requests: replace a worker when it has made so many handlers, one for each connection, and up to
+            `max_requests_jitter` more, chosen for each worker, so that they do not all go at the same time.
+        ssl: a context, or a function that returns one, which worker processes need, as a context can't be sent to them.
 
-    In a thread other than the main one it serves too, but no signal reaches it.
+    `reuse_port` and `max_requests` make a worker process of even one. In a thread other than the main one it serves too,
+    without workers, but no signal reaches it.
 
     Raises:
-        SystemExit: with one line that says why, if it can't listen: it is the program.
-        ValueError, TypeError: an argument makes no sense.
+        SystemExit: with one line that says why, if it can't listen, or its workers can't live: it is the program.
+        ValueError, TypeError: an argument makes no sense, or can't be sent to workers.
     """
-    if workers != 1:
-        raise ValueError(f"workers={workers!r}: one process is all that is supported yet")
-    server = serve(RequestHandlerClass, *endpoints, **options)
     try:
-        return run_server(server, loop=loop)
-    except EndpointError as error:
+        refuse_if_loading()
+        if workers == 1 and not reuse_port and max_requests is None:
+            context = ssl() if callable(ssl) else ssl
+            return run_server(serve(RequestHandlerClass, *endpoints, ssl=context, **options), loop=loop)
+        if isinstance(ssl, ssl_module.SSLContext):
+            raise TypeError(
+                "worker processes each need a context of their own: give as ssl a function that returns one"
+            )
+        server = serve(RequestHandlerClass, *endpoints, ssl=ssl and ssl(), **options)  # for its checks
+        options.pop("sock", None)  # it is among the endpoints, by now
+        return run_workers(
+            server,
+            functools.partial(_make_server, RequestHandlerClass, ssl, options),
+            workers=workers,
+            loop=loop,
+            reuse_port=reuse_port,
+            max_requests=max_requests,
+            max_requests_jitter=max_requests_jitter,
+        )
+    except AioechoError as error:
         raise SystemExit(f"aioecho: {error}") from None
+
+
+def _make_server(
+    RequestHandlerClass: Callable[..., Any],
+    make_context: Callable[[], ssl_module.SSLContext] | None,
+    options: dict[str, Any],
+    endpoints: list[str],
+) -> BaseServer:
+    return serve(RequestHandlerClass, *endpoints, ssl=make_context and make_context(), **options)
+
+
+def run_workers(
+    server: BaseServer,
+    make_server: Callable[[list[str]], BaseServer],
+    *,
+    workers: int | str,
+    loop: str = "auto",
+    reuse_port: bool = False,
+    max_requests: int | None = None,
+    max_requests_jitter: int = 0,
+    when_serving: Callable[[Sequence[str]], object] = lambda names: None,
+) -> DrainReport:
+    """Do what :func:`run` does with worker processes, in each of which `make_server` is called with endpoints.
+
+    `server` is one that was made but not started, as each is to be; it never is. `when_serving` is called with the names
+    of the endpoints once all workers accept.
+
+    Raises:
+        EndpointError: it can't listen.
+        AioechoError: a worker ended before it was ready, or workers died too often.
+        ValueError, TypeError: as for :func:`run`.
+        RuntimeError: this is not the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("worker processes are started from the main thread alone, as signals reach no other")
+    _check_count("max_requests", max_requests, least=1)
+    _check_count("max_requests_jitter", max_requests_jitter, least=0)
+    if workers == "auto":
+        workers = count_processors()
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+        raise ValueError(f'workers must be a whole number from 1, or "auto", not {workers!r}')
+    loop_factory(loop)
+    order = Order(
+        make_server=make_server, loop=loop, max_requests=max_requests, max_requests_jitter=max_requests_jitter
+    )
+    supervisor = Supervisor(
+        server.endpoints,
+        order,
+        workers=workers,
+        backlog=server.limits.backlog,
+        grace=server.grace,
+        reuse_port=reuse_port,
+        when_serving=when_serving,
+    )
+    with asyncio.Runner(loop_factory=loop_factory("asyncio")) as runner:
+        return runner.run(supervisor.run())
+
+
+def _check_count(name: str, value: object, *, least: int) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        raise ValueError(f"{name} must be a whole number from {least}, not {value!r}")
+
+
+def count_processors() -> int:
+    """Return how many processors this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        return os.cpu_count() or 1
 
 
 def run_server(
@@ -60,15 +170,22 @@ async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseSe
     loop = asyncio.get_running_loop()
     stopping: set[asyncio.Task[DrainReport]] = set()
     starting = loop.create_task(server.start())
+    watchdog = systemd.Watchdog()
 
     def stop() -> None:
+        if not stopping:
+            systemd.notify_stopping(server.grace + 3 * PATIENCE)
         starting.cancel()
         stopping.add(loop.create_task(server.shutdown(0 if stopping else None)))
 
-    with _signals(loop, stop):
+    def log_stats() -> None:
+        logger.info("stats: %s", server.stats)
+
+    with _signals(loop, {**dict.fromkeys(STOP_SIGNALS, stop), signal.SIGUSR1: log_stats}):
         try:
             await starting
             when_serving(server)
+            systemd.notify("READY=1")
             await server.serve_forever()
         except asyncio.CancelledError:
             pass  # by stop()
@@ -77,19 +194,20 @@ async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseSe
             raise
         report = await server.shutdown()
         await asyncio.gather(*stopping)
+        watchdog.stop()
         return report
 
 
 @contextlib.contextmanager
-def _signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` in the loop for each SIGTERM and SIGINT, as far as this thread gets them."""
+def _signals(loop: asyncio.AbstractEventLoop, actions: dict[signal.Signals, Callable[[], None]]) -> Iterator[None]:
+    """Do in the loop what a signal stands for, as far as this thread gets them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, stop)
+    for number, action in actions.items():
+        loop.add_signal_handler(number, action)
     try:
         yield
     finally:
-        for number in STOP_SIGNALS:
+        for number in actions:
             loop.remove_signal_handler(number)

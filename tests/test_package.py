@@ -26,6 +26,7 @@ ORDER = (
     "loops",
     "stats",
     "logs",
+    "systemd",
     "endpoints",
     "driver",
     "streams",
@@ -44,6 +45,9 @@ ORDER = (
     "datagram",
     "serving",
     "background",
+    "worker",
+    "processes",
+    "supervisor",
     "workers",
     "echo",
     "client",
@@ -58,18 +62,9 @@ ORDER = (
 # Those that talk to servers, any servers, and know nothing of ours.
 CLIENTS = {"client", "load", "load_cli", "load_engine", "load_report"}
 SERVERS = {
-    *(
-        "handlers",
-        "connection",
-        "admission",
-        "deadlines",
-        "listener",
-        "threads",
-        "blocking",
-        "server",
-        "datagram_socket",
-    ),
-    *("blocking_datagram", "exchange", "session", "datagram", "serving", "background", "workers", "echo"),
+    *("handlers", "connection", "admission", "deadlines", "listener", "threads", "blocking", "server"),
+    *("datagram_socket", "blocking_datagram", "exchange", "session", "datagram", "serving", "background"),
+    *("worker", "processes", "supervisor", "workers", "echo"),
 }
 
 # They print what the command line shows.

@@ -8,8 +8,10 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -215,6 +217,102 @@ def test_a_handler_says_goodbye_when_time_is_up(tmp_path: Path) -> None:
 @runs("stop")
 def test_a_stop_loses_no_reply(tmp_path: Path) -> None:
     assert output_of("stop", tmp_path) == "b'LAST WORDS\\n'\n1 0 0\n"
+
+
+# Processes, and what stands before them
+
+
+@runs("workers")
+def test_the_program_with_workers_serves(tmp_path: Path) -> None:
+    with serving(BLOCKS["workers"], tmp_path) as (server, endpoint):
+        assert ask(endpoint, b"hello\n") == b"HELLO\n"
+        assert server.stop() == 0
+        assert server.stderr() == ""
+
+
+@runs("echo.socket")
+@runs("echo.service")
+def test_the_units_are_ones_and_their_command_serves(tmp_path: Path) -> None:
+    command = re.search(r"ExecStart=(.*)", BLOCKS["echo.service"])
+    name = re.search(r"FileDescriptorName=(.*)", BLOCKS["echo.socket"])
+    assert command
+    assert name
+    python, *arguments = command[1].split()
+    if shutil.which("systemd-analyze") is not None:
+        for unit in ("echo.socket", "echo.service"):
+            (tmp_path / unit).write_text(BLOCKS[unit].replace(python, "/bin/true").replace("/srv/echo", str(tmp_path)))
+        with Program("systemd-analyze", "verify", "echo.socket", "echo.service", cwd=tmp_path) as program:
+            # Only what it says of these: those of the machine may have their faults.
+            _, _, errors = program.end()
+            assert not [line for line in errors.splitlines() if "echo." in line], errors
+    if shutil.which("systemd-socket-activate") is None:
+        pytest.skip("systemd-socket-activate is not installed")
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        address = "{}:{}".format(*sock.getsockname())
+    activate = ["systemd-socket-activate", f"--fdname={name[1]}", "-l", address, "-E", f"PYTHONPATH={ROOT}"]
+    with Program(*activate, sys.executable, *arguments, cwd=tmp_path) as program:
+        while "Listening on" not in program.stderr():
+            assert program.process.poll() is None
+        assert ask(f"tcp://{address}", b"hello\n") == b"HELLO\n"
+        assert program.stop() == 0
+
+
+@contextmanager
+def behind(configuration: str, *command: str | Path) -> Iterator[tuple[list[Program], str]]:
+    """Run a proxy in front of two servers; all that is in its way is written over its configuration's ports."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(Program.aioecho("serve", "upper", "--port", "0")) for _ in range(2)]
+        for number, server in enumerate(servers, 9001):
+            configuration = configuration.replace(f"127.0.0.1:{number}", server.listening().removeprefix("tcp://"))
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            address = "{}:{}".format(*sock.getsockname())
+        Path(command[-1]).write_text(configuration.replace("127.0.0.1:9000", address))
+        proxy = stack.enter_context(Program(*command))
+        while True:  # it does not tell when it serves
+            assert proxy.process.poll() is None, proxy.stderr()
+            try:
+                connect(f"tcp://{address}").close()
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.01)
+        yield servers, f"tcp://{address}"
+
+
+def check_that_one_can_be_stopped(servers: list[Program], endpoint: str) -> None:
+    for _ in range(20):
+        assert ask(endpoint, b"hello\n") == b"HELLO\n"
+    with ThreadPoolExecutor(8) as pool:
+        replies = pool.map(lambda _: ask(endpoint, b"hello\n"), range(400))
+        for _ in range(50):
+            assert next(replies) == b"HELLO\n"
+        assert servers[0].stop() == 0
+        assert set(replies) == {b"HELLO\n"}
+    assert ask(endpoint, b"hello\n") == b"HELLO\n"
+    assert servers[1].stop() == 0
+
+
+@runs("haproxy.cfg")
+@pytest.mark.skipif(shutil.which("haproxy") is None, reason="there is no haproxy on this machine")
+def test_behind_haproxy_one_server_can_be_stopped(tmp_path: Path) -> None:
+    command = ("haproxy", "-db", "-f", tmp_path / "haproxy.cfg")
+    with behind(BLOCKS["haproxy.cfg"], *command) as (servers, endpoint):
+        check_that_one_can_be_stopped(servers, endpoint)
+
+
+@runs("nginx.conf")
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="there is no nginx on this machine")
+def test_behind_nginx_one_server_can_be_stopped(tmp_path: Path) -> None:
+    module = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+    built = subprocess.run(["nginx", "-V"], capture_output=True, text=True, check=True).stderr.split()
+    if not (module.exists() or "--with-stream" in built):
+        pytest.skip("nginx has no stream module on this machine")
+    load = f"load_module {module};\n" if module.exists() else ""
+    besides = f"{load}daemon off;\npid {tmp_path}/pid;\nerror_log stderr;\nevents {{}}\n"
+    command = ("nginx", "-p", tmp_path, "-e", "stderr", "-c", tmp_path / "nginx.conf")
+    with behind(besides + BLOCKS["nginx.conf"], *command) as (servers, endpoint):
+        check_that_one_can_be_stopped(servers, endpoint)
 
 
 # Inside an application

@@ -1,0 +1,155 @@
+"""Worker processes under load: restarts and deaths that clients are not to notice, or to get over.
+
+The event loop here is only the clients': these tests need not run on every one of them.
+"""
+
+import asyncio
+import os
+import random
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from programs import Program
+from test_workers import descriptors_of, eventually, state_of, workers_of
+
+
+class Clients:
+    """So many clients at a time, each of which makes one connection after another, with a request on each."""
+
+    def __init__(self, endpoint: str, count: int) -> None:
+        host, port = endpoint.removeprefix("tcp://").split(":")
+        self._address = host, int(port)
+        self._stop = asyncio.Event()
+        self.outcomes: Counter[str] = Counter()
+        self._tasks = [asyncio.create_task(self._run(number)) for number in range(count)]
+
+    @property
+    def answered(self) -> int:
+        return self.outcomes["answered"]
+
+    async def _run(self, number: int) -> None:
+        request = b"client %d\n" % number
+        while not self._stop.is_set():
+            try:
+                async with asyncio.timeout(20):
+                    reader, writer = await asyncio.open_connection(*self._address)
+                    writer.write(request)
+                    reply = await reader.readline()
+                    writer.close()
+                    await writer.wait_closed()
+            except Exception as error:
+                self.outcomes[repr(error)] += 1
+            else:
+                self.outcomes["answered" if reply == request else f"lost: {reply!r}"] += 1
+
+    async def stop(self) -> Counter[str]:
+        self._stop.set()
+        await asyncio.gather(*self._tasks)
+        return self.outcomes
+
+    async def reach(self, answered: int) -> None:
+        while self.answered < answered:
+            await asyncio.sleep(0.01)
+
+
+async def until(condition: Callable[[], bool], seconds: float = 40) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def roll(workers: int, times: int, requests: int, *arguments: str) -> None:
+    """Restart all workers so many times, under so many requests or more; none is lost and none reset."""
+    command = ("serve", "echo", "--workers", str(workers), "--port", "0", *arguments)
+    with Program.aioecho(*command) as program:
+        clients = Clients(await asyncio.to_thread(program.listening), 16)
+        descriptors = descriptors_of(program.process.pid)
+        pids = workers_of(program)
+        for number in range(1, times + 1):
+            await clients.reach(requests * number // (times + 1))
+            program.signal(signal.SIGHUP)
+            await until(lambda: program.stderr().count("replaced all workers") == number)  # noqa: B023 - at once
+            assert len(workers_of(program)) >= workers
+        await clients.reach(requests)
+        outcomes = await clients.stop()
+        assert set(outcomes) == {"answered"}, outcomes
+        await until(lambda: len(workers_of(program)) == workers)
+        assert not workers_of(program) & pids
+        await until(lambda: descriptors_of(program.process.pid) == descriptors)
+        assert await asyncio.to_thread(program.stop) == 0
+        assert "ERROR" not in program.stderr()
+        assert "WARNING" not in program.stderr()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [(), ("--reuse-port",)])
+def test_a_rolling_restart_loses_nobody(way: tuple[str, ...]) -> None:
+    asyncio.run(roll(2, 2, 2000, *way))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("way", [(), ("--reuse-port",)])
+def test_twenty_rolling_restarts_of_four_workers_lose_nobody(way: tuple[str, ...]) -> None:
+    asyncio.run(roll(4, 20, 50_000, *way))
+
+
+async def kill_at_random(workers: int, seconds: float, *arguments: str) -> None:
+    """Kill some worker every 100 ms, as 100 clients come and go; in the end all is as before."""
+    command = ("serve", "echo", "--workers", str(workers), "--port", "0", *arguments)
+    with Program.aioecho(*command) as program:
+        clients = Clients(await asyncio.to_thread(program.listening), 100)
+        await clients.reach(100)
+        descriptors = descriptors_of(program.process.pid)
+        killed: set[int] = set()
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if alive := sorted(workers_of(program)):
+                os.kill(victim := random.choice(alive), signal.SIGKILL)
+                killed.add(victim)
+            await asyncio.sleep(0.1)
+        await until(lambda: len(workers_of(program)) == workers)
+        answered = clients.answered
+        await clients.reach(answered + 1000)
+        outcomes = await clients.stop()
+        # All that may happen to a client is that its connection is lost with its worker.
+        for outcome in outcomes:
+            assert re.match(r"answered|lost: b''|ConnectionResetError|BrokenPipeError", outcome), outcomes
+        assert len(killed) > seconds * 3
+        assert len(workers_of(program)) == workers
+        assert not any(state_of(pid) for pid in killed)
+        await until(lambda: descriptors_of(program.process.pid) == descriptors)
+        assert await asyncio.to_thread(program.stop) == 0
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_are_replaced() -> None:
+    asyncio.run(kill_at_random(2, 1))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("way", [(), ("--reuse-port",)])
+def test_workers_that_are_killed_for_ten_seconds_are_replaced(way: tuple[str, ...]) -> None:
+    asyncio.run(kill_at_random(4, 10, *way))
+
+
+@pytest.mark.slow
+def test_recycled_workers_lose_nobody() -> None:
+    asyncio.run(recycle())
+
+
+async def recycle() -> None:
+    arguments = ("--workers", "2", "--limit-max-requests", "500", "--limit-max-requests-jitter", "200", "--port", "0")
+    with Program.aioecho("serve", "echo", *arguments) as program:
+        clients = Clients(await asyncio.to_thread(program.listening), 16)
+        pids = workers_of(program)
+        await clients.reach(2000)
+        await until(lambda: not pids & workers_of(program))
+        outcomes = await clients.stop()
+        assert set(outcomes) == {"answered"}, outcomes
+        eventually(lambda: len(workers_of(program)) == 2)
+        assert await asyncio.to_thread(program.stop) == 0

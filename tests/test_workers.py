@@ -1,0 +1,648 @@
+"""Worker processes as users meet them: real processes, signals, exit statuses."""
+
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from programs import Program, ask, connect, read_line
+
+import aioecho
+
+# Tells which process serves; then does as it is told, and answers with the same line.
+HANDLER = """
+import asyncio
+import os
+import time
+import aioecho
+
+class Obedient(aioecho.StreamRequestHandler):
+    async def handle(self):
+        await self.send(b"%d\\n" % os.getpid())
+        async for line in self.reader:
+            match line.split():
+                case [b"sleep", seconds]:
+                    await asyncio.sleep(float(seconds))
+                case [b"block", seconds]:
+                    time.sleep(float(seconds))
+                case [b"exit", status]:
+                    os._exit(int(status))
+            await self.send(line)
+"""
+
+# Its workers are loaded only once there is a file `gate`. The parent imports it first.
+GATED = """
+import os
+import time
+try:
+    os.close(os.open("loaded", os.O_CREAT | os.O_EXCL))
+except FileExistsError:
+    while not os.path.exists("gate"):
+        time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "handlers.py").write_text(HANDLER)
+    return tmp_path
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 20) -> Any:
+    """Return what `condition()` returns, once that is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "what was waited for did not come about"
+        time.sleep(0.01)
+    return found
+
+
+def workers_of(program: Program) -> set[int]:
+    """Return the process ids of its children that have not ended."""
+    pid = program.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return {int(child) for child in children if state_of(int(child)) not in ("Z", "")}
+
+
+def state_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def descriptors_of(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+@contextmanager
+def serving(folder: Path, *arguments: str | Path, workers: int | str = 2) -> Iterator[tuple[Program, str]]:
+    """Run workers on some port; the endpoint comes with them."""
+    command = ("serve", "handlers:Obedient", "--workers", str(workers), "--port", "0", *arguments)
+    with Program.aioecho(*command, cwd=folder) as program:
+        yield program, program.listening()
+
+
+def pid_of(endpoint: str) -> int:
+    """Return which worker has served a connection."""
+    return int(ask(endpoint))
+
+
+@contextmanager
+def talking(endpoint: str, order: bytes = b"") -> Iterator[tuple[socket.socket, int]]:
+    """Be connected, to a worker that has accepted; with its process id."""
+    with connect(endpoint) as sock:
+        pid = int(read_line(sock))
+        sock.sendall(order)
+        yield sock, pid
+
+
+def last_line(program: Program) -> str:
+    return program.stderr().splitlines()[-1]
+
+
+# Serving
+
+
+@pytest.mark.parametrize("way", [(), ("--reuse-port",), ("--loop", "asyncio")])
+def test_every_worker_serves(folder: Path, way: tuple[str, ...]) -> None:
+    with serving(folder, *way, workers=3) as (program, endpoint):
+        workers = workers_of(program)
+        assert len(workers) == 3
+        seen = set()
+        # Held open, so that whoever is busy leaves the next one to another.
+        eventually(lambda: seen.add(pid_of(endpoint)) or seen == workers)
+        assert program.stop() == 0
+        assert program.process.stdout is not None
+        assert program.process.stdout.read() == b""  # one line for the endpoint, not one for each worker
+        assert "Traceback" not in program.stderr()
+
+
+def test_auto_is_one_worker_for_each_processor(folder: Path) -> None:
+    with serving(folder, workers="auto") as (program, _):
+        assert len(workers_of(program)) == len(os.sched_getaffinity(program.process.pid))
+        assert program.stop() == 0
+
+
+def test_one_worker_is_this_process(folder: Path) -> None:
+    with serving(folder, workers=1) as (program, endpoint):
+        assert pid_of(endpoint) == program.process.pid
+        assert program.stop() == 0
+
+
+@pytest.mark.parametrize("workers", ["0", "-1", "many", ""])
+def test_a_number_of_workers_that_is_none_is_a_mistake(workers: str) -> None:
+    with Program.aioecho("serve", "--workers", workers) as program:
+        code, output, errors = program.end()
+        assert (code, output) == (2, b"")
+        assert errors.splitlines()[-1].startswith("Error: Invalid value for '--workers': ")
+
+
+def test_endpoints_of_all_kinds_are_shared(folder: Path) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as sock,
+        Program.aioecho(
+            "serve", "handlers:Obedient", "--workers", "2", "--reuse-port",
+            "--bind", "tcp://localhost:0", "--bind", "unix:app.sock?mode=600", "--fd", str(sock.fileno()),
+            cwd=folder, pass_fds=[sock.fileno()],
+        ) as program,
+    ):  # fmt: skip
+        name = "tcp://{}:{}".format(*sock.getsockname())
+        endpoints = [program.listening() for _ in range(3)]
+        assert endpoints[1:] == ["unix:app.sock", name]
+        assert (folder / "app.sock").stat().st_mode & 0o777 == 0o600
+        workers = workers_of(program)
+        for endpoint in (endpoints[0], f"unix:{folder}/app.sock", name):
+            assert pid_of(endpoint) in workers
+        program.signal(signal.SIGHUP)
+        eventually(lambda: "replaced all" in program.stderr())
+        assert (folder / "app.sock").exists()
+        assert pid_of(f"unix:{folder}/app.sock") in workers_of(program) - workers
+        assert program.stop() == 0
+        assert not (folder / "app.sock").exists()
+
+
+def test_what_can_not_be_bound_is_said_once(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = str(sock.getsockname()[1])
+        with Program.aioecho("serve", "--workers", "2", "--port", port) as program:
+            code, output, errors = program.end()
+            assert (code, output) == (1, b"")
+            assert errors == f"Error: cannot listen on tcp://127.0.0.1:{port}: Address already in use\n"
+
+
+# From a program
+
+
+PROGRAM = """
+import os
+import sys
+import aioecho
+
+class Here(aioecho.StreamRequestHandler):
+    async def handle(self):
+        await self.send(b"%d %s\\n" % (os.getpid(), __name__.encode()))
+
+if __name__ == "__main__":
+    report = aioecho.run(Here, f"fd://{sys.argv[1]}", workers=2, grace=5)
+    print(type(report).__name__, flush=True)
+"""
+
+
+@contextmanager
+def running(folder: Path, text: str, *command: str) -> Iterator[tuple[Program, str]]:
+    """Run a program on a socket that listens already; the endpoint of that comes with it."""
+    (folder / "program.py").write_text(text)
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        number, endpoint = sock.fileno(), "tcp://{}:{}".format(*sock.getsockname())
+        arguments = [sys.executable, "-X", "dev", "-W", "error", *(command or ["program.py"]), str(number)]
+        with Program(*arguments, cwd=folder, pass_fds=[number]) as program:
+            yield program, endpoint
+
+
+@pytest.mark.parametrize("command", [("program.py",), ("-m", "program")])
+def test_a_program_serves_its_own_handler(folder: Path, command: tuple[str, ...]) -> None:
+    with running(folder, PROGRAM, *command) as (program, endpoint):
+        pid, name = ask(endpoint).split()
+        assert int(pid) in workers_of(program)
+        assert name == b"__mp_main__"
+        assert program.stop() == 0
+        assert program.line() == "DrainReport"
+        assert program.stderr() == ""
+
+
+def test_a_program_without_the_guard_is_told_so(folder: Path) -> None:
+    with running(folder, PROGRAM.replace('if __name__ == "__main__":', "if True:")) as (program, _):
+        code, _, errors = program.end()
+        assert code == 1
+        assert re.fullmatch(r"aioecho: worker \d \(process \d+\) could not start: .*__main__.*\n", errors)
+
+
+@pytest.mark.parametrize(
+    ("argument", "named"), [("lambda *args: None", "<lambda>"), ("type('Made', (), {})", "Made"), ("open", None)]
+)
+def test_a_handler_that_can_not_be_sent_is_named(folder: Path, argument: str, named: str | None) -> None:
+    if named is None:
+        argument, named = "functools.partial(Here, lock=__import__('threading').Lock())", "lock"
+    text = PROGRAM.replace("run(Here,", f"run({argument},").replace("import os\n", "import os, functools\n")
+    with running(folder, text) as (program, _):
+        code, _, _ = program.end()
+        assert code == 1
+        assert last_line(program).startswith("TypeError: worker processes import the handler")
+        assert named in last_line(program)
+
+
+def test_a_handler_of_a_program_without_a_file_is_refused(folder: Path) -> None:
+    with running(folder, "", "-c", PROGRAM) as (program, _):
+        code, _, _ = program.end()
+        assert code == 1
+        assert last_line(program).endswith("put the handler's class into a module")
+
+
+TLS = """
+import functools
+import ssl
+import sys
+import aioecho
+from aioecho.echo import Upper
+
+def make_context(file):
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(file)
+    return context
+
+if __name__ == "__main__":
+    make = functools.partial(make_context, "server.pem")
+    aioecho.run(Upper, f"fd://{sys.argv[1]}", workers=2, ssl=make)
+"""
+
+
+def test_workers_speak_tls(folder: Path, tls: SimpleNamespace) -> None:
+    (folder / "server.pem").write_bytes(tls.files.server.read_bytes())
+    with running(folder, TLS) as (program, endpoint):
+        with tls.client.wrap_socket(connect(endpoint), server_hostname="127.0.0.1") as sock:
+            sock.sendall(b"hello\n")
+            assert read_line(sock) == b"HELLO\n"
+        assert program.stop() == 0
+    with running(folder, TLS.replace("ssl=make)", "ssl=make())")) as (program, _):
+        assert program.end()[0] == 1
+        assert last_line(program).startswith("TypeError: worker processes each need a context of their own")
+    with running(folder, TLS.replace("workers=2, ", "")) as (program, endpoint):
+        with tls.client.wrap_socket(connect(endpoint), server_hostname="127.0.0.1") as sock:
+            sock.sendall(b"hello\n")
+            assert read_line(sock) == b"HELLO\n"
+        assert program.stop() == 0
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1.5, True, "two", None])
+def test_a_number_of_workers_that_makes_no_sense_is_refused(workers: Any) -> None:
+    if workers is True:
+        with pytest.raises(ValueError, match="workers must be"):
+            aioecho.run(Nothing, "tcp://127.0.0.1:0", workers=workers, max_requests=1)
+        return
+    with pytest.raises((ValueError, TypeError)):
+        aioecho.run(Nothing, "tcp://127.0.0.1:0", workers=workers)
+
+
+class Nothing(aioecho.StreamRequestHandler):
+    async def handle(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_requests": 0}, {"max_requests": 1.5}, {"max_requests": 1, "max_requests_jitter": -1}]
+)
+def test_a_number_of_requests_that_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="max_requests"):
+        aioecho.run(Nothing, "tcp://127.0.0.1:0", workers=2, **options)
+
+
+def test_workers_are_refused_in_another_thread() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor() as pool, pytest.raises(RuntimeError, match="main thread"):
+        pool.submit(aioecho.run, Nothing, "tcp://127.0.0.1:0", workers=2).result()
+
+
+# Workers that come and go
+
+
+def test_a_worker_that_dies_is_replaced(folder: Path) -> None:
+    with serving(folder) as (program, endpoint):
+        before = workers_of(program)
+        descriptors = descriptors_of(program.process.pid)
+        victim = pid_of(endpoint)
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda: len(workers_of(program) - before) == 1)
+        eventually(lambda: pid_of(endpoint) not in before)
+        assert state_of(victim) == ""  # not a zombie
+        eventually(lambda: descriptors_of(program.process.pid) == descriptors)
+        assert re.search(rf"worker \d \(process {victim}\) was killed by SIGKILL; it is replaced", program.stderr())
+        assert program.stop() == 0
+
+
+def test_a_client_of_a_dead_workers_socket_is_served_by_the_next(folder: Path) -> None:
+    # With a socket for each worker, clients are in the queue of one that is dead.
+    with serving(folder, "--reuse-port") as (program, endpoint):
+        os.kill(victim := pid_of(endpoint), signal.SIGSTOP)
+        socks = [connect(endpoint) for _ in range(40)]
+        os.kill(victim, signal.SIGKILL)
+        pids = {int(read_line(sock)) for sock in socks}
+        assert len(pids) == 2
+        assert victim not in pids
+        for sock in socks:
+            sock.close()
+        assert program.stop() == 0
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_worker_that_ends_before_it_is_ready_ends_all(folder: Path, status: int) -> None:
+    (folder / "bad.py").write_text(
+        GATED.replace("time.sleep(0.01)", f"os._exit({status})") + "from handlers import Obedient\n"
+    )
+    with Program.aioecho("serve", "bad:Obedient", "--workers", "3", "--port", "0", cwd=folder) as program:
+        code, output, errors = program.end()
+        assert (code, output) == (1, b"")
+        assert re.fullmatch(
+            rf"Error: worker \d \(process \d+\) ended with exit status {status} before it was ready\n", errors
+        )
+
+
+def test_a_worker_that_is_killed_before_the_first_is_ready_ends_all(folder: Path) -> None:
+    (folder / "gated.py").write_text(GATED + HANDLER)
+    with Program.aioecho("serve", "gated:Obedient", "--workers", "2", "--port", "0", cwd=folder) as program:
+        workers = eventually(lambda: len(found := workers_of(program)) == 2 and found)
+        os.kill(min(workers), signal.SIGKILL)
+        code, output, errors = program.end()
+        assert (code, output) == (1, b"")
+        assert re.fullmatch(r"Error: worker \d \(process \d+\) was killed by SIGKILL before it was ready\n", errors)
+
+
+def test_what_a_module_raises_in_a_worker_is_told_with_its_traceback(folder: Path) -> None:
+    (folder / "bad.py").write_text(
+        GATED.replace("time.sleep(0.01)", "raise KeyError('oh')") + "from handlers import Obedient\n"
+    )
+    with Program.aioecho("serve", "bad:Obedient", "--workers", "3", "--port", "0", cwd=folder) as program:
+        code, output, errors = program.end()
+        assert (code, output) == (1, b"")
+        assert errors.count("KeyError: 'oh'") == 2  # in one worker's traceback, and in the line
+        assert "bad.py" in errors
+        assert re.fullmatch(r"Error: worker \d \(process \d+\) could not start: KeyError: 'oh'", last_line(program))
+
+
+@pytest.mark.slow
+def test_workers_that_die_too_often_end_all(folder: Path) -> None:
+    with serving(folder, "--limit-max-requests", "1000", workers=1) as (program, endpoint):
+        began = time.monotonic()
+        victims = set()
+        while program.process.poll() is None:
+            with suppress(OSError, ValueError), talking(endpoint, b"exit 7\n") as (sock, pid):
+                victims.add(pid)
+                sock.recv(1)
+        assert len(victims) == 8
+        assert 3 < time.monotonic() - began < 20  # each time it is replaced later
+        assert program.process.returncode == 1
+        expected = r"Error: worker 1 \(process \d+\) ended with exit status 7, as 7 in its place before it, .*"
+        assert re.fullmatch(expected, last_line(program))
+
+
+def test_workers_end_with_their_parent(folder: Path) -> None:
+    with serving(folder, "--timeout-graceful-shutdown", "0.2") as (program, endpoint):
+        workers = workers_of(program)
+        with talking(endpoint, b"block 30\n") as (_, blocked), talking(endpoint) as (idle, _):
+            program.process.kill()
+            assert idle.recv(1) == b""
+            eventually(lambda: not any(state_of(pid) for pid in workers - {blocked}))
+            eventually(lambda: state_of(blocked) == "")  # by force, as its loop hangs
+        host, port = endpoint.removeprefix("tcp://").split(":")
+        with socket.create_server((host, int(port))):
+            pass
+
+
+def test_kill_of_a_worker_replaces_it_first(folder: Path) -> None:
+    with serving(folder) as (program, endpoint), talking(endpoint, b"sleep 0.3\n") as (sock, pid):
+        os.kill(pid, signal.SIGTERM)
+        assert read_line(sock) == b"sleep 0.3\n"
+        assert sock.recv(1) == b""
+        eventually(lambda: state_of(pid) == "")
+        assert len(workers_of(program)) == 2
+        assert "replaced in" not in program.stderr()  # it did not count as a death
+        assert program.stop() == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_are_recycled_after_so_many_connections(folder: Path, workers: int) -> None:
+    limits = ("--limit-max-requests", "5", "--limit-max-requests-jitter", "3")
+    with serving(folder, *limits, workers=workers) as (program, endpoint):
+        first = workers_of(program)
+        seen = set()
+        eventually(lambda: seen.add(pid_of(endpoint)) or len(seen - first) >= 2)
+        eventually(lambda: not first & workers_of(program))
+        assert program.stop() == 0
+        assert "ERROR" not in program.stderr()
+
+
+def test_usr1_logs_the_stats_of_all(folder: Path) -> None:
+    with serving(folder) as (program, endpoint):
+        for _ in range(10):
+            ask(endpoint, b"hello\n")
+        total = "stats of all workers, and those before them: "
+        with talking(endpoint):
+            program.signal(signal.SIGUSR1)
+            eventually(lambda: total + "accepted=11 active=" in program.stderr())
+            assert len(re.findall(r"stats of worker \d", program.stderr())) == 2
+        program.signal(signal.SIGHUP)
+        eventually(lambda: "replaced all" in program.stderr() and len(workers_of(program)) == 2)
+        # The counts of those that are gone are kept, once they are gone.
+        expected = total + "accepted=11 active=0 completed=11"
+        eventually(lambda: program.signal(signal.SIGUSR1) or expected in program.stderr())
+        assert program.stop() == 0
+    with serving(folder, workers=1) as (program, endpoint):
+        ask(endpoint)
+        program.signal(signal.SIGUSR1)
+        eventually(lambda: "stats: Stats(accepted=1, " in program.stderr())
+        assert program.stop() == 0
+
+
+def test_a_reload_that_fails_leaves_the_old_workers(folder: Path) -> None:
+    with serving(folder) as (program, endpoint):
+        before = workers_of(program)
+        (folder / "handlers.py").write_text("class Obedient: nonsense nonsense")
+        program.signal(signal.SIGHUP)
+        eventually(lambda: "the old one serves on" in program.stderr())
+        assert workers_of(program) == before
+        assert pid_of(endpoint) in before
+        (folder / "handlers.py").write_text(HANDLER)
+        program.signal(signal.SIGHUP)
+        eventually(lambda: program.stderr().count("replaced all") == 1)
+        eventually(lambda: len(workers_of(program)) == 2 and not workers_of(program) & before)
+        assert program.stop() == 0
+
+
+@pytest.mark.slow
+def test_a_socket_for_each_worker_divides_long_lived_connections_evenly(folder: Path) -> None:
+    with serving(folder, "--reuse-port", workers=4) as (program, endpoint), ExitStack() as stack:
+        pids = Counter(stack.enter_context(talking(endpoint))[1] for _ in range(400))
+        assert set(pids) == workers_of(program)
+        assert min(pids.values()) >= 50  # a share is 100, and its standard deviation 9
+        program.signal()
+        stack.close()
+        assert program.wait() == 0
+
+
+# Signals: what is sent, the exit status in the end, and the most seconds that it takes
+
+TERM, INT, HUP, TTIN, TTOU = (getattr(signal, f"SIG{name}") for name in ("TERM", "INT", "HUP", "TTIN", "TTOU"))
+
+
+def ids(value: Any) -> str:
+    return "-".join(number.name for number in value) if isinstance(value, tuple) else str(value)
+
+
+@pytest.mark.parametrize("numbers", [(TERM,), (TERM, TERM), (INT,), (INT, INT)], ids=ids)
+def test_a_stop_while_it_starts_is_at_once(folder: Path, numbers: tuple[int, ...]) -> None:
+    (folder / "gated.py").write_text(GATED + HANDLER)
+    with Program.aioecho("serve", "gated:Obedient", "--workers", "2", "--port", "0", cwd=folder) as program:
+        workers = eventually(lambda: (found := workers_of(program)) and len(found) == 2 and found)
+        began = time.monotonic()
+        for number in numbers:
+            program.signal(number)
+        assert program.end() == (0, b"", program.stderr())
+        assert time.monotonic() - began < 2
+        assert not any(state_of(pid) for pid in workers)
+        assert "ERROR" not in program.stderr()
+
+
+@pytest.mark.parametrize(("number", "count"), [(HUP, 2), (TTIN, 3), (TTOU, 1)], ids=ids)
+def test_a_change_while_it_starts_is_made(folder: Path, number: int, count: int) -> None:
+    (folder / "gated.py").write_text(GATED + HANDLER)
+    with Program.aioecho("serve", "gated:Obedient", "--workers", "2", "--port", "0", cwd=folder) as program:
+        eventually(lambda: len(workers_of(program)) == 2)
+        program.signal(number)
+        if number != HUP:
+            eventually(lambda: len(workers_of(program)) == count)
+        (folder / "gate").touch()
+        endpoint = program.listening()
+        if number == HUP:
+            eventually(lambda: "replaced all" in program.stderr())
+        eventually(lambda: len(workers_of(program)) == count)
+        assert pid_of(endpoint) in workers_of(program)
+        assert program.stop() == 0
+
+
+@pytest.mark.parametrize("number", [TERM, INT], ids=ids)
+def test_a_stop_in_service_ends_idle_connections(folder: Path, number: int) -> None:
+    with serving(folder) as (program, endpoint), talking(endpoint) as (idle, _):
+        began = time.monotonic()
+        program.signal(number)
+        assert idle.recv(1) == b""
+        assert program.wait() == 0
+        assert time.monotonic() - began < 2
+        assert "ERROR" not in program.stderr()
+
+
+@pytest.mark.parametrize("numbers", [(TERM, TERM), (INT, INT)], ids=ids)
+def test_two_stops_in_service_are_no_worse_than_one_if_there_is_nothing_to_cut_off(
+    folder: Path, numbers: tuple[int, ...]
+) -> None:
+    with serving(folder) as (program, _):
+        began = time.monotonic()
+        for number in numbers:
+            program.signal(number)
+        assert program.wait() == 0
+        assert time.monotonic() - began < 2
+        assert "ERROR" not in program.stderr()
+
+
+@pytest.mark.parametrize(("number", "count"), [(HUP, 2), (TTIN, 3), (TTOU, 1)], ids=ids)
+def test_a_change_in_service_loses_nobody(folder: Path, number: int, count: int) -> None:
+    with serving(folder) as (program, endpoint), talking(endpoint, b"sleep 0.3\n") as (busy, _):
+        before = workers_of(program)
+        program.signal(number)
+        if number == HUP:
+            eventually(lambda: "replaced all" in program.stderr())
+        eventually(lambda: pid_of(endpoint) in (workers_of(program) - before if number == HUP else workers_of(program)))
+        assert read_line(busy) == b"sleep 0.3\n"
+        eventually(lambda: len(workers_of(program)) == count)
+        assert program.stop() == 0
+
+
+def test_sockets_come_and_go_with_their_workers(folder: Path) -> None:
+    with serving(folder, "--reuse-port") as (program, endpoint), talking(endpoint, b"sleep 0.3\n") as (busy, _):
+        descriptors = descriptors_of(program.process.pid)
+        program.signal(TTIN)
+        third = eventually(lambda: len(found := workers_of(program)) == 3 and found)
+        eventually(lambda: pid_of(endpoint) in third)
+        for count in (2, 1):  # one at a time: two signals of a kind are one, if they come together
+            program.signal(TTOU)
+            eventually(lambda: len(workers_of(program)) == count)  # noqa: B023 - at once
+        assert read_line(busy) == b"sleep 0.3\n"
+        for _ in range(10):
+            assert pid_of(endpoint) in workers_of(program)
+        program.signal(TTIN)
+        eventually(lambda: len(workers_of(program)) == 2)
+        eventually(lambda: descriptors_of(program.process.pid) == descriptors)
+        assert program.stop() == 0
+
+
+def test_the_last_worker_stays(folder: Path) -> None:
+    with serving(folder) as (program, endpoint):
+        for _ in range(3):
+            program.signal(TTOU)
+            eventually(lambda: len(workers_of(program)) == 1)
+        assert pid_of(endpoint) in workers_of(program)
+        program.signal(TTIN)
+        eventually(lambda: len(workers_of(program)) == 2)
+        assert program.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "status", "least", "most"),
+    [
+        (TERM, (), 0, 0.5, 3),
+        (TERM, (TERM,), 1, 0, 3),
+        (INT, (), 0, 0.5, 3),
+        (INT, (INT,), 1, 0, 3),
+        (TERM, (INT,), 1, 0, 3),
+        (TERM, (HUP, TTIN, TTOU), 0, 0.5, 3),
+    ],
+    ids=ids,
+)
+def test_a_drain_ends_by_itself_or_by_a_second_stop(
+    folder: Path, first: int, then: tuple[int, ...], status: int, least: float, most: float
+) -> None:
+    order = b"sleep 0.5\n" if status == 0 else b"sleep 20\n"
+    with serving(folder) as (program, endpoint), talking(endpoint, order) as (busy, _):
+        workers = workers_of(program)
+        began = time.monotonic()
+        program.signal(first)
+        eventually(lambda: len(workers_of(program)) == 1)  # the idle one has ended
+        for number in then:
+            program.signal(number)
+        received = read_line(busy)
+        assert received == (order if status == 0 else b"")
+        assert program.wait() == status
+        assert least < time.monotonic() - began < most
+        assert not any(state_of(pid) for pid in workers)
+
+
+def test_what_outlasts_the_grace_is_cut_off_with_status_1(folder: Path) -> None:
+    with (
+        serving(folder, "--timeout-graceful-shutdown", "0.2") as (program, endpoint),
+        talking(endpoint, b"sleep 30\n"),
+        talking(endpoint, b"sleep 30\n"),
+    ):
+        began = time.monotonic()
+        assert program.stop() == 1
+        assert time.monotonic() - began < 3
+        counts = re.findall(r"cut off when the grace was over: (\d) cancelled", program.stderr())
+        assert sum(map(int, counts)) == 2
+
+
+def test_a_worker_that_hangs_is_killed_in_the_end(folder: Path) -> None:
+    with serving(folder) as (program, endpoint), talking(endpoint, b"block 30\n") as (_, pid):
+        began = time.monotonic()
+        program.signal(TERM)
+        eventually(lambda: len(workers_of(program)) == 1)
+        program.signal(TERM)
+        assert program.wait() == 1
+        assert time.monotonic() - began < 5
+        assert state_of(pid) == ""
+        assert "does not end, and is killed" in program.stderr()
+
+
+def test_a_signal_to_the_whole_group_is_one(folder: Path) -> None:
+    for number in (INT, TERM):  # Ctrl-C, and what systemd does by default
+        with serving(folder) as (program, endpoint), talking(endpoint, b"sleep 0.3\n") as (busy, _):
+            os.killpg(program.process.pid, number)
+            assert read_line(busy) == b"sleep 0.3\n"
+            assert program.wait() == 0
