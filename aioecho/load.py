@@ -5,7 +5,7 @@ loop (`rate`): messages fall due at fixed times whatever the server does; each g
 longest, or waits until one is; latency counts from the moment the message was due, so a stalled server cannot hide
 behind messages that were never sent ("coordinated omission").
 
-This module starts the processes and makes one result of their counts; `load_engine` is what runs in each.
+This module starts the processes and makes one result of their counts; an `Engine` is what runs in each.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from .load_engine import ERROR_CLASSES, Engine, LoadProgress, LoadSettings, Tally
+from .load_engine import Engine
+from .load_settings import ERROR_CLASSES, LoadProgress, LoadSettings, Tally
+from .load_streams import StreamEngine
 
 __all__ = ["ERROR_CLASSES", "LoadProgress", "LoadResult", "LoadSettings", "load"]
 
@@ -106,10 +108,14 @@ def load(
         raise OSError("the load generator needs epoll, which only Linux has")
     started_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     if settings.processes == 1:
-        tallies = [Engine(settings, 0, 1).run(on_progress, on_window)]
+        tallies = [_make_engine(settings, 0, 1).run(on_progress, on_window)]
     else:
         tallies = _run_processes(settings, on_progress)
     return _result(settings, tallies, started_at)
+
+
+def _make_engine(settings: LoadSettings, share: int, shares: int, control: Any = None) -> Engine:
+    return StreamEngine(settings, share, shares, control)
 
 
 def _histogram() -> Any:
@@ -126,7 +132,7 @@ def _serve_share(settings: LoadSettings, share: int, control: Any) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
     try:
-        engine = Engine(settings, share, settings.processes, control)
+        engine = _make_engine(settings, share, settings.processes, control)
         control.send(engine.run(control.send))
     except Exception as error:
         control.send(Tally(problem=f"{type(error).__name__}: {error}"))

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from .load import ERROR_CLASSES, LoadProgress, LoadResult
+from .load import LoadResult
+from .load_settings import ERROR_CLASSES, LoadProgress
 
 __all__ = ["Condition", "LiveLine", "print_result", "write_hdr", "write_json", "write_plot"]
 

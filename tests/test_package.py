@@ -35,7 +35,9 @@ ORDER = (
     "workers",
     "echo",
     "client",
+    "load_settings",
     "load_engine",
+    "load_streams",
     "load",
     "load_report",
     "load_cli",
@@ -44,7 +46,7 @@ ORDER = (
 )
 
 # Those that talk to servers, any servers, and know nothing of ours.
-CLIENTS = {"client", "load", "load_cli", "load_engine", "load_report"}
+CLIENTS = {"client", "load", "load_cli", "load_engine", "load_report", "load_settings", "load_streams"}
 SERVERS = {"handlers", "connection", "listener", "server", "workers", "echo"}
 
 # They print what the command line shows.
