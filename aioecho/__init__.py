@@ -1,14 +1,21 @@
 """socketserver's handler pattern on asyncio and uvloop.
 
 Write a handler class with an ``async def handle(self)``, and give it to :func:`run` for a program of its own, or to
-:func:`serve` or :class:`TCPServer` inside an application.
+:func:`serve`, :class:`TCPServer` or :class:`UDPServer` inside an application.
 """
 
 from aioecho.config import Limits, Timeouts
+from aioecho.datagram import DatagramServer, UDPServer, UnixDatagramServer
 from aioecho.exceptions import AioechoError, EndpointError
-from aioecho.handlers import BaseRequestHandler, StreamRequestHandler
-from aioecho.server import BaseServer, TCPServer, UnixStreamServer, serve
-from aioecho.stats import DrainReport, Stats
+from aioecho.handlers import (
+    BaseRequestHandler,
+    DatagramRequestHandler,
+    DatagramSessionHandler,
+    StreamRequestHandler,
+)
+from aioecho.server import BaseServer, TCPServer, UnixStreamServer
+from aioecho.serving import serve
+from aioecho.stats import DatagramStats, DrainReport, Stats
 from aioecho.streams import StreamReader, StreamWriter
 from aioecho.workers import run
 
@@ -18,6 +25,10 @@ __all__ = [
     "AioechoError",
     "BaseRequestHandler",
     "BaseServer",
+    "DatagramRequestHandler",
+    "DatagramServer",
+    "DatagramSessionHandler",
+    "DatagramStats",
     "DrainReport",
     "EndpointError",
     "Limits",
@@ -27,6 +38,8 @@ __all__ = [
     "StreamWriter",
     "TCPServer",
     "Timeouts",
+    "UDPServer",
+    "UnixDatagramServer",
     "UnixStreamServer",
     "__version__",
     "run",

@@ -9,7 +9,7 @@ import platform
 import ssl
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ import click
 
 from aioecho import __version__, client
 from aioecho.config import Limits
-from aioecho.echo import HANDLERS
+from aioecho.echo import DATAGRAM_HANDLERS, HANDLERS
 from aioecho.endpoints import parse_endpoint
 from aioecho.exceptions import AioechoError
 from aioecho.loops import LOOPS, loop_factory
 from aioecho.server import DEFAULT_GRACE, BaseServer
+from aioecho.serving import are_for_datagrams, serve as make_server
 from aioecho.workers import run_server
 
 __all__ = ["main"]
@@ -78,7 +79,8 @@ def main(context: click.Context) -> None:
 @click.argument("handler", default="echo")
 @click.option(
     "-b", "--bind", "endpoints", multiple=True, metavar="ENDPOINT",
-    help="tcp://HOST:PORT, unix:PATH, unix:PATH?mode=660 or fd://N. May be repeated. Port 0 is any free one.",
+    help="tcp://HOST:PORT, unix:PATH, unix:PATH?mode=660 or fd://N; for datagrams udp://HOST:PORT or unixgram:PATH. May be"
+    " repeated. Port 0 is any free one.",
 )  # fmt: skip
 @click.option("--host", help=f"Listen on this TCP host; the same as --bind.  [default: {DEFAULT_HOST}]")
 @click.option("--port", type=click.IntRange(0, 65535), help=f"Listen on this TCP port.  [default: {DEFAULT_PORT}]")
@@ -87,7 +89,11 @@ def main(context: click.Context) -> None:
 @click.option("--loop", type=click.Choice(LOOPS), default="auto", show_default=True, help="The event loop.")
 @click.option("--backlog", type=click.IntRange(1), default=Limits().backlog, show_default=True,
               help="Clients that the kernel queues until they are accepted.")  # fmt: skip
-@click.option("--limit-concurrency", type=click.IntRange(1), help="Connections at once; more clients wait.")
+@click.option(
+    "--limit-concurrency",
+    type=click.IntRange(1),
+    help="Connections at once; more clients wait. Of datagrams: handlers, or sessions, at once.",
+)
 @click.option("--timeout-graceful-shutdown", "grace", type=click.FloatRange(0), default=DEFAULT_GRACE, show_default=True,
               metavar="SECONDS", help="What handlers have to finish after SIGTERM or SIGINT.")  # fmt: skip
 @click.option("--ssl-certfile", type=click.Path(), help="Serve TLS with this certificate (PEM).")
@@ -133,10 +139,18 @@ def serve(
         host = DEFAULT_HOST if host is None else host
         bind.append(f"tcp://{f'[{host}]' if ':' in host else host}:{DEFAULT_PORT if port is None else port}")
     context = _tls_context(ssl_certfile, ssl_keyfile, ssl_keyfile_password, ssl_ca_certs)
-    handler_class = find_handler(handler, app_dir)  # apart: what the user's own module raises comes with a traceback
+    try:
+        for_datagrams = are_for_datagrams(*bind)
+    except ValueError as error:
+        raise _Mistake(str(error)) from error
+    ready_made = DATAGRAM_HANDLERS if for_datagrams else HANDLERS
+    # Apart: what the user's own module raises comes with a traceback.
+    handler_class = find_handler(handler, app_dir, ready_made)
     try:
         limits = Limits(backlog=backlog, max_connections=limit_concurrency)
-        server = BaseServer(bind, handler_class, ssl=context, limits=limits, grace=grace)
+        if for_datagrams and limit_concurrency is not None:
+            limits = Limits(max_handlers=limit_concurrency, max_sessions=limit_concurrency)
+        server = make_server(handler_class, *bind, ssl=context, limits=limits, grace=grace)
         loop_factory(loop)
     except (ImportError, TypeError, ValueError) as error:
         raise _Mistake(str(error)) from error
@@ -163,18 +177,18 @@ def _forget_stdout() -> None:
     os.close(nowhere)
 
 
-def find_handler(name: str, folder: str) -> Any:
+def find_handler(name: str, folder: str, ready_made: Mapping[str, Any]) -> Any:
     """Return the ready-made handler called `name`, or import it, as "module:Class", from `folder` first.
 
     Raises:
         _Mistake: there is none; the message says what was looked for and where.
     """
-    if name in HANDLERS:
-        return HANDLERS[name]
+    if name in ready_made:
+        return ready_made[name]
     module_name, colon, attribute = name.partition(":")
     if not (colon and attribute and all(module_name.split("."))):
         raise _Mistake(
-            f"no handler is called {name!r}: the ready-made ones are {', '.join(HANDLERS)}; for your own say module:Class"
+            f"no handler is called {name!r}: the ready-made ones are {', '.join(ready_made)}; for your own say module:Class"
         )
     where = str(Path(folder).resolve())
     sys.path.insert(0, where)

@@ -9,6 +9,9 @@ __all__ = ["Limits", "Timeouts"]
 MOST = 2**31 - 1
 """The largest count: what listen() takes."""
 
+MOST_BYTES = 2**20
+"""The longest datagram, in bytes: so many are allocated for each before it is read."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -29,11 +32,37 @@ class Limits:
     """Bytes: asyncio's `limit`. The longest line, and half of what is buffered of a peer that sends faster than its
     handler reads."""
 
+    max_handlers: int = 1024
+    """Datagrams: handlers at once. At the limit datagrams wait in the server's queue."""
+
+    max_queue: int = 1024
+    """Datagrams that wait for a handler. At the limit a datagram that comes is dropped, and counted as "queue full"."""
+
+    max_sessions: int = 4096
+    """Datagrams: sessions at once. At the limit a new peer's datagrams are dropped, and counted as "too many sessions";
+    known peers are served on."""
+
+    max_session_queue: int = 64
+    """Datagrams of one session that wait until its handler takes them; and all but the first are no more than `max_buffer`
+    bytes. At the limit that session's are dropped, and counted as "session queue full"."""
+
+    max_datagram: int = 65_535
+    """Bytes, the most that UDP has. A longer datagram is dropped, and counted as "truncated"."""
+
+    receive_buffer: int | None = None
+    """Bytes that the kernel keeps of datagrams until they are read: SO_RCVBUF, which it cuts to net.core.rmem_max and, on
+    Linux, doubles. None: as the system has it."""
+
     def __post_init__(self) -> None:
         if self.max_connections is not None:
             _check_count("max_connections", self.max_connections)
         _check_count("backlog", self.backlog)
         _check_count("max_buffer", self.max_buffer)
+        for name in ("max_handlers", "max_queue", "max_sessions", "max_session_queue"):
+            _check_count(name, getattr(self, name))
+        _check_count("max_datagram", self.max_datagram, MOST_BYTES)
+        if self.receive_buffer is not None:
+            _check_count("receive_buffer", self.receive_buffer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +79,22 @@ class Timeouts:
     """For a peer to close its side after the handler has returned, while what it still sends is discarded. Closing over
     unread data resets the connection, and a reset can destroy the reply on its way."""
 
+    session: float | None = 60.0
+    """For a session's peer to send another datagram. Then the session's `datagrams` end, and so does its handler."""
+
+    send: float | None = 1.0
+    """For a full socket to take a datagram that a handler awaits to be sent. Then it is dropped and counted."""
+
     def __post_init__(self) -> None:
         _check_seconds("handshake", self.handshake)
         _check_seconds("linger", self.linger)
+        _check_seconds("session", self.session)
+        _check_seconds("send", self.send)
 
 
-def _check_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
-        raise ValueError(f"{name} must be a whole number from 1 to {MOST}, not {value!r}")
+def _check_count(name: str, value: object, most: int = MOST) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise ValueError(f"{name} must be a whole number from 1 to {most}, not {value!r}")
 
 
 def _check_seconds(name: str, value: object) -> None:

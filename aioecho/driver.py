@@ -20,7 +20,7 @@ from contextvars import Context
 from types import CodeType, CoroutineType, FrameType
 from typing import Any, TypeVar, cast
 
-__all__ = ["DONE", "Driver", "Waiter", "Yield"]
+__all__ = ["ALWAYS_AWAITED", "DONE", "Driver", "Waiter", "Yield", "as_raised", "cancelled_error", "is_future"]
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ _THE_WAITER: Any = object()
 
 # What tells a task that it is given a future to wait for. A future's own __await__ sets this and the task clears it, to
 # tell `await` from `yield`; what is yielded here is always awaited.
-_ALWAYS_AWAITED = property(lambda self: True, lambda self, value: None)
+ALWAYS_AWAITED = property(lambda self: True, lambda self, value: None)
 
 
 class Yield(tuple[Any, ...]):
@@ -51,7 +51,7 @@ class Done(Yield, Coroutine[Any, Any, None]):
 
     def throw(self, *error: Any) -> Any:
         """Raise what is thrown in."""
-        raise _as_raised(error)
+        raise as_raised(error)
 
     def close(self) -> None:
         """Do nothing."""
@@ -78,7 +78,7 @@ class Waiter:
         "item",
     )
 
-    _asyncio_future_blocking = _ALWAYS_AWAITED
+    _asyncio_future_blocking = ALWAYS_AWAITED
 
     deliver: Callable[[Any], bool]
     """Call it with an item to resume whoever waits, now. It returns False, and does nothing, where that is impossible:
@@ -152,7 +152,7 @@ class Waiter:
         """Resume the task that waits with CancelledError; return False where nothing waits any more."""
         if self._callback is None:
             return False
-        self._cancelled = _cancelled_error(msg)
+        self._cancelled = cancelled_error(msg)
         self.wake()
         return True
 
@@ -187,7 +187,7 @@ class Driver(Coroutine[Any, Any, T]):
         "_yielded",
     )
 
-    _asyncio_future_blocking = _ALWAYS_AWAITED
+    _asyncio_future_blocking = ALWAYS_AWAITED
     _callback: Callable[["Driver[T]"], object] | None
     _cancelled: asyncio.CancelledError | None
     _context: Context | None
@@ -279,8 +279,8 @@ class Driver(Coroutine[Any, Any, T]):
             return False
         if self._callback is None:
             yielded = self._yielded
-            return bool(_is_future(yielded) and yielded.cancel(msg=msg))
-        self._cancelled = _cancelled_error(msg)
+            return bool(is_future(yielded) and yielded.cancel(msg=msg))
+        self._cancelled = cancelled_error(msg)
         self.wake()
         return True
 
@@ -300,7 +300,7 @@ class Driver(Coroutine[Any, Any, T]):
 
     def throw(self, *error: Any) -> Any:
         """Go on with an error; return what to wait for."""
-        return self._proceed(_as_raised(error))
+        return self._proceed(as_raised(error))
 
     def close(self) -> None:
         """Close the coroutine."""
@@ -339,7 +339,7 @@ class Driver(Coroutine[Any, Any, T]):
                     # None: it wanted to sleep a turn, and that turn is over.
                     if yielded is not None and (waits_for := self._wait_for(yielded)) is not None:
                         return waits_for
-                elif _is_future(yielded) and yielded.cancel(msg=error.args[0] if error.args else None):
+                elif is_future(yielded) and yielded.cancel(msg=error.args[0] if error.args else None):
                     return yielded  # and the error comes from there, as for any task that is cancelled while it runs
         elif self._task is None:
             self._task = task = current_task()
@@ -410,7 +410,8 @@ async def _await(awaitable: Awaitable[T]) -> T:
     return await awaitable
 
 
-def _is_future(thing: Any) -> bool:
+def is_future(thing: Any) -> bool:
+    """Return whether a task could wait for `thing`."""
     return getattr(thing, "_asyncio_future_blocking", None) is not None
 
 
@@ -418,11 +419,12 @@ def _refuse(item: Any) -> bool:
     return False
 
 
-def _cancelled_error(msg: Any) -> asyncio.CancelledError:
+def cancelled_error(msg: Any) -> asyncio.CancelledError:
+    """Return the error for a cancellation with this message, or None for none."""
     return asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
 
 
-def _as_raised(error: tuple[Any, ...]) -> BaseException:
+def as_raised(error: tuple[Any, ...]) -> BaseException:
     """Return the exception that throw() was given, as an instance or in three parts."""
     kind, value = error[0], error[1] if len(error) > 1 else None
     if isinstance(value, BaseException):

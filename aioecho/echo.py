@@ -2,18 +2,42 @@
 
 The default endpoint is on the loopback interface. Think before you offer these to a network: `chargen` sends as fast as its
 peer reads, to whoever asks.
+
+Over datagrams anybody can ask in another's name. Two such services that answer each other never stop (CERT CA-1996-01), so
+none here answers a datagram that comes from the port of a small service (:data:`SMALL_SERVICES`), of which DNS-like services
+of your own on other ports are no part: do not let two of them echo. And none answers with more than it was sent, except
+`daytime` and `time`, whose answer is a line and 4 bytes to whatever comes.
 """
 
 import asyncio
 import time
 from datetime import UTC, datetime
 
-from aioecho.handlers import StreamRequestHandler
+from aioecho.handlers import DatagramRequestHandler, StreamRequestHandler
 
-__all__ = ["HANDLERS", "Chargen", "Daytime", "Discard", "Echo", "Time", "Upper"]
+__all__ = [
+    "DATAGRAM_HANDLERS",
+    "HANDLERS",
+    "SMALL_SERVICES",
+    "Chargen",
+    "DatagramChargen",
+    "DatagramDaytime",
+    "DatagramDiscard",
+    "DatagramEcho",
+    "DatagramTime",
+    "DatagramUpper",
+    "Daytime",
+    "Discard",
+    "Echo",
+    "Time",
+    "Upper",
+]
 
 CHUNK = 2**16
 """Bytes that are read at a time, at most."""
+
+SMALL_SERVICES = frozenset({7, 9, 13, 17, 19, 37})
+"""The UDP ports of echo, discard, daytime, quote of the day, chargen and time, which no handler here answers."""
 
 
 class Echo(StreamRequestHandler):
@@ -70,7 +94,7 @@ class Daytime(StreamRequestHandler):
 
     async def handle(self) -> None:
         """Send it."""
-        await self.send(datetime.now(UTC).strftime("%A, %B %d, %Y %H:%M:%S-UTC\r\n").encode("ascii"))
+        await self.send(_daytime())
 
 
 class Time(StreamRequestHandler):
@@ -78,7 +102,15 @@ class Time(StreamRequestHandler):
 
     async def handle(self) -> None:
         """Send it. The count wraps in 2036, as the RFC's does."""
-        await self.send(((int(time.time()) + SECONDS_FROM_1900_TO_1970) % 2**32).to_bytes(4, "big"))
+        await self.send(_time())
+
+
+def _daytime() -> bytes:
+    return datetime.now(UTC).strftime("%A, %B %d, %Y %H:%M:%S-UTC\r\n").encode("ascii")
+
+
+def _time() -> bytes:
+    return ((int(time.time()) + SECONDS_FROM_1900_TO_1970) % 2**32).to_bytes(4, "big")
 
 
 SECONDS_FROM_1900_TO_1970 = 2_208_988_800  # RFC 868 names this figure
@@ -97,3 +129,74 @@ HANDLERS: dict[str, type[StreamRequestHandler]] = {
     "time": Time,
 }
 """The handlers by the names that the command line knows them by."""
+
+
+class _SmallService(DatagramRequestHandler):
+    """Answers nobody who may be a small service, and so answer the answer."""
+
+    async def answer(self, data: bytes) -> None:
+        """Send `data`, unless the peer's port is one of SMALL_SERVICES."""
+        address = self.client_address
+        if not (isinstance(address, tuple) and address[1] in SMALL_SERVICES):
+            await self.reply(data)
+
+
+class DatagramEcho(_SmallService):
+    """Send back the datagram (RFC 862), but not to a port of SMALL_SERVICES."""
+
+    async def handle(self) -> None:
+        """Echo."""
+        # answer() written out: most of what an echo costs is the calls.
+        address = self.client_address
+        if not (isinstance(address, tuple) and address[1] in SMALL_SERVICES):
+            await self.reply(self.data)
+
+
+class DatagramUpper(_SmallService):
+    """Send back the datagram in upper case: ASCII letters, all other bytes as they are."""
+
+    async def handle(self) -> None:
+        """Answer with as many bytes."""
+        await self.answer(self.data.upper())
+
+
+class DatagramDiscard(DatagramRequestHandler):
+    """Throw the datagram away and send nothing (RFC 863)."""
+
+    async def handle(self) -> None:
+        """Do nothing."""
+
+
+class DatagramChargen(_SmallService):
+    """Send characters (RFC 864): as many as came, and 512 at most, as a larger reply could be aimed at somebody else."""
+
+    async def handle(self) -> None:
+        """Send the beginning of the pattern."""
+        await self.answer(CHARGEN_LINES[: min(len(self.data), 512)])
+
+
+class DatagramDaytime(_SmallService):
+    """Send the date and time in UTC as one line for people (RFC 867), whatever came."""
+
+    async def handle(self) -> None:
+        """Send it."""
+        await self.answer(_daytime())
+
+
+class DatagramTime(_SmallService):
+    """Send the seconds since 1900-01-01 00:00 UTC as 4 bytes, high byte first (RFC 868), whatever came."""
+
+    async def handle(self) -> None:
+        """Send it."""
+        await self.answer(_time())
+
+
+DATAGRAM_HANDLERS: dict[str, type[DatagramRequestHandler]] = {
+    "echo": DatagramEcho,
+    "upper": DatagramUpper,
+    "discard": DatagramDiscard,
+    "chargen": DatagramChargen,
+    "daytime": DatagramDaytime,
+    "time": DatagramTime,
+}
+"""The handlers for datagrams by the names that the command line knows them by."""

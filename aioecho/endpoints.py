@@ -3,8 +3,10 @@
 ===================================  ==========================================================================
 ``tcp://HOST:PORT``                  HOST is a name, an IPv4 address, an IPv6 address in brackets, or ``*`` (or nothing)
                                      for every address of both kinds. Port 0 is chosen once, the same for all addresses.
+``udp://HOST:PORT``                  likewise, for datagrams
 ``unix:PATH``, ``unix:PATH?mode=660``  a Unix stream socket, with file permissions in octal. ``unix:@NAME`` has no file.
-``fd://N``                           a listening socket that this process inherited as descriptor N
+``unixgram:PATH``                    likewise, for datagrams
+``fd://N``                           a listening or bound socket that this process inherited as descriptor N
 ===================================  ==========================================================================
 """
 
@@ -20,7 +22,7 @@ import stat
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, ClassVar, Union
 from urllib.parse import parse_qsl
 
 from aioecho.exceptions import EndpointError
@@ -30,12 +32,14 @@ __all__ = [
     "Endpoint",
     "InheritedEndpoint",
     "TCPEndpoint",
+    "UDPEndpoint",
+    "UnixDatagramEndpoint",
     "UnixEndpoint",
     "bind_endpoint",
     "parse_endpoint",
 ]
 
-FORMS = "tcp://HOST:PORT, unix:PATH, unix:PATH?mode=660 or fd://N"
+FORMS = "tcp://HOST:PORT, unix:PATH, unix:PATH?mode=660, fd://N, or, for datagrams, udp://HOST:PORT or unixgram:PATH"
 
 # Two families share port 0's choice only if it is free in both: a few tries find one even on a busy machine.
 PORT_TRIES = 20
@@ -46,42 +50,75 @@ LOCK_INTERVAL = 0.001
 
 
 @dataclass(frozen=True)
-class TCPEndpoint:
-    """`host` may be "", for all addresses; `port` may be 0, for any that is free."""
-
+class _HostEndpoint:
     host: str
     port: int
 
+    scheme: ClassVar[str]
+    type: ClassVar[socket.SocketKind]
+
     def __str__(self) -> str:
-        return f"tcp://{_bracketed(self.host) or '*'}:{self.port}"
+        return f"{self.scheme}://{_bracketed(self.host) or '*'}:{self.port}"
+
+
+class TCPEndpoint(_HostEndpoint):
+    """`host` may be "", for all addresses; `port` may be 0, for any that is free."""
+
+    scheme = "tcp"
+    type = socket.SOCK_STREAM
+
+
+class UDPEndpoint(_HostEndpoint):
+    """`host` and `port` are as in :class:`TCPEndpoint`."""
+
+    scheme = "udp"
+    type = socket.SOCK_DGRAM
 
 
 @dataclass(frozen=True)
-class UnixEndpoint:
-    """`path` starts with NUL for a socket without a file. `mode` are permission bits, or None to leave them to the umask."""
-
+class _PathEndpoint:
     path: str
     mode: int | None = None
 
+    scheme: ClassVar[str]
+    type: ClassVar[socket.SocketKind]
+
     def __str__(self) -> str:
-        return f"unix:{'@' + self.path[1:] if self.path.startswith(chr(0)) else self.path}"
+        return f"{self.scheme}:{'@' + self.path[1:] if self.path.startswith(chr(0)) else self.path}"
+
+
+class UnixEndpoint(_PathEndpoint):
+    """`path` starts with NUL for a socket without a file. `mode` are permission bits, or None to leave them to the umask."""
+
+    scheme = "unix"
+    type = socket.SOCK_STREAM
+
+
+class UnixDatagramEndpoint(_PathEndpoint):
+    """`path` and `mode` are as in :class:`UnixEndpoint`."""
+
+    scheme = "unixgram"
+    type = socket.SOCK_DGRAM
 
 
 @dataclass(frozen=True)
 class InheritedEndpoint:
-    """A socket that somebody else has bound: a descriptor, or a socket object of the caller's."""
+    """A socket that somebody else has bound: a descriptor, or a socket object of the caller's. `type` is what it has to be."""
 
     source: int | socket.socket
+    type: int = socket.SOCK_STREAM
 
     def __str__(self) -> str:
         return f"fd://{self.source if isinstance(self.source, int) else self.source.fileno()}"
 
 
-Endpoint = Union[TCPEndpoint, UnixEndpoint, InheritedEndpoint]  # noqa: UP007 - shown as one name in signatures
+Endpoint = Union[  # noqa: UP007 - shown as one name in signatures
+    TCPEndpoint, UDPEndpoint, UnixEndpoint, UnixDatagramEndpoint, InheritedEndpoint
+]
 
 
-def parse_endpoint(text: str) -> Endpoint:
-    """Return the endpoint that `text` names.
+def parse_endpoint(text: str, inherited_type: int = socket.SOCK_STREAM) -> Endpoint:
+    """Return the endpoint that `text` names; `inherited_type` is the socket type that a descriptor is to have.
 
     Raises:
         ValueError: it names none; the message says what was wrong and what is expected.
@@ -89,15 +126,20 @@ def parse_endpoint(text: str) -> Endpoint:
     """
     if not isinstance(text, str):
         raise TypeError(f"an endpoint is a string, {FORMS}, not {text!r}")
-    if match := re.fullmatch(r"tcp://(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:\[\]/]*)):(?P<port>[0-9]+)/?", text):
+    if match := re.fullmatch(
+        r"(?P<scheme>tcp|udp)://(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:\[\]/]*)):(?P<port>[0-9]+)/?", text
+    ):
         if match["ipv6"] is not None and not _is_ipv6(match["ipv6"]):
-            raise ValueError(f"bad endpoint {text!r}: brackets are for an IPv6 address, such as tcp://[::1]:9999")
+            raise ValueError(
+                f"bad endpoint {text!r}: brackets are for an IPv6 address, such as {match['scheme']}://[::1]:9999"
+            )
         port = int(match["port"])
         if port > 65535:
             raise ValueError(f"bad endpoint {text!r}: a port is at most 65535")
         host = match["ipv6"] or match["host"] or ""
-        return TCPEndpoint("" if host == "*" else host, port)
-    if match := re.fullmatch(r"unix:(?://(?=/))?(?P<path>[^?]+)(?:\?(?P<query>.*))?", text):
+        kind = TCPEndpoint if match["scheme"] == "tcp" else UDPEndpoint
+        return kind("" if host == "*" else host, port)
+    if match := re.fullmatch(r"(?P<scheme>unix|unixgram):(?://(?=/))?(?P<path>[^?]+)(?:\?(?P<query>.*))?", text):
         path, mode = match["path"], None
         for name, value in parse_qsl(match["query"] or "", keep_blank_values=True):
             if name != "mode" or not re.fullmatch("[0-7]{3,4}", value):
@@ -107,14 +149,18 @@ def parse_endpoint(text: str) -> Endpoint:
             if path.startswith("@"):
                 raise ValueError(f"bad endpoint {text!r}: a name behind @ has no file, and so no mode")
             mode = int(value, 8)
-        return UnixEndpoint("\0" + path[1:] if path.startswith("@") else path, mode)
+        path_kind = UnixEndpoint if match["scheme"] == "unix" else UnixDatagramEndpoint
+        return path_kind("\0" + path[1:] if path.startswith("@") else path, mode)
     if match := re.fullmatch(r"fd://(?P<fd>[0-9]+)", text):
-        return InheritedEndpoint(int(match["fd"]))
+        return InheritedEndpoint(int(match["fd"]), inherited_type)
     raise ValueError(f"bad endpoint {text!r}: expected {FORMS}")
 
 
 class BoundSocket:
-    """A listening socket and where it listens. `close()` also removes its path, while that is still ours to remove."""
+    """A listening socket, or one bound for datagrams, and where that is.
+
+    `close()` also removes its path, while that is still ours to remove.
+    """
 
     def __init__(self, sock: socket.socket, name: str, path: str | None = None) -> None:
         self.sock = sock
@@ -135,33 +181,35 @@ class BoundSocket:
 
 
 async def bind_endpoint(endpoint: Endpoint, *, backlog: int) -> list[BoundSocket]:
-    """Return listening, non-blocking sockets for `endpoint`: more than one where a host has several addresses.
+    """Return non-blocking sockets for `endpoint`, which listen: more than one where a host has several addresses.
+
+    Those for datagrams are bound: they have no connections to listen for.
 
     Raises:
         EndpointError: it can't be listened on; the message names the endpoint and the reason.
     """
-    if isinstance(endpoint, TCPEndpoint):
-        return await _bind_tcp(endpoint, backlog)
-    if isinstance(endpoint, UnixEndpoint):
+    if isinstance(endpoint, _HostEndpoint):
+        return await _bind_host(endpoint, backlog)
+    if isinstance(endpoint, _PathEndpoint):
         return [await _bind_unix(endpoint, backlog)]
     return [_adopt(endpoint, backlog)]
 
 
-def _cannot_listen(endpoint: Endpoint, error: OSError | str) -> EndpointError:
+def _cannot_listen(endpoint: object, error: OSError | str) -> EndpointError:
     if isinstance(error, str):
         return EndpointError(f"cannot listen on {endpoint}: {error}")
     return EndpointError(f"cannot listen on {endpoint}: {error.strerror or error}", error.errno)
 
 
-async def _bind_tcp(endpoint: TCPEndpoint, backlog: int) -> list[BoundSocket]:
+async def _bind_host(endpoint: _HostEndpoint, backlog: int) -> list[BoundSocket]:
     addresses = await resolve(endpoint)
     for tries_left in reversed(range(PORT_TRIES)):
         sockets: list[socket.socket] = []
         try:
-            _bind_all(addresses, sockets)
+            _bind_all(addresses, sockets, endpoint.type)
             # Only after all are bound: none may serve if one can't.
             for sock in sockets:
-                sock.listen(backlog)
+                _listen(sock, backlog)
         except OSError as error:
             for sock in sockets:
                 sock.close()
@@ -173,11 +221,16 @@ async def _bind_tcp(endpoint: TCPEndpoint, backlog: int) -> list[BoundSocket]:
             break
     if len(sockets) == 1:
         return [BoundSocket(sockets[0], socket_name(sockets[0]))]
-    name = str(TCPEndpoint(endpoint.host, sockets[0].getsockname()[1]))
+    name = str(type(endpoint)(endpoint.host, sockets[0].getsockname()[1]))
     return [BoundSocket(sock, name) for sock in sockets]
 
 
-async def resolve(endpoint: TCPEndpoint) -> list[tuple[socket.AddressFamily, Any]]:
+def _listen(sock: socket.socket, backlog: int) -> None:
+    if sock.type == socket.SOCK_STREAM:
+        sock.listen(backlog)
+
+
+async def resolve(endpoint: _HostEndpoint) -> list[tuple[socket.AddressFamily, Any]]:
     """Return the addresses of an endpoint as (family, address), each once. Only a name that needs looking up takes a thread.
 
     Raises:
@@ -187,12 +240,10 @@ async def resolve(endpoint: TCPEndpoint) -> list[tuple[socket.AddressFamily, Any
     flags = socket.AI_PASSIVE
     try:
         try:
-            found = socket.getaddrinfo(
-                host, endpoint.port, type=socket.SOCK_STREAM, flags=flags | socket.AI_NUMERICHOST
-            )
+            found = socket.getaddrinfo(host, endpoint.port, type=endpoint.type, flags=flags | socket.AI_NUMERICHOST)
         except socket.gaierror:
             loop = asyncio.get_running_loop()
-            found = await loop.getaddrinfo(host, endpoint.port, type=socket.SOCK_STREAM, flags=flags)
+            found = await loop.getaddrinfo(host, endpoint.port, type=endpoint.type, flags=flags)
     except (OSError, UnicodeError) as error:  # UnicodeError: a label that is too long or empty
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise EndpointError(
@@ -201,18 +252,23 @@ async def resolve(endpoint: TCPEndpoint) -> list[tuple[socket.AddressFamily, Any
     return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
 
 
-def _bind_all(addresses: list[tuple[socket.AddressFamily, Any]], sockets: list[socket.socket]) -> None:
+def _bind_all(
+    addresses: list[tuple[socket.AddressFamily, Any]], sockets: list[socket.socket], kind: socket.SocketKind
+) -> None:
     """Bind a socket to each address, all on the port that the first one gets, and append them to `sockets`."""
     absent: OSError | None = None
     for family, address in addresses:
         try:
-            sock = socket.socket(family, socket.SOCK_STREAM)
+            sock = socket.socket(family, kind)
         except OSError as error:  # the kernel lacks this family
             absent = error
             continue
         sockets.append(sock)
         sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if (
+            kind == socket.SOCK_STREAM
+        ):  # for datagrams it would let others share the port, and the last one get them all
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             # Else it would take the port for IPv4 as well, or not, as a system setting says.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -230,26 +286,29 @@ def _bind_all(addresses: list[tuple[socket.AddressFamily, Any]], sockets: list[s
         raise absent
 
 
-async def _bind_unix(endpoint: UnixEndpoint, backlog: int) -> BoundSocket:
+async def _bind_unix(endpoint: _PathEndpoint, backlog: int) -> BoundSocket:
     path = endpoint.path
     if "\0" in path[1:] and not path.startswith("\0"):
         raise _cannot_listen(endpoint, "a path has no NUL in it")
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = socket.socket(socket.AF_UNIX, endpoint.type)
     try:
         sock.setblocking(False)
         if path.startswith("\0"):
             sock.bind(path)
-            sock.listen(backlog)
+            _listen(sock, backlog)
             return BoundSocket(sock, str(endpoint))
         # Between finding a path stale and removing it somebody else could start to listen there, and would be removed.
         # Whoever starts through here waits its turn, until the other listens and can be seen to.
         async with _folder_lock(path):
             _remove_stale(endpoint)
+            if endpoint.mode is not None and endpoint.type == socket.SOCK_DGRAM:
+                # Whoever may, can send as soon as it is bound. On Linux the path gets no more than the socket has.
+                os.fchmod(sock.fileno(), endpoint.mode)
             sock.bind(path)
             try:
                 if endpoint.mode is not None:
                     os.chmod(path, endpoint.mode)  # before listen(): nobody connects under other permissions
-                sock.listen(backlog)
+                _listen(sock, backlog)
                 return BoundSocket(sock, str(endpoint), path)
             except BaseException:
                 os.unlink(path)
@@ -262,7 +321,7 @@ async def _bind_unix(endpoint: UnixEndpoint, backlog: int) -> BoundSocket:
         raise _cannot_listen(endpoint, error) from error
 
 
-def _remove_stale(endpoint: UnixEndpoint) -> None:
+def _remove_stale(endpoint: _PathEndpoint) -> None:
     """Remove the path of a socket on which nobody listens; raise EndpointError if anything else is there."""
     path = endpoint.path
     try:
@@ -272,7 +331,7 @@ def _remove_stale(endpoint: UnixEndpoint) -> None:
     if not stat.S_ISSOCK(mode):
         message = "a file that is not a socket is in the way; remove it or choose another path"
         raise EndpointError(f"cannot listen on {endpoint}: {message}", errno.EADDRINUSE)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_UNIX, endpoint.type) as probe:
         probe.setblocking(False)
         try:
             probe.connect(path)
@@ -280,8 +339,9 @@ def _remove_stale(endpoint: UnixEndpoint) -> None:
             os.unlink(path)
             return
         except OSError as error:
-            # EAGAIN: its queue is full. EPROTOTYPE: a datagram socket. Both are alive.
-            if error.errno not in (errno.EAGAIN, errno.EPROTOTYPE):
+            # EAGAIN: its queue is full. EPROTOTYPE: it is of the other type. EPERM: a datagram socket that is connected to
+            # somebody else. All are alive.
+            if error.errno not in (errno.EAGAIN, errno.EPROTOTYPE, errno.EPERM):
                 raise
     message = f"cannot listen on {endpoint}: somebody listens there already"
     raise EndpointError(message, errno.EADDRINUSE)
@@ -291,9 +351,10 @@ def _adopt(endpoint: InheritedEndpoint, backlog: int) -> BoundSocket:
     sock: socket.socket | None = None
     try:
         sock = socket.socket(fileno=endpoint.source) if isinstance(endpoint.source, int) else endpoint.source
-        if sock.type != socket.SOCK_STREAM or sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
-            raise _cannot_listen(endpoint, "it is not a TCP or Unix stream socket")
-        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        if sock.type != endpoint.type or sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+            kinds = "TCP or Unix stream" if endpoint.type == socket.SOCK_STREAM else "UDP or Unix datagram"
+            raise _cannot_listen(endpoint, f"it is not a {kinds} socket")
+        if sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             sock.listen(backlog)
         sock.setblocking(False)  # last: one that can't be used stays as it was
         return BoundSocket(sock, socket_name(sock))
@@ -314,10 +375,11 @@ def _let_go(sock: socket.socket | None, endpoint: InheritedEndpoint) -> None:
 def socket_name(sock: socket.socket) -> str:
     """Return the endpoint string for where a socket is bound."""
     address = sock.getsockname()
+    is_stream = sock.type == socket.SOCK_STREAM
     if sock.family == socket.AF_UNIX:
         path = os.fsdecode(address)
-        return str(UnixEndpoint(path))
-    return str(TCPEndpoint(address[0], address[1]))
+        return str(UnixEndpoint(path) if is_stream else UnixDatagramEndpoint(path))
+    return str((TCPEndpoint if is_stream else UDPEndpoint)(address[0], address[1]))
 
 
 def _bracketed(host: str) -> str:

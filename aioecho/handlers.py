@@ -1,15 +1,17 @@
 """The classes that a handler is made from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from aioecho.streams import StreamReader, StreamWriter
 
 if TYPE_CHECKING:  # the server is above, and a handler has one
+    from aioecho.datagram_socket import DatagramTransport
     from aioecho.server import BaseServer
+    from aioecho.session import Datagrams
 
-__all__ = ["BaseRequestHandler", "StreamRequestHandler"]
+__all__ = ["BaseRequestHandler", "DatagramRequestHandler", "DatagramSessionHandler", "StreamRequestHandler"]
 
 
 class BaseRequestHandler(ABC):
@@ -59,3 +61,60 @@ class StreamRequestHandler(BaseRequestHandler):
         """
         self.writer.write(data)
         return self.writer.drain()
+
+
+class DatagramRequestHandler(BaseRequestHandler):
+    """One object for each datagram. `request` is `(data, transport)`, and `data` the datagram's bytes, maybe none.
+
+    `client_address` is `(host, port)` for IPv4, `(host, port, flowinfo, scope_id)` for IPv6, and for Unix sockets a path,
+    bytes that start with NUL, or None, to which nothing can be sent. Anybody can put any address there: a datagram proves
+    nothing about who sent it, so a reply that is larger than its request makes a weapon of the server.
+
+    Handlers run side by side and end in any order. While one waits it keeps nobody else waiting; one that never waits costs
+    no task of its own, though :func:`asyncio.current_task` is a task as in any coroutine.
+    """
+
+    request: tuple[bytes, "DatagramTransport"]
+    data: bytes
+
+    def __init__(self, request: tuple[bytes, "DatagramTransport"], client_address: Any, server: "BaseServer") -> None:
+        # Not through super(): there is an object for every datagram, and the call is a tenth of what it costs.
+        self.request = request
+        self.client_address = client_address
+        self.server = server
+        self.data = request[0]
+
+    def reply(self, data: bytes | bytearray | memoryview) -> Awaitable[None]:
+        """Send a datagram to the peer, from the address that it asked; return what can be awaited.
+
+        It is sent at once. Should the socket have no room, ``await self.reply(data)`` waits until it has, for at most
+        ``Timeouts.send``, and ``self.reply(data)`` alone drops the datagram. Both are counted; see
+        :meth:`DatagramTransport.sendto`.
+
+        Raises:
+            OSError: EMSGSIZE: it is too large to be sent at all.
+        """
+        return self.request[1].sendto(data, self.client_address)
+
+
+class DatagramSessionHandler(BaseRequestHandler):
+    """One object for each peer that sends datagrams. `request` is `(datagrams, transport)`.
+
+    ``async for data in self.datagrams`` gives what the peer sends, in the order of its coming. It ends when the peer has
+    been silent for ``Timeouts.session``, and when the server stops. A session begins with a peer's first datagram, and ends
+    when :meth:`handle` returns; if the peer sends again, another one begins. `client_address` is as in
+    :class:`DatagramRequestHandler`; all Unix sockets without a name are one peer.
+    """
+
+    request: tuple["Datagrams", "DatagramTransport"]
+    datagrams: "Datagrams"
+
+    def __init__(
+        self, request: tuple["Datagrams", "DatagramTransport"], client_address: Any, server: "BaseServer"
+    ) -> None:
+        super().__init__(request, client_address, server)
+        self.datagrams = request[0]
+
+    def reply(self, data: bytes | bytearray | memoryview) -> Awaitable[None]:
+        """Send a datagram to the peer; see :meth:`DatagramRequestHandler.reply`."""
+        return self.request[1].sendto(data, self.client_address)

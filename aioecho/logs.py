@@ -16,8 +16,8 @@ class BoundedLog:
         self._last = float("-inf")
         self._kept_back = 0
 
-    def report(self, message: str, *args: object) -> None:
-        """Log ``message % args``, unless the last record is too recent."""
+    def report(self, message: str, *args: object, exc_info: BaseException | None = None) -> None:
+        """Log ``message % args``, with the traceback of `exc_info`, unless the last record is too recent."""
         now = time.monotonic()
         if now - self._last < self._every:
             self._kept_back += 1
@@ -26,4 +26,4 @@ class BoundedLog:
             message += " (and %d times since the last such record)"
             args = (*args, self._kept_back)
         self._last, self._kept_back = now, 0
-        self._logger.log(self._level, message, *args)
+        self._logger.log(self._level, message, *args, exc_info=exc_info)

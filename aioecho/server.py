@@ -10,7 +10,7 @@ import socket
 import ssl as ssl_module
 import sys
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from aioecho.config import Limits, Timeouts
 from aioecho.connection import Connection
@@ -23,12 +23,13 @@ from aioecho.endpoints import (
     bind_endpoint,
     parse_endpoint,
 )
+from aioecho.handlers import DatagramRequestHandler, DatagramSessionHandler
 from aioecho.listener import Listener
 from aioecho.logs import BoundedLog
 from aioecho.stats import DrainReport, Stats
 from aioecho.streams import FOR_EVER
 
-__all__ = ["BaseServer", "TCPServer", "UnixStreamServer", "serve"]
+__all__ = ["BaseServer", "TCPServer", "UnixStreamServer"]
 
 logger = logging.getLogger("aioecho.server")
 
@@ -37,6 +38,35 @@ DEFAULT_GRACE = 30.0
 
 # Seconds that a cancelled handler has to clean up before it is cut off.
 PATIENCE = 0.25
+
+
+class Served(Protocol):
+    """What a server keeps of each connection, or of each datagram's handler, while it lasts."""
+
+    client_address: Any
+    outcome: str
+    reason: str
+    was_aborted: bool
+
+    def drain(self) -> None:
+        """Let it end when there is nothing left to do."""
+
+    def cut_off(self) -> None:
+        """Cancel the handler."""
+
+    def abort(self) -> None:
+        """End it, whatever it does."""
+
+
+class Ear(Protocol):
+    """What a server has for each socket that it listens on."""
+
+    @property
+    def sock(self) -> socket.socket:
+        """The socket."""
+
+    def resume(self) -> None:
+        """Take what comes from now on, as long as there is room."""
 
 
 class BaseServer:
@@ -62,6 +92,11 @@ class BaseServer:
         ValueError, TypeError: an argument makes no sense; the message names it.
     """
 
+    # What subclasses for datagrams have otherwise.
+    _socket_type: ClassVar[int] = socket.SOCK_STREAM
+    _wrong_handlers: ClassVar[tuple[type, ...]] = (DatagramRequestHandler, DatagramSessionHandler)
+    _what: ClassVar[str] = "connection"
+
     def __init__(
         self,
         server_address: Any,
@@ -78,18 +113,19 @@ class BaseServer:
         check_grace(grace)
         self.endpoints = [] if server_address is None else self._parse_address(server_address)
         if sock is not None:
-            self.endpoints.append(InheritedEndpoint(sock))
+            self.endpoints.append(InheritedEndpoint(sock, self._socket_type))
         if not self.endpoints:
             raise ValueError("a server needs an address or a socket to listen on")
+        self._check_kind(RequestHandlerClass)
         self.RequestHandlerClass = RequestHandlerClass
         self.ssl = ssl
         self.limits = limits if limits is not None else Limits()
         self.timeouts = timeouts if timeouts is not None else Timeouts()
         self.grace = grace
-        self.stats = Stats()
+        self._stats = self._make_stats()
         self._address = server_address
-        self._connections: set[Connection] = set()
-        self._listeners: list[Listener] = []
+        self._connections: set[Any] = set()
+        self._listeners: Sequence[Ear] = []
         self._names: list[str] = []
         self._was_started = False
         self._drain: asyncio.Task[DrainReport] | None = None
@@ -105,7 +141,24 @@ class BaseServer:
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
         texts = [address] if isinstance(address, str) else address
-        return [parse_endpoint(text) for text in texts]
+        return [parse_endpoint(text, self._socket_type) for text in texts]
+
+    def _check_kind(self, RequestHandlerClass: Any) -> None:
+        """Raise if the endpoints are not for this kind of server, or the handler is not for them."""
+        for endpoint in self.endpoints:
+            if endpoint.type != self._socket_type:
+                raise ValueError(
+                    f"{endpoint} is not for {type(self).__name__}: aioecho.serve() finds the server for it"
+                )
+        if inspect.isclass(RequestHandlerClass) and issubclass(RequestHandlerClass, self._wrong_handlers):
+            takes, does_not = ("datagrams", "streams") if self._what == "connection" else ("streams", "datagrams")
+            raise TypeError(
+                f"{RequestHandlerClass.__qualname__} is a handler of {takes}: it can't serve {does_not}, as on"
+                f" {self.endpoints[0]}"
+            )
+
+    def _make_stats(self) -> Stats:
+        return Stats()
 
     # What it is.
 
@@ -125,9 +178,14 @@ class BaseServer:
         return tuple(listener.sock for listener in self._listeners)
 
     @property
-    def connections(self) -> Collection[Connection]:
+    def connections(self) -> Collection[Any]:
         """The live connections: a copy, as they come and go."""
         return frozenset(self._connections)
+
+    @property
+    def stats(self) -> Stats:
+        """What it has counted since it started."""
+        return self._stats
 
     def is_serving(self) -> bool:
         """Whether it accepts connections."""
@@ -178,13 +236,16 @@ class BaseServer:
             for each in bound:
                 each.close()
             raise
-        self._listeners = [
-            Listener(each, take=self._take, has_room=self._has_room, failed=self._count_accept_error) for each in bound
-        ]
+        self._listeners = self._make_listeners(bound)
         self._names = [each.name for each in bound]
         for listener in self._listeners:
             listener.resume()
         logger.info("listening on %s", ", ".join(self.names))
+
+    def _make_listeners(self, bound: list[BoundSocket]) -> Sequence[Ear]:
+        return [
+            Listener(each, take=self._take, has_room=self._has_room, failed=self._count_accept_error) for each in bound
+        ]
 
     async def serve_forever(self) -> None:
         """Start, if that was not done, and return when the server has been shut down. If cancelled, shut it down."""
@@ -204,6 +265,7 @@ class BaseServer:
         """
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
+            assert isinstance(listener, Listener)
             listener.close(backlog=self.limits.backlog)
 
     async def shutdown(self, grace: float | None = None) -> DrainReport:
@@ -245,40 +307,46 @@ class BaseServer:
         return limit is None or len(self._connections) < limit
 
     def _count_accept_error(self) -> None:
-        self.stats.accept_errors += 1
+        self._stats.accept_errors += 1
 
     def _take(self, sock: socket.socket, address: Any) -> None:
         sock.setblocking(False)
-        connection = Connection(self, sock, address)
-        self.stats.accepted += 1
-        self.stats.active += 1
+        self._add(Connection(self, sock, address))
+
+    def _add(self, connection: Served) -> None:
+        self._stats.accepted += 1
+        self._stats.active += 1
         self._connections.add(connection)
 
     def _account(self, task: "asyncio.Task[None]") -> None:
         """Count an ended connection; it makes room for another."""
-        connection = task.get_coro()
-        assert isinstance(connection, Connection)
+        connection: Any = task.get_coro()
+        self._count_end(connection)
+        if not task.cancelled() and (error := task.exception()) is not None and isinstance(error, Exception):
+            logger.error(
+                "aioecho itself failed with the %s from %s", self._what, connection.client_address, exc_info=error
+            )
+        for listener in self._listeners:
+            listener.resume()
+
+    def _count_end(self, connection: Served) -> None:
         self._connections.discard(connection)
-        stats, outcome = self.stats, connection.outcome
+        stats, outcome = self._stats, connection.outcome
         stats.active -= 1
         setattr(stats, outcome, getattr(stats, outcome) + 1)
         stats.reasons[connection.reason] += 1
-        if not task.cancelled() and (error := task.exception()) is not None and isinstance(error, Exception):
-            logger.error("aioecho itself failed with the connection from %s", connection.client_address, exc_info=error)
         if self._drain is not None:
             how = "aborted" if connection.was_aborted else "cancelled" if outcome == "cancelled" else "completed"
             self._drained[how] += 1
             if not self._connections and self._all_ended is not None and not self._all_ended.done():
                 self._all_ended.set_result(None)
-        for listener in self._listeners:
-            listener.resume()
 
     def _call_handle_error(self, request: Any, client_address: Any) -> None:
         """Call the hook for the exception that is being handled, and report what the hook itself raises."""
         try:
             self.handle_error(request, client_address)
         except Exception:
-            logger.exception("handle_error raised, for the connection from %s", client_address)
+            logger.exception("handle_error raised, for the %s from %s", self._what, client_address)
 
     def _tls_timeouts(self) -> dict[str, float]:
         """Return the timeouts that the loop's TLS is to keep, in seconds."""
@@ -386,11 +454,6 @@ class UnixStreamServer(BaseServer):
         return [UnixEndpoint(path, self._mode)]
 
 
-def serve(RequestHandlerClass: Callable[..., Any], *endpoints: str, **options: Any) -> BaseServer:
-    """Return a server on all of `endpoints`, to be used with ``async with``; the options are :class:`BaseServer`'s."""
-    return BaseServer(endpoints or None, RequestHandlerClass, **options)
-
-
 def _check_handler_class(RequestHandlerClass: Any) -> None:
     if not callable(RequestHandlerClass):
         raise TypeError(f"RequestHandlerClass must be callable, not {RequestHandlerClass!r}")
@@ -403,7 +466,7 @@ def _check_handler_class(RequestHandlerClass: Any) -> None:
         if inspect.isfunction(handle) and not inspect.iscoroutinefunction(handle) and _is_blocking(RequestHandlerClass):
             raise TypeError(
                 f"{RequestHandlerClass.__qualname__} is a blocking handler of socketserver's; derive it from"
-                " aioecho.StreamRequestHandler and make handle() a coroutine"
+                " aioecho.StreamRequestHandler or DatagramRequestHandler and make handle() a coroutine"
             )
 
 

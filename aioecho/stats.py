@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-__all__ = ["DrainReport", "Stats"]
+__all__ = ["DatagramStats", "DrainReport", "Stats"]
 
 
 @dataclass
@@ -30,6 +30,37 @@ class Stats:
 
     accept_errors: int = 0
     """Times that accepting failed, for want of descriptors or memory or because of one incoming connection."""
+
+
+@dataclass
+class DatagramStats(Stats):
+    """A datagram server's counters. What :class:`Stats` counts in connections are here handlers: one for each datagram, or
+    one for each session.
+
+    Besides, at any moment ``received == handled + queued + sum(drops.values())``, in datagrams. What was sent to the server
+    is `received`, `kernel_drops` and what the kernel still holds.
+    """
+
+    received: int = 0
+    """Datagrams read from the server's sockets."""
+    handled: int = 0
+    """Those that a handler was given."""
+    queued: int = 0
+    """Those that wait for a handler, or in a session's queue."""
+    drops: Counter[str] = field(default_factory=Counter)
+    """Those that no handler was given, by reason: "queue full" (``Limits.max_queue``), "session queue full"
+    (``Limits.max_session_queue``), "too many sessions" (``Limits.max_sessions``), "truncated" (longer than
+    ``Limits.max_datagram``), "refused" (by verify_request), "session ended" (its handler left them unread), "stopped" (they
+    still waited when the grace was over)."""
+
+    kernel_drops: int = 0
+    """Datagrams that found no room in a socket (``Limits.receive_buffer``). 0 where the system does not tell; Linux does."""
+    receive_errors: int = 0
+    """Times that reading failed: an ICMP error that was waiting, want of memory."""
+    send_drops: int = 0
+    """Replies for which the socket had no room, and nobody waited, or for longer than ``Timeouts.send``."""
+    send_errors: int = 0
+    """Replies that the system would not send, as their peer is unreachable or nowhere."""
 
 
 @dataclass(frozen=True)

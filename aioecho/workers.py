@@ -9,7 +9,8 @@ from typing import Any
 
 from aioecho.exceptions import EndpointError
 from aioecho.loops import loop_factory
-from aioecho.server import BaseServer, serve
+from aioecho.server import BaseServer
+from aioecho.serving import serve
 from aioecho.stats import DrainReport
 
 __all__ = ["run", "run_server"]

@@ -1,0 +1,335 @@
+"""Datagram servers: which handler gets a datagram, and which datagram is dropped."""
+
+import asyncio
+import functools
+import inspect
+import logging
+import os
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Collection, Hashable, Sequence
+from typing import Any
+
+from aioecho.datagram_socket import DatagramSocket, DatagramTransport
+from aioecho.endpoints import BoundSocket, Endpoint, UDPEndpoint, UnixDatagramEndpoint
+from aioecho.exchange import Exchange
+from aioecho.handlers import DatagramSessionHandler, StreamRequestHandler
+from aioecho.logs import BoundedLog
+from aioecho.server import BaseServer
+from aioecho.session import Datagrams, Session
+from aioecho.stats import DatagramStats, DrainReport
+
+__all__ = ["DatagramServer", "UDPServer", "UnixDatagramServer"]
+
+logger = logging.getLogger("aioecho.datagram")
+
+# A session is found silent so many times in a row before it ends: at most this part of the timeout too late.
+SWEEPS = 8
+
+# Of those that waited for a room, begun in one turn of the loop.
+BEGUN_PER_TURN = 64
+
+
+class DatagramServer(BaseServer):
+    """Serves datagrams, with a handler object for each of them, or for each peer.
+
+    Args:
+        server_address: an endpoint string, or several, for datagrams.
+        RequestHandlerClass: a subclass of DatagramRequestHandler, or of DatagramSessionHandler; or anything that, called
+            with `(request, client_address, server)`, gives one.
+        sessions: whether there is a handler for each peer. None: if RequestHandlerClass is, or is a functools.partial of, a
+            DatagramSessionHandler.
+
+    The rest is as for :class:`BaseServer`, without `ssl`. `connections` are the handlers that run. A datagram for which
+    there is no room is dropped and counted in `stats`, a :class:`DatagramStats`: see :class:`Limits` for the limits. A
+    stopping server serves what has come by then, and reads no more.
+    """
+
+    _socket_type = socket.SOCK_DGRAM
+    _wrong_handlers = (StreamRequestHandler,)
+    _what = "datagram"
+    _stats: DatagramStats
+
+    def __init__(
+        self,
+        server_address: Any,
+        RequestHandlerClass: Callable[..., Any],
+        *,
+        sessions: bool | None = None,
+        **options: Any,
+    ) -> None:
+        if options.get("ssl") is not None:
+            raise ValueError("ssl is for streams: TLS does not go over datagrams")
+        super().__init__(server_address, RequestHandlerClass, **options)
+        self._has_sessions = _makes_sessions(RequestHandlerClass) if sessions is None else sessions
+        self._sockets: list[DatagramSocket] = []
+        # Handlers for single datagrams.
+        self._spare: Exchange | None = None
+        self._current: Exchange | None = None
+        self._at_once = 0  # those that ended without waiting, and are not in _stats yet
+        self._queue: deque[tuple[tuple[bytes, DatagramTransport], Any]] = deque()
+        self._begins_queued = False
+        # Sessions.
+        self._sessions: dict[Hashable, Session] = {}
+        self.sweeps = 0
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._error_log = BoundedLog(logger, logging.ERROR)
+
+    def _make_stats(self) -> DatagramStats:
+        return DatagramStats()
+
+    # What it is.
+
+    @property
+    def stats(self) -> DatagramStats:
+        """What it has counted since it started. What the kernel counts is asked for now."""
+        self._register_current()
+        stats, at_once = self._stats, self._at_once
+        if at_once:
+            self._at_once = 0
+            stats.accepted += at_once
+            stats.handled += at_once
+            stats.completed += at_once
+            stats.reasons["finished"] += at_once
+        for sock in self._sockets:
+            sock.count_kernel_drops()
+        return stats
+
+    @property
+    def connections(self) -> Collection[Any]:
+        """The handlers that run: a copy, as they come and go."""
+        self._register_current()
+        return frozenset(self._connections)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Report the exception that is being handled, which a handler raised. The server goes on whatever it was.
+
+        As it is here: an ERROR record with the traceback, at most one in a second, as anybody can send anything.
+        """
+        error = sys.exception()
+        self._error_log.report("the handler of a datagram from %s raised", client_address, exc_info=error)
+
+    # Life.
+
+    def _make_listeners(self, bound: list[BoundSocket]) -> Sequence[DatagramSocket]:
+        take = self._take_for_session if self._has_sessions else self._take_datagram
+        try:
+            self._sockets = [
+                DatagramSocket(
+                    each,
+                    take=take,
+                    stats=self._stats,
+                    size=self.limits.max_datagram,
+                    receive_buffer=self.limits.receive_buffer,
+                    patience=self.timeouts.send,
+                )
+                for each in bound
+            ]
+        except OSError:
+            for each in bound:
+                each.close()
+            raise
+        return list(self._sockets)
+
+    def close(self) -> None:
+        """Serve what has come by now, and then read no more, once and for all. Handlers that run can still reply."""
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            assert isinstance(listener, DatagramSocket)
+            listener.stop()
+        self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        """Close the sockets when nobody can have anything to send any more."""
+        if not self._listeners and not self._connections and self._current is None and not self._queue:
+            self._close_sockets()
+
+    def _close_sockets(self) -> None:
+        sockets, self._sockets = self._sockets, []
+        for sock in sockets:
+            sock.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.retire()
+
+    async def _run_drain(self) -> DrainReport:
+        try:
+            return await super()._run_drain()
+        finally:
+            self._close_sockets()
+            await asyncio.sleep(0)  # the spare task ends
+
+    def _cut_off(self) -> None:
+        self._stats.drops["stopped"] += len(self._queue)
+        self._stats.queued -= len(self._queue)
+        self._queue.clear()
+        super()._cut_off()
+
+    def _account(self, task: "asyncio.Task[None]") -> None:
+        ended = task.get_coro()
+        # Those who have waited are begun before the end is counted: a drain is over when nobody is left.
+        if isinstance(ended, Session):
+            self._replace(ended)
+        elif self._queue:
+            self._connections.discard(ended)
+            self._begin_queued()
+        super()._account(task)
+        self._close_if_done()
+
+    # A handler for each datagram.
+
+    def _take_datagram(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
+        stats, limits = self._stats, self.limits
+        stats.received += 1
+        if len(data) > limits.max_datagram:
+            stats.drops["truncated"] += 1
+        elif len(self._connections) < limits.max_handlers and not self._queue:
+            self._begin((data, transport), client_address)
+        elif len(self._queue) < limits.max_queue:
+            stats.queued += 1
+            self._queue.append(((data, transport), client_address))
+        else:
+            stats.drops["queue full"] += 1
+
+    def _begin(self, request: tuple[bytes, DatagramTransport], client_address: Any) -> None:
+        exchange, self._spare = self._spare, None
+        if exchange is None or not exchange.can_serve():
+            exchange = Exchange(self)
+        self._current = exchange
+        is_free = exchange.serve(request, client_address)
+        self._current = None
+        if not is_free:
+            if not exchange.is_counted:
+                self._register(exchange)
+            exchange.add_end_callback(self._when_ended)
+            return
+        if exchange.is_counted:  # its handler has looked
+            exchange.is_counted = False
+            self._count_end(exchange)
+        elif exchange.outcome == "completed":
+            self._at_once += 1
+            if self._drain is not None:
+                self._drained["completed"] += 1
+        else:
+            self._register(exchange)
+            exchange.is_counted = False
+            self._count_end(exchange)
+        self._spare = exchange
+
+    def _register_current(self) -> None:
+        """Put the handler that runs now, and may end at once, among the others."""
+        if self._current is not None and not self._current.is_counted:
+            self._register(self._current)
+
+    def _register(self, exchange: Exchange) -> None:
+        exchange.is_counted = True
+        self._stats.handled += 1
+        self._add(exchange)
+
+    def _begin_queued(self) -> None:
+        """Begin those who wait in the queue, as far as there is room; the rest when the loop has turned."""
+        self._begins_queued = False
+        for _ in range(BEGUN_PER_TURN):
+            if not self._queue or len(self._connections) >= self.limits.max_handlers:
+                return
+            request, client_address = self._queue.popleft()
+            self._stats.queued -= 1
+            self._begin(request, client_address)
+        if self._queue and not self._begins_queued:
+            self._begins_queued = True
+            asyncio.get_running_loop().call_soon(self._begin_queued)
+
+    # A handler for each peer.
+
+    def _take_for_session(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
+        stats, limits = self._stats, self.limits
+        stats.received += 1
+        if len(data) > limits.max_datagram:
+            stats.drops["truncated"] += 1
+            return
+        key = (transport.key, client_address)
+        session = self._sessions.get(key)
+        if session is not None:
+            session.feed(data)
+        elif len(self._connections) < limits.max_sessions:
+            self._begin_session(key, client_address, transport, Datagrams(self, data))
+        else:
+            stats.drops["too many sessions"] += 1
+
+    def _begin_session(
+        self, key: Hashable, client_address: Any, transport: DatagramTransport, datagrams: Datagrams
+    ) -> None:
+        self._sessions[key] = session = Session(self, key, client_address, transport, datagrams)
+        session.last_heard = self.sweeps
+        self._add(session)
+        if self.is_draining:
+            session.drain()
+        if self._sweeper is None and self.timeouts.session is not None:
+            self._sweeper = asyncio.get_running_loop().call_later(self.timeouts.session / SWEEPS, self._sweep)
+
+    def _replace(self, ended: Session) -> None:
+        """Forget a session that has ended; what its peer has sent since goes to another one."""
+        ended.finish()
+        self._connections.discard(ended)
+        del self._sessions[ended.key]
+        if ended.successor is not None:
+            self._begin_session(ended.key, ended.client_address, ended.request[1], ended.successor)
+
+    def _sweep(self) -> None:
+        """End the sessions whose peers are silent."""
+        self._sweeper = None
+        self.sweeps += 1
+        for session in self._sessions.values():
+            if self.sweeps - session.last_heard > SWEEPS and not session.is_over:
+                session.expire()
+        if self._sessions:
+            assert self.timeouts.session is not None
+            self._sweeper = asyncio.get_running_loop().call_later(self.timeouts.session / SWEEPS, self._sweep)
+
+
+class UDPServer(DatagramServer):
+    """A server on one UDP address, `(host, port)`; host "" is every address, port 0 is any free one.
+
+    On every address it replies from the one that was asked. See :class:`DatagramServer` for the rest.
+    """
+
+    def _parse_address(self, address: Any) -> list[Endpoint]:
+        if isinstance(address, str):
+            return super()._parse_address(address)
+        match address:
+            case (str() | None as host, int(port)) if not isinstance(port, bool) and 0 <= port <= 65535:
+                return [UDPEndpoint(host or "", port)]
+        raise ValueError(f"expected a (host, port) with a port from 0 to 65535, not {address!r}")
+
+
+class UnixDatagramServer(DatagramServer):
+    """A server on one Unix datagram socket: a path, or a name behind a NUL; `mode` sets the file's permissions, as 0o660.
+
+    A path that nobody is bound to any more is taken over. See :class:`DatagramServer` for the rest.
+    """
+
+    def __init__(
+        self, server_address: Any, RequestHandlerClass: Callable[..., Any], *, mode: int | None = None, **options: Any
+    ) -> None:
+        self._mode = mode
+        super().__init__(server_address, RequestHandlerClass, **options)
+
+    def _parse_address(self, address: Any) -> list[Endpoint]:
+        if not isinstance(address, str | bytes | os.PathLike):
+            raise ValueError(f"expected the path of a Unix socket, not {address!r}")
+        path = os.fsdecode(address)
+        if path.startswith("unixgram:"):
+            if self._mode is not None:
+                raise ValueError(f"give the permissions once: in {path!r} as ?mode=, or as the argument mode")
+            return super()._parse_address(path)
+        return [UnixDatagramEndpoint(path, self._mode)]
+
+
+def _makes_sessions(RequestHandlerClass: Any) -> bool:
+    while isinstance(RequestHandlerClass, functools.partial):
+        RequestHandlerClass = RequestHandlerClass.func
+    return inspect.isclass(RequestHandlerClass) and issubclass(RequestHandlerClass, DatagramSessionHandler)

@@ -1,0 +1,392 @@
+"""One datagram socket of a server: reading it, replying from the address that was asked, and what the kernel dropped."""
+
+import asyncio
+import errno
+import logging
+import select
+import socket
+import struct
+import sys
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any
+
+from aioecho.driver import DONE
+from aioecho.endpoints import BoundSocket
+from aioecho.logs import BoundedLog
+from aioecho.stats import DatagramStats
+
+__all__ = ["DatagramSocket", "DatagramTransport"]
+
+logger = logging.getLogger("aioecho.datagram_socket")
+
+# More in one turn of the loop would make handlers that wait for something else wait longer. A turn that finds as many as it
+# looked for looks for twice as many the next time: a lone datagram costs one read.
+READS_PER_TURN = 64
+
+# Seconds until reading is tried again after it failed for want of memory.
+RETRY_AFTER = 0.1
+
+OUT_OF_RESOURCES = {errno.ENOBUFS, errno.ENOMEM}
+
+# The socket module has the first only since 3.14, the others not at all.
+IP_PKTINFO = {"linux": 8, "darwin": 26}.get(sys.platform)
+SO_MEMINFO = 55 if sys.platform == "linux" else None
+
+# struct in_pktinfo: interface, local address to reply from, address in the header. struct in6_pktinfo: address, interface.
+IN_PKTINFO = struct.Struct("@i4s4s")
+IN6_PKTINFO = struct.Struct("@16sI")
+ROOM_FOR_PKTINFO = socket.CMSG_SPACE(IN_PKTINFO.size) + socket.CMSG_SPACE(IN6_PKTINFO.size)
+
+# What SO_MEMINFO gives, of which the first is the bytes that wait to be read and the last the datagrams dropped so far.
+MEMINFO = struct.Struct("@9I")
+
+# Bytes that a datagram takes up in the kernel at the least, however short it is.
+LEAST_TAKEN = 512
+
+# A host has few addresses, but all of 127.0.0.0/8 is one's own.
+ADDRESSES_KEPT = 1024
+
+Buffer = bytes | bytearray | memoryview
+
+
+class DatagramTransport:
+    """Sends from one local address of a server: the second part of a datagram handler's `request`.
+
+    Where the server is bound to every address there is one for each address that peers have asked.
+    """
+
+    __slots__ = ("_send", "_socket", "key")
+
+    def __init__(self, sock: "DatagramSocket", send: Callable[[Any, Any], object], key: object) -> None:
+        self._socket = sock
+        self._send = send
+        self.key = key
+
+    def sendto(self, data: Buffer, addr: Any) -> Awaitable[None]:
+        """Send a datagram to `addr`, at once if the socket has room. Otherwise what is returned decides:
+
+        awaited, it sends as soon as there is room, at the latest after ``Timeouts.send`` seconds; not awaited, the datagram
+        is dropped. Whatever is dropped is counted in ``stats.send_drops``. A datagram that the system will not send, as its
+        peer is unreachable or nowhere, is dropped too, and counted in ``stats.send_errors``: peers lie about where they are.
+
+        Raises:
+            OSError: EMSGSIZE: the datagram is too large to be sent at all, the caller's fault.
+        """
+        try:
+            self._send(data, addr)
+        except (BlockingIOError, InterruptedError):
+            return _Unsent(self, data, addr)
+        except OSError as error:
+            self._socket.count_unsendable(error, addr)
+        except TypeError:
+            if addr is not None:
+                raise
+            # A Unix socket without a name, as it has for one who does not expect a reply.
+            self._socket.count_unsendable(OSError(errno.EDESTADDRREQ, "the peer has no address"), addr)
+        return DONE
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return "socket" or "sockname" of what it sends through, as asyncio's transports do."""
+        if name == "socket":
+            return self._socket.sock
+        if name == "sockname":
+            return self._socket.sock.getsockname()
+        return default
+
+
+class _Unsent(Awaitable[None]):
+    """A datagram for which the socket had no room: it is sent if somebody awaits that, and else dropped."""
+
+    __slots__ = ("_address", "_data", "_is_awaited", "_transport")
+
+    def __init__(self, transport: DatagramTransport, data: Buffer, address: Any) -> None:
+        self._transport = transport
+        self._data = bytes(data)  # the caller may change what is its own
+        self._address = address
+        self._is_awaited = False
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        self._is_awaited = True
+        transport = self._transport
+        return transport._socket.send_later(transport._send, self._data, self._address).__await__()
+
+    def __del__(self) -> None:
+        if not self._is_awaited:
+            self._transport._socket.stats.send_drops += 1
+
+
+class _Room:
+    """Tells those who wait, one after the other, that a descriptor has become writable."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
+        self._loop = loop
+        self._descriptor = descriptor
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def wait(self) -> None:
+        """Return when it is this one's turn to try."""
+        if not self._waiting:
+            self._loop.add_writer(self._descriptor, self._on_writable)
+        turn = self._loop.create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        finally:
+            self._forget(turn)
+
+    def _on_writable(self) -> None:
+        turn = self._waiting[0]
+        self._forget(turn)
+        if not turn.done():
+            turn.set_result(None)
+
+    def _forget(self, turn: "asyncio.Future[None]") -> None:
+        if turn in self._waiting:
+            self._waiting.remove(turn)
+            if not self._waiting:
+                self._loop.remove_writer(self._descriptor)
+
+    def wake_all(self) -> None:
+        """Let everybody try now, before the descriptor is closed."""
+        while self._waiting:
+            self._on_writable()
+
+
+class DatagramSocket:
+    """Reads for a server: calls `take(data, client_address, transport)` for each datagram, in the order of their coming.
+
+    Does not know what becomes of one. A datagram is read up to `size` bytes; one byte more tells that it was longer.
+    All methods may be called in any state, and more than once.
+    """
+
+    def __init__(
+        self,
+        bound: BoundSocket,
+        *,
+        take: Callable[[bytes, Any, DatagramTransport], object],
+        stats: DatagramStats,
+        size: int,
+        receive_buffer: int | None,
+        patience: float | None,
+    ) -> None:
+        self.bound = bound
+        self.sock = sock = bound.sock
+        self.stats = stats
+        self._take = take
+        self._size = size + 1
+        self._patience = patience
+        self._loop = asyncio.get_running_loop()
+        self._reads = 1
+        self._is_reading = self._is_closed = False
+        self._retry: asyncio.TimerHandle | None = None
+        self._log = BoundedLog(logger, logging.WARNING)
+        self._send_log = BoundedLog(logger, logging.DEBUG)
+        self._kernel_drops = 0
+        self._room = _Room(self._loop, sock.fileno())
+        self._transport = DatagramTransport(self, sock.sendto, self)
+        self._transports: dict[Any, DatagramTransport] = {}  # by the address that was asked
+        self._asks_for_address = _is_bound_to_all(sock) and _enable_pktinfo(sock)
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.count_kernel_drops(is_start=True)
+
+    # Reading.
+
+    def resume(self) -> None:
+        """Read from now on."""
+        self._retry = None
+        if not (self._is_closed or self._is_reading):
+            self._is_reading = True
+            # The number and not the object: uvloop keeps, and after close() warns of, a socket that it was given.
+            self._loop.add_reader(self.sock.fileno(), self._on_readable)
+
+    def _pause(self) -> None:
+        if self._is_reading:
+            self._is_reading = False
+            self._loop.remove_reader(self.sock.fileno())
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
+    def stop(self) -> None:
+        """Read what has come by now, and then no more. It can still send."""
+        if self._is_closed or self._loop.is_closed():
+            return
+        self._pause()
+        # Never more than now take up its memory: one who never stops sending does not put the end off.
+        self._read(_memory(self.sock)[0] // LEAST_TAKEN + 1)
+        self._pause()
+
+    def close(self) -> None:
+        """Stop, and close the socket. Whoever waits to send is told that it is closed."""
+        if not self._is_closed:
+            if not self._loop.is_closed():
+                self._pause()
+                self._room.wake_all()
+            self.count_kernel_drops()
+            self._is_closed = True
+            self.bound.close()
+
+    def _on_readable(self) -> None:
+        found_all = self._read(self._reads)
+        self._reads = min(2 * self._reads, READS_PER_TURN) if found_all else max(1, self._reads // 2)
+
+    def _read(self, most: int) -> bool:
+        """Read at most so many datagrams; return whether there were as many."""
+        take, size, transport = self._take, self._size, self._transport
+        receive, receive_message, asks = self.sock.recvfrom, self.sock.recvmsg, self._asks_for_address
+        for _ in range(most):
+            try:
+                if asks:
+                    data, ancillary, _, address = receive_message(size, ROOM_FOR_PKTINFO)
+                    transport = self._transport_for(ancillary)
+                else:
+                    data, address = receive(size)
+            except (BlockingIOError, InterruptedError):
+                return False
+            except OSError as error:
+                if self._is_closed:
+                    return False
+                if error.errno in OUT_OF_RESOURCES:
+                    self._wait_for_resources(error)
+                    return False
+                # What an ICMP message told of a datagram that was sent before: it is not about the next one.
+                self.stats.receive_errors += 1
+                self._log.report("an error was waiting on %s: %s", self.bound.name, error)
+                continue
+            take(data, address, transport)
+        return True
+
+    def _wait_for_resources(self, error: OSError) -> None:
+        # The socket stays readable, so the loop would spin if it went on watching.
+        self.stats.receive_errors += 1
+        self._pause()
+        self._retry = self._loop.call_later(RETRY_AFTER, self.resume)
+        self._log.report("cannot read from %s for now: %s", self.bound.name, error)
+
+    def _transport_for(self, ancillary: list[tuple[int, int, bytes]]) -> DatagramTransport:
+        """Return what sends from the address that a datagram was sent to."""
+        for level, kind, data in ancillary:
+            transport = self._transports.get(data)
+            if transport is not None:
+                return transport
+            source = _source_from(level, kind, data)
+            if source is not None:
+                if len(self._transports) >= ADDRESSES_KEPT:
+                    self._transports.clear()
+                transport = DatagramTransport(self, self._sender_from(source), (self.bound.name, source[0][2]))
+                self._transports[data] = transport
+                return transport
+        return self._transport
+
+    def _sender_from(self, source: list[tuple[int, int, bytes]]) -> Callable[[Any, Any], object]:
+        send_message = self.sock.sendmsg
+
+        def send(data: Any, address: Any) -> None:
+            send_message((data,), source, 0, address)
+
+        return send
+
+    # Counting.
+
+    def count_kernel_drops(self, *, is_start: bool = False) -> None:
+        """Add to `stats.kernel_drops` what the kernel has dropped, for want of room in the socket, since the last call.
+
+        Asked of the socket and not taken from SO_RXQ_OVFL, whose count comes along with a datagram, and so never tells of
+        the drops after the last one. It is the same counter.
+        """
+        if not self._is_closed:
+            drops = _memory(self.sock)[-1]
+            if not is_start:
+                self.stats.kernel_drops += (drops - self._kernel_drops) % 2**32
+            self._kernel_drops = drops
+
+    def count_unsendable(self, error: OSError, address: Any) -> None:
+        """Count a datagram that the system would not send; raise the error if it is the sender's fault."""
+        if error.errno == errno.EMSGSIZE:
+            raise error
+        if error.errno in OUT_OF_RESOURCES:
+            self.stats.send_drops += 1
+        else:
+            self.stats.send_errors += 1
+        self._send_log.report("cannot send to %s from %s: %s", address, self.bound.name, error)
+
+    # Sending when there was no room.
+
+    async def send_later(self, send: Callable[[Any, Any], object], data: bytes, address: Any) -> None:
+        """Send when there is room, or drop and count it when there is none in time."""
+        try:
+            async with asyncio.timeout(self._patience):
+                while not self._is_closed:
+                    await self._wait_for_room(address)
+                    try:
+                        send(data, address)
+                        return
+                    except (BlockingIOError, InterruptedError):
+                        pass
+            self.stats.send_drops += 1
+        except TimeoutError:
+            self.stats.send_drops += 1
+        except OSError as error:
+            self.count_unsendable(error, address)
+        except asyncio.CancelledError:
+            self.stats.send_drops += 1
+            raise
+
+    async def _wait_for_room(self, address: Any) -> None:
+        if self.sock.family != socket.AF_UNIX or not _is_writable(self.sock):
+            await self._room.wait()
+            return
+        # It is the peer's queue that is full, and no event of our own socket tells when that changes. A socket that is
+        # connected to the peer becomes writable when it does.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+            probe.setblocking(False)
+            probe.connect(address)
+            await _Room(self._loop, probe.fileno()).wait()
+
+
+def _is_writable(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    return bool(poll.poll(0))
+
+
+def _is_bound_to_all(sock: socket.socket) -> bool:
+    return sock.family in (socket.AF_INET, socket.AF_INET6) and sock.getsockname()[0] in ("0.0.0.0", "::")
+
+
+def _enable_pktinfo(sock: socket.socket) -> bool:
+    """Ask the kernel to tell to which address a datagram was sent; return whether it does."""
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        return True
+    if IP_PKTINFO is None:
+        return False
+    sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+    return True
+
+
+def _source_from(level: int, kind: int, data: bytes) -> list[tuple[int, int, bytes]] | None:
+    """Return the ancillary data that makes a reply come from where the datagram was sent to; None if it can't."""
+    if (level, kind) == (socket.IPPROTO_IP, IP_PKTINFO):
+        _, local, _ = IN_PKTINFO.unpack(data[: IN_PKTINFO.size])
+        # Without the interface: by which one a reply leaves is routing's business.
+        return [(level, kind, IN_PKTINFO.pack(0, local, bytes(4)))] if any(local) else None
+    if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
+        address, interface = IN6_PKTINFO.unpack(data[: IN6_PKTINFO.size])
+        if address[0] == 0xFF or not any(address):  # nothing is sent from a multicast address
+            return None
+        is_link_local = address[0] == 0xFE and address[1] & 0xC0 == 0x80
+        return [(level, kind, IN6_PKTINFO.pack(address, interface if is_link_local else 0))]
+    return None
+
+
+def _memory(sock: socket.socket) -> tuple[int, ...]:
+    """Return what the kernel tells of a socket's memory: first the bytes to be read, last the datagrams dropped."""
+    if SO_MEMINFO is not None:
+        try:
+            return MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, MEMINFO.size))
+        except (OSError, struct.error):  # a kernel of before 4.12
+            pass
+    return (sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF), 0)

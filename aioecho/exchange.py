@@ -1,0 +1,291 @@
+"""One datagram and its handler: a task for those handlers that wait, and next to nothing for those that do not.
+
+A handler that never waits, as most that serve datagrams, needs no task of its own but for :func:`asyncio.current_task` to be
+one. So a server keeps a task that is parked, and the event of a datagram's coming steps the handler's coroutine as that
+task, as :mod:`aioecho.driver` does for streams. If the coroutine ends in that step, the task is still parked, and there for
+the next datagram. If it waits for anything, the task is the handler's from then on, and goes on with it as any task does.
+
+The rule: what one handler has done to its task is never met by the next. A task that a handler has cancelled, kept or hung
+a callback on ends with that handler. And each handler has a context of its own.
+"""
+
+import asyncio
+import contextlib
+import inspect
+from asyncio.tasks import _enter_task, _leave_task  # documented for whoever steps coroutines: docs, "Extending asyncio"
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from sys import getrefcount
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from aioecho.driver import ALWAYS_AWAITED, as_raised, cancelled_error, is_future
+from aioecho.handlers import BaseRequestHandler
+
+if TYPE_CHECKING:  # the server is above
+    from aioecho.datagram import DatagramServer
+
+__all__ = ["Exchange", "Job", "run_handler"]
+
+_NOTHING: Any = object()
+
+
+class Job(Protocol):
+    """A handler that is run: for whom, and how it ended."""
+
+    server: "DatagramServer"
+    client_address: Any
+    request: Any
+    handler: Any
+    outcome: str
+    reason: str
+
+    @property
+    def was_abandoned(self) -> bool:
+        """Whether the handler is being closed, as it swallowed its cancellation."""
+
+
+async def run_handler(job: Job) -> None:
+    """Make the handler and await its methods; report what it raises."""
+    server, request, client_address = job.server, job.request, job.client_address
+    try:
+        verified = server.verify_request(request, client_address)
+        if verified is not True:
+            if inspect.isawaitable(verified):
+                verified = await verified
+            if not verified:
+                job.outcome, job.reason = "rejected", "refused"
+                return
+        job.handler = handler = server.RequestHandlerClass(request, client_address, server)
+        kind = type(handler)
+        if kind.setup is not BaseRequestHandler.setup:
+            await handler.setup()
+        if kind.finish is BaseRequestHandler.finish:
+            await handler.handle()
+        else:
+            try:
+                await handler.handle()
+            finally:
+                if not job.was_abandoned:
+                    await handler.finish()
+        job.outcome, job.reason = "completed", "finished"
+    except asyncio.CancelledError:
+        job.outcome = job.reason = "cancelled"
+        raise
+    except Exception:
+        server._call_handle_error(request, client_address)
+
+
+class Exchange(Coroutine[Any, Any, None]):
+    """A datagram whose handler runs, in `server.connections`; and what the server's next datagrams are served with.
+
+    `client_address` is the sender's. To do anything with it is its handler's. To its task it is both the coroutine that it
+    runs and, while it is parked, what it waits for.
+    """
+
+    __slots__ = (
+        "_abandoned",
+        "_callback",
+        "_cancelled",
+        "_context",
+        "_coro",
+        "_end",
+        "_is_retired",
+        "_is_stepping",
+        "_loop",
+        "_parked_in",
+        "_task",
+        "_yielded",
+        "client_address",
+        "handler",
+        "is_counted",
+        "outcome",
+        "reason",
+        "request",
+        "server",
+        "was_aborted",
+    )
+
+    _asyncio_future_blocking = ALWAYS_AWAITED
+
+    _callback: Callable[["Exchange"], object] | None
+    _cancelled: asyncio.CancelledError | None
+    _coro: Coroutine[Any, Any, None] | None
+    _end: BaseException | None
+    _parked_in: Context | None
+    _task: "asyncio.Task[None] | None"
+
+    def __init__(self, server: "DatagramServer") -> None:
+        self.server = server
+        self.request = self.client_address = self.handler = None
+        self.outcome, self.reason = "failed", "error"
+        self.was_aborted = self.is_counted = False
+        self._callback = self._cancelled = self._coro = self._end = self._parked_in = None
+        self._yielded = _NOTHING
+        self._abandoned = self._is_retired = self._is_stepping = False
+        self._context = server._context
+        self._loop = loop = asyncio.get_running_loop()
+        self._task = loop.create_task(self, context=server._context.copy())
+
+    def __repr__(self) -> str:
+        return f"<Exchange with {self.client_address!r}, handler={self.handler!r}>"
+
+    @property
+    def was_abandoned(self) -> bool:
+        """Whether it is being closed, as it swallowed its cancellation."""
+        return self._abandoned
+
+    # What the server does with it.
+
+    def serve(self, request: Any, client_address: Any) -> bool:
+        """Serve a datagram, as far as that goes without waiting; return whether that was all, and it can serve another.
+
+        If not, its task goes on. Where another task is current, nothing is done here and the task does it all.
+        """
+        task = self._task
+        references = getrefcount(task)
+        self.request, self.client_address = request, client_address
+        self.outcome, self.reason = "failed", "error"
+        self._coro = coro = run_handler(self)
+        self._context = context = self.server._context.copy()
+        try:
+            _enter_task(self._loop, task)  # type: ignore[arg-type]
+        except RuntimeError:
+            self._wake()
+            return False
+        self._is_stepping = True
+        try:
+            self._yielded = context.run(coro.send, None)
+        except BaseException as end:  # whatever it is, StopIteration too, it belongs to the task
+            self._end = end
+        _leave_task(self._loop, task)  # type: ignore[arg-type]
+        self._is_stepping = False
+        if (
+            self._end is not None
+            and isinstance(self._end, StopIteration)
+            and getrefcount(task) == references
+            and not task.cancelling()  # type: ignore[union-attr]
+            and getattr(task, "_callbacks", None) is None
+            and not self._is_retired
+        ):
+            self._end = self._coro = self.handler = None
+            return True
+        self._wake()
+        return False
+
+    def add_end_callback(self, callback: Callable[["asyncio.Task[None]"], object]) -> None:
+        """Call `callback` with the task when it has ended."""
+        assert self._task is not None
+        self._task.add_done_callback(callback, context=self.server._context)
+
+    def can_serve(self) -> bool:
+        """Whether it is free and its task is alive: a loop that ends cancels all of them."""
+        return not self._is_retired
+
+    def retire(self) -> "asyncio.Task[None] | None":
+        """End the task, of one that is free; return it if it takes a while to."""
+        self._is_retired = True
+        self._wake()
+        return self._task
+
+    # What the server asks of those that wait when it stops.
+
+    def drain(self) -> None:
+        """Do nothing: it has all that it will get, and finishes."""
+
+    def cut_off(self) -> None:
+        """Cancel the handler."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def abort(self) -> None:
+        """End the handler even if it swallows its cancellation."""
+        self.was_aborted = self._abandoned = True
+        self.cut_off()
+
+    # The part of asyncio.Future's interface that a task uses on what it awaits.
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the task's loop."""
+        return self._loop
+
+    def add_done_callback(self, callback: Callable[["Exchange"], object], *, context: Context | None = None) -> None:
+        """Keep the task's wake-up."""
+        self._callback, self._parked_in = callback, context
+        if self._is_retired:
+            self._wake()
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Do as that for which the handler waits would do: return False if it can't be cancelled, or just runs."""
+        if self._is_stepping:
+            return False  # it cancels itself, and the task remembers
+        if self._callback is None:
+            yielded = self._yielded
+            return bool(is_future(yielded) and yielded.cancel(msg=msg))
+        self._cancelled = cancelled_error(msg)
+        self._is_retired = True
+        self._wake()
+        return True
+
+    def result(self) -> None:
+        """Raise CancelledError if the task was cancelled while it was parked."""
+        cancelled, self._cancelled = self._cancelled, None
+        if cancelled is not None:
+            raise cancelled
+
+    def _wake(self) -> None:
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            self._loop.call_soon(callback, self, context=self._parked_in)
+
+    # A coroutine's interface, by which the task resumes it.
+
+    def send(self, value: Any) -> Any:
+        """Go on; return what to wait for."""
+        return self._proceed(None)
+
+    __next__ = cast(Callable[["Exchange"], Any], lambda self: self._proceed(None))
+
+    def throw(self, *error: Any) -> Any:
+        """Go on with an error; return what to wait for."""
+        return self._proceed(as_raised(error))
+
+    def close(self) -> None:
+        """Close the handler's coroutine."""
+        if self._coro is not None:
+            self._coro.close()
+
+    def __await__(self) -> Any:
+        return self
+
+    def _proceed(self, error: BaseException | None) -> Any:
+        try:
+            if self._end is not None:
+                raise self._end if error is None else error  # it had asked for its cancellation before it ended
+            coro = self._coro
+            if coro is None:
+                if error is not None:
+                    raise error
+                if self._is_retired:
+                    raise StopIteration
+                return self  # and the task is parked
+            yielded, self._yielded = self._yielded, _NOTHING
+            if yielded is not _NOTHING:
+                if error is None:
+                    if yielded is not None:
+                        return yielded
+                    # It wanted to sleep a turn, and that turn is over.
+                elif is_future(yielded) and yielded.cancel(msg=error.args[0] if error.args else None):
+                    return yielded  # and the error comes from there, as for any task that is cancelled while it runs
+            if error is None:
+                return self._context.run(coro.send, None)
+            if self._abandoned:
+                self.outcome = self.reason = "cancelled"
+                with contextlib.suppress(Exception):  # it may swallow even that
+                    self._context.run(coro.close)
+                raise error
+            return self._context.run(coro.throw, error)
+        except BaseException:
+            self._is_retired = True
+            # The task has this, and this the task: without the cycle both go as soon as nobody needs them.
+            self._task = self._coro = self._end = None
+            raise
