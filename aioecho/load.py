@@ -18,8 +18,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from .load_datagrams import DatagramEngine
 from .load_engine import Engine
-from .load_settings import ERROR_CLASSES, LoadProgress, LoadSettings, Tally
+from .load_settings import ERROR_CLASSES, LoadProgress, LoadSettings, Tally, is_datagram
 from .load_streams import StreamEngine
 
 __all__ = ["ERROR_CLASSES", "LoadProgress", "LoadResult", "LoadSettings", "load"]
@@ -34,6 +35,8 @@ class LoadResult:
     `offered_rate` is None in closed loop, where the server sets the pace. `achieved_rate` counts the replies received
     within the window of `measured_s`; the latencies also cover the messages of the window answered after its end.
     Errors are counted in messages lost, at least one a connection, from the first connection on, warm-up included.
+    `late_replies` came after their datagrams had been counted as timed out, `duplicate_replies` after another reply to the
+    same datagram: neither is an error more, and with streams there are none.
     `corrected_p99_us` and `corrected_p999_us` estimate, for closed loop only, what an open loop at the achieved rate
     would have seen. `generator_bound`: the generator used over 90 % of a core, so it, not the server, set the pace.
     """
@@ -71,6 +74,8 @@ class LoadResult:
     errors_closed_early: int
     errors_timed_out: int
     errors_wrong_bytes: int
+    late_replies: int
+    duplicate_replies: int
     generator_cpu_share: float
     generator_bound: bool
     interrupted: bool
@@ -115,7 +120,8 @@ def load(
 
 
 def _make_engine(settings: LoadSettings, share: int, shares: int, control: Any = None) -> Engine:
-    return StreamEngine(settings, share, shares, control)
+    kind = DatagramEngine if is_datagram(settings.endpoint) else StreamEngine
+    return kind(settings, share, shares, control)
 
 
 def _histogram() -> Any:
@@ -260,6 +266,8 @@ def _result(settings: LoadSettings, tallies: Sequence[Tally], started_at: str) -
         corrected_p999_us=percentile(corrected, 99.9),
         errors=sum(errors),
         **{f"errors_{name}": count for name, count in zip(ERROR_CLASSES, errors, strict=True)},
+        late_replies=sum(tally.late for tally in tallies),
+        duplicate_replies=sum(tally.duplicates for tally in tallies),
         generator_cpu_share=share,
         generator_bound=share > _BOUND_CPU_SHARE,
         interrupted=any(tally.interrupted for tally in tallies),

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from .endpoints import TCPEndpoint
+from .endpoints import TCPEndpoint, UnixEndpoint
 from .load_engine import (
     CHUNK_BYTES,
     CLOSED_EARLY,
@@ -84,6 +84,7 @@ class StreamEngine(Engine):
             if settings.churn and self.family == socket.AF_INET and str(self.address[0]).startswith("127."):
                 self.source_addresses = [f"127.0.{share}.{i}" for i in range(2, 250)]
         else:
+            assert isinstance(where, UnixEndpoint)
             self.address = where.path
         self.context = ssl.create_default_context(cafile=settings.ca_file) if settings.tls else None
         # Edge-triggered, as each reply is read whole: the kernel need not look again, and it tells of sockets in the

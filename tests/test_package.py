@@ -38,6 +38,7 @@ ORDER = (
     "load_settings",
     "load_engine",
     "load_streams",
+    "load_datagrams",
     "load",
     "load_report",
     "load_cli",
@@ -46,7 +47,16 @@ ORDER = (
 )
 
 # Those that talk to servers, any servers, and know nothing of ours.
-CLIENTS = {"client", "load", "load_cli", "load_engine", "load_report", "load_settings", "load_streams"}
+CLIENTS = {
+    "client",
+    "load",
+    "load_cli",
+    "load_engine",
+    "load_datagrams",
+    "load_report",
+    "load_settings",
+    "load_streams",
+}
 SERVERS = {"handlers", "connection", "listener", "server", "workers", "echo"}
 
 # They print what the command line shows.
