@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .catalog import BASELINE, CANDIDATE, SERVERS, by_name
-from .findings import describe_cell, find
+from .findings import MAIN_FIGURE, describe_cell, find
 from .plan import SCENARIOS
 from .stats import FIGURES, Row
 
@@ -132,16 +132,16 @@ def _draw_lines(
 
 def _draw_ratios(rows: Sequence[Row]) -> Any:
     """Draw the candidate's advantage over the baseline: to the right it is better, whichever way the figure counts."""
-    main = {"rate": "achieved_rate", "cpu": "server_cpu_us", "memory": "connection_kib"}
     bars = []
-    for finding in sorted(find(rows), key=lambda finding: not finding.row.pinned):
+    for finding in sorted(find(rows, (CANDIDATE,)), key=lambda finding: not finding.row.pinned):
         ratio = finding.ratio
-        if ratio is None or finding.figure != main[SCENARIOS[finding.row.scenario].measure]:
+        if ratio is None or finding.figure != MAIN_FIGURE[SCENARIOS[finding.row.scenario].measure]:
             continue
         value, low, high = ratio.value, ratio.low, ratio.high
         if not FIGURES[finding.figure].more_is_better:
             value, low, high = 1 / value, 1 / high, 1 / low
-        what = {"achieved_rate": "messages/s", "server_cpu_us": "processor time", "connection_kib": "memory"}
+        what = {"achieved_rate": "messages/s", "server_cpu_us": "processor time"}
+        what |= {"connection_kib": "memory", "elapsed_s": "time"}
         colour = {"better": _BETTER, "worse": _WORSE, "same": _SAME}[finding.verdict]
         bars.append((f"{describe_cell(finding.row)}: {what[finding.figure]}", value, low, high, colour))
     if not bars:
