@@ -215,7 +215,11 @@ class Engine(ABC):
         if self.interval:
             self.free.extend(slots)
         else:
-            for slot in slots:
+            # Spread over the warm-up: all at once they would stay in step with a server that waits, and come in bursts, of
+            # which a window of whole seconds has one more or one less.
+            warmup = int(self.settings.warmup_s * 1e9)
+            for i, slot in enumerate(slots):
+                self._turn_until(self.begun + warmup * i // len(slots))
                 self._submit(slot, time.perf_counter_ns())
 
     def _turn_until(self, end: int) -> None:

@@ -221,7 +221,8 @@ class StreamEngine(Engine):
         if slot is None:
             self._open(due)
         elif self.connections.get(slot.fd) is not slot:  # it failed while it was in line
-            self.queue.appendleft(due)
+            if self.interval:
+                self.queue.appendleft(due)
         else:
             if not slot.due:
                 slot.since = time.perf_counter_ns()

@@ -244,7 +244,6 @@ class _Run:
         """Measure how long it takes until each of so many clients has its one reply."""
         burst = send_burst((HOST, process.port), cell.clients, 20 * cell.delay_s)
         figures: Sample = {"elapsed_s": round(burst.elapsed_s, 3), "errors": burst.lost, "problem": burst.problem}
-        figures["memory_kib"] = process.memory_kib()
         process.settle()
         return figures
 

@@ -47,7 +47,7 @@ def _make_table(rows: Sequence[Row]) -> Table:
         columns = {"memory, MiB": "memory_kib", "KiB per connection": "connection_kib"}
         ratios = ("connection_kib",)
     elif scenario.measure == "time":
-        columns = {"seconds": "elapsed_s", "memory, MiB": "memory_kib"}
+        columns = {"seconds": "elapsed_s"}
         ratios = ("elapsed_s",)
     else:
         columns = {"messages/s": "achieved_rate", "p50, us": "p50_us", "p99, us": "p99_us"}
