@@ -5,7 +5,7 @@ loop (`rate`): messages fall due at fixed times whatever the server does; each g
 longest, or waits until one is; latency counts from the moment the message was due, so a stalled server cannot hide
 behind messages that were never sent ("coordinated omission").
 
-This module starts the processes and makes one result of their counts; `load_engine` is what runs in each.
+This module starts the processes and makes one result of their counts; an `Engine` is what runs in each.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from .load_engine import ERROR_CLASSES, Engine, LoadProgress, LoadSettings, Tally
+from .load_datagrams import DatagramEngine
+from .load_engine import Engine
+from .load_settings import ERROR_CLASSES, LoadProgress, LoadSettings, Tally, is_datagram
+from .load_streams import StreamEngine
 
 __all__ = ["ERROR_CLASSES", "LoadProgress", "LoadResult", "LoadSettings", "load"]
 
@@ -32,6 +35,8 @@ class LoadResult:
     `offered_rate` is None in closed loop, where the server sets the pace. `achieved_rate` counts the replies received
     within the window of `measured_s`; the latencies also cover the messages of the window answered after its end.
     Errors are counted in messages lost, at least one a connection, from the first connection on, warm-up included.
+    `late_replies` came after their datagrams had been counted as timed out, `duplicate_replies` after another reply to the
+    same datagram: neither is an error more, and with streams there are none.
     `corrected_p99_us` and `corrected_p999_us` estimate, for closed loop only, what an open loop at the achieved rate
     would have seen. `generator_bound`: the generator used over 90 % of a core, so it, not the server, set the pace.
     """
@@ -69,6 +74,8 @@ class LoadResult:
     errors_closed_early: int
     errors_timed_out: int
     errors_wrong_bytes: int
+    late_replies: int
+    duplicate_replies: int
     generator_cpu_share: float
     generator_bound: bool
     interrupted: bool
@@ -106,10 +113,15 @@ def load(
         raise OSError("the load generator needs epoll, which only Linux has")
     started_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     if settings.processes == 1:
-        tallies = [Engine(settings, 0, 1).run(on_progress, on_window)]
+        tallies = [_make_engine(settings, 0, 1).run(on_progress, on_window)]
     else:
         tallies = _run_processes(settings, on_progress)
     return _result(settings, tallies, started_at)
+
+
+def _make_engine(settings: LoadSettings, share: int, shares: int, control: Any = None) -> Engine:
+    kind = DatagramEngine if is_datagram(settings.endpoint) else StreamEngine
+    return kind(settings, share, shares, control)
 
 
 def _histogram() -> Any:
@@ -126,7 +138,7 @@ def _serve_share(settings: LoadSettings, share: int, control: Any) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
     try:
-        engine = Engine(settings, share, settings.processes, control)
+        engine = _make_engine(settings, share, settings.processes, control)
         control.send(engine.run(control.send))
     except Exception as error:
         control.send(Tally(problem=f"{type(error).__name__}: {error}"))
@@ -254,6 +266,8 @@ def _result(settings: LoadSettings, tallies: Sequence[Tally], started_at: str) -
         corrected_p999_us=percentile(corrected, 99.9),
         errors=sum(errors),
         **{f"errors_{name}": count for name, count in zip(ERROR_CLASSES, errors, strict=True)},
+        late_replies=sum(tally.late for tally in tallies),
+        duplicate_replies=sum(tally.duplicates for tally in tallies),
         generator_cpu_share=share,
         generator_bound=share > _BOUND_CPU_SHARE,
         interrupted=any(tally.interrupted for tally in tallies),

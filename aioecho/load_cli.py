@@ -23,7 +23,13 @@ _EXTRA = 'the load generator needs the bench extra: pip install "aioecho[bench]"
 @click.option("--lines", is_flag=True, help="Messages are printable and end in a newline.")
 @click.option("-t", "--duration", "duration_s", default=10.0, help="Seconds measured.")
 @click.option("--warmup", "warmup_s", default=1.0, help="Seconds of load before that.")
-@click.option("--timeout", "timeout_s", default=10.0, help="Seconds without a byte until a message is lost.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=float,
+    show_default="10, for datagrams 2",
+    help="Seconds without a byte until a message is lost.",
+)
 @click.option("--processes", default=1, help="Processes that share connections and rate.")
 @click.option("--tls", is_flag=True, help="Speak TLS.")
 @click.option(
@@ -48,7 +54,9 @@ _EXTRA = 'the load generator needs the bench extra: pip install "aioecho[bench]"
 def load_command(
     json_path: Path | None, hdr_path: Path | None, plot_path: Path | None, fail_if: tuple[str, ...], **options: Any
 ) -> None:
-    """Load the echo server at ENDPOINT (tcp://HOST:PORT or unix:PATH) and measure it.
+    """Load the echo server at ENDPOINT and measure it.
+
+    ENDPOINT is tcp://HOST:PORT or unix:PATH, or for datagrams udp://HOST:PORT or unixgram:PATH.
 
     Every reply is compared with what was sent. Without --rate the loop is closed: each connection sends when its reply
     has come. With --rate it is open, and latency counts from the moment a message was due.

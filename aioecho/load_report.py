@@ -14,7 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from .load import ERROR_CLASSES, LoadProgress, LoadResult
+from .load import LoadResult
+from .load_settings import ERROR_CLASSES, LoadProgress, is_datagram
 
 __all__ = ["Condition", "LiveLine", "print_result", "write_hdr", "write_json", "write_plot"]
 
@@ -102,10 +103,11 @@ def print_result(result: LoadResult) -> None:
 
     console = Console(highlight=False)
     what = "a connection per message" if result.churn else f"{result.depth} in flight on each"
+    clients = "sockets" if is_datagram(result.endpoint) else "connections"
     kind = "lines" if result.lines else "messages"
     console.print(
         f"{escape(result.endpoint)}{' over TLS' if result.tls else ''}: {result.mode} loop, "
-        f"{result.connections:,} connections, {what}, {kind} of {result.size_bytes:,} bytes, "
+        f"{result.connections:,} {clients}, {what}, {kind} of {result.size_bytes:,} bytes, "
         f"{result.measured_s:.2f} s measured" + (f", {result.processes} processes" if result.processes > 1 else ""),
         soft_wrap=True,
     )
@@ -162,6 +164,11 @@ def remarks(result: LoadResult) -> list[str]:
         )
     if 0 < result.messages < 10_000:
         said.append(f"{result.messages:,} messages are too few for p99.99: it is the largest value.")
+    if result.late_replies or result.duplicate_replies:
+        said.append(
+            f"{result.late_replies:,} replies came after their datagram had timed out, and {result.duplicate_replies:,} "
+            "to datagrams that had been answered."
+        )
     if result.interrupted:
         said.append("interrupted: this is what was measured so far.")
     return said

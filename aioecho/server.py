@@ -147,6 +147,7 @@ class BaseServer:
         self.grace = grace
         self._stats = self._make_stats()
         self.leaves_queue = False  # see close()
+        self.when_taken: Callable[[], object] | None = None  # called for each connection that is let in
         self._address = server_address
         self._connections: set[Any] = set()
         self._threads: ThreadPool | None = None  # made for the first blocking handler
@@ -444,6 +445,8 @@ class BaseServer:
         self._stats.accepted += 1
         self._stats.active += 1
         self._connections.add(connection)
+        if self.when_taken is not None:
+            self.when_taken()
 
     def _account(self, task: "asyncio.Task[None]") -> None:
         """Count the connection whose task has ended."""

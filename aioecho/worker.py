@@ -237,14 +237,13 @@ class _Worker:
         return {name: value for name, value in vars(self._server.stats).items() if isinstance(value, int)}
 
     def _count(self, most: int) -> None:
-        """Ask to be replaced after so many handlers, and again after as many, if that has failed."""
-        made, make = 0, self._server.RequestHandlerClass
+        """Ask to be replaced after so many connections, and again after as many, if that has failed."""
+        taken = 0
 
-        def make_and_count(*args: Any) -> Any:
-            nonlocal made
-            made += 1
-            if made % most == 0:
+        def count() -> None:
+            nonlocal taken
+            taken += 1
+            if taken % most == 0:
                 self._channel.send("replace")
-            return make(*args)
 
-        self._server.RequestHandlerClass = make_and_count
+        self._server.when_taken = count

@@ -6,16 +6,19 @@ import importlib.util
 from dataclasses import dataclass
 from importlib import metadata
 
-__all__ = ["BASELINE", "CANDIDATE", "SERVERS", "Server", "by_name", "find_missing", "get_version"]
+__all__ = ["BASELINE", "CANDIDATE", "CANDIDATES", "SERVERS", "Server", "by_name", "find_missing", "get_version"]
 
 BASELINE = "threading"  # what every ratio is against
 CANDIDATE = "aioecho"  # whose ratios the pictures and the summary show
+CANDIDATES = (CANDIDATE, "aioecho-workers", "aioecho-blocking", "aioecho-blocking-10")  # whom the words are about
 
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """One server: `module` under `benchmarks.servers` with `arguments`, and what it needs installed.
+    """One server: `module` under `benchmarks.servers` with `arguments`, and the module that it needs (`requires`).
 
+    `datagram_label`: what it is called where it serves UDP, empty where it can't. `example`: it has the example of the
+    scenario of that name.
     `max_clients`: how many connections it serves at a time; more would wait for ever. `threads`: its threads or
     processes come and go, so its processor time is read from the kernel's totals, which count in steps of 10 ms.
     `why_limited` explains `max_clients` to readers of the report.
@@ -31,6 +34,8 @@ class Server:
     why_limited: str = ""
     lines: bool = True
     tls: bool = False
+    datagram_label: str = ""
+    example: bool = False
     threads: bool = False
     colour: str = "#777777"
     marker: str = "o"
@@ -44,6 +49,8 @@ SERVERS = (
         module="aioecho_handlers",
         requires="aioecho",
         tls=True,
+        datagram_label="aioecho (uvloop)",
+        example=True,
         colour="#0072b2",
     ),
     Server(
@@ -58,11 +65,46 @@ SERVERS = (
         dash="--",
     ),
     Server(
+        name="aioecho-workers",
+        label="aioecho (2 workers)",
+        module="aioecho_handlers",
+        arguments=("--workers", "2"),
+        requires="aioecho.supervisor",
+        colour="#0072b2",
+        marker="h",
+        dash="-.",
+    ),
+    Server(
+        name="aioecho-blocking",
+        label="aioecho (blocking handler)",
+        module="aioecho_blocking",
+        requires="aioecho.threads",
+        example=True,
+        threads=True,
+        colour="#0072b2",
+        marker="*",
+        dash=":",
+    ),
+    Server(
+        name="aioecho-blocking-10",
+        label="aioecho (blocking handler, 10 threads)",
+        module="aioecho_blocking",
+        arguments=("--threads", "10"),
+        requires="aioecho.threads",
+        example=True,
+        threads=True,
+        colour="#0072b2",
+        marker="p",
+        dash=":",
+    ),
+    Server(
         name="threading",
         label="ThreadingTCPServer",
         module="socketserver_classes",
         arguments=("--server", "ThreadingTCPServer"),
         tls=True,
+        datagram_label="ThreadingUDPServer",
+        example=True,
         threads=True,
         colour="#d55e00",
         marker="D",
@@ -115,6 +157,7 @@ SERVERS = (
         module="asyncio_protocol",
         requires="uvloop",
         tls=True,
+        datagram_label="bare DatagramProtocol (uvloop)",
         colour="#000000",
         marker=".",
         dash=":",
@@ -144,7 +187,11 @@ def by_name(name: str) -> Server:
 
 def find_missing(server: Server) -> str:
     """Name the module that the server needs and this interpreter lacks; empty where nothing is missing."""
-    return server.requires if server.requires and importlib.util.find_spec(server.requires) is None else ""
+    try:
+        found = not server.requires or importlib.util.find_spec(server.requires) is not None
+    except ModuleNotFoundError:  # not even its package
+        found = False
+    return "" if found else server.requires
 
 
 def get_version(distribution: str) -> str | None:

@@ -31,7 +31,7 @@ def list_command() -> None:
     click.echo("servers")
     for server in SERVERS:
         missing = find_missing(server)
-        note = f"  (left out: {missing} is not installed)" if missing else ""
+        note = f"  (not available: there is no module {missing})" if missing else ""
         limit = f"  (up to {server.max_clients:,}: {server.why_limited})" if server.why_limited else ""
         click.echo(f"  {server.name:16} {server.label}{limit}{note}")
     click.echo("scenarios")
@@ -61,7 +61,7 @@ def run_command(
     path = output or _RESULTS / f"{plan.name}.jsonl"
     options = ["--quick"] * quick + [f"--scenario {name}" for name in scenarios] + [f"--server {n}" for n in servers]
     header = describe_environment(" ".join(["python -m benchmarks run", *options]))
-    total = sum(plan.cost_s(cell) * len(cell.servers) for cell in plan.cells) * plan.repeats
+    total = plan.total_s
     click.echo(f"{_count(plan)} turns, about {total / 60:.0f} minutes; data: {_shown(path)}", err=True)
     try:
         with _progress(total) as report:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .catalog import BASELINE, CANDIDATE, by_name
+from .catalog import BASELINE, CANDIDATE, CANDIDATES, by_name
 from .plan import SCENARIOS
 from .stats import FIGURES, Ratio, Row
 
-__all__ = ["Finding", "describe_cell", "find", "format_ratio", "format_si", "write_sentences"]
+__all__ = [
+    "MAIN_FIGURE",
+    "Finding",
+    "describe_cell",
+    "find",
+    "format_ratio",
+    "format_si",
+    "label_of",
+    "write_sentences",
+]
 
 # Besides its own measure, what a scenario is judged by; memory only where connections idle, for there it is the point.
 _JUDGED = {"rate": ("achieved_rate", "p99_us", "server_cpu_us"), "cpu": ("server_cpu_us", "p99_us")}
 _JUDGED["memory"] = ("connection_kib",)
+_JUDGED["time"] = ("elapsed_s",)
+
+MAIN_FIGURE = {"rate": "achieved_rate", "cpu": "server_cpu_us", "memory": "connection_kib", "time": "elapsed_s"}
 
 
 @dataclass(frozen=True)
@@ -30,21 +42,21 @@ class Finding:
     why: str = ""
 
 
-def find(rows: Iterable[Row], candidate: str = CANDIDATE) -> list[Finding]:
-    """Judge the candidate's rows, figure by figure."""
+def find(rows: Iterable[Row], candidates: Sequence[str] = CANDIDATES) -> list[Finding]:
+    """Judge the candidates' rows, figure by figure; a cell without the baseline gives no finding."""
     rows = list(rows)
     baselines = {(row.pinned, row.scenario, row.x): row for row in rows if row.server == BASELINE}
     found = []
     for row in rows:
         baseline = baselines.get((row.pinned, row.scenario, row.x))
-        if row.server != candidate or baseline is None:
+        if row.server not in candidates or baseline is None or row.scenario not in SCENARIOS:
             continue
         for name in _JUDGED[SCENARIOS[row.scenario].measure]:
             ratio = row.ratios.get(name)
             if ratio is None:
                 at_fault = row if row.status != "measured" else baseline
                 if at_fault.status != "measured":
-                    why = f"{by_name(at_fault.server).label}: {at_fault.why}"
+                    why = f"{label_of(at_fault.server, row.scenario)}: {at_fault.why}"
                     found.append(Finding(row, name, "open", None, why))
                 continue
             if not ratio.differs:
@@ -53,6 +65,12 @@ def find(rows: Iterable[Row], candidate: str = CANDIDATE) -> list[Finding]:
                 verdict = "better" if (ratio.value > 1) == FIGURES[name].more_is_better else "worse"
             found.append(Finding(row, name, verdict, ratio))
     return found
+
+
+def label_of(server: str, scenario: str) -> str:
+    """Say what a server is called in a scenario: with datagrams the standard library's has another name."""
+    found = by_name(server)
+    return (SCENARIOS[scenario].datagrams and found.datagram_label) or found.label
 
 
 def format_si(number: float) -> str:
@@ -85,21 +103,30 @@ def describe_cell(row: Row) -> str:
         "arrivals": "a connection per message at {} % of capacity",
         "tls": "TLS at a fixed rate, {} client{s}",
         "idle": "{} idle connections",
+        "udp": "datagrams as fast as it goes, {} client{s}",
+        "udp-rate": "datagrams at {} % of capacity",
+        "example": "the tutorials' example, {} clients at once",
     }
     text = short.get(row.scenario, row.scenario + " {}").format(format_si(row.x), s="" if row.x == 1 else "s")
     return text if row.pinned else f"{text}, all processors"
 
 
-def write_sentences(findings: Iterable[Finding], verdicts: tuple[str, ...]) -> list[str]:
-    """Write one sentence for each cell that has findings of these verdicts; figures that agree share it."""
+def write_sentences(findings: Iterable[Finding], verdicts: tuple[str, ...], *, brief: bool = False) -> list[str]:
+    """Write one sentence for each cell that has findings of these verdicts; figures that agree share it.
+
+    With `brief`, that nothing could be shown is said only of the figure that the scenario is about.
+    """
     cells: dict[str, list[str]] = {}
     for finding in findings:
-        if finding.verdict in verdicts:
+        is_main = finding.figure == MAIN_FIGURE[SCENARIOS[finding.row.scenario].measure]
+        if finding.verdict in verdicts and (is_main or finding.verdict != "same" or not brief):
             title = FIGURES[finding.figure].title
             said = finding.why if finding.ratio is None else f"{title} {format_ratio(finding.ratio)} times"
             if finding.verdict == "same":
                 said += ", no difference shown"
-            parts = cells.setdefault(describe_cell(finding.row), [])
+            who = finding.row.server
+            cell = describe_cell(finding.row)
+            parts = cells.setdefault(cell if who == CANDIDATE else f"{by_name(who).label}, {cell}", [])
             if said not in parts:
                 parts.append(said)
     return [f"{cell}: {'; '.join(parts)}" for cell, parts in cells.items()]

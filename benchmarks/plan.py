@@ -18,7 +18,8 @@ class Scenario:
     title: str
     question: str
     axis: str
-    measure: str = "rate"  # "rate", "cpu" or "memory"
+    measure: str = "rate"  # "rate", "cpu", "memory" or "time"
+    datagrams: bool = False
 
 
 SCENARIOS = {
@@ -78,6 +79,29 @@ SCENARIOS = {
             "cpu",
         ),
         Scenario("tls", "TLS, at a fixed rate", "Open loop at half of capacity, 64-byte messages.", "clients", "cpu"),
+        Scenario(
+            "udp",
+            "Datagrams, as fast as it goes",
+            "UDP, closed loop, 64 bytes: how many datagrams a second are answered?",
+            "clients",
+            datagrams=True,
+        ),
+        Scenario(
+            "udp-rate",
+            "Datagrams, at a fixed rate",
+            "UDP, open loop, 100 clients, 64 bytes: what does one cost?",
+            "percent of capacity",
+            "cpu",
+            datagrams=True,
+        ),
+        Scenario(
+            "example",
+            "The example of the tutorials",
+            "So many clients come within 0.6 s. A handler receives a line, makes it upper case, sleeps 2 s and sends it. "
+            "How long until all are served?",
+            "clients",
+            "time",
+        ),
         Scenario("idle", "Idle clients", "What does a client cost that says nothing?", "connections", "memory"),
     )
 }
@@ -105,6 +129,17 @@ class Cell:
     tls: bool = False
     fraction: float | None = None
     idle: bool = False
+    example: bool = False
+
+    @property
+    def datagrams(self) -> bool:
+        """Whether it is about datagrams."""
+        return SCENARIOS[self.scenario].datagrams
+
+    @property
+    def mode(self) -> str:
+        """What the servers must do, as their `--mode` says."""
+        return "example" if self.example else "udp" if self.datagrams else "lines" if self.lines else "echo"
 
     @property
     def key(self) -> str:
@@ -114,7 +149,7 @@ class Cell:
     @property
     def launch(self) -> tuple[object, ...]:
         """What the servers must be started with; cells alike in it share the processes. Idle ones need fresh ones."""
-        return (self.pinned, self.lines, self.delay_s, self.tls, self.key if self.idle else "")
+        return (self.pinned, self.mode, self.delay_s, self.tls, self.key if self.idle or self.example else "")
 
 
 @dataclass(frozen=True)
@@ -127,18 +162,36 @@ class Plan:
     duration_s: float
     warmup_s: float
 
-    def cost_s(self, cell: Cell) -> float:
+    @property
+    def total_s(self) -> float:
+        """Estimate how long all of it takes, in seconds."""
+        turns = self.repeats * sum(self.cost_s(cell, server) for cell in self.cells for server in cell.servers)
+        # Before turns at a share of capacity each server takes one that finds the capacity; and processes have to start.
+        found = {
+            (c.launch, c.servers, c.clients, c.size_bytes, c.churn): c for c in self.cells if c.fraction is not None
+        }
+        calibration = sum(self.cost_s(cell, server) for cell in found.values() for server in cell.servers)
+        return turns + calibration + 1.5 * len({cell.launch for cell in self.cells})
+
+    def cost_s(self, cell: Cell, server: str) -> float:
         """Estimate how long one server's one turn at a cell takes, in seconds."""
         if cell.idle:
             return 1.0 + cell.clients / 2500
-        return self.duration_s + self.warmup_s + 0.15 + cell.clients / 2000 + 2 * cell.delay_s
+        if cell.example:
+            return 0.3 + cell.clients / 4000 + cell.delay_s * (5 if server == "aioecho-blocking-10" else 1)
+        return self.duration_s + self.warmup_s + 0.1 + cell.clients / 5000 + 7 * cell.delay_s
 
 
-_CORE = tuple(server.name for server in SERVERS if not server.peer)
+_SPECIAL = ("aioecho-workers", "aioecho-blocking", "aioecho-blocking-10")  # asked only where they have something to say
+_CORE = tuple(server.name for server in SERVERS if not server.peer and server.name not in _SPECIAL)
 _PEERS = tuple(server.name for server in SERVERS if server.peer)
+_ALL = ("aioecho", "aioecho-blocking", *_CORE[1:], *_PEERS)
 _MAIN = ("aioecho", "aioecho-asyncio", "threading", "streams", "streams-asyncio", "protocol")
 _FEW = ("aioecho", "threading", "streams", "protocol")
-_WAITING = ("aioecho", "threading", "streams")
+_WAITING = ("aioecho", "aioecho-blocking", "threading", "streams")
+_EXAMPLE = ("aioecho", "aioecho-blocking", "aioecho-blocking-10", "threading")
+_WORKERS = ("aioecho", "aioecho-workers", "threading", "streams", "protocol")
+_UDP = ("aioecho", "threading", "protocol")
 
 
 def make_plan(name: str, scenarios: Iterable[str] = (), servers: Iterable[str] = ()) -> Plan:
@@ -155,6 +208,8 @@ def make_plan(name: str, scenarios: Iterable[str] = (), servers: Iterable[str] =
             and (cell.churn or cell.clients <= limits[server].max_clients)
             and (limits[server].lines or not cell.lines)
             and (limits[server].tls or not cell.tls)
+            and (limits[server].datagram_label or not cell.datagrams)
+            and (limits[server].example or not cell.example)
         )
         if cell.scenario in wanted and able:
             kept.append(Cell(**{**cell.__dict__, "servers": able}))
@@ -171,17 +226,17 @@ def _quick_cells() -> list[Cell]:
         Cell(scenario="arrivals", x=50, fraction=0.5, clients=50, churn=True, servers=_FEW),
         Cell(scenario="sizes", x=65_536, fraction=0.5, clients=10, size_bytes=65_536, servers=_FEW),
         Cell(scenario="lines-rate", x=50, fraction=0.5, lines=True, servers=_FEW),
-        *(Cell(scenario="slow", x=n, clients=n, delay_s=0.1, servers=_WAITING) for n in (100, 1000)),
-        Cell(scenario="idle", x=1000, clients=1000, idle=True, servers=_FEW),
-        Cell(scenario="clients", x=100, clients=100, pinned=False, servers=_FEW),
-        Cell(scenario="rate", x=50, fraction=0.5, pinned=False, servers=_FEW),
+        *(Cell(scenario="slow", x=n, clients=n, delay_s=0.1, servers=("aioecho", "threading")) for n in (100, 1000)),
+        Cell(scenario="udp-rate", x=50, fraction=0.5, servers=_UDP),
+        Cell(scenario="idle", x=1000, clients=1000, idle=True, servers=("aioecho", "threading")),
+        Cell(scenario="clients", x=100, clients=100, pinned=False, servers=_WORKERS),
     ]
 
 
 def _full_cells() -> list[Cell]:
     return [
         *(
-            Cell(scenario="clients", x=n, clients=n, servers=_CORE + _PEERS if n == 100 else _CORE)
+            Cell(scenario="clients", x=n, clients=n, servers=_ALL if n == 100 else _CORE)
             for n in (1, 10, 100, 1000, 5000)
         ),
         *(Cell(scenario="rate", x=percent, fraction=percent / 100, servers=_MAIN) for percent in (25, 50, 75)),
@@ -195,12 +250,17 @@ def _full_cells() -> list[Cell]:
         *(Cell(scenario="lines", x=n, depth=n, lines=True, servers=(*_MAIN, *_PEERS)) for n in (1, 16)),
         Cell(scenario="lines-rate", x=50, fraction=0.5, lines=True, servers=_MAIN),
         *(Cell(scenario="slow", x=n, clients=n, delay_s=0.1, servers=_WAITING) for n in (10, 100, 1000, 5000)),
+        *(Cell(scenario="udp", x=n, clients=n, servers=_UDP) for n in (1, 10, 100)),
+        Cell(scenario="udp-rate", x=50, fraction=0.5, servers=_UDP),
+        Cell(scenario="example", x=50, clients=50, delay_s=2.0, example=True, servers=_EXAMPLE),
+        Cell(scenario="example", x=5000, clients=5000, delay_s=2.0, example=True, servers=_WAITING),
         *(Cell(scenario="tls", x=n, clients=n, tls=True, fraction=0.5, servers=_FEW) for n in (10, 100)),
         *(
             Cell(scenario="idle", x=n, clients=n, idle=True, servers=_MAIN + _PEERS if n == 1000 else _MAIN)
             for n in (100, 1000, 5000)
         ),
-        *(Cell(scenario="clients", x=n, clients=n, pinned=False, servers=_FEW) for n in (1, 10, 100, 1000)),
+        *(Cell(scenario="clients", x=n, clients=n, pinned=False, servers=_WORKERS) for n in (1, 10, 100, 1000)),
+        Cell(scenario="churn", x=16, clients=16, churn=True, pinned=False, servers=_WORKERS),
         Cell(scenario="rate", x=50, fraction=0.5, pinned=False, servers=_FEW),
         Cell(scenario="arrivals", x=50, fraction=0.5, clients=50, churn=True, pinned=False, servers=_FEW),
         Cell(scenario="slow", x=1000, clients=1000, delay_s=0.1, pinned=False, servers=_WAITING),

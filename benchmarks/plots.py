@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .catalog import BASELINE, CANDIDATE, SERVERS, by_name
-from .findings import describe_cell, find
+from .findings import MAIN_FIGURE, describe_cell, find
 from .plan import SCENARIOS
 from .stats import FIGURES, Row
 
@@ -34,7 +34,7 @@ def draw_all(rows: Sequence[Row], folder: Path) -> dict[str, str]:
         ),
         "latency": (
             "99th percentile of latency at a fixed rate",
-            lambda: _draw_lines(rows, "rate", "p99_us", "p99 latency, microseconds", linear=True),
+            lambda: _draw_lines(rows, "rate", "p99_us", "p99 latency, microseconds", linear_x=True),
         ),
         "processor": (
             "Processor time per message against clients",
@@ -75,7 +75,7 @@ def _draw_lines(
     label: str,
     *,
     scale: float = 1.0,
-    linear: bool = False,
+    linear_x: bool = False,
     ideal: float | None = None,
 ) -> Any:
     """Draw one figure along a scenario's axis, least to greatest as bars; hollow where the generator set the pace."""
@@ -83,11 +83,13 @@ def _draw_lines(
     mine = [row for row in mine if not by_name(row.server).peer]
     if len({row.x for row in mine}) < 2:
         return None
-    figure, axes = _figure(8, 4.8)
-    for server in SERVERS:
+    figure, axes = _figure(9, 4.6)
+    xs = sorted({row.x for row in mine})
+    shown = [server for server in SERVERS if any(row.server == server.name for row in mine)]
+    for i, server in enumerate(shown):
+        step = i - (len(shown) - 1) / 2  # side by side, or one's spread would hide another's
         points = sorted((row for row in mine if row.server == server.name), key=lambda row: row.x)
-        if not points:
-            continue
+        at = [row.x + step * 0.015 * (xs[-1] - xs[0]) if linear_x else row.x * 1.04**step for row in points]
         spreads = [row.figures[name] for row in points]
         ys = [spread.median * scale for spread in spreads]
         errors = [
@@ -95,53 +97,49 @@ def _draw_lines(
             [(spread.greatest - spread.median) * scale for spread in spreads],
         ]
         axes.errorbar(
-            [row.x for row in points],
+            at,
             ys,
             errors,
             color=server.colour,
             linestyle=server.dash,
             marker=server.marker,
-            capsize=3,
+            capsize=2,
+            elinewidth=1,
             linewidth=1.8,
             label=server.label,
         )
-        hollow = [(row.x, y) for row, y in zip(points, ys, strict=True) if row.status == "bound"]
+        hollow = [(x, y) for row, x, y in zip(points, at, ys, strict=True) if row.status == "bound"]
         if hollow:
             axes.plot(*zip(*hollow, strict=True), "o", mfc="white", mec=server.colour, ms=9, linestyle="none", zorder=3)
-    xs = sorted({row.x for row in mine})
     if ideal is not None:
         axes.plot(xs, [ideal * x for x in xs], color="#bbbbbb", linewidth=1, zorder=0, label="waiting alone")
-    if not linear:
-        axes.set(xscale="log", yscale="log")
+    from matplotlib.ticker import LogLocator
+
+    axes.set(xscale="linear" if linear_x else "log", yscale="log")
     axes.set_xticks(xs, [f"{x:,}" for x in xs])
     axes.minorticks_off()
-    if not linear:
-        from matplotlib.ticker import LogLocator
-
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda value, position: f"{value:,.10g}")
-    if linear:
-        axes.set_ylim(bottom=0)
     axes.set(xlabel=SCENARIOS[scenario].axis, ylabel=label)
     if any(row.status == "bound" for row in mine):
         axes.plot([], [], "o", mfc="white", mec="#555555", ms=9, linestyle="none", label="generator-bound")
     axes.grid(True, which="major", alpha=0.25)
-    axes.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure
 
 
 def _draw_ratios(rows: Sequence[Row]) -> Any:
     """Draw the candidate's advantage over the baseline: to the right it is better, whichever way the figure counts."""
-    main = {"rate": "achieved_rate", "cpu": "server_cpu_us", "memory": "connection_kib"}
     bars = []
-    for finding in sorted(find(rows), key=lambda finding: not finding.row.pinned):
+    for finding in sorted(find(rows, (CANDIDATE,)), key=lambda finding: not finding.row.pinned):
         ratio = finding.ratio
-        if ratio is None or finding.figure != main[SCENARIOS[finding.row.scenario].measure]:
+        if ratio is None or finding.figure != MAIN_FIGURE[SCENARIOS[finding.row.scenario].measure]:
             continue
         value, low, high = ratio.value, ratio.low, ratio.high
         if not FIGURES[finding.figure].more_is_better:
             value, low, high = 1 / value, 1 / high, 1 / low
-        what = {"achieved_rate": "messages/s", "server_cpu_us": "processor time", "connection_kib": "memory"}
+        what = {"achieved_rate": "messages/s", "server_cpu_us": "processor time"}
+        what |= {"connection_kib": "memory", "elapsed_s": "time"}
         colour = {"better": _BETTER, "worse": _WORSE, "same": _SAME}[finding.verdict]
         bars.append((f"{describe_cell(finding.row)}: {what[finding.figure]}", value, low, high, colour))
     if not bars:
@@ -190,10 +188,10 @@ def _draw_bars(rows: Sequence[Row]) -> Any:
         bound = row.status == "bound"
         axes.barh(y, spread.median, color="white" if bound else server.colour, edgecolor=server.colour, height=0.65)
         axes.plot([spread.least, spread.greatest], [y, y], color="black", linewidth=1.2)
-        text = f" {spread.median:,.0f}" + (" (generator-bound: at least)" if bound else "")
+        text = f" {spread.median:,.0f}" + (" or more (generator-bound)" if bound else "")
         axes.text(max(spread.greatest, spread.median), y, text, va="center", fontsize=8)
     axes.set_yticks(range(len(mine)), [by_name(row.server).label for row in mine], fontsize=9)
-    axes.set_xlim(0, max(row.figures["achieved_rate"].greatest for row in mine) * 1.35)
+    axes.set_xlim(0, max(row.figures["achieved_rate"].greatest for row in mine) * 1.5)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set(xlabel="messages a second, 100 clients, 64 bytes, closed loop, one processor")
     axes.grid(True, axis="x", alpha=0.25)

@@ -37,10 +37,18 @@ class ServerProcess:
         OSError: the server ended or did not listen within 20 seconds; its last words are in the message (system).
     """
 
-    def __init__(self, server: Server, arguments: tuple[str, ...] = (), processors: set[int] | None = None) -> None:
+    def __init__(
+        self,
+        server: Server,
+        arguments: tuple[str, ...] = (),
+        processors: set[int] | None = None,
+        *,
+        datagrams: bool = False,
+    ) -> None:
         self.server = server
         self.arguments = arguments
         self.processors = processors
+        self.datagrams = datagrams
         self.port = 0
 
     def __enter__(self) -> Self:
@@ -57,7 +65,8 @@ class ServerProcess:
 
     def launch(self) -> None:
         """Start the process and return at once."""
-        with socket.create_server((HOST, 0)) as free:
+        with socket.socket(type=socket.SOCK_DGRAM if self.datagrams else socket.SOCK_STREAM) as free:
+            free.bind((HOST, 0))
             self.port = free.getsockname()[1]
         self.words = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in stop()
         module = f"benchmarks.servers.{self.server.module}"
@@ -73,7 +82,7 @@ class ServerProcess:
         """Wait until it takes connections, then pin it to its processors (starting up is quicker on all of them)."""
         end = time.monotonic() + _START_TIMEOUT_S
         while True:
-            with contextlib.suppress(OSError), socket.create_connection((HOST, self.port), 1):
+            if self._answers():
                 break
             if self.process.poll() is not None or time.monotonic() > end:
                 self.words.seek(0)
@@ -81,8 +90,21 @@ class ServerProcess:
                 raise OSError(f"{self.server.label} does not listen: {said or 'it said nothing'}")
             time.sleep(0.02)
         if self.processors is not None:
-            for task in os.listdir(f"/proc/{self.process.pid}/task"):
-                os.sched_setaffinity(int(task), self.processors)
+            for member in self._family():
+                for task in os.listdir(f"/proc/{member}/task"):
+                    os.sched_setaffinity(int(task), self.processors)
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError):
+            if not self.datagrams:
+                socket.create_connection((HOST, self.port), 1).close()
+                return True
+            with socket.socket(type=socket.SOCK_DGRAM) as sock:
+                sock.settimeout(0.2)
+                sock.connect((HOST, self.port))
+                sock.send(b"?")
+                return bool(sock.recv(1))
+        return False
 
     def stop(self) -> None:
         """Kill the process and all that it started, and wait for its end."""

@@ -74,7 +74,7 @@ def refresh_readme(readme: Path, data: Path, folder: Path) -> None:
         "",
         f"Where {baseline} is as good or better:",
         "",
-        *(f"- {sentence}" for sentence in page["not_better"] or ["nowhere among the loads that gave a ratio"]),
+        *(f"- {sentence}" for sentence in page["not_better_in_brief"] or ["nowhere among the loads that gave a ratio"]),
         "",
         f"All tables, the environment and the method: [{where}/report.md]({where}/report.md).",
     ]
@@ -94,7 +94,9 @@ def _describe(lines: Sequence[Sample], rows: Sequence[Row]) -> dict[str, Any]:
     findings = find(rows)
     header = lines[0]
     left_out = dict.fromkeys(
-        f"{by_name(line['server']).label if 'server' in line else line['cell']}: {line['why']}"
+        f"{by_name(line['server']).label}{' at ' + line['cell'] if 'cell' in line else ''}: {line['why']}"
+        if "server" in line
+        else f"{line['cell']}: {line['why']}"
         for line in lines
         if line.get("kind") == "left out"
     )
@@ -114,12 +116,13 @@ def _describe(lines: Sequence[Sample], rows: Sequence[Row]) -> dict[str, Any]:
             "pinning": header["pinning"],
             "fairness": header["fairness"],
         },
-        "repeats": max(spread.count for row in rows for spread in row.figures.values()),
+        "repeats": max((spread.count for row in rows for spread in row.figures.values()), default=0),
         "remarks": [*left_out, *missing],
         "method": _METHOD,
         "summary": make_summary(rows),
         "better": write_sentences(findings, ("better",)),
         "not_better": write_sentences(findings, ("worse", "same")),
+        "not_better_in_brief": write_sentences(findings, ("worse", "same"), brief=True),
         "open": write_sentences(findings, ("open",)),
         "pinned": make_tables(rows, pinned=True),
         "free": make_tables(rows, pinned=False),

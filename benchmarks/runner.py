@@ -15,6 +15,7 @@ from typing import Any
 
 from aioecho.load import LoadSettings, load
 
+from .burst import send_burst
 from .catalog import by_name, find_missing
 from .plan import Cell, Plan
 from .processes import HOST, ServerProcess, choose_processors
@@ -121,11 +122,13 @@ class _Run:
                 for repeat in range(self.plan.repeats):
                     for name in cell.servers:
                         self.report(f"{cell.key}, {by_name(name).label}, {repeat + 1}", self.behind_s)
-                        self.behind_s += self.plan.cost_s(cell)
+                        self.behind_s += self.plan.cost_s(cell, name)
                         if (cell.key, name, repeat) in self.done or name in self.left_out:
                             continue
                         if cell.idle:
                             figures = self._measure_idle(cell, name)
+                        elif cell.example and name in servers:
+                            figures = self._measure_example(cell, servers[name])
                         elif name in servers:
                             figures = self._measure(cell, servers, name)
                         else:
@@ -139,7 +142,7 @@ class _Run:
 
     def _start(self, cell: Cell, names: set[str], stack: contextlib.ExitStack) -> dict[str, ServerProcess]:
         """Start the servers side by side; they cost nothing while it is not their turn."""
-        arguments: list[str] = ["--mode", "lines"] if cell.lines else []
+        arguments: list[str] = ["--mode", cell.mode]
         if cell.delay_s:
             arguments += ["--delay", str(cell.delay_s)]
         if cell.tls:
@@ -161,7 +164,7 @@ class _Run:
             try:
                 process.wait_until_listening()
             except OSError as error:
-                self._leave_out(name, str(error))
+                self.write({"kind": "left out", "server": name, "cell": cell.key, "why": str(error)})
                 del started[name]
         for process in started.values():
             process.settle()
@@ -169,7 +172,7 @@ class _Run:
 
     def _process(self, cell: Cell, name: str, arguments: tuple[str, ...] = ()) -> ServerProcess:
         processors = {self.processors[0]} if cell.pinned and self.processors else None
-        return ServerProcess(by_name(name), arguments, processors)
+        return ServerProcess(by_name(name), arguments, processors, datagrams=cell.datagrams)
 
     def _leave_out(self, name: str, why: str) -> None:
         self.left_out.add(name)
@@ -183,7 +186,7 @@ class _Run:
 
     def _find_slowest(self, cell: Cell, servers: dict[str, ServerProcess]) -> float:
         """Measure once, in closed loop, what the slowest of a cell's servers carries, in messages a second."""
-        key = (cell.launch, cell.clients, cell.servers)
+        key = (cell.launch, cell.servers, cell.clients, cell.size_bytes, cell.depth, cell.churn)
         if key not in self.slowest:
             rates = {}
             for name in cell.servers:
@@ -198,14 +201,14 @@ class _Run:
     def _load(self, cell: Cell, process: ServerProcess, rate: float | None, duration_s: float) -> Sample:
         read: list[tuple[float, float]] = []
 
-        coarse = cell.churn or cell.clients > 200
+        coarse = cell.churn or cell.datagrams or cell.clients > 200
 
         def on_window(opening: bool) -> None:
             read.append((process.cpu_s(coarse=coarse), time.perf_counter()))
 
         result = load(
             LoadSettings(
-                endpoint=f"tcp://{HOST}:{process.port}",
+                endpoint=f"{'udp' if cell.datagrams else 'tcp'}://{HOST}:{process.port}",
                 connections=cell.clients,
                 depth=cell.depth,
                 rate=rate,
@@ -235,6 +238,13 @@ class _Run:
             figures["server_cpu_share"] = round(cpu_s / wall_s, 4)
             if result.achieved_rate:
                 figures["server_cpu_us"] = round(cpu_s / wall_s / result.achieved_rate * 1e6, 3)
+        return figures
+
+    def _measure_example(self, cell: Cell, process: ServerProcess) -> Sample:
+        """Measure how long it takes until each of so many clients has its one reply."""
+        burst = send_burst((HOST, process.port), cell.clients, 20 * cell.delay_s)
+        figures: Sample = {"elapsed_s": round(burst.elapsed_s, 3), "errors": burst.lost, "problem": burst.problem}
+        process.settle()
         return figures
 
     def _measure_idle(self, cell: Cell, name: str) -> Sample:

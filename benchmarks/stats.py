@@ -35,6 +35,7 @@ FIGURES = {
         Figure("p99_us", "p99", "us", False),
         Figure("server_cpu_us", "processor time per message", "us", False),
         Figure("memory_kib", "memory", "KiB", False),
+        Figure("elapsed_s", "time until all are served", "s", False),
         Figure("connection_kib", "memory per connection", "KiB", False),
     )
 }

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .catalog import BASELINE, SERVERS, by_name
-from .findings import describe_cell, find, format_ratio, format_si
+from .catalog import BASELINE, CANDIDATE, SERVERS, by_name
+from .findings import MAIN_FIGURE, describe_cell, find, format_ratio, format_si, label_of
 from .plan import SCENARIOS
 from .stats import FIGURES, Row, Spread
 
@@ -41,23 +41,26 @@ def make_tables(rows: Sequence[Row], *, pinned: bool) -> list[Table]:
 
 def _make_table(rows: Sequence[Row]) -> Table:
     scenario = SCENARIOS[rows[0].scenario]
-    baseline = by_name(BASELINE).label
+    baseline = label_of(BASELINE, scenario.name)
     ratios: tuple[str, ...]
     if scenario.measure == "memory":
         columns = {"memory, MiB": "memory_kib", "KiB per connection": "connection_kib"}
         ratios = ("connection_kib",)
+    elif scenario.measure == "time":
+        columns = {"seconds": "elapsed_s"}
+        ratios = ("elapsed_s",)
     else:
         columns = {"messages/s": "achieved_rate", "p50, us": "p50_us", "p99, us": "p99_us"}
         columns |= {"processor us/message": "server_cpu_us", "memory, MiB": "memory_kib"}
         ratios = ("achieved_rate", "server_cpu_us") if scenario.measure == "rate" else ("server_cpu_us", "p99_us")
     names = {"achieved_rate": "messages", "server_cpu_us": "processor time", "p99_us": "p99"}
-    names["connection_kib"] = "per connection"
+    names |= {"connection_kib": "per connection", "elapsed_s": "seconds"}
     header = (scenario.axis, "server", *columns, *(f"{names[name]}, times {baseline}" for name in ratios))
     body, last = [], None
     for row in rows:
         x = "" if row.x == last else format_si(row.x)
         last = row.x
-        label = by_name(row.server).label
+        label = label_of(row.server, scenario.name)
         if row.status == "void":
             body.append((x, label, f"void: {row.why}", *[""] * (len(header) - 3)))
             continue
@@ -82,7 +85,7 @@ def _write(spread: Spread | None, name: str) -> str:
     if spread is None:
         return "-"
     scale, digits = (1024, 1) if name == "memory_kib" else (1, 0)
-    if name in ("server_cpu_us", "connection_kib"):
+    if name in ("server_cpu_us", "connection_kib", "elapsed_s"):
         digits = 2
     median, least, greatest = (
         f"{value / scale:,.{digits}f}" for value in (spread.median, spread.least, spread.greatest)
@@ -93,11 +96,10 @@ def _write(spread: Spread | None, name: str) -> str:
 def make_summary(rows: Sequence[Row]) -> Table:
     """Make the short table for a README: the candidate against the baseline, a line a cell, its main figure."""
     body = []
-    main = {"rate": "achieved_rate", "cpu": "server_cpu_us", "memory": "connection_kib"}
     baselines = {(row.pinned, row.scenario, row.x): row for row in rows if row.server == BASELINE}
-    for finding in find(rows):
+    for finding in find(rows, (CANDIDATE,)):
         row = finding.row
-        if finding.ratio is None or not row.pinned or finding.figure != main[SCENARIOS[row.scenario].measure]:
+        if finding.ratio is None or not row.pinned or finding.figure != MAIN_FIGURE[SCENARIOS[row.scenario].measure]:
             continue
         theirs = baselines[row.pinned, row.scenario, row.x].figures[finding.figure]
         mine = row.figures[finding.figure]
@@ -113,7 +115,15 @@ def make_summary(rows: Sequence[Row]) -> Table:
                 format_ratio(finding.ratio),
             )
         )
-    header = ("load", "figure", by_name(BASELINE).label, "aioecho (uvloop)", "ratio (95 % interval)")
+    header = (
+        "load",
+        "figure",
+        f"{by_name(BASELINE).label} (datagrams: ThreadingUDPServer)"
+        if any(SCENARIOS[row.scenario].datagrams for row in rows)
+        else by_name(BASELINE).label,
+        by_name(CANDIDATE).label,
+        "ratio (95 % interval)",
+    )
     return Table("", "", header, tuple(body), (False, False, True, True, True))
 
 

@@ -19,7 +19,8 @@ pytest.importorskip("hdrh")
 from click.testing import CliRunner
 
 from benchmarks import report, runner
-from benchmarks.catalog import BASELINE, CANDIDATE, SERVERS, by_name
+from benchmarks.burst import send_burst
+from benchmarks.catalog import BASELINE, CANDIDATE, SERVERS, by_name, find_missing
 from benchmarks.cli import main
 from benchmarks.findings import find, write_sentences
 from benchmarks.plan import SCENARIOS, Cell, Plan, make_plan
@@ -211,7 +212,7 @@ def test_a_run_of_another_plan_is_not_resumed(counted_plan, tmp_path):
 @pytest.mark.parametrize(("name", "minutes"), [("quick", 3), ("full", 45)])
 def test_a_plan_fits_its_time_and_repeats_enough(name, minutes):
     plan = make_plan(name)
-    assert sum(plan.cost_s(cell) * len(cell.servers) for cell in plan.cells) * plan.repeats < minutes * 60
+    assert plan.total_s < minutes * 60
     assert plan.repeats >= 5
     keys = [cell.key for cell in plan.cells]
     assert len(set(keys)) == len(keys)
@@ -238,6 +239,29 @@ def test_names_are_unique_and_modules_exist():
     assert len({server.name for server in SERVERS}) == len(SERVERS)
     for server in SERVERS:
         assert (ROOT / "benchmarks" / "servers" / f"{server.module}.py").exists()
+
+
+def test_capacity_is_found_for_each_kind_of_load(monkeypatch):
+    loads = []
+
+    def load(self, cell, process, rate, duration_s):
+        loads.append((cell.key, rate))
+        return {"errors": 0, "achieved_rate": 1e6 / cell.size_bytes}
+
+    monkeypatch.setattr(runner._Run, "_load", load)
+    pass_ = runner._Run(Plan("full", (), 1, 1.0, 0.0), set(), lambda line: None, lambda text, seconds: None)
+    for size in (100, 1000):
+        cell = Cell(scenario="sizes", x=size, size_bytes=size, fraction=0.5, servers=("threading",))
+        pass_._measure(cell, {"threading": None}, "threading")
+        pass_._measure(cell, {"threading": None}, "threading")
+    assert loads == [
+        ("pinned/sizes/100", None),
+        ("pinned/sizes/100", 5000.0),
+        ("pinned/sizes/100", 5000.0),
+        ("pinned/sizes/1000", None),
+        ("pinned/sizes/1000", 500.0),
+        ("pinned/sizes/1000", 500.0),
+    ]
 
 
 # The report.
@@ -273,6 +297,52 @@ def test_the_words_follow_from_the_data():
         "as fast as it goes, 1,000 clients: aioecho (uvloop): the generator used over 90 % of its processor in 5 of 5 "
         "repeats"
     ]
+
+
+def test_words_for_other_candidates_datagrams_and_partial_data():
+    rows = make_rows(
+        [
+            *samples("aioecho", [200, 210], cell="pinned/udp/10"),
+            *samples(BASELINE, [100, 105], cell="pinned/udp/10"),
+            *samples("aioecho-workers", [50, 52], cell="free/churn/16"),
+            *samples(BASELINE, [100, 105], cell="free/churn/16"),
+            *samples("aioecho", [5, 5], cell="pinned/slow/10"),  # the run ended before the baseline's turn
+            sample("aioecho", 0, 7, cell="pinned/gone/10"),  # a scenario of an older suite
+            {
+                "kind": "sample",
+                "cell": "pinned/example/50",
+                "server": "aioecho",
+                "repeat": 0,
+                "elapsed_s": 2.1,
+                "errors": 0,
+            },
+            {
+                "kind": "sample",
+                "cell": "pinned/example/50",
+                "server": BASELINE,
+                "repeat": 0,
+                "elapsed_s": 2.1,
+                "errors": 0,
+            },
+        ]
+    )
+    findings = find(rows)
+    better = write_sentences(findings, ("better",))
+    assert [text for text in better if text.startswith("datagrams as fast as it goes, 10 clients: messages 2.00 (")]
+    worse = write_sentences(findings, ("worse",))
+    assert [
+        text for text in worse if text.startswith("aioecho (2 workers), a connection per message, 16 at a time, all")
+    ]
+    same = write_sentences(findings, ("same",))
+    assert any(
+        text.startswith("the tutorials' example, 50 clients at once: time until all are served 1.00") for text in same
+    )
+    assert any("p99 1.00" in text for text in same)
+    assert not any("p99 1.00" in text for text in write_sentences(findings, ("same",), brief=True))
+    text = "\n".join(map(to_markdown, make_tables(rows, pinned=True)))
+    assert "ThreadingUDPServer" in text
+    assert "| seconds |" in text
+    assert "the tutorials' example" in to_markdown(make_summary(rows))
 
 
 def test_tables_mark_void_and_bound_rows():
@@ -345,6 +415,9 @@ def test_list_names_servers_and_scenarios():
 def test_each_server_echoes(name, mode):
     from aioecho.load import LoadSettings, load
 
+    if find_missing(by_name(name)):
+        pytest.skip(f"there is no {find_missing(by_name(name))}")
+
     with ServerProcess(by_name(name), ("--mode", mode)) as process:
         result = load(
             LoadSettings(
@@ -361,6 +434,36 @@ def test_each_server_echoes(name, mode):
         assert process.cpu_s() > 0
 
 
+@pytest.mark.parametrize("name", [server.name for server in SERVERS if server.datagram_label])
+def test_each_datagram_server_echoes(name):
+    from aioecho.load import LoadSettings, load
+
+    with ServerProcess(by_name(name), ("--mode", "udp"), datagrams=True) as process:
+        result = load(LoadSettings(endpoint=f"udp://127.0.0.1:{process.port}", duration_s=0.05, warmup_s=0))
+    assert (result.problem, result.errors) == (None, 0)
+    assert result.messages > 10
+
+
+@pytest.mark.parametrize("name", [server.name for server in SERVERS if server.example])
+def test_the_example_is_served_to_many_at_once(name):
+    if find_missing(by_name(name)):
+        pytest.skip(f"there is no {find_missing(by_name(name))}")
+    with ServerProcess(by_name(name), ("--mode", "example", "--delay", "0.2")) as process:
+        burst = send_burst(("127.0.0.1", process.port), 20, 10)
+    assert (burst.lost, burst.problem) == (0, None)
+    assert 0.2 <= burst.elapsed_s < (1.0 if name.endswith("-10") else 0.4) + 1
+    if name.endswith("-10"):
+        assert burst.elapsed_s >= 0.4, "ten at a time"
+
+
+def test_a_burst_tells_of_wrong_and_missing_replies():
+    with ServerProcess(by_name("threading"), ("--mode", "echo")) as process:
+        burst = send_burst(("127.0.0.1", process.port), 3, 0.3)  # neither upper case, nor does it ever close
+    assert burst.lost == 3
+    assert burst.problem == "no reply within 0.3 s"
+    assert send_burst(("127.0.0.1", 1), 3, 1).lost == 3
+
+
 def test_a_server_that_does_not_start_says_why():
     broken = by_name("threading")
     with pytest.raises(OSError, match="unrecognized arguments: --nonsense"), ServerProcess(broken, ("--nonsense",)):
@@ -373,6 +476,8 @@ def test_a_small_run_measures_and_leaves_out_what_is_missing(tmp_path, monkeypat
         Cell(scenario="rate", x=50, clients=2, fraction=0.5, servers=("threading", "streams")),
         Cell(scenario="slow", x=2, clients=2, delay_s=0.01, servers=("threading",)),
         Cell(scenario="idle", x=20, clients=20, idle=True, servers=("threading", "streams")),
+        Cell(scenario="udp", x=2, clients=2, servers=("threading", "protocol")),
+        Cell(scenario="example", x=3, clients=3, delay_s=0.05, example=True, servers=("threading",)),
         Cell(scenario="tls", x=2, clients=2, tls=True, fraction=0.1, servers=("threading", "streams")),
     )
     monkeypatch.setattr(runner, "find_missing", lambda server: server.requires if server.name == "trio" else "")
@@ -389,7 +494,9 @@ def test_a_small_run_measures_and_leaves_out_what_is_missing(tmp_path, monkeypat
         next(ln for ln in lines if ln["kind"] == "calibration")["slowest_rate"] / 2, rel=2
     )
     assert steady.figures["server_cpu_us"].median > 1
-    expected = {"clients", "rate", "slow", "idle"} | ({"tls"} if runner.shutil.which("openssl") else set())
+    expected = {"clients", "rate", "slow", "idle", "udp", "example"} | (
+        {"tls"} if runner.shutil.which("openssl") else set()
+    )
     assert {row.scenario for row in rows} == expected
 
 

@@ -1,5 +1,6 @@
 """The load generator: what it sends, how it judges replies, what it counts, and what its command does with that."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -23,8 +24,9 @@ from hdrh.log import HistogramLogReader
 
 from aioecho.load import LoadResult, LoadSettings, load
 from aioecho.load_cli import load_command
-from aioecho.load_engine import _make_pool, _parse_endpoint
+from aioecho.load_engine import make_pool
 from aioecho.load_report import Condition, remarks, write_hdr, write_plot
+from aioecho.load_settings import parse_target
 
 
 class Server(socketserver.ThreadingTCPServer):
@@ -225,7 +227,7 @@ def test_replies_swapped_between_connections_are_noticed():
 @pytest.mark.parametrize("lines", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 64, 4096, 1_000_000])
 def test_the_pool_holds_whole_different_messages_and_repeats_its_start(size, lines):
-    pool, period = _make_pool(size, lines)
+    pool, period = make_pool(size, lines)
     assert period % size == 0
     assert pool[period:] == (pool * 3)[: len(pool) - period]
     messages = [pool[i : i + size] for i in range(0, min(period, size * 64), size)]
@@ -266,6 +268,21 @@ def test_a_server_that_closes_early_is_told_from_one_that_resets():
     assert closed.messages > 0, "what was measured so far is reported"
     assert closed.measured_s < 0.3
     assert "last connection was lost" in closed.problem
+
+
+@pytest.mark.parametrize("size_bytes", [64, 4096, 300_000])
+def test_an_end_that_comes_together_with_a_reply_is_seen_at_once(size_bytes):
+    def end_after_the_third(sock):
+        for _ in range(3):
+            sock.sendall(sock.recv(size_bytes, socket.MSG_WAITALL))
+        sock.shutdown(socket.SHUT_WR)
+        while sock.recv(65536):
+            pass
+
+    with serving(end_after_the_third) as server:
+        result = run(server.endpoint, warmup_s=0, size_bytes=size_bytes, duration_s=20, timeout_s=20)
+    assert result.errors_closed_early == result.errors == 3
+    assert result.measured_s < 5
 
 
 def test_a_message_without_a_reply_times_out():
@@ -354,6 +371,220 @@ def test_a_stall_of_a_second_hides_in_a_closed_loop_which_says_so():
     assert f"{result.corrected_p99_us:,.0f} us" in said
 
 
+# Datagrams.
+
+
+@contextlib.contextmanager
+def serving_datagrams(answer, family=socket.AF_INET, address=("127.0.0.1", 0)):
+    """Serve by `answer(data, peer, send)` in an asyncio.DatagramProtocol; give the endpoint."""
+
+    class Protocol(asyncio.DatagramProtocol):
+        def connection_made(self, transport):
+            self.transport = transport
+
+        def datagram_received(self, data, peer):
+            answer(data, peer, self.transport.sendto)
+
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock.bind(address)
+    loop = asyncio.new_event_loop()
+    transport, _ = loop.run_until_complete(loop.create_datagram_endpoint(Protocol, sock=sock))
+    thread = threading.Thread(target=loop.run_forever)
+    name = f"unixgram:{address}" if family == socket.AF_UNIX else f"udp://127.0.0.1:{sock.getsockname()[1]}"
+    thread.start()
+    try:
+        yield name
+    finally:
+        loop.call_soon_threadsafe(transport.close)
+        loop.call_soon_threadsafe(loop.call_soon, loop.stop)
+        thread.join()
+        loop.close()
+
+
+def echo_datagram(data, peer, send):
+    send(data, peer)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"depth": 5},
+        {"size_bytes": 8},
+        {"size_bytes": 65_507},
+        {"rate": 500.0},
+        {"rate": 500.0, "depth": 3, "processes": 2},
+    ],
+    ids=str,
+)
+def test_a_datagram_echo_gives_a_clean_result(options):
+    with serving_datagrams(echo_datagram) as endpoint:
+        result = run(endpoint, **options)
+    assert (result.problem, result.errors, result.late_replies, result.duplicate_replies) == (None, 0, 0, 0)
+    assert result.messages > 20
+    assert 0 < result.min_us <= result.p50_us <= result.p99_us <= result.max_us
+    if "rate" in options:
+        assert result.messages == pytest.approx(150, abs=4)
+    else:
+        assert result.bytes_received == pytest.approx(result.messages * result.size_bytes, rel=0.5)
+
+
+def test_unix_datagram_sockets_are_loaded(tmp_path):
+    with serving_datagrams(echo_datagram, socket.AF_UNIX, str(tmp_path / "s")) as endpoint:
+        result = run(endpoint)
+        assert (result.problem, result.errors) == (None, 0)
+        assert result.messages > 20
+        # More than the ten that wait in the server's queue: the generator waits for room.
+        assert run(endpoint, connections=40).errors == 0
+
+
+def test_a_lost_datagram_times_out_and_its_slot_goes_on():
+    count = 0
+
+    def lose_some(data, peer, send):
+        nonlocal count
+        count += 1
+        if count % 50:
+            send(data, peer)
+
+    with serving_datagrams(lose_some) as endpoint:
+        result = run(endpoint, timeout_s=0.05, duration_s=1)
+        assert result.errors_timed_out == result.errors > 3
+        assert result.messages > 100, "those that were not lost are measured"
+        assert result.problem == "messages were lost: timed out: no reply within 0.05 s"
+        result = run(endpoint, timeout_s=0.1, rate=500.0, duration_s=0.5)
+        assert result.messages + result.errors_timed_out == pytest.approx(250, abs=5)
+
+
+def test_a_reply_that_comes_twice_or_late_is_counted_as_that():
+    held = []
+
+    def twice(data, peer, send):
+        send(data, peer)
+        send(data, peer)
+
+    def late_once(data, peer, send):
+        if len(held) < 3:
+            held.append((data, peer))
+        elif len(held) == 3 and peer == held[0][1]:  # its slot goes on, so its time is over
+            for one in held:
+                send(*one)
+            held.append(None)
+        if len(held) > 3:
+            send(data, peer)
+
+    with serving_datagrams(twice) as endpoint:
+        result = run(endpoint)
+    assert (result.errors, result.late_replies) == (0, 0)
+    assert result.duplicate_replies >= result.messages - 3
+    assert "to datagrams that had been answered" in " ".join(remarks(result))
+
+    def answer_first_then_late(data, peer, send):
+        if peer in known:
+            late_once(data, peer, send)
+        else:
+            known.add(peer)
+            send(data, peer)
+
+    known = set()
+    with serving_datagrams(answer_first_then_late) as endpoint:
+        result = run(endpoint, timeout_s=0.05, duration_s=1.5, warmup_s=0)
+    assert result.late_replies == result.errors_timed_out == result.errors == 3
+    assert result.messages > 20
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: data[:-1],
+        lambda data: data + b"x",
+        lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+        lambda data: b"\xff" * 64,
+    ],
+)
+def test_wrong_datagrams_are_noticed(spoil):
+    with serving_datagrams(lambda data, peer, send: send(spoil(data), peer)) as endpoint:
+        result = run(endpoint)
+    assert result.errors_wrong_bytes == result.errors >= 3
+    assert "wrong bytes: expected b" in result.problem
+
+
+def test_datagrams_swapped_between_sockets_are_noticed():
+    seen = []
+
+    def swap(data, peer, send):
+        seen.append((data, peer))
+        if len(seen) == 2:
+            send(seen[0][0], seen[1][1])
+            send(seen[1][0], seen[0][1])
+
+    with serving_datagrams(swap) as endpoint:
+        result = run(endpoint, connections=2)
+    assert result.errors_wrong_bytes >= 1
+    assert result.messages == 0
+
+
+def test_nobody_at_a_port_for_datagrams_is_a_connect_error():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    result = run(f"udp://127.0.0.1:{port}")
+    assert result.errors_connect == result.errors == 3
+    assert result.problem == "connect: Connection refused"
+    assert run("unixgram:@nobody").problem == "connect: Connection refused"
+
+
+@pytest.mark.parametrize("silently", [True, False])
+def test_a_datagram_server_that_dies_ends_the_run(silently):
+    count = 0
+
+    def die(data, peer, send):
+        nonlocal count
+        count += 1
+        if count == 200:
+            died.set()
+        if count < 200:
+            send(data, peer)
+
+    died = threading.Event()
+    with contextlib.ExitStack() as stack:
+        server = contextlib.ExitStack()
+        stack.push(server)
+        endpoint = server.enter_context(serving_datagrams(die))
+        if not silently:
+            threading.Thread(target=lambda: (died.wait(10), server.close())).start()
+        result = run(endpoint, timeout_s=0.05, warmup_s=0, duration_s=30)
+    assert "datagrams in a row failed: " + ("timed out" if silently else "") in result.problem
+    assert 0 < result.messages < 200
+    assert result.measured_s < 15
+    if not silently:
+        assert result.errors_connect > 0
+
+
+def test_a_stall_shows_in_the_p99_of_open_loop_datagrams():
+    began = []
+
+    def stall(data, peer, send):
+        began.append(time.monotonic())
+        if began[0] and began[0] + 0.3 < began[-1]:
+            began[0] = 0
+            threading.Event().wait(0.5)
+        send(data, peer)
+
+    with serving_datagrams(stall) as endpoint:
+        result = run(endpoint, connections=4, rate=500.0, duration_s=1.5)
+    assert (result.problem, result.errors) == (None, 0)
+    assert 350_000 < result.p99_us < 800_000
+
+
+@pytest.mark.parametrize(
+    "option", [{"churn": True}, {"lines": True}, {"tls": True}, {"size_bytes": 7}, {"size_bytes": 65_508}]
+)
+def test_what_only_streams_can_is_refused_for_datagrams(option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        LoadSettings(endpoint="udp://127.0.0.1:1", **option)
+
+
 def test_the_generators_own_processor_use_is_told():
     with serving(echo) as server:
         busy, idle = run(server.endpoint, connections=20), run(server.endpoint, rate=100.0)
@@ -363,17 +594,19 @@ def test_the_generators_own_processor_use_is_told():
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "parts"),
+    "endpoint",
     [
-        ("tcp://127.0.0.1:80", ("tcp", "127.0.0.1", 80)),
-        ("tcp://[::1]:7", ("tcp", "::1", 7)),
-        ("tcp://localhost:65535", ("tcp", "localhost", 65535)),
-        ("unix:/run/a b", ("unix", "/run/a b", 0)),
-        ("unix:x?mode=660", ("unix", "x", 0)),
+        "tcp://127.0.0.1:80",
+        "tcp://[::1]:7",
+        "tcp://localhost:65535",
+        "unix:/run/a b",
+        "unix:x?mode=660",
+        "udp://h:1",
+        "unixgram:x",
     ],
 )
-def test_endpoints_are_read(endpoint, parts):
-    assert _parse_endpoint(endpoint) == parts
+def test_endpoints_are_read(endpoint):
+    assert str(parse_target(endpoint)) == endpoint.partition("?")[0]
 
 
 @pytest.mark.parametrize(
@@ -382,16 +615,16 @@ def test_endpoints_are_read(endpoint, parts):
         "",
         "127.0.0.1:80",
         "tcp://127.0.0.1",
-        "tcp://:80",
         "tcp://h:0",
         "tcp://h:65536",
         "tcp://::1:80",
         "unix:",
-        "udp://h:1",
+        "fd://3",
+        "ftp://h:1",
     ],
 )
 def test_other_endpoints_are_refused_with_what_was_expected(endpoint):
-    with pytest.raises(ValueError, match=r"expected tcp://HOST:PORT"):
+    with pytest.raises(ValueError, match=r"expected tcp://HOST:PORT|at most 65535"):
         LoadSettings(endpoint=endpoint)
 
 
@@ -527,7 +760,7 @@ def test_a_missing_extra_is_named(monkeypatch):
 
 def result_of(counts, **changes):
     from aioecho.load import _result
-    from aioecho.load_engine import Tally
+    from aioecho.load_settings import Tally
 
     tally = Tally(counts=counts, replies=sum(counts.values()), measured_s=changes.pop("measured_s", 1.0))
     return _result(LoadSettings(endpoint="unix:x", **changes), [tally], "2026-01-01T00:00:00Z")

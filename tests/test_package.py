@@ -51,7 +51,10 @@ ORDER = (
     "workers",
     "echo",
     "client",
+    "load_settings",
     "load_engine",
+    "load_streams",
+    "load_datagrams",
     "load",
     "load_report",
     "load_cli",
@@ -60,7 +63,9 @@ ORDER = (
 )
 
 # Those that talk to servers, any servers, and know nothing of ours.
-CLIENTS = {"client", "load", "load_cli", "load_engine", "load_report"}
+CLIENTS = {
+    *("client", "load", "load_cli", "load_datagrams", "load_engine", "load_report", "load_settings", "load_streams"),
+}
 SERVERS = {
     *("handlers", "connection", "admission", "deadlines", "listener", "threads", "blocking", "server"),
     *("datagram_socket", "blocking_datagram", "exchange", "session", "datagram", "serving", "background"),

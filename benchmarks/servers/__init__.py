@@ -1,5 +1,6 @@
 """The servers that are compared, one module each: `python -m benchmarks.servers.NAME PORT [--help]`.
 
 All do the same on 127.0.0.1: send back what comes (`--mode echo`, chunks as they arrive; `--mode lines`, line by line),
-each after waiting `--delay` seconds, over TLS with `--cert` and `--key`.
+each after waiting `--delay` seconds, over TLS with `--cert` and `--key`. Some also serve datagrams (`--mode udp`), and the
+example of issue trackers and tutorials (`--mode example`): one request of up to 1,024 bytes, upper case, a wait, a reply.
 """

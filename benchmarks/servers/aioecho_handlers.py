@@ -1,8 +1,9 @@
-"""aioecho: one handler object per connection, a coroutine reads and replies."""
+"""aioecho: one handler object per connection, or per datagram; a coroutine reads and replies."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import aioecho
 
@@ -31,11 +32,39 @@ class Lines(aioecho.StreamRequestHandler):
             await self.send(line)
 
 
-if __name__ == "__main__":
+class Example(aioecho.StreamRequestHandler):
+    """Answer one request in upper case, after a while."""
+
+    async def handle(self) -> None:
+        """Serve one connection."""
+        data = await self.reader.read(1024)
+        await asyncio.sleep(options.delay_s)
+        await self.send(data.upper())
+
+
+class DatagramEcho(aioecho.DatagramRequestHandler):
+    """Send back a datagram."""
+
+    async def handle(self) -> None:
+        """Serve one datagram."""
+        self.reply(self.data)
+
+
+HANDLERS: dict[str, Any] = {"echo": Echo, "lines": Lines, "example": Example, "udp": DatagramEcho}
+
+
+def main() -> None:
+    """Serve until killed."""
+    more: dict[str, Any] = {"workers": options.workers} if options.workers > 1 else {}
     aioecho.run(
-        Lines if options.mode == "lines" else Echo,
-        f"tcp://{HOST}:{options.port}",
+        HANDLERS[options.mode],
+        f"{'udp' if options.mode == 'udp' else 'tcp'}://{HOST}:{options.port}",
         loop=options.loop,
         ssl=options.tls,
         limits=aioecho.Limits(backlog=BACKLOG),
+        **more,
     )
+
+
+if __name__ == "__main__":
+    main()

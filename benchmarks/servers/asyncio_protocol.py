@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+from typing import Any, cast
 
 import uvloop
 
@@ -41,10 +41,27 @@ class Lines(Echo):
             self.transport.write(line + b"\n")
 
 
+class DatagramEcho(asyncio.DatagramProtocol):
+    """Send back each datagram."""
+
+    transport: asyncio.DatagramTransport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self.transport = cast(asyncio.DatagramTransport, transport)
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        """Reply."""
+        self.transport.sendto(data, addr)
+
+
 async def main() -> None:
     """Serve until killed."""
     protocol = Lines if options.mode == "lines" else Echo
     loop = asyncio.get_running_loop()
+    if options.mode == "udp":
+        await loop.create_datagram_endpoint(DatagramEcho, (HOST, options.port))
+        await asyncio.Event().wait()
     server = await loop.create_server(protocol, HOST, options.port, backlog=BACKLOG, ssl=options.tls)
     await server.serve_forever()
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import socket
 import socketserver
-import ssl
 import sys
-import time
 
-from ._options import BACKLOG, HOST, READ_BYTES, read_options
+from ._options import BACKLOG, HOST
 
 
 def take(name: str) -> str:
@@ -20,38 +17,13 @@ def take(name: str) -> str:
 
 
 kind = take("--server")
-options = read_options()
 
+from ._blocking_handlers import HANDLERS, options  # noqa: E402 - it reads the rest of the command line
 
-class Echo(socketserver.StreamRequestHandler):
-    """Send back each chunk."""
+if options.mode == "udp":
+    kind = kind.replace("TCP", "UDP")
 
-    disable_nagle_algorithm = True
-
-    def setup(self) -> None:
-        """Shake hands here, in the connection's own thread or process, and not in the accept loop."""
-        if options.tls:
-            self.request: socket.socket | ssl.SSLSocket = options.tls.wrap_socket(self.request, server_side=True)
-        super().setup()
-
-    def handle(self) -> None:
-        """Serve one connection."""
-        while data := self.request.recv(READ_BYTES):
-            if options.delay_s:
-                time.sleep(options.delay_s)
-            self.request.sendall(data)
-
-
-class Lines(Echo):
-    """Send back each line."""
-
-    def handle(self) -> None:
-        """Serve one connection."""
-        for line in self.rfile:
-            self.wfile.write(line)
-
-
-base: type[socketserver.TCPServer] = getattr(socketserver, kind)
+base: type[socketserver.BaseServer] = getattr(socketserver, kind)
 
 
 class Server(base):  # type: ignore[misc, valid-type]
@@ -69,5 +41,5 @@ class Server(base):  # type: ignore[misc, valid-type]
 
 
 if __name__ == "__main__":
-    with Server((HOST, options.port), Lines if options.mode == "lines" else Echo) as server:
+    with Server((HOST, options.port), HANDLERS[options.mode]) as server:
         server.serve_forever()
