@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from aioecho.loops import loop_factory
+from aioecho.loops import end_other_tasks, loop_factory
 from aioecho.server import BaseServer
 from aioecho.serving import serve
 from aioecho.stats import DrainReport, Stats
@@ -86,6 +86,7 @@ class BackgroundServer:
         self._is_ready.set()
         await self.server.serve_forever()
         self._report = await self.server.shutdown()
+        await end_other_tasks()
 
 
 def run_in_thread(

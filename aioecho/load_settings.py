@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from .endpoints import (
     InheritedEndpoint,
+    SystemdEndpoint,
     TCPEndpoint,
     UDPEndpoint,
     UnixDatagramEndpoint,
@@ -126,7 +127,9 @@ def parse_target(text: str) -> TCPEndpoint | UnixEndpoint | UDPEndpoint | UnixDa
         ValueError: it names none, or one that only a server can use; the message says what was expected (caller).
     """
     where = parse_endpoint(text)
-    if isinstance(where, InheritedEndpoint) or (isinstance(where, TCPEndpoint | UDPEndpoint) and not where.port):
+    if isinstance(where, InheritedEndpoint | SystemdEndpoint) or (
+        isinstance(where, TCPEndpoint | UDPEndpoint) and not where.port
+    ):
         raise ValueError(f"nobody can be reached at {text!r}: expected {_FORMS}, with the server's port")
     return where
 

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from aioecho.exceptions import AioechoError
-from aioecho.loops import loop_factory
+from aioecho.loops import end_other_tasks, loop_factory
 from aioecho.server import BaseServer
 
 __all__ = ["SIGNALS", "Channel", "Order", "main", "make_order", "refuse_if_loading"]
@@ -211,6 +211,7 @@ class _Worker:
             self._channel.send("ended", report=dataclasses.asdict(report), stats=self._stats())
         finally:
             loop.remove_reader(self._channel.sock.fileno())
+        await end_other_tasks()
 
     def _listen(self) -> None:
         for message in self._channel.receive():

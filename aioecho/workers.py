@@ -13,7 +13,7 @@ from typing import Any
 
 from aioecho import systemd
 from aioecho.exceptions import AioechoError
-from aioecho.loops import loop_factory
+from aioecho.loops import end_other_tasks, loop_factory
 from aioecho.server import PATIENCE, BaseServer
 from aioecho.serving import serve
 from aioecho.stats import DrainReport
@@ -195,6 +195,7 @@ async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseSe
         report = await server.shutdown()
         await asyncio.gather(*stopping)
         watchdog.stop()
+        await end_other_tasks()
         return report
 
 

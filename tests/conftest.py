@@ -5,7 +5,7 @@ import contextlib
 import gc
 import os
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -107,12 +107,3 @@ def check_identity(server: aioecho.BaseServer) -> None:
     assert s.accepted == s.active + s.completed + s.failed + s.cancelled + s.rejected
     assert s.active == len(server.connections)
     assert sum(s.reasons.values()) == s.accepted - s.active
-
-
-@pytest.fixture
-def identity_holds() -> Iterator[list[aioecho.BaseServer]]:
-    """Servers put in this list are checked for the accounting identity at the end of the test."""
-    servers: list[aioecho.BaseServer] = []
-    yield servers
-    for server in servers:
-        check_identity(server)

@@ -10,8 +10,10 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
+import programs
 import pytest
 from conftest import check_identity, settle
 
@@ -389,3 +391,37 @@ def test_two_thousand_requests_in_flight_at_sigterm_are_all_answered(loop: str) 
         server.wait()
         assert server.stdout is not None
         server.stdout.close()
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_program_ends_though_a_task_of_its_handlers_never_does(loop: str, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(f"""
+import asyncio, logging, socket, aioecho
+
+class Parent(aioecho.StreamRequestHandler):
+    async def handle(self):
+        await self.send(b"x")
+        await asyncio.create_task(self.stay(), name="stays for ever")
+
+    async def stay(self):
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                pass
+
+logging.basicConfig()
+with socket.create_server(("127.0.0.1", 0)) as sock:
+    print("listening on tcp://{{}}:{{}}".format(*sock.getsockname()), flush=True)
+    print(aioecho.run(Parent, sock=sock, loop="{loop}", grace=0.05).aborted, flush=True)
+""")
+    with (
+        programs.Program(sys.executable, "-W", "error", "program.py", cwd=tmp_path) as program,
+        programs.connect(program.listening()) as sock,
+    ):
+        assert sock.recv(1) == b"x"
+        program.signal()
+        code, output, errors = program.end(timeout=10)
+    assert (code, output.split()[-1:]) == (0, [b"1"])
+    assert "left behind, as it would not end when cancelled" in errors
+    assert "stays for ever" in errors
