@@ -43,15 +43,30 @@ class ThreadPool:
         Raises:
             RuntimeError: the system has no thread to give, and there is none to wait for.
         """
-        if len(self._busy) == len(self._threads) and not self._can_start():
-            self._waiting.append(connection)
-            return
-        self._busy.add(connection)
-        self._jobs.put(connection)
+        self._waiting.append(connection)
+        try:
+            self._begin_waiting()
+        except RuntimeError:
+            self._waiting.remove(connection)
+            raise
+
+    def resize(self, most: int) -> None:
+        """Let there be at most so many at work from now on. Threads that are too many finish what they do, and idle."""
+        self._most = most
+        self._begin_waiting()
+
+    def _begin_waiting(self) -> None:
+        while self._waiting and self._has_thread():
+            following = self._waiting.popleft()
+            self._busy.add(following)
+            self._jobs.put(following)
+
+    def _has_thread(self) -> bool:
+        if len(self._busy) >= self._most:
+            return False
+        return len(self._busy) < len(self._threads) or self._can_start()
 
     def _can_start(self) -> bool:
-        if len(self._threads) >= self._most:
-            return False
         self._started += 1
         thread = threading.Thread(target=self._work, name=f"aioecho-{self._started}", daemon=True)
         try:
@@ -73,10 +88,7 @@ class ThreadPool:
     def finished(self, connection: "Threaded") -> None:
         """Be told that a connection has no more use for its thread."""
         self._busy.discard(connection)
-        if self._waiting:
-            following = self._waiting.popleft()
-            self._busy.add(following)
-            self._jobs.put(following)
+        self._begin_waiting()
 
     def owns_this_thread(self) -> bool:
         """Tell whether the caller runs in one of these threads. May be called in any thread."""

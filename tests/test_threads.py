@@ -491,6 +491,31 @@ async def test_at_the_limit_clients_wait_for_a_thread_in_order() -> None:
         check_identity(server)
 
 
+async def test_the_number_of_threads_may_be_changed_while_clients_wait() -> None:
+    async with HeldServer(("127.0.0.1", 0), Held, limits=aioecho.Limits(max_threads=1)) as server:
+        asking = [asyncio.create_task(ask(server, b"x")) for _ in range(6)]
+        await server.has_entered()
+        await settle(lambda: server.stats.active == 6)
+        server.limits = aioecho.Limits(max_threads=3)
+        await server.has_entered(2)
+        server.limits = aioecho.Limits(max_threads=1)
+        assert len(our_threads()) == 3
+        assert not server.entered.acquire(blocking=False)
+        server.may_go_on.set()
+        assert await asyncio.gather(*asking) == [b"X"] * 6
+        await settle(lambda: not server.connections)
+        # Of the three threads no more than one is used from now on.
+        server.may_go_on.clear()
+        await server.has_entered(3)
+        asking = [asyncio.create_task(ask(server, b"y")) for _ in range(2)]
+        await server.has_entered()
+        await settle(lambda: server.stats.active == 2)
+        assert [connection.thread for connection in server.connections].count(None) == 1
+        server.may_go_on.set()
+        assert await asyncio.gather(*asking) == [b"Y"] * 2
+    check_identity(server)
+
+
 async def test_the_limits_of_connections_apply() -> None:
     limits = aioecho.Limits(max_per_host=2)
     async with HeldServer(("127.0.0.1", 0), Held, limits=limits) as server:
