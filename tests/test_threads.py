@@ -882,6 +882,40 @@ async def test_datagrams_beyond_the_threads_wait_and_beyond_the_queue_are_droppe
         await settle_stats(server, lambda stats: stats.completed == 5)
 
 
+@pytest.mark.parametrize("send", [0.2, None])
+async def test_a_peer_that_takes_no_replies_is_waited_for_in_vain_or_until_it_does(
+    send: float | None, tmp_path: Path
+) -> None:
+    sent, ends = threading.Semaphore(0), []
+
+    class Floods(socketserver.DatagramRequestHandler):
+        def handle(self) -> None:
+            began, used = time.monotonic(), time.thread_time()
+            try:
+                for _ in range(1000):  # more than any queue of a Unix socket takes
+                    self.socket.sendto(b"x", self.client_address)
+                    sent.release()
+            except TimeoutError as error:
+                ends.append(error)
+            waited = time.monotonic() - began
+            assert time.thread_time() - used < 0.5 * waited or waited < 0.1  # it does not spin
+
+        def finish(self) -> None:
+            pass
+
+    timeouts = aioecho.Timeouts(send=send)
+    async with aioecho.serve(Floods, f"unixgram:{tmp_path / 'socket'}", timeouts=timeouts) as server:
+        with peer_of(server) as sock:
+            sock.bind(str(tmp_path / "peer"))
+            sock.sendto(b"flood", str(tmp_path / "socket"))
+            await settle(lambda: sent.acquire(blocking=False))
+            if send is None:
+                for _ in range(1000):
+                    assert await receive(sock) == b"x"
+            await settle_stats(server, lambda stats: stats.completed == 1)
+    assert [str(end) for end in ends] == (["the socket has no room for a reply"] if send is not None else [])
+
+
 async def test_a_stopping_server_serves_the_datagrams_that_have_come() -> None:
     entered, may_go_on = threading.Event(), threading.Event()
 
