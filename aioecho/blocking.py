@@ -76,8 +76,10 @@ class RequestSocket(socket.socket):
     def detach(self) -> int:
         """Give up the descriptor, mostly to wrap it in TLS."""
         if self._connection is not None and self.fileno() >= 0:
-            # So that the server can still shut it when it stops.
-            self._connection.keep(socket.socket(self.family, self.type, self.proto, fileno=os.dup(self.fileno())))
+            # So that the server can still shut it when it stops. Without, if there is no descriptor for that: were this to
+            # fail in the middle of wrap_socket(), two would own the one there is, and close it twice.
+            with contextlib.suppress(OSError):
+                self._connection.keep()
         return super().detach()
 
     def _real_close(
@@ -230,6 +232,7 @@ class ThreadedConnection(Threaded):
                 request.close()
 
     def _wrap(self, context: ssl.SSLContext) -> ssl.SSLSocket:
+        self.keep()
         with _wrapping:
             options = context.options
             context.options |= IGNORE_UNEXPECTED_EOF
@@ -246,9 +249,15 @@ class ThreadedConnection(Threaded):
             raise
         return request
 
-    def keep(self, sock: socket.socket) -> None:
-        """Keep what the server needs to shut a connection whose handler has detached it."""
-        self._kept = sock
+    def keep(self) -> None:
+        """Keep a copy of the socket, for the server to shut it with when it has been detached.
+
+        Raises:
+            OSError: there is no descriptor left.
+        """
+        if self._kept is None:
+            sock = self.request
+            self._kept = socket.socket(sock.family, sock.type, sock.proto, fileno=os.dup(sock.fileno()))
 
     def give_back(self, left: socket.socket) -> None:
         """Have the loop close what the handler has closed. May be called in any thread."""

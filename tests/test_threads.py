@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import functools
 import gc
 import http.server
@@ -470,6 +471,40 @@ async def test_a_failed_handshake_is_rejected_and_frees_its_thread(peer: str, tl
         writer.write(b"x\n")
         assert await reader.readline() == b"X\n"
         await close(writer)
+    check_identity(server)
+
+
+@pytest.mark.parametrize("wraps", ["the server", "the handler"])
+async def test_no_descriptor_is_closed_twice_where_there_is_none_left_to_wrap_with(
+    wraps: str, tls: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be another connection's by then."""
+
+    class Wraps(Upper):
+        def setup(self) -> None:
+            if wraps == "the handler":
+                self.request = tls.server.wrap_socket(self.request, server_side=True)
+            super().setup()
+
+        def finish(self) -> None:
+            super().finish()
+            self.request.close()
+
+    def fail(descriptor: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with aioecho.serve(Wraps, ANYWHERE, ssl=tls.server if wraps == "the server" else None) as server:
+        monkeypatch.setattr("os.dup", fail)
+        if wraps == "the server":
+            with contextlib.suppress(OSError):
+                await open_to(server, ssl=tls.client, server_hostname="localhost")
+            await settle(lambda: server.stats.reasons == {"handshake": 1})
+            monkeypatch.undo()
+        reader, writer = await open_to(server, ssl=tls.client, server_hostname="localhost")
+        writer.write(b"x\n")
+        assert await reader.readline() == b"X\n"
+        await close(writer)
+        await settle(lambda: not server.connections)
     check_identity(server)
 
 
