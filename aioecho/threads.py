@@ -302,4 +302,7 @@ def report_end_of_thread() -> None:
     """Report the exception that is being handled as that of a thread that it ends, though ours goes on."""
     kind, error, trace = sys.exc_info()
     assert kind is not None
-    threading.excepthook(threading.ExceptHookArgs((kind, error, trace, threading.current_thread())))
+    try:
+        threading.excepthook(threading.ExceptHookArgs((kind, error, trace, threading.current_thread())))
+    except Exception:  # it can't write to stderr, for instance
+        logger.exception("threading.excepthook raised")

@@ -285,6 +285,26 @@ async def test_what_would_end_a_thread_ends_only_a_handler(monkeypatch: pytest.M
     assert [each.exc_type for each in caught] == [SystemExit] * 3
 
 
+async def test_an_excepthook_that_raises_costs_no_thread(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(arguments: Any) -> None:
+        raise BrokenPipeError("stderr is closed")
+
+    monkeypatch.setattr(threading, "excepthook", fail)
+
+    class Exits(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            sys.exit("now")
+
+    async with aioecho.serve(Exits, ANYWHERE, limits=aioecho.Limits(max_threads=1)) as server:
+        for _ in range(3):
+            assert await ask(server, b"") == b""
+        await settle(lambda: server.stats.failed == 3)
+        check_identity(server)
+    assert caplog.text.count("threading.excepthook raised") == 3
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_verify_request_refuses_before_a_thread_is_taken(is_async: bool) -> None:
     made = []
