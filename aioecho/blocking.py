@@ -43,6 +43,9 @@ logger = logging.getLogger("aioecho.blocking")
 IGNORE_UNEXPECTED_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
 _wrapping = threading.Lock()
 
+# More than a kernel keeps unread of one connection, in reads of 64 KiB.
+MOST_READS = 256
+
 
 def is_blocking(RequestHandlerClass: Any) -> bool:
     """Tell whether this is a handler class of socketserver's, or a functools.partial of one."""
@@ -315,11 +318,19 @@ class ThreadedConnection(Threaded):
     def _read_on(self) -> None:
         """Read and discard for a while what the peer still sends: a reset could destroy the reply on its way."""
         assert self._left is not None
-        # With its read side shut, the kernel itself resets a connection on which more comes.
-        if self._is_cut_off or self._has_shut_reading or self.reason == "handshake":
+        if self._is_cut_off or self.reason == "handshake":
             self._close()
             return
         self._left.setblocking(False)
+        if self._has_shut_reading:
+            # The kernel itself resets a connection on which more comes. What has come is taken: to close over it would
+            # throw away the rest of the reply, as far as it waits in the kernel to be sent.
+            with contextlib.suppress(OSError):
+                for _ in range(MOST_READS):
+                    if not self._left.recv(2**16):
+                        break
+            self._close()
+            return
         self._discard()
         if self._left is not None and not self._is_over:
             self._loop.add_reader(self._left.fileno(), self._discard)

@@ -712,6 +712,42 @@ async def test_a_request_that_came_before_the_drain_is_answered() -> None:
     check_identity(server)
 
 
+@pytest.mark.parametrize("has_tls", [False, True])
+async def test_a_drain_loses_no_reply_to_what_a_handler_has_not_read(has_tls: bool, tls: SimpleNamespace) -> None:
+    class Large(Held):
+        def handle(self) -> None:
+            assert self.request.recv(4) == b"give"
+            self.server.entered.release()  # type: ignore[attr-defined]
+            self.server.may_go_on.wait(30)  # type: ignore[attr-defined]
+            self.request.sendall(b"x" * 200_000)
+
+    def receive_all(sock: socket.socket) -> int:
+        received = 0
+        while chunk := sock.recv(2**16):
+            received += len(chunk)
+        return received
+
+    async with HeldServer(("127.0.0.1", 0), Large, ssl=tls.server if has_tls else None) as server:
+        with socket.socket() as plain:
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**13)  # so that most of it waits at the server
+            await asyncio.to_thread(plain.connect, server.server_address)
+            sock = plain
+            if has_tls:
+                sock = await asyncio.to_thread(tls.client.wrap_socket, plain, server_hostname="localhost")
+            with sock:
+                sock.sendall(b"give")
+                await server.has_entered()
+                sock.sendall(b", and more")
+                stopping = asyncio.create_task(server.shutdown(20))
+                [connection] = server.connections
+                await settle(lambda: connection._has_shut_reading)
+                server.may_go_on.set()
+                report = await stopping
+                assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+                assert await asyncio.to_thread(receive_all, sock) == 200_000
+    check_identity(server)
+
+
 async def test_at_the_end_of_the_grace_both_sides_are_shut() -> None:
     class Floods(socketserver.BaseRequestHandler):
         def handle(self) -> None:
