@@ -130,6 +130,8 @@ class ThreadedConnection(Threaded):
         RequestHandlerClass: Callable[..., Any],
     ) -> None:
         request = RequestSocket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        if request.gettimeout() is None:  # as in socket.accept(): else socket.setdefaulttimeout() holds for it
+            request.setblocking(True)
         request._connection = self
         super().__init__(server, pool, request, client_address, RequestHandlerClass)
         self.since = self._loop.time()
@@ -210,7 +212,6 @@ class ThreadedConnection(Threaded):
 
     def _serve(self) -> None:
         request: socket.socket = self.request
-        request.settimeout(None)
         if self._server.ssl is not None:
             try:
                 request = self._wrap(self._server.ssl)
@@ -244,9 +245,10 @@ class ThreadedConnection(Threaded):
             finally:
                 context.options = options
         try:
+            timeout = request.gettimeout()
             request.settimeout(self._server.timeouts.handshake)
             request.do_handshake()
-            request.settimeout(None)
+            request.settimeout(timeout)
         except BaseException:
             request.close()
             raise

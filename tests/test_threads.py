@@ -155,6 +155,31 @@ def test_a_handler_of_socketservers_with_a_coroutine_is_refused() -> None:
         aioecho.serve(Mixed, ANYWHERE)
 
 
+@pytest.mark.parametrize("has_tls", [False, True])
+@pytest.mark.parametrize("where", ["verify_request", "socket.setdefaulttimeout"])
+async def test_a_sockets_timeout_set_before_the_handler_holds(
+    where: str, has_tls: bool, tls: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Server(aioecho.TCPServer):
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            if where == "verify_request":
+                request.settimeout(0.1)
+            return True
+
+    options = {"ssl": tls.client, "server_hostname": "localhost"} if has_tls else {}
+    async with Server(("127.0.0.1", 0), Upper, ssl=tls.server if has_tls else None) as server:
+        try:
+            socket.setdefaulttimeout(0.1 if where != "verify_request" else None)
+            reader, writer = await open_to(server, **options)
+            assert await reader.read() == b""  # a silent client
+        finally:
+            socket.setdefaulttimeout(None)
+        await close(writer)
+        await settle(lambda: server.stats.failed == 1)
+    check_identity(server)
+    assert "TimeoutError: timed out" in caplog.text or "read operation timed out" in caplog.text
+
+
 async def test_context_variables_and_files_are_a_requests_own() -> None:
     import contextvars
 
