@@ -9,16 +9,18 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:  # the server is above, and makes these
     from aioecho.server import BaseServer
 
-__all__ = ["ThreadPool", "Threaded", "report_end_of_thread"]
+__all__ = ["Begun", "ThreadPool", "Threaded", "report_end_of_thread"]
 
 logger = logging.getLogger("aioecho.threads")
+
+T = TypeVar("T")
 
 
 class ThreadPool:
@@ -296,6 +298,32 @@ class Threaded:
         self._has_returned = True
         if self._is_cut_off and self.outcome != "rejected":
             self.outcome = self.reason = "cancelled"
+
+
+class Begun(Coroutine[Any, Any, T]):
+    """A coroutine that need not be awaited, as it only waits for what has begun. It is made by `make` when it is stepped."""
+
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._make = make
+        self._coro: Coroutine[Any, Any, T] | None = None
+
+    def send(self, value: Any) -> Any:
+        """Go on."""
+        self._coro = self._coro or self._make()
+        return self._coro.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """Go on with an error."""
+        self._coro = self._coro or self._make()
+        return self._coro.throw(*error)
+
+    def close(self) -> None:
+        """End it."""
+        if self._coro is not None:
+            self._coro.close()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self._make().__await__()
 
 
 def report_end_of_thread() -> None:

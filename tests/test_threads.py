@@ -894,6 +894,38 @@ async def test_a_handler_may_shut_its_server_down() -> None:
     check_identity(server)
 
 
+@pytest.mark.parametrize("way", ["a helper", "run_coroutine_threadsafe"])
+async def test_a_handlers_helper_may_shut_its_server_down(way: str) -> None:
+    reports = []
+
+    class Stops(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(10)
+            if way == "a helper":  # as it has to be done under socketserver, where to wait here would be for ever
+                helper = threading.Thread(target=self.server.shutdown)
+                helper.start()
+                helper.join()
+            else:
+                waiting = asyncio.run_coroutine_threadsafe(self.server.shutdown(5), loop)  # type: ignore[arg-type]
+                waiting.add_done_callback(lambda done: reports.append(done.result()))
+            self.request.sendall(b"stopping")
+
+    loop = asyncio.get_running_loop()
+    server = aioecho.TCPServer(("127.0.0.1", 0), Stops)
+    await server.start()
+    serving = asyncio.create_task(server.serve_forever())
+    assert await ask(server, b"x") == b"stopping"
+    await serving
+    assert server.stats.completed == 1
+    check_identity(server)
+    if way != "a helper":
+        await settle(lambda: reports)
+        assert reports[0].completed == 1
+    # When all is over, too.
+    report = await asyncio.to_thread(lambda: asyncio.run(server.shutdown()))
+    assert report == await server.shutdown()
+
+
 async def test_a_verification_that_hangs_is_cut_off() -> None:
     class Hangs(aioecho.TCPServer):
         async def verify_request(self, request: Any, client_address: Any) -> bool:  # type: ignore[override]
