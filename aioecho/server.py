@@ -296,7 +296,10 @@ class BaseServer:
             raise
         self._listeners = self._make_listeners(bound)
         self._names = [each.name for each in bound]
-        self._address = self._listeners[0].sock.getsockname()
+        self.socket = self._listeners[
+            0
+        ].sock  # socketserver's name, for its handlers; after the end it is closed, as there
+        self._address = self.socket.getsockname()
         for listener in self._listeners:
             listener.resume()
         logger.info("listening on %s", ", ".join(self.names))

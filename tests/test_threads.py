@@ -990,6 +990,23 @@ async def receive(sock: socket.socket) -> bytes:
     return received[0]
 
 
+async def test_a_handler_may_use_its_servers_socket() -> None:
+    class Replies(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            if isinstance(self.request, tuple):
+                self.server.socket.sendto(self.request[0].upper(), self.client_address)
+            else:
+                self.request.sendall(b"%d" % self.server.socket.getsockname()[1])
+
+    async with aioecho.UDPServer(("127.0.0.1", 0), Replies) as server:
+        with peer_of(server) as sock:
+            sock.sendto(b"x", server.server_address)
+            assert await receive(sock) == b"X"
+    assert server.socket.fileno() == -1
+    async with aioecho.TCPServer(("127.0.0.1", 0), Replies) as tcp:
+        assert await ask(tcp, b"") == b"%d" % tcp.server_address[1]
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", ""])
 async def test_a_datagram_handler_runs_unmodified(host: str, tmp_path: Path) -> None:
     async with aioecho.UDPServer((host, 0), UpperDatagram) as server:
