@@ -1,5 +1,6 @@
 """socketserver's names over our engine: CPython's own tests, and what its servers gain."""
 
+import asyncio
 import contextlib
 import http.client
 import http.server
@@ -250,6 +251,14 @@ def test_an_error_is_handled_in_its_thread_and_counted(hook: str, monkeypatch: p
     assert [each.exc_type for each in ended] == ([ValueError] if hook == "raises" else [])
 
 
+def test_service_actions_may_be_an_attribute() -> None:
+    called = threading.Event()
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Upper)
+    server.service_actions = called.set  # type: ignore[method-assign]
+    with serving(server, poll_interval=0.01):
+        assert called.wait(10)
+
+
 def test_what_service_actions_raises_ends_serve_forever() -> None:
     class Ends(socketserver.ThreadingTCPServer):
         def service_actions(self) -> None:
@@ -274,6 +283,35 @@ def test_a_class_with_a_hook_that_the_engine_has_not_is_served_by_the_standard_l
         assert ask(server, b"x\n") == b"X\n"
         assert server.aioecho_server is None
     assert called.is_set()
+
+
+@pytest.mark.parametrize("name", ["serve_forever", "shutdown"])
+def test_it_may_be_mixed_into_a_class_with_its_own_serve_forever_or_shutdown(name: str) -> None:
+    called = threading.Event()
+
+    def hook(self: Any, *arguments: Any) -> Any:
+        called.set()
+        return getattr(super(base, self), name)(*arguments)
+
+    base: Any = type("Base", (socketserver.TCPServer,), {name: hook})
+    kind = type("Mixed", (socketserver.ThreadingMixIn, base), {})
+    with serving(kind(("127.0.0.1", 0), Upper), poll_interval=0.01) as server:
+        assert ask(server, b"x\n") == b"X\n"
+        assert server.aioecho_server is None
+    assert called.is_set()
+
+
+def test_it_serves_where_an_event_loop_runs_already() -> None:
+    class Server(socketserver.ThreadingTCPServer):
+        def serve_forever(self, poll_interval: float = 0.5) -> None:
+            async def main() -> None:
+                socketserver.ThreadingTCPServer.serve_forever(self, poll_interval)
+
+            asyncio.run(main())
+
+    server = Server(("127.0.0.1", 0), Upper)
+    with serving(server, poll_interval=0.01):
+        assert ask(server, b"x\n") == b"X\n"
 
 
 def test_datagrams_are_served() -> None:

@@ -14,8 +14,9 @@ What is left to the standard library, as it can't be the same thing on an event 
   forked for it;
 - handle_request(), of any server, which waits for one request; it is no part of serve_forever() here either;
 - datagrams, of any server;
-- a class with ThreadingMixIn that overrides process_request(), get_request() or fileno(): these are called, by the
-  standard library's serve_forever(), and so threads are not bounded.
+- a class with ThreadingMixIn that overrides process_request(), get_request() or fileno(), or is mixed into one that
+  overrides serve_forever() or shutdown(): these are called, and the standard library serves, so threads are not bounded;
+- serve_forever() in a thread that runs an event loop already, as a notebook's does.
 
 What differs, on the engine:
 
@@ -101,6 +102,12 @@ class ThreadingMixIn(stdlib.ThreadingMixIn):
         state = self._state()
         state.has_ended.clear()
         try:
+            if asyncio._get_running_loop() is not None:  # of which there can't be two in a thread
+                state.wake = super().shutdown  # type: ignore[misc]
+                if state.is_to_end:  # since before there was a wake()
+                    threading.Thread(target=state.wake).start()  # it waits until this has ended
+                super().serve_forever(poll_interval)  # type: ignore[misc]
+                return
             with asyncio.Runner(loop_factory=loop_factory("auto")) as runner:
                 try:
                     runner.run(self._serve(state, poll_interval))
@@ -146,8 +153,13 @@ class ThreadingMixIn(stdlib.ThreadingMixIn):
         ):
             if getattr(type(self), name, None) is not getattr(stock, name) or name in vars(self):
                 return f"its {name}() is not"
-        if self._socket().type != socket.SOCK_STREAM:
-            return "its socket is none for streams"
+        for name in ("serve_forever", "shutdown"):
+            # Of a class that this one is mixed into, whose own is not to be passed over.
+            if getattr(getattr(super(), name), "__func__", None) is not getattr(stdlib.BaseServer, name):
+                return f"the {name}() of what it is mixed into is not"
+        sock = self._socket()
+        if sock.type != socket.SOCK_STREAM or sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+            return "its socket is none for TCP or Unix streams"
         return None
 
     async def _serve(self, state: _State, poll_interval: float) -> None:
@@ -174,7 +186,8 @@ class ThreadingMixIn(stdlib.ThreadingMixIn):
             state.wake = wake
             if state.is_to_end:  # since before there was a wake()
                 return
-            if type(self).service_actions is stdlib.BaseServer.service_actions:  # type: ignore[attr-defined]
+            actions = self.service_actions  # type: ignore[attr-defined]
+            if getattr(actions, "__func__", None) is stdlib.BaseServer.service_actions:
                 await stop.wait()
             while not stop.is_set():
                 with contextlib.suppress(TimeoutError):
