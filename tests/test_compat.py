@@ -251,6 +251,23 @@ def test_an_error_is_handled_in_its_thread_and_counted(hook: str, monkeypatch: p
     assert [each.exc_type for each in ended] == ([ValueError] if hook == "raises" else [])
 
 
+@pytest.mark.parametrize("name", ["process_request_thread", "shutdown_request"])
+def test_what_a_hook_raises_in_a_requests_thread_is_reported_and_counted(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", ended.append)
+
+    def fail(self: Any, *arguments: Any) -> None:
+        raise ValueError(name)
+
+    kind = type("Fails", (socketserver.ThreadingTCPServer,), {name: fail})
+    with serving(kind(("127.0.0.1", 0), Upper)) as server:
+        assert ask(server, b"x\n") == (b"X\n" if name == "shutdown_request" else b"")
+        settle(lambda: server.aioecho_server.stats.failed == 1)
+    assert [str(each.exc_value) for each in ended] == [name]
+
+
 def test_service_actions_may_be_an_attribute() -> None:
     called = threading.Event()
     server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Upper)

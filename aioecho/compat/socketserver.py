@@ -241,21 +241,27 @@ class _Request(stdlib.BaseRequestHandler):
     def __init__(self, request: Any, client_address: Any, server: Any) -> None:
         outer = server.outer
         if type(outer).process_request_thread is not stdlib.ThreadingMixIn.process_request_thread:
-            outer.process_request_thread(request, client_address)
+            _call_hook(outer.process_request_thread, request, client_address)
             return
         # The same, except that it tells the engine of the error, which counts it.
         try:
             outer.finish_request(request, client_address)
         except Exception:
-            try:
-                outer.handle_error(request, client_address)
-            except BaseException:
-                report_end_of_thread()
+            _call_hook(outer.handle_error, request, client_address)
             raise
         finally:
             if isinstance(request, ssl.SSLSocket):
                 end_tls(request)
-            outer.shutdown_request(request)
+            _call_hook(outer.shutdown_request, request)
+
+
+def _call_hook(hook: Callable[..., object], *arguments: Any) -> None:
+    """Call it, and report what it raises: it would end a thread that was there for this request alone."""
+    try:
+        hook(*arguments)
+    except Exception:
+        report_end_of_thread()
+        raise
 
 
 class ThreadingTCPServer(ThreadingMixIn, TCPServer):
