@@ -121,6 +121,11 @@ class ThreadPool:
         for _ in self._threads:
             self._jobs.put(None)
 
+    def join(self) -> None:
+        """Wait until each thread has ended, after end(). For another thread than the loop's."""
+        for thread in tuple(self._threads):
+            thread.join()
+
     async def close(self) -> None:
         """Let each thread end, and return when those have that are not stuck."""
         self.end()

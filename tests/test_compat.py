@@ -537,6 +537,14 @@ class Upper(socketserver.StreamRequestHandler):
         for line in self.rfile:
             self.wfile.write(line.upper())
 
+if "leave" in sys.argv:
+    socketserver.ThreadingTCPServer.block_on_close = False
+
+    def tell():
+        threading.main_thread().join()
+        print("main has ended", flush=True)
+
+    threading.Thread(target=tell, daemon=True).start()
 if "exit" in sys.argv:
     signal.signal(signal.SIGTERM, lambda *arguments: sys.exit(3))
 with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Upper) as server:
@@ -560,3 +568,48 @@ def test_a_program_ends_by_its_signals_and_drains(tmp_path: Path, number: int, a
         assert program.wait() == code
         assert program.stderr() == ""
         assert program.line() == ("interrupted" if number == signal.SIGINT else "")
+
+
+def test_at_its_exit_a_program_waits_for_handlers_that_the_server_did_not_wait_for(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    with Program(sys.executable, "-X", "dev", "program.py", "leave", cwd=tmp_path) as program:
+        with connect(program.listening()) as sock:
+            sock.sendall(b"x\n")
+            assert read_line(sock) == b"X\n"
+            program.signal(signal.SIGINT)
+            assert program.line() == "interrupted"
+            assert program.line() == "main has ended"
+            sock.sendall(b"y\n")
+            assert read_line(sock) == b"Y\n"
+        assert program.wait() == 0
+        assert program.stderr() == ""
+
+
+DAEMON = """
+import sys, threading
+from aioecho.compat import socketserver
+
+class Upper(socketserver.StreamRequestHandler):
+    def handle(self):
+        for line in self.rfile:
+            self.wfile.write(line.upper())
+
+server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Upper)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+print("listening on tcp://%s:%d" % server.server_address, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_program_may_end_while_a_daemon_thread_serves(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(DAEMON)
+    with Program(sys.executable, "program.py", cwd=tmp_path, stdin=subprocess.PIPE) as program:
+        with connect(program.listening()) as sock:
+            sock.sendall(b"x\n")
+            assert read_line(sock) == b"X\n"
+            assert program.process.stdin is not None
+            program.process.stdin.close()
+            assert program.wait() == 0
+            with contextlib.suppress(ConnectionError):
+                assert sock.recv(1) == b""
+        assert program.stderr() == ""

@@ -22,7 +22,8 @@ What differs, on the engine:
 
 - A thread serves one request after another, so that a threading.local outlives a request. Threads are daemon threads.
 - A handler that is at work when the server stops is waited for in serve_forever(), for `grace` seconds at the most, and
-  not in server_close() for ever. With `daemon_threads`, or without `block_on_close`, it is not waited for, as before.
+  not in server_close() for ever. With `daemon_threads`, or without `block_on_close`, it is not waited for, as before; without
+  either the program still is, at its exit. Clients that have no thread yet are then disconnected.
 - Called by a handler, shutdown() returns at once.
 - verify_request() that raises costs its request and not the server. service_actions() is called every `poll_interval`
   seconds, and not after each request besides.
@@ -227,12 +228,18 @@ class _Engine(_AioechoServer):
 
     def leave(self) -> None:
         """Stop, but leave the handlers at work to finish, without an event loop."""
+        if not self.is_serving():
+            return
         self.close()
         if self._threads is not None:
+            busy = self._threads.busy
             for connection in self.connections:
-                if connection not in self._threads.busy:
+                if connection not in busy:
                     connection.cut_off()
             self._threads.end()
+            if busy and not self.outer.daemon_threads:
+                # When the program exits it waits for this thread, and so for them.
+                threading.Thread(target=self._threads.join).start()
 
 
 class _Request(stdlib.BaseRequestHandler):
