@@ -613,3 +613,89 @@ def test_a_program_may_end_while_a_daemon_thread_serves(tmp_path: Path) -> None:
             with contextlib.suppress(ConnectionError):
                 assert sock.recv(1) == b""
         assert program.stderr() == ""
+
+
+REAL = """
+import sys
+from aioecho.compat import socketserver
+sys.modules["socketserver"] = socketserver
+import contextlib, http.client, http.server, json, logging.config, socket, struct, threading
+import wsgiref.simple_server, xmlrpc.client, xmlrpc.server
+
+@contextlib.contextmanager
+def serving(server):
+    with server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        assert server.aioecho_server.stats.accepted == 1
+        assert server.aioecho_server.stats.failed == 0
+        server.shutdown()
+        thread.join()
+
+class Quiet:
+    def log_message(self, *arguments):
+        pass
+
+class Files(Quiet, http.server.SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+class FileServer(http.server.ThreadingHTTPServer):
+    def finish_request(self, request, client_address):
+        self.RequestHandlerClass(request, client_address, self, directory=sys.argv[1])
+
+assert FileServer.daemon_threads
+with serving(FileServer(("127.0.0.1", 0), Files)) as server:
+    client = http.client.HTTPConnection(*server.server_address)
+    for name, status in [("file.txt", 200), ("absent.txt", 404), ("file.txt", 200)]:
+        client.request("GET", "/" + name)
+        response = client.getresponse()
+        body = response.read()
+        assert response.status == status, response.status
+    assert body == b"x" * 300_000
+    client.close()
+
+class XMLRPCServer(socketserver.ThreadingMixIn, xmlrpc.server.SimpleXMLRPCServer):
+    pass
+
+with serving(XMLRPCServer(("127.0.0.1", 0), logRequests=False)) as server:
+    server.register_function(lambda a, b: a + b, "add")
+    with xmlrpc.client.ServerProxy("http://%s:%d" % server.server_address) as proxy:
+        assert [proxy.add(n, 1) for n in range(3)] == [1, 2, 3]
+
+class WSGIServer(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
+    pass
+
+class WSGIHandler(Quiet, wsgiref.simple_server.WSGIRequestHandler):
+    pass
+
+app = wsgiref.simple_server.demo_app
+with serving(wsgiref.simple_server.make_server("127.0.0.1", 0, app, WSGIServer, WSGIHandler)) as server:
+    client = http.client.HTTPConnection(*server.server_address)
+    client.request("GET", "/")
+    assert client.getresponse().read().startswith(b"Hello world!")
+    client.close()
+
+listening = logging.config.listen(0)
+listening.start()
+assert listening.ready.wait(10)
+listening.ready.clear()
+config = {"version": 1, "disable_existing_loggers": False, "loggers": {"told": {"level": "DEBUG"}}}
+data = json.dumps(config).encode()
+with socket.create_connection(("localhost", listening.port)) as sock:
+    sock.sendall(struct.pack(">L", len(data)) + data)
+    assert listening.ready.wait(10)
+assert logging.getLogger("told").level == logging.DEBUG
+logging.config.stopListening()
+listening.join(10)
+assert not listening.is_alive()
+print("done")
+"""
+
+
+def test_the_standard_librarys_own_servers_work_with_the_module_swapped_in(tmp_path: Path) -> None:
+    (tmp_path / "real.py").write_text(REAL)
+    (tmp_path / "file.txt").write_bytes(b"x" * 300_000)
+    with Program(sys.executable, "-X", "dev", "real.py", tmp_path, cwd=tmp_path) as program:
+        code, output, errors = program.end(timeout=30)
+    assert (code, output, errors) == (0, b"done\n", "")
