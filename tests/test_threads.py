@@ -744,7 +744,7 @@ async def test_a_drain_loses_no_reply_to_what_a_handler_has_not_read(has_tls: bo
             assert self.request.recv(4) == b"give"
             self.server.entered.release()  # type: ignore[attr-defined]
             self.server.may_go_on.wait(30)  # type: ignore[attr-defined]
-            self.request.sendall(b"x" * 200_000)
+            self.request.sendall(b"x" * 500_000)
 
     def receive_all(sock: socket.socket) -> int:
         received = 0
@@ -754,7 +754,7 @@ async def test_a_drain_loses_no_reply_to_what_a_handler_has_not_read(has_tls: bo
 
     async with HeldServer(("127.0.0.1", 0), Large, ssl=tls.server if has_tls else None) as server:
         with socket.socket() as plain:
-            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**13)  # so that most of it waits at the server
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)  # so that most of it waits at the server
             await asyncio.to_thread(plain.connect, server.server_address)
             sock = plain
             if has_tls:
@@ -769,7 +769,7 @@ async def test_a_drain_loses_no_reply_to_what_a_handler_has_not_read(has_tls: bo
                 server.may_go_on.set()
                 report = await stopping
                 assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
-                assert await asyncio.to_thread(receive_all, sock) == 200_000
+                assert await asyncio.to_thread(receive_all, sock) == 500_000
     check_identity(server)
 
 
