@@ -263,7 +263,10 @@ class BaseServer:
         connection, a stream that ends in the middle of a message, a timeout.
         """
         error = sys.exception()
-        if isinstance(error, ConnectionError | asyncio.IncompleteReadError | ConnectionTimeout):
+        # Who is refused has connected to somebody else.
+        if isinstance(error, ConnectionError | asyncio.IncompleteReadError | ConnectionTimeout) and not isinstance(
+            error, ConnectionRefusedError
+        ):
             logger.debug("the connection from %s ended in mid-request: %r", client_address, error)
         else:
             logger.exception("the handler of the connection from %s raised", client_address)

@@ -398,6 +398,22 @@ async def test_a_reset_is_the_peers_doing(caplog: pytest.LogCaptureFixture) -> N
     assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
 
 
+@pytest.mark.parametrize("kind", ["blocking", "async"])
+async def test_to_be_refused_elsewhere_is_not_the_peers_doing(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    class Blocking(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            raise ConnectionRefusedError("by the database")
+
+    class Async(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            raise ConnectionRefusedError("by the database")
+
+    async with aioecho.serve(Blocking if kind == "blocking" else Async, ANYWHERE) as server:
+        assert await ask(server, b"") == b""
+        await settle(lambda: server.stats.reasons == {"error": 1})
+    assert [r.levelname for r in caplog.records if r.exc_info] == ["ERROR"]
+
+
 async def test_a_client_that_does_not_close_gets_its_reply_and_keeps_no_thread() -> None:
     class Replies(socketserver.BaseRequestHandler):
         def handle(self) -> None:
