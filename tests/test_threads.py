@@ -1066,6 +1066,23 @@ async def test_a_datagram_handler_runs_unmodified(host: str, tmp_path: Path) -> 
             assert await receive(sock) == b"UNIX"
 
 
+async def test_a_handler_that_sets_its_sockets_timeout_does_not_make_the_loop_wait() -> None:
+    class Patient(UpperDatagram):
+        def setup(self) -> None:
+            super().setup()
+            assert self.socket.gettimeout() == 1  # Timeouts.send
+            self.socket.setblocking(False)
+            self.socket.settimeout(5)
+            assert self.socket.gettimeout() == 5
+
+    async with aioecho.UDPServer(("127.0.0.1", 0), Patient) as server:
+        with peer_of(server) as sock:
+            for _ in range(2):
+                sock.sendto(b"x", server.server_address)
+                assert await receive(sock) == b"X"
+        assert server.sockets[0].gettimeout() == 0
+
+
 async def test_datagrams_beyond_the_threads_wait_and_beyond_the_queue_are_dropped() -> None:
     may_go_on = threading.Event()
 
