@@ -880,7 +880,7 @@ async def test_a_client_that_a_drain_meets_in_its_handshake_has_time_to_speak(
         with tls.client.wrap_socket(plain, server_hostname="localhost") as sock:
             time.sleep(0.05)  # the server's handshake is over by then
             sock.sendall(b"x\n")
-            return sock.recv(10)  # type: ignore[no-any-return]
+            return sock.recv(10)
 
     async with aioecho.serve(Upper, ANYWHERE, ssl=tls.server) as server:
         with socket.create_connection(server.sockets[0].getsockname()) as plain:
@@ -937,7 +937,7 @@ async def test_a_handler_may_shut_its_server_down() -> None:
 
 @pytest.mark.parametrize("way", ["a helper", "run_coroutine_threadsafe"])
 async def test_a_handlers_helper_may_shut_its_server_down(way: str) -> None:
-    reports = []
+    reports: list[Any] = []
 
     class Stops(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -947,7 +947,8 @@ async def test_a_handlers_helper_may_shut_its_server_down(way: str) -> None:
                 helper.start()
                 helper.join()
             else:
-                waiting = asyncio.run_coroutine_threadsafe(self.server.shutdown(5), loop)  # type: ignore[arg-type]
+                mine: Any = self.server
+                waiting = asyncio.run_coroutine_threadsafe(mine.shutdown(5), loop)
                 waiting.add_done_callback(lambda done: reports.append(done.result()))
             self.request.sendall(b"stopping")
 
@@ -1033,6 +1034,8 @@ async def receive(sock: socket.socket) -> bytes:
 
 async def test_a_handler_may_use_its_servers_socket() -> None:
     class Replies(socketserver.BaseRequestHandler):
+        server: Any
+
         def handle(self) -> None:
             if isinstance(self.request, tuple):
                 self.server.socket.sendto(self.request[0].upper(), self.client_address)
