@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import functools
 import importlib
+import itertools
 import logging
 import os
 import platform
+import signal
 import ssl
 import sys
 import threading
@@ -24,7 +26,8 @@ from aioecho.loops import LOOPS, loop_factory
 from aioecho.server import DEFAULT_GRACE, BaseServer
 from aioecho.serving import are_for_datagrams
 from aioecho.serving import serve as make_server_for
-from aioecho.workers import run_server, run_workers
+from aioecho.worker import SIGNALS
+from aioecho.workers import check_sessions, run_server, run_workers
 
 __all__ = ["main"]
 
@@ -188,7 +191,9 @@ def serve(
     server = make_server(bind)
     try:
         loop_factory(loop)
-    except ImportError as error:
+        if workers != 1:
+            check_sessions(server, reuse_port=reuse_port)
+    except (ImportError, ValueError) as error:
         raise _Mistake(str(error)) from error
     try:
         if supervised:
@@ -206,8 +211,17 @@ def serve(
             report = run_server(server, loop=loop, when_serving=lambda server: _announce(server.names))
     except AioechoError as error:
         raise click.ClickException(str(error)) from error
+    finally:
+        _ignore_signals()
     if report.cancelled or report.aborted:
         sys.exit(1)
+
+
+def _ignore_signals() -> None:
+    """Keep the exit status from a signal that comes when all is over: by default it would end Python on its way out."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _make_server(
@@ -233,9 +247,9 @@ def _make_server(
         raise _Mistake(str(error)) from error
 
 
-def _make_server_in_worker(make_server: Callable[[list[str]], BaseServer], endpoints: list[str]) -> BaseServer:
+def _make_server_in_worker(make_server: Callable[[list[str]], BaseServer], endpoints: list[list[str]]) -> BaseServer:
     try:
-        return make_server(endpoints)
+        return make_server(list(itertools.chain(*endpoints)))
     except _Mistake as error:  # since the start: certificates or a handler that are no longer there
         raise AioechoError(error.message) from error
 

@@ -122,6 +122,8 @@ class BaseServer:
         if isinstance(RequestHandlerClass, Mapping):
             if server_address is not None:
                 raise TypeError("the endpoints of several handler classes are given with them, and nowhere else")
+            if sock is not None:
+                raise TypeError("no handler class is named for sock: give its descriptor with one, as fd://N")
             served = list(RequestHandlerClass.items())
         else:
             served = [(RequestHandlerClass, server_address)]
