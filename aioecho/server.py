@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, Self, cast
 from aioecho.admission import Admission
 from aioecho.blocking import ThreadedConnection, is_blocking, same_of_socketservers
 from aioecho.config import Limits, Timeouts
-from aioecho.connection import Connection
+from aioecho.connection import Connection, log_end
 from aioecho.deadlines import Rounds
 from aioecho.endpoints import (
     BoundSocket,
@@ -427,6 +427,7 @@ class BaseServer:
             stats.accepted += 1
             stats.rejected += 1
             stats.reasons[refused_for] += 1
+            log_end(address, "rejected", refused_for)
             return
         if handler_class is None:
             handler_class = self.RequestHandlerClass
