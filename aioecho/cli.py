@@ -104,11 +104,11 @@ def main(context: click.Context) -> None:
 @click.option("--fd", type=click.IntRange(0), help="Listen on this inherited descriptor.")
 @click.option("--workers", type=_Workers(1), default=1, show_default=True,
               help="Processes that serve; auto is one for each processor. They share the sockets.")  # fmt: skip
-@click.option("--reuse-port", is_flag=True, help="Give each worker a TCP socket of its own (SO_REUSEPORT).")
+@click.option("--reuse-port", is_flag=True, help="Give each worker a TCP or UDP socket of its own (SO_REUSEPORT).")
 @click.option("--limit-max-requests", type=click.IntRange(1), metavar="N",
-              help="Replace a worker process after so many connections,")  # fmt: skip
+              help="Replace a worker process after so many connections.")  # fmt: skip
 @click.option("--limit-max-requests-jitter", type=click.IntRange(0), default=0, show_default=True, metavar="N",
-              help="and up to so many more, chosen for each worker.")  # fmt: skip
+              help="Up to so many more than that, chosen for each worker.")  # fmt: skip
 @click.option("--loop", type=click.Choice(LOOPS), default="auto", show_default=True, help="The event loop.")
 @click.option("--backlog", type=click.IntRange(1), default=Limits().backlog, show_default=True,
               help="Clients that the kernel queues until they are accepted.")  # fmt: skip
@@ -156,9 +156,11 @@ def serve(
     not trust.
 
     For each endpoint, a line `listening on ENDPOINT` goes to stdout when it serves; everything else goes to stderr.
-    SIGTERM and SIGINT (Ctrl-C) let handlers finish, a second one ends it at once. With workers, SIGHUP replaces them one
-    after another, SIGTTIN and SIGTTOU add and remove one, SIGUSR1 logs their stats. The exit status is 0 if all handlers
-    could finish, 1 if something was cut off or failed, 2 for a mistake on the command line.
+    SIGTERM and SIGINT (Ctrl-C) let handlers finish, a second one ends it at once. SIGUSR1 logs the stats. With workers,
+    SIGHUP replaces them one after another, SIGTTIN and SIGTTOU add and remove one.
+
+    The exit status is 0 if all handlers could finish, 1 if something was cut off or failed, 2 for a mistake on the command
+    line.
     """
     supervised = workers != 1 or reuse_port or limit_max_requests is not None
     bind = list(endpoints)
@@ -328,15 +330,21 @@ def _tls_context(
 @click.argument("endpoint")
 @click.argument("text", required=False)
 @click.option("--tls", is_flag=True, help="Speak TLS.")
-@click.option("--ca", type=click.Path(), help="Trust this certificate authority (PEM). Implies --tls.")
+@click.option(
+    "--ca", type=click.Path(), help="Trust this certificate authority (PEM), not the system's. Implies --tls."
+)
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, metavar="SECONDS",
               help="For connecting; and then for silence, once all is sent.")  # fmt: skip
 def send(endpoint: str, text: str | None, tls: bool, ca: str | None, timeout: float) -> None:
     """Send TEXT, or the lines of stdin, to ENDPOINT, and write to stdout what comes back.
 
-    It ends when the server closes; with TLS also once as many lines have come as were sent. To udp://HOST:PORT and
-    unixgram:PATH each line goes as a datagram, and it ends when as many have come back. The exit status is 1 if there was no
-    connection, or it broke, or nothing came.
+    ENDPOINT is tcp://HOST:PORT or unix:PATH, or for datagrams udp://HOST:PORT or unixgram:PATH.
+
+    It ends when the server closes; with TLS also once as many lines have come as were sent. For datagrams each
+    line is one, and it ends when as many have come back.
+
+    The exit status is 0 if all went well, 1 if there was no connection, or it broke, or nothing came, 2 for a mistake on
+    the command line.
     """
     context = None
     if tls or ca is not None:
