@@ -207,7 +207,7 @@ async def bind_endpoint(endpoint: Endpoint, *, backlog: int, reuse_port: bool = 
 
     Those for datagrams are bound: they have no connections to listen for.
 
-    With `reuse_port` others may be bound beside those of a TCP endpoint: see bind_sibling().
+    With `reuse_port` others may be bound beside those of a host: see bind_sibling().
 
     Raises:
         EndpointError: it can't be listened on; the message names the endpoint and the reason.
@@ -364,11 +364,10 @@ async def _bind_unix(endpoint: _PathEndpoint, backlog: int) -> BoundSocket:
             except BaseException:
                 os.unlink(path)
                 raise
-    except EndpointError:
+    except BaseException as error:  # also if it is cancelled while it waits its turn
         sock.close()
-        raise
-    except OSError as error:
-        sock.close()
+        if isinstance(error, EndpointError) or not isinstance(error, OSError):
+            raise
         raise _cannot_listen(endpoint, error) from error
 
 

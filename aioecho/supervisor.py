@@ -248,7 +248,7 @@ class Supervisor:
                     worker.give_up_after(PATIENCE)  # what it has imported may keep it from its end
                     if message["traceback"] and not self._is_stopping:
                         logger.error("%s could not start:\n%s", worker, message["traceback"].rstrip())
-                    if worker is worker.slot.worker:  # else another one serves
+                    if worker is worker.slot.worker and not worker.is_leaving:  # else another one serves, or none need
                         self._fail(f"{worker} {worker.failure}")
                 case "ready":
                     self._welcome(worker)

@@ -409,7 +409,7 @@ def test_workers_serve_datagrams_and_a_restart_loses_none(folder: Path, way: tup
         program.signal(signal.SIGHUP)
         while "replaced all" not in program.stderr():
             exchange(sock)
-        assert int(exchange(sock)) in workers_of(program) - before
+        eventually(lambda: int(exchange(sock)) in workers_of(program) - before)
         assert program.stop() == 0
         assert "Traceback" not in program.stderr()
 
