@@ -13,7 +13,7 @@ __all__ = ["Rounds"]
 ROUNDS_PER_TIMEOUT = 20
 
 # Seconds between two rounds: not so often that they are all that the loop does, and not so seldom that nobody sees them.
-SHORTEST, LONGEST = 0.005, 2.0
+SHORTEST, LONGEST = 0.005, 5.0
 
 # Those visited at a time, so that a round is spread over its time and holds nobody up.
 AT_A_TIME = 64

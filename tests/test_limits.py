@@ -367,6 +367,9 @@ def test_shedding_cuts_off_who_has_waited_longest(loop: str) -> None:
         for sock in clients:
             sock.sendall(b"x\n")
             assert read_line(sock) == b"X\n"
+        time.sleep(0.02)  # some ticks of the kernel's clock, by which it tells how long each has waited
+        busy.sendall(b"busy\n")
+        assert read_line(busy) == b"BUSY\n"
         for number in range(100):
             late = stack.enter_context(connect(server.endpoint, 10))
             began = time.monotonic()
