@@ -213,17 +213,16 @@ def serve(
             report = run_server(server, loop=loop, when_serving=lambda server: _announce(server.names))
     except AioechoError as error:
         raise click.ClickException(str(error)) from error
-    finally:
-        _ignore_signals()
-    if report.cancelled or report.aborted:
-        sys.exit(1)
+    status = 1 if report.cancelled or report.aborted else 0
+    _let_signals_end(status)
+    sys.exit(status)
 
 
-def _ignore_signals() -> None:
-    """Keep the exit status from a signal that comes when all is over: by default it would end Python on its way out."""
+def _let_signals_end(status: int) -> None:
+    """All is over: let a signal that comes while Python ends, or waits for a thread of the user's, not change the status."""
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, lambda *_: os._exit(status))
 
 
 def _make_server(

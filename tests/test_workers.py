@@ -720,7 +720,7 @@ def test_a_change_while_it_binds_is_none(folder: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         command = ("serve", "handlers:Obedient", "--workers", "2", "--bind", "unix:app.sock")
         with Program.aioecho(*command, cwd=folder) as program:
-            eventually(lambda: catches(program.process.pid, TTOU))
+            eventually(lambda: program.catches(TTOU))
             for number in (HUP, TTIN, TTOU):
                 program.signal(number)
             lock.close()
@@ -728,12 +728,6 @@ def test_a_change_while_it_binds_is_none(folder: Path) -> None:
             assert len(workers_of(program)) == 2
             assert program.stop() == 0
             assert "Traceback" not in program.stderr()
-
-
-def catches(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal."""
-    mask = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
-    return mask is not None and bool(int(mask[1], 16) >> (number - 1) & 1)
 
 
 @pytest.mark.parametrize("number", [TERM, INT], ids=ids)
