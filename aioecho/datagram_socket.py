@@ -49,6 +49,9 @@ MEMINFO = struct.Struct("@9I")
 # Bytes that a datagram takes up in the kernel at the least, however short it is.
 LEAST_TAKEN = 512
 
+# More than wait in any Unix socket: net.unix.max_dgram_qlen is 10, or 512 with systemd. Their memory is their senders'.
+QUEUED_BY_UNIX = 4096
+
 # A host has few addresses, but all of 127.0.0.0/8 is one's own.
 ADDRESSES_KEPT = 1024
 
@@ -224,7 +227,8 @@ class DatagramSocket:
             return
         self.pause()
         # Never more than now take up its memory: one who never stops sending does not put the end off.
-        self._read(_memory(self.sock)[0] // LEAST_TAKEN + 1)
+        is_unix = self.sock.family == socket.AF_UNIX
+        self._read(QUEUED_BY_UNIX if is_unix else _memory(self.sock)[0] // LEAST_TAKEN + 1)
         self.pause()
 
     def close(self) -> None:

@@ -772,6 +772,23 @@ async def test_a_stop_serves_what_the_kernel_has_queued(waits: bool, peer: Peer)
         assert {(await peer.receive())[0] for _ in range(100)} == {b"%d" % number for number in range(100)}
 
 
+async def test_a_stop_serves_what_a_unix_socket_has_queued(tmp_path: Path) -> None:
+    path = str(tmp_path / "server")
+    seen = []
+
+    async def handle(self: Any) -> None:
+        seen.append(self.data)
+
+    async with aioecho.UnixDatagramServer(path, handler(handle)) as server:
+        with Peer(socket.AF_UNIX) as peer:
+            for number in range(8):
+                peer.send(b"%d" % number, path)
+            server.close()  # the loop has not turned since
+        await server.shutdown(10)
+        check(server)
+    assert seen == [b"%d" % number for number in range(8)]
+
+
 async def test_who_does_not_finish_in_time_is_cancelled_and_what_waits_is_dropped(peer: Peer) -> None:
     limits = aioecho.Limits(max_handlers=2, max_queue=10)
     async with serving(blocked(asyncio.Event()), limits=limits) as (server, address):
