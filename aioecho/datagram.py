@@ -140,12 +140,15 @@ class DatagramServer(BaseServer):
         return list(self._sockets)
 
     def close(self) -> None:
-        """Serve what has come by now, and then read no more, once and for all. Handlers that run can still reply."""
+        """Serve what has come by now, and then read no more, once and for all. Handlers that run can still reply.
+
+        If `leaves_queue` was set to True, what has come is left to other processes, which read the same sockets.
+        """
         if self._listeners:
             self._listeners = []
             self._is_stopping = True
             for sock in self._sockets:
-                sock.stop()
+                sock.stop(leave_queue=self.leaves_queue)
             self._is_stopping = False
         self._close_if_done()
 

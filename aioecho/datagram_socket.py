@@ -186,7 +186,7 @@ class DatagramSocket:
         self._patience = patience
         self._loop = asyncio.get_running_loop()
         self._reads = 1
-        self._is_reading = self._is_closed = False
+        self._is_reading = self._reads_on = self._is_closed = False
         self._retry: asyncio.TimerHandle | None = None
         self._log = BoundedLog(logger, logging.WARNING)
         self._send_log = BoundedLog(logger, logging.DEBUG)
@@ -206,14 +206,17 @@ class DatagramSocket:
 
     def resume(self) -> None:
         """Read from now on."""
-        self._retry = None
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
         if not (self._is_closed or self._is_reading):
-            self._is_reading = True
+            self._is_reading = self._reads_on = True
             # The number and not the object: uvloop keeps, and after close() warns of, a socket that it was given.
             self._loop.add_reader(self.sock.fileno(), self._on_readable)
 
     def pause(self) -> None:
-        """Leave what comes to the kernel until resume()."""
+        """Leave what comes to the kernel until resume(); also the rest of what is just being read."""
+        self._reads_on = False
         if self._is_reading:
             self._is_reading = False
             self._loop.remove_reader(self.sock.fileno())
@@ -221,11 +224,17 @@ class DatagramSocket:
             self._retry.cancel()
             self._retry = None
 
-    def stop(self) -> None:
-        """Read what has come by now, and then no more. It can still send."""
+    def stop(self, *, leave_queue: bool = False) -> None:
+        """Read what has come by now, and then no more. It can still send.
+
+        `leave_queue` leaves what has come to others, who read the same socket.
+        """
         if self._is_closed or self._loop.is_closed():
             return
         self.pause()
+        if leave_queue:
+            return
+        self._reads_on = True
         # Never more than now take up its memory: one who never stops sending does not put the end off.
         is_unix = self.sock.family == socket.AF_UNIX
         self._read(QUEUED_BY_UNIX if is_unix else _memory(self.sock)[0] // LEAST_TAKEN + 1)
@@ -270,6 +279,8 @@ class DatagramSocket:
                 self._watch_again()
                 continue
             take(data, address, transport)
+            if not self._reads_on:
+                return False
         return True
 
     def _watch_again(self) -> None:

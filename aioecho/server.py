@@ -295,8 +295,7 @@ class BaseServer:
         self._listeners = self._make_listeners(bound)
         self._names = [each.name for each in bound]
         self._address = self._listeners[0].sock.getsockname()
-        for listener in self._listeners:
-            listener.resume()
+        self._resume_listeners()
         logger.info("listening on %s", ", ".join(self.names))
 
     def _make_listeners(self, bound: list[BoundSocket]) -> Sequence[Ear]:

@@ -737,7 +737,87 @@ async def test_a_full_udp_socket_is_waited_for_or_not(peer: Peer, monkeypatch: p
         assert server.stats.send_drops == 1
 
 
+# Pausing
+
+
+async def test_a_server_that_is_paused_leaves_datagrams_to_the_kernel(peer: Peer) -> None:
+    async def handle(self: Any) -> None:
+        if self.data == b"pause":
+            self.server.pause()
+        await self.reply(self.data)
+
+    server = aioecho.UDPServer(("127.0.0.1", 0), handler(handle))
+    server.pause()
+    async with server:
+        address = server.server_address
+        for data in (b"1", b"pause", b"2", b"3"):
+            peer.send(data, address)
+        await settle()
+        assert server.stats.received == 0
+        server.resume()
+        assert [(await peer.receive())[0] for _ in range(2)] == [b"1", b"pause"]
+        await settle()
+        assert server.stats.received == 2
+        server.limits = aioecho.Limits(max_handlers=7)
+        await settle()
+        assert server.stats.received == 2
+        server.resume()
+        assert [(await peer.receive())[0] for _ in range(2)] == [b"2", b"3"]
+        peer.send(b"pause", address)
+        peer.send(b"4", address)
+        assert (await peer.receive())[0] == b"pause"
+        await server.shutdown(10)
+        assert (await peer.receive())[0] == b"4"
+        check(server)
+
+
+async def test_a_pause_holds_while_a_read_is_to_be_tried_again(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aioecho.datagram_socket.RETRY_AFTER", 0.05)
+
+    class Poor(socket.socket):
+        is_poor = True
+
+        def recvfrom(self, *arguments: Any) -> Any:
+            if self.is_poor:
+                raise OSError(errno.ENOMEM, "no memory")
+            return super().recvfrom(*arguments)
+
+    sock = Poor(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    async with aioecho.DatagramServer(None, DatagramEcho, sock=sock) as server:
+        peer.send(b"1", server.server_address)
+        await settle(lambda: server.stats.receive_errors >= 1)
+        server.resume()
+        await settle(lambda: server.stats.receive_errors >= 2)
+        server.pause()
+        sock.is_poor = False
+        await asyncio.sleep(0.2)  # in which a forgotten timer would have resumed
+        assert server.stats.received == 0
+        server.resume()
+        assert (await peer.receive())[0] == b"1"
+
+
 # Stopping
+
+
+async def test_who_leaves_the_queue_leaves_it_to_others_with_the_same_socket(peer: Peer) -> None:
+    gate = asyncio.Event()
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    async with aioecho.DatagramServer(None, blocked(gate), sock=sock.dup()) as old:
+        peer.send(b"mine", sock.getsockname())
+        await settle(lambda: old.stats.active == 1)
+        for number in range(3):
+            peer.send(b"%d" % number, sock.getsockname())
+        old.leaves_queue = True
+        stopping = asyncio.create_task(old.shutdown(10))
+        await settle(lambda: not old.is_serving())
+        async with aioecho.DatagramServer(None, DatagramEcho, sock=sock) as new:
+            assert [(await peer.receive())[0] for _ in range(3)] == [b"0", b"1", b"2"]
+            gate.set()
+            assert (await peer.receive())[0] == b"mine"
+            assert (await stopping).completed == old.stats.received == 1
+            assert new.stats.received == 3
 
 
 async def test_a_stop_lets_handlers_finish_and_reply(peer: Peer) -> None:
