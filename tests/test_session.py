@@ -340,6 +340,15 @@ async def test_a_stop_cancels_those_that_do_not_end(peer: Peer, caplog: pytest.L
     assert "was cut off: <Session with ('127.0.0.1'" in caplog.text
 
 
+async def test_a_session_that_is_cut_off_before_it_began_was_cancelled(peer: Peer) -> None:
+    async with serving(Counting) as (server, address):
+        peer.send(b"1", address)
+        report = await server.shutdown(0)  # the loop has not turned since
+        assert (report.completed, report.cancelled, report.aborted) == (0, 1, 0)
+        assert (server.stats.completed, server.stats.cancelled) == (0, 1)
+        assert server.stats.drops == {"stopped": 1}
+
+
 @pytest.mark.parametrize("where", ["verify_request", "__init__", "setup", "handle", "finish"])
 async def test_a_method_that_raises_is_reported_and_stops_nothing(
     where: str, peer: Peer, caplog: pytest.LogCaptureFixture
