@@ -13,6 +13,7 @@ import socket
 import stat
 import subprocess
 import sys
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -343,13 +344,15 @@ async def test_a_handler_that_cancels_itself_cancels_nobody_else(peer: Peer) -> 
         elif self.data == b"takes it back":
             asyncio.current_task().cancel()
             asyncio.current_task().uncancel()
+        elif self.data == b"waits":
+            await asyncio.sleep(0.001)
 
     async with serving(handler(handle)) as (server, address):
-        for text in (b"at once", b"1", b"and waits", b"2", b"raises", b"3"):
+        for text in (b"at once", b"1", b"and waits", b"2", b"raises", b"3", b"takes it back", b"waits", b"4"):
             assert await peer.ask(text, address) == text
         await settle(lambda: not server.connections)
         assert server.stats.cancelled == 2
-        assert server.stats.completed == 4
+        assert server.stats.completed == 7
 
 
 async def test_a_task_that_was_kept_ends_with_its_handler(peer: Peer) -> None:
@@ -371,6 +374,45 @@ async def test_a_task_that_was_kept_ends_with_its_handler(peer: Peer) -> None:
         assert await peer.ask(b"callback", address) == b"callback"
         await settle(lambda: called)
         assert await peer.ask(b"another", address) == b"another"
+
+
+async def test_what_is_noted_of_a_task_is_not_met_by_the_next_handler(peer: Peer) -> None:
+    notes: weakref.WeakKeyDictionary[Any, bytes] = weakref.WeakKeyDictionary()
+    seen: list[Any] = []
+
+    async def handle(self: Any) -> None:
+        task = asyncio.current_task()
+        seen.append((task.get_name() == "named", notes.get(task)))
+        if self.data == b"name":
+            task.set_name("named")
+        elif self.data == b"note":
+            notes[task] = self.data
+        await self.reply(self.data)
+
+    async with serving(handler(handle)) as (server, address):
+        for data in (b"", b"name", b"", b"note", b"", b""):
+            await peer.ask(data, address)
+        await settle(lambda: not server.connections)
+    assert seen == [(False, None)] * 6
+
+
+def test_a_handle_error_that_ends_the_program_ends_it() -> None:
+    class Server(aioecho.UDPServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            raise SystemExit(f"cannot live with {request[0]!r}")
+
+    async def handle(self: Any) -> None:
+        raise ValueError
+
+    async def main() -> None:
+        async with Server(("127.0.0.1", 0), handler(handle)) as server:
+            with Peer() as peer:
+                peer.send(b"x", server.server_address)
+                await server.serve_forever()
+
+    for make_loop in (asyncio.SelectorEventLoop, uvloop.new_event_loop):
+        with asyncio.Runner(loop_factory=make_loop) as runner, pytest.raises(SystemExit, match="cannot live with b'x'"):
+            runner.run(main())
 
 
 async def test_handlers_that_do_not_wait_share_one_task(peer: Peer) -> None:
