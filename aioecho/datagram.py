@@ -242,6 +242,11 @@ class DatagramServer(BaseServer):
         if connection.outcome == "rejected" and isinstance(connection, Exchange | ThreadedDatagram):
             self._stats.handled -= 1
             self._stats.drops[connection.reason] += 1
+        elif (
+            isinstance(connection, ThreadedDatagram) and connection.thread is None and connection.outcome == "cancelled"
+        ):
+            self._stats.handled -= 1
+            self._stats.drops["stopped"] += 1
         super()._count_end(connection)
 
     def _count_begun(self, exchange: Exchange, is_free: bool) -> None:
@@ -257,8 +262,10 @@ class DatagramServer(BaseServer):
 
     def _register_current(self) -> None:
         """Put the handler that runs now, and may end at once, among the others."""
-        if self._current is not None and not self._current.is_counted:
-            self._register(self._current)
+        # Not for another thread, that looks on: it may end meanwhile.
+        current = self._current
+        if current is not None and not current.is_counted and asyncio._get_running_loop() is self._loop:
+            self._register(current)
 
     def _register(self, exchange: Exchange) -> None:
         exchange.is_counted = True

@@ -882,6 +882,29 @@ async def test_a_stopping_server_serves_the_datagrams_that_have_come() -> None:
     assert server.stats.completed == 3
 
 
+async def test_datagrams_that_get_no_thread_in_time_were_not_handled() -> None:
+    entered, may_go_on = threading.Event(), threading.Event()
+
+    class Waits(UpperDatagram):
+        def handle(self) -> None:
+            entered.set()
+            may_go_on.wait(30)
+
+    async with aioecho.UDPServer(("127.0.0.1", 0), Waits, limits=aioecho.Limits(max_threads=1)) as server:
+        with peer_of(server) as sock:
+            for _ in range(3):
+                sock.sendto(b"x", server.server_address)
+            await settle(entered.is_set)
+            await settle(lambda: server.stats.received == 3)
+        stopping = asyncio.create_task(server.shutdown(0))
+        await settle(lambda: server.stats.active == 1)
+        may_go_on.set()
+        await stopping
+        await settle_stats(server, lambda stats: stats.cancelled == 3)
+        assert server.stats.drops == {"stopped": 2}
+        assert server.stats.handled == 1
+
+
 async def test_a_reply_waits_for_room_in_its_peers_queue_and_not_for_ever(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
