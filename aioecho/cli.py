@@ -101,7 +101,7 @@ def main(context: click.Context) -> None:
 @click.option("--fd", type=click.IntRange(0), help="Listen on this inherited descriptor.")
 @click.option("--workers", type=_Workers(1), default=1, show_default=True,
               help="Processes that serve; auto is one for each processor. They share the sockets.")  # fmt: skip
-@click.option("--reuse-port", is_flag=True, help="Give each worker a TCP socket of its own (SO_REUSEPORT).")
+@click.option("--reuse-port", is_flag=True, help="Give each worker a TCP or UDP socket of its own (SO_REUSEPORT).")
 @click.option("--limit-max-requests", type=click.IntRange(1), metavar="N",
               help="Replace a worker process after so many connections,")  # fmt: skip
 @click.option("--limit-max-requests-jitter", type=click.IntRange(0), default=0, show_default=True, metavar="N",
@@ -206,6 +206,8 @@ def serve(
             report = run_server(server, loop=loop, when_serving=lambda server: _announce(server.names))
     except AioechoError as error:
         raise click.ClickException(str(error)) from error
+    except ValueError as error:  # workers that can't serve sessions
+        raise _Mistake(str(error)) from error
     if report.cancelled or report.aborted:
         sys.exit(1)
 

@@ -65,7 +65,7 @@ class DatagramServer(BaseServer):
         if options.get("ssl") is not None:
             raise ValueError("ssl is for streams: TLS does not go over datagrams")
         super().__init__(server_address, RequestHandlerClass, **options)
-        self._has_sessions = _makes_sessions(RequestHandlerClass) if sessions is None else sessions
+        self.has_sessions = _makes_sessions(RequestHandlerClass) if sessions is None else sessions
         self._sockets: list[DatagramSocket] = []
         self._is_stopping = False
         # Handlers for single datagrams.
@@ -118,7 +118,7 @@ class DatagramServer(BaseServer):
 
     def _make_listeners(self, bound: list[BoundSocket]) -> Sequence[DatagramSocket]:
         self._longest = self.limits.max_datagram
-        take = self._take_for_session if self._has_sessions else self._take_datagram
+        take = self._take_for_session if self.has_sessions else self._take_datagram
         if is_blocking(self.RequestHandlerClass):
             take = self._take_for_thread
         try:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from aioecho import systemd
-from aioecho.endpoints import BoundSocket, Endpoint, TCPEndpoint, bind_endpoint, bind_sibling
+from aioecho.endpoints import BoundSocket, Endpoint, TCPEndpoint, UDPEndpoint, bind_endpoint, bind_sibling
 from aioecho.exceptions import AioechoError
 from aioecho.processes import Slot, WorkerProcess, start_worker, tell_status
 from aioecho.stats import DrainReport
@@ -49,7 +49,7 @@ class Supervisor:
         order: what each worker is to do.
         workers: how many.
         backlog, grace: as the workers' servers have them.
-        reuse_port: bind TCP endpoints for each worker apart, so that the kernel divides the clients between them.
+        reuse_port: bind TCP and UDP endpoints for each worker apart, so that the kernel divides the clients between them.
         when_serving: called with the endpoints' names once every worker accepts.
     """
 
@@ -152,7 +152,8 @@ class Supervisor:
             bound = await bind_endpoint(endpoint, backlog=self._backlog, reuse_port=self._reuse_port)
             self._bound += bound
             # A Unix socket can't be bound twice, nor an inherited one.
-            (self._divided if self._reuse_port and isinstance(endpoint, TCPEndpoint) else self._shared).extend(bound)
+            is_divided = self._reuse_port and isinstance(endpoint, TCPEndpoint | UDPEndpoint)
+            (self._divided if is_divided else self._shared).extend(bound)
 
     def _close_sockets(self) -> None:
         for slot in self._slots:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from aioecho import systemd
+from aioecho.datagram import DatagramServer
+from aioecho.endpoints import UDPEndpoint
 from aioecho.exceptions import AioechoError
 from aioecho.loops import end_other_tasks, loop_factory
 from aioecho.server import PATIENCE, BaseServer
@@ -49,7 +51,8 @@ def run(
             options, and so the program, if these are defined in it: it has to call run() under
             ``if __name__ == "__main__":``.
         loop: "uvloop", "asyncio", or "auto", which is uvloop if it is installed.
-        reuse_port: give each worker a TCP socket of its own (SO_REUSEPORT), and let the kernel divide the clients.
+        reuse_port: give each worker a TCP or UDP socket of its own (SO_REUSEPORT), and let the kernel divide the clients.
+            Datagram sessions need it, as from a shared socket each worker would get some of a peer's datagrams.
         max_requests: replace a worker when it has had so many connections, or handlers for datagrams that wait and sessions,
             and up to `max_requests_jitter` more, chosen for each worker, so that they do not all go at the same time.
         ssl: a context, or a function that returns one, which worker processes need, as a context can't be sent to them.
@@ -124,6 +127,12 @@ def run_workers(
         workers = count_processors()
     if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
         raise ValueError(f'workers must be a whole number from 1, or "auto", not {workers!r}')
+    is_divided = reuse_port and all(isinstance(endpoint, UDPEndpoint) for endpoint in server.endpoints)
+    if workers > 1 and isinstance(server, DatagramServer) and server.has_sessions and not is_divided:
+        raise ValueError(
+            "a peer's datagrams would go to several workers, and sessions need them in one: give each worker a socket of"
+            " its own, with reuse_port (--reuse-port) and udp:// endpoints"
+        )
     loop_factory(loop)
     order = Order(
         make_server=make_server, loop=loop, max_requests=max_requests, max_requests_jitter=max_requests_jitter
