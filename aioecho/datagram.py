@@ -13,6 +13,7 @@ from typing import Any
 
 from aioecho.blocking import is_blocking
 from aioecho.blocking_datagram import ThreadedDatagram
+from aioecho.config import Limits
 from aioecho.datagram_socket import DatagramSocket, DatagramTransport
 from aioecho.endpoints import BoundSocket, Endpoint, UDPEndpoint, UnixDatagramEndpoint
 from aioecho.exchange import Exchange
@@ -138,6 +139,12 @@ class DatagramServer(BaseServer):
                 each.close()
             raise
         return list(self._sockets)
+
+    def _apply_limits(self, limits: Limits) -> None:
+        self._longest = limits.max_datagram
+        for sock in self._sockets:
+            sock.set_limits(size=limits.max_datagram, receive_buffer=limits.receive_buffer)
+        self._begin_queued_later()  # there may be room for them now
 
     def close(self) -> None:
         """Serve what has come by now, and then read no more, once and for all. Handlers that run can still reply.
@@ -287,6 +294,9 @@ class DatagramServer(BaseServer):
             is_free = exchange.serve(request, client_address)
             self._current = None
             self._count_begun(exchange, is_free)
+        self._begin_queued_later()
+
+    def _begin_queued_later(self) -> None:
         if self._queue and not self._begins_queued:
             self._begins_queued = True
             asyncio.get_running_loop().call_soon(self._begin_queued)

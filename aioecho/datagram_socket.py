@@ -182,7 +182,6 @@ class DatagramSocket:
         self.sock = sock = bound.sock
         self.stats = stats
         self._take = take
-        self._size = size + 1
         self._patience = patience
         self._loop = asyncio.get_running_loop()
         self._reads = 1
@@ -198,9 +197,14 @@ class DatagramSocket:
         self._transport = DatagramTransport(self, sock.sendto, self)
         self._transports: dict[Any, DatagramTransport] = {}  # by the address that was asked
         self._asks_for_address = _is_bound_to_all(sock) and _enable_pktinfo(sock)
-        if receive_buffer is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.set_limits(size=size, receive_buffer=receive_buffer)
         self.count_kernel_drops(is_start=True)
+
+    def set_limits(self, *, size: int, receive_buffer: int | None) -> None:
+        """Read up to so many bytes of a datagram from now on; let the kernel keep so many of what is not yet read."""
+        self._size = size + 1
+        if receive_buffer is not None:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
 
     # Reading.
 
@@ -256,15 +260,15 @@ class DatagramSocket:
 
     def _read(self, most: int) -> bool:
         """Read at most so many datagrams; return whether there were as many."""
-        take, size, transport = self._take, self._size, self._transport
+        take, transport = self._take, self._transport
         receive, receive_message, asks = self.sock.recvfrom, self.sock.recvmsg, self._asks_for_address
         for _ in range(most):
             try:
                 if asks:
-                    data, ancillary, _, address = receive_message(size, ROOM_FOR_PKTINFO)
+                    data, ancillary, _, address = receive_message(self._size, ROOM_FOR_PKTINFO)
                     transport = self._transport_for(ancillary)
                 else:
-                    data, address = receive(size)
+                    data, address = receive(self._size)
             except (BlockingIOError, InterruptedError):
                 return False
             except OSError as error:

@@ -229,10 +229,13 @@ class BaseServer:
 
     @limits.setter
     def limits(self, limits: Limits) -> None:
-        if self._socket_type == socket.SOCK_STREAM:
-            for listener in self._listeners:
-                listener.sock.listen(limits.backlog)
+        self._apply_limits(limits)
         self._admission.limits = limits
+
+    def _apply_limits(self, limits: Limits) -> None:
+        """Tell the sockets of other limits than they were made with."""
+        for listener in self._listeners:
+            listener.sock.listen(limits.backlog)
 
     def is_serving(self) -> bool:
         """Whether it accepts connections."""

@@ -512,6 +512,28 @@ async def test_a_datagram_that_is_too_long_is_dropped_and_counted(peer: Peer) ->
         assert server.stats.drops == {"truncated": 2}
 
 
+async def test_limits_can_be_changed_at_any_time(peer: Peer) -> None:
+    gate = asyncio.Event()
+    async with serving(blocked(gate), limits=aioecho.Limits(max_handlers=1, max_queue=2)) as (server, address):
+        for number in range(4):
+            peer.send(b"%d" % number, address)
+        await settle(lambda: server.stats.received == 4)
+        assert (server.stats.active, server.stats.queued) == (1, 2)
+        # Nobody has ended, and yet there is room.
+        server.limits = aioecho.Limits(max_handlers=4, max_queue=2, receive_buffer=50_000, max_datagram=2)
+        await settle(lambda: server.stats.active == 3)
+        assert server.stats.queued == 0
+        assert server.sockets[0].getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) in (50_000, 100_000)
+        peer.send(b"long", address)
+        await settle(lambda: server.stats.received == 5)
+        assert server.stats.drops == {"queue full": 1, "truncated": 1}
+        server.limits = aioecho.Limits(max_datagram=4)
+        peer.send(b"long", address)
+        await settle(lambda: server.stats.active == 4)
+        gate.set()
+        assert {(await peer.receive())[0] for _ in range(4)} == {b"0", b"1", b"2", b"long"}
+
+
 async def test_what_the_kernel_drops_is_counted_to_the_datagram(peer: Peer) -> None:
     async with serving(DatagramDiscard, limits=aioecho.Limits(receive_buffer=4096)) as (server, address):
         assert server.sockets[0].getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * 4096
