@@ -13,7 +13,7 @@ from typing import Any
 
 from aioecho.blocking import is_blocking
 from aioecho.blocking_datagram import ThreadedDatagram
-from aioecho.config import Limits
+from aioecho.config import Limits, Timeouts
 from aioecho.datagram_socket import DatagramSocket, DatagramTransport
 from aioecho.endpoints import BoundSocket, Endpoint, UDPEndpoint, UnixDatagramEndpoint
 from aioecho.exchange import Exchange
@@ -115,6 +115,11 @@ class DatagramServer(BaseServer):
         error = sys.exception()
         self._error_log.report("the handler of a datagram from %s raised", client_address, exc_info=error)
 
+    @property
+    def _handler_timeouts(self) -> Timeouts:
+        timeouts: Timeouts | None = getattr(_undo_partial(self.RequestHandlerClass), "timeouts", None)
+        return timeouts or self.timeouts
+
     # Life.
 
     def _make_listeners(self, bound: list[BoundSocket]) -> Sequence[DatagramSocket]:
@@ -130,7 +135,7 @@ class DatagramServer(BaseServer):
                     stats=self._stats,
                     size=self._longest,
                     receive_buffer=self.limits.receive_buffer,
-                    patience=self.timeouts.send,
+                    patience=self._handler_timeouts.send,
                 )
                 for each in bound
             ]
@@ -326,8 +331,13 @@ class DatagramServer(BaseServer):
         self._add(session)
         if self.is_draining:
             session.drain()
-        if self._sweeper is None and self.timeouts.session is not None:
-            self._sweeper = asyncio.get_running_loop().call_later(self.timeouts.session / SWEEPS, self._sweep)
+        if self._sweeper is None:
+            self._sweep_later()
+
+    def _sweep_later(self) -> None:
+        timeout = self._handler_timeouts.session
+        if timeout is not None:
+            self._sweeper = asyncio.get_running_loop().call_later(timeout / SWEEPS, self._sweep)
 
     def _replace(self, ended: Session) -> None:
         """Forget a session that has ended; what its peer has sent since goes to another one."""
@@ -345,8 +355,7 @@ class DatagramServer(BaseServer):
             if self.sweeps - session.last_heard > SWEEPS and not session.is_over:
                 session.expire()
         if self._sessions:
-            assert self.timeouts.session is not None
-            self._sweeper = asyncio.get_running_loop().call_later(self.timeouts.session / SWEEPS, self._sweep)
+            self._sweep_later()
 
 
 class UDPServer(DatagramServer):
@@ -388,6 +397,11 @@ class UnixDatagramServer(DatagramServer):
 
 
 def _makes_sessions(RequestHandlerClass: Any) -> bool:
+    plain = _undo_partial(RequestHandlerClass)
+    return inspect.isclass(plain) and issubclass(plain, DatagramSessionHandler)
+
+
+def _undo_partial(RequestHandlerClass: Any) -> Any:
     while isinstance(RequestHandlerClass, functools.partial):
         RequestHandlerClass = RequestHandlerClass.func
-    return inspect.isclass(RequestHandlerClass) and issubclass(RequestHandlerClass, DatagramSessionHandler)
+    return RequestHandlerClass

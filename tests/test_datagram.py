@@ -729,9 +729,13 @@ async def test_a_reply_that_is_not_awaited_is_dropped_and_counted(tmp_path: Path
             assert [(await client.receive())[0] for _ in range(queued)] == [b""] * queued
 
 
-async def test_a_peer_that_never_reads_is_given_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whose", ["server", "handler"])
+async def test_a_peer_that_never_reads_is_given_up(whose: str, tmp_path: Path) -> None:
+    class Hasty(DatagramEcho):
+        timeouts = aioecho.Timeouts(send=0.05) if whose == "handler" else None
+
     async with aioecho.UnixDatagramServer(
-        tmp_path / "server", DatagramEcho, timeouts=aioecho.Timeouts(send=0.05)
+        tmp_path / "server", Hasty, timeouts=aioecho.Timeouts(send=0.05 if whose == "server" else 30)
     ) as server:
         with Peer(socket.AF_UNIX, str(tmp_path / "client")) as client:
             fill(str(tmp_path / "client"))
