@@ -231,10 +231,13 @@ class BaseServer:
 
     @limits.setter
     def limits(self, limits: Limits) -> None:
-        if self._socket_type == socket.SOCK_STREAM:
-            for listener in self._listeners:
-                listener.sock.listen(limits.backlog)
+        self._apply_limits(limits)
         self._admission.limits = limits
+
+    def _apply_limits(self, limits: Limits) -> None:
+        """Tell the sockets of other limits than they were made with."""
+        for listener in self._listeners:
+            listener.sock.listen(limits.backlog)
 
     def is_serving(self) -> bool:
         """Whether it accepts connections."""
@@ -297,8 +300,7 @@ class BaseServer:
         self._listeners = self._make_listeners(bound)
         self._names = [each.name for each in bound]
         self._address = self._listeners[0].sock.getsockname()
-        for listener in self._listeners:
-            listener.resume()
+        self._resume_listeners()
         logger.info("listening on %s", ", ".join(self.names))
 
     def _make_listeners(self, bound: list[BoundSocket]) -> Sequence[Ear]:
