@@ -1,11 +1,10 @@
 """Blocking handlers for datagrams: one for each, in a thread of a bounded pool."""
 
-import select
 import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from aioecho.datagram_socket import DatagramTransport
+from aioecho.datagram_socket import DatagramTransport, is_writable
 from aioecho.threads import Threaded, ThreadPool
 
 if TYPE_CHECKING:  # the server is above, and makes these
@@ -40,11 +39,18 @@ class ReplySocket:
                 self._send(data, flags_and_address[-1])
                 return memoryview(data).nbytes
             except (BlockingIOError, InterruptedError):
-                left = None if deadline is None else max(deadline - time.monotonic(), 0)
-                poll = select.poll()
-                poll.register(self._sock.fileno(), select.POLLOUT)
-                if not poll.poll(None if left is None else left * 1000):
+                left = None if deadline is None else deadline - time.monotonic()
+                if (left is not None and left <= 0) or not self._wait_for_room(flags_and_address[-1], left):
                     raise TimeoutError("the socket has no room for a reply") from None
+
+    def _wait_for_room(self, address: Any, seconds: float | None) -> bool:
+        """Return whether there may be room, in time."""
+        if self._sock.family != socket.AF_UNIX or not is_writable(self._sock):
+            return is_writable(self._sock, seconds)
+        # It is the peer's queue that is full: see DatagramSocket.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)
+            return is_writable(probe, seconds)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)

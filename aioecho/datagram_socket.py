@@ -21,7 +21,7 @@ from aioecho.endpoints import BoundSocket
 from aioecho.logs import BoundedLog
 from aioecho.stats import DatagramStats
 
-__all__ = ["DatagramSocket", "DatagramTransport"]
+__all__ = ["DatagramSocket", "DatagramTransport", "is_writable"]
 
 logger = logging.getLogger("aioecho.datagram_socket")
 
@@ -353,7 +353,7 @@ class DatagramSocket:
             raise
 
     async def _wait_for_room(self, address: Any) -> None:
-        if self.sock.family != socket.AF_UNIX or not _is_writable(self.sock):
+        if self.sock.family != socket.AF_UNIX or not is_writable(self.sock):
             await self._room.wait()
             return
         # It is the peer's queue that is full, and no event of our own socket tells when that changes. A socket that is
@@ -364,10 +364,11 @@ class DatagramSocket:
             await _Room(self._loop, probe.fileno()).wait()
 
 
-def _is_writable(sock: socket.socket) -> bool:
+def is_writable(sock: socket.socket, seconds: float | None = 0) -> bool:
+    """Return whether a socket has room for a datagram; wait for that for so many seconds, None being for ever."""
     poll = select.poll()
     poll.register(sock, select.POLLOUT)
-    return bool(poll.poll(0))
+    return bool(poll.poll(None if seconds is None else seconds * 1000))
 
 
 def _is_bound_to_all(sock: socket.socket) -> bool:
