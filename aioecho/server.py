@@ -231,12 +231,15 @@ class BaseServer:
 
     @limits.setter
     def limits(self, limits: Limits) -> None:
-        if self._socket_type == socket.SOCK_STREAM:
-            for listener in self._listeners:
-                listener.sock.listen(limits.backlog)
+        self._apply_limits(limits)
         self._admission.limits = limits
         if self._threads is not None:
             self._threads.resize(limits.max_threads)
+
+    def _apply_limits(self, limits: Limits) -> None:
+        """Tell the sockets of other limits than they were made with."""
+        for listener in self._listeners:
+            listener.sock.listen(limits.backlog)
 
     def is_serving(self) -> bool:
         """Whether it accepts connections."""
@@ -298,12 +301,10 @@ class BaseServer:
             raise
         self._listeners = self._make_listeners(bound)
         self._names = [each.name for each in bound]
-        self.socket = self._listeners[
-            0
-        ].sock  # socketserver's name, for its handlers; after the end it is closed, as there
+        # socketserver's name, for its handlers; after the end it is closed, as there
+        self.socket = self._listeners[0].sock
         self._address = self.socket.getsockname()
-        for listener in self._listeners:
-            listener.resume()
+        self._resume_listeners()
         logger.info("listening on %s", ", ".join(self.names))
 
     def _make_listeners(self, bound: list[BoundSocket]) -> Sequence[Ear]:

@@ -5,8 +5,9 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from aioecho import systemd
 from aioecho.datagram import DatagramServer
-from aioecho.endpoints import InheritedEndpoint, parse_endpoint
+from aioecho.endpoints import InheritedEndpoint, SystemdEndpoint, parse_endpoint
 from aioecho.handlers import DatagramRequestHandler, DatagramSessionHandler, StreamRequestHandler
 from aioecho.server import BaseServer
 
@@ -65,14 +66,18 @@ def _serves_datagrams(RequestHandlerClass: Any) -> bool | None:
 
 def _is_for_datagrams(text: str, wanted: bool | None) -> bool:
     endpoint = parse_endpoint(text)
-    if not isinstance(endpoint, InheritedEndpoint):
+    if not isinstance(endpoint, InheritedEndpoint | SystemdEndpoint):
         return endpoint.type == socket.SOCK_DGRAM
     if wanted is not None:
         return wanted
-    assert isinstance(endpoint.source, int)
+    if isinstance(endpoint, SystemdEndpoint):
+        descriptor = next((number for name, number in systemd.listen_fds() if name == endpoint.name), -1)
+    else:
+        assert isinstance(endpoint.source, int)
+        descriptor = endpoint.source
     try:
-        sock = socket.socket(fileno=endpoint.source)
-    except OSError:  # no socket: who tries to listen on it will say so
+        sock = socket.socket(fileno=descriptor)
+    except (OSError, ValueError):  # no socket: who tries to listen on it will say so
         return False
     try:
         return sock.type == socket.SOCK_DGRAM
