@@ -98,7 +98,7 @@ def main(context: click.Context) -> None:
     help="tcp://HOST:PORT, unix:PATH, unix:PATH?mode=660, fd://N or systemd:NAME; for datagrams udp://HOST:PORT or"
     " unixgram:PATH. May be repeated. Port 0 is any free one.",
 )  # fmt: skip
-@click.option("--host", help=f"Listen on this TCP host; the same as --bind.  [default: {DEFAULT_HOST}]")
+@click.option("--host", help=f"Listen on this TCP host; short for --bind.  [default: {DEFAULT_HOST}]")
 @click.option("--port", type=click.IntRange(0, 65535), help=f"Listen on this TCP port.  [default: {DEFAULT_PORT}]")
 @click.option("--uds", metavar="PATH", help="Listen on this Unix socket.")
 @click.option("--fd", type=click.IntRange(0), help="Listen on this inherited descriptor.")
@@ -115,7 +115,7 @@ def main(context: click.Context) -> None:
 @click.option(
     "--limit-concurrency",
     type=click.IntRange(1),
-    help="Connections at once, for each process; more clients wait. Of datagrams: handlers, or sessions, at once.",
+    help="Connections at once, for each process; more clients wait. For datagrams: handlers, or sessions, at once.",
 )
 @click.option("--timeout-graceful-shutdown", "grace", type=click.FloatRange(0), default=DEFAULT_GRACE, show_default=True,
               metavar="SECONDS", help="What handlers have to finish after SIGTERM or SIGINT.")  # fmt: skip

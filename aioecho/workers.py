@@ -158,13 +158,12 @@ def run_workers(
 
 def check_sessions(server: BaseServer, *, reuse_port: bool) -> None:
     """Raise ValueError if several processes can't serve this, as any would get any datagram of a peer's session."""
-    if isinstance(server, DatagramServer) and server.has_sessions:
-        for endpoint in server.endpoints:
-            if not (reuse_port and isinstance(endpoint, UDPEndpoint)):
-                raise ValueError(
-                    f"workers can't share the sessions of {endpoint}: a peer's datagrams reach one worker alone on"
-                    " udp://HOST:PORT with reuse_port"
-                )
+    is_divided = reuse_port and all(isinstance(endpoint, UDPEndpoint) for endpoint in server.endpoints)
+    if isinstance(server, DatagramServer) and server.has_sessions and not is_divided:
+        raise ValueError(
+            "a peer's datagrams would go to several workers, and sessions need them in one: give each worker a socket of"
+            " its own, with reuse_port (--reuse-port) and udp:// endpoints"
+        )
 
 
 def _check_count(name: str, value: object, *, least: int) -> None:
