@@ -172,7 +172,7 @@ class ThreadedConnection(Threaded):
         One that has only just connected is about to send its request: it has until it is FRESH seconds old.
         """
         if self._is_handshaking:
-            return  # it comes here again when that is done
+            return  # _handshaken() sees to it
         age = self._loop.time() - self.since
         if age < FRESH:
             self._loop.call_later(FRESH - age, self._shut_reading)
@@ -285,7 +285,7 @@ class ThreadedConnection(Threaded):
     def _handshaken(self) -> None:
         self._is_handshaking = False
         if self._server.is_draining:
-            self.drain()
+            self._loop.call_later(FRESH, self._shut_reading)  # its request comes only now, however old it is
 
     def _take_back(self, left: socket.socket) -> None:
         if self._is_over:

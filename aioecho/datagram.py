@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 from aioecho.blocking import is_blocking
@@ -26,6 +26,8 @@ from aioecho.stats import DatagramStats, DrainReport
 __all__ = ["DatagramServer", "UDPServer", "UnixDatagramServer"]
 
 logger = logging.getLogger("aioecho.datagram")
+
+ONE_HANDLER_CLASS = "several handler classes in one server are for streams: make a server for each of datagrams"
 
 # A session is found silent so many times in a row before it ends: at most this part of the timeout too late.
 SWEEPS = 8
@@ -65,6 +67,8 @@ class DatagramServer(BaseServer):
     ) -> None:
         if options.get("ssl") is not None:
             raise ValueError("ssl is for streams: TLS does not go over datagrams")
+        if isinstance(RequestHandlerClass, Mapping):
+            raise TypeError(ONE_HANDLER_CLASS)
         super().__init__(server_address, RequestHandlerClass, **options)
         self.has_sessions = _makes_sessions(RequestHandlerClass) if sessions is None else sessions
         self._sockets: list[DatagramSocket] = []

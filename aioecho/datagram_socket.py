@@ -64,12 +64,16 @@ class DatagramTransport:
     Where the server is bound to every address there is one for each address that peers have asked.
     """
 
-    __slots__ = ("_send", "_socket", "key")
+    __slots__ = ("_send", "_socket", "key", "local_address")
 
-    def __init__(self, sock: "DatagramSocket", send: Callable[[Any, Any], object], key: object) -> None:
+    def __init__(
+        self, sock: "DatagramSocket", send: Callable[[Any, Any], object], key: object, local_address: Any
+    ) -> None:
         self._socket = sock
         self._send = send
         self.key = key
+        self.local_address = local_address
+        """What it sends from, in the form of a handler's `client_address`."""
 
     def sendto(self, data: Buffer, addr: Any) -> Awaitable[None]:
         """Send a datagram to `addr`, at once if the socket has room. Otherwise what is returned decides:
@@ -194,7 +198,7 @@ class DatagramSocket:
         self.sent: asyncio.Future[None] = self._loop.create_future()
         self.sent.set_result(None)
         self._room = _Room(self._loop, sock.fileno())
-        self._transport = DatagramTransport(self, sock.sendto, self)
+        self._transport = DatagramTransport(self, sock.sendto, self, sock.getsockname())
         self._transports: dict[Any, DatagramTransport] = {}  # by the address that was asked
         self._asks_for_address = _is_bound_to_all(sock) and _enable_pktinfo(sock)
         self.set_limits(size=size, receive_buffer=receive_buffer)
@@ -310,7 +314,10 @@ class DatagramSocket:
             if source is not None:
                 if len(self._transports) >= ADDRESSES_KEPT:
                     self._transports.clear()
-                transport = DatagramTransport(self, self._sender_from(source), (self.bound.name, source[0][2]))
+                local_address = _address_of(source, self.sock.getsockname()[1])
+                transport = DatagramTransport(
+                    self, self._sender_from(source), (self.bound.name, source[0][2]), local_address
+                )
                 self._transports[data] = transport
                 return transport
         return self._transport
@@ -434,6 +441,15 @@ def _source_from(level: int, kind: int, data: bytes) -> list[tuple[int, int, byt
         is_link_local = address[0] == 0xFE and address[1] & 0xC0 == 0x80
         return [(level, kind, IN6_PKTINFO.pack(address, interface if is_link_local else 0))]
     return None
+
+
+def _address_of(source: list[tuple[int, int, bytes]], port: int) -> tuple[Any, ...]:
+    """Return where replies come from with such ancillary data, as recvfrom() at their peer would."""
+    [(level, _, data)] = source
+    if level == socket.IPPROTO_IP:
+        return socket.inet_ntop(socket.AF_INET, IN_PKTINFO.unpack(data)[1]), port
+    address, interface = IN6_PKTINFO.unpack(data)
+    return socket.inet_ntop(socket.AF_INET6, address), port, 0, interface
 
 
 def _memory(sock: socket.socket) -> tuple[int, ...]:

@@ -206,7 +206,7 @@ async def bind_endpoint(endpoint: Endpoint, *, backlog: int, reuse_port: bool = 
 
     Those for datagrams are bound: they have no connections to listen for.
 
-    With `reuse_port` others may be bound beside those of a host: see bind_sibling().
+    With `reuse_port` others may be bound beside those of a TCP or UDP endpoint: see bind_sibling().
 
     Raises:
         EndpointError: it can't be listened on; the message names the endpoint and the reason.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from aioecho import systemd
-from aioecho.datagram import DatagramServer
+from aioecho.datagram import ONE_HANDLER_CLASS, DatagramServer
 from aioecho.endpoints import InheritedEndpoint, SystemdEndpoint, parse_endpoint
 from aioecho.handlers import DatagramRequestHandler, DatagramSessionHandler, StreamRequestHandler
 from aioecho.server import BaseServer
@@ -28,6 +28,8 @@ def serve(
         ValueError: they are for both; that takes two servers. Or an argument makes no sense.
     """
     if isinstance(RequestHandlerClass, Mapping):
+        if any(_serves_datagrams(each) for each in RequestHandlerClass):
+            raise TypeError(ONE_HANDLER_CLASS)
         return BaseServer(endpoints or None, RequestHandlerClass, **options)
     if are_for_datagrams(*endpoints, sock=options.get("sock"), RequestHandlerClass=RequestHandlerClass):
         return DatagramServer(endpoints or None, RequestHandlerClass, **options)

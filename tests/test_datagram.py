@@ -11,6 +11,7 @@ import os
 import resource
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import weakref
@@ -23,6 +24,7 @@ import uvloop
 from conftest import check_identity, settle
 
 import aioecho
+from aioecho.datagram_socket import IP_PKTINFO
 from aioecho.echo import DATAGRAM_HANDLERS, SMALL_SERVICES, DatagramDiscard, DatagramEcho, DatagramUpper, Echo
 
 
@@ -1064,6 +1066,9 @@ def test_mistakes_are_named() -> None:
         aioecho.TCPServer("udp://127.0.0.1:0", Echo)
     with pytest.raises(ValueError, match=r"unix:x is not for DatagramServer"):
         aioecho.DatagramServer("unix:x", DatagramEcho)
+    for make in (functools.partial(aioecho.DatagramServer, None), aioecho.serve):
+        with pytest.raises(TypeError, match="several handler classes in one server are for streams"):
+            make({DatagramEcho: "udp://127.0.0.1:0"})
     with pytest.raises(ValueError, match="ssl is for streams"):
         aioecho.UDPServer(("127.0.0.1", 0), DatagramEcho, ssl=object())
     with pytest.raises(ValueError, match=r"expected a \(host, port\)"):
@@ -1086,6 +1091,8 @@ async def test_a_stream_socket_is_refused() -> None:
 class Outbox:
     """Keeps what a handler sends."""
 
+    local_address = ("127.0.0.1", 9999)
+
     def __init__(self) -> None:
         self.sent: list[bytes] = []
 
@@ -1102,6 +1109,26 @@ async def test_no_ready_made_handler_answers_a_small_service(name: str) -> None:
             await DATAGRAM_HANDLERS[name]((b"hello", outbox), address, None).handle()
             assert outbox.sent == []
     assert frozenset({7, 9, 13, 17, 19, 37}) == SMALL_SERVICES
+
+
+@pytest.mark.parametrize("name", DATAGRAM_HANDLERS)
+@pytest.mark.parametrize(("host", "asked"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.2"), ("::", "::1")])
+async def test_no_ready_made_handler_answers_itself(name: str, host: str, asked: str) -> None:
+    async with aioecho.UDPServer((host, 0), DATAGRAM_HANDLERS[name]) as server:
+        itself = socket.socket(fileno=os.dup(server.sockets[0].fileno()))  # as who writes its address on a datagram
+        if host == "0.0.0.0":
+            source = struct.pack("@i4s4s", 0, socket.inet_aton(asked), bytes(4))
+            ancillary = [(socket.IPPROTO_IP, IP_PKTINFO, source)]
+        else:
+            ancillary = []
+        with itself:
+            itself.sendmsg([b"hello"], ancillary, 0, (asked, server.server_address[1]))
+        await settle(lambda: server.stats.completed == 1)
+        await settle()
+        assert server.stats.received == 1
+        with Peer(socket.AF_INET6 if ":" in asked else socket.AF_INET) as peer:
+            if name != "discard":
+                assert await peer.ask(b"hello", (asked, server.server_address[1]))
 
 
 @pytest.mark.parametrize("name", DATAGRAM_HANDLERS)

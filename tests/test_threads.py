@@ -857,6 +857,31 @@ async def test_a_drain_reaches_tls(tls: SimpleNamespace) -> None:
     check_identity(server)
 
 
+async def test_a_client_that_a_drain_meets_in_its_handshake_has_time_to_speak(
+    tls: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aioecho.blocking.FRESH", 0.5)
+
+    def shake_hands_and_ask(plain: socket.socket) -> bytes:
+        with tls.client.wrap_socket(plain, server_hostname="localhost") as sock:
+            time.sleep(0.05)  # the server's handshake is over by then
+            sock.sendall(b"x\n")
+            return sock.recv(10)  # type: ignore[no-any-return]
+
+    async with aioecho.serve(Upper, ANYWHERE, ssl=tls.server) as server:
+        with socket.create_connection(server.sockets[0].getsockname()) as plain:
+            await settle(lambda: server.connections)
+            [connection] = server.connections
+            await settle(lambda: asyncio.get_running_loop().time() - connection.since > 0.5)
+            stopping = asyncio.create_task(server.shutdown(20))
+            await settle(lambda: not server.is_serving())
+            await settle()
+            assert await asyncio.to_thread(shake_hands_and_ask, plain) == b"X\n"
+        report = await stopping
+        assert (report.completed, report.seconds < 5) == (1, True)
+    check_identity(server)
+
+
 async def test_a_drain_reaches_a_handler_that_wraps_its_socket_itself(tls: SimpleNamespace) -> None:
     class Wraps(Upper):
         def setup(self) -> None:

@@ -20,13 +20,15 @@ What is left to the standard library, as it can't be the same thing on an event 
 
 What differs, on the engine:
 
-- A thread serves one request after another, so that a threading.local outlives a request. Threads are daemon threads.
+- At most ``Limits.max_threads``, 200, requests are handled at a time; the next one waits, for `aioecho_options` to say
+  otherwise. A thread serves one request after another, so that a threading.local outlives a request. They are daemon threads.
 - A handler that is at work when the server stops is waited for in serve_forever(), for `grace` seconds at the most, and
-  not in server_close() for ever. With `daemon_threads`, or without `block_on_close`, it is not waited for, as before; without
-  either the program still is, at its exit. Clients that have no thread yet are then disconnected.
+  not in server_close() for ever. shutdown() waits for that: what handlers wait for is to be released before it is called.
+  With `daemon_threads`, or without `block_on_close`, they are not waited for, as before; without either the program still
+  waits for them at its exit. Clients that have no thread yet are then disconnected.
 - Called by a handler, shutdown() returns at once.
-- verify_request() that raises costs its request and not the server. service_actions() is called every `poll_interval`
-  seconds, and not after each request besides.
+- verify_request() is called before the TLS handshake, with the plain socket. One that raises costs its request and not the
+  server. service_actions() is called every `poll_interval` seconds, and not after each request besides.
 """
 
 import asyncio
