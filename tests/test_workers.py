@@ -135,81 +135,6 @@ def test_every_worker_serves(folder: Path, way: tuple[str, ...]) -> None:
         assert "Traceback" not in program.stderr()
 
 
-DATAGRAMS = """
-import os
-import time
-import aioecho
-
-class Slow(aioecho.DatagramRequestHandler):
-    async def handle(self):
-        time.sleep(0.01)  # so that another worker finds something
-        await self.reply(b"%d" % os.getpid())
-
-class Counting(aioecho.DatagramSessionHandler):
-    async def handle(self):
-        count = 0
-        async for data in self.datagrams:
-            count += 1
-            await self.reply(b"%d" % count)
-"""
-
-
-@contextmanager
-def serving_datagrams(folder: Path, handler: str, *arguments: str) -> Iterator[tuple[Program, list[socket.socket]]]:
-    """Run two workers on a UDP port, with peers that are connected to it."""
-    (folder / "datagrams.py").write_text(DATAGRAMS)
-    command = ("serve", f"datagrams:{handler}", "--workers", "2", "--bind", "udp://127.0.0.1:0", *arguments)
-    with ExitStack() as stack, Program.aioecho(*command, cwd=folder) as program:
-        port = int(program.listening().rpartition(":")[2])
-        peers = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(24)]
-        for each in peers:
-            each.connect(("127.0.0.1", port))
-            each.settimeout(20)
-        yield program, peers
-
-
-@pytest.mark.parametrize("way", [(), ("--reuse-port",)])
-def test_every_worker_serves_datagrams_and_a_restart_loses_none(folder: Path, way: tuple[str, ...]) -> None:
-    with serving_datagrams(folder, "Slow", *way) as (program, peers):
-        workers = workers_of(program)
-        for _ in range(3):
-            for each in peers:
-                each.send(b"")
-        served = [[int(each.recv(99)) for _ in range(3)] for each in peers]
-        assert {pid for pids in served for pid in pids} == workers
-        if way:
-            assert all(len(set(pids)) == 1 for pids in served)
-        for turn in range(4):
-            for each in peers:
-                each.send(b"")
-            if turn == 1:
-                program.signal(signal.SIGHUP)
-        for each in peers:
-            for _ in range(4):
-                each.recv(99)
-        eventually(lambda: "replaced all workers" in program.stderr())
-        eventually(lambda: len(workers_of(program)) == 2 and not workers & workers_of(program))
-        peers[0].send(b"")
-        assert int(peers[0].recv(99)) not in workers
-        assert program.stop() == 0
-
-
-def test_sessions_are_served_by_workers_with_sockets_of_their_own(folder: Path) -> None:
-    with serving_datagrams(folder, "Counting", "--reuse-port") as (program, peers):
-        for number in range(1, 6):
-            for each in peers:
-                each.send(b"")
-            assert [each.recv(99) for each in peers] == [b"%d" % number] * len(peers)
-        assert program.stop() == 0
-    for arguments in (["udp://127.0.0.1:0"], ["unixgram:@aioecho-test", "--reuse-port"]):
-        with Program.aioecho(
-            "serve", "datagrams:Counting", "--workers", "2", "--bind", *arguments, cwd=folder
-        ) as refused:
-            code, output, errors = refused.end()
-        assert (code, output, errors.count("\n")) == (2, b"", 1)
-        assert errors.startswith("Error: a peer's datagrams would go to several workers")
-
-
 def test_auto_is_one_worker_for_each_processor(folder: Path) -> None:
     with serving(folder, workers="auto") as (program, _):
         assert len(workers_of(program)) == len(os.sched_getaffinity(program.process.pid))
@@ -432,6 +357,83 @@ def test_a_restart_whose_worker_hangs_is_called_off(folder: Path) -> None:
         program.signal(signal.SIGHUP)
         eventually(lambda: int(ask(endpoint)) != before and before not in workers_of(program))
         assert program.stop() == 0
+
+
+# Datagrams
+
+
+DATAGRAMS = """
+import os
+import aioecho
+
+class Single(aioecho.DatagramRequestHandler):
+    async def handle(self):
+        await self.reply(b"%d" % os.getpid())
+
+class Session(aioecho.DatagramSessionHandler):
+    async def handle(self):
+        count = 0
+        async for data in self.datagrams:
+            count += 1
+            await self.reply(b"%d %d" % (os.getpid(), count))
+"""
+
+
+def exchange(sock: socket.socket) -> bytes:
+    sock.send(b"any")
+    return sock.recv(100)
+
+
+@contextmanager
+def sending(endpoint: str) -> Iterator[socket.socket]:
+    host, port = endpoint.removeprefix("udp://").split(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(30)
+        sock.connect((host, int(port)))
+        yield sock
+
+
+@contextmanager
+def serving_datagrams(folder: Path, handler: str, *arguments: str) -> Iterator[tuple[Program, str]]:
+    (folder / "datagrams.py").write_text(DATAGRAMS)
+    command = ("serve", f"datagrams:{handler}", "--workers", "2", "--bind", "udp://127.0.0.1:0", *arguments)
+    with Program.aioecho(*command, cwd=folder) as program:
+        yield program, program.listening()
+
+
+@pytest.mark.parametrize("way", [(), ("--reuse-port",)])
+def test_workers_serve_datagrams_and_a_restart_loses_none(folder: Path, way: tuple[str, ...]) -> None:
+    with serving_datagrams(folder, "Single", *way) as (program, endpoint), sending(endpoint) as sock:
+        before = workers_of(program)
+        assert int(exchange(sock)) in before
+        program.signal(signal.SIGHUP)
+        while "replaced all" not in program.stderr():
+            exchange(sock)
+        eventually(lambda: int(exchange(sock)) in workers_of(program) - before)
+        assert program.stop() == 0
+        assert "Traceback" not in program.stderr()
+
+
+def test_a_session_stays_with_its_worker(folder: Path) -> None:
+    with serving_datagrams(folder, "Session", "--reuse-port") as (program, endpoint), ExitStack() as stack:
+        seen = Counter()
+        for _ in range(40):
+            sock = stack.enter_context(sending(endpoint))
+            (pid, first), *following = [exchange(sock).split() for _ in range(3)]
+            assert [first, *following] == [b"1", [pid, b"2"], [pid, b"3"]]
+            seen[int(pid)] += 1
+        assert set(seen) == workers_of(program)
+        assert program.stop() == 0
+
+
+@pytest.mark.parametrize("arguments", [(), ("--reuse-port", "--bind", "unixgram:s.sock")])
+def test_sessions_that_workers_can_not_divide_are_refused(folder: Path, arguments: tuple[str, ...]) -> None:
+    (folder / "datagrams.py").write_text(DATAGRAMS)
+    command = ("serve", "datagrams:Session", "--workers", "2", "--bind", "udp://127.0.0.1:0", *arguments)
+    with Program.aioecho(*command, cwd=folder) as program:
+        code, output, errors = program.end()
+        assert (code, output, errors.count("\n")) == (2, b"", 1)
+        assert errors.startswith("Error: a peer's datagrams would go to several workers")
 
 
 TLS = """
