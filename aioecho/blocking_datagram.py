@@ -4,7 +4,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from aioecho.datagram_socket import DatagramTransport, is_writable
+from aioecho.datagram_socket import DatagramTransport, connected_probe, is_writable
 from aioecho.threads import Threaded, ThreadPool
 
 if TYPE_CHECKING:  # the server is above, and makes these
@@ -44,12 +44,10 @@ class ReplySocket:
                     raise TimeoutError("the socket has no room for a reply") from None
 
     def _wait_for_room(self, address: Any, seconds: float | None) -> bool:
-        """Return whether there may be room, in time."""
+        """Return whether there may be room within so many seconds."""
         if self._sock.family != socket.AF_UNIX or not is_writable(self._sock):
             return is_writable(self._sock, seconds)
-        # It is the peer's queue that is full: see DatagramSocket.
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-            probe.connect(address)
+        with connected_probe(address) as probe:
             return is_writable(probe, seconds)
 
     # The socket itself must not block: it is the event loop's, which reads it.
@@ -88,7 +86,7 @@ class ThreadedDatagram(Threaded):
         client_address: Any,
         transport: DatagramTransport,
     ) -> None:
-        request = (data, ReplySocket(transport, server.timeouts.send))
+        request = (data, ReplySocket(transport, server._handler_timeouts.send))
         super().__init__(server, pool, request, client_address, server.RequestHandlerClass)
 
     def _serve(self) -> None:

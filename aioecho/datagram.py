@@ -8,11 +8,12 @@ import os
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 from aioecho.blocking import is_blocking
 from aioecho.blocking_datagram import ThreadedDatagram
+from aioecho.config import Limits, Timeouts
 from aioecho.datagram_socket import DatagramSocket, DatagramTransport
 from aioecho.endpoints import BoundSocket, Endpoint, UDPEndpoint, UnixDatagramEndpoint
 from aioecho.exchange import Exchange
@@ -25,6 +26,8 @@ from aioecho.stats import DatagramStats, DrainReport
 __all__ = ["DatagramServer", "UDPServer", "UnixDatagramServer"]
 
 logger = logging.getLogger("aioecho.datagram")
+
+ONE_HANDLER_CLASS = "several handler classes in one server are for streams: make a server for each of datagrams"
 
 # A session is found silent so many times in a row before it ends: at most this part of the timeout too late.
 SWEEPS = 8
@@ -64,8 +67,10 @@ class DatagramServer(BaseServer):
     ) -> None:
         if options.get("ssl") is not None:
             raise ValueError("ssl is for streams: TLS does not go over datagrams")
+        if isinstance(RequestHandlerClass, Mapping):
+            raise TypeError(ONE_HANDLER_CLASS)
         super().__init__(server_address, RequestHandlerClass, **options)
-        self._has_sessions = _makes_sessions(RequestHandlerClass) if sessions is None else sessions
+        self.has_sessions = _makes_sessions(RequestHandlerClass) if sessions is None else sessions
         self._sockets: list[DatagramSocket] = []
         self._is_stopping = False
         # Handlers for single datagrams.
@@ -114,11 +119,16 @@ class DatagramServer(BaseServer):
         error = sys.exception()
         self._error_log.report("the handler of a datagram from %s raised", client_address, exc_info=error)
 
+    @property
+    def _handler_timeouts(self) -> Timeouts:
+        timeouts: Timeouts | None = getattr(_undo_partial(self.RequestHandlerClass), "timeouts", None)
+        return timeouts or self.timeouts
+
     # Life.
 
     def _make_listeners(self, bound: list[BoundSocket]) -> Sequence[DatagramSocket]:
         self._longest = self.limits.max_datagram
-        take = self._take_for_session if self._has_sessions else self._take_datagram
+        take = self._take_for_session if self.has_sessions else self._take_datagram
         if is_blocking(self.RequestHandlerClass):
             take = self._take_for_thread
         try:
@@ -129,7 +139,7 @@ class DatagramServer(BaseServer):
                     stats=self._stats,
                     size=self._longest,
                     receive_buffer=self.limits.receive_buffer,
-                    patience=self.timeouts.send,
+                    patience=self._handler_timeouts.send,
                 )
                 for each in bound
             ]
@@ -139,13 +149,22 @@ class DatagramServer(BaseServer):
             raise
         return list(self._sockets)
 
+    def _apply_limits(self, limits: Limits) -> None:
+        self._longest = limits.max_datagram
+        for sock in self._sockets:
+            sock.set_limits(size=limits.max_datagram, receive_buffer=limits.receive_buffer)
+        self._begin_queued_later()  # there may be room for them now
+
     def close(self) -> None:
-        """Serve what has come by now, and then read no more, once and for all. Handlers that run can still reply."""
+        """Serve what has come by now, and then read no more, once and for all. Handlers that run can still reply.
+
+        If `leaves_queue` was set to True, what has come is left to other processes, which read the same sockets.
+        """
         if self._listeners:
             self._listeners = []
             self._is_stopping = True
             for sock in self._sockets:
-                sock.stop()
+                sock.stop(leave_queue=self.leaves_queue)
             self._is_stopping = False
         self._close_if_done()
 
@@ -239,6 +258,11 @@ class DatagramServer(BaseServer):
         if connection.outcome == "rejected" and isinstance(connection, Exchange | ThreadedDatagram):
             self._stats.handled -= 1
             self._stats.drops[connection.reason] += 1
+        elif (
+            isinstance(connection, ThreadedDatagram) and connection.thread is None and connection.outcome == "cancelled"
+        ):
+            self._stats.handled -= 1
+            self._stats.drops["stopped"] += 1
         super()._count_end(connection)
 
     def _count_begun(self, exchange: Exchange, is_free: bool) -> None:
@@ -254,8 +278,10 @@ class DatagramServer(BaseServer):
 
     def _register_current(self) -> None:
         """Put the handler that runs now, and may end at once, among the others."""
-        if self._current is not None and not self._current.is_counted:
-            self._register(self._current)
+        # Not for another thread, that looks on: it may end meanwhile.
+        current = self._current
+        if current is not None and not current.is_counted and asyncio._get_running_loop() is self._loop:
+            self._register(current)
 
     def _register(self, exchange: Exchange) -> None:
         exchange.is_counted = True
@@ -277,6 +303,9 @@ class DatagramServer(BaseServer):
             is_free = exchange.serve(request, client_address)
             self._current = None
             self._count_begun(exchange, is_free)
+        self._begin_queued_later()
+
+    def _begin_queued_later(self) -> None:
         if self._queue and not self._begins_queued:
             self._begins_queued = True
             asyncio.get_running_loop().call_soon(self._begin_queued)
@@ -306,8 +335,13 @@ class DatagramServer(BaseServer):
         self._add(session)
         if self.is_draining:
             session.drain()
-        if self._sweeper is None and self.timeouts.session is not None:
-            self._sweeper = asyncio.get_running_loop().call_later(self.timeouts.session / SWEEPS, self._sweep)
+        if self._sweeper is None:
+            self._sweep_later()
+
+    def _sweep_later(self) -> None:
+        timeout = self._handler_timeouts.session
+        if timeout is not None:
+            self._sweeper = asyncio.get_running_loop().call_later(timeout / SWEEPS, self._sweep)
 
     def _replace(self, ended: Session) -> None:
         """Forget a session that has ended; what its peer has sent since goes to another one."""
@@ -325,8 +359,7 @@ class DatagramServer(BaseServer):
             if self.sweeps - session.last_heard > SWEEPS and not session.is_over:
                 session.expire()
         if self._sessions:
-            assert self.timeouts.session is not None
-            self._sweeper = asyncio.get_running_loop().call_later(self.timeouts.session / SWEEPS, self._sweep)
+            self._sweep_later()
 
 
 class UDPServer(DatagramServer):
@@ -368,6 +401,11 @@ class UnixDatagramServer(DatagramServer):
 
 
 def _makes_sessions(RequestHandlerClass: Any) -> bool:
+    plain = _undo_partial(RequestHandlerClass)
+    return inspect.isclass(plain) and issubclass(plain, DatagramSessionHandler)
+
+
+def _undo_partial(RequestHandlerClass: Any) -> Any:
     while isinstance(RequestHandlerClass, functools.partial):
         RequestHandlerClass = RequestHandlerClass.func
-    return inspect.isclass(RequestHandlerClass) and issubclass(RequestHandlerClass, DatagramSessionHandler)
+    return RequestHandlerClass

@@ -21,7 +21,7 @@ from aioecho.endpoints import BoundSocket
 from aioecho.logs import BoundedLog
 from aioecho.stats import DatagramStats
 
-__all__ = ["DatagramSocket", "DatagramTransport", "is_writable"]
+__all__ = ["DatagramSocket", "DatagramTransport", "connected_probe", "is_writable"]
 
 logger = logging.getLogger("aioecho.datagram_socket")
 
@@ -49,6 +49,9 @@ MEMINFO = struct.Struct("@9I")
 # Bytes that a datagram takes up in the kernel at the least, however short it is.
 LEAST_TAKEN = 512
 
+# More than wait in any Unix socket: net.unix.max_dgram_qlen is 10, or 512 with systemd. Their memory is their senders'.
+QUEUED_BY_UNIX = 4096
+
 # A host has few addresses, but all of 127.0.0.0/8 is one's own.
 ADDRESSES_KEPT = 1024
 
@@ -61,12 +64,16 @@ class DatagramTransport:
     Where the server is bound to every address there is one for each address that peers have asked.
     """
 
-    __slots__ = ("_send", "_socket", "key")
+    __slots__ = ("_send", "_socket", "key", "local_address")
 
-    def __init__(self, sock: "DatagramSocket", send: Callable[[Any, Any], object], key: object) -> None:
+    def __init__(
+        self, sock: "DatagramSocket", send: Callable[[Any, Any], object], key: object, local_address: Any
+    ) -> None:
         self._socket = sock
         self._send = send
         self.key = key
+        self.local_address = local_address
+        """What it sends from, in the form of a handler's `client_address`."""
 
     def sendto(self, data: Buffer, addr: Any) -> Awaitable[None]:
         """Send a datagram to `addr`, at once if the socket has room. Otherwise what is returned decides:
@@ -179,11 +186,10 @@ class DatagramSocket:
         self.sock = sock = bound.sock
         self.stats = stats
         self._take = take
-        self._size = size + 1
         self._patience = patience
         self._loop = asyncio.get_running_loop()
         self._reads = 1
-        self._is_reading = self._is_closed = False
+        self._is_reading = self._reads_on = self._is_closed = False
         self._retry: asyncio.TimerHandle | None = None
         self._log = BoundedLog(logger, logging.WARNING)
         self._send_log = BoundedLog(logger, logging.DEBUG)
@@ -192,25 +198,33 @@ class DatagramSocket:
         self.sent: asyncio.Future[None] = self._loop.create_future()
         self.sent.set_result(None)
         self._room = _Room(self._loop, sock.fileno())
-        self._transport = DatagramTransport(self, sock.sendto, self)
+        self._transport = DatagramTransport(self, sock.sendto, self, sock.getsockname())
         self._transports: dict[Any, DatagramTransport] = {}  # by the address that was asked
         self._asks_for_address = _is_bound_to_all(sock) and _enable_pktinfo(sock)
-        if receive_buffer is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.set_limits(size=size, receive_buffer=receive_buffer)
         self.count_kernel_drops(is_start=True)
+
+    def set_limits(self, *, size: int, receive_buffer: int | None) -> None:
+        """Read up to so many bytes of a datagram from now on; let the kernel keep so many of what is not yet read."""
+        self._size = size + 1
+        if receive_buffer is not None:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
 
     # Reading.
 
     def resume(self) -> None:
         """Read from now on."""
-        self._retry = None
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
         if not (self._is_closed or self._is_reading):
-            self._is_reading = True
+            self._is_reading = self._reads_on = True
             # The number and not the object: uvloop keeps, and after close() warns of, a socket that it was given.
             self._loop.add_reader(self.sock.fileno(), self._on_readable)
 
     def pause(self) -> None:
-        """Leave what comes to the kernel until resume()."""
+        """Leave what comes to the kernel until resume(); also the rest of what is just being read."""
+        self._reads_on = False
         if self._is_reading:
             self._is_reading = False
             self._loop.remove_reader(self.sock.fileno())
@@ -218,13 +232,20 @@ class DatagramSocket:
             self._retry.cancel()
             self._retry = None
 
-    def stop(self) -> None:
-        """Read what has come by now, and then no more. It can still send."""
+    def stop(self, *, leave_queue: bool = False) -> None:
+        """Read what has come by now, and then no more. It can still send.
+
+        `leave_queue` leaves what has come to others, who read the same socket.
+        """
         if self._is_closed or self._loop.is_closed():
             return
         self.pause()
+        if leave_queue:
+            return
+        self._reads_on = True
         # Never more than now take up its memory: one who never stops sending does not put the end off.
-        self._read(_memory(self.sock)[0] // LEAST_TAKEN + 1)
+        is_unix = self.sock.family == socket.AF_UNIX
+        self._read(QUEUED_BY_UNIX if is_unix else _memory(self.sock)[0] // LEAST_TAKEN + 1)
         self.pause()
 
     def close(self) -> None:
@@ -243,15 +264,15 @@ class DatagramSocket:
 
     def _read(self, most: int) -> bool:
         """Read at most so many datagrams; return whether there were as many."""
-        take, size, transport = self._take, self._size, self._transport
+        take, transport = self._take, self._transport
         receive, receive_message, asks = self.sock.recvfrom, self.sock.recvmsg, self._asks_for_address
         for _ in range(most):
             try:
                 if asks:
-                    data, ancillary, _, address = receive_message(size, ROOM_FOR_PKTINFO)
+                    data, ancillary, _, address = receive_message(self._size, ROOM_FOR_PKTINFO)
                     transport = self._transport_for(ancillary)
                 else:
-                    data, address = receive(size)
+                    data, address = receive(self._size)
             except (BlockingIOError, InterruptedError):
                 return False
             except OSError as error:
@@ -266,6 +287,8 @@ class DatagramSocket:
                 self._watch_again()
                 continue
             take(data, address, transport)
+            if not self._reads_on:
+                return False
         return True
 
     def _watch_again(self) -> None:
@@ -291,7 +314,10 @@ class DatagramSocket:
             if source is not None:
                 if len(self._transports) >= ADDRESSES_KEPT:
                     self._transports.clear()
-                transport = DatagramTransport(self, self._sender_from(source), (self.bound.name, source[0][2]))
+                local_address = _address_of(source, self.sock.getsockname()[1])
+                transport = DatagramTransport(
+                    self, self._sender_from(source), (self.bound.name, source[0][2]), local_address
+                )
                 self._transports[data] = transport
                 return transport
         return self._transport
@@ -356,16 +382,24 @@ class DatagramSocket:
         if self.sock.family != socket.AF_UNIX or not is_writable(self.sock):
             await self._room.wait()
             return
-        # It is the peer's queue that is full, and no event of our own socket tells when that changes. A socket that is
-        # connected to the peer becomes writable when it does.
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-            probe.setblocking(False)
-            probe.connect(address)
+        with connected_probe(address) as probe:
             await _Room(self._loop, probe.fileno()).wait()
 
 
+def connected_probe(address: Any) -> socket.socket:
+    """Return a socket that is writable when the queue of a Unix socket's peer has room, of which no other socket tells."""
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        probe.setblocking(False)
+        probe.connect(address)
+    except BaseException:
+        probe.close()
+        raise
+    return probe
+
+
 def is_writable(sock: socket.socket, seconds: float | None = 0) -> bool:
-    """Return whether a socket has room for a datagram; wait for that for so many seconds, None being for ever."""
+    """Return whether a socket is writable, or becomes so within so many seconds; None is for ever."""
     poll = select.poll()
     poll.register(sock, select.POLLOUT)
     return bool(poll.poll(None if seconds is None else seconds * 1000))
@@ -407,6 +441,15 @@ def _source_from(level: int, kind: int, data: bytes) -> list[tuple[int, int, byt
         is_link_local = address[0] == 0xFE and address[1] & 0xC0 == 0x80
         return [(level, kind, IN6_PKTINFO.pack(address, interface if is_link_local else 0))]
     return None
+
+
+def _address_of(source: list[tuple[int, int, bytes]], port: int) -> tuple[Any, ...]:
+    """Return where replies come from with such ancillary data, as recvfrom() at their peer would."""
+    [(level, _, data)] = source
+    if level == socket.IPPROTO_IP:
+        return socket.inet_ntop(socket.AF_INET, IN_PKTINFO.unpack(data)[1]), port
+    address, interface = IN6_PKTINFO.unpack(data)
+    return socket.inet_ntop(socket.AF_INET6, address), port, 0, interface
 
 
 def _memory(sock: socket.socket) -> tuple[int, ...]:

@@ -3,9 +3,10 @@
 The default endpoint is on the loopback interface. Think before you offer these to a network: `chargen` sends as fast as its
 peer reads, to whoever asks.
 
-Over datagrams anybody can ask in another's name. Two such services that answer each other never stop (CERT CA-1996-01), so
-none here answers a datagram that comes from the port of a small service (:data:`SMALL_SERVICES`), of which DNS-like services
-of your own on other ports are no part: do not let two of them echo. And none answers with more than it was sent, except
+Over datagrams anybody can ask in another's name. Two such services that answer each other never stop (CERT CA-1996-01), nor
+does one that answers itself, so none here answers a datagram that comes from the server's own address, or from the port of a
+small service (:data:`SMALL_SERVICES`), of which DNS-like services of your own on other ports are no part: do not let two of
+them echo. And none answers with more than it was sent, except
 `daytime` and `time`, whose answer is a line and 4 bytes to whatever comes.
 """
 
@@ -132,24 +133,24 @@ HANDLERS: dict[str, type[StreamRequestHandler]] = {
 
 
 class _SmallService(DatagramRequestHandler):
-    """Answers nobody who may be a small service, and so answer the answer."""
+    """Answers nobody who may be a small service, or the server itself, and so answer the answer."""
 
     async def answer(self, data: bytes) -> None:
-        """Send `data`, unless the peer's port is one of SMALL_SERVICES."""
-        address = self.client_address
-        if not (isinstance(address, tuple) and address[1] in SMALL_SERVICES):
+        """Send `data`, unless the peer's port is one of SMALL_SERVICES, or its address the server's."""
+        address, transport = self.client_address, self.request[1]
+        if address != transport.local_address and not (isinstance(address, tuple) and address[1] in SMALL_SERVICES):
             await self.reply(data)
 
 
 class DatagramEcho(_SmallService):
-    """Send back the datagram (RFC 862), but not to a port of SMALL_SERVICES."""
+    """Send back the datagram (RFC 862), but not to a port of SMALL_SERVICES, nor to itself."""
 
     async def handle(self) -> None:
         """Echo."""
-        # answer() written out: most of what an echo costs is the calls.
-        address = self.client_address
-        if not (isinstance(address, tuple) and address[1] in SMALL_SERVICES):
-            await self.reply(self.data)
+        # answer() and reply() written out: most of what an echo costs is the calls.
+        address, transport = self.client_address, self.request[1]
+        if address != transport.local_address and not (isinstance(address, tuple) and address[1] in SMALL_SERVICES):
+            await transport.sendto(self.data, address)
 
 
 class DatagramUpper(_SmallService):

@@ -7,8 +7,8 @@
 ``unix:PATH``, ``unix:PATH?mode=660``  a Unix stream socket, with file permissions in octal. ``unix:@NAME`` has no file.
 ``unixgram:PATH``                    likewise, for datagrams
 ``fd://N``                           a listening or bound socket that this process inherited as descriptor N
-``systemd:NAME``                     the listening sockets that systemd has passed under this name: FileDescriptorName=
-                                     in the socket unit, by default the unit's own, such as ``echo.socket``
+``systemd:NAME``                     the sockets that systemd has passed under this name, for streams or for datagrams:
+                                     FileDescriptorName= in the socket unit, by default its own, such as ``echo.socket``
 ===================================  ==========================================================================
 """
 
@@ -122,11 +122,10 @@ class InheritedEndpoint:
 
 @dataclass(frozen=True)
 class SystemdEndpoint:
-    """What systemd has passed as `name`."""
-
-    type: ClassVar[socket.SocketKind] = socket.SOCK_STREAM
+    """What systemd has passed as `name`. `type` is what these sockets have to be."""
 
     name: str
+    type: int = socket.SOCK_STREAM
 
     def __str__(self) -> str:
         return f"systemd:{self.name}"
@@ -138,7 +137,7 @@ Endpoint = Union[  # noqa: UP007 - shown as one name in signatures
 
 
 def parse_endpoint(text: str, inherited_type: int = socket.SOCK_STREAM) -> Endpoint:
-    """Return the endpoint that `text` names; `inherited_type` is the socket type that a descriptor is to have.
+    """Return the endpoint that `text` names; `inherited_type` is the type that inherited sockets are to have.
 
     Raises:
         ValueError: it names none; the message says what was wrong and what is expected.
@@ -174,7 +173,7 @@ def parse_endpoint(text: str, inherited_type: int = socket.SOCK_STREAM) -> Endpo
     if match := re.fullmatch(r"fd://(?P<fd>[0-9]+)", text):
         return InheritedEndpoint(int(match["fd"]), inherited_type)
     if match := re.fullmatch(r"systemd:(?P<name>[^:/]+)", text):
-        return SystemdEndpoint(match["name"])
+        return SystemdEndpoint(match["name"], inherited_type)
     raise ValueError(f"bad endpoint {text!r}: expected {FORMS}")
 
 
@@ -207,7 +206,7 @@ async def bind_endpoint(endpoint: Endpoint, *, backlog: int, reuse_port: bool = 
 
     Those for datagrams are bound: they have no connections to listen for.
 
-    With `reuse_port` others may be bound beside those of a TCP endpoint: see bind_sibling().
+    With `reuse_port` others may be bound beside those of a TCP or UDP endpoint: see bind_sibling().
 
     Raises:
         EndpointError: it can't be listened on; the message names the endpoint and the reason.
@@ -364,11 +363,10 @@ async def _bind_unix(endpoint: _PathEndpoint, backlog: int) -> BoundSocket:
             except BaseException:
                 os.unlink(path)
                 raise
-    except EndpointError:
+    except BaseException as error:  # also if it is cancelled while it waits its turn
         sock.close()
-        raise
-    except OSError as error:
-        sock.close()
+        if isinstance(error, EndpointError) or not isinstance(error, OSError):
+            raise
         raise _cannot_listen(endpoint, error) from error
 
 
@@ -429,7 +427,7 @@ def _adopt_systemd(endpoint: SystemdEndpoint, backlog: int) -> list[BoundSocket]
     try:
         for descriptor in found:
             os.set_inheritable(descriptor, False)
-            bound.append(_adopt(InheritedEndpoint(descriptor), backlog))
+            bound.append(_adopt(InheritedEndpoint(descriptor, endpoint.type), backlog))
     except OSError as error:  # the count was wrong, or this one can't be used: they stay as they were
         for each in bound:
             each.sock.detach()

@@ -5,8 +5,8 @@ one. So a server keeps a task that is parked, and the event of a datagram's comi
 task, as :mod:`aioecho.driver` does for streams. If the coroutine ends in that step, the task is still parked, and there for
 the next datagram. If it waits for anything, the task is the handler's from then on, and goes on with it as any task does.
 
-The rule: what one handler has done to its task is never met by the next. A task that a handler has cancelled, kept or hung
-a callback on ends with that handler. And each handler has a context of its own.
+The rule: what one handler has done to its task is never met by the next. A task that a handler has cancelled, named, kept,
+also by a weak reference, or hung a callback on ends with that handler. And each handler has a context of its own.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from contextvars import Context
 from sys import getrefcount
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol, cast
+from weakref import getweakrefcount
 
 from aioecho.driver import ALWAYS_AWAITED, as_raised, cancelled_error, is_future
 from aioecho.handlers import BaseRequestHandler
@@ -99,10 +100,12 @@ class Exchange(Coroutine[Any, Any, None]):
         "_end",
         "_is_stepping",
         "_loop",
+        "_name",
         "_parked_in",
         "_plain_kind",
         "_pristine",
         "_task",
+        "_weak_references",
         "_yielded",
         "client_address",
         "handler",
@@ -135,7 +138,9 @@ class Exchange(Coroutine[Any, Any, None]):
         self._abandoned = self.is_retired = self._is_stepping = False
         self._context = self._pristine = server._context
         self._loop = loop = asyncio.get_running_loop()
-        self._task = loop.create_task(self, context=server._context.copy())
+        self._task = task = loop.create_task(self, context=server._context.copy())
+        self._name = task.get_name()
+        self._weak_references = getweakrefcount(task)
 
     def __repr__(self) -> str:
         return f"<Exchange with {self.client_address!r}, handler={self.handler!r}>"
@@ -170,7 +175,9 @@ class Exchange(Coroutine[Any, Any, None]):
             if (
                 self._end is None
                 and getrefcount(task) == references
-                and not task.cancelling()  # type: ignore[union-attr]
+                and getweakrefcount(task) == self._weak_references
+                and task.get_name() is self._name  # type: ignore[union-attr]
+                and not task._must_cancel  # type: ignore[union-attr] # cancelling() is 0 if it was taken back, and this stays
                 and getattr(task, "_callbacks", None) is None
                 and not self.is_retired
             ):
@@ -203,8 +210,13 @@ class Exchange(Coroutine[Any, Any, None]):
             # Like coro.send(None), but no StopIteration is made to tell of its end.
             return next(coro.__await__(), _ENDED)
         except BaseException as error:
-            if not report_end(self, error) and not isinstance(error, asyncio.CancelledError):
-                self._end = error
+            try:
+                if not report_end(self, error) and not isinstance(error, asyncio.CancelledError):
+                    self._end = error
+            except (
+                BaseException
+            ) as end:  # of handle_error(), and not an Exception: for the task to end the program with
+                self._end = end
             return _ENDED
 
     def _is_plain(self, handler: Any) -> bool:

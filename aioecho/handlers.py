@@ -23,8 +23,8 @@ class BaseRequestHandler(ABC):
     """
 
     timeouts: Timeouts | None = None
-    """What to wait for, and how long, in place of the server's `timeouts`. Of the class or the object; `handshake` is the
-    class's."""
+    """What to wait for, and how long, in place of the server's `timeouts`. Of the class or the object; `handshake`, `session`
+    and `send` are the class's."""
 
     def __init__(self, request: Any, client_address: Any, server: "BaseServer") -> None:
         self.request = request

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, Self
 from aioecho.admission import Admission
 from aioecho.blocking import ThreadedConnection, is_blocking, same_of_socketservers
 from aioecho.config import Limits, Timeouts
-from aioecho.connection import Connection
+from aioecho.connection import Connection, log_end
 from aioecho.deadlines import Rounds
 from aioecho.endpoints import (
     BoundSocket,
@@ -122,6 +122,8 @@ class BaseServer:
         if isinstance(RequestHandlerClass, Mapping):
             if server_address is not None:
                 raise TypeError("the endpoints of several handler classes are given with them, and nowhere else")
+            if sock is not None:
+                raise TypeError("no handler class is named for sock: give its descriptor with one, as fd://N")
             served = list(RequestHandlerClass.items())
         else:
             served = [(RequestHandlerClass, server_address)]
@@ -229,12 +231,15 @@ class BaseServer:
 
     @limits.setter
     def limits(self, limits: Limits) -> None:
-        if self._socket_type == socket.SOCK_STREAM:
-            for listener in self._listeners:
-                listener.sock.listen(limits.backlog)
+        self._apply_limits(limits)
         self._admission.limits = limits
         if self._threads is not None:
             self._threads.resize(limits.max_threads)
+
+    def _apply_limits(self, limits: Limits) -> None:
+        """Tell the sockets of other limits than they were made with."""
+        for listener in self._listeners:
+            listener.sock.listen(limits.backlog)
 
     def is_serving(self) -> bool:
         """Whether it accepts connections."""
@@ -299,12 +304,10 @@ class BaseServer:
             raise
         self._listeners = self._make_listeners(bound)
         self._names = [each.name for each in bound]
-        self.socket = self._listeners[
-            0
-        ].sock  # socketserver's name, for its handlers; after the end it is closed, as there
+        # socketserver's name, for its handlers; after the end it is closed, as there
+        self.socket = self._listeners[0].sock
         self._address = self.socket.getsockname()
-        for listener in self._listeners:
-            listener.resume()
+        self._resume_listeners()
         logger.info("listening on %s", ", ".join(self.names))
 
     def _make_listeners(self, bound: list[BoundSocket]) -> Sequence[Ear]:
@@ -434,6 +437,7 @@ class BaseServer:
             stats.accepted += 1
             stats.rejected += 1
             stats.reasons[refused_for] += 1
+            log_end(address, "rejected", refused_for)
             return
         if handler_class is None:
             handler_class = self.RequestHandlerClass

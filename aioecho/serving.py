@@ -5,8 +5,9 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from aioecho.datagram import DatagramServer
-from aioecho.endpoints import InheritedEndpoint, parse_endpoint
+from aioecho import systemd
+from aioecho.datagram import ONE_HANDLER_CLASS, DatagramServer
+from aioecho.endpoints import InheritedEndpoint, SystemdEndpoint, parse_endpoint
 from aioecho.handlers import DatagramRequestHandler, DatagramSessionHandler, StreamRequestHandler
 from aioecho.server import BaseServer
 
@@ -27,6 +28,8 @@ def serve(
         ValueError: they are for both; that takes two servers. Or an argument makes no sense.
     """
     if isinstance(RequestHandlerClass, Mapping):
+        if any(_serves_datagrams(each) for each in RequestHandlerClass):
+            raise TypeError(ONE_HANDLER_CLASS)
         return BaseServer(endpoints or None, RequestHandlerClass, **options)
     if are_for_datagrams(*endpoints, sock=options.get("sock"), RequestHandlerClass=RequestHandlerClass):
         return DatagramServer(endpoints or None, RequestHandlerClass, **options)
@@ -65,14 +68,18 @@ def _serves_datagrams(RequestHandlerClass: Any) -> bool | None:
 
 def _is_for_datagrams(text: str, wanted: bool | None) -> bool:
     endpoint = parse_endpoint(text)
-    if not isinstance(endpoint, InheritedEndpoint):
+    if not isinstance(endpoint, InheritedEndpoint | SystemdEndpoint):
         return endpoint.type == socket.SOCK_DGRAM
     if wanted is not None:
         return wanted
-    assert isinstance(endpoint.source, int)
+    if isinstance(endpoint, SystemdEndpoint):
+        descriptor = next((number for name, number in systemd.listen_fds() if name == endpoint.name), -1)
+    else:
+        assert isinstance(endpoint.source, int)
+        descriptor = endpoint.source
     try:
-        sock = socket.socket(fileno=endpoint.source)
-    except OSError:  # no socket: who tries to listen on it will say so
+        sock = socket.socket(fileno=descriptor)
+    except (OSError, ValueError):  # no socket: who tries to listen on it will say so
         return False
     try:
         return sock.type == socket.SOCK_DGRAM

@@ -180,6 +180,8 @@ class Session(Driver[None]):
     def finish(self) -> None:
         """Drop what the handler, which has ended, left unread."""
         self.is_over = True
+        if self.handler is None and self.outcome == "completed":  # its task was cancelled before it began
+            self.outcome = self.reason = "cancelled"
         is_cut_off = self.outcome == "cancelled" and self.server.is_draining
         self.datagrams.drop("refused" if self.outcome == "rejected" else "stopped" if is_cut_off else "session ended")
 

@@ -55,7 +55,8 @@ class DatagramStats(Stats):
     still waited when the grace was over)."""
 
     kernel_drops: int = 0
-    """Datagrams that found no room in a socket (``Limits.receive_buffer``). 0 where the system does not tell; Linux does."""
+    """Datagrams that found no room in a socket (``Limits.receive_buffer``). 0 where the system does not tell; Linux does.
+    Of a socket that worker processes share, each counts all."""
     receive_errors: int = 0
     """Times that reading failed: an ICMP error that was waiting, want of memory."""
     send_drops: int = 0

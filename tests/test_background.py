@@ -52,6 +52,31 @@ def test_blocking_handlers_serve_too() -> None:
         assert [ask(name, b"x\n") for name in server.names] == [b"X\n"] * 2
 
 
+@pytest.mark.parametrize("loop", LOOPS)
+def test_who_looks_on_from_another_thread_changes_nothing(loop: str) -> None:
+    entered, may_go_on = threading.Event(), threading.Event()
+
+    class Held(aioecho.DatagramRequestHandler):
+        async def handle(self) -> None:
+            entered.set()
+            may_go_on.wait(20)
+            await self.reply(self.data)
+
+    with (
+        aioecho.run_in_thread(Held, "udp://127.0.0.1:0", loop=loop) as server,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+    ):
+        sock.settimeout(20)
+        sock.sendto(b"x", server.server_address)
+        assert entered.wait(20)
+        # It may well end at once, and is nobody's to count before it has or waits for something.
+        assert (server.stats.active, len(server.connections)) == (0, 0)
+        may_go_on.set()
+        assert sock.recv(9) == b"x"
+    assert (server.stats.handled, server.stats.completed, server.stats.active) == (1, 1, 0)
+    check_identity(server.server)
+
+
 def test_what_is_wrong_with_the_start_is_raised_there() -> None:
     with pytest.raises(ValueError, match="bad endpoint"):
         aioecho.run_in_thread(Upper, "nonsense")

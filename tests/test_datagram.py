@@ -11,8 +11,10 @@ import os
 import resource
 import socket
 import stat
+import struct
 import subprocess
 import sys
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import uvloop
 from conftest import check_identity, settle
 
 import aioecho
+from aioecho.datagram_socket import IP_PKTINFO
 from aioecho.echo import DATAGRAM_HANDLERS, SMALL_SERVICES, DatagramDiscard, DatagramEcho, DatagramUpper, Echo
 
 
@@ -343,13 +346,15 @@ async def test_a_handler_that_cancels_itself_cancels_nobody_else(peer: Peer) -> 
         elif self.data == b"takes it back":
             asyncio.current_task().cancel()
             asyncio.current_task().uncancel()
+        elif self.data == b"waits":
+            await asyncio.sleep(0.001)
 
     async with serving(handler(handle)) as (server, address):
-        for text in (b"at once", b"1", b"and waits", b"2", b"raises", b"3"):
+        for text in (b"at once", b"1", b"and waits", b"2", b"raises", b"3", b"takes it back", b"waits", b"4"):
             assert await peer.ask(text, address) == text
         await settle(lambda: not server.connections)
         assert server.stats.cancelled == 2
-        assert server.stats.completed == 4
+        assert server.stats.completed == 7
 
 
 async def test_a_task_that_was_kept_ends_with_its_handler(peer: Peer) -> None:
@@ -371,6 +376,45 @@ async def test_a_task_that_was_kept_ends_with_its_handler(peer: Peer) -> None:
         assert await peer.ask(b"callback", address) == b"callback"
         await settle(lambda: called)
         assert await peer.ask(b"another", address) == b"another"
+
+
+async def test_what_is_noted_of_a_task_is_not_met_by_the_next_handler(peer: Peer) -> None:
+    notes: weakref.WeakKeyDictionary[Any, bytes] = weakref.WeakKeyDictionary()
+    seen: list[Any] = []
+
+    async def handle(self: Any) -> None:
+        task = asyncio.current_task()
+        seen.append((task.get_name() == "named", notes.get(task)))
+        if self.data == b"name":
+            task.set_name("named")
+        elif self.data == b"note":
+            notes[task] = self.data
+        await self.reply(self.data)
+
+    async with serving(handler(handle)) as (server, address):
+        for data in (b"", b"name", b"", b"note", b"", b""):
+            await peer.ask(data, address)
+        await settle(lambda: not server.connections)
+    assert seen == [(False, None)] * 6
+
+
+def test_a_handle_error_that_ends_the_program_ends_it() -> None:
+    class Server(aioecho.UDPServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            raise SystemExit(f"cannot live with {request[0]!r}")
+
+    async def handle(self: Any) -> None:
+        raise ValueError
+
+    async def main() -> None:
+        async with Server(("127.0.0.1", 0), handler(handle)) as server:
+            with Peer() as peer:
+                peer.send(b"x", server.server_address)
+                await server.serve_forever()
+
+    for make_loop in (asyncio.SelectorEventLoop, uvloop.new_event_loop):
+        with asyncio.Runner(loop_factory=make_loop) as runner, pytest.raises(SystemExit, match="cannot live with b'x'"):
+            runner.run(main())
 
 
 async def test_handlers_that_do_not_wait_share_one_task(peer: Peer) -> None:
@@ -468,6 +512,28 @@ async def test_a_datagram_that_is_too_long_is_dropped_and_counted(peer: Peer) ->
         peer.send(b"x" * 65_000, address)
         assert await peer.ask(b"y" * 100, address) == b"y" * 100
         assert server.stats.drops == {"truncated": 2}
+
+
+async def test_limits_can_be_changed_at_any_time(peer: Peer) -> None:
+    gate = asyncio.Event()
+    async with serving(blocked(gate), limits=aioecho.Limits(max_handlers=1, max_queue=2)) as (server, address):
+        for number in range(4):
+            peer.send(b"%d" % number, address)
+        await settle(lambda: server.stats.received == 4)
+        assert (server.stats.active, server.stats.queued) == (1, 2)
+        # Nobody has ended, and yet there is room.
+        server.limits = aioecho.Limits(max_handlers=4, max_queue=2, receive_buffer=50_000, max_datagram=2)
+        await settle(lambda: server.stats.active == 3)
+        assert server.stats.queued == 0
+        assert server.sockets[0].getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) in (50_000, 100_000)
+        peer.send(b"long", address)
+        await settle(lambda: server.stats.received == 5)
+        assert server.stats.drops == {"queue full": 1, "truncated": 1}
+        server.limits = aioecho.Limits(max_datagram=4)
+        peer.send(b"long", address)
+        await settle(lambda: server.stats.active == 4)
+        gate.set()
+        assert {(await peer.receive())[0] for _ in range(4)} == {b"0", b"1", b"2", b"long"}
 
 
 async def test_what_the_kernel_drops_is_counted_to_the_datagram(peer: Peer) -> None:
@@ -665,9 +731,13 @@ async def test_a_reply_that_is_not_awaited_is_dropped_and_counted(tmp_path: Path
             assert [(await client.receive())[0] for _ in range(queued)] == [b""] * queued
 
 
-async def test_a_peer_that_never_reads_is_given_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whose", ["server", "handler"])
+async def test_a_peer_that_never_reads_is_given_up(whose: str, tmp_path: Path) -> None:
+    class Hasty(DatagramEcho):
+        timeouts = aioecho.Timeouts(send=0.05) if whose == "handler" else None
+
     async with aioecho.UnixDatagramServer(
-        tmp_path / "server", DatagramEcho, timeouts=aioecho.Timeouts(send=0.05)
+        tmp_path / "server", Hasty, timeouts=aioecho.Timeouts(send=0.05 if whose == "server" else 30)
     ) as server:
         with Peer(socket.AF_UNIX, str(tmp_path / "client")) as client:
             fill(str(tmp_path / "client"))
@@ -737,7 +807,87 @@ async def test_a_full_udp_socket_is_waited_for_or_not(peer: Peer, monkeypatch: p
         assert server.stats.send_drops == 1
 
 
+# Pausing
+
+
+async def test_a_server_that_is_paused_leaves_datagrams_to_the_kernel(peer: Peer) -> None:
+    async def handle(self: Any) -> None:
+        if self.data == b"pause":
+            self.server.pause()
+        await self.reply(self.data)
+
+    server = aioecho.UDPServer(("127.0.0.1", 0), handler(handle))
+    server.pause()
+    async with server:
+        address = server.server_address
+        for data in (b"1", b"pause", b"2", b"3"):
+            peer.send(data, address)
+        await settle()
+        assert server.stats.received == 0
+        server.resume()
+        assert [(await peer.receive())[0] for _ in range(2)] == [b"1", b"pause"]
+        await settle()
+        assert server.stats.received == 2
+        server.limits = aioecho.Limits(max_handlers=7)
+        await settle()
+        assert server.stats.received == 2
+        server.resume()
+        assert [(await peer.receive())[0] for _ in range(2)] == [b"2", b"3"]
+        peer.send(b"pause", address)
+        peer.send(b"4", address)
+        assert (await peer.receive())[0] == b"pause"
+        await server.shutdown(10)
+        assert (await peer.receive())[0] == b"4"
+        check(server)
+
+
+async def test_a_pause_holds_while_a_read_is_to_be_tried_again(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aioecho.datagram_socket.RETRY_AFTER", 0.05)
+
+    class Poor(socket.socket):
+        is_poor = True
+
+        def recvfrom(self, *arguments: Any) -> Any:
+            if self.is_poor:
+                raise OSError(errno.ENOMEM, "no memory")
+            return super().recvfrom(*arguments)
+
+    sock = Poor(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    async with aioecho.DatagramServer(None, DatagramEcho, sock=sock) as server:
+        peer.send(b"1", server.server_address)
+        await settle(lambda: server.stats.receive_errors >= 1)
+        server.resume()
+        await settle(lambda: server.stats.receive_errors >= 2)
+        server.pause()
+        sock.is_poor = False
+        await asyncio.sleep(0.2)  # in which a forgotten timer would have resumed
+        assert server.stats.received == 0
+        server.resume()
+        assert (await peer.receive())[0] == b"1"
+
+
 # Stopping
+
+
+async def test_who_leaves_the_queue_leaves_it_to_others_with_the_same_socket(peer: Peer) -> None:
+    gate = asyncio.Event()
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    async with aioecho.DatagramServer(None, blocked(gate), sock=sock.dup()) as old:
+        peer.send(b"mine", sock.getsockname())
+        await settle(lambda: old.stats.active == 1)
+        for number in range(3):
+            peer.send(b"%d" % number, sock.getsockname())
+        old.leaves_queue = True
+        stopping = asyncio.create_task(old.shutdown(10))
+        await settle(lambda: not old.is_serving())
+        async with aioecho.DatagramServer(None, DatagramEcho, sock=sock) as new:
+            assert [(await peer.receive())[0] for _ in range(3)] == [b"0", b"1", b"2"]
+            gate.set()
+            assert (await peer.receive())[0] == b"mine"
+            assert (await stopping).completed == old.stats.received == 1
+            assert new.stats.received == 3
 
 
 async def test_a_stop_lets_handlers_finish_and_reply(peer: Peer) -> None:
@@ -770,6 +920,23 @@ async def test_a_stop_serves_what_the_kernel_has_queued(waits: bool, peer: Peer)
         await server.shutdown(10)  # the loop has turned once at most, and a turn finds 64 at most
         assert server.stats.completed == 100
         assert {(await peer.receive())[0] for _ in range(100)} == {b"%d" % number for number in range(100)}
+
+
+async def test_a_stop_serves_what_a_unix_socket_has_queued(tmp_path: Path) -> None:
+    path = str(tmp_path / "server")
+    seen = []
+
+    async def handle(self: Any) -> None:
+        seen.append(self.data)
+
+    async with aioecho.UnixDatagramServer(path, handler(handle)) as server:
+        with Peer(socket.AF_UNIX) as peer:
+            for number in range(8):
+                peer.send(b"%d" % number, path)
+            server.close()  # the loop has not turned since
+        await server.shutdown(10)
+        check(server)
+    assert seen == [b"%d" % number for number in range(8)]
 
 
 async def test_who_does_not_finish_in_time_is_cancelled_and_what_waits_is_dropped(peer: Peer) -> None:
@@ -899,6 +1066,9 @@ def test_mistakes_are_named() -> None:
         aioecho.TCPServer("udp://127.0.0.1:0", Echo)
     with pytest.raises(ValueError, match=r"unix:x is not for DatagramServer"):
         aioecho.DatagramServer("unix:x", DatagramEcho)
+    for make in (functools.partial(aioecho.DatagramServer, None), aioecho.serve):
+        with pytest.raises(TypeError, match="several handler classes in one server are for streams"):
+            make({DatagramEcho: "udp://127.0.0.1:0"})
     with pytest.raises(ValueError, match="ssl is for streams"):
         aioecho.UDPServer(("127.0.0.1", 0), DatagramEcho, ssl=object())
     with pytest.raises(ValueError, match=r"expected a \(host, port\)"):
@@ -921,6 +1091,8 @@ async def test_a_stream_socket_is_refused() -> None:
 class Outbox:
     """Keeps what a handler sends."""
 
+    local_address = ("127.0.0.1", 9999)
+
     def __init__(self) -> None:
         self.sent: list[bytes] = []
 
@@ -937,6 +1109,26 @@ async def test_no_ready_made_handler_answers_a_small_service(name: str) -> None:
             await DATAGRAM_HANDLERS[name]((b"hello", outbox), address, None).handle()
             assert outbox.sent == []
     assert frozenset({7, 9, 13, 17, 19, 37}) == SMALL_SERVICES
+
+
+@pytest.mark.parametrize("name", DATAGRAM_HANDLERS)
+@pytest.mark.parametrize(("host", "asked"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.2"), ("::", "::1")])
+async def test_no_ready_made_handler_answers_itself(name: str, host: str, asked: str) -> None:
+    async with aioecho.UDPServer((host, 0), DATAGRAM_HANDLERS[name]) as server:
+        itself = socket.socket(fileno=os.dup(server.sockets[0].fileno()))  # as who writes its address on a datagram
+        if host == "0.0.0.0":
+            source = struct.pack("@i4s4s", 0, socket.inet_aton(asked), bytes(4))
+            ancillary = [(socket.IPPROTO_IP, IP_PKTINFO, source)]
+        else:
+            ancillary = []
+        with itself:
+            itself.sendmsg([b"hello"], ancillary, 0, (asked, server.server_address[1]))
+        await settle(lambda: server.stats.completed == 1)
+        await settle()
+        assert server.stats.received == 1
+        with Peer(socket.AF_INET6 if ":" in asked else socket.AF_INET) as peer:
+            if name != "discard":
+                assert await peer.ask(b"hello", (asked, server.server_address[1]))
 
 
 @pytest.mark.parametrize("name", DATAGRAM_HANDLERS)

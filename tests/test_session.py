@@ -259,6 +259,17 @@ async def test_a_handler_that_was_told_of_the_end_and_works_on_keeps_nobody_wait
         assert seen == [[b"1"], [b"2", b"3"]]
 
 
+@pytest.mark.parametrize("is_partial", [False, True])
+async def test_a_handler_class_has_its_own_timeouts(is_partial: bool, peer: Peer) -> None:
+    class Hasty(Counting):
+        timeouts = aioecho.Timeouts(session=0.05)
+
+    async with serving(functools.partial(Hasty) if is_partial else Hasty) as (server, address):
+        assert await peer.ask(b"a", address) == b"1 a"
+        await settle(lambda: server.stats.completed == 1)
+        assert await peer.ask(b"b", address) == b"1 b"
+
+
 async def test_at_the_cap_new_peers_are_dropped_and_known_ones_served(peer: Peer) -> None:
     with contextlib.ExitStack() as stack:
         others = [stack.enter_context(Peer(address=("127.0.0.1", 0))) for _ in range(5)]
@@ -338,6 +349,15 @@ async def test_a_stop_cancels_those_that_do_not_end(peer: Peer, caplog: pytest.L
     assert (report.completed, report.cancelled, report.aborted) == (0, 1, 1)
     assert server.stats.drops == {"stopped": 1}
     assert "was cut off: <Session with ('127.0.0.1'" in caplog.text
+
+
+async def test_a_session_that_is_cut_off_before_it_began_was_cancelled(peer: Peer) -> None:
+    async with serving(Counting) as (server, address):
+        peer.send(b"1", address)
+        report = await server.shutdown(0)  # the loop has not turned since
+        assert (report.completed, report.cancelled, report.aborted) == (0, 1, 0)
+        assert (server.stats.completed, server.stats.cancelled) == (0, 1)
+        assert server.stats.drops == {"stopped": 1}
 
 
 @pytest.mark.parametrize("where", ["verify_request", "__init__", "setup", "handle", "finish"])

@@ -152,7 +152,7 @@ def test_a_worker_whose_loop_hangs_is_replaced(manager_at_path: Manager, folder:
             while state_of(hangs):
                 assert manager.hear(1) == "WATCHDOG=1"
         eventually(lambda: len(workers_of(program)) == 2)
-        assert f"(process {hangs}) hangs: it is killed" in program.stderr()
+        assert f"(process {hangs}) hangs, and is killed" in program.stderr()
         eventually(lambda: pid_of(endpoint) != hangs)
         assert program.stop() == 0
 
@@ -252,6 +252,35 @@ def test_an_endpoint_is_all_sockets_of_a_name(tmp_path: Path, workers: str) -> N
             program.signal(signal.SIGTERM)
             assert program.wait() == 0
         assert (tmp_path / "app.sock").exists()  # it is systemd's
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sockets_for_datagrams_are_served_too(tmp_path: Path, workers: str) -> None:
+    path = tmp_path / "app.sock"
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as two,
+        socket.create_server(("127.0.0.1", 0)) as stream,
+    ):
+        one.bind(("127.0.0.1", 0))
+        two.bind(str(path))
+        names = ["udp://{}:{}".format(*one.getsockname()), f"unixgram:{path}"]
+        arguments = ("upper", "--bind", "systemd:app", "--workers", workers)
+        with activated("web:app:app", *arguments, socks=(stream, one, two)) as program:
+            assert [program.listening(), program.listening()] == names
+            for address in (one.getsockname(), str(path)):
+                with socket.socket(two.family if isinstance(address, str) else one.family, socket.SOCK_DGRAM) as peer:
+                    peer.bind(str(tmp_path / "peer") if isinstance(address, str) else ("127.0.0.1", 0))
+                    peer.settimeout(20)
+                    peer.sendto(b"hello", address)
+                    assert peer.recv(99) == b"HELLO"
+            program.signal(signal.SIGTERM)
+            assert program.wait() == 0
+        assert path.exists()  # it is systemd's
+        with activated("app:app", "aioecho.echo:DatagramEcho", "--bind", "systemd:app", socks=(one, stream)) as program:
+            code, _, errors = program.end()
+            assert code == 1
+            assert "it is not a UDP or Unix datagram socket" in errors
 
 
 def test_a_name_that_systemd_has_not_passed_is_told() -> None:

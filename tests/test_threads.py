@@ -7,6 +7,7 @@ import functools
 import gc
 import http.server
 import logging
+import os
 import socket
 import socketserver
 import ssl
@@ -23,6 +24,7 @@ import pytest
 from conftest import check_identity, settle
 from programs import Program, connect
 from programs import ask as ask_program
+from test_datagram import fill
 
 import aioecho
 from aioecho.echo import Echo
@@ -1163,6 +1165,52 @@ async def test_a_stopping_server_serves_the_datagrams_that_have_come() -> None:
             assert (report.completed, report.cancelled, report.aborted) == (3, 0, 0)
             assert {await receive(sock) for _ in range(3)} == {b"X0", b"X1", b"X2"}
     assert server.stats.completed == 3
+
+
+async def test_datagrams_that_get_no_thread_in_time_were_not_handled() -> None:
+    entered, may_go_on = threading.Event(), threading.Event()
+
+    class Waits(UpperDatagram):
+        def handle(self) -> None:
+            entered.set()
+            may_go_on.wait(30)
+
+    async with aioecho.UDPServer(("127.0.0.1", 0), Waits, limits=aioecho.Limits(max_threads=1)) as server:
+        with peer_of(server) as sock:
+            for _ in range(3):
+                sock.sendto(b"x", server.server_address)
+            await settle(entered.is_set)
+            await settle(lambda: server.stats.received == 3)
+        stopping = asyncio.create_task(server.shutdown(0))
+        await settle(lambda: server.stats.active == 1)
+        may_go_on.set()
+        await stopping
+        await settle_stats(server, lambda stats: stats.cancelled == 3)
+        assert server.stats.drops == {"stopped": 2}
+        assert server.stats.handled == 1
+
+
+async def test_a_reply_waits_for_room_in_its_peers_queue_and_not_for_ever(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, patient = str(tmp_path / "peer"), aioecho.Timeouts(send=10)
+    async with aioecho.serve(UpperDatagram, f"unixgram:{tmp_path / 'socket'}", timeouts=patient) as server:
+        with peer_of(server) as sock:
+            sock.bind(path)
+            queued = fill(path)
+            sock.sendto(b"unix", str(tmp_path / "socket"))
+            await settle_stats(server, lambda stats: stats.active == 1)
+            assert [await receive(sock) for _ in range(queued + 1)][-1] == b"UNIX"
+            await settle_stats(server, lambda stats: stats.completed == 1)
+    os.unlink(path)
+    hasty = aioecho.Timeouts(send=0.05)
+    async with aioecho.serve(UpperDatagram, f"unixgram:{tmp_path / 'socket'}", timeouts=hasty, grace=0) as server:
+        with peer_of(server) as sock:
+            sock.bind(path)
+            fill(path)
+            sock.sendto(b"unix", str(tmp_path / "socket"))
+            await settle_stats(server, lambda stats: stats.failed == 1)
+    assert "TimeoutError: the socket has no room for a reply" in caplog.text
 
 
 async def test_a_datagram_can_be_refused_and_its_handler_may_fail(caplog: pytest.LogCaptureFixture) -> None:
