@@ -53,6 +53,7 @@ class Connection(Driver[None]):
     __slots__ = (
         "_RequestHandlerClass",
         "_is_cut_off",
+        "_linger",
         "_protocol",
         "_server",
         "_sock",
@@ -93,6 +94,7 @@ class Connection(Driver[None]):
         self.reason = "handshake"
         self.was_aborted = self._is_cut_off = False
         self._stage = BEGIN
+        self._linger: asyncio.TimerHandle | None = None
         self._stalled: tuple[float, int, int] | None = None  # since when, and at which counts of unsent bytes
         super().__init__(self._begin())
         self.start_early()  # by the time that the task runs the transport is there: a turn and a step less
@@ -127,6 +129,8 @@ class Connection(Driver[None]):
                 ):
                     reader.interrupt(ConnectionTimeout("max_age", timeouts.max_age))
         self._watch_unsent(now, timeouts.write)
+        if protocol.is_tls and protocol.transport.is_closing():
+            self._start_linger(protocol)  # its handler has closed it, and may wait until its peer has too
 
     def idle_since(self, now: float) -> float | None:
         """Return since when, about, it has waited for the first byte of something; None if it does not."""
@@ -301,41 +305,42 @@ class Connection(Driver[None]):
                 protocol.transport.abort()
             raise
         finally:
-            if request is None:
-                self._sock.close()
-            elif not protocol.is_lost:
-                await self._close(protocol)
+            try:
+                if request is None:
+                    self._sock.close()
+                elif not protocol.is_lost:
+                    await self._close(protocol)
+            finally:
+                if self._linger is not None:
+                    self._linger.cancel()
             if protocol.cut_for is not None and self.outcome != "cancelled":
                 self.outcome, self.reason = "failed", protocol.cut_for
 
     async def _close(self, protocol: StreamProtocol) -> None:
         """Send what was written, and close so that the peer can read it."""
         transport = protocol.transport
-        linger: asyncio.TimerHandle | None = None
         unsent = transport.get_write_buffer_size()
         if self._is_cut_off or self.outcome == "cancelled" or self.reason == "write":
             self._cut_short(protocol)
+        elif protocol.is_tls:
+            protocol.discard()
+            if not transport.is_closing():
+                transport.close()
+            # It waits until its peer closes too; so it does if its handler has closed it.
+            self._start_linger(protocol)
         elif protocol.peer_has_closed or transport.is_closing():
             transport.close()
         else:
-            if transport.can_write_eof():
-                try:
-                    transport.write_eof()
-                except OSError:  # asyncio's: the peer has reset the connection, and the loop does not know yet
-                    transport.abort()
-                protocol.discard()
-            else:
-                transport.close()  # a TLS transport itself discards what comes until its peer closes too
-            linger = self._start_linger(protocol)
+            assert self.request is not None
+            self.request[1].write_eof()
+            protocol.discard()
+            self._start_linger(protocol)
         try:
             await protocol.wait_lost()
         except asyncio.CancelledError:
             self._cut_short(protocol)
             await protocol.wait_lost()
             raise
-        finally:
-            if linger is not None:
-                linger.cancel()
         if unsent and protocol.lost_with is not None and self.outcome == "completed":
             self.outcome, self.reason = "failed", "connection lost"
 
@@ -353,11 +358,13 @@ class Connection(Driver[None]):
             return _kernel_count(self._sock, termios.TIOCOUTQ) > 0
         return protocol.transport.get_write_buffer_size() > 0
 
-    def _start_linger(self, protocol: StreamProtocol) -> asyncio.TimerHandle | None:
-        seconds = self._server.timeouts.linger
-        return None if seconds is None else self._loop.call_later(seconds, self._end_linger, protocol)
+    def _start_linger(self, protocol: StreamProtocol) -> None:
+        seconds = self._timeouts().linger
+        if seconds is not None and self._linger is None:
+            self._linger = self._loop.call_later(seconds, self._end_linger, protocol)
 
     def _end_linger(self, protocol: StreamProtocol) -> None:
+        self._linger = None
         if protocol.is_lost:
             return
         if self._is_unsent(protocol):

@@ -410,6 +410,22 @@ class StreamWriter(asyncio.StreamWriter):
         else:
             self._transport.writelines(data)
 
+    def close(self) -> None:
+        """Close the connection when all that was written is sent."""
+        transport, reader = self._transport, self._reader
+        if not transport.is_closing():  # one of asyncio's for TLS that is closed twice can't be aborted any more
+            if self._protocol.is_tls and reader is not None and reader._paused:
+                transport.resume_reading()  # or asyncio's would not see that its peer closes too
+            transport.close()
+
+    def write_eof(self) -> None:
+        """End this direction when all that was written is sent. Does nothing on a connection that is lost."""
+        if not self._protocol._connection_lost:  # uvloop's transport would raise RuntimeError
+            try:
+                self._transport.write_eof()
+            except OSError:  # asyncio's: the peer has reset the connection, and the loop does not know yet
+                self._transport.abort()
+
     async def drain(self) -> None:
         """Wait, once more than the high-water mark waits to be sent, until it is no more than the low-water mark.
 

@@ -308,6 +308,68 @@ async def test_a_peer_that_stays_after_the_reply_is_left_after_the_linger() -> N
         writer.close()
 
 
+async def test_the_linger_may_be_the_handler_classs_own() -> None:
+    async def handle(self: Any) -> None:
+        await self.send(b"bye")
+
+    kind = handler(handle, timeouts=aioecho.Timeouts(linger=0.05))
+    async with aioecho.TCPServer(("127.0.0.1", 0), kind, timeouts=aioecho.Timeouts(linger=60)) as server:
+        with socket.create_connection(server.server_address):
+            await settle(lambda: server.stats.completed == 1)
+
+
+async def test_who_piles_up_what_it_writes_and_returns_is_cut_off_and_counted_so() -> None:
+    async def handle(self: Any) -> None:
+        await self.reader.read()
+        for _ in range(100):
+            self.writer.write(bytes(2**20))
+
+    limits = aioecho.Limits(max_write_buffer=1000)
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler(handle), limits=limits) as server:
+        with socket.create_connection(server.server_address) as sock:
+            sock.shutdown(socket.SHUT_WR)
+            await settle(lambda: server.stats.accepted == 1 and not server.connections)
+        assert server.stats.failed == server.stats.reasons["write buffer"] == 1
+        check_identity(server)
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_to_end_a_reply_to_one_who_is_gone_is_no_error(is_known: bool, caplog: pytest.LogCaptureFixture) -> None:
+    async def handle(self: Any) -> None:
+        await self.reader.readline()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        if is_known:  # to the loop
+            with contextlib.suppress(OSError):
+                await self.reader.read()
+            await settle()
+        self.writer.write_eof()
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler(handle)) as server:
+        client = socket.create_connection(server.server_address)
+        client.sendall(b"go\n")
+        await settle(lambda: server.stats.accepted == 1 and not server.connections)
+        assert server.stats.completed == 1
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+async def test_a_peer_whose_host_has_vanished_makes_no_noise(caplog: pytest.LogCaptureFixture) -> None:
+    async with aioecho.TCPServer(("127.0.0.1", 0), Echo) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        await settle(lambda: server.stats.active == 1)
+        [connection] = server.connections
+        await settle(lambda: connection.request is not None)
+        transport = connection.request[1].transport
+        # No host can be made to vanish here: what the loops do when the kernel has given it up.
+        transport.get_protocol().connection_lost(TimeoutError(errno.ETIMEDOUT, "Connection timed out"))
+        transport.abort()
+        assert await reader.read() == b""
+        writer.close()
+        await settle(lambda: not server.connections)
+        assert server.stats.failed == server.stats.reasons["connection lost"] == 1
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
 async def test_resets_in_mid_reply_make_no_noise(caplog: pytest.LogCaptureFixture) -> None:
     async def handle(self: Any) -> None:
         await self.reader.readexactly(1)
