@@ -15,7 +15,7 @@ from aioecho.config import Timeouts
 from aioecho.driver import Driver
 from aioecho.exceptions import ConnectionTimeout
 from aioecho.handlers import BaseRequestHandler
-from aioecho.streams import CountingStreamProtocol, StreamProtocol, StreamReader, StreamWriter
+from aioecho.streams import CountingStreamProtocol, StreamProtocol, StreamReader, StreamWriter, let_peer_send_on
 
 if TYPE_CHECKING:  # the server is above, and makes connections
     from aioecho.server import BaseServer
@@ -248,7 +248,9 @@ class Connection(Driver[None]):
     async def _begin(self) -> None:
         """Make the transport and, if all goes well, the handler."""
         server = self._server
-        tls: dict[str, Any] = {} if server.ssl is None else {"ssl": server.ssl, **server._tls_timeouts()}
+        tls: dict[str, Any] = {}
+        if server.ssl is not None:
+            tls = {"ssl": let_peer_send_on(server.ssl), **server._tls_timeouts(self._RequestHandlerClass)}
         try:
             # With TLS uvloop returns a protocol of its own, so ours is not taken from there.
             await asyncio.get_running_loop().connect_accepted_socket(lambda: self._protocol, self._sock, **tls)

@@ -492,9 +492,11 @@ class BaseServer:
         except Exception:
             logger.exception("handle_error raised, for the %s from %s", self._what, client_address)
 
-    def _tls_timeouts(self) -> dict[str, float]:
-        """Return the timeouts that the loop's TLS is to keep, in seconds."""
-        timeouts = getattr(self.RequestHandlerClass, "timeouts", None) or self.timeouts
+    def _tls_timeouts(self, RequestHandlerClass: Any) -> dict[str, float]:
+        """Return the timeouts that the loop's TLS is to keep for a connection with this handler class, in seconds."""
+        while isinstance(RequestHandlerClass, functools.partial):
+            RequestHandlerClass = RequestHandlerClass.func
+        timeouts = getattr(RequestHandlerClass, "timeouts", None) or self.timeouts
         return {
             "ssl_handshake_timeout": min(timeouts.handshake or FOR_EVER, FOR_EVER),
             # It would also count while a large reply is still being sent: a connection sees to its end itself.

@@ -6,6 +6,7 @@ buffer and out of it again.
 """
 
 import asyncio
+import contextlib
 import ssl as ssl_module
 import sys
 from asyncio import IncompleteReadError, LimitOverrunError
@@ -14,7 +15,14 @@ from typing import Any, cast
 
 from aioecho.driver import Waiter, steps
 
-__all__ = ["DEFAULT_LIMIT", "CountingStreamProtocol", "StreamProtocol", "StreamReader", "StreamWriter"]
+__all__ = [
+    "DEFAULT_LIMIT",
+    "CountingStreamProtocol",
+    "StreamProtocol",
+    "StreamReader",
+    "StreamWriter",
+    "let_peer_send_on",
+]
 
 DEFAULT_LIMIT = 2**16
 """Bytes: asyncio's default for the longest line, and half of what a reader buffers before it pauses the transport."""
@@ -465,7 +473,7 @@ class StreamWriter(asyncio.StreamWriter):
             self._loop.start_tls(
                 transport,
                 protocol,
-                sslcontext,
+                let_peer_send_on(sslcontext),
                 server_side=protocol.is_server_side,
                 server_hostname=server_hostname,
                 ssl_handshake_timeout=ssl_handshake_timeout,
@@ -486,6 +494,24 @@ class StreamWriter(asyncio.StreamWriter):
         assert new_transport is not None
         self._transport = new_transport
         protocol.replace_transport(new_transport)
+
+
+class _TLSObject(ssl_module.SSLObject):
+    # asyncio calls unwrap() while its peer may still be sending. To unwrap over unread data is an error, and for that it
+    # throws away what is unsent. uvloop reads first, as is done here.
+
+    def unwrap(self) -> None:
+        with contextlib.suppress(ssl_module.SSLWantReadError, ssl_module.SSLZeroReturnError):
+            while self.read(2**16):
+                pass
+        super().unwrap()
+
+
+def let_peer_send_on(context: ssl_module.SSLContext) -> ssl_module.SSLContext:
+    """Return `context`, with which a stream's end now gets to a peer that still sends when the stream is closed."""
+    if getattr(context, "sslobject_class", None) is ssl_module.SSLObject:
+        context.sslobject_class = _TLSObject
+    return context
 
 
 def _feed_tls(transport: asyncio.Transport, data: bytes) -> None:
