@@ -602,6 +602,10 @@ class StreamProtocol(asyncio.Protocol):
         # A TLS transport complains of a protocol that wants to stay half open.
         self.is_tls = transport.get_extra_info("sslcontext") is not None
         self._stays_open_at_eof = not self.is_tls
+        if self.is_tls:
+            # uvloop forgets what it has received, and not passed on to a reader that is paused, when the peer closes. So let
+            # it receive no more than it passes on: it then learns of the end when all before it was read.
+            cast(Any, transport).set_read_buffer_limits(high=1, low=0)
 
     def data_received(self, data: bytes) -> None:
         """Resume whoever waits for data, or buffer it. What comes after the end of the stream is dropped."""
