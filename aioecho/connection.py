@@ -236,7 +236,7 @@ class Connection(Driver[None]):
             self._stage == FINISH
             and type(self.handler).finish is BaseRequestHandler.finish
             and protocol.peer_has_closed
-            and not (protocol.is_lost or self._is_cut_off)
+            and not (protocol.is_lost or protocol.cut_for is not None or self._is_cut_off)
             and not protocol.is_tls
             and protocol.transport.get_write_buffer_size() == 0
         ):
