@@ -191,9 +191,12 @@ class Connection(Driver[None]):
             return  # it comes here again when it has one
         age = self._loop.time() - self.since
         if age < FRESH:
-            self._loop.call_later(FRESH - age, self._protocol.reader.end_when, _nothing_more_of(self._sock))
+            self._loop.call_later(FRESH - age, self._end_stream)
         else:
-            self._protocol.reader.end_when(_nothing_more_of(self._sock))
+            self._end_stream()
+
+    def _end_stream(self) -> None:
+        self._protocol.reader.end_when(_nothing_more_of(self._sock))
 
     def stop(self) -> None:
         """Cancel what runs, the handler mostly."""
