@@ -303,7 +303,10 @@ class Connection(Driver[None]):
             self.outcome, self.reason = "failed", "error"
             if isinstance(error, ConnectionTimeout):
                 self.reason = error.which
-            elif protocol.lost_with is not None and isinstance(error, ConnectionError):
+            elif isinstance(error, OSError) and (
+                error is protocol.reader.exception()
+                or (isinstance(error, ConnectionError) and protocol.lost_with is not None)
+            ):
                 self.reason = "connection lost"
             self._server._call_handle_error(request, self.client_address)
         except BaseException:  # the program ends

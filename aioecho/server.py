@@ -32,7 +32,7 @@ from aioecho.handlers import DatagramRequestHandler, DatagramSessionHandler
 from aioecho.listener import OUT_OF_RESOURCES, Listener
 from aioecho.logs import BoundedLog
 from aioecho.stats import DrainReport, Stats
-from aioecho.streams import FOR_EVER
+from aioecho.streams import FOR_EVER, StreamReader
 from aioecho.threads import ThreadPool
 
 __all__ = ["BaseServer", "TCPServer", "UnixStreamServer"]
@@ -261,7 +261,10 @@ class BaseServer:
         connection, a stream that ends in the middle of a message, a timeout.
         """
         error = sys.exception()
-        if isinstance(error, ConnectionError | asyncio.IncompleteReadError | ConnectionTimeout):
+        # What a stream breaks with may be any OSError: that the peer's host has vanished is a TimeoutError.
+        reader = request[0] if isinstance(request, tuple) else None
+        is_broken = isinstance(reader, StreamReader) and isinstance(error, OSError) and reader.exception() is error
+        if is_broken or isinstance(error, ConnectionError | asyncio.IncompleteReadError | ConnectionTimeout):
             logger.debug("the connection from %s ended in mid-request: %r", client_address, error)
         else:
             logger.exception("the handler of the connection from %s raised", client_address)

@@ -489,6 +489,8 @@ class StreamWriter(asyncio.StreamWriter):
         except BaseException as error:
             # The loops' TLS does not tell the protocol under it of a connection that is lost in mid-handshake.
             transport.abort()
+            if reader is not None and isinstance(error, OSError):
+                reader.set_exception(error)  # now, for whoever asks whether this is the peer's doing
             self._loop.call_soon(protocol.connection_lost, error if isinstance(error, Exception) else None)
             raise
         assert new_transport is not None
