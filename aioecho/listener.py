@@ -119,8 +119,9 @@ class Listener:
             except (BlockingIOError, InterruptedError):
                 return False
             except OSError as error:
-                if error.errno in OUT_OF_RESOURCES:
-                    self._wait_for_resources(error)
+                # EINVAL: somebody has shut the socket down, perhaps another process that has it too.
+                if error.errno in OUT_OF_RESOURCES or error.errno == errno.EINVAL:
+                    self._wait_a_while(error)
                     self._failed(error)
                     return False
                 # By accept(2) the errors of a connection that was lost while it was queued come out here, and the
@@ -131,7 +132,7 @@ class Listener:
             self._take(self._make_socket(fd), address)
         return True
 
-    def _wait_for_resources(self, error: OSError) -> None:
+    def _wait_a_while(self, error: OSError) -> None:
         # The socket stays readable, so the loop would spin if it went on watching.
         self.pause()
         self._retry = self._loop.call_later(RETRY_AFTER, self._end_wait)
