@@ -233,6 +233,8 @@ class BaseServer:
             for listener in self._listeners:
                 listener.sock.listen(limits.backlog)
         self._admission.limits = limits
+        if self._threads is not None:
+            self._threads.resize(limits.max_threads)
 
     def is_serving(self) -> bool:
         """Whether it accepts connections."""

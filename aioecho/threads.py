@@ -46,6 +46,9 @@ class ThreadPool:
         if len(self._busy) == len(self._threads) and not self._can_start():
             self._waiting.append(connection)
             return
+        self._run(connection)
+
+    def _run(self, connection: "Threaded") -> None:
         self._busy.add(connection)
         self._jobs.put(connection)
 
@@ -63,6 +66,12 @@ class ThreadPool:
         self._threads.add(thread)
         return True
 
+    def resize(self, most: int) -> None:
+        """Have at most so many threads from now on. Those that are there stay."""
+        self._most = most
+        while self._waiting and self._can_start():
+            self._run(self._waiting.popleft())
+
     def withdraw(self, connection: "Threaded") -> bool:
         """Take back one that waits for a thread; return False if it does not."""
         if connection not in self._waiting:
@@ -74,9 +83,7 @@ class ThreadPool:
         """Be told that a connection has no more use for its thread."""
         self._busy.discard(connection)
         if self._waiting:
-            following = self._waiting.popleft()
-            self._busy.add(following)
-            self._jobs.put(following)
+            self._run(self._waiting.popleft())
 
     def owns_this_thread(self) -> bool:
         """Tell whether the caller runs in one of these threads. May be called in any thread."""

@@ -491,6 +491,20 @@ async def test_at_the_limit_clients_wait_for_a_thread_in_order() -> None:
         check_identity(server)
 
 
+async def test_a_raised_limit_gives_those_who_wait_a_thread_at_once() -> None:
+    async with HeldServer(("127.0.0.1", 0), Held, limits=aioecho.Limits(max_threads=1)) as server:
+        asking = [asyncio.create_task(ask(server, b"client %d" % n)) for n in range(5)]
+        await server.has_entered(1)
+        await settle(lambda: server.stats.active == 5)
+        assert len(our_threads()) == 1
+        server.limits = aioecho.Limits(max_threads=3)
+        await server.has_entered(2)
+        assert len(our_threads()) == 3
+        assert not server.entered.acquire(blocking=False)
+        server.may_go_on.set()
+        assert await asyncio.gather(*asking) == [b"CLIENT %d" % n for n in range(5)]
+
+
 async def test_the_limits_of_connections_apply() -> None:
     limits = aioecho.Limits(max_per_host=2)
     async with HeldServer(("127.0.0.1", 0), Held, limits=limits) as server:
