@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import contextvars
+import errno
 import functools
 import gc
 import logging
 import socket
 import struct
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -407,6 +409,41 @@ async def test_a_peer_that_resets_behind_its_request_makes_no_noise(caplog: pyte
         await settle(lambda: server.stats.accepted == 20 and not server.connections)
         check_identity(server)
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING and r.name.startswith("aioecho")]
+
+
+@pytest.mark.parametrize("kind", ["wrapping", "eager"])
+async def test_the_task_factory_of_an_application_disturbs_no_connection(kind: str) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def wrap(coro: Any) -> Any:
+        return await coro
+
+    def wrapping(loop: Any, coro: Any, **options: Any) -> Any:
+        return asyncio.Task(wrap(coro), loop=loop, **options)
+
+    factory: Any = wrapping
+    if kind == "eager":
+        if sys.version_info < (3, 12) or type(loop).__module__.startswith("uvloop"):
+            pytest.skip("there are no eager tasks on this Python, or on uvloop")
+        factory = asyncio.eager_task_factory
+    loop.set_task_factory(factory)
+    try:
+        async with aioecho.TCPServer(("127.0.0.1", 0), Upper) as server:
+            for _ in range(3):
+                assert await ask(server, b"one\ntwo\n") == b"ONE\nTWO\n"
+            await settle(lambda: not server.connections)
+            assert server.stats.completed == 3
+            check_identity(server)
+    finally:
+        loop.set_task_factory(None)
+
+
+async def test_a_socket_that_somebody_has_shut_down_does_not_keep_the_loop_busy() -> None:
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper) as server:
+        with server.sockets[0].dup() as same:  # as another process may have it
+            same.shutdown(socket.SHUT_RDWR)
+        await asyncio.sleep(0.5)  # time is the subject
+        assert server.stats.accept_errors < 10
 
 
 async def test_the_registry_shows_who_is_connected() -> None:
