@@ -37,8 +37,11 @@ class _AcceptedSocket(socket.socket):
     @classmethod
     def factory(cls, listening: socket.socket) -> Callable[[int], socket.socket]:
         """Return what makes such a socket of a descriptor that `listening` has accepted."""
-        kind = type(cls.__name__, (cls,), {"__slots__": (), "family": listening.family})
-        return functools.partial(kind, listening.family, socket.SOCK_STREAM, listening.proto)
+        family, proto = listening.family, listening.proto
+        if not proto and family in (socket.AF_INET, socket.AF_INET6):
+            proto = socket.IPPROTO_TCP  # asyncio switches Nagle's algorithm off by this, and uvloop always
+        kind = type(cls.__name__, (cls,), {"__slots__": (), "family": family})
+        return functools.partial(kind, family, socket.SOCK_STREAM, proto)
 
 
 class Listener:

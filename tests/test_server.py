@@ -7,6 +7,7 @@ import errno
 import functools
 import gc
 import logging
+import os
 import socket
 import struct
 import sys
@@ -444,6 +445,33 @@ async def test_a_socket_that_somebody_has_shut_down_does_not_keep_the_loop_busy(
             same.shutdown(socket.SHUT_RDWR)
         await asyncio.sleep(0.5)  # time is the subject
         assert server.stats.accept_errors < 10
+
+
+@pytest.mark.parametrize("how", ["address", "sock"])
+async def test_small_writes_are_sent_at_once(how: str) -> None:
+    """Without Nagle's algorithm, as from asyncio.start_server()."""
+
+    async def handle(self: Any) -> None:
+        with socket.socket(fileno=os.dup(self.writer.get_extra_info("socket").fileno())) as same:
+            await self.send(b"%d" % bool(same.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)))
+
+    if how == "sock":
+        sock = socket.socket()
+        sock.bind(("127.0.0.1", 0))
+        server = aioecho.TCPServer(None, handler(handle), sock=sock)
+    else:
+        server = aioecho.TCPServer(("localhost", 0), handler(handle))
+    async with server:
+        for listening in server.sockets:
+            assert await ask_at(listening.getsockname()[:2]) == b"1"
+
+
+async def ask_at(address: Any) -> bytes:
+    reader, writer = await asyncio.open_connection(*address)
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return answer
 
 
 async def test_the_registry_shows_who_is_connected() -> None:
