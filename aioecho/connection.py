@@ -100,7 +100,7 @@ class Connection(Driver[None]):
         self.start_early()  # by the time that the task runs the transport is there: a turn and a step less
         # Of the plain kind, whatever the loop's factory: an eager one would step what start_early() has begun, and one that
         # wraps coroutines would hide which connection has ended.
-        self._loop, self._task = loop, asyncio.Task(self, loop=loop)
+        self._loop, self._task = loop, asyncio.Task(self, loop=loop, context=server._context.copy())
         # One callback and one context for all: each would cost a connection some bytes of its own.
         self._task.add_done_callback(server._when_ended, context=server._context)
 

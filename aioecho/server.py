@@ -284,6 +284,8 @@ class BaseServer:
             raise RuntimeError("a server can be started once")
         self._was_started = True
         self._loop = asyncio.get_running_loop()
+        # Not as it is when one connects: a handler may have let the next ones in, or another's thread.
+        self._context = contextvars.copy_context()
         bound: list[BoundSocket] = []
         self._handler_of = []
         try:

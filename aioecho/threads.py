@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import contextvars
 import inspect
 import logging
 import sys
@@ -178,7 +177,7 @@ class Threaded:
         self.thread: threading.Thread | None = None
         self.outcome, self.reason = "failed", "error"
         self.was_aborted = self._is_cut_off = self._has_returned = False
-        self._context = contextvars.copy_context()  # what a handler sets there is nobody else's
+        self._context = server._context.copy()  # what a handler sets there is nobody else's
         self._verifying: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:

@@ -273,6 +273,27 @@ async def test_each_connection_has_its_own_context() -> None:
     assert variable.get() == "set before the start"
 
 
+async def test_who_is_let_in_by_a_handler_does_not_inherit_its_context() -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+    seen = []
+
+    async def handle(self: Any) -> None:
+        seen.append(variable.get())
+        variable.set("a handler's")
+        if await self.reader.read(1):
+            self.server.limits = aioecho.Limits(max_connections=2)
+            await self.reader.read()
+
+    limits = aioecho.Limits(max_connections=1)
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler(handle), limits=limits) as server:
+        with socket.create_connection(server.server_address) as first:
+            await settle(lambda: seen)
+            with socket.create_connection(server.server_address):
+                first.send(b"x")
+                await settle(lambda: len(seen) == 2)
+    assert seen == ["unset", "unset"]
+
+
 async def test_the_peer_that_half_closes_gets_all_of_a_large_reply() -> None:
     data = bytes(range(256)) * 800
     async with aioecho.TCPServer(("127.0.0.1", 0), Echo) as server:
