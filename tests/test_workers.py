@@ -183,6 +183,11 @@ def test_every_worker_serves_datagrams_and_a_restart_loses_none(folder: Path, wa
         eventually(lambda: len(workers_of(program)) == 2 and not workers & workers_of(program))
         peers[0].send(b"")
         assert int(peers[0].recv(99)) not in workers
+        program.signal(signal.SIGUSR1)
+        eventually(lambda: "stats of all workers" in program.stderr())
+        counts = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", last_line(program))}
+        assert counts["received"] == counts["handled"] == 7 * len(peers) + 1
+        assert counts["drops"] == counts["queued"] == 0
         assert program.stop() == 0
 
 
