@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -28,6 +29,7 @@ class BackgroundServer:
         self._is_ready = threading.Event()
         self._report: DrainReport | None = None
         self._error: BaseException | None = None
+        self._own = threading.local()  # with an attribute in the loop's thread and those of its executor
         self._thread = threading.Thread(target=self._run, name="aioecho", daemon=True)
 
     @property
@@ -53,12 +55,13 @@ class BackgroundServer:
     def shutdown(self, grace: float | None = None) -> DrainReport | None:
         """Do what :meth:`aioecho.BaseServer.shutdown` does, and return its report when all is over.
 
-        In one of the server's own threads, in a handler for instance, it begins that, and returns None at once.
+        In one of the server's own threads, in a handler for instance or where asyncio.to_thread() has it called, it begins
+        that, and returns None at once.
         """
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self.server.begin_shutdown(grace)
         pool = self.server._threads
-        if threading.current_thread() is self._thread or (pool is not None and pool.owns_this_thread()):
+        if hasattr(self._own, "is_one") or (pool is not None and pool.owns_this_thread()):
             return None
         self._thread.join()
         if self._error is not None:
@@ -72,7 +75,11 @@ class BackgroundServer:
             self._thread.join()
             raise self._error
 
+    def _mark_thread(self) -> None:
+        self._own.is_one = True
+
     def _run(self) -> None:
+        self._mark_thread()
         try:
             with asyncio.Runner(loop_factory=self._make_loop) as runner:
                 runner.run(self._serve())
@@ -82,6 +89,9 @@ class BackgroundServer:
             self._is_ready.set()
 
     async def _serve(self) -> None:
+        # Its threads are waited for when the loop is closed, by asyncio: they must not wait for that.
+        executor = ThreadPoolExecutor(thread_name_prefix="aioecho-executor", initializer=self._mark_thread)
+        asyncio.get_running_loop().set_default_executor(executor)
         await self.server.start()
         self._is_ready.set()
         await self.server.serve_forever()

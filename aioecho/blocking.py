@@ -43,6 +43,9 @@ logger = logging.getLogger("aioecho.blocking")
 IGNORE_UNEXPECTED_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
 _wrapping = threading.Lock()
 
+# More than a kernel keeps unread of one connection, in reads of 64 KiB.
+MOST_READS = 256
+
 
 def is_blocking(RequestHandlerClass: Any) -> bool:
     """Tell whether this is a handler class of socketserver's, or a functools.partial of one."""
@@ -76,8 +79,10 @@ class RequestSocket(socket.socket):
     def detach(self) -> int:
         """Give up the descriptor, mostly to wrap it in TLS."""
         if self._connection is not None and self.fileno() >= 0:
-            # So that the server can still shut it when it stops.
-            self._connection.keep(socket.socket(self.family, self.type, self.proto, fileno=os.dup(self.fileno())))
+            # So that the server can still shut it when it stops. Without, if there is no descriptor for that: were this to
+            # fail in the middle of wrap_socket(), two would own the one there is, and close it twice.
+            with contextlib.suppress(OSError):
+                self._connection.keep()
         return super().detach()
 
     def _real_close(
@@ -125,6 +130,8 @@ class ThreadedConnection(Threaded):
         RequestHandlerClass: Callable[..., Any],
     ) -> None:
         request = RequestSocket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        if request.gettimeout() is None:  # as in socket.accept(): else socket.setdefaulttimeout() holds for it
+            request.setblocking(True)
         request._connection = self
         super().__init__(server, pool, request, client_address, RequestHandlerClass)
         self.since = self._loop.time()
@@ -165,7 +172,7 @@ class ThreadedConnection(Threaded):
         One that has only just connected is about to send its request: it has until it is FRESH seconds old.
         """
         if self._is_handshaking:
-            return  # it comes here again when that is done
+            return  # _handshaken() sees to it
         age = self._loop.time() - self.since
         if age < FRESH:
             self._loop.call_later(FRESH - age, self._shut_reading)
@@ -205,7 +212,6 @@ class ThreadedConnection(Threaded):
 
     def _serve(self) -> None:
         request: socket.socket = self.request
-        request.settimeout(None)
         if self._server.ssl is not None:
             try:
                 request = self._wrap(self._server.ssl)
@@ -230,6 +236,7 @@ class ThreadedConnection(Threaded):
                 request.close()
 
     def _wrap(self, context: ssl.SSLContext) -> ssl.SSLSocket:
+        self.keep()
         with _wrapping:
             options = context.options
             context.options |= IGNORE_UNEXPECTED_EOF
@@ -238,17 +245,24 @@ class ThreadedConnection(Threaded):
             finally:
                 context.options = options
         try:
+            timeout = request.gettimeout()
             request.settimeout(self._server.timeouts.handshake)
             request.do_handshake()
-            request.settimeout(None)
+            request.settimeout(timeout)
         except BaseException:
             request.close()
             raise
         return request
 
-    def keep(self, sock: socket.socket) -> None:
-        """Keep what the server needs to shut a connection whose handler has detached it."""
-        self._kept = sock
+    def keep(self) -> None:
+        """Keep a copy of the socket, for the server to shut it with when it has been detached.
+
+        Raises:
+            OSError: there is no descriptor left.
+        """
+        if self._kept is None:
+            sock = self.request
+            self._kept = socket.socket(sock.family, sock.type, sock.proto, fileno=os.dup(sock.fileno()))
 
     def give_back(self, left: socket.socket) -> None:
         """Have the loop close what the handler has closed. May be called in any thread."""
@@ -271,7 +285,7 @@ class ThreadedConnection(Threaded):
     def _handshaken(self) -> None:
         self._is_handshaking = False
         if self._server.is_draining:
-            self.drain()
+            self._loop.call_later(FRESH, self._shut_reading)  # its request comes only now, however old it is
 
     def _take_back(self, left: socket.socket) -> None:
         if self._is_over:
@@ -306,11 +320,19 @@ class ThreadedConnection(Threaded):
     def _read_on(self) -> None:
         """Read and discard for a while what the peer still sends: a reset could destroy the reply on its way."""
         assert self._left is not None
-        # With its read side shut, the kernel itself resets a connection on which more comes.
-        if self._is_cut_off or self._has_shut_reading or self.reason == "handshake":
+        if self._is_cut_off or self.reason == "handshake":
             self._close()
             return
         self._left.setblocking(False)
+        if self._has_shut_reading:
+            # The kernel itself resets a connection on which more comes. What has come is taken: to close over it would
+            # throw away the rest of the reply, as far as it waits in the kernel to be sent.
+            with contextlib.suppress(OSError):
+                for _ in range(MOST_READS):
+                    if not self._left.recv(2**16):
+                        break
+            self._close()
+            return
         self._discard()
         if self._left is not None and not self._is_over:
             self._loop.add_reader(self._left.fileno(), self._discard)

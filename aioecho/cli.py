@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import functools
 import importlib
+import itertools
 import logging
 import os
 import platform
+import signal
 import ssl
 import sys
 import threading
@@ -24,7 +26,8 @@ from aioecho.loops import LOOPS, loop_factory
 from aioecho.server import DEFAULT_GRACE, BaseServer
 from aioecho.serving import are_for_datagrams
 from aioecho.serving import serve as make_server_for
-from aioecho.workers import run_server, run_workers
+from aioecho.worker import SIGNALS
+from aioecho.workers import check_sessions, run_server, run_workers
 
 __all__ = ["main"]
 
@@ -95,7 +98,7 @@ def main(context: click.Context) -> None:
     help="tcp://HOST:PORT, unix:PATH, unix:PATH?mode=660, fd://N or systemd:NAME; for datagrams udp://HOST:PORT or"
     " unixgram:PATH. May be repeated. Port 0 is any free one.",
 )  # fmt: skip
-@click.option("--host", help=f"Listen on this TCP host; the same as --bind.  [default: {DEFAULT_HOST}]")
+@click.option("--host", help=f"Listen on this TCP host; short for --bind.  [default: {DEFAULT_HOST}]")
 @click.option("--port", type=click.IntRange(0, 65535), help=f"Listen on this TCP port.  [default: {DEFAULT_PORT}]")
 @click.option("--uds", metavar="PATH", help="Listen on this Unix socket.")
 @click.option("--fd", type=click.IntRange(0), help="Listen on this inherited descriptor.")
@@ -103,16 +106,16 @@ def main(context: click.Context) -> None:
               help="Processes that serve; auto is one for each processor. They share the sockets.")  # fmt: skip
 @click.option("--reuse-port", is_flag=True, help="Give each worker a TCP or UDP socket of its own (SO_REUSEPORT).")
 @click.option("--limit-max-requests", type=click.IntRange(1), metavar="N",
-              help="Replace a worker process after so many connections,")  # fmt: skip
+              help="Replace a worker process after so many connections.")  # fmt: skip
 @click.option("--limit-max-requests-jitter", type=click.IntRange(0), default=0, show_default=True, metavar="N",
-              help="and up to so many more, chosen for each worker.")  # fmt: skip
+              help="Up to so many more than that, chosen for each worker.")  # fmt: skip
 @click.option("--loop", type=click.Choice(LOOPS), default="auto", show_default=True, help="The event loop.")
 @click.option("--backlog", type=click.IntRange(1), default=Limits().backlog, show_default=True,
               help="Clients that the kernel queues until they are accepted.")  # fmt: skip
 @click.option(
     "--limit-concurrency",
     type=click.IntRange(1),
-    help="Connections at once, for each process; more clients wait. Of datagrams: handlers, or sessions, at once.",
+    help="Connections at once, for each process; more clients wait. For datagrams: handlers, or sessions, at once.",
 )
 @click.option("--timeout-graceful-shutdown", "grace", type=click.FloatRange(0), default=DEFAULT_GRACE, show_default=True,
               metavar="SECONDS", help="What handlers have to finish after SIGTERM or SIGINT.")  # fmt: skip
@@ -153,9 +156,11 @@ def serve(
     not trust.
 
     For each endpoint, a line `listening on ENDPOINT` goes to stdout when it serves; everything else goes to stderr.
-    SIGTERM and SIGINT (Ctrl-C) let handlers finish, a second one ends it at once. With workers, SIGHUP replaces them one
-    after another, SIGTTIN and SIGTTOU add and remove one, SIGUSR1 logs their stats. The exit status is 0 if all handlers
-    could finish, 1 if something was cut off or failed, 2 for a mistake on the command line.
+    SIGTERM and SIGINT (Ctrl-C) let handlers finish, a second one ends it at once. SIGUSR1 logs the stats. With workers,
+    SIGHUP replaces them one after another, SIGTTIN and SIGTTOU add and remove one.
+
+    The exit status is 0 if all handlers could finish, 1 if something was cut off or failed, 2 for a mistake on the command
+    line.
     """
     supervised = workers != 1 or reuse_port or limit_max_requests is not None
     bind = list(endpoints)
@@ -188,7 +193,9 @@ def serve(
     server = make_server(bind)
     try:
         loop_factory(loop)
-    except ImportError as error:
+        if workers != 1:
+            check_sessions(server, reuse_port=reuse_port)
+    except (ImportError, ValueError) as error:
         raise _Mistake(str(error)) from error
     try:
         if supervised:
@@ -206,10 +213,16 @@ def serve(
             report = run_server(server, loop=loop, when_serving=lambda server: _announce(server.names))
     except AioechoError as error:
         raise click.ClickException(str(error)) from error
-    except ValueError as error:  # workers that can't serve sessions
-        raise _Mistake(str(error)) from error
-    if report.cancelled or report.aborted:
-        sys.exit(1)
+    status = 1 if report.cancelled or report.aborted else 0
+    _let_signals_end(status)
+    sys.exit(status)
+
+
+def _let_signals_end(status: int) -> None:
+    """All is over: let a signal that comes while Python ends, or waits for a thread of the user's, not change the status."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: os._exit(status))
 
 
 def _make_server(
@@ -235,9 +248,9 @@ def _make_server(
         raise _Mistake(str(error)) from error
 
 
-def _make_server_in_worker(make_server: Callable[[list[str]], BaseServer], endpoints: list[str]) -> BaseServer:
+def _make_server_in_worker(make_server: Callable[[list[str]], BaseServer], endpoints: list[list[str]]) -> BaseServer:
     try:
-        return make_server(endpoints)
+        return make_server(list(itertools.chain(*endpoints)))
     except _Mistake as error:  # since the start: certificates or a handler that are no longer there
         raise AioechoError(error.message) from error
 
@@ -316,15 +329,21 @@ def _tls_context(
 @click.argument("endpoint")
 @click.argument("text", required=False)
 @click.option("--tls", is_flag=True, help="Speak TLS.")
-@click.option("--ca", type=click.Path(), help="Trust this certificate authority (PEM). Implies --tls.")
+@click.option(
+    "--ca", type=click.Path(), help="Trust this certificate authority (PEM), not the system's. Implies --tls."
+)
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, metavar="SECONDS",
               help="For connecting; and then for silence, once all is sent.")  # fmt: skip
 def send(endpoint: str, text: str | None, tls: bool, ca: str | None, timeout: float) -> None:
     """Send TEXT, or the lines of stdin, to ENDPOINT, and write to stdout what comes back.
 
-    It ends when the server closes; with TLS also once as many lines have come as were sent. To udp://HOST:PORT and
-    unixgram:PATH each line goes as a datagram, and it ends when as many have come back. The exit status is 1 if there was no
-    connection, or it broke, or nothing came.
+    ENDPOINT is tcp://HOST:PORT or unix:PATH, or for datagrams udp://HOST:PORT or unixgram:PATH.
+
+    It ends when the server closes; with TLS also once as many lines have come as were sent. For datagrams each
+    line is one, and it ends when as many have come back.
+
+    The exit status is 0 if all went well, 1 if there was no connection, or it broke, or nothing came, 2 for a mistake on
+    the command line.
     """
     context = None
     if tls or ca is not None:

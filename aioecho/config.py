@@ -105,6 +105,10 @@ class Timeouts:
     A timeout that passes raises ConnectionTimeout in the handler, where it reads or drains; uncaught, it closes the
     connection. They are looked at together, by one timer: one may be up to a tenth late, or 10 ms if that is more.
     A handler class may have an attribute `timeouts`, which takes the place of its server's.
+
+    To blocking handlers `handshake`, `linger` and `send` alone apply, and those of the server. How long one waits for its peer
+    is, as under socketserver, for its socket's timeout to say: the attribute `timeout` of socketserver.StreamRequestHandler,
+    or ``request.settimeout()``, in verify_request() for instance. Without, a silent peer keeps its thread.
     """
 
     handshake: float | None = 10.0

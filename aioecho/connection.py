@@ -7,6 +7,7 @@ import logging
 import random
 import socket
 import struct
+import sys
 import termios
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,12 @@ from aioecho.config import Timeouts
 from aioecho.driver import Driver
 from aioecho.exceptions import ConnectionTimeout
 from aioecho.handlers import BaseRequestHandler
-from aioecho.streams import CountingStreamProtocol, StreamProtocol, StreamReader, StreamWriter
+from aioecho.streams import CountingStreamProtocol, StreamProtocol, StreamReader, StreamWriter, reset_when_closed
 
 if TYPE_CHECKING:  # the server is above, and makes connections
     from aioecho.server import BaseServer
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "log_end"]
 
 logger = logging.getLogger("aioecho.connection")
 
@@ -31,9 +32,11 @@ FRESH = 0.1
 LEAST_READ = 2**16
 
 
-# A peer takes something when less than this part is left of the most that waited, in our buffer or in the kernel's. A kernel
-# sends a little to a peer that takes nothing: to probe its window.
-PROGRESS = 15 / 16
+# The part of a full kernel's buffer that a kernel sends a peer that takes nothing: to probe its window. More is progress.
+PROBES = 1 / 16
+
+# Where the kernel tells these in its struct tcp_info, and how wide they are.
+BYTES_ACKED, LAST_DATA_RECV = (120, "=Q"), (52, "=I")
 
 # The stages of a connection's life.
 BEGIN, HANDLE, FINISH = range(3)
@@ -93,7 +96,7 @@ class Connection(Driver[None]):
         self.reason = "handshake"
         self.was_aborted = self._is_cut_off = False
         self._stage = BEGIN
-        self._stalled: tuple[float, int, int] | None = None  # since when, and at which counts of unsent bytes
+        self._stalled: tuple[float, int, int] | None = None  # since when, and at which counts of bytes
         super().__init__(self._begin())
         self.start_early()  # by the time that the task runs the transport is there: a turn and a step less
         self._loop, self._task = loop, loop.create_task(self)
@@ -108,8 +111,12 @@ class Connection(Driver[None]):
     def visit(self, now: float) -> None:
         """Do what the timeouts say is due."""
         protocol = self._protocol
-        if self.request is None or protocol.is_lost:
+        if self.request is None:
             return  # the loop itself keeps the time of a TLS handshake
+        if protocol.is_lost:
+            if protocol.cut_for is not None and self._stage == HANDLE and not self._is_cut_off:
+                self.cut_off()  # it has had a round to find out: one that ignores drain() never does
+            return
         timeouts = self._timeouts()
         reader = protocol.reader
         wait = reader.waits(now)
@@ -131,7 +138,11 @@ class Connection(Driver[None]):
     def idle_since(self, now: float) -> float | None:
         """Return since when, about, it has waited for the first byte of something; None if it does not."""
         wait = self._protocol.reader.waits(now) if self.request is not None else None
-        return wait[1] if wait is not None and wait[0] == "idle" else None
+        if wait is None or wait[0] != "idle":
+            return None
+        # The visits that the reader goes by are a second apart; the kernel knows when a TCP peer's last data came.
+        milliseconds = _tcp_info(self._sock, LAST_DATA_RECV)
+        return wait[1] if milliseconds is None else now - milliseconds / 1000
 
     def cut(self, reason: str) -> None:
         """Close at once, for a `reason` that stats count, and throw away what is unsent. The handler ends by itself."""
@@ -140,25 +151,15 @@ class Connection(Driver[None]):
 
     def log_end(self) -> None:
         """Make the one record of a connection that has ended, at DEBUG."""
-        if not logger.isEnabledFor(logging.DEBUG):
-            return
-        facts = {
-            "client_address": self.client_address,
-            "outcome": self.outcome,
-            "reason": self.reason,
-            "seconds": self._loop.time() - self.since,
-            "bytes_in": self._protocol.bytes_in,
-            "bytes_out": self._protocol.bytes_out,
-        }
-        logger.debug(
-            "connection from %(client_address)s: %(outcome)s (%(reason)s) after %(seconds).3f s,"
-            " %(bytes_in)d bytes in, %(bytes_out)d out",
-            facts,
-            extra=facts,
-        )
+        if logger.isEnabledFor(logging.DEBUG):
+            seconds, protocol = self._loop.time() - self.since, self._protocol
+            log_end(self.client_address, self.outcome, self.reason, seconds, protocol.bytes_in, protocol.bytes_out)
 
     def _timeouts(self) -> Timeouts:
-        return getattr(self.handler, "timeouts", None) or self._server.timeouts
+        server = self._server
+        # Before there is a handler, in its setup() too, its class has the word.
+        handler = self.handler if self.handler is not None else server.RequestHandlerClass
+        return getattr(handler, "timeouts", None) or server.timeouts
 
     def _watch_unsent(self, now: float, seconds: float | None) -> None:
         """Look whether the peer takes what waits to be sent; if not, for so many seconds, raise or cut off."""
@@ -166,11 +167,20 @@ class Connection(Driver[None]):
         if seconds is None or not self._is_unsent(protocol):
             self._stalled = None
             return
-        here, below = protocol.transport.get_write_buffer_size(), _kernel_count(self._sock, termios.TIOCOUTQ)
-        since, most_here, most_below = self._stalled or (now, 0, 0)
-        if here < most_here * PROGRESS or below < most_below * PROGRESS:
-            since, most_here, most_below = now, 0, 0
-        self._stalled = (since, max(here, most_here), max(below, most_below))
+        below = _kernel_count(self._sock, termios.TIOCOUTQ)
+        acked = _tcp_info(self._sock, BYTES_ACKED)
+        if acked is not None:
+            # Not by what is left, of which there may be more and more although the peer takes some.
+            since, acked_then, _ = self._stalled or (now, acked, 0)
+            if acked - acked_then > below * PROBES:
+                since, acked_then = now, acked
+            self._stalled = (since, acked_then, 0)
+        else:
+            here = protocol.transport.get_write_buffer_size()
+            since, here_then, below_then = self._stalled or (now, here, below)
+            if here < here_then or below < below_then:
+                since = now
+            self._stalled = (since, here, below)
         if now - since >= seconds:
             self._stalled = None
             if not protocol.interrupt_drains(ConnectionTimeout("write", seconds)):
@@ -206,6 +216,8 @@ class Connection(Driver[None]):
         self.was_aborted = self._is_cut_off = True
         self.abandon()
         if self.request is not None and not self._protocol.is_lost:
+            if self._is_unsent(self._protocol):
+                reset_when_closed(self._protocol.transport)
             self._protocol.transport.abort()
         self.stop()
 
@@ -254,6 +266,7 @@ class Connection(Driver[None]):
             return
         self.request = request = (self._protocol.reader, self._protocol.make_writer())
         self.outcome, self.reason = "failed", "error"
+        server._rounds.keep(self._timeouts())
         if server.is_draining:
             self.drain()
         verified = server.verify_request(request, self.client_address)
@@ -305,7 +318,7 @@ class Connection(Driver[None]):
                 self._sock.close()
             elif not protocol.is_lost:
                 await self._close(protocol)
-            if protocol.cut_for is not None and self.outcome != "cancelled":
+            if protocol.cut_for is not None:
                 self.outcome, self.reason = "failed", protocol.cut_for
 
     async def _close(self, protocol: StreamProtocol) -> None:
@@ -344,6 +357,7 @@ class Connection(Driver[None]):
             self.was_aborted = True
             if self.outcome == "completed":
                 self.outcome, self.reason = "cancelled", "unsent"
+            reset_when_closed(protocol.transport)
         protocol.transport.abort()
 
     def _is_unsent(self, protocol: StreamProtocol) -> bool:
@@ -364,6 +378,26 @@ class Connection(Driver[None]):
             self._start_linger(protocol)  # counts from the time that everything is sent
         else:
             protocol.transport.abort()
+
+
+def log_end(
+    client_address: Any, outcome: str, reason: str, seconds: float = 0.0, bytes_in: int = 0, bytes_out: int = 0
+) -> None:
+    """Make the record of a connection that has ended, at DEBUG, with its facts as fields too."""
+    facts = {
+        "client_address": client_address,
+        "outcome": outcome,
+        "reason": reason,
+        "seconds": seconds,
+        "bytes_in": bytes_in,
+        "bytes_out": bytes_out,
+    }
+    logger.debug(
+        "connection from %(client_address)s: %(outcome)s (%(reason)s) after %(seconds).3f s,"
+        " %(bytes_in)d bytes in, %(bytes_out)d out",
+        facts,
+        extra=facts,
+    )
 
 
 def _nothing_more_of(sock: socket.socket) -> Callable[[], bool]:
@@ -392,3 +426,16 @@ def _kernel_count(sock: socket.socket, request: int) -> int:
     except (OSError, ValueError):
         return 0
     return count
+
+
+def _tcp_info(sock: socket.socket, field: tuple[int, str]) -> int | None:
+    """Return a field of what the kernel knows of a TCP connection; None for other sockets, and on other systems."""
+    if not sys.platform.startswith("linux"):
+        return None
+    start, layout = field
+    end = start + struct.calcsize(layout)
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, end)
+    except OSError:
+        return None
+    return int(struct.unpack_from(layout, info, start)[0]) if len(info) >= end else None

@@ -13,7 +13,13 @@ __all__ = ["Rounds"]
 ROUNDS_PER_TIMEOUT = 20
 
 # Seconds between two rounds: not so often that they are all that the loop does, and not so seldom that nobody sees them.
-SHORTEST, LONGEST = 0.005, 1.0
+SHORTEST, LONGEST = 0.005, 5.0
+
+# Those visited at a time, so that a round is spread over its time and holds nobody up.
+AT_A_TIME = 64
+
+# Seconds between two times of visiting: event loops are not more exact.
+BREATH = 0.001
 
 
 class Visited(Protocol):
@@ -31,6 +37,9 @@ class Rounds:
         self._every = LONGEST
         self._known: Timeouts | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._to_visit: list[Visited] = []  # the rest of a round that has begun
+        self._at_a_time = AT_A_TIME
+        self._pause = LONGEST  # between two times of a round
 
     def keep(self, timeouts: Timeouts) -> None:
         """Make rounds as often as `timeouts` need, from now on."""
@@ -47,14 +56,22 @@ class Rounds:
 
     def stop(self) -> None:
         """Make no more, until keep() is called again."""
+        self._to_visit.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _make_round(self) -> None:
         loop = asyncio.get_running_loop()
+        if not self._to_visit:
+            self._to_visit = list(self._visited)
+            times = max(1, min(len(self._to_visit) // AT_A_TIME, int(self._every / BREATH)))
+            self._at_a_time = -(-len(self._to_visit) // times)
+            self._pause = self._every / times
         now = loop.time()
-        visited = list(self._visited)
-        for each in visited:
+        some = self._to_visit[-self._at_a_time :]
+        del self._to_visit[-self._at_a_time :]
+        for each in some:
             each.visit(now)
-        self._timer = loop.call_later(self._every, self._make_round) if visited else None
+        is_over = not some
+        self._timer = None if is_over else loop.call_later(self._pause, self._make_round)

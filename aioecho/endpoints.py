@@ -363,11 +363,10 @@ async def _bind_unix(endpoint: _PathEndpoint, backlog: int) -> BoundSocket:
             except BaseException:
                 os.unlink(path)
                 raise
-    except EndpointError:
+    except BaseException as error:  # also if it is cancelled while it waits its turn
         sock.close()
-        raise
-    except OSError as error:
-        sock.close()
+        if isinstance(error, EndpointError) or not isinstance(error, OSError):
+            raise
         raise _cannot_listen(endpoint, error) from error
 
 

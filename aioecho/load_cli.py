@@ -36,7 +36,7 @@ _EXTRA = 'the load generator needs the bench extra: pip install "aioecho[bench]"
     "--ca",
     "ca_file",
     type=click.Path(exists=True, dir_okay=False),
-    help="Verify the server by this file instead of the system's certificates; implies --tls.",
+    help="Trust this certificate authority (PEM), not the system's. Implies --tls.",
 )
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the result as JSON.")
 @click.option(
@@ -61,7 +61,8 @@ def load_command(
     Every reply is compared with what was sent. Without --rate the loop is closed: each connection sends when its reply
     has come. With --rate it is open, and latency counts from the moment a message was due.
 
-    Exit codes: 0 measured; 1 a message was lost, the run was interrupted, or a --fail-if held; 2 usage.
+    The exit status is 0 if all was measured, 1 if a message was lost, the run was interrupted or a --fail-if held, 2 for a
+    mistake on the command line.
     """
     try:
         from . import load as load_module

@@ -1,6 +1,7 @@
 """Worker processes, and their places, as the supervisor keeps them; how one is started."""
 
 import asyncio
+import itertools
 import logging
 import math
 import os
@@ -38,30 +39,33 @@ class WorkerProcess:
         self.report: dict[str, Any] | None = None
         self.stats: dict[str, int] = {}
         self.pinged_at: float | None = None
-        self.is_stuck = False
+        self.was_given_up = False  # it hung, and was killed here
         self._deadline: asyncio.TimerHandle | None = None
 
     def __str__(self) -> str:
         return f"worker {self.slot.number} (process {self.process.pid})"
 
-    def kill_after(self, seconds: float | None) -> None:
-        """Kill it if it has not ended so many seconds from now; None is never. The last call counts."""
+    def give_up_after(self, seconds: float | None, what: str = "does not end") -> None:
+        """Kill it so many seconds from now, and log `what`; None is never. The last call counts."""
         if self._deadline is not None:
             self._deadline.cancel()
         if seconds is not None and seconds != math.inf:
-            self._deadline = asyncio.get_running_loop().call_later(seconds, self._miss_deadline)
+            self._deadline = asyncio.get_running_loop().call_later(seconds, self.give_up, what)
 
-    def _miss_deadline(self) -> None:
-        logger.error("%s does not end, and is killed", self)
+    def give_up(self, what: str) -> None:
+        """Kill it, and log `what`: it hangs."""
+        logger.error("%s %s, and is killed", self, what)
+        self.was_given_up = True
+        self.failure = self.failure or what
         self.process.kill()
 
 
 class Slot:
     """A place for a worker: the one that serves, and perhaps the one that is to take over."""
 
-    def __init__(self, number: int, sockets: Sequence[BoundSocket], own: Sequence[BoundSocket]) -> None:
+    def __init__(self, number: int, sockets: Sequence[Sequence[BoundSocket]], own: Sequence[BoundSocket]) -> None:
         self.number = number
-        self.sockets = sockets
+        self.sockets = sockets  # of each endpoint
         self.own = own
         self.worker: WorkerProcess | None = None
         self.successor: WorkerProcess | None = None
@@ -88,7 +92,7 @@ def start_worker(slot: Slot, order: int, grace: float) -> WorkerProcess:
     Raises:
         OSError: that can't be done.
     """
-    numbers = [each.sock.fileno() for each in slot.sockets]
+    numbers = [[each.sock.fileno() for each in group] for group in slot.sockets]
     ours, theirs = socket.socketpair()
     program = (
         f"import sys; sys.path.insert(0, {FOLDER!r}); from aioecho.worker import main; "
@@ -102,7 +106,10 @@ def start_worker(slot: Slot, order: int, grace: float) -> WorkerProcess:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno(), order, *numbers]
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno(), order, *itertools.chain(*numbers)],
         )
     except BaseException:
         ours.close()

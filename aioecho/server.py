@@ -11,12 +11,12 @@ import socket
 import ssl as ssl_module
 import sys
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self, cast
+from typing import Any, ClassVar, Protocol, Self
 
 from aioecho.admission import Admission
 from aioecho.blocking import ThreadedConnection, is_blocking, same_of_socketservers
 from aioecho.config import Limits, Timeouts
-from aioecho.connection import Connection
+from aioecho.connection import Connection, log_end
 from aioecho.deadlines import Rounds
 from aioecho.endpoints import (
     BoundSocket,
@@ -33,7 +33,7 @@ from aioecho.listener import OUT_OF_RESOURCES, Listener
 from aioecho.logs import BoundedLog
 from aioecho.stats import DrainReport, Stats
 from aioecho.streams import FOR_EVER
-from aioecho.threads import ThreadPool
+from aioecho.threads import Begun, ThreadPool
 
 __all__ = ["BaseServer", "TCPServer", "UnixStreamServer"]
 
@@ -122,6 +122,8 @@ class BaseServer:
         if isinstance(RequestHandlerClass, Mapping):
             if server_address is not None:
                 raise TypeError("the endpoints of several handler classes are given with them, and nowhere else")
+            if sock is not None:
+                raise TypeError("no handler class is named for sock: give its descriptor with one, as fd://N")
             served = list(RequestHandlerClass.items())
         else:
             served = [(RequestHandlerClass, server_address)]
@@ -231,6 +233,8 @@ class BaseServer:
     def limits(self, limits: Limits) -> None:
         self._apply_limits(limits)
         self._admission.limits = limits
+        if self._threads is not None:
+            self._threads.resize(limits.max_threads)
 
     def _apply_limits(self, limits: Limits) -> None:
         """Tell the sockets of other limits than they were made with."""
@@ -297,7 +301,9 @@ class BaseServer:
             raise
         self._listeners = self._make_listeners(bound)
         self._names = [each.name for each in bound]
-        self._address = self._listeners[0].sock.getsockname()
+        # socketserver's name, for its handlers; after the end it is closed, as there
+        self.socket = self._listeners[0].sock
+        self._address = self.socket.getsockname()
         self._resume_listeners()
         logger.info("listening on %s", ", ".join(self.names))
 
@@ -354,14 +360,15 @@ class BaseServer:
         swallows that is named in the log and closed. Called again, the shorter grace wins; both calls return the same
         report. If the call is cancelled, the grace is over at once.
 
-        A blocking handler calls it without `await`: that begins it, and returns at once, as the handler is itself one of
-        those that have to finish.
+        Outside the server's event loop the call itself begins it, whether what it returns is awaited or not. So a blocking
+        handler, or a thread that it starts for this, calls it without `await`.
         """
         check_grace(self.grace if grace is None else grace)
-        if self._threads is not None and self._threads.owns_this_thread():
+        if self._loop is None or asyncio._get_running_loop() is self._loop:
+            return self._shut_down(grace)
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and all is over
             self.begin_shutdown(grace)
-            return cast("Coroutine[Any, Any, DrainReport]", None)
-        return self._shut_down(grace)
+        return Begun(functools.partial(self._shut_down, grace))
 
     def begin_shutdown(self, grace: float | None = None) -> None:
         """Begin what :meth:`shutdown` does, and return at once. May be called in any thread, once the server is started.
@@ -427,6 +434,7 @@ class BaseServer:
             stats.accepted += 1
             stats.rejected += 1
             stats.reasons[refused_for] += 1
+            log_end(address, "rejected", refused_for)
             return
         if handler_class is None:
             handler_class = self.RequestHandlerClass

@@ -6,7 +6,10 @@ buffer and out of it again.
 """
 
 import asyncio
+import contextlib
+import socket
 import ssl as ssl_module
+import struct
 import sys
 from asyncio import IncompleteReadError, LimitOverrunError
 from collections.abc import Callable, Generator, Iterable
@@ -14,7 +17,14 @@ from typing import Any, cast
 
 from aioecho.driver import Waiter, steps
 
-__all__ = ["DEFAULT_LIMIT", "CountingStreamProtocol", "StreamProtocol", "StreamReader", "StreamWriter"]
+__all__ = [
+    "DEFAULT_LIMIT",
+    "CountingStreamProtocol",
+    "StreamProtocol",
+    "StreamReader",
+    "StreamWriter",
+    "reset_when_closed",
+]
 
 DEFAULT_LIMIT = 2**16
 """Bytes: asyncio's default for the longest line, and half of what a reader buffers before it pauses the transport."""
@@ -78,9 +88,14 @@ class StreamReader(asyncio.StreamReader):
         self._is_special = True
         self._wakeup_waiter()
 
-    def _raise_interruption(self) -> None:
+    def _take_interruption(self) -> Exception | None:
         interruption, self._interruption = self._interruption, None
         self._is_special = self._exception is not None or self._ends_when is not None
+        return interruption
+
+    def _raise_interruption(self) -> None:
+        interruption = self._take_interruption()
+        self._message_began = None  # who catches it gives the peer as much time again
         if interruption is not None:
             raise interruption
 
@@ -114,6 +129,8 @@ class StreamReader(asyncio.StreamReader):
             raise RuntimeError(f"{func_name}() called while another coroutine is already waiting for incoming data")
         if self._exception is not None:
             raise self._exception
+        if self._interruption is not None:  # of a read that was cancelled before it met it
+            self._take_interruption()
         if self._paused:
             # To wait while the transport is paused would be for ever: readexactly() of more than the limit.
             self._paused = False
@@ -601,6 +618,8 @@ class StreamProtocol(asyncio.Protocol):
         if not self._connection_lost:
             self.cut_for = self.cut_for or reason
             self._notes_writes = True
+            if self._paused:
+                reset_when_closed(self.transport)
             self.transport.abort()
 
     def interrupt_drains(self, exc: Exception) -> bool:
@@ -685,6 +704,18 @@ class CountingStreamProtocol(StreamProtocol):
         if is_written:
             self.bytes_out += memoryview(data).nbytes
         return is_written
+
+
+def reset_when_closed(transport: asyncio.BaseTransport) -> None:
+    """Let a connection end with a reset: for one that is closed over data that its peer has not taken.
+
+    Otherwise the kernel goes on offering the peer what it has in its own buffer, megabytes and for minutes, and then tells it
+    that this was all.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        with contextlib.suppress(OSError):  # it is closed
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _set_result(future: "asyncio.Future[None]") -> None:

@@ -32,6 +32,10 @@ LIVES_AFTER = 10.0
 # doing, for want of memory, that says nothing of the worker.
 TOO_OFTEN = 8
 
+# Seconds for a worker to import what it serves and to accept. A program may load a lot; one that hangs there would hold up
+# every restart to come.
+START_PATIENCE = 120.0
+
 # Seconds for a worker to end by itself over its grace, and when it is told to end at once.
 PATIENCE = 2.0
 
@@ -71,15 +75,15 @@ class Supervisor:
         self._grace = grace
         self._reuse_port = reuse_port
         self._when_serving = when_serving
-        self._bound: list[BoundSocket] = []  # of these some are in every slot, and some in the first
-        self._shared: list[BoundSocket] = []
-        self._divided: list[BoundSocket] = []
+        self._bound: list[
+            tuple[bool, list[BoundSocket]]
+        ] = []  # of each endpoint: whether each slot has its own, and the first's
         self._slots: list[Slot] = []
         self._workers: set[WorkerProcess] = set()
         self._to_roll: list[Slot] = []
         self._is_rolling = False
         self._is_serving = False
-        self._is_stopping = False
+        self._is_stopping = self._is_ending = False
         self._began = 0.0
         self._failure: str | None = None
         self._drained = {"completed": 0, "cancelled": 0, "aborted": 0}
@@ -149,28 +153,34 @@ class Supervisor:
 
     async def _bind(self) -> None:
         for endpoint in self._endpoints:
-            bound = await bind_endpoint(endpoint, backlog=self._backlog, reuse_port=self._reuse_port)
-            self._bound += bound
             # A Unix socket can't be bound twice, nor an inherited one.
             is_divided = self._reuse_port and isinstance(endpoint, TCPEndpoint | UDPEndpoint)
-            (self._divided if is_divided else self._shared).extend(bound)
+            bound = await bind_endpoint(endpoint, backlog=self._backlog, reuse_port=is_divided)
+            self._bound.append((is_divided, bound))
 
     def _close_sockets(self) -> None:
         for slot in self._slots:
             slot.close()
-        for each in self._bound:
-            each.close()
+        for _, bound in self._bound:
+            for each in bound:
+                each.close()
 
     def _add(self) -> None:
         """Add a slot and its worker: the start, and SIGTTIN."""
-        if self._is_stopping:
+        if self._is_stopping or len(self._bound) < len(self._endpoints):  # SIGTTIN while it binds
             return
+        sockets: list[list[BoundSocket]] = []
         own: list[BoundSocket] = []
         try:
-            if self._slots:
-                for each in self._divided:
+            for is_divided, bound in self._bound:
+                if not (is_divided and self._slots):
+                    sockets.append(bound)
+                    continue
+                sockets.append([])
+                for each in bound:
                     own.append(bind_sibling(each))
-            slot = Slot(len(self._slots) + 1, [*self._shared, *(own if self._slots else self._divided)], own)
+                    sockets[-1].append(own[-1])
+            slot = Slot(len(self._slots) + 1, sockets, own)
             slot.worker = self._spawn(slot)
         except OSError as error:
             for each in own:
@@ -184,7 +194,7 @@ class Supervisor:
 
     def _remove(self) -> None:
         """Remove the last slot, unless it is the only one: SIGTTOU."""
-        if self._is_stopping or len(self._slots) == 1:
+        if self._is_stopping or len(self._slots) <= 1:
             return
         slot = self._slots.pop()
         slot.close()
@@ -200,6 +210,7 @@ class Supervisor:
         """Start a worker process; OSError if that can't be done."""
         worker = start_worker(slot, self._order_file.fileno(), self._grace)
         self._workers.add(worker)
+        worker.give_up_after(START_PATIENCE, f"is not ready after {START_PATIENCE:g} s")
         self._loop.add_reader(worker.channel.sock.fileno(), self._hear, worker)
         logger.debug("started %s", worker)
         return worker
@@ -209,7 +220,7 @@ class Supervisor:
         worker.is_leaving = True
         if worker.may_serve:
             worker.channel.send(how)
-            worker.kill_after(self._grace + PATIENCE)
+            worker.give_up_after(self._grace + PATIENCE)
         else:
             worker.process.kill()
 
@@ -221,7 +232,7 @@ class Supervisor:
                 self._loop.remove_reader(worker.channel.sock.fileno())
                 worker.channel.sock.close()
                 self._workers.discard(worker)
-                worker.kill_after(None)
+                worker.give_up_after(None)
                 self._bury(worker, status)
                 self._note_stats(worker)
                 self._go_on()
@@ -234,9 +245,10 @@ class Supervisor:
                     worker.channel.send("serve")
                 case "failed":
                     worker.failure = f"could not start: {message['why']}"
+                    worker.give_up_after(PATIENCE)  # what it has imported may keep it from its end
                     if message["traceback"] and not self._is_stopping:
                         logger.error("%s could not start:\n%s", worker, message["traceback"].rstrip())
-                    if worker is worker.slot.worker:  # else another one serves
+                    if worker is worker.slot.worker and not worker.is_leaving:  # else another one serves, or none need
                         self._fail(f"{worker} {worker.failure}")
                 case "ready":
                     self._welcome(worker)
@@ -249,6 +261,8 @@ class Supervisor:
                     worker.pinged_at = None
                 case "ended":
                     worker.report, worker.stats = message["report"], message["stats"]
+                    if not worker.is_leaving:  # its handler has shut it down: it is missed as soon as it is gone
+                        worker.give_up_after(PATIENCE)
         if worker.channel.has_ended:  # its end comes by SIGCHLD
             self._loop.remove_reader(worker.channel.sock.fileno())
 
@@ -257,6 +271,7 @@ class Supervisor:
         worker.ready_at = self._loop.time()
         if worker.is_leaving:  # it was told so before it was ready, and will find that next
             return
+        worker.give_up_after(None)
         slot = worker.slot
         if slot.successor is worker:
             old, slot.worker, slot.successor = slot.worker, worker, None
@@ -303,7 +318,7 @@ class Supervisor:
     def _restart(self, worker: WorkerProcess, status: int, ended: str) -> None:
         """Replace a worker that has died, later the more often that has happened."""
         slot = worker.slot
-        was_killed = status == -signal.SIGKILL and not worker.is_stuck
+        was_killed = status == -signal.SIGKILL and not worker.was_given_up
         if worker.ready_at is None:
             if not (was_killed and self._is_serving):
                 self._fail(f"{worker} {ended}")
@@ -330,7 +345,7 @@ class Supervisor:
     # SIGHUP: one after another.
 
     def _roll_all(self) -> None:
-        if self._is_stopping:
+        if self._is_stopping or not self._slots:  # it binds: workers that do not exist yet will be new
             return
         self._to_roll = list(self._slots)
         if not self._is_rolling:
@@ -347,7 +362,7 @@ class Supervisor:
             return
         if not self._is_serving and all(slot.is_serving for slot in self._slots):
             self._is_serving = True
-            names = list(dict.fromkeys(each.name for each in self._bound))
+            names = list(dict.fromkeys(each.name for _, bound in self._bound for each in bound))
             logger.info("%d workers are listening on %s", len(self._slots), ", ".join(names))
             self._when_serving(names)
             systemd.notify("READY=1")
@@ -387,10 +402,11 @@ class Supervisor:
             for worker in self._workers:
                 if not worker.is_leaving:
                     self._dismiss(worker, "drain")
-        else:
+        elif not self._is_ending:  # once: whoever goes on asking does not put it off
+            self._is_ending = True
             for worker in self._workers:
                 worker.channel.send("end")
-                worker.kill_after(PATIENCE)
+                worker.give_up_after(PATIENCE)
         self._go_on()
 
     def _fail(self, why: str) -> None:
@@ -434,10 +450,8 @@ class Supervisor:
             if worker.pinged_at is None:
                 worker.pinged_at = now
                 worker.channel.send("ping")
-            elif now - worker.pinged_at >= seconds and not worker.is_stuck:
-                logger.error("the event loop of %s hangs: it is killed", worker)
-                worker.is_stuck = True
-                worker.process.kill()
+            elif now - worker.pinged_at >= seconds and not worker.was_given_up:
+                worker.give_up("hangs")
         self._watchdog = self._loop.call_later(seconds / 2, self._feed_watchdog, seconds)
 
 

@@ -9,16 +9,18 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:  # the server is above, and makes these
     from aioecho.server import BaseServer
 
-__all__ = ["ThreadPool", "Threaded", "report_end_of_thread"]
+__all__ = ["Begun", "ThreadPool", "Threaded", "report_end_of_thread"]
 
 logger = logging.getLogger("aioecho.threads")
+
+T = TypeVar("T")
 
 
 class ThreadPool:
@@ -43,15 +45,30 @@ class ThreadPool:
         Raises:
             RuntimeError: the system has no thread to give, and there is none to wait for.
         """
-        if len(self._busy) == len(self._threads) and not self._can_start():
-            self._waiting.append(connection)
-            return
-        self._busy.add(connection)
-        self._jobs.put(connection)
+        self._waiting.append(connection)
+        try:
+            self._begin_waiting()
+        except RuntimeError:
+            self._waiting.remove(connection)
+            raise
+
+    def resize(self, most: int) -> None:
+        """Let there be at most so many at work from now on. Threads that are too many finish what they do, and idle."""
+        self._most = most
+        self._begin_waiting()
+
+    def _begin_waiting(self) -> None:
+        while self._waiting and self._has_thread():
+            following = self._waiting.popleft()
+            self._busy.add(following)
+            self._jobs.put(following)
+
+    def _has_thread(self) -> bool:
+        if len(self._busy) >= self._most:
+            return False
+        return len(self._busy) < len(self._threads) or self._can_start()
 
     def _can_start(self) -> bool:
-        if len(self._threads) >= self._most:
-            return False
         self._started += 1
         thread = threading.Thread(target=self._work, name=f"aioecho-{self._started}", daemon=True)
         try:
@@ -73,10 +90,7 @@ class ThreadPool:
     def finished(self, connection: "Threaded") -> None:
         """Be told that a connection has no more use for its thread."""
         self._busy.discard(connection)
-        if self._waiting:
-            following = self._waiting.popleft()
-            self._busy.add(following)
-            self._jobs.put(following)
+        self._begin_waiting()
 
     def owns_this_thread(self) -> bool:
         """Tell whether the caller runs in one of these threads. May be called in any thread."""
@@ -106,6 +120,11 @@ class ThreadPool:
         """Let each thread end when it has nothing to do. Those who wait for one still get it."""
         for _ in self._threads:
             self._jobs.put(None)
+
+    def join(self) -> None:
+        """Wait until each thread has ended, after end(). For another thread than the loop's."""
+        for thread in tuple(self._threads):
+            thread.join()
 
     async def close(self) -> None:
         """Let each thread end, and return when those have that are not stuck."""
@@ -286,8 +305,37 @@ class Threaded:
             self.outcome = self.reason = "cancelled"
 
 
+class Begun(Coroutine[Any, Any, T]):
+    """A coroutine that need not be awaited, as it only waits for what has begun. It is made by `make` when it is stepped."""
+
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._make = make
+        self._coro: Coroutine[Any, Any, T] | None = None
+
+    def send(self, value: Any) -> Any:
+        """Go on."""
+        self._coro = self._coro or self._make()
+        return self._coro.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """Go on with an error."""
+        self._coro = self._coro or self._make()
+        return self._coro.throw(*error)
+
+    def close(self) -> None:
+        """End it."""
+        if self._coro is not None:
+            self._coro.close()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self._make().__await__()
+
+
 def report_end_of_thread() -> None:
     """Report the exception that is being handled as that of a thread that it ends, though ours goes on."""
     kind, error, trace = sys.exc_info()
     assert kind is not None
-    threading.excepthook(threading.ExceptHookArgs((kind, error, trace, threading.current_thread())))
+    try:
+        threading.excepthook(threading.ExceptHookArgs((kind, error, trace, threading.current_thread())))
+    except Exception:  # it can't write to stderr, for instance
+        logger.exception("threading.excepthook raised")

@@ -9,6 +9,7 @@ is queued), "drain" (nobody serves on: take it in), "end" (at once), "stats", "p
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import pickle
@@ -74,8 +75,8 @@ class Channel:
 class Order:
     """What a worker is to do; it is pickled."""
 
-    make_server: Callable[[list[str]], BaseServer]
-    """Called with the endpoints, of inherited sockets."""
+    make_server: Callable[[list[list[str]]], BaseServer]
+    """Called with endpoints of inherited sockets: for each of the supervisor's endpoints a list, as a host may have several."""
     loop: str
     max_requests: int | None
     max_requests_jitter: int
@@ -119,13 +120,13 @@ def refuse_if_loading() -> None:
         )
 
 
-def main(control: int, order: int, sockets: list[int], grace: float) -> NoReturn:
-    """Be a worker: `control` and `order` are descriptors, `sockets` those to serve on."""
+def main(control: int, order: int, sockets: list[list[int]], grace: float) -> NoReturn:
+    """Be a worker: `control` and `order` are descriptors, `sockets` those to serve on, a list for each endpoint."""
     for number in SIGNALS:
         # Not SIG_IGN, which the programs that a handler starts would inherit.
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the supervisor has blocked them for the time until now
-    for descriptor in (control, order, *sockets):
+    for descriptor in (control, order, *itertools.chain(*sockets)):
         os.set_inheritable(descriptor, False)
     channel = Channel(socket.socket(fileno=control))
     threading.Thread(target=_outlive_by, args=(control, grace + ORPHAN_PATIENCE), daemon=True).start()
@@ -143,7 +144,7 @@ def main(control: int, order: int, sockets: list[int], grace: float) -> NoReturn
     sys.exit()
 
 
-def _load(order: int, sockets: list[int]) -> tuple[BaseServer, Order]:
+def _load(order: int, sockets: list[list[int]]) -> tuple[BaseServer, Order]:
     """Import what the order names, and make the server."""
     global _is_loading
     data = os.pread(order, os.fstat(order).st_size, 0)  # read() would move the position that all workers share
@@ -154,7 +155,7 @@ def _load(order: int, sockets: list[int]) -> tuple[BaseServer, Order]:
         if program is not None:
             _import_main(*program)
         what: Order = pickle.loads(pickled)
-        return what.make_server([f"fd://{number}" for number in sockets]), what
+        return what.make_server([[f"fd://{number}" for number in group] for group in sockets]), what
     finally:
         _is_loading = False
 

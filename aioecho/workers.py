@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import signal
 import ssl as ssl_module
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from aioecho import systemd
@@ -22,7 +23,7 @@ from aioecho.stats import DrainReport
 from aioecho.supervisor import Supervisor
 from aioecho.worker import Order, refuse_if_loading
 
-__all__ = ["count_processors", "run", "run_server", "run_workers"]
+__all__ = ["check_sessions", "count_processors", "run", "run_server", "run_workers"]
 
 logger = logging.getLogger("aioecho.workers")
 
@@ -30,7 +31,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def run(
-    RequestHandlerClass: Callable[..., Any],
+    RequestHandlerClass: Callable[..., Any] | Mapping[Callable[..., Any], Any],
     *endpoints: str,
     workers: int | str = 1,
     loop: str = "auto",
@@ -52,7 +53,7 @@ def run(
             ``if __name__ == "__main__":``.
         loop: "uvloop", "asyncio", or "auto", which is uvloop if it is installed.
         reuse_port: give each worker a TCP or UDP socket of its own (SO_REUSEPORT), and let the kernel divide the clients.
-            Datagram sessions need it, as from a shared socket each worker would get some of a peer's datagrams.
+            Datagram sessions need that with several workers, as all of a peer's datagrams then reach the same one.
         max_requests: replace a worker when it has had so many connections, or handlers for datagrams that wait and sessions,
             and up to `max_requests_jitter` more, chosen for each worker, so that they do not all go at the same time.
         ssl: a context, or a function that returns one, which worker processes need, as a context can't be sent to them.
@@ -89,17 +90,25 @@ def run(
 
 
 def _make_server(
-    RequestHandlerClass: Callable[..., Any],
+    RequestHandlerClass: Callable[..., Any] | Mapping[Callable[..., Any], Any],
     make_context: Callable[[], ssl_module.SSLContext] | None,
     options: dict[str, Any],
-    endpoints: list[str],
+    endpoints: list[list[str]],
 ) -> BaseServer:
-    return serve(RequestHandlerClass, *endpoints, ssl=make_context and make_context(), **options)
+    context = make_context and make_context()
+    if not isinstance(RequestHandlerClass, Mapping):
+        return serve(RequestHandlerClass, *itertools.chain(*endpoints), ssl=context, **options)
+    groups = iter(endpoints)
+    served: dict[Callable[..., Any], list[str]] = {}
+    for handler_class, given in RequestHandlerClass.items():
+        count = 1 if isinstance(given, str) else len(given)
+        served[handler_class] = list(itertools.chain(*itertools.islice(groups, count)))
+    return serve(served, ssl=context, **options)
 
 
 def run_workers(
     server: BaseServer,
-    make_server: Callable[[list[str]], BaseServer],
+    make_server: Callable[[list[list[str]]], BaseServer],
     *,
     workers: int | str,
     loop: str = "auto",
@@ -108,9 +117,10 @@ def run_workers(
     max_requests_jitter: int = 0,
     when_serving: Callable[[Sequence[str]], object] = lambda names: None,
 ) -> DrainReport:
-    """Do what :func:`run` does with worker processes, in each of which `make_server` is called with endpoints.
+    """Do what :func:`run` does with worker processes, in each of which `make_server` is called with its endpoints.
 
-    `server` is one that was made but not started, as each is to be; it never is. `when_serving` is called with the names
+    `server` is one that was made but not started, as each is to be; it never is. `make_server` is given a list for each of
+    its endpoints, as a host may have several addresses. `when_serving` is called with the names
     of the endpoints once all workers accept.
 
     Raises:
@@ -127,13 +137,9 @@ def run_workers(
         workers = count_processors()
     if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
         raise ValueError(f'workers must be a whole number from 1, or "auto", not {workers!r}')
-    is_divided = reuse_port and all(isinstance(endpoint, UDPEndpoint) for endpoint in server.endpoints)
-    if workers > 1 and isinstance(server, DatagramServer) and server.has_sessions and not is_divided:
-        raise ValueError(
-            "a peer's datagrams would go to several workers, and sessions need them in one: give each worker a socket of"
-            " its own, with reuse_port (--reuse-port) and udp:// endpoints"
-        )
     loop_factory(loop)
+    if workers > 1:
+        check_sessions(server, reuse_port=reuse_port)
     order = Order(
         make_server=make_server, loop=loop, max_requests=max_requests, max_requests_jitter=max_requests_jitter
     )
@@ -148,6 +154,16 @@ def run_workers(
     )
     with asyncio.Runner(loop_factory=loop_factory("asyncio")) as runner:
         return runner.run(supervisor.run())
+
+
+def check_sessions(server: BaseServer, *, reuse_port: bool) -> None:
+    """Raise ValueError if several processes can't serve this, as any would get any datagram of a peer's session."""
+    is_divided = reuse_port and all(isinstance(endpoint, UDPEndpoint) for endpoint in server.endpoints)
+    if isinstance(server, DatagramServer) and server.has_sessions and not is_divided:
+        raise ValueError(
+            "a peer's datagrams would go to several workers, and sessions need them in one: give each worker a socket of"
+            " its own, with reuse_port (--reuse-port) and udp:// endpoints"
+        )
 
 
 def _check_count(name: str, value: object, *, least: int) -> None:

@@ -1,6 +1,7 @@
 """Programs that tests start: servers and clients as processes of their own, ended by their process ids."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -65,6 +66,11 @@ class Program:
     def signal(self, number: int = SIGTERM) -> None:
         """Send it a signal."""
         self.process.send_signal(number)
+
+    def catches(self, number: int) -> bool:
+        """Tell whether it has a handler for a signal."""
+        mask = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{self.process.pid}/status").read_text())
+        return mask is not None and bool(int(mask[1], 16) >> (number - 1) & 1)
 
     def wait(self) -> int:
         """Return its exit status, once it has ended."""

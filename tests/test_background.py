@@ -1,5 +1,6 @@
 """A server in a thread of its own, used by synchronous code."""
 
+import asyncio
 import contextlib
 import signal
 import socket
@@ -112,8 +113,8 @@ def test_shutdown_can_be_called_in_any_thread_and_more_than_once() -> None:
     assert server.shutdown() == reports[0]
 
 
-@pytest.mark.parametrize("is_blocking", [False, True])
-def test_a_handler_may_shut_its_server_down(is_blocking: bool) -> None:
+@pytest.mark.parametrize("kind", ["Blocking", "Async", "InExecutor"])
+def test_a_handler_may_shut_its_server_down(kind: str) -> None:
     class Blocking(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             assert server.shutdown() is None
@@ -124,7 +125,13 @@ def test_a_handler_may_shut_its_server_down(is_blocking: bool) -> None:
             assert server.shutdown() is None
             await self.send(b"stopping")
 
-    with aioecho.run_in_thread(Blocking if is_blocking else Async, ANYWHERE) as server:
+    class InExecutor(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            assert await asyncio.to_thread(server.shutdown) is None
+            await self.send(b"stopping")
+
+    handlers: dict[str, Any] = {"Blocking": Blocking, "Async": Async, "InExecutor": InExecutor}
+    with aioecho.run_in_thread(handlers[kind], ANYWHERE) as server:
         assert ask(server.names[0]) == b"stopping"
         report = server.shutdown()
         assert report is not None

@@ -504,6 +504,18 @@ def test_what_does_not_finish_within_the_grace_is_cut_off_with_status_1(folder: 
         assert "Traceback" not in server.stderr()
 
 
+def test_a_signal_when_all_is_over_ends_what_is_left_with_the_status(folder: Path) -> None:
+    (folder / "stays.py").write_text(
+        "import threading\nfrom slow import Slow\nthreading.Thread(target=threading.Event().wait).start()\n"
+    )
+    with serving("stays:Slow", cwd=folder) as (server, _):
+        server.signal()
+        while not server.catches(signal.SIGHUP):  # which it does then alone
+            time.sleep(0.01)
+        server.signal()
+        assert server.wait() == 0
+
+
 def test_run_gives_one_line_and_status_1_if_it_can_not_listen(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         endpoint = f"tcp://127.0.0.1:{sock.getsockname()[1]}"

@@ -1,5 +1,6 @@
 """socketserver's names over our engine: CPython's own tests, and what its servers gain."""
 
+import asyncio
 import contextlib
 import http.client
 import http.server
@@ -250,6 +251,31 @@ def test_an_error_is_handled_in_its_thread_and_counted(hook: str, monkeypatch: p
     assert [each.exc_type for each in ended] == ([ValueError] if hook == "raises" else [])
 
 
+@pytest.mark.parametrize("name", ["process_request_thread", "shutdown_request"])
+def test_what_a_hook_raises_in_a_requests_thread_is_reported_and_counted(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", ended.append)
+
+    def fail(self: Any, *arguments: Any) -> None:
+        raise ValueError(name)
+
+    kind = type("Fails", (socketserver.ThreadingTCPServer,), {name: fail})
+    with serving(kind(("127.0.0.1", 0), Upper)) as server:
+        assert ask(server, b"x\n") == (b"X\n" if name == "shutdown_request" else b"")
+        settle(lambda: server.aioecho_server.stats.failed == 1)
+    assert [str(each.exc_value) for each in ended] == [name]
+
+
+def test_service_actions_may_be_an_attribute() -> None:
+    called = threading.Event()
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Upper)
+    server.service_actions = called.set  # type: ignore[method-assign]
+    with serving(server, poll_interval=0.01):
+        assert called.wait(10)
+
+
 def test_what_service_actions_raises_ends_serve_forever() -> None:
     class Ends(socketserver.ThreadingTCPServer):
         def service_actions(self) -> None:
@@ -274,6 +300,35 @@ def test_a_class_with_a_hook_that_the_engine_has_not_is_served_by_the_standard_l
         assert ask(server, b"x\n") == b"X\n"
         assert server.aioecho_server is None
     assert called.is_set()
+
+
+@pytest.mark.parametrize("name", ["serve_forever", "shutdown"])
+def test_it_may_be_mixed_into_a_class_with_its_own_serve_forever_or_shutdown(name: str) -> None:
+    called = threading.Event()
+
+    def hook(self: Any, *arguments: Any) -> Any:
+        called.set()
+        return getattr(super(base, self), name)(*arguments)
+
+    base: Any = type("Base", (socketserver.TCPServer,), {name: hook})
+    kind = type("Mixed", (socketserver.ThreadingMixIn, base), {})
+    with serving(kind(("127.0.0.1", 0), Upper), poll_interval=0.01) as server:
+        assert ask(server, b"x\n") == b"X\n"
+        assert server.aioecho_server is None
+    assert called.is_set()
+
+
+def test_it_serves_where_an_event_loop_runs_already() -> None:
+    class Server(socketserver.ThreadingTCPServer):
+        def serve_forever(self, poll_interval: float = 0.5) -> None:
+            async def main() -> None:
+                socketserver.ThreadingTCPServer.serve_forever(self, poll_interval)
+
+            asyncio.run(main())
+
+    server = Server(("127.0.0.1", 0), Upper)
+    with serving(server, poll_interval=0.01):
+        assert ask(server, b"x\n") == b"X\n"
 
 
 def test_datagrams_are_served() -> None:
@@ -482,6 +537,14 @@ class Upper(socketserver.StreamRequestHandler):
         for line in self.rfile:
             self.wfile.write(line.upper())
 
+if "leave" in sys.argv:
+    socketserver.ThreadingTCPServer.block_on_close = False
+
+    def tell():
+        threading.main_thread().join()
+        print("main has ended", flush=True)
+
+    threading.Thread(target=tell, daemon=True).start()
 if "exit" in sys.argv:
     signal.signal(signal.SIGTERM, lambda *arguments: sys.exit(3))
 with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Upper) as server:
@@ -505,3 +568,134 @@ def test_a_program_ends_by_its_signals_and_drains(tmp_path: Path, number: int, a
         assert program.wait() == code
         assert program.stderr() == ""
         assert program.line() == ("interrupted" if number == signal.SIGINT else "")
+
+
+def test_at_its_exit_a_program_waits_for_handlers_that_the_server_did_not_wait_for(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    with Program(sys.executable, "-X", "dev", "program.py", "leave", cwd=tmp_path) as program:
+        with connect(program.listening()) as sock:
+            sock.sendall(b"x\n")
+            assert read_line(sock) == b"X\n"
+            program.signal(signal.SIGINT)
+            assert program.line() == "interrupted"
+            assert program.line() == "main has ended"
+            sock.sendall(b"y\n")
+            assert read_line(sock) == b"Y\n"
+        assert program.wait() == 0
+        assert program.stderr() == ""
+
+
+DAEMON = """
+import sys, threading
+from aioecho.compat import socketserver
+
+class Upper(socketserver.StreamRequestHandler):
+    def handle(self):
+        for line in self.rfile:
+            self.wfile.write(line.upper())
+
+server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Upper)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+print("listening on tcp://%s:%d" % server.server_address, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_program_may_end_while_a_daemon_thread_serves(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(DAEMON)
+    with Program(sys.executable, "program.py", cwd=tmp_path, stdin=subprocess.PIPE) as program:
+        with connect(program.listening()) as sock:
+            sock.sendall(b"x\n")
+            assert read_line(sock) == b"X\n"
+            assert program.process.stdin is not None
+            program.process.stdin.close()
+            assert program.wait() == 0
+            with contextlib.suppress(ConnectionError):
+                assert sock.recv(1) == b""
+        assert program.stderr() == ""
+
+
+REAL = """
+import sys
+from aioecho.compat import socketserver
+sys.modules["socketserver"] = socketserver
+import contextlib, http.client, http.server, json, logging.config, socket, struct, threading
+import wsgiref.simple_server, xmlrpc.client, xmlrpc.server
+
+@contextlib.contextmanager
+def serving(server):
+    with server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        assert server.aioecho_server.stats.accepted == 1
+        assert server.aioecho_server.stats.failed == 0
+        server.shutdown()
+        thread.join()
+
+class Quiet:
+    def log_message(self, *arguments):
+        pass
+
+class Files(Quiet, http.server.SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+class FileServer(http.server.ThreadingHTTPServer):
+    def finish_request(self, request, client_address):
+        self.RequestHandlerClass(request, client_address, self, directory=sys.argv[1])
+
+assert FileServer.daemon_threads
+with serving(FileServer(("127.0.0.1", 0), Files)) as server:
+    client = http.client.HTTPConnection(*server.server_address)
+    for name, status in [("file.txt", 200), ("absent.txt", 404), ("file.txt", 200)]:
+        client.request("GET", "/" + name)
+        response = client.getresponse()
+        body = response.read()
+        assert response.status == status, response.status
+    assert body == b"x" * 300_000
+    client.close()
+
+class XMLRPCServer(socketserver.ThreadingMixIn, xmlrpc.server.SimpleXMLRPCServer):
+    pass
+
+with serving(XMLRPCServer(("127.0.0.1", 0), logRequests=False)) as server:
+    server.register_function(lambda a, b: a + b, "add")
+    with xmlrpc.client.ServerProxy("http://%s:%d" % server.server_address) as proxy:
+        assert [proxy.add(n, 1) for n in range(3)] == [1, 2, 3]
+
+class WSGIServer(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
+    pass
+
+class WSGIHandler(Quiet, wsgiref.simple_server.WSGIRequestHandler):
+    pass
+
+app = wsgiref.simple_server.demo_app
+with serving(wsgiref.simple_server.make_server("127.0.0.1", 0, app, WSGIServer, WSGIHandler)) as server:
+    client = http.client.HTTPConnection(*server.server_address)
+    client.request("GET", "/")
+    assert client.getresponse().read().startswith(b"Hello world!")
+    client.close()
+
+listening = logging.config.listen(0)
+listening.start()
+assert listening.ready.wait(10)
+listening.ready.clear()
+config = {"version": 1, "disable_existing_loggers": False, "loggers": {"told": {"level": "DEBUG"}}}
+data = json.dumps(config).encode()
+with socket.create_connection(("localhost", listening.port)) as sock:
+    sock.sendall(struct.pack(">L", len(data)) + data)
+    assert listening.ready.wait(10)
+assert logging.getLogger("told").level == logging.DEBUG
+logging.config.stopListening()
+listening.join(10)
+assert not listening.is_alive()
+print("done")
+"""
+
+
+def test_the_standard_librarys_own_servers_work_with_the_module_swapped_in(tmp_path: Path) -> None:
+    (tmp_path / "real.py").write_text(REAL)
+    (tmp_path / "file.txt").write_bytes(b"x" * 300_000)
+    with Program(sys.executable, "-X", "dev", "real.py", tmp_path, cwd=tmp_path) as program:
+        code, output, errors = program.end(timeout=30)
+    assert (code, output, errors) == (0, b"done\n", "")

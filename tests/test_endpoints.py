@@ -15,7 +15,7 @@ from conftest import open_descriptors
 
 import aioecho
 from aioecho.echo import Echo
-from aioecho.endpoints import InheritedEndpoint, TCPEndpoint, UnixEndpoint, parse_endpoint
+from aioecho.endpoints import InheritedEndpoint, TCPEndpoint, UnixEndpoint, bind_endpoint, parse_endpoint
 
 HAS_IPV6 = Path("/proc/net/if_inet6").exists() and "00000000000000000000000000000001" in Path(
     "/proc/net/if_inet6"
@@ -532,6 +532,22 @@ async def test_a_lock_that_somebody_keeps_on_the_folder_does_not_stop_a_start(
         fcntl.flock(kept, fcntl.LOCK_SH)
         async with aioecho.UnixStreamServer("app.sock", Echo):
             assert await answers("app.sock", family=socket.AF_UNIX)
+    finally:
+        os.close(kept)
+
+
+async def test_a_start_that_is_cancelled_while_it_waits_for_the_folder_leaves_nothing(folder: Path) -> None:
+    import fcntl
+
+    kept = os.open(".", os.O_RDONLY)
+    try:
+        fcntl.flock(kept, fcntl.LOCK_EX)
+        starting = asyncio.create_task(bind_endpoint(UnixEndpoint("app.sock"), backlog=1))
+        await asyncio.sleep(0)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert not os.path.exists("app.sock")
     finally:
         os.close(kept)
 

@@ -152,7 +152,7 @@ def test_a_worker_whose_loop_hangs_is_replaced(manager_at_path: Manager, folder:
             while state_of(hangs):
                 assert manager.hear(1) == "WATCHDOG=1"
         eventually(lambda: len(workers_of(program)) == 2)
-        assert f"(process {hangs}) hangs: it is killed" in program.stderr()
+        assert f"(process {hangs}) hangs, and is killed" in program.stderr()
         eventually(lambda: pid_of(endpoint) != hangs)
         assert program.stop() == 0
 

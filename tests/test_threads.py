@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import functools
 import gc
 import http.server
@@ -156,6 +157,31 @@ def test_a_handler_of_socketservers_with_a_coroutine_is_refused() -> None:
         aioecho.serve(Mixed, ANYWHERE)
 
 
+@pytest.mark.parametrize("has_tls", [False, True])
+@pytest.mark.parametrize("where", ["verify_request", "socket.setdefaulttimeout"])
+async def test_a_sockets_timeout_set_before_the_handler_holds(
+    where: str, has_tls: bool, tls: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Server(aioecho.TCPServer):
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            if where == "verify_request":
+                request.settimeout(0.1)
+            return True
+
+    options = {"ssl": tls.client, "server_hostname": "localhost"} if has_tls else {}
+    async with Server(("127.0.0.1", 0), Upper, ssl=tls.server if has_tls else None) as server:
+        try:
+            socket.setdefaulttimeout(0.1 if where != "verify_request" else None)
+            reader, writer = await open_to(server, **options)
+            assert await reader.read() == b""  # a silent client
+        finally:
+            socket.setdefaulttimeout(None)
+        await close(writer)
+        await settle(lambda: server.stats.failed == 1)
+    check_identity(server)
+    assert "TimeoutError: timed out" in caplog.text or "read operation timed out" in caplog.text
+
+
 async def test_context_variables_and_files_are_a_requests_own() -> None:
     import contextvars
 
@@ -284,6 +310,26 @@ async def test_what_would_end_a_thread_ends_only_a_handler(monkeypatch: pytest.M
             assert await ask(server, b"") == b""
         await settle(lambda: server.stats.failed == 3)
     assert [each.exc_type for each in caught] == [SystemExit] * 3
+
+
+async def test_an_excepthook_that_raises_costs_no_thread(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(arguments: Any) -> None:
+        raise BrokenPipeError("stderr is closed")
+
+    monkeypatch.setattr(threading, "excepthook", fail)
+
+    class Exits(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            sys.exit("now")
+
+    async with aioecho.serve(Exits, ANYWHERE, limits=aioecho.Limits(max_threads=1)) as server:
+        for _ in range(3):
+            assert await ask(server, b"") == b""
+        await settle(lambda: server.stats.failed == 3)
+        check_identity(server)
+    assert caplog.text.count("threading.excepthook raised") == 3
 
 
 @pytest.mark.parametrize("is_async", [False, True])
@@ -475,6 +521,40 @@ async def test_a_failed_handshake_is_rejected_and_frees_its_thread(peer: str, tl
     check_identity(server)
 
 
+@pytest.mark.parametrize("wraps", ["the server", "the handler"])
+async def test_no_descriptor_is_closed_twice_where_there_is_none_left_to_wrap_with(
+    wraps: str, tls: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be another connection's by then."""
+
+    class Wraps(Upper):
+        def setup(self) -> None:
+            if wraps == "the handler":
+                self.request = tls.server.wrap_socket(self.request, server_side=True)
+            super().setup()
+
+        def finish(self) -> None:
+            super().finish()
+            self.request.close()
+
+    def fail(descriptor: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with aioecho.serve(Wraps, ANYWHERE, ssl=tls.server if wraps == "the server" else None) as server:
+        monkeypatch.setattr("os.dup", fail)
+        if wraps == "the server":
+            with contextlib.suppress(OSError):
+                await open_to(server, ssl=tls.client, server_hostname="localhost")
+            await settle(lambda: server.stats.reasons == {"handshake": 1})
+            monkeypatch.undo()
+        reader, writer = await open_to(server, ssl=tls.client, server_hostname="localhost")
+        writer.write(b"x\n")
+        assert await reader.readline() == b"X\n"
+        await close(writer)
+        await settle(lambda: not server.connections)
+    check_identity(server)
+
+
 # The pool
 
 
@@ -491,6 +571,31 @@ async def test_at_the_limit_clients_wait_for_a_thread_in_order() -> None:
         await settle(lambda: not server.connections)
         assert len(our_threads()) == 2
         check_identity(server)
+
+
+async def test_the_number_of_threads_may_be_changed_while_clients_wait() -> None:
+    async with HeldServer(("127.0.0.1", 0), Held, limits=aioecho.Limits(max_threads=1)) as server:
+        asking = [asyncio.create_task(ask(server, b"x")) for _ in range(6)]
+        await server.has_entered()
+        await settle(lambda: server.stats.active == 6)
+        server.limits = aioecho.Limits(max_threads=3)
+        await server.has_entered(2)
+        server.limits = aioecho.Limits(max_threads=1)
+        assert len(our_threads()) == 3
+        assert not server.entered.acquire(blocking=False)
+        server.may_go_on.set()
+        assert await asyncio.gather(*asking) == [b"X"] * 6
+        await settle(lambda: not server.connections)
+        # Of the three threads no more than one is used from now on.
+        server.may_go_on.clear()
+        await server.has_entered(3)
+        asking = [asyncio.create_task(ask(server, b"y")) for _ in range(2)]
+        await server.has_entered()
+        await settle(lambda: server.stats.active == 2)
+        assert [connection.thread for connection in server.connections].count(None) == 1
+        server.may_go_on.set()
+        assert await asyncio.gather(*asking) == [b"Y"] * 2
+    check_identity(server)
 
 
 async def test_the_limits_of_connections_apply() -> None:
@@ -634,6 +739,42 @@ async def test_a_request_that_came_before_the_drain_is_answered() -> None:
     check_identity(server)
 
 
+@pytest.mark.parametrize("has_tls", [False, True])
+async def test_a_drain_loses_no_reply_to_what_a_handler_has_not_read(has_tls: bool, tls: SimpleNamespace) -> None:
+    class Large(Held):
+        def handle(self) -> None:
+            assert self.request.recv(4) == b"give"
+            self.server.entered.release()  # type: ignore[attr-defined]
+            self.server.may_go_on.wait(30)  # type: ignore[attr-defined]
+            self.request.sendall(b"x" * 200_000)
+
+    def receive_all(sock: socket.socket) -> int:
+        received = 0
+        while chunk := sock.recv(2**16):
+            received += len(chunk)
+        return received
+
+    async with HeldServer(("127.0.0.1", 0), Large, ssl=tls.server if has_tls else None) as server:
+        with socket.socket() as plain:
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**13)  # so that most of it waits at the server
+            await asyncio.to_thread(plain.connect, server.server_address)
+            sock = plain
+            if has_tls:
+                sock = await asyncio.to_thread(tls.client.wrap_socket, plain, server_hostname="localhost")
+            with sock:
+                sock.sendall(b"give")
+                await server.has_entered()
+                sock.sendall(b", and more")
+                stopping = asyncio.create_task(server.shutdown(20))
+                [connection] = server.connections
+                await settle(lambda: connection._has_shut_reading)
+                server.may_go_on.set()
+                report = await stopping
+                assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+                assert await asyncio.to_thread(receive_all, sock) == 200_000
+    check_identity(server)
+
+
 async def test_at_the_end_of_the_grace_both_sides_are_shut() -> None:
     class Floods(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -716,6 +857,31 @@ async def test_a_drain_reaches_tls(tls: SimpleNamespace) -> None:
     check_identity(server)
 
 
+async def test_a_client_that_a_drain_meets_in_its_handshake_has_time_to_speak(
+    tls: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aioecho.blocking.FRESH", 0.5)
+
+    def shake_hands_and_ask(plain: socket.socket) -> bytes:
+        with tls.client.wrap_socket(plain, server_hostname="localhost") as sock:
+            time.sleep(0.05)  # the server's handshake is over by then
+            sock.sendall(b"x\n")
+            return sock.recv(10)  # type: ignore[no-any-return]
+
+    async with aioecho.serve(Upper, ANYWHERE, ssl=tls.server) as server:
+        with socket.create_connection(server.sockets[0].getsockname()) as plain:
+            await settle(lambda: server.connections)
+            [connection] = server.connections
+            await settle(lambda: asyncio.get_running_loop().time() - connection.since > 0.5)
+            stopping = asyncio.create_task(server.shutdown(20))
+            await settle(lambda: not server.is_serving())
+            await settle()
+            assert await asyncio.to_thread(shake_hands_and_ask, plain) == b"X\n"
+        report = await stopping
+        assert (report.completed, report.seconds < 5) == (1, True)
+    check_identity(server)
+
+
 async def test_a_drain_reaches_a_handler_that_wraps_its_socket_itself(tls: SimpleNamespace) -> None:
     class Wraps(Upper):
         def setup(self) -> None:
@@ -753,6 +919,38 @@ async def test_a_handler_may_shut_its_server_down() -> None:
     await serving
     assert server.stats.completed == 1
     check_identity(server)
+
+
+@pytest.mark.parametrize("way", ["a helper", "run_coroutine_threadsafe"])
+async def test_a_handlers_helper_may_shut_its_server_down(way: str) -> None:
+    reports = []
+
+    class Stops(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(10)
+            if way == "a helper":  # as it has to be done under socketserver, where to wait here would be for ever
+                helper = threading.Thread(target=self.server.shutdown)
+                helper.start()
+                helper.join()
+            else:
+                waiting = asyncio.run_coroutine_threadsafe(self.server.shutdown(5), loop)  # type: ignore[arg-type]
+                waiting.add_done_callback(lambda done: reports.append(done.result()))
+            self.request.sendall(b"stopping")
+
+    loop = asyncio.get_running_loop()
+    server = aioecho.TCPServer(("127.0.0.1", 0), Stops)
+    await server.start()
+    serving = asyncio.create_task(server.serve_forever())
+    assert await ask(server, b"x") == b"stopping"
+    await serving
+    assert server.stats.completed == 1
+    check_identity(server)
+    if way != "a helper":
+        await settle(lambda: reports)
+        assert reports[0].completed == 1
+    # When all is over, too.
+    report = await asyncio.to_thread(lambda: asyncio.run(server.shutdown()))
+    assert report == await server.shutdown()
 
 
 async def test_a_verification_that_hangs_is_cut_off() -> None:
@@ -819,6 +1017,23 @@ async def receive(sock: socket.socket) -> bytes:
     return received[0]
 
 
+async def test_a_handler_may_use_its_servers_socket() -> None:
+    class Replies(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            if isinstance(self.request, tuple):
+                self.server.socket.sendto(self.request[0].upper(), self.client_address)
+            else:
+                self.request.sendall(b"%d" % self.server.socket.getsockname()[1])
+
+    async with aioecho.UDPServer(("127.0.0.1", 0), Replies) as server:
+        with peer_of(server) as sock:
+            sock.sendto(b"x", server.server_address)
+            assert await receive(sock) == b"X"
+    assert server.socket.fileno() == -1
+    async with aioecho.TCPServer(("127.0.0.1", 0), Replies) as tcp:
+        assert await ask(tcp, b"") == b"%d" % tcp.server_address[1]
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", ""])
 async def test_a_datagram_handler_runs_unmodified(host: str, tmp_path: Path) -> None:
     async with aioecho.UDPServer((host, 0), UpperDatagram) as server:
@@ -857,6 +1072,40 @@ async def test_datagrams_beyond_the_threads_wait_and_beyond_the_queue_are_droppe
             may_go_on.set()
             assert {await receive(sock) for _ in range(5)} == {b"X%d" % n for n in range(5)}
         await settle_stats(server, lambda stats: stats.completed == 5)
+
+
+@pytest.mark.parametrize("send", [0.2, None])
+async def test_a_peer_that_takes_no_replies_is_waited_for_in_vain_or_until_it_does(
+    send: float | None, tmp_path: Path
+) -> None:
+    sent, ends = threading.Semaphore(0), []
+
+    class Floods(socketserver.DatagramRequestHandler):
+        def handle(self) -> None:
+            began, used = time.monotonic(), time.thread_time()
+            try:
+                for _ in range(1000):  # more than any queue of a Unix socket takes
+                    self.socket.sendto(b"x", self.client_address)
+                    sent.release()
+            except TimeoutError as error:
+                ends.append(error)
+            waited = time.monotonic() - began
+            assert time.thread_time() - used < 0.5 * waited or waited < 0.1  # it does not spin
+
+        def finish(self) -> None:
+            pass
+
+    timeouts = aioecho.Timeouts(send=send)
+    async with aioecho.serve(Floods, f"unixgram:{tmp_path / 'socket'}", timeouts=timeouts) as server:
+        with peer_of(server) as sock:
+            sock.bind(str(tmp_path / "peer"))
+            sock.sendto(b"flood", str(tmp_path / "socket"))
+            await settle(lambda: sent.acquire(blocking=False))
+            if send is None:
+                for _ in range(1000):
+                    assert await receive(sock) == b"x"
+            await settle_stats(server, lambda stats: stats.completed == 1)
+    assert [str(end) for end in ends] == (["the socket has no room for a reply"] if send is not None else [])
 
 
 async def test_a_stopping_server_serves_the_datagrams_that_have_come() -> None:

@@ -1,5 +1,6 @@
 """Worker processes as users meet them: real processes, signals, exit statuses."""
 
+import fcntl
 import os
 import re
 import signal
@@ -84,11 +85,18 @@ def descriptors_of(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+# The command line, whose supervisor is less patient.
+IMPATIENT = "from aioecho import cli, supervisor; supervisor.{} = {}; cli.main()"
+
+
 @contextmanager
-def serving(folder: Path, *arguments: str | Path, workers: int | str = 2) -> Iterator[tuple[Program, str]]:
-    """Run workers on some port; the endpoint comes with them."""
+def serving(
+    folder: Path, *arguments: str | Path, workers: int | str = 2, **patience: float
+) -> Iterator[tuple[Program, str]]:
+    """Run workers on some port; the endpoint comes with them. `patience` is one of the supervisor's."""
     command = ("serve", "handlers:Obedient", "--workers", str(workers), "--port", "0", *arguments)
-    with Program.aioecho(*command, cwd=folder) as program:
+    how = ["-c", IMPATIENT.format(*patience.popitem())] if patience else ["-m", "aioecho"]
+    with Program(sys.executable, *how, *command, cwd=folder) as program:
         yield program, program.listening()
 
 
@@ -125,86 +133,6 @@ def test_every_worker_serves(folder: Path, way: tuple[str, ...]) -> None:
         assert program.process.stdout is not None
         assert program.process.stdout.read() == b""  # one line for the endpoint, not one for each worker
         assert "Traceback" not in program.stderr()
-
-
-DATAGRAMS = """
-import os
-import time
-import aioecho
-
-class Slow(aioecho.DatagramRequestHandler):
-    async def handle(self):
-        time.sleep(0.01)  # so that another worker finds something
-        await self.reply(b"%d" % os.getpid())
-
-class Counting(aioecho.DatagramSessionHandler):
-    async def handle(self):
-        count = 0
-        async for data in self.datagrams:
-            count += 1
-            await self.reply(b"%d" % count)
-"""
-
-
-@contextmanager
-def serving_datagrams(folder: Path, handler: str, *arguments: str) -> Iterator[tuple[Program, list[socket.socket]]]:
-    """Run two workers on a UDP port, with peers that are connected to it."""
-    (folder / "datagrams.py").write_text(DATAGRAMS)
-    command = ("serve", f"datagrams:{handler}", "--workers", "2", "--bind", "udp://127.0.0.1:0", *arguments)
-    with ExitStack() as stack, Program.aioecho(*command, cwd=folder) as program:
-        port = int(program.listening().rpartition(":")[2])
-        peers = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(24)]
-        for each in peers:
-            each.connect(("127.0.0.1", port))
-            each.settimeout(20)
-        yield program, peers
-
-
-@pytest.mark.parametrize("way", [(), ("--reuse-port",)])
-def test_every_worker_serves_datagrams_and_a_restart_loses_none(folder: Path, way: tuple[str, ...]) -> None:
-    with serving_datagrams(folder, "Slow", *way) as (program, peers):
-        workers = workers_of(program)
-        for _ in range(3):
-            for each in peers:
-                each.send(b"")
-        served = [[int(each.recv(99)) for _ in range(3)] for each in peers]
-        assert {pid for pids in served for pid in pids} == workers
-        if way:
-            assert all(len(set(pids)) == 1 for pids in served)
-        for turn in range(4):
-            for each in peers:
-                each.send(b"")
-            if turn == 1:
-                program.signal(signal.SIGHUP)
-        for each in peers:
-            for _ in range(4):
-                each.recv(99)
-        eventually(lambda: "replaced all workers" in program.stderr())
-        eventually(lambda: len(workers_of(program)) == 2 and not workers & workers_of(program))
-        peers[0].send(b"")
-        assert int(peers[0].recv(99)) not in workers
-        program.signal(signal.SIGUSR1)
-        eventually(lambda: "stats of all workers" in program.stderr())
-        counts = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", last_line(program))}
-        assert counts["received"] == counts["handled"] == 7 * len(peers) + 1
-        assert counts["drops"] == counts["queued"] == 0
-        assert program.stop() == 0
-
-
-def test_sessions_are_served_by_workers_with_sockets_of_their_own(folder: Path) -> None:
-    with serving_datagrams(folder, "Counting", "--reuse-port") as (program, peers):
-        for number in range(1, 6):
-            for each in peers:
-                each.send(b"")
-            assert [each.recv(99) for each in peers] == [b"%d" % number] * len(peers)
-        assert program.stop() == 0
-    for arguments in (["udp://127.0.0.1:0"], ["unixgram:@aioecho-test", "--reuse-port"]):
-        with Program.aioecho(
-            "serve", "datagrams:Counting", "--workers", "2", "--bind", *arguments, cwd=folder
-        ) as refused:
-            code, output, errors = refused.end()
-        assert (code, output, errors.count("\n")) == (2, b"", 1)
-        assert errors.startswith("Error: a peer's datagrams would go to several workers")
 
 
 def test_auto_is_one_worker_for_each_processor(folder: Path) -> None:
@@ -326,6 +254,191 @@ def test_a_handler_of_a_program_without_a_file_is_refused(folder: Path) -> None:
         code, _, _ = program.end()
         assert code == 1
         assert last_line(program).endswith("put the handler's class into a module")
+
+
+MAPPING = """
+import os
+import socketserver
+import sys
+import aioecho
+
+class Fast(aioecho.StreamRequestHandler):
+    async def handle(self):
+        await self.send(b"fast %d" % os.getpid())
+
+class Blocking(socketserver.StreamRequestHandler):
+    def handle(self):
+        self.wfile.write(b"blocking %d" % os.getpid())
+
+if __name__ == "__main__":
+    handlers = {
+        Fast: ["tcp://localhost:0", "unix:fast.sock"],
+        Blocking: (f"fd://{sys.argv[1]}", "unix:blocking.sock"),
+    }
+    aioecho.run(handlers, workers=2, reuse_port=True)
+"""
+
+
+def test_workers_serve_several_handlers_blocking_ones_among_them(folder: Path) -> None:
+    with running(folder, MAPPING) as (program, endpoint):
+        # Those that are bound once and those that each worker has: they do not change places.
+        expected = {
+            endpoint: b"blocking",
+            f"unix:{folder}/fast.sock": b"fast",
+            f"unix:{folder}/blocking.sock": b"blocking",
+        }
+        for where, name in expected.items():
+            eventually(lambda: can_connect(where))  # noqa: B023 - at once
+            kind, pid = ask(where).split()
+            assert kind == name
+            assert int(pid) in workers_of(program)
+        assert program.stop() == 0
+        assert program.stderr() == ""
+
+
+def can_connect(endpoint: str) -> bool:
+    try:
+        connect(endpoint).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_several_handlers_take_no_socket_that_is_nobodys() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock, pytest.raises(TypeError, match="no handler class is named"):
+        aioecho.serve({Nothing: "tcp://127.0.0.1:0"}, sock=sock)
+
+
+HANGS = """
+import os
+import signal
+import sys
+import time
+import aioecho
+from aioecho import supervisor
+
+class Here(aioecho.StreamRequestHandler):
+    async def handle(self):
+        await self.send(b"%d" % os.getpid())
+
+def set_patience(*_):
+    supervisor.START_PATIENCE = 0.2 if os.path.exists("hang") else 60
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGUSR2, set_patience)
+    set_patience()
+    aioecho.run(Here, f"fd://{sys.argv[1]}", workers=2)
+elif os.path.exists("hang"):
+    time.sleep(60)
+"""
+
+
+def test_a_worker_that_hangs_when_it_starts_ends_all(folder: Path) -> None:
+    (folder / "hang").touch()
+    with running(folder, HANGS) as (program, _):
+        code, _, errors = program.end()
+        assert code == 1
+        worker = r"worker \d \(process \d+\) is not ready after 0.2 s"
+        assert re.search(rf"^aioecho: {worker}\n\Z", errors, re.MULTILINE)
+
+
+def test_a_restart_whose_worker_hangs_is_called_off(folder: Path) -> None:
+    with running(folder, HANGS) as (program, endpoint):
+        before = int(ask(endpoint))
+        eventually(lambda: len(workers_of(program)) == 2)
+        (folder / "hang").touch()
+        program.signal(signal.SIGUSR2)
+        program.signal(signal.SIGHUP)
+        eventually(lambda: "is not ready after 0.2 s: the old one serves on" in program.stderr())
+        eventually(lambda: len(workers_of(program)) == 2)
+        assert before in workers_of(program)
+        (folder / "hang").unlink()
+        program.signal(signal.SIGUSR2)
+        program.signal(signal.SIGHUP)
+        eventually(lambda: int(ask(endpoint)) != before and before not in workers_of(program))
+        assert program.stop() == 0
+
+
+# Datagrams
+
+
+DATAGRAMS = """
+import os
+import aioecho
+
+class Single(aioecho.DatagramRequestHandler):
+    async def handle(self):
+        await self.reply(b"%d" % os.getpid())
+
+class Session(aioecho.DatagramSessionHandler):
+    async def handle(self):
+        count = 0
+        async for data in self.datagrams:
+            count += 1
+            await self.reply(b"%d %d" % (os.getpid(), count))
+"""
+
+
+def exchange(sock: socket.socket) -> bytes:
+    sock.send(b"any")
+    return sock.recv(100)
+
+
+@contextmanager
+def sending(endpoint: str) -> Iterator[socket.socket]:
+    host, port = endpoint.removeprefix("udp://").split(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(30)
+        sock.connect((host, int(port)))
+        yield sock
+
+
+@contextmanager
+def serving_datagrams(folder: Path, handler: str, *arguments: str) -> Iterator[tuple[Program, str]]:
+    (folder / "datagrams.py").write_text(DATAGRAMS)
+    command = ("serve", f"datagrams:{handler}", "--workers", "2", "--bind", "udp://127.0.0.1:0", *arguments)
+    with Program.aioecho(*command, cwd=folder) as program:
+        yield program, program.listening()
+
+
+@pytest.mark.parametrize("way", [(), ("--reuse-port",)])
+def test_workers_serve_datagrams_and_a_restart_loses_none(folder: Path, way: tuple[str, ...]) -> None:
+    with serving_datagrams(folder, "Single", *way) as (program, endpoint), sending(endpoint) as sock:
+        before = workers_of(program)
+        assert int(exchange(sock)) in before
+        program.signal(signal.SIGHUP)
+        while "replaced all" not in program.stderr():
+            exchange(sock)
+        eventually(lambda: int(exchange(sock)) in workers_of(program) - before)
+        program.signal(signal.SIGUSR1)
+        eventually(lambda: "stats of all workers" in program.stderr())
+        counts = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", last_line(program))}
+        assert counts["received"] == counts["handled"] > 2
+        assert counts["drops"] == counts["queued"] == 0
+        assert program.stop() == 0
+        assert "Traceback" not in program.stderr()
+
+
+def test_a_session_stays_with_its_worker(folder: Path) -> None:
+    with serving_datagrams(folder, "Session", "--reuse-port") as (program, endpoint), ExitStack() as stack:
+        seen = Counter()
+        for _ in range(40):
+            sock = stack.enter_context(sending(endpoint))
+            (pid, first), *following = [exchange(sock).split() for _ in range(3)]
+            assert [first, *following] == [b"1", [pid, b"2"], [pid, b"3"]]
+            seen[int(pid)] += 1
+        assert set(seen) == workers_of(program)
+        assert program.stop() == 0
+
+
+@pytest.mark.parametrize("arguments", [(), ("--reuse-port", "--bind", "unixgram:s.sock")])
+def test_sessions_that_workers_can_not_divide_are_refused(folder: Path, arguments: tuple[str, ...]) -> None:
+    (folder / "datagrams.py").write_text(DATAGRAMS)
+    command = ("serve", "datagrams:Session", "--workers", "2", "--bind", "udp://127.0.0.1:0", *arguments)
+    with Program.aioecho(*command, cwd=folder) as program:
+        code, output, errors = program.end()
+        assert (code, output, errors.count("\n")) == (2, b"", 1)
+        assert errors.startswith("Error: a peer's datagrams would go to several workers")
 
 
 TLS = """
@@ -459,9 +572,9 @@ def test_what_a_module_raises_in_a_worker_is_told_with_its_traceback(folder: Pat
         assert re.fullmatch(r"Error: worker \d \(process \d+\) could not start: KeyError: 'oh'", last_line(program))
 
 
-@pytest.mark.slow
 def test_workers_that_die_too_often_end_all(folder: Path) -> None:
-    with serving(folder, "--limit-max-requests", "1000", workers=1) as (program, endpoint):
+    arguments = ("--limit-max-requests", "1000")
+    with serving(folder, *arguments, workers=1, FIRST_DELAY=0.01) as (program, endpoint):
         began = time.monotonic()
         victims = set()
         while program.process.poll() is None:
@@ -469,7 +582,9 @@ def test_workers_that_die_too_often_end_all(folder: Path) -> None:
                 victims.add(pid)
                 sock.recv(1)
         assert len(victims) == 8
-        assert 3 < time.monotonic() - began < 20  # each time it is replaced later
+        assert 0.63 < time.monotonic() - began < 20
+        delays = re.findall(r"it is replaced in (\S+) s", program.stderr())
+        assert delays == ["0", "0.01", "0.02", "0.04", "0.08", "0.16", "0.32"]
         assert program.process.returncode == 1
         expected = r"Error: worker 1 \(process \d+\) ended with exit status 7, as 7 in its place before it, .*"
         assert re.fullmatch(expected, last_line(program))
@@ -599,6 +714,23 @@ def test_a_change_while_it_starts_is_made(folder: Path, number: int, count: int)
         assert program.stop() == 0
 
 
+def test_a_change_while_it_binds_is_none(folder: Path) -> None:
+    with ExitStack() as lock:
+        # Whoever starts in a folder waits its turn there, for a second.
+        lock.callback(os.close, descriptor := os.open(folder, os.O_RDONLY))
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        command = ("serve", "handlers:Obedient", "--workers", "2", "--bind", "unix:app.sock")
+        with Program.aioecho(*command, cwd=folder) as program:
+            eventually(lambda: program.catches(TTOU))
+            for number in (HUP, TTIN, TTOU):
+                program.signal(number)
+            lock.close()
+            assert program.listening() == "unix:app.sock"
+            assert len(workers_of(program)) == 2
+            assert program.stop() == 0
+            assert "Traceback" not in program.stderr()
+
+
 @pytest.mark.parametrize("number", [TERM, INT], ids=ids)
 def test_a_stop_in_service_ends_idle_connections(folder: Path, number: int) -> None:
     with serving(folder) as (program, endpoint), talking(endpoint) as (idle, _):
@@ -709,15 +841,15 @@ def test_what_outlasts_the_grace_is_cut_off_with_status_1(folder: Path) -> None:
 
 
 def test_a_worker_that_hangs_is_killed_in_the_end(folder: Path) -> None:
-    with serving(folder) as (program, endpoint), talking(endpoint, b"block 30\n") as (_, pid):
+    with serving(folder, PATIENCE=0.5) as (program, endpoint), talking(endpoint, b"block 30\n") as (_, pid):
         began = time.monotonic()
         program.signal(TERM)
         eventually(lambda: len(workers_of(program)) == 1)
-        program.signal(TERM)
+        # However often it is asked: that does not put it off.
+        eventually(lambda: "does not end, and is killed" in program.stderr() or program.signal(TERM))
         assert program.wait() == 1
         assert time.monotonic() - began < 5
         assert state_of(pid) == ""
-        assert "does not end, and is killed" in program.stderr()
 
 
 def test_a_signal_to_the_whole_group_is_one(folder: Path) -> None:

@@ -14,17 +14,21 @@ What is left to the standard library, as it can't be the same thing on an event 
   forked for it;
 - handle_request(), of any server, which waits for one request; it is no part of serve_forever() here either;
 - datagrams, of any server;
-- a class with ThreadingMixIn that overrides process_request(), get_request() or fileno(): these are called, by the
-  standard library's serve_forever(), and so threads are not bounded.
+- a class with ThreadingMixIn that overrides process_request(), get_request() or fileno(), or is mixed into one that
+  overrides serve_forever() or shutdown(): these are called, and the standard library serves, so threads are not bounded;
+- serve_forever() in a thread that runs an event loop already, as a notebook's does.
 
 What differs, on the engine:
 
-- A thread serves one request after another, so that a threading.local outlives a request. Threads are daemon threads.
+- At most ``Limits.max_threads``, 200, requests are handled at a time; the next one waits, for `aioecho_options` to say
+  otherwise. A thread serves one request after another, so that a threading.local outlives a request. They are daemon threads.
 - A handler that is at work when the server stops is waited for in serve_forever(), for `grace` seconds at the most, and
-  not in server_close() for ever. With `daemon_threads`, or without `block_on_close`, it is not waited for, as before.
+  not in server_close() for ever. shutdown() waits for that: what handlers wait for is to be released before it is called.
+  With `daemon_threads`, or without `block_on_close`, they are not waited for, as before; without either the program still
+  waits for them at its exit. Clients that have no thread yet are then disconnected.
 - Called by a handler, shutdown() returns at once.
-- verify_request() that raises costs its request and not the server. service_actions() is called every `poll_interval`
-  seconds, and not after each request besides.
+- verify_request() is called before the TLS handshake, with the plain socket. One that raises costs its request and not the
+  server. service_actions() is called every `poll_interval` seconds, and not after each request besides.
 """
 
 import asyncio
@@ -101,6 +105,12 @@ class ThreadingMixIn(stdlib.ThreadingMixIn):
         state = self._state()
         state.has_ended.clear()
         try:
+            if asyncio._get_running_loop() is not None:  # of which there can't be two in a thread
+                state.wake = super().shutdown  # type: ignore[misc]
+                if state.is_to_end:  # since before there was a wake()
+                    threading.Thread(target=state.wake).start()  # it waits until this has ended
+                super().serve_forever(poll_interval)  # type: ignore[misc]
+                return
             with asyncio.Runner(loop_factory=loop_factory("auto")) as runner:
                 try:
                     runner.run(self._serve(state, poll_interval))
@@ -146,8 +156,13 @@ class ThreadingMixIn(stdlib.ThreadingMixIn):
         ):
             if getattr(type(self), name, None) is not getattr(stock, name) or name in vars(self):
                 return f"its {name}() is not"
-        if self._socket().type != socket.SOCK_STREAM:
-            return "its socket is none for streams"
+        for name in ("serve_forever", "shutdown"):
+            # Of a class that this one is mixed into, whose own is not to be passed over.
+            if getattr(getattr(super(), name), "__func__", None) is not getattr(stdlib.BaseServer, name):
+                return f"the {name}() of what it is mixed into is not"
+        sock = self._socket()
+        if sock.type != socket.SOCK_STREAM or sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+            return "its socket is none for TCP or Unix streams"
         return None
 
     async def _serve(self, state: _State, poll_interval: float) -> None:
@@ -174,7 +189,8 @@ class ThreadingMixIn(stdlib.ThreadingMixIn):
             state.wake = wake
             if state.is_to_end:  # since before there was a wake()
                 return
-            if type(self).service_actions is stdlib.BaseServer.service_actions:  # type: ignore[attr-defined]
+            actions = self.service_actions  # type: ignore[attr-defined]
+            if getattr(actions, "__func__", None) is stdlib.BaseServer.service_actions:
                 await stop.wait()
             while not stop.is_set():
                 with contextlib.suppress(TimeoutError):
@@ -214,12 +230,18 @@ class _Engine(_AioechoServer):
 
     def leave(self) -> None:
         """Stop, but leave the handlers at work to finish, without an event loop."""
+        if not self.is_serving():
+            return
         self.close()
         if self._threads is not None:
+            busy = self._threads.busy
             for connection in self.connections:
-                if connection not in self._threads.busy:
+                if connection not in busy:
                     connection.cut_off()
             self._threads.end()
+            if busy and not self.outer.daemon_threads:
+                # When the program exits it waits for this thread, and so for them.
+                threading.Thread(target=self._threads.join).start()
 
 
 class _Request(stdlib.BaseRequestHandler):
@@ -228,21 +250,27 @@ class _Request(stdlib.BaseRequestHandler):
     def __init__(self, request: Any, client_address: Any, server: Any) -> None:
         outer = server.outer
         if type(outer).process_request_thread is not stdlib.ThreadingMixIn.process_request_thread:
-            outer.process_request_thread(request, client_address)
+            _call_hook(outer.process_request_thread, request, client_address)
             return
         # The same, except that it tells the engine of the error, which counts it.
         try:
             outer.finish_request(request, client_address)
         except Exception:
-            try:
-                outer.handle_error(request, client_address)
-            except BaseException:
-                report_end_of_thread()
+            _call_hook(outer.handle_error, request, client_address)
             raise
         finally:
             if isinstance(request, ssl.SSLSocket):
                 end_tls(request)
-            outer.shutdown_request(request)
+            _call_hook(outer.shutdown_request, request)
+
+
+def _call_hook(hook: Callable[..., object], *arguments: Any) -> None:
+    """Call it, and report what it raises: it would end a thread that was there for this request alone."""
+    try:
+        hook(*arguments)
+    except Exception:
+        report_end_of_thread()
+        raise
 
 
 class ThreadingTCPServer(ThreadingMixIn, TCPServer):

@@ -1,0 +1,720 @@
+"""Timeouts: each ends what it is for, in time, says which it was, and leaves everybody else alone."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import select
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import uvloop
+from conftest import check_identity, settle
+from programs import connect
+from subjects import Subject
+
+import aioecho
+from aioecho import ConnectionTimeout, Timeouts
+from aioecho.echo import Echo, Upper
+
+ANYWHERE = ("127.0.0.1", 0)
+LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+
+# Seconds by which a busy machine may be later than it should be; for the measure itself see "± 10 %" below.
+LATE = 0.25
+
+
+class Reading(aioecho.StreamRequestHandler):
+    """Reads in the way that `how` says, and notes what came of it, and how long after it began."""
+
+    how: Callable[[Any], Any] = lambda reader: reader.readline()
+    outcomes: list[Any]
+
+    async def handle(self) -> None:
+        began = time.monotonic()
+        try:
+            while data := await type(self).how(self.reader):
+                self.outcomes.append(data)
+        except ConnectionTimeout as error:
+            self.outcomes.append((error.which, error.seconds, time.monotonic() - began))
+            raise
+        finally:
+            self.outcomes.append("ended")
+
+
+def reading(how: Callable[[Any], Any] = lambda reader: reader.readline(), **names: Any) -> Any:
+    return type("R", (Reading,), {"how": how, "outcomes": [], **names})
+
+
+async def drip(writer: asyncio.StreamWriter, every: float) -> None:
+    """Send a byte now and then until the connection is gone."""
+    with contextlib.suppress(OSError):
+        while not writer.is_closing():
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(every)
+
+
+def no_error(caplog: pytest.LogCaptureFixture) -> bool:
+    return not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+READS = pytest.mark.parametrize(
+    "how",
+    [
+        lambda reader: reader.readline(),
+        lambda reader: reader.readuntil(b"\r\n"),
+        lambda reader: reader.readexactly(100),
+        lambda reader: anext(reader),
+    ],
+    ids=["readline", "readuntil", "readexactly", "anext"],
+)
+
+
+@READS
+async def test_a_message_that_does_not_become_complete_ends_in_time(how: Any, caplog: pytest.LogCaptureFixture) -> None:
+    kind = reading(how)
+    async with aioecho.TCPServer(ANYWHERE, kind, timeouts=Timeouts(message=0.3)) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        dripping = asyncio.create_task(drip(writer, 0.05))
+        assert await reader.read() == b""
+        [(which, seconds, after), ended] = kind.outcomes
+        assert (which, seconds, ended) == ("message", 0.3, "ended")
+        assert 0.3 <= after < 0.33 + LATE
+        writer.close()
+        await dripping
+        await settle(lambda: not server.connections)
+        assert server.stats.failed == server.stats.reasons["message"] == 1
+        check_identity(server)
+    assert no_error(caplog)
+
+
+@pytest.mark.parametrize("how", [lambda reader: reader.readline(), lambda reader: reader.read(100)])
+async def test_a_peer_that_says_nothing_ends_in_time(how: Any, caplog: pytest.LogCaptureFixture) -> None:
+    kind = reading(how)
+    async with aioecho.TCPServer(ANYWHERE, kind, timeouts=Timeouts(idle=0.3, message=0.1)) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        assert await reader.read() == b""
+        [(which, seconds, after), ended] = kind.outcomes
+        assert (which, seconds, ended) == ("idle", 0.3, "ended")
+        assert 0.3 <= after < 0.33 + LATE
+        writer.close()
+        await settle(lambda: not server.connections)
+        assert server.stats.failed == server.stats.reasons["idle"] == 1
+    assert no_error(caplog)
+
+
+async def test_a_peer_that_speaks_now_and_then_is_not_idle_and_its_messages_are_in_time() -> None:
+    """Far longer in all than either of the two, and each message in two parts."""
+    timeouts = Timeouts(idle=0.3, message=0.3)
+    async with aioecho.TCPServer(ANYWHERE, Upper, timeouts=timeouts) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        for _ in range(8):
+            writer.write(b"ab")
+            await asyncio.sleep(0.07)
+            writer.write(b"c\n")
+            assert await reader.readline() == b"ABC\n"
+            await asyncio.sleep(0.07)
+        writer.close()
+        await settle(lambda: not server.connections)
+        assert server.stats.completed == 1
+
+
+async def test_the_rest_of_a_message_that_came_behind_the_last_one_counts_from_its_first_read() -> None:
+    kind = reading()
+    async with aioecho.TCPServer(ANYWHERE, kind, timeouts=Timeouts(message=0.2, idle=60)) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        writer.write(b"one\ntwo\nthr")
+        assert await reader.read() == b""
+        assert kind.outcomes[:2] == [b"one\n", b"two\n"]
+        assert kind.outcomes[2][0] == "message"
+        writer.close()
+
+
+async def test_time_that_the_handler_takes_is_not_the_peers() -> None:
+    class Slow(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            async for line in self.reader:
+                await asyncio.sleep(0.4)
+                await self.send(line)
+
+    async with aioecho.TCPServer(ANYWHERE, Slow, timeouts=Timeouts(idle=0.2, message=0.2, write=0.2)) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        writer.write(b"one\ntw")  # the rest is there long before it is read on
+        await asyncio.sleep(0.1)
+        writer.write(b"o\n")
+        assert await reader.readline() == b"one\n"
+        assert await reader.readline() == b"two\n"
+        writer.close()
+
+
+async def test_a_timeout_can_be_caught_and_the_stream_used_on() -> None:
+    class Patient(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            for _ in range(3):
+                try:
+                    await self.reader.readline()
+                except TimeoutError as error:
+                    await self.send(f"{error.which}: {error}\n".encode())
+            await self.send(b"got " + await self.reader.readline())
+
+    async with aioecho.TCPServer(ANYWHERE, Patient, timeouts=Timeouts(idle=0.1, message=0.1)) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        assert (await reader.readline()).startswith(b"idle: ")
+        writer.write(b"beginning")
+        assert (await reader.readline()).startswith(b"message: ")
+        assert (await reader.readline()).startswith((b"message: ", b"idle: "))
+        writer.write(b" and end\n")
+        assert await reader.read() == b"got beginning and end\n"
+        writer.close()
+        await settle(lambda: not server.connections)
+        assert server.stats.completed == 1
+        assert dict(server.stats.reasons) == {"finished": 1}
+
+
+@pytest.mark.parametrize("of", ["class", "object"])
+async def test_a_handlers_timeouts_take_the_place_of_the_servers(of: str) -> None:
+    mine = Timeouts(idle=0.1)
+    kind = reading(timeouts=mine) if of == "class" else reading()
+    if of == "object":
+
+        async def setup(self: Any) -> None:
+            self.timeouts = mine
+
+        kind.setup = setup
+    async with aioecho.TCPServer(ANYWHERE, kind, timeouts=Timeouts(idle=60)) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        assert await reader.read() == b""
+        assert kind.outcomes[0][0] == "idle"
+        writer.close()
+
+
+async def test_a_handler_may_wait_longer_than_its_server_says() -> None:
+    kind = reading(timeouts=Timeouts(idle=None, message=None))
+    async with aioecho.TCPServer(ANYWHERE, kind, timeouts=Timeouts(idle=0.05, message=0.05)) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        writer.write(b"x")
+        await asyncio.sleep(0.3)
+        writer.write(b"\n")
+        await asyncio.sleep(0.3)
+        writer.write_eof()
+        assert await reader.read() == b""
+        assert kind.outcomes == [b"x\n", "ended"]
+        writer.close()
+
+
+@pytest.mark.parametrize("where", ["setup", "verify_request", "finish"])
+async def test_timeouts_hold_wherever_the_peer_is_waited_for(where: str) -> None:
+    """Of the first connection of all, as nothing else keeps the server's time going."""
+
+    class Server(aioecho.TCPServer):
+        async def verify_request(self, request: Any, client_address: Any) -> bool:
+            if where == "verify_request":
+                await request[0].readline()
+            return True
+
+    class Asking(aioecho.StreamRequestHandler):
+        async def setup(self) -> None:
+            if where == "setup":
+                await self.reader.readline()
+
+        async def handle(self) -> None:
+            pass
+
+        async def finish(self) -> None:
+            if where == "finish":
+                await self.reader.readline()
+
+    async with Server(ANYWHERE, Asking, timeouts=Timeouts(idle=0.1)) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        async with asyncio.timeout(3):
+            assert await reader.read() == b""
+        writer.close()
+        await settle(lambda: not server.connections)
+        assert dict(server.stats.reasons) == {"idle": 1}
+
+
+async def test_the_timeouts_of_a_handler_class_hold_in_its_setup() -> None:
+    class Asking(aioecho.StreamRequestHandler):
+        timeouts = Timeouts(idle=0.1)
+
+        async def setup(self) -> None:
+            await self.reader.readline()
+
+        async def handle(self) -> None:
+            pass
+
+    async with aioecho.TCPServer(ANYWHERE, Asking) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        async with asyncio.timeout(3):
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def test_a_read_in_a_task_of_its_own_times_out_too() -> None:
+    class Two(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            task = asyncio.create_task(self.reader.readline())
+            with contextlib.suppress(TimeoutError):
+                await task
+            assert isinstance(task.exception(), ConnectionTimeout)
+            try:
+                await asyncio.wait_for(self.reader.readline(), 5)
+            except ConnectionTimeout as error:
+                await self.send(error.which.encode())
+
+    async with aioecho.TCPServer(ANYWHERE, Two, timeouts=Timeouts(idle=0.1)) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        assert await reader.read() == b"idle"
+        writer.close()
+
+
+async def test_a_timeout_of_the_handlers_own_is_not_the_servers() -> None:
+    """They pass together again and again, and neither is found in the place of the other."""
+
+    class Both(aioecho.StreamRequestHandler):
+        timeouts = Timeouts(idle=0.1)
+
+        async def handle(self) -> None:
+            for _ in range(10):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.1 + random.random() / 100):
+                        await self.reader.readline()
+            self.timeouts = Timeouts(idle=None)
+            await self.send(b"now\n")
+            await self.send(await self.reader.readline())
+
+    async with aioecho.TCPServer(ANYWHERE, Both) as server:
+        talks = [await asyncio.open_connection(*server.server_address) for _ in range(20)]
+        for reader, writer in talks:
+            assert await reader.readline() == b"now\n"
+            writer.write(b"hello\n")
+            assert await reader.readline() == b"hello\n"
+            writer.close()
+
+
+async def test_a_connection_ends_at_its_age_and_not_all_of_them_together() -> None:
+    ages: list[float] = []
+
+    class Aging(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            began = time.monotonic()
+            try:
+                async for line in self.reader:
+                    await self.send(line)
+            except ConnectionTimeout:
+                ages.append(time.monotonic() - began)
+                raise
+
+    async def talk(server: Any) -> None:
+        """Never idle, and the answer to what was sent comes."""
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        with contextlib.suppress(OSError):
+            while True:
+                writer.write(b"x\n")
+                if not await reader.readline():
+                    break
+                await asyncio.sleep(0.01)
+        writer.close()
+
+    timeouts = Timeouts(max_age=0.5, max_age_jitter=0.4)
+    async with aioecho.TCPServer(ANYWHERE, Aging, timeouts=timeouts) as server:
+        async with asyncio.timeout(5):
+            await asyncio.gather(*(talk(server) for _ in range(40)))
+        await settle(lambda: not server.connections)
+        assert server.stats.failed == server.stats.reasons["max_age"] == 40
+        assert len(ages) == 40
+        assert min(ages) > 0.5 * 0.6 - 0.05
+        assert max(ages) < 0.55 + LATE
+        assert max(ages) - min(ages) > 0.05
+
+
+async def test_age_does_not_interrupt_a_message_and_does_not_count_without_a_limit() -> None:
+    kind = reading()
+    timeouts = Timeouts(max_age=0.1, message=60)
+    async with aioecho.TCPServer(ANYWHERE, kind, timeouts=timeouts) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        writer.write(b"half")
+        await asyncio.sleep(0.4)
+        writer.write(b" and half\n")
+        assert await reader.read() == b""
+        assert kind.outcomes[0] == b"half and half\n"
+        assert kind.outcomes[1][0] == "max_age"
+        writer.close()
+
+
+def narrow(address: Any) -> socket.socket:
+    """Return a connected socket whose kernel takes little that nobody reads."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.settimeout(10)
+    sock.connect(address)
+    return sock
+
+
+class Sending(aioecho.StreamRequestHandler):
+    """Sends 10 MB, in the way that the line says."""
+
+    outcomes: list[Any]
+
+    async def handle(self) -> None:
+        how = await self.reader.readline()
+        if how == b"send\n":
+            try:
+                for _ in range(100):
+                    await self.send(bytes(100_000))
+            except ConnectionTimeout as error:
+                self.outcomes.append(error.which)
+                raise
+            finally:
+                self.outcomes.append("ended")
+        else:
+            self.writer.write(bytes(10_000_000))
+            if how == b"wait\n":
+                await self.reader.readline()
+            elif how == b"sleep\n":
+                await asyncio.sleep(3)
+
+
+@pytest.mark.parametrize("how", ["send", "wait", "sleep", "return"])
+async def test_a_peer_that_takes_nothing_ends_in_time(how: str, caplog: pytest.LogCaptureFixture) -> None:
+    kind = type("S", (Sending,), {"outcomes": []})
+    timeouts = Timeouts(write=0.5, linger=60)
+    async with aioecho.TCPServer(ANYWHERE, kind, timeouts=timeouts) as server:
+        with narrow(server.server_address) as sock:
+            began = time.monotonic()
+            sock.sendall(how.encode() + b"\n")
+            await settle(lambda: server.stats.reasons["write"], turns=2000 if how == "sleep" else 300)
+            if how != "sleep":
+                assert 0.5 <= time.monotonic() - began < 0.55 + 2 * LATE
+            assert server.stats.failed == 1
+            if how == "send":
+                assert kind.outcomes == ["write", "ended"]
+        await settle(lambda: not server.connections)
+        check_identity(server)
+    assert no_error(caplog)
+
+
+async def test_a_peer_that_takes_nothing_over_tls_ends_in_time(tls: SimpleNamespace) -> None:
+    timeouts = Timeouts(write=0.5, linger=60)
+    kind = type("S", (Sending,), {"outcomes": []})
+    async with aioecho.TCPServer(ANYWHERE, kind, ssl=tls.server, timeouts=timeouts) as server:
+        for how in (b"send\n", b"return\n"):
+
+            def client(how: bytes = how) -> ssl.SSLSocket:
+                sock = tls.client.wrap_socket(narrow(server.server_address), server_hostname="127.0.0.1")
+                sock.sendall(how)
+                return sock
+
+            with await asyncio.to_thread(client):
+                before = server.stats.failed
+                await settle(lambda: server.stats.failed > before, turns=400)  # noqa: B023
+        assert server.stats.reasons["write"] == 2
+        await settle(lambda: not server.connections)
+
+
+@pytest.mark.parametrize("how", ["send", "return"])
+async def test_a_peer_that_takes_slowly_gets_everything(how: str) -> None:
+    """A pause between two reads is shorter than the timeout, all of them together are far longer."""
+    kind = type("S", (Sending,), {"outcomes": []})
+    timeouts = Timeouts(write=0.4)
+    async with aioecho.TCPServer(ANYWHERE, kind, timeouts=timeouts) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address, limit=2**16)
+        writer.write(how.encode() + b"\n")
+        received = 0
+        while received < 10_000_000:
+            if received < 9_000_000:
+                await asyncio.sleep(0.1)
+                received += len(await reader.readexactly(750_000))
+            else:
+                received += len(await reader.readexactly(1_000_000))
+        assert received == 10_000_000
+        writer.close()
+        await settle(lambda: not server.connections)
+        assert server.stats.completed == 1
+
+
+async def test_a_peer_that_takes_little_of_much_gets_its_time() -> None:
+    kind = type("S", (Sending,), {"outcomes": []})
+    async with aioecho.TCPServer(ANYWHERE, kind, timeouts=Timeouts(write=0.5)) as server:
+        sock = await asyncio.to_thread(narrow, server.server_address)
+        with sock:
+            sock.sendall(b"return\n")
+            sock.setblocking(False)
+            loop = asyncio.get_running_loop()
+            began, taken = time.monotonic(), 0
+            while time.monotonic() - began < 1.5:
+                taken += len(await loop.sock_recv(sock, 4096))
+                await asyncio.sleep(0.002)
+            assert server.stats.active == 1, taken
+            assert taken < 10_000_000 / 4
+        await settle(lambda: not server.connections)
+
+
+async def test_a_peer_that_takes_less_than_is_written_is_not_one_that_takes_nothing() -> None:
+    class Faster(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            for _ in range(100):
+                self.writer.write(bytes(100_000))
+                await asyncio.sleep(0.015)
+
+    timeouts = Timeouts(write=0.3)
+    async with aioecho.TCPServer(ANYWHERE, Faster, timeouts=timeouts) as server:
+        sock = await asyncio.to_thread(narrow, server.server_address)
+        with sock:
+            sock.setblocking(False)
+            loop = asyncio.get_running_loop()
+            began = time.monotonic()
+            while time.monotonic() - began < 1.4:
+                for _ in range(10):
+                    await loop.sock_recv(sock, 4096)
+                await asyncio.sleep(0.02)
+            assert server.stats.active == 1
+        await settle(lambda: not server.connections)
+
+
+async def test_switched_off_nothing_ends() -> None:
+    never = Timeouts(handshake=None, idle=None, message=None, write=None, max_age=None, linger=None)
+    async with aioecho.TCPServer(ANYWHERE, Upper, timeouts=never) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        writer.write(b"be")
+        await asyncio.sleep(0.3)
+        writer.write(b"gun\n")
+        assert await reader.readline() == b"BEGUN\n"
+        writer.close()
+
+
+async def test_timeouts_that_are_changed_while_it_runs_hold_for_new_connections() -> None:
+    kind = reading()
+    async with aioecho.TCPServer(ANYWHERE, kind) as server:
+        early = await asyncio.open_connection(*server.server_address)
+        await settle(lambda: server.stats.active == 1)
+        server.timeouts = Timeouts(idle=0.1)
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        async with asyncio.timeout(3):
+            assert await reader.read() == b""
+        writer.close()
+        early[1].close()
+
+
+def counting(kind: Any) -> Any:
+    """Return an event loop class that counts the timers that are set."""
+
+    class Counting(kind):  # type: ignore[misc]
+        timers = 0
+
+        def call_at(self, *args: Any, **options: Any) -> Any:
+            self.timers += 1
+            return super().call_at(*args, **options)
+
+        def call_later(self, *args: Any, **options: Any) -> Any:
+            self.timers += 1
+            return super().call_later(*args, **options)
+
+    return Counting
+
+
+@pytest.mark.parametrize("kind", [asyncio.SelectorEventLoop, uvloop.Loop], ids=["asyncio", "uvloop"])
+def test_neither_connections_nor_messages_set_timers_or_make_tasks(kind: Any) -> None:
+    async def check() -> None:
+        loop: Any = asyncio.get_running_loop()
+        async with aioecho.TCPServer(ANYWHERE, Upper, timeouts=Timeouts(idle=60, message=20, max_age=600)) as server:
+            talks = [await asyncio.open_connection(*server.server_address) for _ in range(50)]
+            timers, tasks, began = loop.timers, len(asyncio.all_tasks()), loop.time()
+            assert tasks == 1 + 50
+            for _ in range(100):
+                for _, writer in talks:
+                    writer.write(b"x")  # a message in two parts
+                await asyncio.sleep(0)
+                for reader, writer in talks:
+                    writer.write(b"\n")
+                    assert await reader.readline() == b"X\n"
+                assert len(asyncio.all_tasks()) == tasks
+            assert loop.timers - timers <= 2 * (1 + loop.time() - began)  # for 5,000 messages
+            for _, writer in talks:
+                writer.close()
+
+    with asyncio.Runner(loop_factory=counting(kind)) as runner:
+        runner.run(check())
+
+
+async def test_an_idle_server_wakes_for_nothing() -> None:
+    """The last connection takes the timer with it."""
+    async with aioecho.TCPServer(ANYWHERE, Upper, timeouts=Timeouts(idle=0.1)) as server:
+        _, writer = await asyncio.open_connection(*server.server_address)
+        await settle(lambda: server.stats.active == 1)
+        writer.close()
+        await settle(lambda: not server.connections)
+        await asyncio.sleep(0.3)
+        scheduled = getattr(asyncio.get_running_loop(), "_scheduled", [])  # asyncio's
+        assert not [handle for handle in scheduled if not handle.cancelled()]
+
+
+# Many at a time
+
+
+DRIP = """
+import asyncio, socket, sys, time
+host, port, count, every = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+began, ends, socks = [0.0] * count, [], []
+for number in range(count):
+    socks.append(socket.create_connection((host, port)))
+    socks[-1].setblocking(False)
+    socks[-1].sendall(b"x")
+    began[number] = time.monotonic()
+print("dripping", flush=True)
+import selectors
+selector = selectors.EpollSelector()
+for number, sock in enumerate(socks):
+    selector.register(sock, selectors.EVENT_READ, number)
+left, step = set(range(count)), 0
+while left and time.monotonic() - began[-1] < 30:
+    for key, _ in selector.select(every / 200):
+        ends.append(time.monotonic() - began[key.data])
+        selector.unregister(key.fileobj)
+        left.discard(key.data)
+    due = int((time.monotonic() - began[-1]) / every * count)
+    while step < due:  # spread over the time, and not all of them together
+        if step % count in left:
+            try:
+                socks[step % count].send(b"x")
+            except OSError:
+                pass
+        step += 1
+ends.sort()
+print(len(ends), ends[0], ends[-1], flush=True)
+"""
+
+
+def p99(server: Subject, seconds: float) -> float:
+    """Return what 99 of 100 requests of a healthy client take at the most, in seconds."""
+    times = []
+    with connect(server.endpoint) as sock:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            sent = time.monotonic()
+            sock.sendall(b"hello\n")
+            assert sock.recv(100) == b"HELLO\n"
+            times.append(time.monotonic() - sent)
+            time.sleep(0.0005)
+    times.sort()
+    return times[len(times) * 99 // 100]
+
+
+@pytest.mark.slow
+@LOOPS
+def test_two_thousand_slow_loris_are_gone_in_time_and_disturb_nobody(loop: str) -> None:
+    message = 2.0
+    with Subject(loop, "upper", timeouts={"message": message}) as server:
+        p99(server, 0.2)
+        before = p99(server, 1.0)
+        host, port = server.address
+        command = [sys.executable, "-c", DRIP, host, str(port), "2000", "0.8"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as dripping:
+            assert dripping.stdout is not None
+            assert dripping.stdout.readline() == "dripping\n"
+            during = p99(server, 1.0)
+            count, first, last = dripping.stdout.readline().split()
+        print(f"{loop}: p99 {before * 1e6:.0f} us before, {during * 1e6:.0f} us during; ended from {first} to {last} s")
+        assert int(count) == 2_000
+        assert message <= float(first) + 0.01
+        assert float(last) < message * 1.1 + LATE
+        assert during <= 2 * before + 0.0005  # half a millisecond: the three processes share two processors
+        state = server.until(lambda state: state["active"] == 0)
+        assert state["reasons"]["message"] == state["failed"] == 2_000
+        assert not server.records("ERROR") + server.records("WARNING")
+        assert server.finish()["errors"] == []
+
+
+@pytest.mark.slow
+@LOOPS
+def test_a_hundred_that_never_read_cost_little_and_end_in_time(loop: str) -> None:
+    write, count = 2.0, 100
+    with Subject(loop, "torrent", timeouts={"write": write}) as server, contextlib.ExitStack() as stack:
+        with connect(server.endpoint) as sock:  # what is made once is made before it counts
+            sock.sendall(b"1000000\n")
+            left = 1_000_000
+            while left > 0:
+                left -= len(sock.recv(2**20))
+        before = server.until(lambda state: state["active"] == 0)
+        clients = [stack.enter_context(narrow(server.address)) for _ in range(count)]
+        began = time.monotonic()
+        for sock in clients:
+            sock.sendall(b"%d\n" % 2**26)
+        server.until(lambda state: state["active"] == count)
+        most, ended = 0, {}
+        with select.epoll() as ends:
+            for sock in clients:
+                ends.register(sock, 0)  # no event but the end: nothing is read
+            while len(ended) < count:
+                for number, _ in ends.poll(0.1):
+                    ended[number] = time.monotonic() - began
+                    ends.unregister(number)
+                if not ended:
+                    most = max(most, server.ask()["resident"] - before["resident"])
+                assert time.monotonic() - began < 10
+        after = server.until(lambda state: state["active"] == 0)
+        back = after["resident"] - before["resident"]
+        print(f"{loop}: grew by {most / count:.0f} bytes each, after the end by {back / count:.0f};", end=" ")
+        print(f"ended from {min(ended.values()):.2f} to {max(ended.values()):.2f} s")
+        assert most <= count * (2**16 + 2**16)  # the loops' high water, and 64 KiB
+        assert write * 0.9 <= min(ended.values())
+        assert max(ended.values()) <= write * 1.1 + LATE
+        assert back <= 2_000_000
+        assert after["reasons"]["write"] == after["failed"] == count
+        assert (after["descriptors"], after["tasks"]) == (before["descriptors"], before["tasks"])
+        assert server.finish()["errors"] == []
+
+
+@pytest.mark.slow
+async def test_five_hundred_that_never_say_hello_and_garbage_are_gone_in_time_and_disturb_nobody(
+    tls: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    handshake = 1.5
+
+    async def shake_hands(address: Any) -> float:
+        began = time.monotonic()
+        reader, writer = await asyncio.open_connection(*address, ssl=tls.client, server_hostname="127.0.0.1")
+        writer.write(b"healthy")
+        assert await reader.readexactly(7) == b"healthy"
+        seconds = time.monotonic() - began
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        return seconds
+
+    timeouts = Timeouts(handshake=handshake)
+    async with aioecho.TCPServer(ANYWHERE, Echo, ssl=tls.server, timeouts=timeouts) as server:
+        address = server.server_address
+        await shake_hands(address)
+        before = sorted([await shake_hands(address) for _ in range(30)])
+        began = time.monotonic()
+        silent = [socket.create_connection(address) for _ in range(500)]
+        await settle(lambda: server.stats.active == 500)
+        garbage = [socket.create_connection(address) for _ in range(100)]
+        for number, sock in enumerate(garbage):
+            sock.sendall([b"GET / HTTP/1.0\r\n\r\n", random.Random(number).randbytes(1000), b"\0" * 100][number % 3])
+            if number % 3 == 2:
+                sock.shutdown(socket.SHUT_WR)
+        during = sorted([await shake_hands(address) for _ in range(30)])
+        print(f"handshakes: {before[15] * 1000:.1f} ms before, {during[15] * 1000:.1f} ms during")
+        assert during[15] <= 2 * before[15] + 0.005
+        await settle(lambda: not server.connections, turns=1000)
+        assert time.monotonic() - began < handshake + 1
+        assert server.stats.rejected == server.stats.reasons["handshake"] == 600
+        assert server.stats.completed == 61
+        check_identity(server)
+        for sock in silent + garbage:
+            sock.settimeout(1)
+            with contextlib.suppress(ConnectionResetError):
+                while sock.recv(1000):
+                    pass  # an alert, perhaps
+            sock.close()
+    assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) <= 10
