@@ -121,8 +121,9 @@ class DatagramServer(BaseServer):
 
     @property
     def _handler_timeouts(self) -> Timeouts:
-        timeouts: Timeouts | None = getattr(_undo_partial(self.RequestHandlerClass), "timeouts", None)
-        return timeouts or self.timeouts
+        timeouts = getattr(_undo_partial(self.RequestHandlerClass), "timeouts", None)
+        # A handler of socketserver's may have an attribute of this name for anything.
+        return timeouts if isinstance(timeouts, Timeouts) else self.timeouts
 
     # Life.
 
