@@ -231,7 +231,13 @@ class DatagramServer(BaseServer):
             self._current = exchange
             is_free = exchange.serve((data, transport), client_address)
             self._current = None
-            if is_free and exchange.outcome == "completed" and not exchange.is_counted and self._listeners:
+            if (
+                is_free
+                and exchange.outcome == "completed"
+                and not exchange.is_counted
+                and self._listeners
+                and self.when_taken is None
+            ):
                 self._at_once += 1  # as nearly all do, so this is all that is done for them
                 self._spare = exchange
             else:

@@ -419,6 +419,21 @@ def test_workers_serve_datagrams_and_a_restart_loses_none(folder: Path, way: tup
         assert "Traceback" not in program.stderr()
 
 
+@pytest.mark.parametrize("handler", ["Single", "Session"])
+def test_a_worker_that_has_had_its_datagrams_is_replaced(folder: Path, handler: str) -> None:
+    limits = ("--reuse-port", "--limit-max-requests", "5")
+    with serving_datagrams(folder, handler, *limits) as (program, endpoint):
+        before = workers_of(program)
+
+        def is_new() -> bool:
+            with sending(endpoint) as sock:
+                return int(exchange(sock).split()[0]) not in before
+
+        eventually(is_new)
+        assert program.stop() == 0
+        assert "Traceback" not in program.stderr()
+
+
 def test_a_session_stays_with_its_worker(folder: Path) -> None:
     with serving_datagrams(folder, "Session", "--reuse-port") as (program, endpoint), ExitStack() as stack:
         seen = Counter()
