@@ -225,7 +225,7 @@ class ThreadedConnection(Threaded):
             self.RequestHandlerClass(request, self.client_address, self._server)
             self.outcome, self.reason = "completed", "finished"
         except Exception as error:
-            if isinstance(error, ConnectionError):
+            if isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError):
                 self.reason = "connection lost"
             if not (self._is_cut_off and isinstance(error, OSError)):  # that one would be our doing
                 self._server._call_handle_error(request, self.client_address)

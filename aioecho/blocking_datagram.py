@@ -50,6 +50,20 @@ class ReplySocket:
         with connected_probe(address) as probe:
             return is_writable(probe, seconds)
 
+    # The socket itself must not block: it is the event loop's, which reads it.
+
+    def settimeout(self, value: float | None) -> None:
+        """Set how many seconds sendto() waits; None is for ever."""
+        self._patience = value
+
+    def gettimeout(self) -> float | None:
+        """Return how many seconds sendto() waits; None is for ever."""
+        return self._patience
+
+    def setblocking(self, flag: bool) -> None:
+        """Let sendto() wait for ever, or not at all."""
+        self._patience = None if flag else 0.0
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
 

@@ -106,7 +106,7 @@ class Timeouts:
     connection. They are looked at together, by one timer: one may be up to a tenth late, or 10 ms if that is more.
     A handler class may have an attribute `timeouts`, which takes the place of its server's.
 
-    To blocking handlers `handshake`, `linger` and `send` alone apply, and those of the server. How long one waits for its peer
+    To blocking handlers `handshake` and `linger`, those of the server, and `send` alone apply. How long one waits for its peer
     is, as under socketserver, for its socket's timeout to say: the attribute `timeout` of socketserver.StreamRequestHandler,
     or ``request.settimeout()``, in verify_request() for instance. Without, a silent peer keeps its thread.
     """

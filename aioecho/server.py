@@ -268,10 +268,12 @@ class BaseServer:
         connection, a stream that ends in the middle of a message, a timeout.
         """
         error = sys.exception()
-        # What a stream breaks with may be any OSError: that the peer's host has vanished is a TimeoutError.
+        # What a stream breaks with may be any OSError: that the peer's host has vanished is a TimeoutError. But who is refused
+        # has connected to somebody else.
         reader = request[0] if isinstance(request, tuple) else None
         is_broken = isinstance(reader, StreamReader) and isinstance(error, OSError) and reader.exception() is error
-        if is_broken or isinstance(error, ConnectionError | asyncio.IncompleteReadError | ConnectionTimeout):
+        is_the_peers = isinstance(error, ConnectionError | asyncio.IncompleteReadError | ConnectionTimeout)
+        if is_broken or (is_the_peers and not isinstance(error, ConnectionRefusedError)):
             logger.debug("the connection from %s ended in mid-request: %r", client_address, error)
         else:
             logger.exception("the handler of the connection from %s raised", client_address)

@@ -400,6 +400,22 @@ async def test_a_reset_is_the_peers_doing(caplog: pytest.LogCaptureFixture) -> N
     assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
 
 
+@pytest.mark.parametrize("kind", ["blocking", "async"])
+async def test_to_be_refused_elsewhere_is_not_the_peers_doing(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    class Blocking(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            raise ConnectionRefusedError("by the database")
+
+    class Async(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            raise ConnectionRefusedError("by the database")
+
+    async with aioecho.serve(Blocking if kind == "blocking" else Async, ANYWHERE) as server:
+        assert await ask(server, b"") == b""
+        await settle(lambda: server.stats.reasons == {"error": 1})
+    assert [r.levelname for r in caplog.records if r.exc_info] == ["ERROR"]
+
+
 async def test_a_client_that_does_not_close_gets_its_reply_and_keeps_no_thread() -> None:
     class Replies(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -746,7 +762,7 @@ async def test_a_drain_loses_no_reply_to_what_a_handler_has_not_read(has_tls: bo
             assert self.request.recv(4) == b"give"
             self.server.entered.release()  # type: ignore[attr-defined]
             self.server.may_go_on.wait(30)  # type: ignore[attr-defined]
-            self.request.sendall(b"x" * 200_000)
+            self.request.sendall(b"x" * 500_000)
 
     def receive_all(sock: socket.socket) -> int:
         received = 0
@@ -756,7 +772,7 @@ async def test_a_drain_loses_no_reply_to_what_a_handler_has_not_read(has_tls: bo
 
     async with HeldServer(("127.0.0.1", 0), Large, ssl=tls.server if has_tls else None) as server:
         with socket.socket() as plain:
-            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**13)  # so that most of it waits at the server
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)  # so that most of it waits at the server
             await asyncio.to_thread(plain.connect, server.server_address)
             sock = plain
             if has_tls:
@@ -771,7 +787,7 @@ async def test_a_drain_loses_no_reply_to_what_a_handler_has_not_read(has_tls: bo
                 server.may_go_on.set()
                 report = await stopping
                 assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
-                assert await asyncio.to_thread(receive_all, sock) == 200_000
+                assert await asyncio.to_thread(receive_all, sock) == 500_000
     check_identity(server)
 
 
@@ -866,7 +882,7 @@ async def test_a_client_that_a_drain_meets_in_its_handshake_has_time_to_speak(
         with tls.client.wrap_socket(plain, server_hostname="localhost") as sock:
             time.sleep(0.05)  # the server's handshake is over by then
             sock.sendall(b"x\n")
-            return sock.recv(10)  # type: ignore[no-any-return]
+            return sock.recv(10)
 
     async with aioecho.serve(Upper, ANYWHERE, ssl=tls.server) as server:
         with socket.create_connection(server.sockets[0].getsockname()) as plain:
@@ -923,7 +939,7 @@ async def test_a_handler_may_shut_its_server_down() -> None:
 
 @pytest.mark.parametrize("way", ["a helper", "run_coroutine_threadsafe"])
 async def test_a_handlers_helper_may_shut_its_server_down(way: str) -> None:
-    reports = []
+    reports: list[Any] = []
 
     class Stops(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -933,7 +949,8 @@ async def test_a_handlers_helper_may_shut_its_server_down(way: str) -> None:
                 helper.start()
                 helper.join()
             else:
-                waiting = asyncio.run_coroutine_threadsafe(self.server.shutdown(5), loop)  # type: ignore[arg-type]
+                mine: Any = self.server
+                waiting = asyncio.run_coroutine_threadsafe(mine.shutdown(5), loop)
                 waiting.add_done_callback(lambda done: reports.append(done.result()))
             self.request.sendall(b"stopping")
 
@@ -1021,6 +1038,8 @@ async def receive(sock: socket.socket) -> bytes:
 
 async def test_a_handler_may_use_its_servers_socket() -> None:
     class Replies(socketserver.BaseRequestHandler):
+        server: Any
+
         def handle(self) -> None:
             if isinstance(self.request, tuple):
                 self.server.socket.sendto(self.request[0].upper(), self.client_address)
@@ -1052,6 +1071,23 @@ async def test_a_datagram_handler_runs_unmodified(host: str, tmp_path: Path) -> 
             sock.bind(str(tmp_path / "peer"))
             sock.sendto(b"unix", str(tmp_path / "socket"))
             assert await receive(sock) == b"UNIX"
+
+
+async def test_a_handler_that_sets_its_sockets_timeout_does_not_make_the_loop_wait() -> None:
+    class Patient(UpperDatagram):
+        def setup(self) -> None:
+            super().setup()
+            assert self.socket.gettimeout() == 1  # Timeouts.send
+            self.socket.setblocking(False)
+            self.socket.settimeout(5)
+            assert self.socket.gettimeout() == 5
+
+    async with aioecho.UDPServer(("127.0.0.1", 0), Patient) as server:
+        with peer_of(server) as sock:
+            for _ in range(2):
+                sock.sendto(b"x", server.server_address)
+                assert await receive(sock) == b"X"
+        assert server.sockets[0].gettimeout() == 0
 
 
 async def test_datagrams_beyond_the_threads_wait_and_beyond_the_queue_are_dropped() -> None:
