@@ -86,7 +86,7 @@ class ThreadedDatagram(Threaded):
         client_address: Any,
         transport: DatagramTransport,
     ) -> None:
-        request = (data, ReplySocket(transport, server._handler_timeouts.send))
+        request = (data, ReplySocket(transport, server.timeouts.send))
         super().__init__(server, pool, request, client_address, server.RequestHandlerClass)
 
     def _serve(self) -> None:

@@ -16,7 +16,14 @@ from aioecho.config import Timeouts
 from aioecho.driver import Driver
 from aioecho.exceptions import ConnectionTimeout
 from aioecho.handlers import BaseRequestHandler
-from aioecho.streams import CountingStreamProtocol, StreamProtocol, StreamReader, StreamWriter, reset_when_closed
+from aioecho.streams import (
+    CountingStreamProtocol,
+    StreamProtocol,
+    StreamReader,
+    StreamWriter,
+    let_peer_send_on,
+    reset_when_closed,
+)
 
 if TYPE_CHECKING:  # the server is above, and makes connections
     from aioecho.server import BaseServer
@@ -56,6 +63,7 @@ class Connection(Driver[None]):
     __slots__ = (
         "_RequestHandlerClass",
         "_is_cut_off",
+        "_linger",
         "_protocol",
         "_server",
         "_sock",
@@ -96,10 +104,13 @@ class Connection(Driver[None]):
         self.reason = "handshake"
         self.was_aborted = self._is_cut_off = False
         self._stage = BEGIN
+        self._linger: asyncio.TimerHandle | None = None
         self._stalled: tuple[float, int, int] | None = None  # since when, and at which counts of bytes
         super().__init__(self._begin())
         self.start_early()  # by the time that the task runs the transport is there: a turn and a step less
-        self._loop, self._task = loop, loop.create_task(self)
+        # Of the plain kind, whatever the loop's factory: an eager one would step what start_early() has begun, and one that
+        # wraps coroutines would hide which connection has ended.
+        self._loop, self._task = loop, asyncio.Task(self, loop=loop, context=server._context.copy())
         # One callback and one context for all: each would cost a connection some bytes of its own.
         self._task.add_done_callback(server._when_ended, context=server._context)
 
@@ -134,6 +145,8 @@ class Connection(Driver[None]):
                 ):
                     reader.interrupt(ConnectionTimeout("max_age", timeouts.max_age))
         self._watch_unsent(now, timeouts.write)
+        if protocol.is_tls and protocol.transport.is_closing():
+            self._start_linger(protocol)  # its handler has closed it, and may wait until its peer has too
 
     def idle_since(self, now: float) -> float | None:
         """Return since when, about, it has waited for the first byte of something; None if it does not."""
@@ -197,9 +210,12 @@ class Connection(Driver[None]):
             return  # it comes here again when it has one
         age = self._loop.time() - self.since
         if age < FRESH:
-            self._loop.call_later(FRESH - age, self._protocol.reader.end_when, _nothing_more_of(self._sock))
+            self._loop.call_later(FRESH - age, self._end_stream)
         else:
-            self._protocol.reader.end_when(_nothing_more_of(self._sock))
+            self._end_stream()
+
+    def _end_stream(self) -> None:
+        self._protocol.reader.end_when(_nothing_more_of(self._sock))
 
     def stop(self) -> None:
         """Cancel what runs, the handler mostly."""
@@ -244,7 +260,7 @@ class Connection(Driver[None]):
             self._stage == FINISH
             and type(self.handler).finish is BaseRequestHandler.finish
             and protocol.peer_has_closed
-            and not (protocol.is_lost or self._is_cut_off)
+            and not (protocol.is_lost or protocol.cut_for is not None or self._is_cut_off)
             and not protocol.is_tls
             and protocol.transport.get_write_buffer_size() == 0
         ):
@@ -256,7 +272,9 @@ class Connection(Driver[None]):
     async def _begin(self) -> None:
         """Make the transport and, if all goes well, the handler."""
         server = self._server
-        tls: dict[str, Any] = {} if server.ssl is None else {"ssl": server.ssl, **server._tls_timeouts()}
+        tls: dict[str, Any] = {}
+        if server.ssl is not None:
+            tls = {"ssl": let_peer_send_on(server.ssl), **server._tls_timeouts(self._RequestHandlerClass)}
         try:
             # With TLS uvloop returns a protocol of its own, so ours is not taken from there.
             await asyncio.get_running_loop().connect_accepted_socket(lambda: self._protocol, self._sock, **tls)
@@ -305,7 +323,10 @@ class Connection(Driver[None]):
             self.outcome, self.reason = "failed", "error"
             if isinstance(error, ConnectionTimeout):
                 self.reason = error.which
-            elif protocol.lost_with is not None and isinstance(error, ConnectionError):
+            elif isinstance(error, OSError) and (
+                error is protocol.reader.exception()
+                or (isinstance(error, ConnectionError) and protocol.lost_with is not None)
+            ):
                 self.reason = "connection lost"
             self._server._call_handle_error(request, self.client_address)
         except BaseException:  # the program ends
@@ -314,41 +335,42 @@ class Connection(Driver[None]):
                 protocol.transport.abort()
             raise
         finally:
-            if request is None:
-                self._sock.close()
-            elif not protocol.is_lost:
-                await self._close(protocol)
+            try:
+                if request is None:
+                    self._sock.close()
+                elif not protocol.is_lost:
+                    await self._close(protocol)
+            finally:
+                if self._linger is not None:
+                    self._linger.cancel()
             if protocol.cut_for is not None:
                 self.outcome, self.reason = "failed", protocol.cut_for
 
     async def _close(self, protocol: StreamProtocol) -> None:
         """Send what was written, and close so that the peer can read it."""
         transport = protocol.transport
-        linger: asyncio.TimerHandle | None = None
         unsent = transport.get_write_buffer_size()
         if self._is_cut_off or self.outcome == "cancelled" or self.reason == "write":
             self._cut_short(protocol)
+        elif protocol.is_tls:
+            protocol.discard()
+            if not transport.is_closing():
+                transport.close()
+            # It waits until its peer closes too; so it does if its handler has closed it.
+            self._start_linger(protocol)
         elif protocol.peer_has_closed or transport.is_closing():
             transport.close()
         else:
-            if transport.can_write_eof():
-                try:
-                    transport.write_eof()
-                except OSError:  # asyncio's: the peer has reset the connection, and the loop does not know yet
-                    transport.abort()
-                protocol.discard()
-            else:
-                transport.close()  # a TLS transport itself discards what comes until its peer closes too
-            linger = self._start_linger(protocol)
+            assert self.request is not None
+            self.request[1].write_eof()
+            protocol.discard()
+            self._start_linger(protocol)
         try:
             await protocol.wait_lost()
         except asyncio.CancelledError:
             self._cut_short(protocol)
             await protocol.wait_lost()
             raise
-        finally:
-            if linger is not None:
-                linger.cancel()
         if unsent and protocol.lost_with is not None and self.outcome == "completed":
             self.outcome, self.reason = "failed", "connection lost"
 
@@ -367,11 +389,13 @@ class Connection(Driver[None]):
             return _kernel_count(self._sock, termios.TIOCOUTQ) > 0
         return protocol.transport.get_write_buffer_size() > 0
 
-    def _start_linger(self, protocol: StreamProtocol) -> asyncio.TimerHandle | None:
-        seconds = self._server.timeouts.linger
-        return None if seconds is None else self._loop.call_later(seconds, self._end_linger, protocol)
+    def _start_linger(self, protocol: StreamProtocol) -> None:
+        seconds = self._timeouts().linger
+        if seconds is not None and self._linger is None:
+            self._linger = self._loop.call_later(seconds, self._end_linger, protocol)
 
     def _end_linger(self, protocol: StreamProtocol) -> None:
+        self._linger = None
         if protocol.is_lost:
             return
         if self._is_unsent(protocol):

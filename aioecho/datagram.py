@@ -121,8 +121,9 @@ class DatagramServer(BaseServer):
 
     @property
     def _handler_timeouts(self) -> Timeouts:
-        timeouts: Timeouts | None = getattr(_undo_partial(self.RequestHandlerClass), "timeouts", None)
-        return timeouts or self.timeouts
+        timeouts = getattr(_undo_partial(self.RequestHandlerClass), "timeouts", None)
+        # A handler of socketserver's may have an attribute of this name for anything.
+        return timeouts if isinstance(timeouts, Timeouts) else self.timeouts
 
     # Life.
 
@@ -230,7 +231,13 @@ class DatagramServer(BaseServer):
             self._current = exchange
             is_free = exchange.serve((data, transport), client_address)
             self._current = None
-            if is_free and exchange.outcome == "completed" and not exchange.is_counted and self._listeners:
+            if (
+                is_free
+                and exchange.outcome == "completed"
+                and not exchange.is_counted
+                and self._listeners
+                and self.when_taken is None
+            ):
                 self._at_once += 1  # as nearly all do, so this is all that is done for them
                 self._spare = exchange
             else:

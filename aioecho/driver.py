@@ -199,7 +199,7 @@ class Driver(Coroutine[Any, Any, T]):
         self._step = self.step
 
     def start_early(self) -> None:
-        """Run the coroutine up to where it first waits, for a future, before a task does; so it is in no task there."""
+        """Run the coroutine up to where it first waits, for a future, before a task does; so it is not in its task there."""
         try:
             self._yielded = self._coro.send(None)
         except BaseException as end:  # whatever it is, it belongs to the task

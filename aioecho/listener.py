@@ -37,8 +37,11 @@ class _AcceptedSocket(socket.socket):
     @classmethod
     def factory(cls, listening: socket.socket) -> Callable[[int], socket.socket]:
         """Return what makes such a socket of a descriptor that `listening` has accepted."""
-        kind = type(cls.__name__, (cls,), {"__slots__": (), "family": listening.family})
-        return functools.partial(kind, listening.family, socket.SOCK_STREAM, listening.proto)
+        family, proto = listening.family, listening.proto
+        if not proto and family in (socket.AF_INET, socket.AF_INET6):
+            proto = socket.IPPROTO_TCP  # asyncio switches Nagle's algorithm off by this, and uvloop always
+        kind = type(cls.__name__, (cls,), {"__slots__": (), "family": family})
+        return functools.partial(kind, family, socket.SOCK_STREAM, proto)
 
 
 class Listener:
@@ -119,8 +122,9 @@ class Listener:
             except (BlockingIOError, InterruptedError):
                 return False
             except OSError as error:
-                if error.errno in OUT_OF_RESOURCES:
-                    self._wait_for_resources(error)
+                # EINVAL: somebody has shut the socket down, perhaps another process that has it too.
+                if error.errno in OUT_OF_RESOURCES or error.errno == errno.EINVAL:
+                    self._wait_a_while(error)
                     self._failed(error)
                     return False
                 # By accept(2) the errors of a connection that was lost while it was queued come out here, and the
@@ -131,7 +135,7 @@ class Listener:
             self._take(self._make_socket(fd), address)
         return True
 
-    def _wait_for_resources(self, error: OSError) -> None:
+    def _wait_a_while(self, error: OSError) -> None:
         # The socket stays readable, so the loop would spin if it went on watching.
         self.pause()
         self._retry = self._loop.call_later(RETRY_AFTER, self._end_wait)

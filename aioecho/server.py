@@ -32,7 +32,7 @@ from aioecho.handlers import DatagramRequestHandler, DatagramSessionHandler
 from aioecho.listener import OUT_OF_RESOURCES, Listener
 from aioecho.logs import BoundedLog
 from aioecho.stats import DrainReport, Stats
-from aioecho.streams import FOR_EVER
+from aioecho.streams import FOR_EVER, StreamReader
 from aioecho.threads import Begun, ThreadPool
 
 __all__ = ["BaseServer", "TCPServer", "UnixStreamServer"]
@@ -268,10 +268,12 @@ class BaseServer:
         connection, a stream that ends in the middle of a message, a timeout.
         """
         error = sys.exception()
-        # Who is refused has connected to somebody else.
-        if isinstance(error, ConnectionError | asyncio.IncompleteReadError | ConnectionTimeout) and not isinstance(
-            error, ConnectionRefusedError
-        ):
+        # What a stream breaks with may be any OSError: that the peer's host has vanished is a TimeoutError. But who is refused
+        # has connected to somebody else.
+        reader = request[0] if isinstance(request, tuple) else None
+        is_broken = isinstance(reader, StreamReader) and isinstance(error, OSError) and reader.exception() is error
+        is_the_peers = isinstance(error, ConnectionError | asyncio.IncompleteReadError | ConnectionTimeout)
+        if is_broken or (is_the_peers and not isinstance(error, ConnectionRefusedError)):
             logger.debug("the connection from %s ended in mid-request: %r", client_address, error)
         else:
             logger.exception("the handler of the connection from %s raised", client_address)
@@ -289,6 +291,8 @@ class BaseServer:
             raise RuntimeError("a server can be started once")
         self._was_started = True
         self._loop = asyncio.get_running_loop()
+        # Not as it is when one connects: a handler may have let the next ones in, or another's thread.
+        self._context = contextvars.copy_context()
         bound: list[BoundSocket] = []
         self._handler_of = []
         try:
@@ -505,9 +509,11 @@ class BaseServer:
         except Exception:
             logger.exception("handle_error raised, for the %s from %s", self._what, client_address)
 
-    def _tls_timeouts(self) -> dict[str, float]:
-        """Return the timeouts that the loop's TLS is to keep, in seconds."""
-        timeouts = getattr(self.RequestHandlerClass, "timeouts", None) or self.timeouts
+    def _tls_timeouts(self, RequestHandlerClass: Any) -> dict[str, float]:
+        """Return the timeouts that the loop's TLS is to keep for a connection with this handler class, in seconds."""
+        while isinstance(RequestHandlerClass, functools.partial):
+            RequestHandlerClass = RequestHandlerClass.func
+        timeouts = getattr(RequestHandlerClass, "timeouts", None) or self.timeouts
         return {
             "ssl_handshake_timeout": min(timeouts.handshake or FOR_EVER, FOR_EVER),
             # It would also count while a large reply is still being sent: a connection sees to its end itself.

@@ -178,8 +178,9 @@ class Session(Driver[None]):
         self.datagrams.end()
 
     def finish(self) -> None:
-        """Drop what the handler, which has ended, left unread."""
+        """Drop what the handler, which has ended, left unread, and end it for a task that the handler left behind."""
         self.is_over = True
+        self.datagrams.end()
         if self.handler is None and self.outcome == "completed":  # its task was cancelled before it began
             self.outcome = self.reason = "cancelled"
         is_cut_off = self.outcome == "cancelled" and self.server.is_draining

@@ -23,6 +23,7 @@ __all__ = [
     "StreamProtocol",
     "StreamReader",
     "StreamWriter",
+    "let_peer_send_on",
     "reset_when_closed",
 ]
 
@@ -427,6 +428,22 @@ class StreamWriter(asyncio.StreamWriter):
         else:
             self._transport.writelines(data)
 
+    def close(self) -> None:
+        """Close the connection when all that was written is sent."""
+        transport, reader = self._transport, self._reader
+        if not transport.is_closing():  # one of asyncio's for TLS that is closed twice can't be aborted any more
+            if self._protocol.is_tls and reader is not None and reader._paused:
+                transport.resume_reading()  # or asyncio's would not see that its peer closes too
+            transport.close()
+
+    def write_eof(self) -> None:
+        """End this direction when all that was written is sent. Does nothing on a connection that is lost."""
+        if not self._protocol._connection_lost:  # uvloop's transport would raise RuntimeError
+            try:
+                self._transport.write_eof()
+            except OSError:  # asyncio's: the peer has reset the connection, and the loop does not know yet
+                self._transport.abort()
+
     async def drain(self) -> None:
         """Wait, once more than the high-water mark waits to be sent, until it is no more than the low-water mark.
 
@@ -466,7 +483,7 @@ class StreamWriter(asyncio.StreamWriter):
             self._loop.start_tls(
                 transport,
                 protocol,
-                sslcontext,
+                let_peer_send_on(sslcontext),
                 server_side=protocol.is_server_side,
                 server_hostname=server_hostname,
                 ssl_handshake_timeout=ssl_handshake_timeout,
@@ -482,11 +499,31 @@ class StreamWriter(asyncio.StreamWriter):
         except BaseException as error:
             # The loops' TLS does not tell the protocol under it of a connection that is lost in mid-handshake.
             transport.abort()
+            if reader is not None and isinstance(error, OSError):
+                reader.set_exception(error)  # now, for whoever asks whether this is the peer's doing
             self._loop.call_soon(protocol.connection_lost, error if isinstance(error, Exception) else None)
             raise
         assert new_transport is not None
         self._transport = new_transport
         protocol.replace_transport(new_transport)
+
+
+class _TLSObject(ssl_module.SSLObject):
+    # asyncio calls unwrap() while its peer may still be sending. To unwrap over unread data is an error, and for that it
+    # throws away what is unsent. uvloop reads first, as is done here.
+
+    def unwrap(self) -> None:
+        with contextlib.suppress(ssl_module.SSLWantReadError, ssl_module.SSLZeroReturnError):
+            while self.read(2**16):
+                pass
+        super().unwrap()
+
+
+def let_peer_send_on(context: ssl_module.SSLContext) -> ssl_module.SSLContext:
+    """Return `context`, with which a stream's end now gets to a peer that still sends when the stream is closed."""
+    if getattr(context, "sslobject_class", None) is ssl_module.SSLObject:
+        context.sslobject_class = _TLSObject
+    return context
 
 
 def _feed_tls(transport: asyncio.Transport, data: bytes) -> None:
@@ -577,6 +614,10 @@ class StreamProtocol(asyncio.Protocol):
         # A TLS transport complains of a protocol that wants to stay half open.
         self.is_tls = transport.get_extra_info("sslcontext") is not None
         self._stays_open_at_eof = not self.is_tls
+        if self.is_tls:
+            # uvloop forgets what it has received, and not passed on to a reader that is paused, when the peer closes. So let
+            # it receive no more than it passes on: it then learns of the end when all before it was read.
+            cast(Any, transport).set_read_buffer_limits(high=1, low=0)
 
     def data_received(self, data: bytes) -> None:
         """Resume whoever waits for data, or buffer it. What comes after the end of the stream is dropped."""

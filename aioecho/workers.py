@@ -54,8 +54,8 @@ def run(
         loop: "uvloop", "asyncio", or "auto", which is uvloop if it is installed.
         reuse_port: give each worker a TCP or UDP socket of its own (SO_REUSEPORT), and let the kernel divide the clients.
             Datagram sessions need that with several workers, as all of a peer's datagrams then reach the same one.
-        max_requests: replace a worker when it has had so many connections, or handlers for datagrams that wait and sessions,
-            and up to `max_requests_jitter` more, chosen for each worker, so that they do not all go at the same time.
+        max_requests: replace a worker when it has had so many connections, or datagrams or their sessions, and up to
+            `max_requests_jitter` more, chosen for each worker, so that they do not all go at the same time.
         ssl: a context, or a function that returns one, which worker processes need, as a context can't be sent to them.
 
     `reuse_port` and `max_requests` make a worker process of even one. In a thread other than the main one it serves too,

@@ -148,6 +148,22 @@ async def test_a_client_that_has_just_connected_may_still_ask() -> None:
     assert (await stopping).completed == 1
 
 
+async def test_what_a_new_client_asks_while_the_loop_is_busy_is_answered() -> None:
+    server = aioecho.TCPServer(("127.0.0.1", 0), Upper)
+    await server.start()
+    with socket.create_connection(server.server_address) as sock:
+        sock.setblocking(False)
+        stopping = asyncio.create_task(server.shutdown(5))
+        await settle(lambda: server.stats.active == 1)
+        await settle()
+        sock.send(b"late\n")
+        time.sleep(0.15)  # until the time that a new client has is over: uvloop looks at its timers before it reads
+        loop = asyncio.get_running_loop()
+        assert await loop.sock_recv(sock, 100) == b"LATE\n"
+        assert await loop.sock_recv(sock, 100) == b""
+    assert (await stopping).completed == 1
+
+
 async def test_at_the_end_of_the_grace_handlers_are_cancelled() -> None:
     async with gated() as server:
         reader, writer = await connect(server)

@@ -3,11 +3,14 @@
 import asyncio
 import contextlib
 import contextvars
+import errno
 import functools
 import gc
 import logging
+import os
 import socket
 import struct
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -270,6 +273,27 @@ async def test_each_connection_has_its_own_context() -> None:
     assert variable.get() == "set before the start"
 
 
+async def test_who_is_let_in_by_a_handler_does_not_inherit_its_context() -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+    seen = []
+
+    async def handle(self: Any) -> None:
+        seen.append(variable.get())
+        variable.set("a handler's")
+        if await self.reader.read(1):
+            self.server.limits = aioecho.Limits(max_connections=2)
+            await self.reader.read()
+
+    limits = aioecho.Limits(max_connections=1)
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler(handle), limits=limits) as server:
+        with socket.create_connection(server.server_address) as first:
+            await settle(lambda: seen)
+            with socket.create_connection(server.server_address):
+                first.send(b"x")
+                await settle(lambda: len(seen) == 2)
+    assert seen == ["unset", "unset"]
+
+
 async def test_the_peer_that_half_closes_gets_all_of_a_large_reply() -> None:
     data = bytes(range(256)) * 800
     async with aioecho.TCPServer(("127.0.0.1", 0), Echo) as server:
@@ -306,6 +330,68 @@ async def test_a_peer_that_stays_after_the_reply_is_left_after_the_linger() -> N
         assert await reader.read() == b"bye"
         await settle(lambda: server.stats.completed == 1 and not server.connections)
         writer.close()
+
+
+async def test_the_linger_may_be_the_handler_classs_own() -> None:
+    async def handle(self: Any) -> None:
+        await self.send(b"bye")
+
+    kind = handler(handle, timeouts=aioecho.Timeouts(linger=0.05))
+    async with aioecho.TCPServer(("127.0.0.1", 0), kind, timeouts=aioecho.Timeouts(linger=60)) as server:
+        with socket.create_connection(server.server_address):
+            await settle(lambda: server.stats.completed == 1)
+
+
+async def test_who_piles_up_what_it_writes_and_returns_is_cut_off_and_counted_so() -> None:
+    async def handle(self: Any) -> None:
+        await self.reader.read()
+        for _ in range(100):
+            self.writer.write(bytes(2**20))
+
+    limits = aioecho.Limits(max_write_buffer=1000)
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler(handle), limits=limits) as server:
+        with socket.create_connection(server.server_address) as sock:
+            sock.shutdown(socket.SHUT_WR)
+            await settle(lambda: server.stats.accepted == 1 and not server.connections)
+        assert server.stats.failed == server.stats.reasons["write buffer"] == 1
+        check_identity(server)
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_to_end_a_reply_to_one_who_is_gone_is_no_error(is_known: bool, caplog: pytest.LogCaptureFixture) -> None:
+    async def handle(self: Any) -> None:
+        await self.reader.readline()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        if is_known:  # to the loop
+            with contextlib.suppress(OSError):
+                await self.reader.read()
+            await settle()
+        self.writer.write_eof()
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler(handle)) as server:
+        client = socket.create_connection(server.server_address)
+        client.sendall(b"go\n")
+        await settle(lambda: server.stats.accepted == 1 and not server.connections)
+        assert server.stats.completed == 1
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+async def test_a_peer_whose_host_has_vanished_makes_no_noise(caplog: pytest.LogCaptureFixture) -> None:
+    async with aioecho.TCPServer(("127.0.0.1", 0), Echo) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        await settle(lambda: server.stats.active == 1)
+        [connection] = server.connections
+        await settle(lambda: connection.request is not None)
+        transport = connection.request[1].transport
+        # No host can be made to vanish here: what the loops do when the kernel has given it up.
+        transport.get_protocol().connection_lost(TimeoutError(errno.ETIMEDOUT, "Connection timed out"))
+        transport.abort()
+        assert await reader.read() == b""
+        writer.close()
+        await settle(lambda: not server.connections)
+        assert server.stats.failed == server.stats.reasons["connection lost"] == 1
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
 async def test_resets_in_mid_reply_make_no_noise(caplog: pytest.LogCaptureFixture) -> None:
@@ -345,6 +431,68 @@ async def test_a_peer_that_resets_behind_its_request_makes_no_noise(caplog: pyte
         await settle(lambda: server.stats.accepted == 20 and not server.connections)
         check_identity(server)
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING and r.name.startswith("aioecho")]
+
+
+@pytest.mark.parametrize("kind", ["wrapping", "eager"])
+async def test_the_task_factory_of_an_application_disturbs_no_connection(kind: str) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def wrap(coro: Any) -> Any:
+        return await coro
+
+    def wrapping(loop: Any, coro: Any, **options: Any) -> Any:
+        return asyncio.Task(wrap(coro), loop=loop, **options)
+
+    factory: Any = wrapping
+    if kind == "eager":
+        if sys.version_info < (3, 12) or type(loop).__module__.startswith("uvloop"):
+            pytest.skip("there are no eager tasks on this Python, or on uvloop")
+        factory = asyncio.eager_task_factory
+    loop.set_task_factory(factory)
+    try:
+        async with aioecho.TCPServer(("127.0.0.1", 0), Upper) as server:
+            for _ in range(3):
+                assert await ask(server, b"one\ntwo\n") == b"ONE\nTWO\n"
+            await settle(lambda: not server.connections)
+            assert server.stats.completed == 3
+            check_identity(server)
+    finally:
+        loop.set_task_factory(None)
+
+
+async def test_a_socket_that_somebody_has_shut_down_does_not_keep_the_loop_busy() -> None:
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper) as server:
+        with server.sockets[0].dup() as same:  # as another process may have it
+            same.shutdown(socket.SHUT_RDWR)
+        await asyncio.sleep(0.5)  # time is the subject
+        assert server.stats.accept_errors < 10
+
+
+@pytest.mark.parametrize("how", ["address", "sock"])
+async def test_small_writes_are_sent_at_once(how: str) -> None:
+    """Without Nagle's algorithm, as from asyncio.start_server()."""
+
+    async def handle(self: Any) -> None:
+        with socket.socket(fileno=os.dup(self.writer.get_extra_info("socket").fileno())) as same:
+            await self.send(b"%d" % bool(same.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)))
+
+    if how == "sock":
+        sock = socket.socket()
+        sock.bind(("127.0.0.1", 0))
+        server = aioecho.TCPServer(None, handler(handle), sock=sock)
+    else:
+        server = aioecho.TCPServer(("localhost", 0), handler(handle))
+    async with server:
+        for listening in server.sockets:
+            assert await ask_at(listening.getsockname()[:2]) == b"1"
+
+
+async def ask_at(address: Any) -> bytes:
+    reader, writer = await asyncio.open_connection(*address)
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return answer
 
 
 async def test_the_registry_shows_who_is_connected() -> None:

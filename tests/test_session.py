@@ -177,6 +177,27 @@ async def test_what_a_handler_leaves_unread_is_dropped_and_what_comes_while_it_f
         assert seen == [[b"last"], [b"a", b"b"]]
 
 
+async def test_a_task_that_outlives_its_handler_meets_the_end(peer: Peer) -> None:
+    seen: list[Any] = []
+    tasks = set()
+
+    async def read(datagrams: Any) -> None:
+        async for data in datagrams:
+            seen.append(data)
+        seen.append("end")
+
+    async def handle(self: Any) -> None:
+        tasks.add(asyncio.create_task(read(self.datagrams)))
+        while not seen:
+            await asyncio.sleep(0.001)
+
+    async with serving(handler(handle)) as (server, address):
+        peer.send(b"1", address)
+        await settle(lambda: server.stats.completed == 1)
+        await settle(lambda: len(seen) == 2)
+    assert seen == [b"1", "end"]
+
+
 async def test_datagrams_between_a_sessions_end_and_the_next_are_kept_in_order(peer: Peer) -> None:
     ending, ended = asyncio.Event(), asyncio.Event()
     seen: list[list[bytes]] = []

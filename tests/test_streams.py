@@ -321,8 +321,10 @@ async def test_plain_text_behind_the_command_does_not_survive_into_tls(tls: Simp
     assert server.stats.failed == 1
 
 
-@pytest.mark.parametrize("how", ["silent", "reset"])
-async def test_a_peer_that_fails_to_start_tls_holds_nothing(tls: SimpleNamespace, how: str) -> None:
+@pytest.mark.parametrize("how", ["silent", "reset", "garbage"])
+async def test_a_peer_that_fails_to_start_tls_holds_nothing(
+    tls: SimpleNamespace, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
     class Impatient(aioecho.StreamRequestHandler):
         async def handle(self) -> None:
             await self.reader.readline()
@@ -336,10 +338,14 @@ async def test_a_peer_that_fails_to_start_tls_holds_nothing(tls: SimpleNamespace
             await settle()
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.close()
+        elif how == "garbage":
+            await settle()
+            sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
         await settle(lambda: not server.connections)
-        assert server.stats.failed == 1
+        assert server.stats.failed == server.stats.reasons["connection lost"] == 1
         sock.close()
         assert (await server.shutdown(5)).seconds < 1
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def aioecho_connect(server: aioecho.BaseServer) -> Any:

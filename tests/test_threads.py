@@ -1005,6 +1005,8 @@ async def test_abort_cuts_off_a_connection() -> None:
 
 
 class UpperDatagram(socketserver.DatagramRequestHandler):
+    timeouts = (1, 2)  # its own, and nothing of ours
+
     def handle(self) -> None:
         self.wfile.write(self.rfile.read().upper())
 

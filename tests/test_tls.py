@@ -1,6 +1,7 @@
 """TLS endpoints: handshakes that fail, peers that are silent, certificates of clients, and the end in good order."""
 
 import asyncio
+import functools
 import logging
 import socket
 import ssl
@@ -144,3 +145,94 @@ async def test_a_deaf_tls_peer_is_aborted_at_the_end_of_the_grace(tls: SimpleNam
         sock.close()
         assert report.seconds < 0.7
         assert (report.completed, report.cancelled, report.aborted) == (0, 0, 1)
+
+
+def connect_plainly(server: aioecho.BaseServer, context: ssl.SSLContext) -> ssl.SSLSocket:
+    """Return a client's blocking socket, whose kernel takes little that nobody reads."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**14)
+    sock.settimeout(10)
+    sock.connect(server.server_address)
+    return context.wrap_socket(sock, server_hostname="127.0.0.1")
+
+
+async def test_a_large_reply_arrives_whole_though_its_peer_sends_on(tls: SimpleNamespace) -> None:
+    size = 8 * 2**20
+    has_returned = asyncio.Event()
+
+    async def handle(self: Any) -> None:
+        await self.reader.readline()
+        self.writer.write(b"x" * size)
+        has_returned.set()
+
+    def read_all(sock: ssl.SSLSocket) -> int:
+        return sum(map(len, iter(functools.partial(sock.recv, 2**16), b"")))
+
+    handler = type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle})
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler, ssl=tls.server) as server:
+        with await asyncio.to_thread(connect_plainly, server, tls.client) as sock:
+            await asyncio.to_thread(sock.sendall, b"go\n" + b"more\n" * 100)
+            await has_returned.wait()
+            await settle()
+            for _ in range(3):
+                await asyncio.to_thread(sock.sendall, b"and more\n" * 100)
+                await settle()
+            assert await asyncio.to_thread(read_all, sock) == size
+        await settle(lambda: server.stats.completed == 1)
+
+
+@pytest.mark.parametrize("how", ["returns", "closes twice", "waits"])
+async def test_a_silent_peer_does_not_hold_a_handler_that_closes(tls: SimpleNamespace, how: str) -> None:
+    async def handle(self: Any) -> None:
+        await self.send(b"bye\n")
+        self.writer.close()
+        if how == "closes twice":
+            self.writer.close()
+        elif how == "waits":
+            await self.writer.wait_closed()
+
+    handler = type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle})
+    timeouts = aioecho.Timeouts(linger=0.1, idle=1)
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler, ssl=tls.server, timeouts=timeouts) as server:
+        with await asyncio.to_thread(connect_plainly, server, tls.client) as sock:
+            await settle(lambda: server.stats.completed == 1)
+            assert await asyncio.to_thread(sock.recv, 100) == b"bye\n"
+
+
+@pytest.mark.parametrize("size", [200_000, 300_000, 500_000])
+async def test_what_a_peer_sent_before_it_closed_is_read_however_late(tls: SimpleNamespace, size: int) -> None:
+    may_read = asyncio.Event()
+    got: list[int] = []
+
+    async def handle(self: Any) -> None:
+        await may_read.wait()
+        got.append(len(await self.reader.read()))
+
+    def send(sock: ssl.SSLSocket) -> None:
+        sock.sendall(b"x" * size)
+        sock.shutdown(socket.SHUT_WR)
+
+    handler = type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle})
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler, ssl=tls.server) as server:
+        with await asyncio.to_thread(connect_plainly, server, tls.client) as sock:
+            sending = asyncio.create_task(asyncio.to_thread(send, sock))
+            for _ in range(20):
+                await settle()  # it is all there, as far as it is taken: the reader has paused
+            may_read.set()
+            await sending
+            await settle(lambda: got)
+            assert got == [size]
+
+
+@pytest.mark.parametrize("how", ["class", "partial", "several classes"])
+async def test_a_handshake_has_the_time_that_its_handler_class_says(tls: SimpleNamespace, how: str) -> None:
+    kind = type("Quick", (Upper,), {"timeouts": aioecho.Timeouts(handshake=0.1)})
+    options: Any = {"ssl": tls.server, "timeouts": aioecho.Timeouts(handshake=60)}
+    endpoint = "tcp://127.0.0.1:0"
+    if how == "several classes":
+        server = aioecho.serve({kind: endpoint}, **options)
+    else:
+        server = aioecho.serve(kind if how == "class" else functools.partial(kind), endpoint, **options)
+    async with server:
+        with socket.create_connection(server.server_address):
+            await settle(lambda: server.stats.rejected == 1)

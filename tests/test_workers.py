@@ -410,6 +410,26 @@ def test_workers_serve_datagrams_and_a_restart_loses_none(folder: Path, way: tup
         while "replaced all" not in program.stderr():
             exchange(sock)
         eventually(lambda: int(exchange(sock)) in workers_of(program) - before)
+        program.signal(signal.SIGUSR1)
+        eventually(lambda: "stats of all workers" in program.stderr())
+        counts = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", last_line(program))}
+        assert counts["received"] == counts["handled"] > 2
+        assert counts["drops"] == counts["queued"] == 0
+        assert program.stop() == 0
+        assert "Traceback" not in program.stderr()
+
+
+@pytest.mark.parametrize("handler", ["Single", "Session"])
+def test_a_worker_that_has_had_its_datagrams_is_replaced(folder: Path, handler: str) -> None:
+    limits = ("--reuse-port", "--limit-max-requests", "5")
+    with serving_datagrams(folder, handler, *limits) as (program, endpoint):
+        before = workers_of(program)
+
+        def is_new() -> bool:
+            with sending(endpoint) as sock:
+                return int(exchange(sock).split()[0]) not in before
+
+        eventually(is_new)
         assert program.stop() == 0
         assert "Traceback" not in program.stderr()
 
