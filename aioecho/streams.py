@@ -442,7 +442,8 @@ class StreamWriter(asyncio.StreamWriter):
             try:
                 self._transport.write_eof()
             except OSError:  # asyncio's: the peer has reset the connection, and the loop does not know yet
-                self._transport.abort()
+                if self._reader is None or self._reader._paused:
+                    self._transport.abort()  # else it will learn that, and with what it broke, when it reads
 
     async def drain(self) -> None:
         """Wait, once more than the high-water mark waits to be sent, until it is no more than the low-water mark.
