@@ -627,11 +627,13 @@ def serving(server):
     with server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield server
-        assert server.aioecho_server.stats.accepted == 1
-        assert server.aioecho_server.stats.failed == 0
-        server.shutdown()
-        thread.join()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+    stats = server.aioecho_server.stats
+    assert stats.accepted and not stats.failed, stats
 
 class Quiet:
     def log_message(self, *arguments):
