@@ -95,8 +95,8 @@ def main(context: click.Context) -> None:
 @click.argument("handler", default="echo")
 @click.option(
     "-b", "--bind", "endpoints", multiple=True, metavar="ENDPOINT",
-    help="tcp://HOST:PORT, unix:PATH, unix:PATH?mode=660, fd://N or systemd:NAME; for datagrams udp://HOST:PORT or"
-    " unixgram:PATH. May be repeated. Port 0 is any free one.",
+    help="tcp://HOST:PORT, unix:PATH or unix:PATH?mode=660; for datagrams udp://HOST:PORT or unixgram:PATH; for either"
+    " fd://N or systemd:NAME. May be repeated. Port 0 is any free one.",
 )  # fmt: skip
 @click.option("--host", help=f"Listen on this TCP host; short for --bind.  [default: {DEFAULT_HOST}]")
 @click.option("--port", type=click.IntRange(0, 65535), help=f"Listen on this TCP port.  [default: {DEFAULT_PORT}]")
