@@ -169,10 +169,8 @@ class Connection(Driver[None]):
             log_end(self.client_address, self.outcome, self.reason, seconds, protocol.bytes_in, protocol.bytes_out)
 
     def _timeouts(self) -> Timeouts:
-        server = self._server
         # Before there is a handler, in its setup() too, its class has the word.
-        handler = self.handler if self.handler is not None else server.RequestHandlerClass
-        return getattr(handler, "timeouts", None) or server.timeouts
+        return self._server._timeouts_of(self.handler if self.handler is not None else self._RequestHandlerClass)
 
     def _watch_unsent(self, now: float, seconds: float | None) -> None:
         """Look whether the peer takes what waits to be sent; if not, for so many seconds, raise or cut off."""

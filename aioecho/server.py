@@ -509,11 +509,16 @@ class BaseServer:
         except Exception:
             logger.exception("handle_error raised, for the %s from %s", self._what, client_address)
 
+    def _timeouts_of(self, handler: Any) -> Timeouts:
+        """Return what holds for a handler object, or before there is one, for its class."""
+        while isinstance(handler, functools.partial):
+            handler = handler.func
+        timeouts = getattr(handler, "timeouts", None)
+        return timeouts if isinstance(timeouts, Timeouts) else self.timeouts
+
     def _tls_timeouts(self, RequestHandlerClass: Any) -> dict[str, float]:
         """Return the timeouts that the loop's TLS is to keep for a connection with this handler class, in seconds."""
-        while isinstance(RequestHandlerClass, functools.partial):
-            RequestHandlerClass = RequestHandlerClass.func
-        timeouts = getattr(RequestHandlerClass, "timeouts", None) or self.timeouts
+        timeouts = self._timeouts_of(RequestHandlerClass)
         return {
             "ssl_handshake_timeout": min(timeouts.handshake or FOR_EVER, FOR_EVER),
             # It would also count while a large reply is still being sent: a connection sees to its end itself.
