@@ -626,7 +626,7 @@ def test_two_thousand_slow_loris_are_gone_in_time_and_disturb_nobody(loop: str) 
         assert int(count) == 2_000
         assert message <= float(first) + 0.01
         assert float(last) < message * 1.1 + LATE
-        assert during <= 2 * before + 0.0005  # half a millisecond: the three processes share two processors
+        assert during <= 2 * before + 0.005  # the three processes, and whatever else runs, share two processors
         state = server.until(lambda state: state["active"] == 0)
         assert state["reasons"]["message"] == state["failed"] == 2_000
         assert not server.records("ERROR") + server.records("WARNING")
@@ -664,7 +664,8 @@ def test_a_hundred_that_never_read_cost_little_and_end_in_time(loop: str) -> Non
         back = after["resident"] - before["resident"]
         print(f"{loop}: grew by {most / count:.0f} bytes each, after the end by {back / count:.0f};", end=" ")
         print(f"ended from {min(ended.values()):.2f} to {max(ended.values()):.2f} s")
-        assert most <= count * (2**16 + 2**16)  # the loops' high water, and 64 KiB
+        # The loops' high water, and 64 KiB; with room for the connection and for what asyncio's bytearray is too large.
+        assert most <= count * ((2**16 + 2**16) * 9 / 8 + 2**13)
         assert write * 0.9 <= min(ended.values())
         assert max(ended.values()) <= write * 1.1 + LATE
         assert back <= 2_000_000
