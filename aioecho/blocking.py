@@ -26,7 +26,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from aioecho.connection import FRESH
+from aioecho.connection import FRESH, FRESH_AMONG_OTHERS
 from aioecho.threads import Threaded, ThreadPool
 
 if TYPE_CHECKING:  # the server is above, and makes connections
@@ -174,8 +174,9 @@ class ThreadedConnection(Threaded):
         if self._is_handshaking:
             return  # _handshaken() sees to it
         age = self._loop.time() - self.since
-        if age < FRESH:
-            self._loop.call_later(FRESH - age, self._shut_reading)
+        fresh = FRESH_AMONG_OTHERS if self._server.leaves_queue else FRESH
+        if age < fresh:
+            self._loop.call_later(fresh - age, self._shut_reading)
         else:
             self._shut_reading()
 

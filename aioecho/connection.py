@@ -35,6 +35,9 @@ logger = logging.getLogger("aioecho.connection")
 # Seconds. A client that has been connected for no longer when the server stops is still given the time to speak.
 FRESH = 0.1
 
+# The same where other processes serve on (`leaves_queue`), so that nobody waits for it: a stalled client is not lost either.
+FRESH_AMONG_OTHERS = 0.5
+
 # The least that either loop takes from a full socket in one read, in bytes.
 LEAST_READ = 2**16
 
@@ -207,8 +210,9 @@ class Connection(Driver[None]):
         if self.request is None:
             return  # it comes here again when it has one
         age = self._loop.time() - self.since
-        if age < FRESH:
-            self._loop.call_later(FRESH - age, self._end_stream)
+        fresh = FRESH_AMONG_OTHERS if self._server.leaves_queue else FRESH
+        if age < fresh:
+            self._loop.call_later(fresh - age, self._end_stream)
         else:
             self._end_stream()
 
