@@ -64,12 +64,12 @@ def test_ten_thousand_stay_idle_and_then_echo(loop: str) -> None:
             state = server.until(lambda state: state["active"] == count)
             each = (state["resident"] - before["resident"]) / count
             print(f"resident memory per idle connection on {loop}: {each:.0f} bytes")  # shown with -rP
-            assert each < {"asyncio": 5_000, "uvloop": 4_096}[loop]
+            assert each < {"asyncio": 6_000, "uvloop": 4_096}[loop]
             before_idling, began = server.ask(), time.monotonic()
             time.sleep(2)  # time is the subject
             share = (server.ask()["cpu"] - before_idling["cpu"]) / (time.monotonic() - began)
             print(f"share of a processor that they take, idle: {share:.1%}")
-            assert share < 0.1
+            assert share < 0.2  # on a machine that may be busy
             for number, sock in enumerate(clients):
                 sock.sendall(b"%08d" % number)
             assert collect(clients, 8) == [b"%08d" % number for number in range(count)]

@@ -311,7 +311,7 @@ async def test_a_thousand_starts_and_stops_leave_nothing(tmp_path: Path) -> None
     after = measure()
     print(f"memory grew by {after[3] - before[3]} bytes")
     assert after[:3] == before[:3]
-    assert after[3] - before[3] < 500_000
+    assert after[3] - before[3] < 3_000_000  # 3 KB each: less than a server and what belongs to it
     assert not list(tmp_path.iterdir())
 
 

@@ -384,12 +384,19 @@ def test_shedding_cuts_off_who_has_waited_longest(loop: str) -> None:
         assert state["accepted"] == 120
         assert 120 - 64 < shed < 80
         assert state["active"] == 120 - shed
-        for number, sock in enumerate(idle):  # in the order of their waiting
-            sock.settimeout(0.2)
-            sock.setblocking(number < shed)
-            with contextlib.suppress(ConnectionResetError, BlockingIOError):
-                assert sock.recv(1) == b""
-                assert number < shed
+        ended = []
+        for sock in idle:  # in the order of their waiting
+            sock.setblocking(False)
+            try:
+                ended.append(sock.recv(1) == b"")
+            except ConnectionResetError:
+                ended.append(True)
+            except BlockingIOError:
+                ended.append(False)
+        assert sum(ended) == shed  # and so not the busy one
+        # The kernel's clock ticks some hundred times a second, and clients may come faster.
+        assert all(ended[: shed - 20])
+        assert not any(ended[shed + 20 :])
         assert server.finish()["errors"] == []
         assert len(server.records("WARNING")) < 20  # at a bounded rate
 
