@@ -42,6 +42,9 @@ logger = logging.getLogger("aioecho.server")
 DEFAULT_GRACE = 30.0
 """Seconds that handlers have to finish when a server stops."""
 
+# Seconds between shutdown() in another thread and its beginning, if nobody awaits it.
+HANDOVER = 0.05
+
 # Seconds that a cancelled handler has to clean up before it is cut off.
 PATIENCE = 0.25
 
@@ -374,7 +377,8 @@ class BaseServer:
         if self._loop is None or asyncio._get_running_loop() is self._loop:
             return self._shut_down(grace)
         with contextlib.suppress(RuntimeError):  # the loop is closed, and all is over
-            self.begin_shutdown(grace)
+            # A moment later: who is about to hand the coroutine to the loop must find it open.
+            self._loop.call_soon_threadsafe(self._loop.call_later, HANDOVER, self._begin_shutdown, grace)
         return Begun(functools.partial(self._shut_down, grace))
 
     def begin_shutdown(self, grace: float | None = None) -> None:
