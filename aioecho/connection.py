@@ -340,6 +340,7 @@ class Connection(Driver[None]):
             try:
                 if request is None:
                     self._sock.close()
+                    protocol.connection_lost(None)  # nobody else tells it
                 elif not protocol.is_lost:
                     await self._close(protocol)
             finally:

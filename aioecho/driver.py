@@ -64,15 +64,10 @@ class Waiter:
         "_driver",
         "_fired",
         "_loop",
-        "deliver",
         "item",
     )
 
     _asyncio_future_blocking = ALWAYS_AWAITED
-
-    deliver: Callable[[Any], bool]
-    """Call it with an item to resume whoever waits, now. It returns False, and does nothing, where that is impossible:
-    while another task is current, and when the one who waits is about to be resumed for another reason."""
 
     item: Any
     """What was delivered and not yet taken."""
@@ -86,14 +81,44 @@ class Waiter:
         self._loop = loop
         self._driver = self._callback = self._context = self._cancelled = self.item = None
         self._fired = False
-        self.deliver = _refuse
+
+    def deliver(self, item: Any) -> bool:
+        """Resume whoever waits, now, with an item for :meth:`take`, and return True.
+
+        Where that is impossible, return what :meth:`refuse` does: while another task is current, and when nobody waits or the
+        one who does is about to be resumed for another reason.
+        """
+        driver = self._driver
+        if driver is None:
+            return self._resume_task(item) or self.refuse(item)
+        loop, task = driver._loop, driver._task
+        try:
+            _enter_task(loop, task)  # type: ignore[arg-type]
+        except RuntimeError:
+            return self.refuse(item)
+        # The driver stays parked meanwhile, as its coroutine is about to wait for the same again; nobody else can step it,
+        # as its task is current.
+        self.item = item
+        try:
+            yielded = driver._context.run(driver._send, None)  # type: ignore[union-attr]
+        except BaseException as end:  # whatever it is, StopIteration too, it belongs to the task
+            driver._end = end
+            yielded = None
+        _leave_task(loop, task)  # type: ignore[arg-type]
+        if yielded is not self:
+            driver._yielded = yielded
+            driver.wake()
+        return True
+
+    def refuse(self, item: Any) -> bool:
+        """Do nothing with an item that nobody could be resumed with, and return False. To be overridden."""
+        return False
 
     def _resume_task(self, item: Any) -> bool:
         callback = self._callback
         if callback is None or current_task(self._loop) is not None:
             return False
         self._callback = None
-        self.deliver = _refuse
         self.item = item
         try:
             self._context.run(callback, self)  # type: ignore[union-attr]
@@ -113,7 +138,6 @@ class Waiter:
             self._driver.wake()
         elif self._callback is not None:
             callback, self._callback = self._callback, None
-            self.deliver = _refuse
             self._loop.call_soon(callback, self, context=self._context)
         else:
             # Someone is between being resumed and waiting again, and must not wait for what has already come.
@@ -134,7 +158,6 @@ class Waiter:
         """Keep the one task's wake-up."""
         self._callback, self._context = callback, context
         self._cancelled = None
-        self.deliver = self._resume_task
         if self.is_due():
             self.wake()
 
@@ -164,14 +187,12 @@ class Driver(Coroutine[Any, Any, T]):
         "_abandoned",
         "_callback",
         "_cancelled",
-        "_cancelled_in_step",
         "_context",
         "_coro",
         "_end",
         "_is_parked",
         "_loop",
         "_send",
-        "_step",
         "_task",
         "_waiter",
         "_yielded",
@@ -190,13 +211,12 @@ class Driver(Coroutine[Any, Any, T]):
         self._take_up(awaitable)
         self._callback = self._cancelled = self._context = self._end = self._task = None
         self._yielded = _THE_WAITER
-        self._abandoned = self._cancelled_in_step = self._is_parked = False
+        self._abandoned = self._is_parked = False
 
     def _take_up(self, awaitable: Awaitable[Any]) -> None:
         coro = awaitable if type(awaitable) is CoroutineType else _await(awaitable)
         self._coro: CoroutineType[Any, Any, Any] = cast("CoroutineType[Any, Any, Any]", coro)
         self._send = coro.send
-        self._step = self.step
 
     def start_early(self) -> None:
         """Run the coroutine up to where it first waits, for a future, before a task does; so it is not in its task there."""
@@ -212,26 +232,6 @@ class Driver(Coroutine[Any, Any, T]):
         """
         return None
 
-    def step(self, item: Any) -> bool:
-        """Resume the coroutine, now, with an item for its waiter; return False, and do nothing, if another task is current."""
-        try:
-            _enter_task(self._loop, self._task)  # type: ignore[arg-type]
-        except RuntimeError:
-            return False
-        # It stays parked meanwhile, as it is about to wait for the same again; nobody can step it, as its task is current.
-        waiter = self._waiter
-        waiter.item = item
-        try:
-            yielded = self._context.run(self._send, None)  # type: ignore[union-attr]
-        except BaseException as end:  # whatever it is, StopIteration too, it belongs to the task
-            self._end = end
-            yielded = None
-        _leave_task(self._loop, self._task)  # type: ignore[arg-type]
-        if yielded is not waiter or self._cancelled_in_step:
-            self._yielded = yielded
-            self.wake()
-        return True
-
     def wake(self) -> None:
         """Let the task take over in the loop's next turn."""
         self._unpark()
@@ -243,7 +243,6 @@ class Driver(Coroutine[Any, Any, T]):
         waiter = self._waiter
         if waiter._driver is self:
             waiter._driver = None
-            waiter.deliver = _refuse
 
     def abandon(self) -> None:
         """Close the coroutine, instead of throwing it in, with the next error that its task is resumed with.
@@ -266,8 +265,9 @@ class Driver(Coroutine[Any, Any, T]):
     def cancel(self, msg: Any = None) -> bool:
         """Do as that for which the coroutine waits would do: return False if it can't be cancelled, or just runs."""
         if self._coro.cr_running:
-            # It cancels itself, in a step. The task remembers, and must be resumed for the error to be thrown.
-            self._cancelled_in_step = True
+            # It cancels itself. The task remembers, and if this is a step, must be resumed for the error to be thrown.
+            if self._is_parked:
+                self.wake()
             return False
         if self._callback is None:
             yielded = self._yielded
@@ -320,7 +320,6 @@ class Driver(Coroutine[Any, Any, T]):
         if self._is_parked:
             self._is_parked = False
             self._unpark()
-            self._cancelled_in_step = False
             yielded, self._yielded = self._yielded, _THE_WAITER
             if self._end is not None:
                 return self._go_on_after(error)
@@ -371,13 +370,12 @@ class Driver(Coroutine[Any, Any, T]):
 
     def _wait_for(self, yielded: Any) -> Any:
         """Park, if that is possible, and return what the task has to wait for; None if there is news already."""
-        if type(yielded) is not Waiter or yielded._loop is not self._loop:
+        if not isinstance(yielded, Waiter) or yielded._loop is not self._loop:
             return yielded
         if yielded.is_due():
             return None
         self._waiter = yielded
         yielded._driver = self
-        yielded.deliver = self._step
         self._is_parked = True
         return self
 
@@ -396,9 +394,8 @@ class Driver(Coroutine[Any, Any, T]):
             if following is not None:
                 self._take_up(following)
                 return self._step_here(None)
-            # Bound methods, and the task that has this, tie it into cycles, for which the garbage collector would come.
-            del self._step, self._send
-            self._task = None
+            del self._send
+            self._task = None  # which has this: in a cycle they would wait for the garbage collector
             raise end
         finally:
             del end, error  # the traceback refers to this frame
@@ -411,10 +408,6 @@ async def _await(awaitable: Awaitable[T]) -> T:
 def is_future(thing: Any) -> bool:
     """Return whether a task could wait for `thing`."""
     return getattr(thing, "_asyncio_future_blocking", None) is not None
-
-
-def _refuse(item: Any) -> bool:
-    return False
 
 
 def cancelled_error(msg: Any) -> asyncio.CancelledError:

@@ -67,17 +67,13 @@ class StreamRequestHandler(BaseRequestHandler):
         """
         # The two written out, as far as there is nothing to wait for: each would cost as much as all of this.
         writer = self.writer
-        transport, protocol, reader = writer._transport, writer._protocol, writer._reader
-        if protocol._notes_writes:
+        protocol, transport = writer._protocol, writer._transport
+        if protocol._is_special:
             writer.write(data)
-        else:
-            transport.write(data)
-        if (
-            protocol._paused
-            or protocol._connection_lost
-            or transport.is_closing()
-            or (reader is not None and reader._exception is not None)
-        ):
+            await writer.drain()
+            return
+        transport.write(data)
+        if protocol._is_special or transport.is_closing():
             await writer.drain()
 
 

@@ -13,7 +13,7 @@ import struct
 import sys
 from asyncio import IncompleteReadError, LimitOverrunError
 from collections.abc import Callable, Generator, Iterable
-from typing import Any, cast
+from typing import Any, Literal, SupportsIndex, cast
 
 from aioecho.driver import Waiter, steps
 
@@ -40,6 +40,16 @@ FOR_EVER = 1e6
 Buffer = bytes | bytearray | memoryview
 
 
+class _Slow:
+    """In place of a waiter where nobody waits, and a read has to look before it does; false, as None is."""
+
+    def __bool__(self) -> Literal[False]:
+        return False
+
+
+_SLOW = _Slow()
+
+
 class StreamReader(asyncio.StreamReader):
     """asyncio's StreamReader, faster.
 
@@ -55,23 +65,68 @@ class StreamReader(asyncio.StreamReader):
     _loop: asyncio.AbstractEventLoop
     _paused: bool
     _transport: asyncio.ReadTransport | None
-    _waiter: Waiter | None
+    _awaited: "Waiter | _Slow | None"  # what a read waits for; else None if the next may wait without looking further
 
     _ends_when: Callable[[], bool] | None = None
     _interruption: Exception | None = None
-    _is_special: bool  # there is one of these two, or an exception
+    _unawaited: "_Slow | None"  # what _awaited is, or will be, when nobody waits
     _message_began: float | None = None  # when a read came to wait for the rest of what it has begun to read
     _seen_idle: float | None = None  # when a visitor first found the wait that goes on
 
-    def __init__(self, limit: int = DEFAULT_LIMIT, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def __init__(
+        self,
+        limit: int = DEFAULT_LIMIT,
+        loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        _news: Waiter | None = None,
+    ) -> None:
         super().__init__(limit, loop)
-        self._news = Waiter(self._loop)
-        self._is_special = False
+        self._news = _news if _news is not None else Waiter(self._loop)
+        self._unawaited = None  # not as the class's, which 3.11 would look up anew for every read
+
+    @property
+    def _waiter(self) -> "Waiter | _Slow | None":  # what asyncio's own methods look for
+        return self._awaited or None
+
+    @_waiter.setter
+    def _waiter(self, waiter: Waiter | None) -> None:
+        self._awaited = waiter
+
+    def _slow_down(self) -> None:
+        """Let every read look at everything before it waits, until :meth:`_speed_up` finds nothing to look at any more."""
+        self._unawaited = _SLOW
+        if self._awaited is None:
+            self._awaited = _SLOW
+
+    def _speed_up(self) -> None:
+        if self._unawaited is not None and not (
+            self._buffer
+            or self._eof
+            or self._paused
+            or self._exception is not None
+            or self._interruption is not None
+            or self._ends_when is not None
+        ):
+            self._unawaited = None
+            if self._awaited is _SLOW:
+                self._awaited = None
+
+    def feed_data(self, data: Iterable[SupportsIndex]) -> None:
+        """Buffer `data`, and wake whoever waits for it."""
+        self._slow_down()
+        super().feed_data(data)
+
+    def feed_eof(self) -> None:
+        """End the stream after what is buffered."""
+        self._slow_down()
+        super().feed_eof()
 
     def set_exception(self, exc: BaseException) -> None:
         """Make this and every later read raise `exc`."""
         self._exception = exc
-        self._is_special = True
+        self._slow_down()
+        if isinstance(self._news, StreamProtocol):
+            self._news.heed()  # drain() raises it too
         self._wakeup_waiter()
 
     def end_when(self, no_more_comes: Callable[[], bool]) -> None:
@@ -80,18 +135,17 @@ class StreamReader(asyncio.StreamReader):
         For a server that stops: what the peer has sent by then is still read. Asked at once if a reader waits already.
         """
         self._ends_when = no_more_comes
-        self._is_special = True
+        self._slow_down()
         self._end_if_idle()
 
     def interrupt(self, exc: Exception) -> None:
         """Raise `exc` in the read that waits now; later ones go on as if nothing had been."""
         self._interruption = exc
-        self._is_special = True
+        self._slow_down()
         self._wakeup_waiter()
 
     def _take_interruption(self) -> Exception | None:
         interruption, self._interruption = self._interruption, None
-        self._is_special = self._exception is not None or self._ends_when is not None
         return interruption
 
     def _raise_interruption(self) -> None:
@@ -106,27 +160,28 @@ class StreamReader(asyncio.StreamReader):
         "idle" is for the first byte, counted from the first call that meets the wait, so that reading need not look at the
         clock; "message" for the rest, counted from the first byte.
         """
-        if self._waiter is None:
+        if not self._awaited:
             return None
         if self._message_began is not None:
             return "message", self._message_began
         if self._seen_idle is None:
             self._seen_idle = now
+            self._slow_down()  # for the next read to forget it; so a read that nobody has seen need not
         return "idle", self._seen_idle
 
     def _end_if_idle(self) -> None:
-        waits = self._waiter is not None and not self._buffer and not self._eof
+        waits = self._awaited and not self._buffer and not self._eof
         if waits and self._ends_when is not None and self._ends_when():
             self.feed_eof()
 
     def _wakeup_waiter(self) -> None:
-        if self._waiter is not None:
-            self._waiter.wake()
+        if self._awaited:
+            self._awaited.wake()
 
     @steps
     def _wait(self, func_name: str) -> Generator[Any, None, None]:
         """Wait for news, and then look: at the buffer, at the end of the stream. Wakes without news are possible."""
-        if self._waiter is not None:
+        if self._awaited:
             raise RuntimeError(f"{func_name}() called while another coroutine is already waiting for incoming data")
         if self._exception is not None:
             raise self._exception
@@ -143,14 +198,15 @@ class StreamReader(asyncio.StreamReader):
         elif self._ends_when is not None and not self._buffer and self._ends_when():
             self._eof = True
             return
+        self._speed_up()
         if self._buffer and self._message_began is None:
             self._message_began = self._loop.time()
         self._seen_idle = None
-        self._waiter = self._news
+        self._awaited = self._news
         try:
             yield self._news
         finally:
-            self._waiter = None
+            self._awaited = self._unawaited
             self._keep_item()
         if self._interruption is not None:
             self._raise_interruption()
@@ -159,6 +215,7 @@ class StreamReader(asyncio.StreamReader):
 
     def _keep(self, chunk: bytes, start: int) -> None:
         """Buffer what is left of a chunk that was handed over."""
+        self._slow_down()
         self._buffer.extend(memoryview(chunk)[start:] if start else chunk)
         if len(self._buffer) > 2 * self._limit and not self._paused and self._transport is not None:
             try:
@@ -170,8 +227,8 @@ class StreamReader(asyncio.StreamReader):
 
     def _keep_item(self) -> None:
         """Buffer a chunk that was handed over to somebody who has not taken it, before anything that came later."""
-        chunk = self._news.take()
-        if chunk is not None:
+        news = self._news
+        if news is not None and (chunk := news.take()) is not None:
             self._keep(chunk, 0)
 
     def _take(self, size: int) -> bytes:
@@ -186,6 +243,7 @@ class StreamReader(asyncio.StreamReader):
         self._message_began = None
         if self._paused:
             self._maybe_resume_transport()  # type: ignore[attr-defined]
+        self._speed_up()
         return data
 
     # In read(), readline(), its twin __anext__() and readexactly(), the way that most calls go comes first: nothing is
@@ -201,16 +259,15 @@ class StreamReader(asyncio.StreamReader):
             RuntimeError: another coroutine waits for data already.
             OSError: the connection broke.
         """
-        if n > 0 and not (self._buffer or self._eof or self._waiter or self._paused or self._is_special):
-            self._seen_idle = None
-            self._waiter = waiter = self._news
+        if self._awaited is None and n > 0:
+            self._awaited = waiter = self._news
             try:
                 yield waiter
             except BaseException:
+                self._awaited = self._unawaited
                 self._keep_item()
                 raise
-            finally:
-                self._waiter = None
+            self._awaited = self._unawaited
             chunk: bytes | None = waiter.item
             if chunk is not None:
                 waiter.item = None
@@ -244,16 +301,15 @@ class StreamReader(asyncio.StreamReader):
             RuntimeError: another coroutine waits for data already.
             OSError: the connection broke.
         """
-        if not (self._buffer or self._eof or self._waiter or self._paused or self._is_special):
-            self._seen_idle = None
-            self._waiter = waiter = self._news
+        if self._awaited is None:
+            self._awaited = waiter = self._news
             try:
                 yield waiter
             except BaseException:
+                self._awaited = self._unawaited
                 self._keep_item()
                 raise
-            finally:
-                self._waiter = None
+            self._awaited = self._unawaited
             chunk: bytes | None = waiter.item
             if chunk is not None:
                 waiter.item = None
@@ -267,16 +323,15 @@ class StreamReader(asyncio.StreamReader):
 
     @steps
     def __anext__(self) -> Generator[Any, None, bytes]:
-        if not (self._buffer or self._eof or self._waiter or self._paused or self._is_special):
-            self._seen_idle = None
-            self._waiter = waiter = self._news
+        if self._awaited is None:
+            self._awaited = waiter = self._news
             try:
                 yield waiter
             except BaseException:
+                self._awaited = self._unawaited
                 self._keep_item()
                 raise
-            finally:
-                self._waiter = None
+            self._awaited = self._unawaited
             chunk: bytes | None = waiter.item
             if chunk is not None:
                 waiter.item = None
@@ -362,16 +417,15 @@ class StreamReader(asyncio.StreamReader):
             raise self._exception
         if n == 0:
             return b""
-        if not (self._buffer or self._eof or self._waiter or self._paused or self._is_special):
-            self._seen_idle = None
-            self._waiter = waiter = self._news
+        if self._awaited is None:
+            self._awaited = waiter = self._news
             try:
                 yield waiter
             except BaseException:
+                self._awaited = self._unawaited
                 self._keep_item()
                 raise
-            finally:
-                self._waiter = None
+            self._awaited = self._unawaited
             chunk: bytes | None = waiter.item
             if chunk is not None:
                 waiter.item = None
@@ -418,12 +472,12 @@ class StreamWriter(asyncio.StreamWriter):
         A server's stream is cut off if more than Limits.max_write_buffer waits to be sent already.
         """
         protocol = self._protocol
-        if not protocol._notes_writes or protocol.note_write(data):
+        if not protocol._is_special or protocol.note_write(data):
             self._transport.write(data)
 
     def writelines(self, data: Iterable[Buffer]) -> None:
         """Send all of `data`, in order."""
-        if WRITELINES_NEVER_PAUSES or self._protocol._notes_writes:
+        if WRITELINES_NEVER_PAUSES or self._protocol._is_special:
             self.write(b"".join(data))
         else:
             self._transport.writelines(data)
@@ -452,10 +506,12 @@ class StreamWriter(asyncio.StreamWriter):
             ConnectionResetError: the connection is gone.
             OSError: what the reader would raise.
         """
-        reader, protocol = self._reader, self._protocol
+        reader, protocol, transport = self._reader, self._protocol, self._transport
+        if not protocol._is_special and not transport.is_closing():
+            return
         if reader is not None and reader._exception is not None:
             raise reader._exception
-        if self._transport.is_closing():
+        if transport.is_closing():
             # Give connection_lost() a turn to run, else a loop of write() and drain() would never learn of it.
             await asyncio.sleep(0)
         if protocol._paused or protocol._connection_lost:
@@ -538,8 +594,8 @@ def _feed_tls(transport: asyncio.Transport, data: bytes) -> None:
         data = data[size:]
 
 
-class StreamProtocol(asyncio.Protocol):
-    """Connects a transport with a reader and a writer.
+class StreamProtocol(Waiter, asyncio.Protocol):
+    """Connects a transport with a reader and a writer, and is what the reader waits for.
 
     `is_server_side` says which side start_tls() takes; `max_unsent` is Limits.max_write_buffer. `reader` is there from the
     start, `transport` from the time that it calls connection_made(); then :meth:`make_writer` makes the writer. `is_lost`
@@ -549,10 +605,8 @@ class StreamProtocol(asyncio.Protocol):
 
     __slots__ = (
         "_connection_lost",
-        "_loop",
+        "_is_special",
         "_max_unsent",
-        "_news",
-        "_notes_writes",
         "_paused",
         "_stays_open_at_eof",
         "_waiting_to_close",
@@ -579,15 +633,14 @@ class StreamProtocol(asyncio.Protocol):
         max_unsent: int | None = None,
         is_server_side: bool,
     ) -> None:
-        self._loop = loop
-        self.reader = StreamReader(limit, loop)
-        self._news = self.reader._news
+        super().__init__(loop)
+        self.reader = StreamReader(limit, loop, _news=self)
         self._max_unsent = max_unsent
         self.is_server_side = is_server_side
         self.lost_with: Exception | None = None
         self.cut_for: str | None = None
         self.peer_has_closed = False
-        self._notes_writes = self.counts
+        self._is_special = self.counts
         self._stays_open_at_eof = True
         # These two and the methods with an underscore are those that asyncio.StreamWriter expects of its protocol.
         self._connection_lost = False
@@ -620,14 +673,15 @@ class StreamProtocol(asyncio.Protocol):
             # it receive no more than it passes on: it then learns of the end when all before it was read.
             cast(Any, transport).set_read_buffer_limits(high=1, low=0)
 
-    def data_received(self, data: bytes) -> None:
-        """Resume whoever waits for data, or buffer it. What comes after the end of the stream is dropped."""
-        deliver = self._news.deliver
-        if not deliver(data):
-            reader = self.reader
-            reader._keep_item()
-            if not reader._eof:
-                reader.feed_data(data)
+    data_received = Waiter.deliver  # type: ignore[assignment] # resumes whoever waits for data
+
+    def refuse(self, data: bytes) -> bool:
+        """Buffer what nobody waits for. What comes after the end of the stream is dropped."""
+        reader = self.reader
+        reader._keep_item()
+        if not reader._eof:
+            reader.feed_data(data)
+        return True
 
     def eof_received(self) -> bool:
         """End the stream; the other direction stays open where that is possible."""
@@ -659,7 +713,7 @@ class StreamProtocol(asyncio.Protocol):
         """Cut the connection off: throw away what is unsent. `cut_for` is the first such reason."""
         if not self._connection_lost:
             self.cut_for = self.cut_for or reason
-            self._notes_writes = True
+            self.heed()
             if self._paused:
                 reset_when_closed(self.transport)
             self.transport.abort()
@@ -671,14 +725,25 @@ class StreamProtocol(asyncio.Protocol):
             each.set_exception(exc)
         return bool(waiting)
 
+    def heed(self) -> None:
+        """Let writers look at everything before they write, or after, as long as there is anything to look at."""
+        self._is_special = (
+            self.counts
+            or self._paused
+            or self._connection_lost
+            or self.cut_for is not None
+            or self.reader._exception is not None
+        )
+
     def pause_writing(self) -> None:
         """Let drain() wait."""
-        self._paused = self._notes_writes = True
+        self._paused = True
+        self.heed()
 
     def resume_writing(self) -> None:
         """Let drain() return."""
         self._paused = False
-        self._notes_writes = self.counts or self.cut_for is not None
+        self.heed()
         for waiting in self._waiting_to_write:
             _set_result(waiting)
 
@@ -686,12 +751,16 @@ class StreamProtocol(asyncio.Protocol):
         """End the stream, with `exc` if the connection broke. A second call changes nothing."""
         if self._connection_lost:
             return
-        self._connection_lost = self._notes_writes = True
+        self._connection_lost = True
+        self.heed()
         self.lost_with = exc
+        reader = self.reader
         if exc is None:
-            self.reader.feed_eof()
+            reader.feed_eof()
         else:
-            self.reader.set_exception(exc)
+            reader.set_exception(exc)
+        reader._keep_item()
+        reader._news = None  # type: ignore[assignment] # no read waits any more, and without the cycle both go at once
         for waiting in self._waiting_to_write:
             if exc is None or waiting.done():
                 _set_result(waiting)
@@ -735,10 +804,10 @@ class CountingStreamProtocol(StreamProtocol):
         super().__init__(loop, **options)
         self.bytes_in = self.bytes_out = 0
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> bool:  # type: ignore[override]
         """Count, and do as for any stream."""
         self.bytes_in += len(data)
-        super().data_received(data)
+        return self.deliver(data)
 
     def note_write(self, data: Buffer) -> bool:
         """Count, and do as for any stream."""

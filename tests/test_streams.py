@@ -7,14 +7,18 @@ import ssl
 import struct
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import settle
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import aioecho
+import aioecho.echo
+from aioecho.driver import Driver
 from aioecho.streams import StreamProtocol
 
 SWAPPED = """
@@ -133,6 +137,107 @@ async def test_a_tuple_of_separators_ends_at_the_first_of_them() -> None:
     await pair.close()
 
 
+class NoTransport(asyncio.Transport):
+    """As much of a transport as a reader needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_paused = False
+
+    def pause_reading(self) -> None:
+        assert not self.is_paused
+        self.is_paused = True
+
+    def resume_reading(self) -> None:
+        assert self.is_paused
+        self.is_paused = False
+
+
+READS: dict[str, Callable[[asyncio.StreamReader], Awaitable[bytes]]] = {
+    "read a few": lambda reader: reader.read(3),
+    "read": lambda reader: reader.read(100),
+    "read all": lambda reader: reader.read(),
+    "read nothing": lambda reader: reader.read(0),
+    "read exactly": lambda reader: reader.readexactly(5),
+    "read far more than the limit": lambda reader: reader.readexactly(40),
+    "read a line": lambda reader: reader.readline(),
+    "next line": lambda reader: reader.__anext__(),
+    "read until": lambda reader: reader.readuntil(b"ab"),
+}
+
+STEPS = st.lists(
+    st.one_of(
+        st.sampled_from([*READS, "cancel", "look"]),
+        st.sampled_from([b"a", b"\n", b"ab", b"abc\n", b"a\nb\n", b"123456789", b"x" * 30, b"ab" * 11 + b"\n"]),
+        st.sampled_from(["end", "break"]),
+    ),
+    max_size=25,
+)
+
+
+async def play(
+    reader: asyncio.StreamReader,
+    receive: Callable[[bytes], None],
+    steps: list[Any],
+    drive: Callable[[Coroutine[Any, Any, None]], Coroutine[Any, Any, None]] = lambda coroutine: coroutine,
+) -> list[Any]:
+    """Tell what a reader does in these steps: what reads give, what they raise, and what is left."""
+    transport = NoTransport()
+    reader.set_transport(transport)
+    told: list[Any] = []
+    task: asyncio.Task[Any] | None = None
+    has_ended = False
+
+    async def read(how: str) -> None:
+        try:
+            told.append((how, await READS[how](reader)))
+        except (Exception, asyncio.CancelledError) as error:
+            told.append((how, repr(error)))
+
+    for step in steps:
+        if isinstance(step, bytes):
+            if not has_ended:
+                receive(step)
+        elif step == "cancel" and task is not None:
+            task.cancel()
+        elif step == "look" and isinstance(reader, aioecho.StreamReader):
+            reader.waits(0.0)  # as the timeouts do
+        elif step == "end":
+            has_ended = True
+            reader.feed_eof()
+        elif step == "break":
+            reader.set_exception(OSError("broken"))
+        elif step in READS and (task is None or task.done()):
+            task = asyncio.create_task(drive(read(step)))
+        elif step in READS:
+            await read(step)  # while the other waits
+        for _ in range(4):
+            await asyncio.sleep(0)
+    if task is not None:
+        task.cancel()
+        await asyncio.wait([task])
+    told.append((bytes(reader._buffer), reader.at_eof(), repr(reader.exception())))  # type: ignore[attr-defined]
+    return told
+
+
+@pytest.mark.slow
+def test_a_reader_does_what_asyncios_does_whatever_the_order() -> None:
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+
+        @settings(max_examples=1500, deadline=None)
+        @given(STEPS)
+        def check(steps: list[Any]) -> None:
+            theirs = asyncio.StreamReader(limit=8, loop=loop)
+            expected = runner.run(play(theirs, theirs.feed_data, steps))
+            plain = StreamProtocol(loop, limit=8, is_server_side=True)
+            assert runner.run(play(plain.reader, plain.data_received, steps)) == expected
+            driven = StreamProtocol(loop, limit=8, is_server_side=True)
+            assert runner.run(play(driven.reader, driven.data_received, steps, drive=Driver)) == expected
+
+        check()
+
+
 @pytest.mark.parametrize("method", ["read", "readline", "readexactly", "readuntil", "__anext__"])
 async def test_two_that_read_at_once_get_a_runtime_error(method: str) -> None:
     pair = await make_pair()
@@ -202,6 +307,17 @@ async def test_drain_tells_of_a_lost_connection() -> None:
     with pytest.raises(ConnectionError):
         await pair.writer.wait_closed()
     assert pair.writer.is_closing()
+    await pair.close()
+
+
+async def test_drain_and_send_raise_what_the_readers_exception_was_set_to() -> None:
+    pair = await make_pair()
+    handler = aioecho.echo.Echo((pair.reader, pair.writer), None, None)  # type: ignore[arg-type]
+    await handler.send(b"x")
+    pair.reader.set_exception(OSError("told by the application"))
+    for sending in (handler.send(b"y"), pair.writer.drain()):
+        with pytest.raises(OSError, match="told by"):
+            await sending
     await pair.close()
 
 
