@@ -21,7 +21,7 @@ from aioecho.handlers import DatagramSessionHandler, StreamRequestHandler
 from aioecho.logs import BoundedLog
 from aioecho.server import BaseServer
 from aioecho.session import Datagrams, Session
-from aioecho.stats import DatagramStats, DrainReport
+from aioecho.stats import DatagramStats
 
 __all__ = ["DatagramServer", "UDPServer", "UnixDatagramServer"]
 
@@ -188,20 +188,18 @@ class DatagramServer(BaseServer):
         if spare is not None:
             spare.retire()
 
-    async def _run_drain(self) -> DrainReport:
-        try:
-            return await super()._run_drain()
-        finally:
-            self._close_sockets()
-            await asyncio.sleep(0)  # the spare task ends
-
-    def _cut_off(self) -> None:
+    def _drop_waiting(self) -> None:
         if self._queue:
             self._stats.drops["stopped"] += len(self._queue)
             self._stats.queued -= len(self._queue)
             self._queue.clear()
-            self._end_drain_if_idle()
-        super()._cut_off()
+
+    async def _release(self) -> None:
+        try:
+            await super()._release()
+        finally:
+            self._close_sockets()
+            await asyncio.sleep(0)  # the spare task ends
 
     def _account(self, task: "asyncio.Task[None]") -> None:
         ended = task.get_coro()

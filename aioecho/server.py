@@ -1,4 +1,4 @@
-"""Stream servers: start, the registry of connections, the hooks, and the drain."""
+"""Stream servers: their life from start to shutdown, their hooks, and the registry of connections."""
 
 import asyncio
 import contextlib
@@ -18,6 +18,7 @@ from aioecho.blocking import ThreadedConnection, is_blocking, same_of_socketserv
 from aioecho.config import Limits, Timeouts
 from aioecho.connection import Connection, log_end
 from aioecho.deadlines import Rounds
+from aioecho.drain import DEFAULT_GRACE, Drain, Served, check_grace
 from aioecho.endpoints import (
     BoundSocket,
     Endpoint,
@@ -39,32 +40,8 @@ __all__ = ["BaseServer", "TCPServer", "UnixStreamServer"]
 
 logger = logging.getLogger("aioecho.server")
 
-DEFAULT_GRACE = 30.0
-"""Seconds that handlers have to finish when a server stops."""
-
 # Seconds between shutdown() in another thread and its beginning, if nobody awaits it.
 HANDOVER = 0.05
-
-# Seconds that a cancelled handler has to clean up before it is cut off.
-PATIENCE = 0.25
-
-
-class Served(Protocol):
-    """What a server keeps of each connection, or of each datagram's handler, while it lasts."""
-
-    client_address: Any
-    outcome: str
-    reason: str
-    was_aborted: bool
-
-    def drain(self) -> None:
-        """Let it end when there is nothing left to do."""
-
-    def cut_off(self) -> None:
-        """Cancel the handler."""
-
-    def abort(self) -> None:
-        """End it, whatever it does."""
 
 
 class Ear(Protocol):
@@ -164,12 +141,8 @@ class BaseServer:
         self._names: list[str] = []
         self._was_started = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._drain: asyncio.Task[DrainReport] | None = None
-        self._grace_timer: asyncio.TimerHandle | None = None
-        self._deadline = float("inf")
-        self._drained = {"completed": 0, "cancelled": 0, "aborted": 0}
+        self._drain: Drain | None = None  # made when a shutdown begins
         self._stopping: asyncio.Future[None] | None = None  # what serve_forever() waits for
-        self._all_ended: asyncio.Future[None] | None = None  # what the drain waits for
         # For all connections the same two objects.
         self._when_ended = self._account
         self._context = contextvars.copy_context()
@@ -392,25 +365,35 @@ class BaseServer:
             raise RuntimeError("the server has not been started")
         self._loop.call_soon_threadsafe(self._begin_shutdown, grace)
 
-    def _begin_shutdown(self, grace: float | None) -> None:
-        grace = self.grace if grace is None else grace
-        loop = asyncio.get_running_loop()
+    def _begin_shutdown(self, grace: float | None) -> Drain:
         if self._drain is None:
-            self._drain = loop.create_task(self._run_drain())
+            self._drain = Drain(
+                self._connections,
+                close=self.close,
+                is_idle=self._is_idle,
+                drop_waiting=self._drop_waiting,
+                release=self._release,
+            )
             if self._stopping is not None:
                 self._stopping.set_result(None)
-        self._shorten(loop.time() + grace)
+        self._drain.shorten(self.grace if grace is None else grace)
+        return self._drain
 
     async def _shut_down(self, grace: float | None) -> DrainReport:
-        self._begin_shutdown(grace)
-        assert self._drain is not None
-        try:
-            return await asyncio.shield(self._drain)
-        except asyncio.CancelledError:
-            self._shorten(asyncio.get_running_loop().time())
-            with contextlib.suppress(asyncio.CancelledError):  # a further one: it can't be any faster
-                await asyncio.wait([self._drain])
-            raise
+        return await self._begin_shutdown(grace).wait()
+
+    # What a drain asks of it.
+
+    def _is_idle(self) -> bool:
+        return not self._connections
+
+    def _drop_waiting(self) -> None:
+        """Nobody waits for a handler here."""
+
+    async def _release(self) -> None:
+        if self._threads is not None:
+            await self._threads.close()
+        self._rounds.stop()
 
     async def __aenter__(self) -> Self:
         if not self._was_started:
@@ -495,16 +478,7 @@ class BaseServer:
         setattr(stats, outcome, getattr(stats, outcome) + 1)
         stats.reasons[connection.reason] += 1
         if self._drain is not None:
-            how = "aborted" if connection.was_aborted else "cancelled" if outcome == "cancelled" else "completed"
-            self._drained[how] += 1
-            self._end_drain_if_idle()
-
-    def _is_idle(self) -> bool:
-        return not self._connections
-
-    def _end_drain_if_idle(self) -> None:
-        if self._is_idle() and self._all_ended is not None and not self._all_ended.done():
-            self._all_ended.set_result(None)
+            self._drain.count(connection)
 
     def _call_handle_error(self, request: Any, client_address: Any) -> None:
         """Call the hook for the exception that is being handled, and report what the hook itself raises."""
@@ -532,66 +506,6 @@ class BaseServer:
     def _report_handshake(self, client_address: Any, error: BaseException) -> None:
         """Log a TLS handshake that failed, at a bounded rate: the peer decides how often."""
         self._handshake_log.report("no TLS handshake with %s: %s", client_address, error)
-
-    # The drain.
-
-    def _shorten(self, deadline: float) -> None:
-        """Let the grace end at `deadline`, unless it ends earlier, or all is over."""
-        is_over = self._drain is not None and self._drain.done()
-        if deadline < self._deadline and not is_over:
-            self._deadline = deadline
-            if self._grace_timer is not None:
-                self._grace_timer.cancel()
-            self._grace_timer = asyncio.get_running_loop().call_at(deadline, self._cut_off)
-
-    # When the grace is over, each of these three is given PATIENCE before the next.
-
-    def _cut_off(self) -> None:
-        for connection in self.connections:
-            connection.cut_off()
-        self._grace_timer = asyncio.get_running_loop().call_later(PATIENCE, self._abort_all)
-
-    def _abort_all(self) -> None:
-        for connection in self.connections:
-            if not connection.was_aborted:
-                logger.warning("would not end when cancelled, and was cut off: %r", connection)
-            connection.abort()
-        self._grace_timer = asyncio.get_running_loop().call_later(PATIENCE, self._leave_behind)
-
-    def _leave_behind(self) -> None:
-        if self._all_ended is None:  # the loop was held up so long that the drain has not come to wait for its end
-            self._grace_timer = asyncio.get_running_loop().call_later(PATIENCE, self._leave_behind)
-        elif not self._all_ended.done():
-            logger.error("left behind, as they would not end: %r", list(self._connections))
-            if self._threads is not None:
-                self._threads.report_stuck()
-            self._drained["aborted"] += len(self._connections)
-            self._all_ended.set_result(None)
-
-    async def _run_drain(self) -> DrainReport:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        self.close()
-        # By the second turn the loop has polled, and delivered all that had come before.
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        for connection in self._connections:
-            connection.drain()
-        if not self._is_idle():
-            self._all_ended = loop.create_future()
-            await self._all_ended
-        if self._threads is not None:
-            await self._threads.close()
-        if self._grace_timer is not None:
-            self._grace_timer.cancel()
-        self._rounds.stop()
-        report = DrainReport(**self._drained, seconds=loop.time() - began)
-        if report.cancelled or report.aborted:
-            logger.warning(
-                "cut off when the grace was over: %d cancelled, %d aborted", report.cancelled, report.aborted
-            )
-        logger.info("shut down in %.3f s", report.seconds)
-        return report
 
 
 class TCPServer(BaseServer):
@@ -658,9 +572,3 @@ def _check_ssl(ssl: Any) -> None:
     # MINIMUM_SUPPORTED compares below every version.
     if ssl.minimum_version < ssl_module.TLSVersion.TLSv1_2:
         raise ValueError(f"ssl allows {ssl.minimum_version.name}: set its minimum_version to TLSv1_2 or TLSv1_3")
-
-
-def check_grace(grace: Any) -> None:
-    """Raise ValueError unless `grace` is a number of seconds, from 0."""
-    if not isinstance(grace, int | float) or isinstance(grace, bool) or not grace >= 0:
-        raise ValueError(f"grace must be a number of seconds from 0, not {grace!r}")

@@ -34,6 +34,7 @@ ORDER = (
     "connection",
     "admission",
     "deadlines",
+    "drain",
     "listener",
     "threads",
     "blocking",
@@ -67,7 +68,7 @@ CLIENTS = {
     *("client", "load", "load_cli", "load_datagrams", "load_engine", "load_report", "load_settings", "load_streams"),
 }
 SERVERS = {
-    *("handlers", "connection", "admission", "deadlines", "listener", "threads", "blocking", "server"),
+    *("handlers", "connection", "admission", "deadlines", "drain", "listener", "threads", "blocking", "server"),
     *("datagram_socket", "blocking_datagram", "exchange", "session", "datagram", "serving", "background"),
     *("worker", "processes", "supervisor", "workers", "echo"),
 }
