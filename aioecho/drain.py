@@ -95,6 +95,8 @@ class Drain:
 
     def count(self, ended: Served) -> None:
         """Count how one of the served has ended; if it was the last, so has the drain."""
+        if self._all_ended is not None and self._all_ended.done():
+            return  # it was left behind, and has been counted then
         how = "aborted" if ended.was_aborted else "cancelled" if ended.outcome == "cancelled" else "completed"
         self._counts[how] += 1
         self._end_if_idle()
