@@ -317,8 +317,10 @@ def _bind_all(
     for family, address in addresses:
         try:
             sock = socket.socket(family, kind)
-        except OSError as error:  # the kernel lacks this family
-            absent = error
+        except OSError as error:
+            if error.errno != errno.EAFNOSUPPORT:
+                raise
+            absent = error  # the kernel lacks this family
             continue
         sockets.append(sock)
         _prepare(sock, reuse_port=reuse_port)

@@ -234,6 +234,28 @@ async def test_port_0_is_chosen_again_if_the_choice_is_taken_in_the_other_family
             assert server.names == (f"tcp://both.example:{chosen[-1]}",)
 
 
+@needs_ipv6
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.EAFNOSUPPORT])
+async def test_only_a_family_that_the_kernel_lacks_is_done_without(monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    """Not one for which there was no descriptor left: the server would be deaf to half of its clients."""
+
+    class Socket(socket.socket):
+        def __init__(self, family: int = -1, *args: int, **options: int) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(error, os.strerror(error))
+            super().__init__(family, *args, **options)
+
+    server = aioecho.TCPServer(("", 0), Echo)
+    with monkeypatch.context() as patch:
+        patch.setattr("aioecho.endpoints.socket.socket", Socket)
+        if error == errno.EAFNOSUPPORT:
+            await server.start()
+            assert [sock.family for sock in server.sockets] == [socket.AF_INET]
+        else:
+            assert str(await error_of(server)) == "cannot listen on tcp://*:0: Too many open files"
+    await server.shutdown()
+
+
 async def test_a_name_is_listened_on_at_all_its_addresses() -> None:
     found = await asyncio.get_running_loop().getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)
     async with aioecho.serve(Echo, "tcp://localhost:0") as server:
