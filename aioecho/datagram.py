@@ -132,22 +132,17 @@ class DatagramServer(BaseServer):
         take = self._take_for_session if self.has_sessions else self._take_datagram
         if is_blocking(self.RequestHandlerClass):
             take = self._take_for_thread
-        try:
-            self._sockets = [
-                DatagramSocket(
-                    each,
-                    take=take,
-                    stats=self._stats,
-                    size=self._longest,
-                    receive_buffer=self.limits.receive_buffer,
-                    patience=self._handler_timeouts.send,
-                )
-                for each in bound
-            ]
-        except OSError:
-            for each in bound:
-                each.close()
-            raise
+        self._sockets = [
+            DatagramSocket(
+                each,
+                take=take,
+                stats=self._stats,
+                size=self._longest,
+                receive_buffer=self.limits.receive_buffer,
+                patience=self._handler_timeouts.send,
+            )
+            for each in bound
+        ]
         return list(self._sockets)
 
     def _apply_limits(self, limits: Limits) -> None:
@@ -161,6 +156,7 @@ class DatagramServer(BaseServer):
 
         If `leaves_queue` was set to True, what has come is left to other processes, which read the same sockets.
         """
+        self._admission.close()
         if self._listeners:
             self._listeners = []
             self._is_stopping = True

@@ -261,10 +261,10 @@ class BaseServer:
 
         Raises:
             EndpointError: an endpoint can't be listened on.
-            RuntimeError: it was started before. To serve again, make another server.
+            RuntimeError: it was started before, or has been closed. To serve again, make another server.
         """
-        if self._was_started or self._drain is not None:
-            raise RuntimeError("a server can be started once")
+        if self._was_started or self._is_ending():
+            raise RuntimeError("a server can be started once, and not after its end")
         self._was_started = True
         self._loop = asyncio.get_running_loop()
         # Not as it is when one connects: a handler may have let the next ones in, or another's thread.
@@ -276,19 +276,24 @@ class BaseServer:
                 bound += await bind_endpoint(endpoint, backlog=self.limits.backlog)
                 handler_class = self._handler_classes[index] if index < len(self._handler_classes) else None
                 self._handler_of += [handler_class] * (len(bound) - len(self._handler_of))
-            if self._drain is not None:
-                raise RuntimeError("the server was shut down while it was starting")
+            if self._is_ending():
+                raise RuntimeError("the server was closed while it was starting")
+            self._listeners = self._make_listeners(bound)
+            self._names = [each.name for each in bound]
+            # socketserver's name, for its handlers; after the end it is closed, as there
+            self.socket = self._listeners[0].sock
+            self._address = self.socket.getsockname()
+            self._resume_listeners()
         except BaseException:
+            self.leaves_queue = True  # nobody is served who may have come by now
+            self.close()
             for each in bound:
                 each.close()
             raise
-        self._listeners = self._make_listeners(bound)
-        self._names = [each.name for each in bound]
-        # socketserver's name, for its handlers; after the end it is closed, as there
-        self.socket = self._listeners[0].sock
-        self._address = self.socket.getsockname()
-        self._resume_listeners()
         logger.info("listening on %s", ", ".join(self.names))
+
+    def _is_ending(self) -> bool:
+        return self._drain is not None or self._admission.is_closing
 
     def _make_listeners(self, bound: list[BoundSocket]) -> Sequence[Ear]:
         return [
