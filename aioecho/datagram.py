@@ -11,11 +11,12 @@ from collections import deque
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
+from aioecho.binding import BoundSocket
 from aioecho.blocking import is_blocking
 from aioecho.blocking_datagram import ThreadedDatagram
 from aioecho.config import Limits, Timeouts
 from aioecho.datagram_socket import DatagramSocket, DatagramTransport
-from aioecho.endpoints import BoundSocket, Endpoint, UDPEndpoint, UnixDatagramEndpoint
+from aioecho.endpoints import Endpoint, UDPEndpoint, UnixDatagramEndpoint
 from aioecho.exchange import Exchange
 from aioecho.handlers import DatagramSessionHandler, StreamRequestHandler
 from aioecho.logs import BoundedLog

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
-from aioecho.endpoints import BoundSocket
+from aioecho.binding import BoundSocket
 from aioecho.logs import BoundedLog
 from aioecho.stats import DatagramStats
 

@@ -14,20 +14,13 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping,
 from typing import Any, ClassVar, Protocol, Self
 
 from aioecho.admission import Admission
+from aioecho.binding import BoundSocket, bind_endpoint
 from aioecho.blocking import ThreadedConnection, is_blocking, same_of_socketservers
 from aioecho.config import Limits, Timeouts
 from aioecho.connection import Connection, log_end
 from aioecho.deadlines import Rounds
 from aioecho.drain import DEFAULT_GRACE, Drain, Served, check_grace
-from aioecho.endpoints import (
-    BoundSocket,
-    Endpoint,
-    InheritedEndpoint,
-    TCPEndpoint,
-    UnixEndpoint,
-    bind_endpoint,
-    parse_endpoint,
-)
+from aioecho.endpoints import Endpoint, InheritedEndpoint, TCPEndpoint, UnixEndpoint, parse_endpoint
 from aioecho.exceptions import ConnectionTimeout
 from aioecho.handlers import DatagramRequestHandler, DatagramSessionHandler
 from aioecho.listener import OUT_OF_RESOURCES, Listener

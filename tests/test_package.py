@@ -28,6 +28,7 @@ ORDER = (
     "logs",
     "systemd",
     "endpoints",
+    "binding",
     "driver",
     "streams",
     "handlers",
@@ -68,6 +69,7 @@ CLIENTS = {
     *("client", "load", "load_cli", "load_datagrams", "load_engine", "load_report", "load_settings", "load_streams"),
 }
 SERVERS = {
+    "binding",
     *("handlers", "connection", "admission", "deadlines", "drain", "listener", "threads", "blocking", "server"),
     *("datagram_socket", "blocking_datagram", "exchange", "session", "datagram", "serving", "background"),
     *("worker", "processes", "supervisor", "workers", "echo"),

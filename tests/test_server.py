@@ -565,7 +565,7 @@ async def test_a_server_that_is_closed_while_it_starts_does_not_serve(
         await may_resolve.wait()
         return await resolve(endpoint)
 
-    monkeypatch.setattr("aioecho.endpoints.resolve", resolve_late)
+    monkeypatch.setattr("aioecho.binding.resolve", resolve_late)
     server = aioecho.serve(Echo if endpoint.startswith("tcp") else DatagramEcho, endpoint)
     starting = asyncio.create_task(server.start())
     await settle()
