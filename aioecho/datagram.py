@@ -4,7 +4,6 @@ import asyncio
 import functools
 import inspect
 import logging
-import os
 import socket
 import sys
 from collections import deque
@@ -371,12 +370,7 @@ class UDPServer(DatagramServer):
     """
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
-        if isinstance(address, str):
-            return super()._parse_address(address)
-        match address:
-            case (str() | None as host, int(port)) if not isinstance(port, bool) and 0 <= port <= 65535:
-                return [UDPEndpoint(host or "", port)]
-        raise ValueError(f"expected a (host, port) with a port from 0 to 65535, not {address!r}")
+        return super()._parse_address(address) if isinstance(address, str) else [UDPEndpoint.at(address)]
 
 
 class UnixDatagramServer(DatagramServer):
@@ -392,14 +386,7 @@ class UnixDatagramServer(DatagramServer):
         super().__init__(server_address, RequestHandlerClass, **options)
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
-        if not isinstance(address, str | bytes | os.PathLike):
-            raise ValueError(f"expected the path of a Unix socket, not {address!r}")
-        path = os.fsdecode(address)
-        if path.startswith("unixgram:"):
-            if self._mode is not None:
-                raise ValueError(f"give the permissions once: in {path!r} as ?mode=, or as the argument mode")
-            return super()._parse_address(path)
-        return [UnixDatagramEndpoint(path, self._mode)]
+        return [UnixDatagramEndpoint.at(address, self._mode)]
 
 
 def _makes_sessions(RequestHandlerClass: Any) -> bool:

@@ -18,7 +18,7 @@ import os
 import re
 import socket
 from dataclasses import dataclass
-from typing import Any, ClassVar, Union
+from typing import Any, ClassVar, Self, Union
 from urllib.parse import parse_qsl
 
 from aioecho.exceptions import EndpointError
@@ -54,6 +54,18 @@ class HostEndpoint:
     scheme: ClassVar[str]
     type: ClassVar[socket.SocketKind]
 
+    @classmethod
+    def at(cls, address: Any) -> Self:
+        """Return the endpoint at a `(host, port)`, as socketserver takes it.
+
+        Raises:
+            ValueError: it is none.
+        """
+        match address:
+            case (str() | None as host, int(port)) if not isinstance(port, bool) and 0 <= port <= 65535:
+                return cls(host or "", port)
+        raise ValueError(f"expected a (host, port) with a port from 0 to 65535, not {address!r}")
+
     def __str__(self) -> str:
         return f"{self.scheme}://{_bracketed(self.host) or '*'}:{self.port}"
 
@@ -81,6 +93,24 @@ class PathEndpoint:
 
     scheme: ClassVar[str]
     type: ClassVar[socket.SocketKind]
+
+    @classmethod
+    def at(cls, address: Any, mode: int | None) -> Self:
+        """Return the endpoint at a path, or that of an endpoint string, which may name a mode itself.
+
+        Raises:
+            ValueError: it is neither, or there are two modes.
+        """
+        if not isinstance(address, str | bytes | os.PathLike):
+            raise ValueError(f"expected the path of a Unix socket, not {address!r}")
+        path = os.fsdecode(address)
+        if not path.startswith(f"{cls.scheme}:"):
+            return cls(path, mode)
+        if mode is not None:
+            raise ValueError(f"give the permissions once: in {path!r} as ?mode=, or as the argument mode")
+        found = parse_endpoint(path)
+        assert isinstance(found, cls)
+        return found
 
     def __str__(self) -> str:
         return f"{self.scheme}:{'@' + self.path[1:] if self.path.startswith(chr(0)) else self.path}"

@@ -6,7 +6,6 @@ import contextvars
 import functools
 import inspect
 import logging
-import os
 import socket
 import ssl as ssl_module
 import sys
@@ -513,12 +512,7 @@ class TCPServer(BaseServer):
     """
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
-        if isinstance(address, str):
-            return super()._parse_address(address)
-        match address:
-            case (str() | None as host, int(port)) if not isinstance(port, bool) and 0 <= port <= 65535:
-                return [TCPEndpoint(host or "", port)]
-        raise ValueError(f"expected a (host, port) with a port from 0 to 65535, not {address!r}")
+        return super()._parse_address(address) if isinstance(address, str) else [TCPEndpoint.at(address)]
 
 
 class UnixStreamServer(BaseServer):
@@ -534,14 +528,7 @@ class UnixStreamServer(BaseServer):
         super().__init__(server_address, RequestHandlerClass, **options)
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
-        if not isinstance(address, str | bytes | os.PathLike):
-            raise ValueError(f"expected the path of a Unix socket, not {address!r}")
-        path = os.fsdecode(address)
-        if path.startswith("unix:"):
-            if self._mode is not None:
-                raise ValueError(f"give the permissions once: in {path!r} as ?mode=, or as the argument mode")
-            return super()._parse_address(path)
-        return [UnixEndpoint(path, self._mode)]
+        return [UnixEndpoint.at(address, self._mode)]
 
 
 def _check_handler_class(RequestHandlerClass: Any) -> None:
