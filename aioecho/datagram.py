@@ -1,8 +1,6 @@
 """Datagram servers: which handler gets a datagram, and which datagram is dropped."""
 
 import asyncio
-import functools
-import inspect
 import logging
 import socket
 import sys
@@ -11,13 +9,12 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 from aioecho.binding import BoundSocket
-from aioecho.blocking import is_blocking
 from aioecho.blocking_datagram import ThreadedDatagram
 from aioecho.config import Limits, Timeouts
 from aioecho.datagram_socket import DatagramSocket, DatagramTransport
 from aioecho.endpoints import Endpoint, UDPEndpoint, UnixDatagramEndpoint
 from aioecho.exchange import Exchange
-from aioecho.handlers import DatagramSessionHandler, StreamRequestHandler
+from aioecho.kinds import is_blocking, makes_sessions
 from aioecho.logs import BoundedLog
 from aioecho.server import BaseServer
 from aioecho.session import Datagrams, Session
@@ -53,7 +50,6 @@ class DatagramServer(BaseServer):
     """
 
     _socket_type = socket.SOCK_DGRAM
-    _wrong_handlers = (StreamRequestHandler,)
     _what = "datagram"
     _stats: DatagramStats
 
@@ -70,7 +66,7 @@ class DatagramServer(BaseServer):
         if isinstance(RequestHandlerClass, Mapping):
             raise TypeError(ONE_HANDLER_CLASS)
         super().__init__(server_address, RequestHandlerClass, **options)
-        self.has_sessions = _makes_sessions(RequestHandlerClass) if sessions is None else sessions
+        self.has_sessions = makes_sessions(RequestHandlerClass) if sessions is None else sessions
         self._sockets: list[DatagramSocket] = []
         self._is_stopping = False
         # Handlers for single datagrams.
@@ -121,9 +117,7 @@ class DatagramServer(BaseServer):
 
     @property
     def _handler_timeouts(self) -> Timeouts:
-        timeouts = getattr(_undo_partial(self.RequestHandlerClass), "timeouts", None)
-        # A handler of socketserver's may have an attribute of this name for anything.
-        return timeouts if isinstance(timeouts, Timeouts) else self.timeouts
+        return self._timeouts_of(self.RequestHandlerClass)
 
     # Life.
 
@@ -387,14 +381,3 @@ class UnixDatagramServer(DatagramServer):
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
         return [UnixDatagramEndpoint.at(address, self._mode)]
-
-
-def _makes_sessions(RequestHandlerClass: Any) -> bool:
-    plain = _undo_partial(RequestHandlerClass)
-    return inspect.isclass(plain) and issubclass(plain, DatagramSessionHandler)
-
-
-def _undo_partial(RequestHandlerClass: Any) -> Any:
-    while isinstance(RequestHandlerClass, functools.partial):
-        RequestHandlerClass = RequestHandlerClass.func
-    return RequestHandlerClass

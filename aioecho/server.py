@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import contextvars
 import functools
-import inspect
 import logging
 import socket
 import ssl as ssl_module
@@ -14,14 +13,14 @@ from typing import Any, ClassVar, Protocol, Self
 
 from aioecho.admission import Admission
 from aioecho.binding import BoundSocket, bind_endpoint
-from aioecho.blocking import ThreadedConnection, is_blocking, same_of_socketservers
+from aioecho.blocking import ThreadedConnection
 from aioecho.config import Limits, Timeouts
 from aioecho.connection import Connection, log_end
 from aioecho.deadlines import Rounds
 from aioecho.drain import DEFAULT_GRACE, Drain, Served, check_grace
 from aioecho.endpoints import Endpoint, InheritedEndpoint, TCPEndpoint, UnixEndpoint, parse_endpoint
 from aioecho.exceptions import ConnectionTimeout
-from aioecho.handlers import DatagramRequestHandler, DatagramSessionHandler
+from aioecho.kinds import check_handler_class, check_kind, is_blocking, undo_partial
 from aioecho.listener import OUT_OF_RESOURCES, Listener
 from aioecho.logs import BoundedLog
 from aioecho.stats import DrainReport, Stats
@@ -77,7 +76,6 @@ class BaseServer:
 
     # What subclasses for datagrams have otherwise.
     _socket_type: ClassVar[int] = socket.SOCK_STREAM
-    _wrong_handlers: ClassVar[tuple[type, ...]] = (DatagramRequestHandler, DatagramSessionHandler)
     _what: ClassVar[str] = "connection"
 
     def __init__(
@@ -105,7 +103,7 @@ class BaseServer:
         self._handler_classes: list[Any] = []  # of each endpoint, where there are several
         self._handler_of: list[Any] = []  # of each socket: one of these, or None
         for handler_class, address in served:
-            _check_handler_class(handler_class)
+            check_handler_class(handler_class)
             self.endpoints += [] if address is None else self._parse_address(address)
             if isinstance(RequestHandlerClass, Mapping):
                 self._handler_classes += [handler_class] * (len(self.endpoints) - len(self._handler_classes))
@@ -152,15 +150,7 @@ class BaseServer:
                 raise ValueError(
                     f"{endpoint} is not for {type(self).__name__}: aioecho.serve() finds the server for it"
                 )
-        wrong = self._wrong_handlers + same_of_socketservers(self._wrong_handlers)
-        while isinstance(RequestHandlerClass, functools.partial):
-            RequestHandlerClass = RequestHandlerClass.func
-        if inspect.isclass(RequestHandlerClass) and issubclass(RequestHandlerClass, wrong):
-            takes, does_not = ("datagrams", "streams") if self._what == "connection" else ("streams", "datagrams")
-            raise TypeError(
-                f"{RequestHandlerClass.__qualname__} is a handler of {takes}: it can't serve {does_not}, as on"
-                f" {self.endpoints[0]}"
-            )
+        check_kind(RequestHandlerClass, self._socket_type, self.endpoints[0])
 
     def _make_stats(self) -> Stats:
         return Stats()
@@ -486,8 +476,8 @@ class BaseServer:
 
     def _timeouts_of(self, handler: Any) -> Timeouts:
         """Return what holds for a handler object, or before there is one, for its class."""
-        while isinstance(handler, functools.partial):
-            handler = handler.func
+        if isinstance(handler, functools.partial):
+            handler = undo_partial(handler)
         timeouts = getattr(handler, "timeouts", None)
         return timeouts if isinstance(timeouts, Timeouts) else self.timeouts
 
@@ -529,24 +519,6 @@ class UnixStreamServer(BaseServer):
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
         return [UnixEndpoint.at(address, self._mode)]
-
-
-def _check_handler_class(RequestHandlerClass: Any) -> None:
-    if not callable(RequestHandlerClass):
-        raise TypeError(f"RequestHandlerClass must be callable, not {RequestHandlerClass!r}")
-    if is_blocking(RequestHandlerClass):
-        plain = RequestHandlerClass
-        while isinstance(plain, functools.partial):
-            plain = plain.func
-        if inspect.iscoroutinefunction(plain.handle):
-            raise TypeError(
-                f"{plain.__qualname__} is a handler of socketserver's, whose handle() can't be a coroutine; derive it"
-                " from aioecho.StreamRequestHandler"
-            )
-    elif inspect.isabstract(RequestHandlerClass):
-        raise TypeError(
-            f"{RequestHandlerClass.__qualname__} has no handle(): a handler class defines `async def handle(self)`"
-        )
 
 
 def _check_ssl(ssl: Any) -> None:

@@ -32,6 +32,7 @@ ORDER = (
     "driver",
     "streams",
     "handlers",
+    "kinds",
     "connection",
     "admission",
     "deadlines",
@@ -69,7 +70,7 @@ CLIENTS = {
     *("client", "load", "load_cli", "load_datagrams", "load_engine", "load_report", "load_settings", "load_streams"),
 }
 SERVERS = {
-    "binding",
+    *("binding", "kinds"),
     *("handlers", "connection", "admission", "deadlines", "drain", "listener", "threads", "blocking", "server"),
     *("datagram_socket", "blocking_datagram", "exchange", "session", "datagram", "serving", "background"),
     *("worker", "processes", "supervisor", "workers", "echo"),
