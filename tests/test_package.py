@@ -41,6 +41,7 @@ ORDER = (
     "threads",
     "blocking",
     "server",
+    "pktinfo",
     "datagram_socket",
     "blocking_datagram",
     "exchange",
@@ -72,7 +73,7 @@ CLIENTS = {
 SERVERS = {
     *("binding", "kinds"),
     *("handlers", "connection", "admission", "deadlines", "drain", "listener", "threads", "blocking", "server"),
-    *("datagram_socket", "blocking_datagram", "exchange", "session", "datagram", "serving", "background"),
+    *("pktinfo", "datagram_socket", "blocking_datagram", "exchange", "session", "datagram", "serving", "background"),
     *("worker", "processes", "supervisor", "workers", "echo"),
 }
 
