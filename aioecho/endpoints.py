@@ -43,6 +43,9 @@ FORMS = (
     " unixgram:PATH"
 )
 
+# A C int.
+MOST_FD = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class HostEndpoint:
@@ -192,7 +195,10 @@ def parse_endpoint(text: str, inherited_type: int = socket.SOCK_STREAM) -> Endpo
         path_kind = UnixEndpoint if match["scheme"] == "unix" else UnixDatagramEndpoint
         return path_kind("\0" + path[1:] if path.startswith("@") else path, mode)
     if match := re.fullmatch(r"fd://(?P<fd>[0-9]+)", text):
-        return InheritedEndpoint(int(match["fd"]), inherited_type)
+        number = int(match["fd"])
+        if number > MOST_FD:  # of which socket.socket() would take the lower bits, and so another one
+            raise ValueError(f"bad endpoint {text!r}: a descriptor is at most {MOST_FD}")
+        return InheritedEndpoint(number, inherited_type)
     if match := re.fullmatch(r"systemd:(?P<name>[^:/]+)", text):
         return SystemdEndpoint(match["name"], inherited_type)
     raise ValueError(f"bad endpoint {text!r}: expected {FORMS}")

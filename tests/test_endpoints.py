@@ -123,6 +123,7 @@ def test_an_endpoint_shows_as_the_string_it_came_from(text: str) -> None:
         ("tcp://::1:9999", "expected tcp://HOST:PORT"),
         ("tcp://localhost:9999/path", "expected tcp://HOST:PORT"),
         ("tcp://localhost:65536", "a port is at most 65535"),
+        ("fd://99999999999999999999", "a descriptor is at most 2147483647"),
         ("tcp://[]:9999", "brackets are for an IPv6 address"),
         ("tcp://[*]:9999", "brackets are for an IPv6 address"),
         ("tcp://[localhost]:9999", "brackets are for an IPv6 address"),
