@@ -59,6 +59,11 @@ class Admission:
         self._is_paused = False
         self._retry()
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether close() was called."""
+        return self._is_closing
+
     def close(self) -> None:
         """Let in those who wait in the kernel's queue as far as max_connections goes, and set no timer any more."""
         self._is_closing = True

@@ -16,12 +16,10 @@ four 680 ms and 25 s, beside 32 it stood still. After `sys.setswitchinterval(0.0
 
 import asyncio
 import contextlib
-import functools
 import logging
 import os
 import socket
 import ssl
-import sys
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -32,7 +30,7 @@ from aioecho.threads import Threaded, ThreadPool
 if TYPE_CHECKING:  # the server is above, and makes connections
     from aioecho.server import BaseServer
 
-__all__ = ["RequestSocket", "ThreadedConnection", "end_tls", "is_blocking", "same_of_socketservers"]
+__all__ = ["RequestSocket", "ThreadedConnection", "end_tls"]
 
 logger = logging.getLogger("aioecho.blocking")
 
@@ -45,24 +43,6 @@ _wrapping = threading.Lock()
 
 # More than a kernel keeps unread of one connection, in reads of 64 KiB.
 MOST_READS = 256
-
-
-def is_blocking(RequestHandlerClass: Any) -> bool:
-    """Tell whether this is a handler class of socketserver's, or a functools.partial of one."""
-    while isinstance(RequestHandlerClass, functools.partial):
-        RequestHandlerClass = RequestHandlerClass.func
-    socketserver = sys.modules.get("socketserver")  # if nobody has imported it, it is none
-    return (
-        socketserver is not None
-        and isinstance(RequestHandlerClass, type)
-        and issubclass(RequestHandlerClass, socketserver.BaseRequestHandler)
-    )
-
-
-def same_of_socketservers(kinds: tuple[type, ...]) -> tuple[type, ...]:
-    """Return the handler classes of socketserver's that have the names of these."""
-    socketserver = sys.modules.get("socketserver")
-    return tuple(getattr(socketserver, kind.__name__) for kind in kinds if hasattr(socketserver, kind.__name__))
 
 
 class RequestSocket(socket.socket):

@@ -20,10 +20,11 @@ import click
 
 from aioecho import __version__, client
 from aioecho.config import Limits
+from aioecho.drain import DEFAULT_GRACE
 from aioecho.echo import DATAGRAM_HANDLERS, HANDLERS
 from aioecho.exceptions import AioechoError
 from aioecho.loops import LOOPS, loop_factory
-from aioecho.server import DEFAULT_GRACE, BaseServer
+from aioecho.server import BaseServer
 from aioecho.serving import are_for_datagrams
 from aioecho.serving import serve as make_server_for
 from aioecho.worker import SIGNALS

@@ -1,27 +1,24 @@
 """Datagram servers: which handler gets a datagram, and which datagram is dropped."""
 
 import asyncio
-import functools
-import inspect
 import logging
-import os
 import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
-from aioecho.blocking import is_blocking
+from aioecho.binding import BoundSocket
 from aioecho.blocking_datagram import ThreadedDatagram
 from aioecho.config import Limits, Timeouts
 from aioecho.datagram_socket import DatagramSocket, DatagramTransport
-from aioecho.endpoints import BoundSocket, Endpoint, UDPEndpoint, UnixDatagramEndpoint
+from aioecho.endpoints import Endpoint, UDPEndpoint, UnixDatagramEndpoint
 from aioecho.exchange import Exchange
-from aioecho.handlers import DatagramSessionHandler, StreamRequestHandler
+from aioecho.kinds import is_blocking, makes_sessions
 from aioecho.logs import BoundedLog
 from aioecho.server import BaseServer
 from aioecho.session import Datagrams, Session
-from aioecho.stats import DatagramStats, DrainReport
+from aioecho.stats import DatagramStats
 
 __all__ = ["DatagramServer", "UDPServer", "UnixDatagramServer"]
 
@@ -53,7 +50,6 @@ class DatagramServer(BaseServer):
     """
 
     _socket_type = socket.SOCK_DGRAM
-    _wrong_handlers = (StreamRequestHandler,)
     _what = "datagram"
     _stats: DatagramStats
 
@@ -70,7 +66,7 @@ class DatagramServer(BaseServer):
         if isinstance(RequestHandlerClass, Mapping):
             raise TypeError(ONE_HANDLER_CLASS)
         super().__init__(server_address, RequestHandlerClass, **options)
-        self.has_sessions = _makes_sessions(RequestHandlerClass) if sessions is None else sessions
+        self.has_sessions = makes_sessions(RequestHandlerClass) if sessions is None else sessions
         self._sockets: list[DatagramSocket] = []
         self._is_stopping = False
         # Handlers for single datagrams.
@@ -121,9 +117,7 @@ class DatagramServer(BaseServer):
 
     @property
     def _handler_timeouts(self) -> Timeouts:
-        timeouts = getattr(_undo_partial(self.RequestHandlerClass), "timeouts", None)
-        # A handler of socketserver's may have an attribute of this name for anything.
-        return timeouts if isinstance(timeouts, Timeouts) else self.timeouts
+        return self._timeouts_of(self.RequestHandlerClass)
 
     # Life.
 
@@ -132,22 +126,17 @@ class DatagramServer(BaseServer):
         take = self._take_for_session if self.has_sessions else self._take_datagram
         if is_blocking(self.RequestHandlerClass):
             take = self._take_for_thread
-        try:
-            self._sockets = [
-                DatagramSocket(
-                    each,
-                    take=take,
-                    stats=self._stats,
-                    size=self._longest,
-                    receive_buffer=self.limits.receive_buffer,
-                    patience=self._handler_timeouts.send,
-                )
-                for each in bound
-            ]
-        except OSError:
-            for each in bound:
-                each.close()
-            raise
+        self._sockets = [
+            DatagramSocket(
+                each,
+                take=take,
+                stats=self._stats,
+                size=self._longest,
+                receive_buffer=self.limits.receive_buffer,
+                patience=self._handler_timeouts.send,
+            )
+            for each in bound
+        ]
         return list(self._sockets)
 
     def _apply_limits(self, limits: Limits) -> None:
@@ -161,6 +150,7 @@ class DatagramServer(BaseServer):
 
         If `leaves_queue` was set to True, what has come is left to other processes, which read the same sockets.
         """
+        self._admission.close()
         if self._listeners:
             self._listeners = []
             self._is_stopping = True
@@ -188,20 +178,18 @@ class DatagramServer(BaseServer):
         if spare is not None:
             spare.retire()
 
-    async def _run_drain(self) -> DrainReport:
-        try:
-            return await super()._run_drain()
-        finally:
-            self._close_sockets()
-            await asyncio.sleep(0)  # the spare task ends
-
-    def _cut_off(self) -> None:
+    def _drop_waiting(self) -> None:
         if self._queue:
             self._stats.drops["stopped"] += len(self._queue)
             self._stats.queued -= len(self._queue)
             self._queue.clear()
-            self._end_drain_if_idle()
-        super()._cut_off()
+
+    async def _release(self) -> None:
+        try:
+            await super()._release()
+        finally:
+            self._close_sockets()
+            await asyncio.sleep(0)  # the spare task ends
 
     def _account(self, task: "asyncio.Task[None]") -> None:
         ended = task.get_coro()
@@ -376,12 +364,7 @@ class UDPServer(DatagramServer):
     """
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
-        if isinstance(address, str):
-            return super()._parse_address(address)
-        match address:
-            case (str() | None as host, int(port)) if not isinstance(port, bool) and 0 <= port <= 65535:
-                return [UDPEndpoint(host or "", port)]
-        raise ValueError(f"expected a (host, port) with a port from 0 to 65535, not {address!r}")
+        return super()._parse_address(address) if isinstance(address, str) else [UDPEndpoint.at(address)]
 
 
 class UnixDatagramServer(DatagramServer):
@@ -397,22 +380,4 @@ class UnixDatagramServer(DatagramServer):
         super().__init__(server_address, RequestHandlerClass, **options)
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
-        if not isinstance(address, str | bytes | os.PathLike):
-            raise ValueError(f"expected the path of a Unix socket, not {address!r}")
-        path = os.fsdecode(address)
-        if path.startswith("unixgram:"):
-            if self._mode is not None:
-                raise ValueError(f"give the permissions once: in {path!r} as ?mode=, or as the argument mode")
-            return super()._parse_address(path)
-        return [UnixDatagramEndpoint(path, self._mode)]
-
-
-def _makes_sessions(RequestHandlerClass: Any) -> bool:
-    plain = _undo_partial(RequestHandlerClass)
-    return inspect.isclass(plain) and issubclass(plain, DatagramSessionHandler)
-
-
-def _undo_partial(RequestHandlerClass: Any) -> Any:
-    while isinstance(RequestHandlerClass, functools.partial):
-        RequestHandlerClass = RequestHandlerClass.func
-    return RequestHandlerClass
+        return [UnixDatagramEndpoint.at(address, self._mode)]

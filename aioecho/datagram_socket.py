@@ -17,8 +17,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
-from aioecho.endpoints import BoundSocket
+from aioecho.binding import BoundSocket
 from aioecho.logs import BoundedLog
+from aioecho.pktinfo import ROOM_FOR_PKTINFO, Ancillary, address_of, enable_pktinfo, source_from
 from aioecho.stats import DatagramStats
 
 __all__ = ["DatagramSocket", "DatagramTransport", "connected_probe", "is_writable"]
@@ -34,14 +35,8 @@ RETRY_AFTER = 0.1
 
 OUT_OF_RESOURCES = {errno.ENOBUFS, errno.ENOMEM}
 
-# The socket module has the first only since 3.14, the others not at all.
-IP_PKTINFO = {"linux": 8, "darwin": 26}.get(sys.platform)
+# The socket module does not have it.
 SO_MEMINFO = 55 if sys.platform == "linux" else None
-
-# struct in_pktinfo: interface, local address to reply from, address in the header. struct in6_pktinfo: address, interface.
-IN_PKTINFO = struct.Struct("@i4s4s")
-IN6_PKTINFO = struct.Struct("@16sI")
-ROOM_FOR_PKTINFO = socket.CMSG_SPACE(IN_PKTINFO.size) + socket.CMSG_SPACE(IN6_PKTINFO.size)
 
 # What SO_MEMINFO gives, of which the first is the bytes that wait to be read and the last the datagrams dropped so far.
 MEMINFO = struct.Struct("@9I")
@@ -200,7 +195,7 @@ class DatagramSocket:
         self._room = _Room(self._loop, sock.fileno())
         self._transport = DatagramTransport(self, sock.sendto, self, sock.getsockname())
         self._transports: dict[Any, DatagramTransport] = {}  # by the address that was asked
-        self._asks_for_address = _is_bound_to_all(sock) and _enable_pktinfo(sock)
+        self._asks_for_address = _is_bound_to_all(sock) and enable_pktinfo(sock)
         self.set_limits(size=size, receive_buffer=receive_buffer)
         self.count_kernel_drops(is_start=True)
 
@@ -304,17 +299,17 @@ class DatagramSocket:
         self._retry = self._loop.call_later(RETRY_AFTER, self.resume)
         self._log.report("cannot read from %s for now: %s", self.bound.name, error)
 
-    def _transport_for(self, ancillary: list[tuple[int, int, bytes]]) -> DatagramTransport:
+    def _transport_for(self, ancillary: Ancillary) -> DatagramTransport:
         """Return what sends from the address that a datagram was sent to."""
         for level, kind, data in ancillary:
             transport = self._transports.get(data)
             if transport is not None:
                 return transport
-            source = _source_from(level, kind, data)
+            source = source_from(level, kind, data)
             if source is not None:
                 if len(self._transports) >= ADDRESSES_KEPT:
                     self._transports.clear()
-                local_address = _address_of(source, self.sock.getsockname()[1])
+                local_address = address_of(source, self.sock.getsockname()[1])
                 transport = DatagramTransport(
                     self, self._sender_from(source), (self.bound.name, source[0][2]), local_address
                 )
@@ -322,7 +317,7 @@ class DatagramSocket:
                 return transport
         return self._transport
 
-    def _sender_from(self, source: list[tuple[int, int, bytes]]) -> Callable[[Any, Any], object]:
+    def _sender_from(self, source: Ancillary) -> Callable[[Any, Any], object]:
         send_message = self.sock.sendmsg
 
         def send(data: Any, address: Any) -> None:
@@ -415,41 +410,6 @@ def _is_connected(sock: socket.socket) -> bool:
     except OSError:
         return False
     return True
-
-
-def _enable_pktinfo(sock: socket.socket) -> bool:
-    """Ask the kernel to tell to which address a datagram was sent; return whether it does."""
-    if sock.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        return True
-    if IP_PKTINFO is None:
-        return False
-    sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
-    return True
-
-
-def _source_from(level: int, kind: int, data: bytes) -> list[tuple[int, int, bytes]] | None:
-    """Return the ancillary data that makes a reply come from where the datagram was sent to; None if it can't."""
-    if (level, kind) == (socket.IPPROTO_IP, IP_PKTINFO):
-        _, local, _ = IN_PKTINFO.unpack(data[: IN_PKTINFO.size])
-        # Without the interface: by which one a reply leaves is routing's business.
-        return [(level, kind, IN_PKTINFO.pack(0, local, bytes(4)))] if any(local) else None
-    if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
-        address, interface = IN6_PKTINFO.unpack(data[: IN6_PKTINFO.size])
-        if address[0] == 0xFF or not any(address):  # nothing is sent from a multicast address
-            return None
-        is_link_local = address[0] == 0xFE and address[1] & 0xC0 == 0x80
-        return [(level, kind, IN6_PKTINFO.pack(address, interface if is_link_local else 0))]
-    return None
-
-
-def _address_of(source: list[tuple[int, int, bytes]], port: int) -> tuple[Any, ...]:
-    """Return where replies come from with such ancillary data, as recvfrom() at their peer would."""
-    [(level, _, data)] = source
-    if level == socket.IPPROTO_IP:
-        return socket.inet_ntop(socket.AF_INET, IN_PKTINFO.unpack(data)[1]), port
-    address, interface = IN6_PKTINFO.unpack(data)
-    return socket.inet_ntop(socket.AF_INET6, address), port, 0, interface
 
 
 def _memory(sock: socket.socket) -> tuple[int, ...]:

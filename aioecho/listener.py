@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from aioecho.endpoints import BoundSocket
+from aioecho.binding import BoundSocket
 from aioecho.logs import BoundedLog
 
 __all__ = ["OUT_OF_RESOURCES", "Listener"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aioecho import systemd
-from aioecho.endpoints import BoundSocket
+from aioecho.binding import BoundSocket
 from aioecho.worker import SIGNALS, Channel
 
 __all__ = ["Slot", "WorkerProcess", "start_worker", "tell_status"]

@@ -1,12 +1,10 @@
-"""Stream servers: start, the registry of connections, the hooks, and the drain."""
+"""Stream servers: their life from start to shutdown, their hooks, and the registry of connections."""
 
 import asyncio
 import contextlib
 import contextvars
 import functools
-import inspect
 import logging
-import os
 import socket
 import ssl as ssl_module
 import sys
@@ -14,21 +12,15 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping,
 from typing import Any, ClassVar, Protocol, Self
 
 from aioecho.admission import Admission
-from aioecho.blocking import ThreadedConnection, is_blocking, same_of_socketservers
+from aioecho.binding import BoundSocket, bind_endpoint
+from aioecho.blocking import ThreadedConnection
 from aioecho.config import Limits, Timeouts
 from aioecho.connection import Connection, log_end
 from aioecho.deadlines import Rounds
-from aioecho.endpoints import (
-    BoundSocket,
-    Endpoint,
-    InheritedEndpoint,
-    TCPEndpoint,
-    UnixEndpoint,
-    bind_endpoint,
-    parse_endpoint,
-)
+from aioecho.drain import DEFAULT_GRACE, Drain, Served, check_grace
+from aioecho.endpoints import Endpoint, InheritedEndpoint, TCPEndpoint, UnixEndpoint, parse_endpoint
 from aioecho.exceptions import ConnectionTimeout
-from aioecho.handlers import DatagramRequestHandler, DatagramSessionHandler
+from aioecho.kinds import check_handler_class, check_kind, is_blocking, undo_partial
 from aioecho.listener import OUT_OF_RESOURCES, Listener
 from aioecho.logs import BoundedLog
 from aioecho.stats import DrainReport, Stats
@@ -39,32 +31,8 @@ __all__ = ["BaseServer", "TCPServer", "UnixStreamServer"]
 
 logger = logging.getLogger("aioecho.server")
 
-DEFAULT_GRACE = 30.0
-"""Seconds that handlers have to finish when a server stops."""
-
 # Seconds between shutdown() in another thread and its beginning, if nobody awaits it.
 HANDOVER = 0.05
-
-# Seconds that a cancelled handler has to clean up before it is cut off.
-PATIENCE = 0.25
-
-
-class Served(Protocol):
-    """What a server keeps of each connection, or of each datagram's handler, while it lasts."""
-
-    client_address: Any
-    outcome: str
-    reason: str
-    was_aborted: bool
-
-    def drain(self) -> None:
-        """Let it end when there is nothing left to do."""
-
-    def cut_off(self) -> None:
-        """Cancel the handler."""
-
-    def abort(self) -> None:
-        """End it, whatever it does."""
 
 
 class Ear(Protocol):
@@ -108,7 +76,6 @@ class BaseServer:
 
     # What subclasses for datagrams have otherwise.
     _socket_type: ClassVar[int] = socket.SOCK_STREAM
-    _wrong_handlers: ClassVar[tuple[type, ...]] = (DatagramRequestHandler, DatagramSessionHandler)
     _what: ClassVar[str] = "connection"
 
     def __init__(
@@ -136,7 +103,7 @@ class BaseServer:
         self._handler_classes: list[Any] = []  # of each endpoint, where there are several
         self._handler_of: list[Any] = []  # of each socket: one of these, or None
         for handler_class, address in served:
-            _check_handler_class(handler_class)
+            check_handler_class(handler_class)
             self.endpoints += [] if address is None else self._parse_address(address)
             if isinstance(RequestHandlerClass, Mapping):
                 self._handler_classes += [handler_class] * (len(self.endpoints) - len(self._handler_classes))
@@ -164,12 +131,8 @@ class BaseServer:
         self._names: list[str] = []
         self._was_started = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._drain: asyncio.Task[DrainReport] | None = None
-        self._grace_timer: asyncio.TimerHandle | None = None
-        self._deadline = float("inf")
-        self._drained = {"completed": 0, "cancelled": 0, "aborted": 0}
+        self._drain: Drain | None = None  # made when a shutdown begins
         self._stopping: asyncio.Future[None] | None = None  # what serve_forever() waits for
-        self._all_ended: asyncio.Future[None] | None = None  # what the drain waits for
         # For all connections the same two objects.
         self._when_ended = self._account
         self._context = contextvars.copy_context()
@@ -187,15 +150,7 @@ class BaseServer:
                 raise ValueError(
                     f"{endpoint} is not for {type(self).__name__}: aioecho.serve() finds the server for it"
                 )
-        wrong = self._wrong_handlers + same_of_socketservers(self._wrong_handlers)
-        while isinstance(RequestHandlerClass, functools.partial):
-            RequestHandlerClass = RequestHandlerClass.func
-        if inspect.isclass(RequestHandlerClass) and issubclass(RequestHandlerClass, wrong):
-            takes, does_not = ("datagrams", "streams") if self._what == "connection" else ("streams", "datagrams")
-            raise TypeError(
-                f"{RequestHandlerClass.__qualname__} is a handler of {takes}: it can't serve {does_not}, as on"
-                f" {self.endpoints[0]}"
-            )
+        check_kind(RequestHandlerClass, self._socket_type, self.endpoints[0])
 
     def _make_stats(self) -> Stats:
         return Stats()
@@ -288,10 +243,10 @@ class BaseServer:
 
         Raises:
             EndpointError: an endpoint can't be listened on.
-            RuntimeError: it was started before. To serve again, make another server.
+            RuntimeError: it was started before, or has been closed. To serve again, make another server.
         """
-        if self._was_started or self._drain is not None:
-            raise RuntimeError("a server can be started once")
+        if self._was_started or self._is_ending():
+            raise RuntimeError("a server can be started once, and not after its end")
         self._was_started = True
         self._loop = asyncio.get_running_loop()
         # Not as it is when one connects: a handler may have let the next ones in, or another's thread.
@@ -303,19 +258,24 @@ class BaseServer:
                 bound += await bind_endpoint(endpoint, backlog=self.limits.backlog)
                 handler_class = self._handler_classes[index] if index < len(self._handler_classes) else None
                 self._handler_of += [handler_class] * (len(bound) - len(self._handler_of))
-            if self._drain is not None:
-                raise RuntimeError("the server was shut down while it was starting")
+            if self._is_ending():
+                raise RuntimeError("the server was closed while it was starting")
+            self._listeners = self._make_listeners(bound)
+            self._names = [each.name for each in bound]
+            # socketserver's name, for its handlers; after the end it is closed, as there
+            self.socket = self._listeners[0].sock
+            self._address = self.socket.getsockname()
+            self._resume_listeners()
         except BaseException:
+            self.leaves_queue = True  # nobody is served who may have come by now
+            self.close()
             for each in bound:
                 each.close()
             raise
-        self._listeners = self._make_listeners(bound)
-        self._names = [each.name for each in bound]
-        # socketserver's name, for its handlers; after the end it is closed, as there
-        self.socket = self._listeners[0].sock
-        self._address = self.socket.getsockname()
-        self._resume_listeners()
         logger.info("listening on %s", ", ".join(self.names))
+
+    def _is_ending(self) -> bool:
+        return self._drain is not None or self._admission.is_closing
 
     def _make_listeners(self, bound: list[BoundSocket]) -> Sequence[Ear]:
         return [
@@ -392,25 +352,35 @@ class BaseServer:
             raise RuntimeError("the server has not been started")
         self._loop.call_soon_threadsafe(self._begin_shutdown, grace)
 
-    def _begin_shutdown(self, grace: float | None) -> None:
-        grace = self.grace if grace is None else grace
-        loop = asyncio.get_running_loop()
+    def _begin_shutdown(self, grace: float | None) -> Drain:
         if self._drain is None:
-            self._drain = loop.create_task(self._run_drain())
+            self._drain = Drain(
+                self._connections,
+                close=self.close,
+                is_idle=self._is_idle,
+                drop_waiting=self._drop_waiting,
+                release=self._release,
+            )
             if self._stopping is not None:
                 self._stopping.set_result(None)
-        self._shorten(loop.time() + grace)
+        self._drain.shorten(self.grace if grace is None else grace)
+        return self._drain
 
     async def _shut_down(self, grace: float | None) -> DrainReport:
-        self._begin_shutdown(grace)
-        assert self._drain is not None
-        try:
-            return await asyncio.shield(self._drain)
-        except asyncio.CancelledError:
-            self._shorten(asyncio.get_running_loop().time())
-            with contextlib.suppress(asyncio.CancelledError):  # a further one: it can't be any faster
-                await asyncio.wait([self._drain])
-            raise
+        return await self._begin_shutdown(grace).wait()
+
+    # What a drain asks of it.
+
+    def _is_idle(self) -> bool:
+        return not self._connections
+
+    def _drop_waiting(self) -> None:
+        """Nobody waits for a handler here."""
+
+    async def _release(self) -> None:
+        if self._threads is not None:
+            await self._threads.close()
+        self._rounds.stop()
 
     async def __aenter__(self) -> Self:
         if not self._was_started:
@@ -495,16 +465,7 @@ class BaseServer:
         setattr(stats, outcome, getattr(stats, outcome) + 1)
         stats.reasons[connection.reason] += 1
         if self._drain is not None:
-            how = "aborted" if connection.was_aborted else "cancelled" if outcome == "cancelled" else "completed"
-            self._drained[how] += 1
-            self._end_drain_if_idle()
-
-    def _is_idle(self) -> bool:
-        return not self._connections
-
-    def _end_drain_if_idle(self) -> None:
-        if self._is_idle() and self._all_ended is not None and not self._all_ended.done():
-            self._all_ended.set_result(None)
+            self._drain.count(connection)
 
     def _call_handle_error(self, request: Any, client_address: Any) -> None:
         """Call the hook for the exception that is being handled, and report what the hook itself raises."""
@@ -515,8 +476,8 @@ class BaseServer:
 
     def _timeouts_of(self, handler: Any) -> Timeouts:
         """Return what holds for a handler object, or before there is one, for its class."""
-        while isinstance(handler, functools.partial):
-            handler = handler.func
+        if isinstance(handler, functools.partial):
+            handler = undo_partial(handler)
         timeouts = getattr(handler, "timeouts", None)
         return timeouts if isinstance(timeouts, Timeouts) else self.timeouts
 
@@ -533,66 +494,6 @@ class BaseServer:
         """Log a TLS handshake that failed, at a bounded rate: the peer decides how often."""
         self._handshake_log.report("no TLS handshake with %s: %s", client_address, error)
 
-    # The drain.
-
-    def _shorten(self, deadline: float) -> None:
-        """Let the grace end at `deadline`, unless it ends earlier, or all is over."""
-        is_over = self._drain is not None and self._drain.done()
-        if deadline < self._deadline and not is_over:
-            self._deadline = deadline
-            if self._grace_timer is not None:
-                self._grace_timer.cancel()
-            self._grace_timer = asyncio.get_running_loop().call_at(deadline, self._cut_off)
-
-    # When the grace is over, each of these three is given PATIENCE before the next.
-
-    def _cut_off(self) -> None:
-        for connection in self.connections:
-            connection.cut_off()
-        self._grace_timer = asyncio.get_running_loop().call_later(PATIENCE, self._abort_all)
-
-    def _abort_all(self) -> None:
-        for connection in self.connections:
-            if not connection.was_aborted:
-                logger.warning("would not end when cancelled, and was cut off: %r", connection)
-            connection.abort()
-        self._grace_timer = asyncio.get_running_loop().call_later(PATIENCE, self._leave_behind)
-
-    def _leave_behind(self) -> None:
-        if self._all_ended is None:  # the loop was held up so long that the drain has not come to wait for its end
-            self._grace_timer = asyncio.get_running_loop().call_later(PATIENCE, self._leave_behind)
-        elif not self._all_ended.done():
-            logger.error("left behind, as they would not end: %r", list(self._connections))
-            if self._threads is not None:
-                self._threads.report_stuck()
-            self._drained["aborted"] += len(self._connections)
-            self._all_ended.set_result(None)
-
-    async def _run_drain(self) -> DrainReport:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        self.close()
-        # By the second turn the loop has polled, and delivered all that had come before.
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        for connection in self._connections:
-            connection.drain()
-        if not self._is_idle():
-            self._all_ended = loop.create_future()
-            await self._all_ended
-        if self._threads is not None:
-            await self._threads.close()
-        if self._grace_timer is not None:
-            self._grace_timer.cancel()
-        self._rounds.stop()
-        report = DrainReport(**self._drained, seconds=loop.time() - began)
-        if report.cancelled or report.aborted:
-            logger.warning(
-                "cut off when the grace was over: %d cancelled, %d aborted", report.cancelled, report.aborted
-            )
-        logger.info("shut down in %.3f s", report.seconds)
-        return report
-
 
 class TCPServer(BaseServer):
     """A server on one TCP address, `(host, port)`; host "" is every address, port 0 is any free one.
@@ -601,12 +502,7 @@ class TCPServer(BaseServer):
     """
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
-        if isinstance(address, str):
-            return super()._parse_address(address)
-        match address:
-            case (str() | None as host, int(port)) if not isinstance(port, bool) and 0 <= port <= 65535:
-                return [TCPEndpoint(host or "", port)]
-        raise ValueError(f"expected a (host, port) with a port from 0 to 65535, not {address!r}")
+        return super()._parse_address(address) if isinstance(address, str) else [TCPEndpoint.at(address)]
 
 
 class UnixStreamServer(BaseServer):
@@ -622,32 +518,7 @@ class UnixStreamServer(BaseServer):
         super().__init__(server_address, RequestHandlerClass, **options)
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
-        if not isinstance(address, str | bytes | os.PathLike):
-            raise ValueError(f"expected the path of a Unix socket, not {address!r}")
-        path = os.fsdecode(address)
-        if path.startswith("unix:"):
-            if self._mode is not None:
-                raise ValueError(f"give the permissions once: in {path!r} as ?mode=, or as the argument mode")
-            return super()._parse_address(path)
-        return [UnixEndpoint(path, self._mode)]
-
-
-def _check_handler_class(RequestHandlerClass: Any) -> None:
-    if not callable(RequestHandlerClass):
-        raise TypeError(f"RequestHandlerClass must be callable, not {RequestHandlerClass!r}")
-    if is_blocking(RequestHandlerClass):
-        plain = RequestHandlerClass
-        while isinstance(plain, functools.partial):
-            plain = plain.func
-        if inspect.iscoroutinefunction(plain.handle):
-            raise TypeError(
-                f"{plain.__qualname__} is a handler of socketserver's, whose handle() can't be a coroutine; derive it"
-                " from aioecho.StreamRequestHandler"
-            )
-    elif inspect.isabstract(RequestHandlerClass):
-        raise TypeError(
-            f"{RequestHandlerClass.__qualname__} has no handle(): a handler class defines `async def handle(self)`"
-        )
+        return [UnixEndpoint.at(address, self._mode)]
 
 
 def _check_ssl(ssl: Any) -> None:
@@ -658,9 +529,3 @@ def _check_ssl(ssl: Any) -> None:
     # MINIMUM_SUPPORTED compares below every version.
     if ssl.minimum_version < ssl_module.TLSVersion.TLSv1_2:
         raise ValueError(f"ssl allows {ssl.minimum_version.name}: set its minimum_version to TLSv1_2 or TLSv1_3")
-
-
-def check_grace(grace: Any) -> None:
-    """Raise ValueError unless `grace` is a number of seconds, from 0."""
-    if not isinstance(grace, int | float) or isinstance(grace, bool) or not grace >= 0:
-        raise ValueError(f"grace must be a number of seconds from 0, not {grace!r}")

@@ -1,6 +1,5 @@
 """Choosing the server for some endpoints."""
 
-import inspect
 import socket
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from aioecho import systemd
 from aioecho.datagram import ONE_HANDLER_CLASS, DatagramServer
 from aioecho.endpoints import InheritedEndpoint, SystemdEndpoint, parse_endpoint
-from aioecho.handlers import DatagramRequestHandler, DatagramSessionHandler, StreamRequestHandler
+from aioecho.kinds import serves_datagrams
 from aioecho.server import BaseServer
 
 __all__ = ["are_for_datagrams", "serve"]
@@ -28,7 +27,7 @@ def serve(
         ValueError: they are for both; that takes two servers. Or an argument makes no sense.
     """
     if isinstance(RequestHandlerClass, Mapping):
-        if any(_serves_datagrams(each) for each in RequestHandlerClass):
+        if any(serves_datagrams(each) for each in RequestHandlerClass):
             raise TypeError(ONE_HANDLER_CLASS)
         return BaseServer(endpoints or None, RequestHandlerClass, **options)
     if are_for_datagrams(*endpoints, sock=options.get("sock"), RequestHandlerClass=RequestHandlerClass):
@@ -47,7 +46,7 @@ def are_for_datagrams(
     Raises:
         ValueError: some are and some are not, or one is no endpoint.
     """
-    wanted = _serves_datagrams(RequestHandlerClass)
+    wanted = serves_datagrams(RequestHandlerClass)
     kinds = {text: _is_for_datagrams(text, wanted) for text in endpoints}
     if sock is not None:
         kinds["sock"] = sock.type == socket.SOCK_DGRAM if wanted is None else wanted
@@ -55,15 +54,6 @@ def are_for_datagrams(
         stream, datagram = (next(text for text, kind in kinds.items() if kind is which) for which in (False, True))
         raise ValueError(f"{stream} is for streams and {datagram} is for datagrams: that takes two servers")
     return any(kinds.values())
-
-
-def _serves_datagrams(RequestHandlerClass: Any) -> bool | None:
-    if inspect.isclass(RequestHandlerClass):
-        if issubclass(RequestHandlerClass, StreamRequestHandler):
-            return False
-        if issubclass(RequestHandlerClass, DatagramRequestHandler | DatagramSessionHandler):
-            return True
-    return None
 
 
 def _is_for_datagrams(text: str, wanted: bool | None) -> bool:

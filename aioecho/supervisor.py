@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from aioecho import systemd
-from aioecho.endpoints import BoundSocket, Endpoint, TCPEndpoint, UDPEndpoint, bind_endpoint, bind_sibling
+from aioecho.binding import BoundSocket, bind_endpoint, bind_sibling
+from aioecho.endpoints import Endpoint, HostEndpoint
 from aioecho.exceptions import AioechoError
 from aioecho.processes import Slot, WorkerProcess, start_worker, tell_status
 from aioecho.stats import DrainReport
@@ -154,7 +155,7 @@ class Supervisor:
     async def _bind(self) -> None:
         for endpoint in self._endpoints:
             # A Unix socket can't be bound twice, nor an inherited one.
-            is_divided = self._reuse_port and isinstance(endpoint, TCPEndpoint | UDPEndpoint)
+            is_divided = self._reuse_port and isinstance(endpoint, HostEndpoint)
             bound = await bind_endpoint(endpoint, backlog=self._backlog, reuse_port=is_divided)
             self._bound.append((is_divided, bound))
 

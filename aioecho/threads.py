@@ -101,7 +101,7 @@ class ThreadPool:
         """Those that have a thread."""
         return frozenset(self._busy)
 
-    def report_stuck(self) -> None:
+    def _report_stuck(self) -> None:
         """Log each busy thread with its stack."""
         frames = sys._current_frames()
         for connection in self._busy:
@@ -127,7 +127,8 @@ class ThreadPool:
             thread.join()
 
     async def close(self) -> None:
-        """Let each thread end, and return when those have that are not stuck."""
+        """Let each thread end, and return when those have that are not stuck, as those are by now that are busy."""
+        self._report_stuck()
         self.end()
         if len(self._threads) > len(self._busy):
             self._none_left = self._loop.create_future()

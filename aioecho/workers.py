@@ -14,10 +14,11 @@ from typing import Any
 
 from aioecho import systemd
 from aioecho.datagram import DatagramServer
+from aioecho.drain import PATIENCE
 from aioecho.endpoints import UDPEndpoint
 from aioecho.exceptions import AioechoError
 from aioecho.loops import end_other_tasks, loop_factory
-from aioecho.server import PATIENCE, BaseServer
+from aioecho.server import BaseServer
 from aioecho.serving import serve
 from aioecho.stats import DrainReport
 from aioecho.supervisor import Supervisor

@@ -24,8 +24,8 @@ import uvloop
 from conftest import check_identity, settle
 
 import aioecho
-from aioecho.datagram_socket import IP_PKTINFO
 from aioecho.echo import DATAGRAM_HANDLERS, SMALL_SERVICES, DatagramDiscard, DatagramEcho, DatagramUpper, Echo
+from aioecho.pktinfo import IP_PKTINFO
 
 
 class Peer:

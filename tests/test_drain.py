@@ -7,8 +7,10 @@ import os
 import selectors
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from conftest import check_identity, settle
 
 import aioecho
 from aioecho.echo import Echo, Upper
+from aioecho.threads import ThreadPool
 
 
 async def connect(server: aioecho.BaseServer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -240,6 +243,31 @@ async def test_a_handler_that_swallows_cancellation_is_named_and_does_not_hang_t
         check_identity(server)
         writer.close()
     assert any("Stubborn" in r.getMessage() and r.levelno == logging.WARNING for r in caplog.records)
+
+
+async def test_a_handler_that_ends_after_it_was_left_behind_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the threads of the others end, for instance."""
+    may_end = threading.Event()
+
+    class Stuck(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            may_end.wait(30)
+
+    close = ThreadPool.close
+
+    async def close_late(pool: ThreadPool) -> None:
+        may_end.set()
+        await settle(lambda: server.stats.active == 0)
+        await close(pool)
+
+    monkeypatch.setattr(ThreadPool, "close", close_late)
+    server = aioecho.TCPServer(("127.0.0.1", 0), Stuck)
+    await server.start()
+    with socket.create_connection(server.server_address):
+        await settle(lambda: server.stats.active == 1)
+        report = await server.shutdown(0)
+    assert (report.completed, report.cancelled, report.aborted) == (0, 0, 1)
+    check_identity(server)
 
 
 async def test_a_cancelled_handler_may_clean_up() -> None:

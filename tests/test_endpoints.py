@@ -14,8 +14,9 @@ import pytest
 from conftest import open_descriptors
 
 import aioecho
+from aioecho.binding import bind_endpoint
 from aioecho.echo import Echo
-from aioecho.endpoints import InheritedEndpoint, TCPEndpoint, UnixEndpoint, bind_endpoint, parse_endpoint
+from aioecho.endpoints import InheritedEndpoint, TCPEndpoint, UnixEndpoint, parse_endpoint
 
 HAS_IPV6 = Path("/proc/net/if_inet6").exists() and "00000000000000000000000000000001" in Path(
     "/proc/net/if_inet6"
@@ -122,6 +123,7 @@ def test_an_endpoint_shows_as_the_string_it_came_from(text: str) -> None:
         ("tcp://::1:9999", "expected tcp://HOST:PORT"),
         ("tcp://localhost:9999/path", "expected tcp://HOST:PORT"),
         ("tcp://localhost:65536", "a port is at most 65535"),
+        ("fd://99999999999999999999", "a descriptor is at most 2147483647"),
         ("tcp://[]:9999", "brackets are for an IPv6 address"),
         ("tcp://[*]:9999", "brackets are for an IPv6 address"),
         ("tcp://[localhost]:9999", "brackets are for an IPv6 address"),
@@ -225,13 +227,35 @@ async def test_port_0_is_chosen_again_if_the_choice_is_taken_in_the_other_family
                 bind(self, address)  # type: ignore[arg-type]
                 chosen.append(self.getsockname()[1])
 
-        monkeypatch.setattr("aioecho.endpoints.resolve", resolve)
-        monkeypatch.setattr("aioecho.endpoints.socket.socket", Socket)
+        monkeypatch.setattr("aioecho.binding.resolve", resolve)
+        monkeypatch.setattr("aioecho.binding.socket.socket", Socket)
         async with aioecho.serve(Echo, "tcp://both.example:0") as server:
             assert chosen[0] == taken
             assert [sock.getsockname()[1] for sock in server.sockets] == chosen[-2:]
             assert chosen[-1] == chosen[-2] != taken
             assert server.names == (f"tcp://both.example:{chosen[-1]}",)
+
+
+@needs_ipv6
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.EAFNOSUPPORT])
+async def test_only_a_family_that_the_kernel_lacks_is_done_without(monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    """Not one for which there was no descriptor left: the server would be deaf to half of its clients."""
+
+    class Socket(socket.socket):
+        def __init__(self, family: int = -1, *args: int, **options: int) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(error, os.strerror(error))
+            super().__init__(family, *args, **options)
+
+    server = aioecho.TCPServer(("", 0), Echo)
+    with monkeypatch.context() as patch:
+        patch.setattr("aioecho.binding.socket.socket", Socket)
+        if error == errno.EAFNOSUPPORT:
+            await server.start()
+            assert [sock.family for sock in server.sockets] == [socket.AF_INET]
+        else:
+            assert str(await error_of(server)) == "cannot listen on tcp://*:0: Too many open files"
+    await server.shutdown()
 
 
 async def test_a_name_is_listened_on_at_all_its_addresses() -> None:
@@ -437,7 +461,7 @@ async def test_the_mode_is_set_before_anybody_can_connect(
             listen(self, backlog)
 
     with monkeypatch.context() as patch:
-        patch.setattr("aioecho.endpoints.socket.socket", Socket)
+        patch.setattr("aioecho.binding.socket.socket", Socket)
         if given == "as an argument":
             server: aioecho.BaseServer = aioecho.UnixStreamServer("app.sock", Echo, mode=0o640)
         else:
@@ -509,7 +533,7 @@ def test_of_starters_that_race_for_a_stale_path_exactly_one_wins(folder: Path, m
         end_together.wait()
         await server.shutdown()
 
-    monkeypatch.setattr("aioecho.endpoints.os.unlink", unlink_late)
+    monkeypatch.setattr("aioecho.binding.os.unlink", unlink_late)
     make_stale("app.sock")
     threads = [threading.Thread(target=lambda: asyncio.run(race())) for _ in range(starters)]
     for thread in threads:
@@ -526,7 +550,7 @@ async def test_a_lock_that_somebody_keeps_on_the_folder_does_not_stop_a_start(
 ) -> None:
     import fcntl
 
-    monkeypatch.setattr("aioecho.endpoints.LOCK_PATIENCE", 0.02)
+    monkeypatch.setattr("aioecho.binding.LOCK_PATIENCE", 0.02)
     kept = os.open(".", os.O_RDONLY)
     try:
         fcntl.flock(kept, fcntl.LOCK_SH)

@@ -28,16 +28,20 @@ ORDER = (
     "logs",
     "systemd",
     "endpoints",
+    "binding",
     "driver",
     "streams",
     "handlers",
+    "kinds",
     "connection",
     "admission",
     "deadlines",
+    "drain",
     "listener",
     "threads",
     "blocking",
     "server",
+    "pktinfo",
     "datagram_socket",
     "blocking_datagram",
     "exchange",
@@ -67,8 +71,9 @@ CLIENTS = {
     *("client", "load", "load_cli", "load_datagrams", "load_engine", "load_report", "load_settings", "load_streams"),
 }
 SERVERS = {
-    *("handlers", "connection", "admission", "deadlines", "listener", "threads", "blocking", "server"),
-    *("datagram_socket", "blocking_datagram", "exchange", "session", "datagram", "serving", "background"),
+    *("binding", "kinds"),
+    *("handlers", "connection", "admission", "deadlines", "drain", "listener", "threads", "blocking", "server"),
+    *("pktinfo", "datagram_socket", "blocking_datagram", "exchange", "session", "datagram", "serving", "background"),
     *("worker", "processes", "supervisor", "workers", "echo"),
 }
 

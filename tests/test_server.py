@@ -18,7 +18,10 @@ import pytest
 from conftest import check_identity, settle
 
 import aioecho
-from aioecho.echo import Echo, Upper
+from aioecho import endpoints
+from aioecho.datagram_socket import DatagramSocket
+from aioecho.echo import DatagramEcho, Echo, Upper
+from aioecho.listener import Listener
 
 
 async def ask(server: aioecho.BaseServer, request: bytes, **options: Any) -> bytes:
@@ -542,6 +545,60 @@ async def test_it_starts_once_and_knows_whether_it_serves() -> None:
     assert not server.is_serving()
     with pytest.raises(RuntimeError, match="once"):
         await server.start()
+
+
+async def test_a_server_that_was_closed_is_not_started() -> None:
+    server = aioecho.TCPServer(("127.0.0.1", 0), Echo)
+    server.close()
+    with pytest.raises(RuntimeError, match="once"):
+        await server.start()
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:0", "udp://127.0.0.1:0"])
+async def test_a_server_that_is_closed_while_it_starts_does_not_serve(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_resolve = asyncio.Event()
+    resolve = endpoints.resolve
+
+    async def resolve_late(endpoint: Any) -> Any:
+        await may_resolve.wait()
+        return await resolve(endpoint)
+
+    monkeypatch.setattr("aioecho.binding.resolve", resolve_late)
+    server = aioecho.serve(Echo if endpoint.startswith("tcp") else DatagramEcho, endpoint)
+    starting = asyncio.create_task(server.start())
+    await settle()
+    server.close()
+    may_resolve.set()
+    with pytest.raises(RuntimeError, match="while it was starting"):
+        await starting
+    assert not server.is_serving()
+    assert server.sockets == ()
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:0", "udp://127.0.0.1:0"])
+async def test_a_server_whose_sockets_the_loop_cannot_watch_leaves_none_open(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a user watches more than fs.epoll.max_user_watches: the second of two fails."""
+    resumed = []
+    for kind in (Listener, DatagramSocket):
+
+        def resume(self: Any, resume: Any = kind.resume) -> None:
+            if resumed:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            resumed.append(self)
+            resume(self)
+
+        monkeypatch.setattr(kind, "resume", resume)
+    server = aioecho.serve(Echo if endpoint.startswith("tcp") else DatagramEcho, endpoint, endpoint)
+    with pytest.raises(OSError, match="No space left"):
+        await server.start()
+    assert not server.is_serving()
+    assert server.sockets == ()
+    server.stats  # noqa: B018 - of datagrams it asks the sockets
+    await server.shutdown()
 
 
 async def test_close_stops_accepting_and_serves_on() -> None:

@@ -1,0 +1,160 @@
+"""A server's drain: the stages in which all that it has at work comes to its end, and how much of it came to which.
+
+Whoever is at work may finish until the grace is over. Then handlers are cancelled; those that swallow that are aborted; and
+those that withstand even that are left behind, so that nothing holds the end up.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, Protocol
+
+from aioecho.stats import DrainReport
+
+__all__ = ["DEFAULT_GRACE", "PATIENCE", "Drain", "Served", "check_grace"]
+
+logger = logging.getLogger("aioecho.drain")
+
+DEFAULT_GRACE = 30.0
+"""Seconds that handlers have to finish when a server stops."""
+
+PATIENCE = 0.25
+"""Seconds, when the grace is over, from each of the three stages that follow to the next."""
+
+
+class Served(Protocol):
+    """What a server keeps of each connection, or of each datagram's handler, while it lasts."""
+
+    client_address: Any
+    outcome: str
+    reason: str
+    was_aborted: bool
+
+    def drain(self) -> None:
+        """Let it end when there is nothing left to do."""
+
+    def cut_off(self) -> None:
+        """Cancel the handler."""
+
+    def abort(self) -> None:
+        """End it, whatever it does."""
+
+
+class Drain:
+    """Drains a server, from when it is made, in a task of its own. Until :meth:`shorten` is called the grace has no end.
+
+    Args:
+        served: all that is at work. They come and go; the server has each that goes counted with :meth:`count`.
+        close: takes in what has come by now, and no more from then on.
+        is_idle: tells whether nobody is at work, nor waits to be.
+        drop_waiting: gives up those who wait for a handler, when the grace is over.
+        release: frees what the server has besides, when all have ended, or were left behind.
+    """
+
+    def __init__(
+        self,
+        served: Collection[Served],
+        *,
+        close: Callable[[], None],
+        is_idle: Callable[[], bool],
+        drop_waiting: Callable[[], None],
+        release: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._served = served
+        self._close = close
+        self._is_idle = is_idle
+        self._drop_waiting = drop_waiting
+        self._release = release
+        self._counts = {"completed": 0, "cancelled": 0, "aborted": 0}
+        self._deadline = float("inf")
+        self._timer: asyncio.TimerHandle | None = None  # for the next stage
+        self._all_ended: asyncio.Future[None] | None = None  # None: it has not come to wait for that
+        self._loop = loop = asyncio.get_running_loop()
+        # Of the plain kind, whatever the loop's factory: an eager one would begin before the server knows that it drains.
+        self._task = asyncio.Task(self._run(), loop=loop)
+
+    def shorten(self, grace: float) -> None:
+        """Let the grace be over `grace` seconds from now, unless it is earlier, or all is over."""
+        deadline = self._loop.time() + grace
+        if deadline < self._deadline and not self._task.done():
+            self._deadline = deadline
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(deadline, self._cut_off)
+
+    async def wait(self) -> DrainReport:
+        """Return when all is over. If this is cancelled, the grace is over at once."""
+        try:
+            return await asyncio.shield(self._task)
+        except asyncio.CancelledError:
+            self.shorten(0)
+            with contextlib.suppress(asyncio.CancelledError):  # a further one: it can't be any faster
+                await asyncio.wait([self._task])
+            raise
+
+    def count(self, ended: Served) -> None:
+        """Count how one of the served has ended; if it was the last, so has the drain."""
+        if self._all_ended is not None and self._all_ended.done():
+            return  # it was left behind, and has been counted then
+        how = "aborted" if ended.was_aborted else "cancelled" if ended.outcome == "cancelled" else "completed"
+        self._counts[how] += 1
+        self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        if self._is_idle() and self._all_ended is not None and not self._all_ended.done():
+            self._all_ended.set_result(None)
+
+    async def _run(self) -> DrainReport:
+        began = self._loop.time()
+        try:
+            self._close()
+            # By the second turn the loop has polled, and delivered all that had come before.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            for each in tuple(self._served):
+                each.drain()
+            if not self._is_idle():
+                self._all_ended = self._loop.create_future()
+                await self._all_ended
+        finally:
+            await self._release()
+        if self._timer is not None:
+            self._timer.cancel()
+        report = DrainReport(**self._counts, seconds=self._loop.time() - began)
+        if report.cancelled or report.aborted:
+            logger.warning(
+                "cut off when the grace was over: %d cancelled, %d aborted", report.cancelled, report.aborted
+            )
+        logger.info("shut down in %.3f s", report.seconds)
+        return report
+
+    # The stages after the grace.
+
+    def _cut_off(self) -> None:
+        self._drop_waiting()
+        self._end_if_idle()
+        for each in tuple(self._served):
+            each.cut_off()
+        self._timer = self._loop.call_later(PATIENCE, self._abort)
+
+    def _abort(self) -> None:
+        for each in tuple(self._served):
+            if not each.was_aborted:
+                logger.warning("would not end when cancelled, and was cut off: %r", each)
+            each.abort()
+        self._timer = self._loop.call_later(PATIENCE, self._leave_behind)
+
+    def _leave_behind(self) -> None:
+        if self._all_ended is None:  # the loop was held up so long that the drain has not come to wait for its end
+            self._timer = self._loop.call_later(PATIENCE, self._leave_behind)
+        elif not self._all_ended.done():
+            logger.error("left behind, as they would not end: %r", list(self._served))
+            self._counts["aborted"] += len(self._served)
+            self._all_ended.set_result(None)
+
+
+def check_grace(grace: Any) -> None:
+    """Raise ValueError unless `grace` is a number of seconds, from 0."""
+    if not isinstance(grace, int | float) or isinstance(grace, bool) or not grace >= 0:
+        raise ValueError(f"grace must be a number of seconds from 0, not {grace!r}")
