@@ -331,7 +331,7 @@ class BaseServer:
         report. If the call is cancelled, the grace is over at once.
 
         Outside the server's event loop the call itself begins it, whether what it returns is awaited or not. So a blocking
-        handler, or a thread that it starts for this, calls it without `await`.
+        handler, or a thread that it starts for this, calls it without `await`. In another event loop it can be awaited.
         """
         check_grace(self.grace if grace is None else grace)
         if self._loop is None or asyncio._get_running_loop() is self._loop:
@@ -367,6 +367,9 @@ class BaseServer:
         return self._drain
 
     async def _shut_down(self, grace: float | None) -> DrainReport:
+        loop = self._loop
+        if loop is not None and loop is not asyncio.get_running_loop() and not loop.is_closed():
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._shut_down(grace), loop))
         return await self._begin_shutdown(grace).wait()
 
     # What a drain asks of it.

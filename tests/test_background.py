@@ -188,3 +188,32 @@ def test_signals_stay_the_programs(tmp_path: Any) -> None:
         assert program.wait() == 0
         assert program.stderr() == ""
         assert program.line() == "1"
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_its_shutdown_can_be_awaited_in_another_loop(loop: str) -> None:
+    in_hand, finish = threading.Event(), threading.Event()
+
+    class Slow(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            line = await self.reader.readline()
+            in_hand.set()
+            await asyncio.to_thread(finish.wait, 30)
+            await self.send(line)
+
+    with aioecho.run_in_thread(Slow, ANYWHERE, loop=loop) as background:
+        sock = connect(background.names[0])
+        sock.sendall(b"last words\n")
+        assert in_hand.wait(10)
+
+        async def stop() -> aioecho.DrainReport:
+            stopping = asyncio.create_task(background.server.shutdown(20))
+            while background.server.is_serving():
+                await asyncio.sleep(0.001)
+            finish.set()
+            return await stopping
+
+        report = asyncio.run(stop())
+        assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+        assert sock.recv(100) == b"last words\n"
+        sock.close()
