@@ -10,6 +10,7 @@ import struct
 import sys
 import termios
 from collections.abc import Awaitable, Callable
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from aioecho.config import Timeouts
@@ -246,9 +247,14 @@ class Connection(Driver[None]):
         self._stage += 1
         if self._stage == HANDLE and self.handler is not None:
             try:
-                handling: Awaitable[None] = self.handler.handle()
-                return handling
-            except BaseException as error:  # it is no coroutine function, and raised at once
+                handling = self.handler.handle()
+                if type(handling) is CoroutineType or inspect.isawaitable(handling):
+                    return handling
+                raise TypeError(
+                    f"{type(self.handler).__qualname__}.handle() returned {handling!r}, which can't be awaited: define it"
+                    " as `async def handle(self)`"
+                )
+            except BaseException as error:  # so it is no coroutine function
                 end = error
         if self._stage <= FINISH and not (type(end) is StopIteration and self._has_ended_plainly()):
             self._stage = FINISH

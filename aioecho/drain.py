@@ -50,6 +50,7 @@ class Drain:
         is_idle: tells whether nobody is at work, nor waits to be.
         drop_waiting: gives up those who wait for a handler, when the grace is over.
         release: frees what the server has besides, when all have ended, or were left behind.
+        is_news: whether to log the end at INFO, as that of a server which has served.
     """
 
     def __init__(
@@ -60,17 +61,20 @@ class Drain:
         is_idle: Callable[[], bool],
         drop_waiting: Callable[[], None],
         release: Callable[[], Awaitable[None]],
+        is_news: bool,
     ) -> None:
         self._served = served
         self._close = close
         self._is_idle = is_idle
         self._drop_waiting = drop_waiting
         self._release = release
+        self._is_news = is_news
         self._counts = {"completed": 0, "cancelled": 0, "aborted": 0}
         self._deadline = float("inf")
         self._timer: asyncio.TimerHandle | None = None  # for the next stage
         self._all_ended: asyncio.Future[None] | None = None  # None: it has not come to wait for that
         self._loop = loop = asyncio.get_running_loop()
+        self._began = loop.time()
         # Of the plain kind, whatever the loop's factory: an eager one would begin before the server knows that it drains.
         self._task = asyncio.Task(self._run(), loop=loop)
 
@@ -106,7 +110,6 @@ class Drain:
             self._all_ended.set_result(None)
 
     async def _run(self) -> DrainReport:
-        began = self._loop.time()
         try:
             self._close()
             # By the second turn the loop has polled, and delivered all that had come before.
@@ -121,13 +124,17 @@ class Drain:
             await self._release()
         if self._timer is not None:
             self._timer.cancel()
-        report = DrainReport(**self._counts, seconds=self._loop.time() - began)
+        report = self.report()
         if report.cancelled or report.aborted:
             logger.warning(
                 "cut off when the grace was over: %d cancelled, %d aborted", report.cancelled, report.aborted
             )
-        logger.info("shut down in %.3f s", report.seconds)
+        logger.log(logging.INFO if self._is_news else logging.DEBUG, "shut down in %.3f s", report.seconds)
         return report
+
+    def report(self) -> DrainReport:
+        """Return how it stands."""
+        return DrainReport(**self._counts, seconds=self._loop.time() - self._began)
 
     # The stages after the grace.
 

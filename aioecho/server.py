@@ -9,7 +9,7 @@ import socket
 import ssl as ssl_module
 import sys
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from aioecho.admission import Admission
 from aioecho.binding import BoundSocket, bind_endpoint
@@ -30,6 +30,8 @@ from aioecho.threads import Begun, ThreadPool
 __all__ = ["BaseServer", "TCPServer", "UnixStreamServer"]
 
 logger = logging.getLogger("aioecho.server")
+
+T = TypeVar("T")
 
 # Seconds between shutdown() in another thread and its beginning, if nobody awaits it.
 HANDOVER = 0.05
@@ -117,15 +119,14 @@ class BaseServer:
         self.ssl = ssl
         self.timeouts = timeouts if timeouts is not None else Timeouts()
         self.grace = grace
+        limits = _check_type("limits", limits if limits is not None else Limits(), Limits)
         self._stats = self._make_stats()
         self.leaves_queue = False  # see close()
         self.when_taken: Callable[[], object] | None = None  # called for each connection that is let in
         self._address = server_address
         self._connections: set[Any] = set()
         self._threads: ThreadPool | None = None  # made for the first blocking handler
-        self._admission = Admission(
-            limits if limits is not None else Limits(), self._connections, self._resume_listeners
-        )
+        self._admission = Admission(limits, self._connections, self._resume_listeners)
         self._rounds = Rounds(self._connections)
         self._listeners: Sequence[Ear] = []
         self._names: list[str] = []
@@ -189,10 +190,19 @@ class BaseServer:
 
     @limits.setter
     def limits(self, limits: Limits) -> None:
-        self._apply_limits(limits)
+        self._apply_limits(_check_type("limits", limits, Limits))
         self._admission.limits = limits
         if self._threads is not None:
             self._threads.resize(limits.max_threads)
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """The timeouts of handlers whose class has none of its own. Others may be set at any time."""
+        return self._timeouts
+
+    @timeouts.setter
+    def timeouts(self, timeouts: Timeouts) -> None:
+        self._timeouts = _check_type("timeouts", timeouts, Timeouts)
 
     def _apply_limits(self, limits: Limits) -> None:
         """Tell the sockets of other limits than they were made with."""
@@ -332,6 +342,9 @@ class BaseServer:
 
         Outside the server's event loop the call itself begins it, whether what it returns is awaited or not. So a blocking
         handler, or a thread that it starts for this, calls it without `await`. In another event loop it can be awaited.
+
+        In a handler's own task it begins that and returns at once, with the report as it stands then: to wait for all
+        handlers would be to wait for itself.
         """
         check_grace(self.grace if grace is None else grace)
         if self._loop is None or asyncio._get_running_loop() is self._loop:
@@ -360,6 +373,7 @@ class BaseServer:
                 is_idle=self._is_idle,
                 drop_waiting=self._drop_waiting,
                 release=self._release,
+                is_news=bool(self._names),
             )
             if self._stopping is not None:
                 self._stopping.set_result(None)
@@ -370,7 +384,11 @@ class BaseServer:
         loop = self._loop
         if loop is not None and loop is not asyncio.get_running_loop() and not loop.is_closed():
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._shut_down(grace), loop))
-        return await self._begin_shutdown(grace).wait()
+        drain = self._begin_shutdown(grace)
+        this = asyncio.current_task()
+        if any(getattr(each, "_task", None) is this for each in self._connections):
+            return drain.report()
+        return await drain.wait()
 
     # What a drain asks of it.
 
@@ -445,10 +463,13 @@ class BaseServer:
     def _account(self, task: "asyncio.Task[None]") -> None:
         """Count the connection whose task has ended."""
         connection: Any = task.get_coro()
-        if not task.cancelled() and (error := task.exception()) is not None and isinstance(error, Exception):
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
             logger.error(
                 "aioecho itself failed with the %s from %s", self._what, connection.client_address, exc_info=error
             )
+        elif error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):  # these the loop raises
+            logger.error("the handler of the %s from %s raised", self._what, connection.client_address, exc_info=error)
         self._forget(connection)
 
     def _forget(self, connection: Served) -> None:
@@ -522,6 +543,12 @@ class UnixStreamServer(BaseServer):
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
         return [UnixEndpoint.at(address, self._mode)]
+
+
+def _check_type(name: str, value: Any, kind: type[T]) -> T:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be an aioecho.{kind.__name__}, not {value!r}")
+    return value
 
 
 def _check_ssl(ssl: Any) -> None:

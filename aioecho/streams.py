@@ -213,10 +213,10 @@ class StreamReader(asyncio.StreamReader):
         if self._exception is not None and not self._buffer:
             raise self._exception
 
-    def _keep(self, chunk: bytes, start: int) -> None:
-        """Buffer what is left of a chunk that was handed over."""
+    def _keep(self, chunk: bytes) -> None:
+        """Buffer a chunk that was handed over."""
         self._slow_down()
-        self._buffer.extend(memoryview(chunk)[start:] if start else chunk)
+        self._buffer.extend(chunk)
         if len(self._buffer) > 2 * self._limit and not self._paused and self._transport is not None:
             try:
                 self._transport.pause_reading()
@@ -229,7 +229,7 @@ class StreamReader(asyncio.StreamReader):
         """Buffer a chunk that was handed over to somebody who has not taken it, before anything that came later."""
         news = self._news
         if news is not None and (chunk := news.take()) is not None:
-            self._keep(chunk, 0)
+            self._keep(chunk)
 
     def _take(self, size: int) -> bytes:
         """Take `size` bytes, or as many as there are, from the front of the buffer."""
@@ -273,8 +273,8 @@ class StreamReader(asyncio.StreamReader):
                 waiter.item = None
                 if len(chunk) <= n:
                     return chunk
-                self._keep(chunk, n)
-                return chunk[:n]
+                self._keep(chunk)
+                return self._take(n)
             if self._interruption is not None:
                 self._raise_interruption()
             if self._buffer:
@@ -316,7 +316,7 @@ class StreamReader(asyncio.StreamReader):
                 end = chunk.find(b"\n") + 1
                 if end == len(chunk) <= self._limit:
                     return chunk
-                self._keep(chunk, 0)
+                self._keep(chunk)
             elif self._interruption is not None:
                 self._raise_interruption()
         return self._buffered_line() or (yield from self._readline().__await__())
@@ -338,7 +338,7 @@ class StreamReader(asyncio.StreamReader):
                 end = chunk.find(b"\n") + 1
                 if end == len(chunk) <= self._limit:
                     return chunk
-                self._keep(chunk, 0)
+                self._keep(chunk)
             elif self._interruption is not None:
                 self._raise_interruption()
         line = self._buffered_line() or (yield from self._readline().__await__())
@@ -431,7 +431,7 @@ class StreamReader(asyncio.StreamReader):
                 waiter.item = None
                 if len(chunk) == n:
                     return chunk
-                self._keep(chunk, 0)
+                self._keep(chunk)
             elif self._interruption is not None:
                 self._raise_interruption()
         while len(self._buffer) < n:

@@ -203,3 +203,13 @@ def test_an_option_that_there_is_not_is_refused() -> None:
 def test_run_refuses_an_unknown_loop() -> None:
     with pytest.raises(ValueError, match=r"'twisted'.*auto, uvloop, asyncio"):
         aioecho.run(Echo, "tcp://127.0.0.1:0", loop="twisted")
+
+
+@pytest.mark.parametrize("option", ["limits", "timeouts"])
+def test_limits_and_timeouts_are_of_their_classes(option: str) -> None:
+    for value in (5, {}, aioecho.Limits() if option == "timeouts" else aioecho.Timeouts()):
+        with pytest.raises(TypeError, match=option):
+            aioecho.TCPServer(("127.0.0.1", 0), Echo, **{option: value})
+    server = aioecho.TCPServer(("127.0.0.1", 0), Echo)
+    with pytest.raises(TypeError, match=option):
+        setattr(server, option, None)

@@ -44,6 +44,38 @@ def gated(**options: Any) -> aioecho.TCPServer:
     return server
 
 
+async def test_a_handler_that_shuts_its_server_down_does_not_wait_for_itself() -> None:
+    reports = []
+
+    class Quit(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            assert await self.reader.readline() == b"quit\n"
+            reports.append(await self.server.shutdown(20))
+            await self.send(b"good bye\n")
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Quit) as server:
+        idle_reader, idle_writer = await connect(server)
+        reader, writer = await connect(server)
+        writer.write(b"quit\n")
+        assert await reader.read() == b"good bye\n"
+        writer.close()
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            assert await idle_reader.read() == b""
+        idle_writer.close()
+        report = await server.shutdown()
+        assert report.seconds < 5
+        assert reports[0].completed == 0
+        assert server.stats.completed == 1  # the idle one failed, as it asserts a line
+        check_identity(server)
+
+
+async def test_the_end_of_a_server_that_never_served_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    server = aioecho.TCPServer(("127.0.0.1", 0), Upper)
+    await server.shutdown()
+    assert not [r for r in caplog.records if r.name.startswith("aioecho")]
+
+
 async def test_an_idle_connection_meets_its_end_and_counts_as_completed() -> None:
     async with aioecho.TCPServer(("127.0.0.1", 0), Upper) as server:
         reader, writer = await connect(server)

@@ -168,6 +168,65 @@ async def test_verify_request_that_says_no_or_raises_serves_nobody(error: Any) -
         assert server.stats.failed + server.stats.rejected == 1
 
 
+async def test_a_handle_that_is_no_coroutine_is_an_error_which_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    finished = []
+
+    async def finish(self: Any) -> None:
+        finished.append(self)
+
+    async with aioecho.TCPServer(
+        ("127.0.0.1", 0), handler(lambda self: self.writer.write(b"reply\n"), finish=finish)
+    ) as server:
+        assert await ask(server, b"x\n") == b"reply\n"
+        await settle(lambda: server.stats.failed == 1)
+        assert len(finished) == 1
+        check_identity(server)
+    [record] = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert record.exc_info is not None
+    assert "async def handle(self)" in str(record.exc_info[1])
+
+
+async def test_a_handle_may_return_whatever_can_be_awaited() -> None:
+    async def answer(self: Any) -> None:
+        await self.send(await self.reader.readline())
+
+    class Awaitable:
+        def __init__(self, handler: Any) -> None:
+            self.handler = handler
+
+        def __await__(self) -> Any:
+            return answer(self.handler).__await__()
+
+    for handle in (answer, lambda self: Awaitable(self), lambda self: asyncio.ensure_future(answer(self))):
+        async with aioecho.TCPServer(("127.0.0.1", 0), handler(handle)) as server:
+            assert await ask(server, b"x\n") == b"x\n"
+            await settle(lambda server=server: server.stats.completed == 1)
+
+
+class Failed(BaseException):
+    """As pytest.fail() raises one: no Exception, and not the program's end."""
+
+
+@pytest.mark.parametrize("kind", ["stream", "datagram", "session"])
+async def test_what_a_handler_raises_is_logged_whatever_it_is(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def fail(self: Any) -> None:
+        raise Failed
+
+    if kind == "stream":
+        async with aioecho.TCPServer(("127.0.0.1", 0), handler(fail)) as server:
+            assert await ask(server, b"") == b""
+            await settle(lambda: server.stats.failed == 1)
+    else:
+        base = aioecho.DatagramRequestHandler if kind == "datagram" else aioecho.DatagramSessionHandler
+        async with aioecho.UDPServer(("127.0.0.1", 0), type("Failing", (base,), {"handle": fail})) as datagrams:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.sendto(b"x", datagrams.server_address)
+                await settle(lambda: datagrams.stats.failed == 1)
+    [record] = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], Failed)
+
+
 async def test_handle_error_is_called_in_the_except_block_and_may_fail_itself(caplog: pytest.LogCaptureFixture) -> None:
     import sys
 
