@@ -29,6 +29,7 @@ ORDER = (
     "systemd",
     "endpoints",
     "driver",
+    "tls",
     "streams",
     "handlers",
     "connection",
