@@ -22,7 +22,6 @@ from aioecho.streams import (
     StreamProtocol,
     StreamReader,
     StreamWriter,
-    let_peer_send_on,
     reset_when_closed,
 )
 
@@ -191,7 +190,7 @@ class Connection(Driver[None]):
                 since, acked_then = now, acked
             self._stalled = (since, acked_then, 0)
         else:
-            here = protocol.transport.get_write_buffer_size()
+            here = protocol.unsent()
             since, here_then, below_then = self._stalled or (now, here, below)
             if here < here_then or below < below_then:
                 since = now
@@ -280,17 +279,16 @@ class Connection(Driver[None]):
     async def _begin(self) -> None:
         """Make the transport and, if all goes well, the handler."""
         server = self._server
-        tls: dict[str, Any] = {}
-        if server.ssl is not None:
-            tls = {"ssl": let_peer_send_on(server.ssl), **server._tls_timeouts(self._RequestHandlerClass)}
         try:
-            # With TLS uvloop returns a protocol of its own, so ours is not taken from there.
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: self._protocol, self._sock, **tls)
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: self._protocol, self._sock)
+            writer = self._protocol.make_writer()
+            if server.ssl is not None:
+                await writer.start_tls(server.ssl, **server._tls_timeouts(self._RequestHandlerClass))
         except OSError as error:
             # The peer's fault or bad luck: garbage, silence, gone. It may be a flood of them.
             server._report_handshake(self.client_address, error)
             return
-        self.request = request = (self._protocol.reader, self._protocol.make_writer())
+        self.request = request = (self._protocol.reader, writer)
         self.outcome, self.reason = "failed", "error"
         server._rounds.keep(self._timeouts())
         if server.is_draining:
@@ -358,7 +356,7 @@ class Connection(Driver[None]):
     async def _close(self, protocol: StreamProtocol) -> None:
         """Send what was written, and close so that the peer can read it."""
         transport = protocol.transport
-        unsent = transport.get_write_buffer_size()
+        unsent = protocol.unsent()
         if self._is_cut_off or self.outcome == "cancelled" or self.reason == "write":
             self._cut_short(protocol)
         elif protocol.is_tls:
@@ -393,10 +391,7 @@ class Connection(Driver[None]):
 
     def _is_unsent(self, protocol: StreamProtocol) -> bool:
         """Tell whether data waits that the kernel has not taken, or, with TLS, that the peer's has not."""
-        if protocol.is_tls:
-            # The TLS transport does not tell what waits in the transport under it; if that is much, the kernel's is full.
-            return _kernel_count(self._sock, termios.TIOCOUTQ) > 0
-        return protocol.transport.get_write_buffer_size() > 0
+        return protocol.unsent() > 0 or (protocol.is_tls and _kernel_count(self._sock, termios.TIOCOUTQ) > 0)
 
     def _start_linger(self, protocol: StreamProtocol) -> None:
         seconds = self._timeouts().linger

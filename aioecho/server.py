@@ -24,8 +24,9 @@ from aioecho.kinds import check_handler_class, check_kind, is_blocking, undo_par
 from aioecho.listener import OUT_OF_RESOURCES, Listener
 from aioecho.logs import BoundedLog
 from aioecho.stats import DrainReport, Stats
-from aioecho.streams import FOR_EVER, StreamReader
+from aioecho.streams import StreamReader
 from aioecho.threads import Begun, ThreadPool
+from aioecho.tls import FOR_EVER
 
 __all__ = ["BaseServer", "TCPServer", "UnixStreamServer"]
 
@@ -505,7 +506,7 @@ class BaseServer:
         timeouts = getattr(handler, "timeouts", None)
         return timeouts if isinstance(timeouts, Timeouts) else self.timeouts
 
-    def _tls_timeouts(self, RequestHandlerClass: Any) -> dict[str, float]:
+    def _tls_timeouts(self, RequestHandlerClass: Any) -> dict[str, Any]:
         """Return the timeouts that the loop's TLS is to keep for a connection with this handler class, in seconds."""
         timeouts = self._timeouts_of(RequestHandlerClass)
         return {

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterable
 from typing import Any, Literal, SupportsIndex, cast
 
 from aioecho.driver import Waiter, steps
+from aioecho.tls import FOR_EVER, start_tls
 
 __all__ = [
     "DEFAULT_LIMIT",
@@ -23,7 +24,6 @@ __all__ = [
     "StreamProtocol",
     "StreamReader",
     "StreamWriter",
-    "let_peer_send_on",
     "reset_when_closed",
 ]
 
@@ -33,9 +33,6 @@ DEFAULT_LIMIT = 2**16
 # asyncio's transports forgot their high-water mark in writelines(), so that drain() never waited (CVE-2024-12254). This can
 # go with the last Python that has it.
 WRITELINES_NEVER_PAUSES = (3, 12) <= sys.version_info < (3, 12, 9) or (3, 13) <= sys.version_info < (3, 13, 2)
-
-# Seconds, for timers of the loop's TLS that can't be switched off.
-FOR_EVER = 1e6
 
 Buffer = bytes | bytearray | memoryview
 
@@ -535,24 +532,26 @@ class StreamWriter(asyncio.StreamWriter):
         """
         protocol, reader, transport = self._protocol, self._reader, self._transport
         await self.drain()
-        # A task of the plain kind, whatever the loop's factory: its first step has to come in the loop's next turn.
-        starting = asyncio.Task(
-            self._loop.start_tls(
+        received = reader._take(len(reader._buffer)) if reader is not None else b""
+        if isinstance(protocol, CountingStreamProtocol):
+            protocol.bytes_in -= len(received)
+        transport.pause_reading()  # what comes now is TLS's; uvloop would read on before it gets to start that
+        try:
+            if reader is not None and reader._eof:  # the loop's TLS would wait for it until its time is over
+                raise ConnectionResetError("the peer has closed the connection before the TLS handshake")
+            self._transport = await start_tls(
+                self._loop,
                 transport,
                 protocol,
-                let_peer_send_on(sslcontext),
+                sslcontext,
+                received,
+                protocol.replace_transport,
                 server_side=protocol.is_server_side,
                 server_hostname=server_hostname,
                 ssl_handshake_timeout=ssl_handshake_timeout,
                 # By itself it would count, on the server's side, while a large reply is still being sent.
                 ssl_shutdown_timeout=ssl_shutdown_timeout or (FOR_EVER if protocol.is_server_side else None),
-            ),
-            loop=self._loop,
-        )
-        if reader is not None and reader._buffer:
-            self._loop.call_soon(self._loop.call_soon, _feed_tls, transport, reader._take(len(reader._buffer)))
-        try:
-            new_transport = await starting
+            )
         except BaseException as error:
             # The loops' TLS does not tell the protocol under it of a connection that is lost in mid-handshake.
             transport.abort()
@@ -560,38 +559,6 @@ class StreamWriter(asyncio.StreamWriter):
                 reader.set_exception(error)  # now, for whoever asks whether this is the peer's doing
             self._loop.call_soon(protocol.connection_lost, error if isinstance(error, Exception) else None)
             raise
-        assert new_transport is not None
-        self._transport = new_transport
-        protocol.replace_transport(new_transport)
-
-
-class _TLSObject(ssl_module.SSLObject):
-    # asyncio calls unwrap() while its peer may still be sending. To unwrap over unread data is an error, and for that it
-    # throws away what is unsent. uvloop reads first, as is done here.
-
-    def unwrap(self) -> None:
-        with contextlib.suppress(ssl_module.SSLWantReadError, ssl_module.SSLZeroReturnError):
-            while self.read(2**16):
-                pass
-        super().unwrap()
-
-
-def let_peer_send_on(context: ssl_module.SSLContext) -> ssl_module.SSLContext:
-    """Return `context`, with which a stream's end now gets to a peer that still sends when the stream is closed."""
-    if getattr(context, "sslobject_class", None) is ssl_module.SSLObject:
-        context.sslobject_class = _TLSObject
-    return context
-
-
-def _feed_tls(transport: asyncio.Transport, data: bytes) -> None:
-    """Hand `data` to the TLS protocol that start_tls() has just connected, before the socket is read again."""
-    protocol = cast(asyncio.BufferedProtocol, transport.get_protocol())  # uvloop's is one by its methods alone
-    while data:
-        view = memoryview(protocol.get_buffer(len(data)))
-        size = min(len(view), len(data))
-        view[:size] = data[:size]
-        protocol.buffer_updated(size)
-        data = data[size:]
 
 
 class StreamProtocol(Waiter, asyncio.Protocol):
@@ -608,6 +575,7 @@ class StreamProtocol(Waiter, asyncio.Protocol):
         "_is_special",
         "_max_unsent",
         "_paused",
+        "_socket_transport",
         "_stays_open_at_eof",
         "_waiting_to_close",
         "_waiting_to_write",
@@ -655,7 +623,8 @@ class StreamProtocol(Waiter, asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
-        self.replace_transport(cast(asyncio.Transport, transport))
+        self._socket_transport = cast(asyncio.Transport, transport)
+        self.replace_transport(self._socket_transport)
 
     def make_writer(self) -> StreamWriter:
         """Return a writer; to keep it here would tie the two into a cycle, for the garbage collector to undo."""
@@ -663,11 +632,11 @@ class StreamProtocol(Waiter, asyncio.Protocol):
 
     def replace_transport(self, transport: asyncio.Transport) -> None:
         """Take the TLS transport in place of the plain one under it, or the first of all."""
-        self.transport = transport
-        self.reader._transport = transport
         # A TLS transport complains of a protocol that wants to stay half open.
         self.is_tls = transport.get_extra_info("sslcontext") is not None
         self._stays_open_at_eof = not self.is_tls
+        self.transport = transport
+        self.reader._transport = transport
         if self.is_tls:
             # uvloop forgets what it has received, and not passed on to a reader that is paused, when the peer closes. So let
             # it receive no more than it passes on: it then learns of the end when all before it was read.
@@ -704,7 +673,7 @@ class StreamProtocol(Waiter, asyncio.Protocol):
         """
         if self._connection_lost or self.cut_for is not None:
             return False
-        if self._max_unsent is not None and self.transport.get_write_buffer_size() > self._max_unsent:
+        if self._max_unsent is not None and self.unsent() > self._max_unsent:
             self.cut("write buffer")
             return False
         return True
@@ -717,6 +686,11 @@ class StreamProtocol(Waiter, asyncio.Protocol):
             if self._paused:
                 reset_when_closed(self.transport)
             self.transport.abort()
+
+    def unsent(self) -> int:
+        """Return how many bytes wait that the kernel has not taken."""
+        # The TLS transport of a server's stream holds nothing back but for moments: aioecho.tls.
+        return self._socket_transport.get_write_buffer_size()
 
     def interrupt_drains(self, exc: Exception) -> bool:
         """Raise `exc` in every drain() that waits; return whether any does."""

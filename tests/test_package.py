@@ -30,6 +30,7 @@ ORDER = (
     "endpoints",
     "binding",
     "driver",
+    "tls",
     "streams",
     "handlers",
     "kinds",

@@ -437,7 +437,7 @@ async def test_plain_text_behind_the_command_does_not_survive_into_tls(tls: Simp
     assert server.stats.failed == 1
 
 
-@pytest.mark.parametrize("how", ["silent", "reset", "garbage"])
+@pytest.mark.parametrize("how", ["silent", "gone", "reset", "garbage"])
 async def test_a_peer_that_fails_to_start_tls_holds_nothing(
     tls: SimpleNamespace, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -449,7 +449,9 @@ async def test_a_peer_that_fails_to_start_tls_holds_nothing(
     async with aioecho.TCPServer(("127.0.0.1", 0), Impatient) as server:
         sock = socket.create_connection(server.server_address)
         sock.sendall(b"STARTTLS\n")
-        await settle(lambda: server.stats.active == 1)
+        if how == "gone":
+            sock.shutdown(socket.SHUT_WR)
+        await settle(lambda: server.stats.accepted == 1)
         if how == "reset":
             await settle()
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,10 +1,13 @@
 """TLS endpoints: handshakes that fail, peers that are silent, certificates of clients, and the end in good order."""
 
 import asyncio
+import contextlib
 import functools
 import logging
 import socket
+import socketserver
 import ssl
+import struct
 from types import SimpleNamespace
 from typing import Any
 
@@ -236,3 +239,348 @@ async def test_a_handshake_has_the_time_that_its_handler_class_says(tls: SimpleN
     async with server:
         with socket.create_connection(server.server_address):
             await settle(lambda: server.stats.rejected == 1)
+
+
+# Peers that say that they send no more, and wait for the reply.
+
+VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+
+
+def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what was logged from WARNING on, but for what a loop in debug mode says of a busy machine."""
+    records = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    return [record.getMessage() for record in records if not record.getMessage().startswith("Executing ")]
+
+
+class HalfCloser:
+    """A blocking TLS client that can close its sending side alone, and pack what it sends into one segment."""
+
+    def __init__(self, address: Any, tls: SimpleNamespace, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> None:
+        self.sock = socket.socket()
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**14)
+        self.sock.settimeout(10)
+        self.sock.connect(address)
+        context = ssl.create_default_context(cafile=tls.files.ca)
+        context.maximum_version = version
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.session = context.wrap_bio(self.incoming, self.outgoing, server_hostname="127.0.0.1")
+
+    def __enter__(self) -> "HalfCloser":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def flush(self) -> None:
+        self.sock.sendall(self.outgoing.read())
+
+    def receive(self) -> None:
+        data = self.sock.recv(2**16)
+        if not data:
+            raise ConnectionError("the connection ended without close_notify")
+        self.incoming.write(data)
+
+    def shake_hands(self) -> None:
+        """Do the handshake. Its last flight goes out with what comes next."""
+        while True:
+            try:
+                self.session.do_handshake()
+                return
+            except ssl.SSLWantReadError:
+                self.flush()
+                self.receive()
+
+    def say(self, data: bytes, *then: str) -> None:
+        """Send all in one go: the data, close_notify if asked for, and then the FIN."""
+        for start in range(0, len(data), 2**14):
+            self.session.write(data[start : start + 2**14])
+        if "close_notify" in then:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                self.session.unwrap()
+        self.flush()
+        if "FIN" in then:
+            self.sock.shutdown(socket.SHUT_WR)
+
+    def read_some(self) -> bytes:
+        while True:
+            try:
+                return self.session.read(2**16)
+            except ssl.SSLWantReadError:
+                self.receive()
+            except ssl.SSLZeroReturnError:
+                return b""
+
+    def read(self) -> bytes:
+        """Read up to the server's close_notify, which must come, and then the end of the connection."""
+        data = b"".join(iter(self.read_some, b""))
+        assert self.sock.recv(1) == b""
+        return data
+
+    def ask(self, request: bytes, *then: str) -> bytes:
+        self.shake_hands()
+        self.say(request, *then)
+        return self.read()
+
+
+ENDS = [("close_notify",), ("close_notify", "FIN"), ("FIN",)]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("then", ENDS, ids="+".join)
+async def test_who_sends_no_more_gets_the_reply_that_is_made_then(
+    tls: SimpleNamespace, version: ssl.TLSVersion, then: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    piece, pieces, sent = b"x" * 2**18, 64, []
+
+    async def handle(self: Any) -> None:
+        request = await self.reader.read()
+        await asyncio.sleep(0.02)  # time is the subject: the reply comes later than the end
+        await self.send(b"%d\n" % len(request))
+        for number in range(pieces):
+            await self.send(piece)
+            sent.append(number)
+
+    handler = type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle})
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler, ssl=tls.server) as server:
+        with HalfCloser(server.server_address, tls, version) as client:
+            await asyncio.to_thread(client.shake_hands)
+            client.say(b"request\n", *then)
+            await settle(lambda: sent)
+            await settle()
+            assert len(sent) < pieces  # drain() waits
+            assert await asyncio.to_thread(client.read) == b"8\n" + piece * pieces
+        await settle(lambda: server.stats.completed == 1)
+        check_identity(server)
+    assert not complaints(caplog)
+
+
+@pytest.mark.parametrize("then", ENDS, ids="+".join)
+async def test_who_sends_no_more_gets_the_reply_of_a_blocking_handler(
+    tls: SimpleNamespace, then: tuple[str, ...]
+) -> None:
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(self.rfile.read().upper() * 2**18)
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Handler, ssl=tls.server) as server:
+        with HalfCloser(server.server_address, tls) as client:
+            assert await asyncio.to_thread(client.ask, b"request\n", *then) == b"REQUEST\n" * 2**18
+        await settle(lambda: server.stats.completed == 1)
+
+
+@pytest.mark.parametrize("then", ENDS, ids="+".join)
+async def test_all_that_came_before_the_end_is_read_however_much_and_late(
+    tls: SimpleNamespace, then: tuple[str, ...]
+) -> None:
+    may_read = asyncio.Event()
+
+    async def handle(self: Any) -> None:
+        await may_read.wait()
+        await self.send(b"%d" % len(await self.reader.read()))
+
+    handler = type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle})
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler, ssl=tls.server) as server:
+        for size in (200_000, 300_000, 10_000_000):
+            may_read.clear()
+            with HalfCloser(server.server_address, tls) as client:
+                asking = asyncio.create_task(asyncio.to_thread(client.ask, b"x" * size, *then))
+                for _ in range(20):
+                    await settle()  # it is all there, as far as it is taken: the reader has paused
+                may_read.set()
+                assert await asking == b"%d" % size
+        await settle(lambda: server.stats.completed == 3)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("request_", [b"hello\n", b""])
+async def test_the_end_may_come_in_one_segment_with_all_before_it(
+    tls: SimpleNamespace, version: ssl.TLSVersion, request_: bytes
+) -> None:
+    """With TLS 1.3 it is in the handshake's last flight."""
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server) as server:
+        for _ in range(3):
+            with HalfCloser(server.server_address, tls, version) as client:
+                assert await asyncio.to_thread(client.ask, request_, "close_notify") == request_.upper()
+        await settle(lambda: server.stats.completed == 3)
+
+
+async def test_the_end_may_come_with_the_handshake_that_a_handler_starts(tls: SimpleNamespace) -> None:
+    async def handle(self: Any) -> None:
+        await self.reader.readline()
+        await self.send(b"go ahead\n")
+        await self.writer.start_tls(tls.server)
+        await asyncio.sleep(0)
+        request = await self.reader.read()
+        await asyncio.sleep(0.02)
+        await self.send(request.upper())
+
+    def ask(request: bytes) -> bytes:
+        with HalfCloser(server.server_address, tls) as client:
+            client.sock.sendall(b"STARTTLS\n")
+            assert client.sock.recv(100) == b"go ahead\n"
+            return client.ask(request, "close_notify")
+
+    handler = type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle})
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler) as server:
+        assert await asyncio.to_thread(ask, b"hello\n") == b"HELLO\n"
+        assert await asyncio.to_thread(ask, b"") == b""
+        await settle(lambda: server.stats.completed == 2)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("then", ENDS, ids="+".join)
+async def test_who_closes_at_once_is_done_with_at_once(
+    tls: SimpleNamespace, version: ssl.TLSVersion, then: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    timeouts = aioecho.Timeouts(linger=60)
+
+    def talk() -> None:
+        with HalfCloser(server.server_address, tls, version) as client:
+            client.shake_hands()
+            client.say(b"hello\n")
+            assert client.read_some() == b"HELLO\n"
+            client.say(b"", *then)
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server, timeouts=timeouts) as server:
+        for number in range(1, 4):
+            await asyncio.to_thread(talk)
+            await settle(lambda number=number: server.stats.completed == number)  # type: ignore[misc]
+        check_identity(server)
+    assert not complaints(caplog)
+
+
+@pytest.mark.parametrize("then", ENDS, ids="+".join)
+async def test_a_drain_waits_for_the_reply_to_who_sends_no_more(tls: SimpleNamespace, then: tuple[str, ...]) -> None:
+    has_ended, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def handle(self: Any) -> None:
+        await self.reader.read()
+        has_ended.set()
+        await may_answer.wait()
+        self.writer.write(b"x" * 2**22)
+
+    handler = type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle})
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler, ssl=tls.server) as server:
+        with HalfCloser(server.server_address, tls) as client:
+            asking = asyncio.create_task(asyncio.to_thread(client.ask, b"hello\n", *then))
+            await has_ended.wait()
+            stopping = asyncio.create_task(server.shutdown(10))
+            await settle()
+            may_answer.set()
+            assert len(await asking) == 2**22
+            report = await stopping
+        assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+        assert report.seconds < 5
+
+
+@pytest.mark.parametrize("when", ["all is written", "the handler has returned", "the handler has closed"])
+async def test_large_replies_arrive_though_their_peer_ends_its_side_meanwhile(
+    tls: SimpleNamespace, when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    size, pieces = 2**20, 8
+    is_written, has_ended = asyncio.Event(), asyncio.Event()
+
+    async def handle(self: Any) -> None:
+        await self.reader.readline()
+        for _ in range(pieces):
+            self.writer.write(b"x" * size)
+        if when == "the handler has closed":
+            self.writer.close()
+        is_written.set()
+        if when == "all is written":
+            await has_ended.wait()
+
+    handler = type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle})
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler, ssl=tls.server) as server:
+        for then in ENDS:
+            is_written.clear()
+            has_ended.clear()
+            with HalfCloser(server.server_address, tls) as client:
+                await asyncio.to_thread(client.shake_hands)
+                await asyncio.to_thread(client.say, b"go\n")
+                await is_written.wait()
+                await settle()
+                client.say(b"", *then)
+                await settle()
+                has_ended.set()
+                await settle()
+                assert len(await asyncio.to_thread(client.read)) == size * pieces
+        await settle(lambda: server.stats.completed == 3)
+    assert not complaints(caplog)
+
+
+async def test_a_reply_that_a_reset_destroys_counts_as_failed(tls: SimpleNamespace) -> None:
+    has_returned = asyncio.Event()
+
+    async def handle(self: Any) -> None:
+        await self.reader.readline()
+        self.writer.write(b"x" * 2**23)
+        has_returned.set()
+
+    handler = type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle})
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler, ssl=tls.server) as server:
+        for then in ((), *ENDS):
+            has_returned.clear()
+            with HalfCloser(server.server_address, tls) as client:
+                await asyncio.to_thread(client.shake_hands)
+                await asyncio.to_thread(client.say, b"go\n", *then)
+                await has_returned.wait()
+                await settle()
+                client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await settle(lambda: not server.connections)
+        assert server.stats.failed == server.stats.reasons["connection lost"] == 4
+        check_identity(server)
+
+
+async def test_others_who_use_the_same_context_meet_the_end_as_ever(tls: SimpleNamespace) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        got.append(await reader.read())
+        writer.close()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+        is_over.set()
+
+    got: list[bytes] = []
+    is_over = asyncio.Event()
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server) as server:
+        assert await ask(server, tls.client, b"hello\n", 6) == b"HELLO\n"
+        other = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=tls.server)
+        with HalfCloser(other.sockets[0].getsockname(), tls) as client:
+            assert await asyncio.to_thread(client.ask, b"hello\n", "close_notify") == b""
+        await is_over.wait()
+        assert got == [b"hello\n"]
+        other.close()
+        await other.wait_closed()
+
+
+async def test_the_bound_on_what_is_unsent_holds_for_tls(tls: SimpleNamespace) -> None:
+    async def handle(self: Any) -> None:
+        while not self.writer.is_closing():
+            self.writer.write(bytes(10_000))
+            await asyncio.sleep(0)
+
+    handler = type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle})
+    limits = aioecho.Limits(max_write_buffer=1_000_000)
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler, ssl=tls.server, limits=limits) as server:
+        with HalfCloser(server.server_address, tls) as client:
+            await asyncio.to_thread(client.shake_hands)
+            client.say(b"")
+            await settle(lambda: server.stats.reasons["write buffer"])
+        await settle(lambda: not server.connections)
+        check_identity(server)
+
+
+@pytest.mark.parametrize("drains", [True, False])
+async def test_a_tls_peer_that_takes_nothing_is_given_up(tls: SimpleNamespace, drains: bool) -> None:
+    async def handle(self: Any) -> None:
+        self.writer.write(bytes(10_000_000))
+        if drains:
+            await self.writer.drain()
+
+    handler = type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle})
+    timeouts = aioecho.Timeouts(write=0.5)
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler, ssl=tls.server, timeouts=timeouts) as server:
+        with HalfCloser(server.server_address, tls) as client:
+            await asyncio.to_thread(client.shake_hands)
+            client.say(b"")
+            await settle(lambda: server.stats.failed == server.stats.reasons["write"] == 1, turns=1500)
+        check_identity(server)
