@@ -14,10 +14,11 @@ from aioecho.handlers import (
     DatagramSessionHandler,
     StreamRequestHandler,
 )
+from aioecho.reader import StreamReader
 from aioecho.server import BaseServer, TCPServer, UnixStreamServer
 from aioecho.serving import serve
 from aioecho.stats import DatagramStats, DrainReport, Stats
-from aioecho.streams import StreamReader, StreamWriter
+from aioecho.streams import StreamWriter
 from aioecho.workers import run
 
 __version__ = "0.1.0"

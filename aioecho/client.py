@@ -9,7 +9,8 @@ from typing import Any
 
 from aioecho.endpoints import TCPEndpoint, UDPEndpoint, UnixDatagramEndpoint, UnixEndpoint, parse_endpoint, resolve
 from aioecho.exceptions import EndpointError
-from aioecho.streams import StreamProtocol, StreamReader, StreamWriter
+from aioecho.reader import StreamReader
+from aioecho.streams import StreamProtocol, StreamWriter
 
 __all__ = ["connect", "exchange", "exchange_datagrams", "explain"]
 

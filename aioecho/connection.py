@@ -17,10 +17,10 @@ from aioecho.config import Timeouts
 from aioecho.driver import Driver
 from aioecho.exceptions import ConnectionTimeout
 from aioecho.handlers import BaseRequestHandler
+from aioecho.reader import StreamReader
 from aioecho.streams import (
     CountingStreamProtocol,
     StreamProtocol,
-    StreamReader,
     StreamWriter,
     reset_when_closed,
 )

@@ -5,7 +5,8 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 from aioecho.config import Timeouts
-from aioecho.streams import StreamReader, StreamWriter
+from aioecho.reader import StreamReader
+from aioecho.streams import StreamWriter
 
 if TYPE_CHECKING:  # the server is above, and a handler has one
     from aioecho.datagram_socket import DatagramTransport

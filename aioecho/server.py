@@ -23,8 +23,8 @@ from aioecho.exceptions import ConnectionTimeout
 from aioecho.kinds import check_handler_class, check_kind, is_blocking, undo_partial
 from aioecho.listener import OUT_OF_RESOURCES, Listener
 from aioecho.logs import BoundedLog
+from aioecho.reader import StreamReader
 from aioecho.stats import DrainReport, Stats
-from aioecho.streams import StreamReader
 from aioecho.threads import Begun, ThreadPool
 from aioecho.tls import FOR_EVER
 

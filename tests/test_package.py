@@ -30,6 +30,7 @@ ORDER = (
     "endpoints",
     "binding",
     "driver",
+    "reader",
     "tls",
     "streams",
     "handlers",
