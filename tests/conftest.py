@@ -28,6 +28,12 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # What is imported and collected by now stays: the collections below, of which each test has two, need not look at it.
+    gc.collect()
+    gc.freeze()
+
+
 def open_descriptors() -> dict[str, str]:
     """Return what this process has open: descriptors, with what each is."""
     found = {}
