@@ -1,4 +1,4 @@
-"""Every async test runs on asyncio's loop and on uvloop, in debug mode, and fails if it leaves anything behind."""
+"""Every async test runs on asyncio's loop and on uvloop, in debug mode if not slow, and fails if it leaves anything behind."""
 
 import asyncio
 import contextlib
@@ -65,6 +65,10 @@ async def nothing_is_left_behind(request: pytest.FixtureRequest) -> AsyncIterato
     loop = asyncio.get_running_loop()
     errors: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda loop, context: errors.append(context))
+    if request.node.get_closest_marker("slow"):
+        # Crowds show what does not grow, is not lost and stays within its bounds. In debug mode, in which tests of a few
+        # show the rest, they would take ten times as long: a loop notes then for each call by which way it came about.
+        loop.set_debug(False)
     tasks_before = asyncio.all_tasks()
     descriptors_before = open_descriptors()
     yield
