@@ -1373,6 +1373,7 @@ class AsyncSlow(aioecho.StreamRequestHandler):
 
 
 @pytest.mark.timed
+@pytest.mark.slow  # in debug mode a hundred clients take half a second of the processor
 @pytest.mark.parametrize(
     ("kind", "threads", "clients", "rounds"), [(Slow, 50, 50, 1), (Slow, 10, 50, 5), (AsyncSlow, 1, 100, 1)]
 )
