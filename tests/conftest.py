@@ -1,11 +1,13 @@
-"""Every async test runs on asyncio's loop and on uvloop, in debug mode, and fails if it leaves anything behind."""
+"""Every async test runs on asyncio's loop and on uvloop, in debug mode if not slow, and fails if it leaves anything behind."""
 
 import asyncio
 import contextlib
+import fcntl
 import gc
 import os
+import signal
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,9 +18,73 @@ import uvloop
 
 import aioecho
 
+# Of the stack that debug mode notes with each call. The ten that are usual took a quarter of the processor's time.
+asyncio.constants.DEBUG_STACK_DEPTH = 2
+
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Any]:
     return {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A shell without job control has what it starts with & ignore Ctrl-C, and so would the programs that tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class Turns:
+    """Lets processes that are given the same path run their tests in three turns: one begins when all have ended the last.
+
+    First come those that run beside any others, then the timed ones beside their like, then the exclusive ones, each alone.
+    """
+
+    def __init__(self, path: str) -> None:
+        # Descriptors, which the end of the process closes: files would complain of that, after pytest's last word.
+        self._locks = [os.open(f"{path}.{number}", os.O_WRONLY | os.O_CREAT) for number in range(3)]
+        for lock in self._locks[:2]:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        self._turn = 0
+
+    @staticmethod
+    def of(item: pytest.Item) -> int:
+        return 2 if item.get_closest_marker("exclusive") else 1 if item.get_closest_marker("timed") else 0
+
+    def begin(self, turn: int) -> None:
+        for lock in self._locks[self._turn : turn]:
+            for operation in (fcntl.LOCK_UN, fcntl.LOCK_EX, fcntl.LOCK_UN):
+                fcntl.flock(lock, operation)
+        self._turn = max(turn, self._turn)
+        if turn == 2:
+            fcntl.flock(self._locks[2], fcntl.LOCK_EX)
+
+    def end(self) -> None:
+        fcntl.flock(self._locks[2], fcntl.LOCK_UN)  # also where a process that was forked has it open
+
+
+# Only .ci/run sets this. By themselves the tests of one Python run one after the other, in the order of their files.
+TURNS = Turns(os.environ["AIOECHO_TESTS_TURNS"]) if "AIOECHO_TESTS_TURNS" in os.environ else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if TURNS is not None:
+        items.sort(key=TURNS.of)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # what is waited for here is not of the time that a test has
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    if TURNS is None:
+        return (yield)
+    TURNS.begin(TURNS.of(item))
+    try:
+        return (yield)
+    finally:
+        TURNS.end()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # What is imported and collected by now stays: the collections below, of which each test has two, need not look at it.
+    gc.collect()
+    gc.freeze()
 
 
 def open_descriptors() -> dict[str, str]:
@@ -52,6 +118,10 @@ async def nothing_is_left_behind(request: pytest.FixtureRequest) -> AsyncIterato
     loop = asyncio.get_running_loop()
     errors: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda loop, context: errors.append(context))
+    if request.node.get_closest_marker("slow"):
+        # Crowds show what does not grow, is not lost and stays within its bounds. In debug mode, in which tests of a few
+        # show the rest, they would take ten times as long: a loop notes then for each call by which way it came about.
+        loop.set_debug(False)
     tasks_before = asyncio.all_tasks()
     descriptors_before = open_descriptors()
     yield

@@ -72,6 +72,7 @@ def check_mistake(outcome: tuple[int, bytes, str], *expected: str, status: int =
 # Serving
 
 
+@pytest.mark.exclusive
 def test_alone_it_serves_echo_on_port_9999() -> None:
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

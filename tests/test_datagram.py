@@ -686,7 +686,12 @@ def fill(path: str) -> int:
 
 
 async def test_unix_datagrams_come_back(tmp_path: Path) -> None:
-    for address in (tmp_path / "server", str(tmp_path / "server"), f"unixgram:{tmp_path}/server", "\0aioecho-test"):
+    for address in (
+        tmp_path / "server",
+        str(tmp_path / "server"),
+        f"unixgram:{tmp_path}/server",
+        f"\0aioecho-{os.getpid()}",
+    ):
         async with aioecho.UnixDatagramServer(address, DatagramUpper) as server:
             with Peer(socket.AF_UNIX, str(tmp_path / "client")) as client:
                 assert await client.ask(b"hello", server.server_address) == b"HELLO"

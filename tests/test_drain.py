@@ -199,6 +199,7 @@ async def test_what_a_new_client_asks_while_the_loop_is_busy_is_answered() -> No
     assert (await stopping).completed == 1
 
 
+@pytest.mark.timed
 async def test_at_the_end_of_the_grace_handlers_are_cancelled() -> None:
     async with gated() as server:
         reader, writer = await connect(server)
@@ -214,6 +215,7 @@ async def test_at_the_end_of_the_grace_handlers_are_cancelled() -> None:
         writer.close()
 
 
+@pytest.mark.timed
 async def test_peers_that_never_read_are_aborted_and_the_rest_is_unharmed() -> None:
     class Large(aioecho.StreamRequestHandler):
         async def handle(self) -> None:
@@ -437,6 +439,7 @@ sys.exit(bool(report.cancelled or report.aborted))
 """
 
 
+@pytest.mark.exclusive
 @pytest.mark.slow
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_two_thousand_requests_in_flight_at_sigterm_are_all_answered(loop: str) -> None:

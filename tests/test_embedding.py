@@ -50,6 +50,7 @@ async def test_several_servers_live_in_one_loop() -> None:
         assert [server.stats.accepted for server in servers] == [2, 1, 1]
 
 
+@pytest.mark.slow
 async def test_a_server_is_started_and_shut_down_a_thousand_times() -> None:
     async def round_trip(with_client: bool) -> None:
         async with aioecho.TCPServer(("127.0.0.1", 0), Echo) as server:

@@ -78,6 +78,7 @@ class Counted(Upper):
         type(self).live -= 1
 
 
+@pytest.mark.exclusive
 @pytest.mark.slow
 async def test_a_thousand_clients_for_ten_places_are_all_served_and_never_eleven_at_once() -> None:
     class Ten(Counted):
@@ -199,6 +200,7 @@ async def test_a_limit_for_each_host_leaves_unix_sockets_alone(tmp_path: Path) -
 # accept_rate
 
 
+@pytest.mark.timed
 async def test_a_hundred_connections_a_second_are_let_in_evenly() -> None:
     came: list[float] = []
 
@@ -206,21 +208,38 @@ async def test_a_hundred_connections_a_second_are_let_in_evenly() -> None:
         async def setup(self) -> None:
             came.append(time.monotonic())
 
-    async with aioecho.TCPServer(ANYWHERE, Noting, limits=aioecho.Limits(accept_rate=100)) as server:
-        answers = await asyncio.gather(*(ask(server) for _ in range(120)))
-        assert answers == [b"X\n"] * 120
-        after = [moment - came[0] for moment in came]
-        # As many as the rate gives, one more at the start, and what late turns of the loop make up for.
-        for number, seconds in enumerate(after):
-            assert number <= seconds * 100 + 3, (number, seconds)
-        assert after[-1] == pytest.approx(1.19, rel=0.1)
-        server.limits = aioecho.Limits(accept_rate=10_000)
-        began = time.monotonic()
-        await asyncio.gather(*(ask(server) for _ in range(100)))
-        assert time.monotonic() - began < 0.9
+    async with aioecho.TCPServer(ANYWHERE, Noting) as server:
+
+        async def seconds_for_120(rate: int) -> float:
+            came.clear()
+            server.pause()
+            server.limits = aioecho.Limits(accept_rate=rate)
+            # All are in the queue before the first is let in: what it takes to make them is not the server's time.
+            with contextlib.ExitStack() as stack:
+                clients = [stack.enter_context(connect(server.names[0])) for _ in range(120)]
+                for sock in clients:
+                    sock.sendall(b"x\n")
+                server.resume()
+                await settle(lambda: len(came) == 120)
+                for sock in clients:
+                    assert await asyncio.to_thread(read_line, sock) == b"X\n"
+            after = [moment - came[0] for moment in came]
+            # As many as the rate gives, one more at the start, and what late turns of the loop make up for.
+            for number, seconds in enumerate(after):
+                assert number <= seconds * rate + rate * 0.02 + 1, (number, seconds)
+            return after[-1]
+
+        # They are never let in faster. Slower they are also on a machine that is too busy, but not time and again.
+        for _ in range(5):
+            if (seconds := await seconds_for_120(100)) == pytest.approx(1.19, rel=0.1):
+                break
+        assert seconds == pytest.approx(1.19, rel=0.1)
+        assert await seconds_for_120(10_000) < 0.9
+        await settle(lambda: not server.connections)
         check_identity(server)
 
 
+@pytest.mark.timed
 async def test_a_rate_that_is_taken_away_lets_those_who_wait_in_at_once() -> None:
     async with aioecho.TCPServer(ANYWHERE, Upper, limits=aioecho.Limits(accept_rate=0.01)) as server:
         assert await ask(server) == b"X\n"
@@ -292,6 +311,7 @@ async def test_the_backlog_is_the_kernels_and_changes_while_it_runs() -> None:
 # Out of descriptors
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 @LOOPS
 def test_out_of_descriptors_it_serves_on_keeps_quiet_and_resumes(loop: str) -> None:
@@ -329,6 +349,7 @@ def test_out_of_descriptors_it_serves_on_keeps_quiet_and_resumes(loop: str) -> N
         assert server.finish()["errors"] == []
 
 
+@pytest.mark.timed
 @LOOPS
 def test_a_descriptor_that_comes_free_elsewhere_is_noticed(loop: str) -> None:
     with Subject(loop, "upper", descriptors=64) as server, contextlib.ExitStack() as stack:
@@ -459,6 +480,7 @@ async def test_an_error_of_one_incoming_connection_stops_nothing(number: int, ca
     assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) <= 1
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("number", OF_RESOURCES, ids=errno.errorcode.get)
 async def test_out_of_resources_it_backs_off_and_comes_back(number: int, caplog: pytest.LogCaptureFixture) -> None:
     sock = flaky([])

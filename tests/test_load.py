@@ -350,6 +350,7 @@ def stalling(seconds):
     return handle
 
 
+@pytest.mark.timed
 def test_a_stall_of_a_second_shows_in_the_p99_of_an_open_loop():
     with serving(stalling(1.0)) as server:
         result = run(server.endpoint, connections=4, rate=500.0, duration_s=2.5)
@@ -360,6 +361,7 @@ def test_a_stall_of_a_second_shows_in_the_p99_of_an_open_loop():
     assert result.p50_us < 100_000
 
 
+@pytest.mark.exclusive
 def test_a_stall_of_a_second_hides_in_a_closed_loop_which_says_so():
     with serving(stalling(1.0)) as server:
         result = run(server.endpoint, connections=4, duration_s=2.5)
@@ -561,6 +563,7 @@ def test_a_datagram_server_that_dies_ends_the_run(silently):
         assert result.errors_connect > 0
 
 
+@pytest.mark.timed
 def test_a_stall_shows_in_the_p99_of_open_loop_datagrams():
     began = []
 
@@ -585,6 +588,7 @@ def test_what_only_streams_can_is_refused_for_datagrams(option):
         LoadSettings(endpoint="udp://127.0.0.1:1", **option)
 
 
+@pytest.mark.exclusive
 def test_the_generators_own_processor_use_is_told():
     with serving(echo) as server:
         busy, idle = run(server.endpoint, connections=20), run(server.endpoint, rate=100.0)

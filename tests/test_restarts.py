@@ -126,6 +126,7 @@ async def kill_at_random(workers: int, seconds: float, *arguments: str) -> None:
         assert await asyncio.to_thread(program.stop) == 0
 
 
+@pytest.mark.exclusive
 @pytest.mark.slow
 def test_workers_that_are_killed_are_replaced() -> None:
     asyncio.run(kill_at_random(2, 1))

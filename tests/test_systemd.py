@@ -121,6 +121,7 @@ def test_systemd_is_told_of_a_reload(manager_at_path: Manager, folder: Path) -> 
         assert program.stop() == 0
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_the_watchdog_is_fed_by_the_event_loop(manager_at_path: Manager, folder: Path, loop: str) -> None:
     manager = manager_at_path

@@ -1112,6 +1112,7 @@ async def test_datagrams_beyond_the_threads_wait_and_beyond_the_queue_are_droppe
         await settle_stats(server, lambda stats: stats.completed == 5)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("send", [0.2, None])
 async def test_a_peer_that_takes_no_replies_is_waited_for_in_vain_or_until_it_does(
     send: float | None, tmp_path: Path
@@ -1316,6 +1317,7 @@ asyncio.Runner(loop_factory=loop_factory(sys.argv[1])).run(main())
 """
 
 
+@pytest.mark.exclusive
 @pytest.mark.slow
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_the_loop_answers_beside_handlers_that_sleep_or_do_io(loop: str, tmp_path: Path) -> None:
@@ -1370,6 +1372,8 @@ class AsyncSlow(aioecho.StreamRequestHandler):
         await self.send(data.upper())
 
 
+@pytest.mark.timed
+@pytest.mark.slow  # in debug mode a hundred clients take half a second of the processor
 @pytest.mark.parametrize(
     ("kind", "threads", "clients", "rounds"), [(Slow, 50, 50, 1), (Slow, 10, 50, 5), (AsyncSlow, 1, 100, 1)]
 )
@@ -1377,7 +1381,13 @@ async def test_slow_handlers_take_as_many_rounds_as_there_are_threads(
     kind: Any, threads: int, clients: int, rounds: int
 ) -> None:
     async with aioecho.serve(kind, ANYWHERE, limits=aioecho.Limits(max_threads=threads)) as server:
-        began = time.monotonic()
-        assert await asyncio.gather(*(ask(server, b"x") for _ in range(clients))) == [b"X"] * clients
-        took = time.monotonic() - began
-    assert 0.2 * rounds <= took < 0.4 * rounds + 1  # one after the other they would take 10 s and 20 s
+        # In less it can not be done. One after the other they would take 10 s and 20 s; more than a part of that they take
+        # also on a machine that is too busy, but not time and again.
+        for _ in range(5):
+            began = time.monotonic()
+            assert await asyncio.gather(*(ask(server, b"x") for _ in range(clients))) == [b"X"] * clients
+            took = time.monotonic() - began
+            assert took >= 0.2 * rounds
+            if took < 0.4 * rounds + 1:
+                break
+    assert took < 0.4 * rounds + 1
