@@ -27,10 +27,13 @@ from aioecho.loops import LOOPS, loop_factory
 from aioecho.server import BaseServer
 from aioecho.serving import are_for_datagrams
 from aioecho.serving import serve as make_server_for
+from aioecho.stdio import fill_standard_streams
 from aioecho.worker import SIGNALS
 from aioecho.workers import check_sessions, run_server, run_workers
 
 __all__ = ["main"]
+
+logger = logging.getLogger("aioecho.cli")
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 9999
 
@@ -88,6 +91,7 @@ def main(context: click.Context) -> None:
         python -m aioecho serve upper
         python -m aioecho send tcp://127.0.0.1:9999 "Hello, Server!"
     """
+    fill_standard_streams()
     if context.invoked_subcommand is None:
         context.invoke(serve)
 
@@ -260,12 +264,16 @@ def _announce(names: Sequence[str]) -> None:
     try:
         for name in names:
             click.echo(f"listening on {name}")
-    except BrokenPipeError:
-        _forget_stdout()  # nobody reads it: no reason not to serve
+    except OSError as error:  # no reason not to serve
+        _forget_stdout()
+        if not isinstance(error, BrokenPipeError):  # nobody reads it
+            logger.warning("cannot write to stdout where it listens: %s", error.strerror or error)
 
 
 def _forget_stdout() -> None:
     """Let what is still buffered for stdout go nowhere, since Python would complain when it can't write it at its end."""
+    if sys.stdout is None:  # it was closed when Python started
+        return
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
@@ -366,6 +374,9 @@ def send(endpoint: str, text: str | None, tls: bool, ca: str | None, timeout: fl
     except _NobodyReads:  # as `head`, which has seen enough
         _forget_stdout()
         sys.exit(1)
+    except _CannotWrite as error:
+        _forget_stdout()
+        raise click.ClickException(f"cannot write to stdout: {error}") from error
     except TimeoutError as error:
         raise click.ClickException(f"{endpoint} has sent nothing for {timeout:g} s") from error
     except OSError as error:
@@ -387,12 +398,20 @@ class _NobodyReads(Exception):
     """Whoever read our output has left."""
 
 
+class _CannotWrite(Exception):
+    """Our output can't be written; the message says why. It is no OSError, to be told from the connection's."""
+
+
 def _write_out(data: bytes) -> None:
+    if sys.stdout is None:
+        raise _CannotWrite("it is closed")
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     except BrokenPipeError as error:
         raise _NobodyReads from error
+    except OSError as error:
+        raise _CannotWrite(error.strerror or error) from error
 
 
 async def _one(data: bytes) -> AsyncIterator[bytes]:

@@ -245,6 +245,47 @@ def test_nobody_has_to_read_where_it_listens() -> None:
             assert "Traceback" not in server.stderr()
 
 
+def without(streams: str, *command: str | Path) -> list[str | Path]:
+    """Return a command that is started with standard streams closed, as ``>&-`` does."""
+    return ["/bin/sh", "-c", f'exec "$@" {streams}', "sh", *command]
+
+
+@pytest.mark.parametrize("way", ["one process", "workers", "run", "run with workers"])
+@pytest.mark.parametrize("streams", [">&-", "<&- >&- 2>&-"])
+def test_it_serves_and_ends_well_without_standard_streams(folder: Path, way: str, streams: str) -> None:
+    (folder / "script.py").write_text(
+        "import sys, aioecho, slow\n"
+        "if __name__ == '__main__':\n"
+        "    aioecho.run(slow.Slow, *sys.argv[2:], workers=int(sys.argv[1]))\n"
+    )
+    workers = "2" if "workers" in way else "1"
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        endpoint, number = f"tcp://127.0.0.1:{sock.getsockname()[1]}", sock.fileno()
+        command: list[str | Path] = (
+            [sys.executable, "script.py", workers, f"fd://{number}", "unix:app.sock"]
+            if "run" in way
+            else [sys.executable, "-m", "aioecho", "serve", "slow:Slow", "--workers", workers, "--uds", "app.sock"]
+        )
+        if "run" not in way:
+            command += ["--fd", str(number)]
+        with Program(*without(streams, *command), cwd=folder, pass_fds=[number]) as server:
+            assert ask(endpoint, b"0\n") == b"begun\ndone\n"
+            assert server.stop() == 0
+            errors = server.stderr()
+    assert "Assertion" not in errors  # of libuv, in any of its processes
+    assert "Traceback" not in errors
+
+
+def test_it_serves_though_it_can_not_write_where_it_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock, open("/dev/full", "wb") as full:
+        number = sock.fileno()
+        with Program.aioecho("serve", "--fd", str(number), pass_fds=[number], stdout=full) as server:
+            assert ask(f"tcp://127.0.0.1:{sock.getsockname()[1]}", b"x") == b"x"
+            assert server.stop() == 0
+            assert "cannot write to stdout where it listens: No space left on device" in server.stderr()
+            assert "Traceback" not in server.stderr()
+
+
 def test_the_log_level_decides_what_goes_to_stderr() -> None:
     with serving("--log-level", "info") as (server, _):
         assert server.stop() == 0
@@ -636,6 +677,15 @@ def test_send_ends_when_nobody_reads_what_it_writes() -> None:
         client.process.stdout.close()
         assert client.wait() == 1
         assert client.stderr() == ""
+
+
+def test_send_says_that_its_output_can_not_be_written() -> None:
+    with serving("upper") as (_, endpoint), open("/dev/full", "wb") as full:
+        with Program.aioecho("send", endpoint, "x", stdout=full) as client:
+            assert client.wait() == 1
+            assert client.stderr() == "Error: cannot write to stdout: No space left on device\n"
+        with Program(*without(">&-", sys.executable, "-m", "aioecho", "send", endpoint, "x")) as client:
+            check_mistake(client.end(), "cannot write to stdout: it is closed", status=1)
 
 
 def test_send_ends_with_the_server_though_stdin_goes_on() -> None:
