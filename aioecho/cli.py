@@ -348,8 +348,8 @@ def send(endpoint: str, text: str | None, tls: bool, ca: str | None, timeout: fl
 
     ENDPOINT is tcp://HOST:PORT or unix:PATH, or for datagrams udp://HOST:PORT or unixgram:PATH.
 
-    It ends when the server closes; with TLS also once as many lines have come as were sent. For datagrams each
-    line is one, and it ends when as many have come back.
+    It ends when the server closes; with TLS also once as many lines have come as were sent, the last of which needs its
+    newline there. For datagrams each line is one, and it ends when as many have come back.
 
     The exit status is 0 if all went well, 1 if there was no connection, or it broke, or nothing came, 2 for a mistake on
     the command line.
@@ -378,7 +378,8 @@ def send(endpoint: str, text: str | None, tls: bool, ca: str | None, timeout: fl
         _forget_stdout()
         raise click.ClickException(f"cannot write to stdout: {error}") from error
     except TimeoutError as error:
-        raise click.ClickException(f"{endpoint} has sent nothing for {timeout:g} s") from error
+        why = f": {error}" if str(error) else ""
+        raise click.ClickException(f"{endpoint} has sent nothing for {timeout:g} s{why}") from error
     except OSError as error:
         raise click.ClickException(f"the connection to {endpoint} broke: {client.explain(error)}") from error
 

@@ -622,6 +622,23 @@ def test_send_speaks_tls(tls: SimpleNamespace) -> None:
         check_mistake(outcome, f"cannot connect to {endpoint}: the certificate is not accepted: ", status=1)
 
 
+@pytest.mark.parametrize("handler", ["echo", "upper"])
+def test_send_over_tls_says_that_its_last_line_has_no_end(tls: SimpleNamespace, handler: str) -> None:
+    # Its reply is not known to be all, or does not come: the server is not told that this was all.
+    replies = b"a\nb\nc" if handler == "echo" else b"A\nB\n"
+    with serving(handler, "--ssl-certfile", tls.files.server) as (_, endpoint):
+        arguments = ("send", endpoint, "--ca", tls.files.ca, "--timeout", "0.5")
+        with Program.aioecho(*arguments, stdin=subprocess.PIPE) as client:
+            assert client.process.stdin is not None
+            client.process.stdin.write(b"a\nb\nc")
+            client.process.stdin.close()
+            client.process.stdin = None
+            code, output, errors = client.end()
+    assert (code, output) == (1, replies)
+    reason = "the last line was sent without its end, which over TLS has to be a newline"
+    assert errors == f"Error: {endpoint} has sent nothing for 0.5 s: {reason}\n"
+
+
 def test_send_over_tls_to_who_does_not_speak_it_says_so() -> None:
     with serving("echo") as (_, endpoint):
         outcome = run("send", endpoint, "hello", "--tls", "--timeout", "5")
