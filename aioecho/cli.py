@@ -323,7 +323,7 @@ def _tls_context(
         # Without a password OpenSSL would ask for it on the terminal, and stand there.
         context.load_cert_chain(certfile, keyfile, password or "")
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = _explain_certificate(error, certfile, keyfile, password)
         raise _Mistake(f"cannot use {certfile}{f' with {keyfile}' if keyfile else ''}: {reason}") from error
     if ca_certs is not None:
         try:
@@ -332,6 +332,29 @@ def _tls_context(
             raise _Mistake(f"cannot use {ca_certs}: {error.strerror or error}") from error
         context.verify_mode = ssl.CERT_REQUIRED
     return context
+
+
+def _explain_certificate(error: Exception, certfile: str, keyfile: str | None, password: str | None) -> object:
+    """Return why a certificate and its key can't be loaded; OpenSSL calls most of it "PEM lib"."""
+    if not isinstance(error, ssl.SSLError):
+        return getattr(error, "strerror", None) or error
+    if error.reason == "KEY_VALUES_MISMATCH":
+        return "the private key is not that of the certificate"
+    try:
+        certificate, key = Path(certfile).read_bytes(), Path(keyfile or certfile).read_bytes()
+    except OSError:  # such as a pipe's, that was read
+        return error.strerror or error
+    if b"CERTIFICATE-----" not in certificate:
+        return f"there is no certificate (PEM) in {certfile}"
+    if b"PRIVATE KEY-----" not in key:
+        return f"there is no private key (PEM) in {keyfile or certfile}: name its file with --ssl-keyfile"
+    if b"ENCRYPTED" in key:
+        return (
+            "the password is not the private key's"
+            if password
+            else ("the private key is encrypted: give its password with --ssl-keyfile-password")
+        )
+    return error.strerror or error
 
 
 @main.command()

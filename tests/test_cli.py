@@ -183,7 +183,16 @@ def test_a_private_key_in_a_file_of_its_own_may_have_a_password(tls: SimpleNames
     ):
         sock.sendall(b"hello\n")
         assert read_line(sock) == b"HELLO\n"
-    check_mistake(run("serve", *files, *ANYWHERE), "cannot use", "cert.pem", "key.pem")
+    serve = ("serve", *files, *ANYWHERE)
+    encrypted = "key.pem: the private key is encrypted: give its password with --ssl-keyfile-password"
+    check_mistake(run(*serve), "cannot use", "cert.pem", encrypted)
+    check_mistake(run(*serve, "--ssl-keyfile-password", "guess"), "key.pem: the password is not the private key's")
+    missing = "cert.pem: there is no private key (PEM) in cert.pem: name its file with --ssl-keyfile"
+    check_mistake(run("serve", "--ssl-certfile", "cert.pem", cwd=tmp_path), missing)
+    no_certificate = "there is no certificate (PEM) in key.pem"
+    check_mistake(run("serve", "--ssl-certfile", "key.pem", cwd=tmp_path), no_certificate)
+    mismatch = ("serve", "--ssl-certfile", "cert.pem", "--ssl-keyfile", tls.files.client)
+    check_mistake(run(*mismatch, cwd=tmp_path), "the private key is not that of the certificate")
 
 
 def test_several_endpoints_are_served_each_with_its_line(folder: Path) -> None:
