@@ -67,7 +67,13 @@ def run(
     Raises:
         SystemExit: with one line that says why, if it can't listen, or its workers can't live: it is the program.
         ValueError, TypeError: an argument makes no sense, or can't be sent to workers.
+        RuntimeError: an event loop runs in this thread.
     """
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError(
+            "run() is a program of its own, and an event loop runs here already: use `async with aioecho.serve(...)` in it,"
+            " or aioecho.run_in_thread()"
+        )
     try:
         refuse_if_loading()
         fill_standard_streams()
