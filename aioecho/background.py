@@ -29,6 +29,8 @@ class BackgroundServer:
         self._is_ready = threading.Event()
         self._report: DrainReport | None = None
         self._error: BaseException | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._is_called_off = False
         self._own = threading.local()  # with an attribute in the loop's thread and those of its executor
         self._thread = threading.Thread(target=self._run, name="aioecho", daemon=True)
 
@@ -69,11 +71,23 @@ class BackgroundServer:
         return self._report
 
     def _start(self) -> None:
-        self._thread.start()
-        self._is_ready.wait()
+        try:
+            self._thread.start()
+            self._is_ready.wait()
+        except BaseException:  # KeyboardInterrupt
+            self._call_off()
+            raise
         if self._error is not None:
             self._thread.join()
             raise self._error
+
+    def _call_off(self) -> None:
+        """End it, wherever it is in its start, and wait for that."""
+        self._is_called_off = True
+        if self._task is not None:  # else it looks before it starts
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+        self._thread.join()
 
     def _mark_thread(self) -> None:
         self._own.is_one = True
@@ -92,6 +106,9 @@ class BackgroundServer:
         # Its threads are waited for when the loop is closed, by asyncio: they must not wait for that.
         executor = ThreadPoolExecutor(thread_name_prefix="aioecho-executor", initializer=self._mark_thread)
         asyncio.get_running_loop().set_default_executor(executor)
+        self._task = asyncio.current_task()
+        if self._is_called_off:
+            return
         await self.server.start()
         self._is_ready.set()
         await self.server.serve_forever()

@@ -73,6 +73,11 @@ class RequestSocket(socket.socket):
         elif (left := self.take()) is not None:
             self._connection.give_back(left)
 
+    def leave_open(self) -> None:
+        """Have the server forget it when the handler returns, and not close it; unless it has been closed."""
+        if self._connection is not None and not self._closed:  # type: ignore[attr-defined]  # socket.socket's own
+            self._connection.is_left_open = True
+
     def take(self) -> socket.socket | None:
         """Return a socket with the descriptor, which is then no longer this one's; None if it has none."""
         family, kind, proto = self.family, self.type, self.proto
@@ -97,6 +102,7 @@ class ThreadedConnection(Threaded):
         "_kept",
         "_left",
         "_linger",
+        "is_left_open",
         "since",
         "was_shut",
     )
@@ -115,7 +121,7 @@ class ThreadedConnection(Threaded):
         request._connection = self
         super().__init__(server, pool, request, client_address, RequestHandlerClass)
         self.since = self._loop.time()
-        self.was_shut = False
+        self.was_shut = self.is_left_open = False
         self._handshake_error: OSError | None = None
         self._is_handshaking = server.ssl is not None
         self._has_shut_reading = self._is_over = False
@@ -257,7 +263,9 @@ class ThreadedConnection(Threaded):
             left.close()
 
     def _leave(self) -> None:
-        for sock in (self.request.take(), self._kept):
+        left = None if self.is_left_open else self.request.take()
+        self.request._connection = None
+        for sock in (left, self._kept):
             if sock is not None:
                 sock.close()
 
@@ -283,7 +291,7 @@ class ThreadedConnection(Threaded):
         if self._handshake_error is not None:
             self._server._report_handshake(self.client_address, self._handshake_error)
             self._handshake_error = None  # its traceback holds on to us
-        left = self.request.take()
+        left = None if self.is_left_open else self.request.take()
         if self._kept is not None:
             if self._server.ssl is not None and left is None:
                 left = self._kept

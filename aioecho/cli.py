@@ -27,10 +27,13 @@ from aioecho.loops import LOOPS, loop_factory
 from aioecho.server import BaseServer
 from aioecho.serving import are_for_datagrams
 from aioecho.serving import serve as make_server_for
+from aioecho.stdio import fill_standard_streams
 from aioecho.worker import SIGNALS
 from aioecho.workers import check_sessions, run_server, run_workers
 
 __all__ = ["main"]
+
+logger = logging.getLogger("aioecho.cli")
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 9999
 
@@ -88,6 +91,7 @@ def main(context: click.Context) -> None:
         python -m aioecho serve upper
         python -m aioecho send tcp://127.0.0.1:9999 "Hello, Server!"
     """
+    fill_standard_streams()
     if context.invoked_subcommand is None:
         context.invoke(serve)
 
@@ -260,12 +264,16 @@ def _announce(names: Sequence[str]) -> None:
     try:
         for name in names:
             click.echo(f"listening on {name}")
-    except BrokenPipeError:
-        _forget_stdout()  # nobody reads it: no reason not to serve
+    except OSError as error:  # no reason not to serve
+        _forget_stdout()
+        if not isinstance(error, BrokenPipeError):  # nobody reads it
+            logger.warning("cannot write to stdout where it listens: %s", error.strerror or error)
 
 
 def _forget_stdout() -> None:
     """Let what is still buffered for stdout go nowhere, since Python would complain when it can't write it at its end."""
+    if sys.stdout is None:  # it was closed when Python started
+        return
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
@@ -315,7 +323,7 @@ def _tls_context(
         # Without a password OpenSSL would ask for it on the terminal, and stand there.
         context.load_cert_chain(certfile, keyfile, password or "")
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = _explain_certificate(error, certfile, keyfile, password)
         raise _Mistake(f"cannot use {certfile}{f' with {keyfile}' if keyfile else ''}: {reason}") from error
     if ca_certs is not None:
         try:
@@ -324,6 +332,29 @@ def _tls_context(
             raise _Mistake(f"cannot use {ca_certs}: {error.strerror or error}") from error
         context.verify_mode = ssl.CERT_REQUIRED
     return context
+
+
+def _explain_certificate(error: Exception, certfile: str, keyfile: str | None, password: str | None) -> object:
+    """Return why a certificate and its key can't be loaded; OpenSSL calls most of it "PEM lib"."""
+    if not isinstance(error, ssl.SSLError):
+        return getattr(error, "strerror", None) or error
+    if error.reason == "KEY_VALUES_MISMATCH":
+        return "the private key is not that of the certificate"
+    try:
+        certificate, key = Path(certfile).read_bytes(), Path(keyfile or certfile).read_bytes()
+    except OSError:  # such as a pipe's, that was read
+        return error.strerror or error
+    if b"CERTIFICATE-----" not in certificate:
+        return f"there is no certificate (PEM) in {certfile}"
+    if b"PRIVATE KEY-----" not in key:
+        return f"there is no private key (PEM) in {keyfile or certfile}: name its file with --ssl-keyfile"
+    if b"ENCRYPTED" in key:
+        return (
+            "the password is not the private key's"
+            if password
+            else ("the private key is encrypted: give its password with --ssl-keyfile-password")
+        )
+    return error.strerror or error
 
 
 @main.command()
@@ -340,8 +371,8 @@ def send(endpoint: str, text: str | None, tls: bool, ca: str | None, timeout: fl
 
     ENDPOINT is tcp://HOST:PORT or unix:PATH, or for datagrams udp://HOST:PORT or unixgram:PATH.
 
-    It ends when the server closes; with TLS also once as many lines have come as were sent. For datagrams each
-    line is one, and it ends when as many have come back.
+    It ends when the server closes; with TLS also once as many lines have come as were sent, the last of which needs its
+    newline there. For datagrams each line is one, and it ends when as many have come back.
 
     The exit status is 0 if all went well, 1 if there was no connection, or it broke, or nothing came, 2 for a mistake on
     the command line.
@@ -366,8 +397,12 @@ def send(endpoint: str, text: str | None, tls: bool, ca: str | None, timeout: fl
     except _NobodyReads:  # as `head`, which has seen enough
         _forget_stdout()
         sys.exit(1)
+    except _CannotWrite as error:
+        _forget_stdout()
+        raise click.ClickException(f"cannot write to stdout: {error}") from error
     except TimeoutError as error:
-        raise click.ClickException(f"{endpoint} has sent nothing for {timeout:g} s") from error
+        why = f": {error}" if str(error) else ""
+        raise click.ClickException(f"{endpoint} has sent nothing for {timeout:g} s{why}") from error
     except OSError as error:
         raise click.ClickException(f"the connection to {endpoint} broke: {client.explain(error)}") from error
 
@@ -387,12 +422,20 @@ class _NobodyReads(Exception):
     """Whoever read our output has left."""
 
 
+class _CannotWrite(Exception):
+    """Our output can't be written; the message says why. It is no OSError, to be told from the connection's."""
+
+
 def _write_out(data: bytes) -> None:
+    if sys.stdout is None:
+        raise _CannotWrite("it is closed")
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     except BrokenPipeError as error:
         raise _NobodyReads from error
+    except OSError as error:
+        raise _CannotWrite(error.strerror or error) from error
 
 
 async def _one(data: bytes) -> AsyncIterator[bytes]:

@@ -78,27 +78,30 @@ async def exchange(
 ) -> None:
     """Send all `requests` and `show` whatever comes, meanwhile and after, until the server closes.
 
-    Where the sending side alone can't be closed, which is TLS, the exchange ends once as many lines have come as were sent.
+    Where the sending side alone can't be closed, which is TLS, the exchange ends once as many lines have come as were sent;
+    but not if the last of them has no end: nothing tells what its reply is, or the server that it was all.
 
     Raises:
-        TimeoutError: all was sent, and then nothing came for `timeout` seconds.
+        TimeoutError: all was sent, and then nothing came for `timeout` seconds. It has a message if that last line was the
+            cause.
         OSError: the connection broke; or it was closed and nothing had come, though something was sent.
     """
     lines_owed = 0
-    has_sent = has_received = False
+    has_sent = has_received = is_unfinished = False
     all_is_sent = asyncio.Event()
 
     async def send() -> None:
-        nonlocal has_sent, lines_owed
+        nonlocal has_sent, is_unfinished, lines_owed
         async for request in requests:
             has_sent = True
             lines_owed += request.count(b"\n")
+            is_unfinished = not request.endswith(b"\n")
             writer.write(request)
             await writer.drain()
         all_is_sent.set()
         if writer.can_write_eof():
             writer.write_eof()
-        elif has_received and lines_owed <= 0:
+        elif has_received and lines_owed <= 0 and not is_unfinished:
             reader.feed_eof()  # all has come before it was known to be all
 
     async def receive() -> None:
@@ -119,12 +122,16 @@ async def exchange(
             has_received = True
             show(data)
             lines_owed -= data.count(b"\n")
-            if all_is_sent.is_set() and lines_owed <= 0 and not writer.can_write_eof():
+            if all_is_sent.is_set() and lines_owed <= 0 and not is_unfinished and not writer.can_write_eof():
                 return
 
     sending = asyncio.create_task(send())
     try:
         await receive()
+    except TimeoutError:
+        if not is_unfinished or writer.can_write_eof():
+            raise
+        raise TimeoutError("the last line was sent without its end, which over TLS has to be a newline") from None
     finally:
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)

@@ -192,6 +192,8 @@ def parse_endpoint(text: str, inherited_type: int = socket.SOCK_STREAM) -> Endpo
             if path.startswith("@"):
                 raise ValueError(f"bad endpoint {text!r}: a name behind @ has no file, and so no mode")
             mode = int(value, 8)
+        if path == "@":
+            raise ValueError(f"bad endpoint {text!r}: there is no name behind @")
         path_kind = UnixEndpoint if match["scheme"] == "unix" else UnixDatagramEndpoint
         return path_kind("\0" + path[1:] if path.startswith("@") else path, mode)
     if match := re.fullmatch(r"fd://(?P<fd>[0-9]+)", text):

@@ -21,6 +21,7 @@ from aioecho.loops import end_other_tasks, loop_factory
 from aioecho.server import BaseServer
 from aioecho.serving import serve
 from aioecho.stats import DrainReport
+from aioecho.stdio import fill_standard_streams
 from aioecho.supervisor import Supervisor
 from aioecho.worker import Order, refuse_if_loading
 
@@ -60,14 +61,22 @@ def run(
         ssl: a context, or a function that returns one, which worker processes need, as a context can't be sent to them.
 
     `reuse_port` and `max_requests` make a worker process of even one. In a thread other than the main one it serves too,
-    without workers, but no signal reaches it.
+    without workers, but no signal reaches it. If the program was started with stdin, stdout or stderr closed, it gets
+    /dev/null there: else a socket would.
 
     Raises:
         SystemExit: with one line that says why, if it can't listen, or its workers can't live: it is the program.
         ValueError, TypeError: an argument makes no sense, or can't be sent to workers.
+        RuntimeError: an event loop runs in this thread.
     """
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError(
+            "run() is a program of its own, and an event loop runs here already: use `async with aioecho.serve(...)` in it,"
+            " or aioecho.run_in_thread()"
+        )
     try:
         refuse_if_loading()
+        fill_standard_streams()
         if workers == 1 and not reuse_port and max_requests is None:
             context = ssl() if callable(ssl) else ssl
             return run_server(serve(RequestHandlerClass, *endpoints, ssl=context, **options), loop=loop)

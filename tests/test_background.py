@@ -217,3 +217,18 @@ def test_its_shutdown_can_be_awaited_in_another_loop(loop: str) -> None:
         assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
         assert sock.recv(100) == b"last words\n"
         sock.close()
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_ctrl_c_before_it_is_ready_leaves_nothing_that_serves(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def interrupt(self: aioecho.BaseServer) -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        await asyncio.Event().wait()  # as long as a host's name is looked up
+
+    monkeypatch.setattr(aioecho.BaseServer, "start", interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), aioecho.run_in_thread(Upper, ANYWHERE, loop=loop):
+            raise AssertionError("it was not ready")
+    finally:
+        signal.signal(signal.SIGINT, before)

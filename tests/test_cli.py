@@ -35,6 +35,16 @@ class Slow(aioecho.StreamRequestHandler):
         await self.send(b"begun\\n")
         await asyncio.sleep(float(seconds or 0))
         await self.send(b"done\\n")
+
+async def make(*arguments):
+    return Slow(*arguments)
+
+class Empty:
+    pass
+
+class Blocks(aioecho.StreamRequestHandler):
+    def handle(self):
+        self.writer.write(b"done\\n")
 """
 
 
@@ -174,7 +184,16 @@ def test_a_private_key_in_a_file_of_its_own_may_have_a_password(tls: SimpleNames
     ):
         sock.sendall(b"hello\n")
         assert read_line(sock) == b"HELLO\n"
-    check_mistake(run("serve", *files, *ANYWHERE), "cannot use", "cert.pem", "key.pem")
+    serve = ("serve", *files, *ANYWHERE)
+    encrypted = "key.pem: the private key is encrypted: give its password with --ssl-keyfile-password"
+    check_mistake(run(*serve), "cannot use", "cert.pem", encrypted)
+    check_mistake(run(*serve, "--ssl-keyfile-password", "guess"), "key.pem: the password is not the private key's")
+    missing = "cert.pem: there is no private key (PEM) in cert.pem: name its file with --ssl-keyfile"
+    check_mistake(run("serve", "--ssl-certfile", "cert.pem", cwd=tmp_path), missing)
+    no_certificate = "there is no certificate (PEM) in key.pem"
+    check_mistake(run("serve", "--ssl-certfile", "key.pem", cwd=tmp_path), no_certificate)
+    mismatch = ("serve", "--ssl-certfile", "cert.pem", "--ssl-keyfile", tls.files.client)
+    check_mistake(run(*mismatch, cwd=tmp_path), "the private key is not that of the certificate")
 
 
 def test_several_endpoints_are_served_each_with_its_line(folder: Path) -> None:
@@ -246,6 +265,47 @@ def test_nobody_has_to_read_where_it_listens() -> None:
             assert "Traceback" not in server.stderr()
 
 
+def without(streams: str, *command: str | Path) -> list[str | Path]:
+    """Return a command that is started with standard streams closed, as ``>&-`` does."""
+    return ["/bin/sh", "-c", f'exec "$@" {streams}', "sh", *command]
+
+
+@pytest.mark.parametrize("way", ["one process", "workers", "run", "run with workers"])
+@pytest.mark.parametrize("streams", [">&-", "<&- >&- 2>&-"])
+def test_it_serves_and_ends_well_without_standard_streams(folder: Path, way: str, streams: str) -> None:
+    (folder / "script.py").write_text(
+        "import sys, aioecho, slow\n"
+        "if __name__ == '__main__':\n"
+        "    aioecho.run(slow.Slow, *sys.argv[2:], workers=int(sys.argv[1]))\n"
+    )
+    workers = "2" if "workers" in way else "1"
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        endpoint, number = f"tcp://127.0.0.1:{sock.getsockname()[1]}", sock.fileno()
+        command: list[str | Path] = (
+            [sys.executable, "script.py", workers, f"fd://{number}", "unix:app.sock"]
+            if "run" in way
+            else [sys.executable, "-m", "aioecho", "serve", "slow:Slow", "--workers", workers, "--uds", "app.sock"]
+        )
+        if "run" not in way:
+            command += ["--fd", str(number)]
+        with Program(*without(streams, *command), cwd=folder, pass_fds=[number]) as server:
+            assert ask(endpoint, b"0\n") == b"begun\ndone\n"
+            assert server.stop() == 0
+            errors = server.stderr()
+    assert "Assertion" not in errors  # of libuv, in any of its processes
+    assert "Traceback" not in errors
+
+
+def test_it_serves_though_it_can_not_write_where_it_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock, open("/dev/full", "wb") as full:
+        number = sock.fileno()
+        with Program.aioecho("serve", "--fd", str(number), pass_fds=[number], stdout=full) as server:
+            assert ask(f"tcp://127.0.0.1:{sock.getsockname()[1]}", b"x") == b"x"
+            assert server.stop() == 0
+            assert "cannot write to stdout where it listens: No space left on device" in server.stderr()
+            assert "Traceback" not in server.stderr()
+
+
 def test_the_log_level_decides_what_goes_to_stderr() -> None:
     with serving("--log-level", "info") as (server, _):
         assert server.stop() == 0
@@ -310,6 +370,9 @@ def test_a_class_may_be_in_a_package_or_a_class(tmp_path: Path) -> None:
         (":Slow", ["no handler is called ':Slow'"]),
         (".slow:Slow", ["no handler is called '.slow:Slow'"]),
         ("slow:aioecho.StreamRequestHandler", ["StreamRequestHandler has no handle()"]),
+        ("slow:make", ["make is a coroutine function"]),
+        ("slow:Empty", ["Empty has no handle()"]),
+        ("slow:Blocks", ["the handle() of Blocks gives nothing to await"]),
     ],
 )
 def test_a_name_that_is_wrong_gets_one_line_that_says_where_it_was_looked_for(
@@ -569,6 +632,23 @@ def test_send_speaks_tls(tls: SimpleNamespace) -> None:
         check_mistake(outcome, f"cannot connect to {endpoint}: the certificate is not accepted: ", status=1)
 
 
+@pytest.mark.parametrize("handler", ["echo", "upper"])
+def test_send_over_tls_says_that_its_last_line_has_no_end(tls: SimpleNamespace, handler: str) -> None:
+    # Its reply is not known to be all, or does not come: the server is not told that this was all.
+    replies = b"a\nb\nc" if handler == "echo" else b"A\nB\n"
+    with serving(handler, "--ssl-certfile", tls.files.server) as (_, endpoint):
+        arguments = ("send", endpoint, "--ca", tls.files.ca, "--timeout", "0.5")
+        with Program.aioecho(*arguments, stdin=subprocess.PIPE) as client:
+            assert client.process.stdin is not None
+            client.process.stdin.write(b"a\nb\nc")
+            client.process.stdin.close()
+            client.process.stdin = None
+            code, output, errors = client.end()
+    assert (code, output) == (1, replies)
+    reason = "the last line was sent without its end, which over TLS has to be a newline"
+    assert errors == f"Error: {endpoint} has sent nothing for 0.5 s: {reason}\n"
+
+
 def test_send_over_tls_to_who_does_not_speak_it_says_so() -> None:
     with serving("echo") as (_, endpoint):
         outcome = run("send", endpoint, "hello", "--tls", "--timeout", "5")
@@ -637,6 +717,15 @@ def test_send_ends_when_nobody_reads_what_it_writes() -> None:
         client.process.stdout.close()
         assert client.wait() == 1
         assert client.stderr() == ""
+
+
+def test_send_says_that_its_output_can_not_be_written() -> None:
+    with serving("upper") as (_, endpoint), open("/dev/full", "wb") as full:
+        with Program.aioecho("send", endpoint, "x", stdout=full) as client:
+            assert client.wait() == 1
+            assert client.stderr() == "Error: cannot write to stdout: No space left on device\n"
+        with Program(*without(">&-", sys.executable, "-m", "aioecho", "send", endpoint, "x")) as client:
+            check_mistake(client.end(), "cannot write to stdout: it is closed", status=1)
 
 
 def test_send_ends_with_the_server_though_stdin_goes_on() -> None:

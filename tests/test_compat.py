@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import http.client
 import http.server
 import importlib.util
@@ -266,6 +267,100 @@ def test_what_a_hook_raises_in_a_requests_thread_is_reported_and_counted(
         assert ask(server, b"x\n") == (b"X\n" if name == "shutdown_request" else b"")
         settle(lambda: server.aioecho_server.stats.failed == 1)
     assert [str(each.exc_value) for each in ended] == [name]
+
+
+@pytest.mark.parametrize("way", ["shutdown_request", "close_request", "process_request_thread", "verify_request"])
+def test_a_connection_that_the_hooks_leave_open_is_the_programs(way: str) -> None:
+    # As ws4py's WSGIServer does, whose manager serves the connections that have become WebSockets.
+    kept: list[socket.socket] = []
+
+    class Greets(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(b"hello ")
+            kept.append(self.request)
+
+    class Keeps(socketserver.ThreadingTCPServer):
+        if way == "shutdown_request":
+
+            def shutdown_request(self, request: Any) -> None:
+                pass
+
+        elif way == "close_request":
+
+            def shutdown_request(self, request: Any) -> None:
+                self.close_request(request)
+
+            def close_request(self, request: Any) -> None:
+                pass
+
+        elif way == "process_request_thread":
+
+            def process_request_thread(self, request: Any, client_address: Any) -> None:
+                self.finish_request(request, client_address)
+
+        else:
+
+            def verify_request(self, request: Any, client_address: Any) -> bool:
+                request.sendall(b"hello ")
+                kept.append(request)
+                return False
+
+            def shutdown_request(self, request: Any) -> None:
+                pass
+
+    with serving(Keeps(("127.0.0.1", 0), Greets)) as server:
+        sock = connect("tcp://{}:{}".format(*server.server_address))
+        assert sock.recv(6, socket.MSG_WAITALL) == b"hello "
+        settle(lambda: server.aioecho_server.stats.active == 0)
+        stats = server.aioecho_server.stats
+        assert (stats.rejected if way == "verify_request" else stats.completed) == 1
+        (request,) = kept
+        sock.sendall(b"ping")
+        assert request.recv(4, socket.MSG_WAITALL) == b"ping"
+    request.sendall(b"pushed")  # also after the stop
+    assert sock.recv(6, socket.MSG_WAITALL) == b"pushed"
+    request.close()
+    assert sock.recv(1) == b""
+    sock.close()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_a_connection_that_nobody_keeps_is_closed_though_no_hook_has() -> None:
+    class Forgets(socketserver.ThreadingTCPServer):
+        def shutdown_request(self, request: Any) -> None:
+            pass
+
+    with (
+        serving(Forgets(("127.0.0.1", 0), Upper)) as server,
+        connect("tcp://{}:{}".format(*server.server_address)) as sock,
+    ):
+        sock.sendall(b"x\n")
+        assert read_line(sock) == b"X\n"
+        sock.shutdown(socket.SHUT_WR)
+        settle(lambda: server.aioecho_server.stats.completed == 1)
+        gc.collect()
+        assert sock.recv(1) == b""
+
+
+def test_a_listening_socket_with_tls_and_a_hook_that_may_keep_is_the_standard_librarys(tls: SimpleNamespace) -> None:
+    kept: list[ssl.SSLSocket] = []
+
+    class Keeps(socketserver.ThreadingTCPServer):
+        def shutdown_request(self, request: Any) -> None:
+            kept.append(request)
+
+    server = Keeps(("127.0.0.1", 0), Upper)
+    server.socket = tls.server.wrap_socket(server.socket, server_side=True)
+    with serving(server, poll_interval=0.01):
+        plain = socket.create_connection(server.server_address, timeout=10)
+        with tls.client.wrap_socket(plain, server_hostname="localhost") as sock:
+            sock.sendall(b"x\n")
+            assert sock.recv(10) == b"X\n"
+            plain.close()
+            sock.shutdown(socket.SHUT_WR)
+            settle(lambda: kept)
+        assert server.aioecho_server is None
+        kept[0].close()
 
 
 def test_service_actions_may_be_an_attribute() -> None:

@@ -215,7 +215,7 @@ async def test_handle_error_can_be_overridden_and_may_fail_itself(peer: Peer, ca
 
 
 async def test_a_handle_that_is_no_coroutine_function_is_reported(peer: Peer, caplog: pytest.LogCaptureFixture) -> None:
-    async with serving(handler(lambda self: None)) as (server, address):
+    async with serving(handler(lambda self: self.data or None)) as (server, address):
         peer.send(b"", address)
         await settle(lambda: server.stats.failed == 1)
     assert "TypeError" in caplog.text

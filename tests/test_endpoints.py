@@ -135,6 +135,8 @@ def test_an_endpoint_shows_as_the_string_it_came_from(text: str) -> None:
         ("unix:/run/app.sock?mode=", "octal, such as mode=660"),
         ("unix:/run/app.sock?user=me", "octal, such as mode=660"),
         ("unix:@app?mode=660", "no mode"),
+        ("unix:@", "there is no name behind @"),
+        ("unixgram:@", "there is no name behind @"),
         ("fd://", "fd://N"),
         ("fd://-1", "fd://N"),
         ("fd://stdin", "fd://N"),

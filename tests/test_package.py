@@ -23,6 +23,7 @@ MODULES = sorted(module.name for module in pkgutil.walk_packages([str(FOLDER)], 
 ORDER = (
     "exceptions",
     "config",
+    "stdio",
     "loops",
     "stats",
     "logs",

@@ -500,6 +500,11 @@ def test_a_number_of_workers_that_makes_no_sense_is_refused(workers: Any) -> Non
         aioecho.run(Nothing, "tcp://127.0.0.1:0", workers=workers)
 
 
+async def test_in_a_running_loop_run_says_what_to_use() -> None:
+    with pytest.raises(RuntimeError, match=r"serve\(\.\.\.\)` in it, or aioecho.run_in_thread\(\)"):
+        aioecho.run(Nothing, "tcp://127.0.0.1:0")
+
+
 class Nothing(aioecho.StreamRequestHandler):
     async def handle(self) -> None:
         pass

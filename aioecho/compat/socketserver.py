@@ -16,6 +16,8 @@ What is left to the standard library, as it can't be the same thing on an event 
 - datagrams, of any server;
 - a class with ThreadingMixIn that overrides process_request(), get_request() or fileno(), or is mixed into one that
   overrides serve_forever() or shutdown(): these are called, and the standard library serves, so threads are not bounded;
+- a class whose listening socket was wrapped in TLS, if it overrides shutdown_request() or close_request(), which may keep
+  a connection;
 - serve_forever() in a thread that runs an event loop already, as a notebook's does.
 
 What differs, on the engine:
@@ -27,6 +29,8 @@ What differs, on the engine:
   With `daemon_threads`, or without `block_on_close`, they are not waited for, as before; without either the program still
   waits for them at its exit. Clients that have no thread yet are then disconnected.
 - Called by a handler, shutdown() returns at once.
+- A connection that shutdown_request(), close_request() or process_request_thread() leaves open is the program's own from
+  then on, as before; a stop neither waits for it nor ends it. Not so with TLS by `aioecho_options`: it is ended before.
 - verify_request() is called before the TLS handshake, with the plain socket. One that raises costs its request and not the
   server. service_actions() is called every `poll_interval` seconds, and not after each request besides.
 """
@@ -56,7 +60,7 @@ from socketserver import (  # noqa: F401 - they are in __all__
 )
 from typing import Any
 
-from aioecho.blocking import end_tls
+from aioecho.blocking import RequestSocket, end_tls
 from aioecho.loops import loop_factory
 from aioecho.server import BaseServer as _AioechoServer
 from aioecho.threads import report_end_of_thread
@@ -161,6 +165,10 @@ class ThreadingMixIn(stdlib.ThreadingMixIn):
             if getattr(getattr(super(), name), "__func__", None) is not getattr(stdlib.BaseServer, name):
                 return f"the {name}() of what it is mixed into is not"
         sock = self._socket()
+        if isinstance(sock, ssl.SSLSocket):
+            for name in ("shutdown_request", "close_request"):
+                if getattr(type(self), name, None) is not getattr(stdlib.TCPServer, name) or name in vars(self):
+                    return f"its {name}() is not, and may keep a TLS connection, which is ended there before"
         if sock.type != socket.SOCK_STREAM or sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
             return "its socket is none for TCP or Unix streams"
         return None
@@ -223,6 +231,7 @@ class _Engine(_AioechoServer):
         except Exception:
             self.outer.handle_error(request, client_address)
         self.outer.shutdown_request(request)
+        request.leave_open()
         return False
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -251,6 +260,7 @@ class _Request(stdlib.BaseRequestHandler):
         outer = server.outer
         if type(outer).process_request_thread is not stdlib.ThreadingMixIn.process_request_thread:
             _call_hook(outer.process_request_thread, request, client_address)
+            _leave_open(request)
             return
         # The same, except that it tells the engine of the error, which counts it.
         try:
@@ -262,6 +272,13 @@ class _Request(stdlib.BaseRequestHandler):
             if isinstance(request, ssl.SSLSocket):
                 end_tls(request)
             _call_hook(outer.shutdown_request, request)
+            _leave_open(request)
+
+
+def _leave_open(request: Any) -> None:
+    """Let a connection be the program's that the hooks have not closed. One with TLS is ended by the engine."""
+    if isinstance(request, RequestSocket):
+        request.leave_open()
 
 
 def _call_hook(hook: Callable[..., object], *arguments: Any) -> None:
