@@ -45,27 +45,26 @@ async def connect(
             if not isinstance(where, TCPEndpoint | UnixEndpoint):
                 raise ValueError(f"cannot connect to {endpoint}: only to tcp://HOST:PORT and unix:PATH")
             if isinstance(where, TCPEndpoint):
-                _, protocol = await loop.create_connection(
-                    make_protocol, where.host or "localhost", where.port, ssl=ssl, server_hostname=server_hostname
-                )
+                _, protocol = await loop.create_connection(make_protocol, where.host or "localhost", where.port)
             else:
-                name = server_hostname or ("" if ssl is not None else None)
                 # Not left to the loop: uvloop can't connect to an abstract name (0.23).
                 sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                 try:
                     sock.setblocking(False)
                     await loop.sock_connect(sock, where.path)
-                    _, protocol = await loop.create_unix_connection(
-                        make_protocol, sock=sock, ssl=ssl, server_hostname=name
-                    )
+                    _, protocol = await loop.create_unix_connection(make_protocol, sock=sock)
                 except BaseException:
                     sock.close()
                     raise
+            writer = protocol.make_writer()
+            if ssl is not None:
+                host = where.host or "localhost" if isinstance(where, TCPEndpoint) else ""
+                await writer.start_tls(ssl, server_hostname=server_hostname or host)
     except TimeoutError as error:
         raise EndpointError(f"cannot connect to {where}: no answer within {timeout} s") from error
     except (OSError, UnicodeError) as error:
         raise EndpointError(f"cannot connect to {where}: {explain(error)}", getattr(error, "errno", None)) from error
-    return protocol.reader, protocol.make_writer()
+    return protocol.reader, writer
 
 
 async def exchange(
@@ -115,7 +114,7 @@ async def exchange(
                 finally:
                     starter.cancel()
             if not data:
-                if has_sent and not has_received:
+                if not has_received and (has_sent or not all_is_sent.is_set()):
                     # As a server does that has refused us: with TLS 1.3 no loop tells the peer why (3.13, uvloop 0.23).
                     raise ConnectionError("it was closed without an answer")
                 return

@@ -1,11 +1,9 @@
 """Kinds of handler classes: for streams or for datagrams, ours or socketserver's, and what is none at all."""
 
-import dis
 import functools
 import inspect
 import socket
 import sys
-from types import FunctionType
 from typing import Any
 
 from aioecho.handlers import DatagramRequestHandler, DatagramSessionHandler, StreamRequestHandler
@@ -71,14 +69,12 @@ def check_handler_class(RequestHandlerClass: Any) -> None:
                 " from aioecho.StreamRequestHandler"
             )
     elif inspect.isclass(plain):
-        if inspect.isabstract(plain) or _lacks_handle(plain):
+        if inspect.isabstract(plain):
             raise TypeError(f"{plain.__qualname__} has no handle(): a handler class defines `async def handle(self)`")
-        handle = getattr(plain, "handle", None)
-        if _is_never_awaitable(handle):
+        if _makes_generators(getattr(plain, "handle", None)):
             raise TypeError(
-                f"the handle() of {plain.__qualname__} gives nothing to await: define it as `async def handle(self)`,"
-                f"{' without `yield`,' if _makes_generators(handle) else ''} or, if it is to block, derive the class"
-                " from a handler of socketserver's"
+                f"the handle() of {plain.__qualname__} makes generators, which nobody awaits: define it as"
+                " `async def handle(self)`, without `yield`"
             )
     elif inspect.iscoroutinefunction(plain) or inspect.iscoroutinefunction(getattr(plain, "__call__", None)):  # noqa: B004
         raise TypeError(
@@ -87,55 +83,10 @@ def check_handler_class(RequestHandlerClass: Any) -> None:
         )
 
 
-def _lacks_handle(plain: Any) -> bool:
-    """Tell whether no object of a class can have a handle()."""
-    found = inspect.getattr_static(plain, "handle", None)
-    if callable(found) or hasattr(type(found), "__get__"):  # None has none
-        return False
-    # Objects may have one that their class has not: of one's own making, or by their constructor.
-    if plain.__new__ is not object.__new__ or type(plain).__call__ is not type.__call__:
-        return False
-    if plain.__getattribute__ is not object.__getattribute__ or hasattr(plain, "__getattr__"):
-        return False
-    codes = (getattr(vars(base).get("__init__"), "__code__", None) for base in plain.__mro__)
-    return not any(code is not None and "handle" in code.co_names for code in codes)
-
-
-def _is_never_awaitable(handle: Any) -> bool:
-    """Tell whether what a function returns can't be awaited. One that is decorated, or no function of Python's, is believed."""
-    if not isinstance(handle, FunctionType):
-        return False
-    if inspect.iscoroutinefunction(handle) or handle.__code__.co_flags & inspect.CO_ITERABLE_COROUTINE:
-        return False
-    return _makes_generators(handle) or _returns_only_none(handle)
-
-
 def _makes_generators(function: Any) -> bool:
-    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
-
-
-def _returns_only_none(function: FunctionType) -> bool:
-    """Tell whether a function returns, and never anything but None, as one without `return`; one that only raises does not."""
-    returns = False
-    before = None
-    for each in dis.get_instructions(function):
-        if each.opname == "RETURN_CONST":  # of 3.12 and 3.13
-            is_none = each.argval is None
-        elif each.opname == "RETURN_VALUE":
-            # What is jumped to returns what was there before the jump, too: `return x or None`.
-            is_none = (
-                not each.is_jump_target
-                and before is not None
-                and before.opname == "LOAD_CONST"
-                and before.argval is None
-            )
-        else:
-            before = each
-            continue
-        if not is_none:
-            return False
-        returns = True
-    return returns
+    return inspect.isasyncgenfunction(function) or (
+        inspect.isgeneratorfunction(function) and not function.__code__.co_flags & inspect.CO_ITERABLE_COROUTINE
+    )
 
 
 def check_kind(RequestHandlerClass: Any, socket_type: int, endpoint: object) -> None:

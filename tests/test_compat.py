@@ -796,3 +796,17 @@ def test_the_standard_librarys_own_servers_work_with_the_module_swapped_in(tmp_p
     with Program(sys.executable, "-X", "dev", "real.py", tmp_path, cwd=tmp_path) as program:
         code, output, errors = program.end(timeout=30)
     assert (code, output, errors) == (0, b"done\n", "")
+
+
+def test_tls_that_the_standard_library_would_leave_out_is_an_error(tls: SimpleNamespace) -> None:
+    class Server(socketserver.ThreadingTCPServer):
+        aioecho_options: ClassVar = {"ssl": tls.server}
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            super().process_request(request, client_address)
+
+    with (
+        Server(("127.0.0.1", 0), Upper) as server,
+        pytest.raises(RuntimeError, match=r"without the TLS .* as its process_request\(\) is not"),
+    ):
+        server.serve_forever()

@@ -236,7 +236,7 @@ def test_a_program_without_the_guard_is_told_so(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argument", "named"), [("lambda *args: None", "<lambda>"), ("type('Made', (), {})", "Made"), ("open", None)]
+    ("argument", "named"), [("lambda *args: None", "<lambda>"), ("type('Made', (Here,), {})", "Made"), ("open", None)]
 )
 def test_a_handler_that_can_not_be_sent_is_named(folder: Path, argument: str, named: str | None) -> None:
     if named is None:

@@ -220,6 +220,8 @@ class ThreadingMixIn(stdlib.ThreadingMixIn):
 class _Engine(_AioechoServer):
     """Accepts for a server of the standard library's shape, and calls that one's hooks."""
 
+    _log_level = logging.DEBUG  # as silent as the standard library's, for those who serve a log
+
     def __init__(self, outer: Any, sock: socket.socket, options: dict[str, Any]) -> None:
         super().__init__(None, _Request, sock=sock, **options)
         self.outer = outer
