@@ -50,7 +50,7 @@ class Drain:
         is_idle: tells whether nobody is at work, nor waits to be.
         drop_waiting: gives up those who wait for a handler, when the grace is over.
         release: frees what the server has besides, when all have ended, or were left behind.
-        is_news: whether to log the end at INFO, as that of a server which has served.
+        level: of the log's record of the end.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class Drain:
         is_idle: Callable[[], bool],
         drop_waiting: Callable[[], None],
         release: Callable[[], Awaitable[None]],
-        is_news: bool,
+        level: int,
     ) -> None:
         self._served = served
         self._close = close
         self._is_idle = is_idle
         self._drop_waiting = drop_waiting
         self._release = release
-        self._is_news = is_news
+        self._level = level
         self._counts = {"completed": 0, "cancelled": 0, "aborted": 0}
         self._deadline = float("inf")
         self._timer: asyncio.TimerHandle | None = None  # for the next stage
@@ -129,7 +129,7 @@ class Drain:
             logger.warning(
                 "cut off when the grace was over: %d cancelled, %d aborted", report.cancelled, report.aborted
             )
-        logger.log(logging.INFO if self._is_news else logging.DEBUG, "shut down in %.3f s", report.seconds)
+        logger.log(self._level, "shut down in %.3f s", report.seconds)
         return report
 
     def report(self) -> DrainReport:

@@ -80,6 +80,7 @@ class BaseServer:
     # What subclasses for datagrams have otherwise.
     _socket_type: ClassVar[int] = socket.SOCK_STREAM
     _what: ClassVar[str] = "connection"
+    _log_level: ClassVar[int] = logging.INFO  # of its start and its end
 
     def __init__(
         self,
@@ -283,7 +284,7 @@ class BaseServer:
             for each in bound:
                 each.close()
             raise
-        logger.info("listening on %s", ", ".join(self.names))
+        logger.log(self._log_level, "listening on %s", ", ".join(self.names))
 
     def _is_ending(self) -> bool:
         return self._drain is not None or self._admission.is_closing
@@ -374,7 +375,7 @@ class BaseServer:
                 is_idle=self._is_idle,
                 drop_waiting=self._drop_waiting,
                 release=self._release,
-                is_news=bool(self._names),
+                level=self._log_level if self._names else logging.DEBUG,  # the end of one that never served is no news
             )
             if self._stopping is not None:
                 self._stopping.set_result(None)

@@ -103,6 +103,7 @@ class ThreadingMixIn(stdlib.ThreadingMixIn):
         """Serve until shutdown(), or a signal raises KeyboardInterrupt or the like; then let the handlers finish."""
         reason = self._keeps_from_engine()
         if reason is not None:
+            self._refuse_tls(reason)
             logger.debug("%s is served by the standard library: %s", type(self).__qualname__, reason)
             super().serve_forever(poll_interval)  # type: ignore[misc]
             return
@@ -110,6 +111,7 @@ class ThreadingMixIn(stdlib.ThreadingMixIn):
         state.has_ended.clear()
         try:
             if asyncio._get_running_loop() is not None:  # of which there can't be two in a thread
+                self._refuse_tls("an event loop runs in this thread")
                 state.wake = super().shutdown  # type: ignore[misc]
                 if state.is_to_end:  # since before there was a wake()
                     threading.Thread(target=state.wake).start()  # it waits until this has ended
@@ -130,6 +132,13 @@ class ThreadingMixIn(stdlib.ThreadingMixIn):
             if self._socket().fileno() >= 0:
                 self._socket().settimeout(self._socket().gettimeout())
             state.has_ended.set()
+
+    def _refuse_tls(self, reason: str) -> None:
+        if self.aioecho_options.get("ssl") is not None:
+            raise RuntimeError(
+                f"{type(self).__qualname__} would be served without the TLS of its aioecho_options: by the standard library,"
+                f" as {reason}"
+            )
 
     def shutdown(self) -> None:
         """Let serve_forever() end, and wait until it has. In a thread that handles a request: do not wait."""
