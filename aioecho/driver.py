@@ -114,6 +114,9 @@ class Waiter:
         """Do nothing with an item that nobody could be resumed with, and return False. To be overridden."""
         return False
 
+    def heed(self) -> None:
+        """Do nothing about an error that whoever waits will meet. To be overridden."""
+
     def _resume_task(self, item: Any) -> bool:
         callback = self._callback
         if callback is None or current_task(self._loop) is not None:

@@ -105,6 +105,8 @@ class StreamReader(asyncio.StreamReader):
         """Make this and every later read raise `exc`."""
         self._exception = exc
         self._slow_down()
+        if self._news is not None:  # the connection is not lost
+            self._news.heed()  # for drain(), which raises it too
         self._wakeup_waiter()
 
     def end_when(self, no_more_comes: Callable[[], bool]) -> None:

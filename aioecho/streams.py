@@ -148,15 +148,6 @@ class StreamWriter(asyncio.StreamWriter):
             raise
 
 
-class _FedReader(StreamReader):
-    _news: "StreamProtocol"
-
-    def set_exception(self, exc: BaseException) -> None:
-        super().set_exception(exc)
-        if self._news is not None:  # the connection is not lost
-            self._news.heed()  # drain() raises it too
-
-
 class StreamProtocol(Waiter, asyncio.Protocol):
     """Connects a transport with a reader and a writer, and is what the reader waits for.
 
@@ -198,7 +189,7 @@ class StreamProtocol(Waiter, asyncio.Protocol):
         is_server_side: bool,
     ) -> None:
         super().__init__(loop)
-        self.reader: StreamReader = _FedReader(limit, loop, _news=self)
+        self.reader = StreamReader(limit, loop, _news=self)
         self._max_unsent = max_unsent
         self.is_server_side = is_server_side
         self.lost_with: Exception | None = None
