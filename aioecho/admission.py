@@ -73,7 +73,7 @@ class Admission:
     def has_room(self) -> bool:
         """Tell whether to accept the next client now."""
         limits = self._limits
-        if limits.overflow == "wait" and self._is_full():
+        if limits.max_connections is not None and limits.overflow == "wait" and self._is_full():
             return False
         if self._is_closing:
             return True
@@ -93,7 +93,7 @@ class Admission:
         if limits.accept_rate is not None:
             now = asyncio.get_running_loop().time()
             self._next = max(self._next, now - SLACK) + 1 / limits.accept_rate
-        if limits.overflow == "reject" and self._is_full():
+        if limits.max_connections is not None and limits.overflow == "reject" and self._is_full():
             return "overflow"
         if limits.max_per_host is not None and (host := _host_of(client_address)) is not None:
             if self._hosts[host] >= limits.max_per_host:

@@ -6,6 +6,7 @@ import inspect
 import logging
 import random
 import socket
+import ssl as ssl_module
 import struct
 import sys
 import termios
@@ -48,8 +49,8 @@ PROBES = 1 / 16
 # Where the kernel tells these in its struct tcp_info, and how wide they are.
 BYTES_ACKED, LAST_DATA_RECV = (120, "=Q"), (52, "=I")
 
-# The stages of a connection's life.
-BEGIN, HANDLE, FINISH = range(3)
+# The stages of a connection's life: its transport is made, what comes before handle() is waited for, and the methods run.
+OPEN, PREPARE, HANDLE, FINISH = range(4)
 
 
 class Connection(Driver[None]):
@@ -59,9 +60,10 @@ class Connection(Driver[None]):
     anything else with it is its handler's.
     """
 
-    # It is what its task runs: _begin(), the handler's handle(), and _finish(), one after the other. While a connection is
-    # idle there is so nothing on the heap but the handler's own coroutine; each that awaits another costs some hundred
-    # bytes. It ends in exactly one of the server's counters, by `outcome` and `reason`, in the task's done-callback.
+    # It is what its task runs: the coroutines of its stages, one after the other, of which most have none but the first, the
+    # loop's, and handle(). While a connection is idle there is so nothing on the heap but the handler's own coroutine; each
+    # that awaits another costs some hundred bytes. It ends in exactly one of the server's counters, by `outcome` and
+    # `reason`, in the task's done-callback.
 
     __slots__ = (
         "_RequestHandlerClass",
@@ -90,32 +92,35 @@ class Connection(Driver[None]):
         client_address: Any,
         RequestHandlerClass: Callable[..., Any],
     ) -> None:
-        loop = asyncio.get_running_loop()
+        assert server._loop is not None
+        self._loop = loop = server._loop
         self._server = server
         self._RequestHandlerClass = RequestHandlerClass
         self._sock = sock
-        limits = server.limits
-        make_protocol = CountingStreamProtocol if logger.isEnabledFor(logging.DEBUG) else StreamProtocol
-        self._protocol = make_protocol(
-            loop, limit=limits.max_buffer, max_unsent=limits.max_write_buffer, is_server_side=True
-        )
         self.client_address = client_address
         self.since = loop.time()
         self.request: tuple[StreamReader, StreamWriter] | None = None
         self.handler: Any = None
-        self.outcome = "rejected"
-        self.reason = "handshake"
+        self.outcome, self.reason = "rejected", "handshake"
         self.was_aborted = self._is_cut_off = False
-        self._stage = BEGIN
+        self._stage = OPEN
         self._linger: asyncio.TimerHandle | None = None
         self._stalled: tuple[float, int, int] | None = None  # since when, and at which counts of bytes
-        super().__init__(self._begin())
+        Driver.__init__(self, loop.connect_accepted_socket(self._make_protocol, sock))
         self.start_early()  # by the time that the task runs the transport is there: a turn and a step less
         # Of the plain kind, whatever the loop's factory: an eager one would step what start_early() has begun, and one that
         # wraps coroutines would hide which connection has ended.
-        self._loop, self._task = loop, asyncio.Task(self, loop=loop, context=server._context.copy())
+        self._task = task = asyncio.Task(self, loop=loop, context=server._context.copy())
         # One callback and one context for all: each would cost a connection some bytes of its own.
-        self._task.add_done_callback(server._when_ended, context=server._context)
+        task.add_done_callback(server._when_ended, context=server._context)
+
+    def _make_protocol(self) -> StreamProtocol:
+        limits = self._server._limits
+        kind = CountingStreamProtocol if logger.isEnabledFor(logging.DEBUG) else StreamProtocol
+        self._protocol = protocol = kind(
+            self._loop, limit=limits.max_buffer, max_unsent=limits.max_write_buffer, is_server_side=True
+        )
+        return protocol
 
     def __repr__(self) -> str:
         return f"<Connection from {self.client_address!r}, handler={self.handler!r}>"
@@ -242,68 +247,109 @@ class Connection(Driver[None]):
     # Its life.
 
     def after(self, end: BaseException) -> Awaitable[None] | None:
-        """Return the next of the three."""
-        self._stage += 1
-        if self._stage == HANDLE and self.handler is not None:
+        """Return the next thing to await: what has to be before handle(), handle(), _finish()."""
+        if type(end) is StopIteration:
             try:
-                handling = self.handler.handle()
-                if type(handling) is CoroutineType or inspect.isawaitable(handling):
-                    return handling
-                raise TypeError(
-                    f"{type(self.handler).__qualname__}.handle() returned {handling!r}, which can't be awaited: define it"
-                    " as `async def handle(self)`"
-                )
-            except BaseException as error:  # so it is no coroutine function
+                if self._stage == OPEN:
+                    self._stage = PREPARE
+                    preparing = self._prepare()
+                    if preparing is not None:
+                        return preparing
+                if self._stage == PREPARE:
+                    self._stage = HANDLE
+                    if self.handler is not None:
+                        return self._handle()
+                elif self._stage == HANDLE and self._has_ended_plainly():
+                    return None
+            except BaseException as error:
                 end = error
-        if self._stage <= FINISH and not (type(end) is StopIteration and self._has_ended_plainly()):
+        elif self._stage == OPEN and isinstance(end, OSError):
+            self._server._report_handshake(self.client_address, end)
+            end = StopIteration()
+        try:
+            if self._stage == FINISH:
+                return None
             self._stage = FINISH
             return self._finish(end)
-        return None
+        finally:
+            del end  # whose traceback refers to this frame
 
-    def _has_ended_plainly(self) -> bool:
-        """Close, and return True, if the handler is all done, the peer has closed and nothing is unsent: most often."""
-        protocol = self._protocol
-        if (
-            self._stage == FINISH
-            and type(self.handler).finish is BaseRequestHandler.finish
-            and protocol.peer_has_closed
-            and not (protocol.is_lost or protocol.cut_for is not None or self._is_cut_off)
-            and not protocol.is_tls
-            and protocol.transport.get_write_buffer_size() == 0
-        ):
-            self.outcome, self.reason = "completed", "finished"
-            protocol.transport.close()  # the loop has closed the socket by the time that the end is accounted for
-            return True
-        return False
+    def _prepare(self) -> Awaitable[None] | None:
+        """Make the handler, if all goes well; return what has to be awaited for that."""
+        server, protocol = self._server, self._protocol
+        writer = protocol.make_writer()
+        return self._verify((protocol.reader, writer)) if server.ssl is None else self._secure(server.ssl, writer)
 
-    async def _begin(self) -> None:
-        """Make the transport and, if all goes well, the handler."""
+    async def _secure(self, ssl: ssl_module.SSLContext, writer: StreamWriter) -> None:
         server = self._server
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: self._protocol, self._sock)
-            writer = self._protocol.make_writer()
-            if server.ssl is not None:
-                await writer.start_tls(server.ssl, **server._tls_timeouts(self._RequestHandlerClass))
+            await writer.start_tls(ssl, **server._tls_timeouts(self._RequestHandlerClass))
         except OSError as error:
             # The peer's fault or bad luck: garbage, silence, gone. It may be a flood of them.
             server._report_handshake(self.client_address, error)
             return
-        self.request = request = (self._protocol.reader, writer)
+        verifying = self._verify((self._protocol.reader, writer))
+        if verifying is not None:
+            await verifying
+
+    def _verify(self, request: tuple[StreamReader, StreamWriter]) -> Awaitable[None] | None:
+        server = self._server
+        self.request = request
         self.outcome, self.reason = "failed", "error"
-        server._rounds.keep(self._timeouts())
-        if server.is_draining:
+        if server._drain is not None:
             self.drain()
         verified = server.verify_request(request, self.client_address)
-        if verified is not True and inspect.isawaitable(verified):
+        return self._make_handler() if verified is True else self._judge(verified)
+
+    async def _judge(self, verified: Any) -> None:
+        if inspect.isawaitable(verified):
+            self._server._rounds.keep(self._timeouts())
             verified = await verified
         if not verified:
             self.outcome, self.reason = "rejected", "refused"
             return
-        handler = self._RequestHandlerClass(request, self.client_address, server)
+        making = self._make_handler()
+        if making is not None:
+            await making
+
+    def _make_handler(self) -> Awaitable[None] | None:
+        make = self._RequestHandlerClass
+        handler = make(self.request, self.client_address, self._server)
         if type(handler).setup is not BaseRequestHandler.setup:
-            await handler.setup()
+            return self._set_up(handler)
         self.handler = handler
-        server._rounds.keep(self._timeouts())
+        self._server._rounds.keep(self._timeouts())
+        return None
+
+    async def _set_up(self, handler: Any) -> None:
+        self._server._rounds.keep(self._timeouts())
+        await handler.setup()
+        self.handler = handler
+        self._server._rounds.keep(self._timeouts())
+
+    def _handle(self) -> Awaitable[None]:
+        handling: Awaitable[None] = self.handler.handle()
+        if type(handling) is CoroutineType or inspect.isawaitable(handling):
+            return handling
+        raise TypeError(  # so it is no coroutine function
+            f"{type(self.handler).__qualname__}.handle() returned {handling!r}, which can't be awaited: define it"
+            " as `async def handle(self)`"
+        )
+
+    def _has_ended_plainly(self) -> bool:
+        """Close, and return True, if the peer has closed, nothing is unsent and there is nothing to clean up: most often."""
+        protocol = self._protocol
+        if (
+            protocol.peer_has_closed
+            and not (protocol.is_lost or protocol.is_tls or self._is_cut_off or protocol.cut_for is not None)
+            and type(self.handler).finish is BaseRequestHandler.finish
+            and protocol.transport.get_write_buffer_size() == 0
+        ):
+            self.outcome, self.reason = "completed", "finished"
+            self._stage = FINISH
+            protocol.transport.close()  # the loop has closed the socket by the time that the end is accounted for
+            return True
+        return False
 
     async def _finish(self, end: BaseException) -> None:
         """Let the handler clean up, report what went wrong, and close."""

@@ -202,7 +202,8 @@ class DatagramServer(BaseServer):
         super()._account(task)
 
     def _forget(self, connection: Any) -> None:
-        super()._forget(connection)
+        self._count_end(connection)
+        self._resume_listeners()
         self._close_if_done()
 
     # A handler for each datagram.

@@ -146,11 +146,6 @@ class Waiter:
             # Someone is between being resumed and waiting again, and must not wait for what has already come.
             self._fired = True
 
-    def is_due(self) -> bool:
-        """Tell, once, whether :meth:`wake` was called while nobody could be woken."""
-        fired, self._fired = self._fired, False
-        return fired
-
     # The part of asyncio.Future's interface that a task uses on what it awaits.
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
@@ -161,7 +156,8 @@ class Waiter:
         """Keep the one task's wake-up."""
         self._callback, self._context = callback, context
         self._cancelled = None
-        if self.is_due():
+        if self._fired:
+            self._fired = False
             self.wake()
 
     def cancel(self, msg: Any = None) -> bool:
@@ -210,21 +206,18 @@ class Driver(Coroutine[Any, Any, T]):
     _task: "asyncio.Task[Any] | None"
     _waiter: Waiter
 
-    def __init__(self, awaitable: Awaitable[T]) -> None:
-        self._take_up(awaitable)
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        # A coroutine of Cython's, as uvloop's are, has the same attributes.
+        self._coro, self._send = cast("CoroutineType[Any, Any, Any]", coroutine), coroutine.send
         self._callback = self._cancelled = self._context = self._end = self._task = None
         self._yielded = _THE_WAITER
         self._abandoned = self._is_parked = False
 
-    def _take_up(self, awaitable: Awaitable[Any]) -> None:
-        coro = awaitable if type(awaitable) is CoroutineType else _await(awaitable)
-        self._coro: CoroutineType[Any, Any, Any] = cast("CoroutineType[Any, Any, Any]", coro)
-        self._send = coro.send
-
     def start_early(self) -> None:
         """Run the coroutine up to where it first waits, for a future, before a task does; so it is not in its task there."""
+        send = self._send
         try:
-            self._yielded = self._coro.send(None)
+            self._yielded = send(None)
         except BaseException as end:  # whatever it is, it belongs to the task
             self._end = end
 
@@ -325,7 +318,8 @@ class Driver(Coroutine[Any, Any, T]):
             self._unpark()
             yielded, self._yielded = self._yielded, _THE_WAITER
             if self._end is not None:
-                return self._go_on_after(error)
+                self._go_on(error)
+                return self._step_here(None)
             if yielded is not _THE_WAITER:
                 if error is None:
                     # None: it wanted to sleep a turn, and that turn is over.
@@ -338,7 +332,8 @@ class Driver(Coroutine[Any, Any, T]):
             assert task is not None, "a driver is run by a task"
             self._loop = task.get_loop()
         elif self._end is not None:
-            return self._go_on_after(error)
+            self._go_on(error)
+            return self._step_here(None)
         elif self._yielded is not _THE_WAITER:
             started_with, self._yielded = self._yielded, _THE_WAITER
             if error is None and not started_with.done():
@@ -348,42 +343,45 @@ class Driver(Coroutine[Any, Any, T]):
     __next__ = _proceed
 
     def _step_here(self, error: BaseException | None) -> Any:
-        coro = self._coro
+        """Step the coroutine, and those that come after it; return what to wait for."""
         while True:
             try:
                 if error is None:
-                    yielded = coro.send(None)
+                    send = self._send
+                    yielded = send(None)
                 elif self._abandoned:
-                    coro.close()
+                    self._coro.close()
                     raise error
                 else:
                     thrown, error = error, None
-                    yielded = coro.throw(thrown)
+                    yielded = self._coro.throw(thrown)
             except BaseException as end:
-                self._end = end
-                if error is not None:  # abandoned: close() may have failed, as the coroutine swallowed even that
-                    self._end = error
-                break
-            if yielded is None:
-                return None
-            waits_for = self._wait_for(yielded)
-            if waits_for is not None:
-                return waits_for
-        return self._go_on_after(None)
+                # The error is there if it was abandoned: close() may have failed, as the coroutine swallowed even that.
+                self._end = end if error is None else error
+                error = None
+            else:
+                if yielded is None:
+                    return None
+                waits_for = self._wait_for(yielded)
+                if waits_for is not None:
+                    return waits_for
+                continue
+            self._go_on(None)
 
     def _wait_for(self, yielded: Any) -> Any:
         """Park, if that is possible, and return what the task has to wait for; None if there is news already."""
         if not isinstance(yielded, Waiter) or yielded._loop is not self._loop:
             return yielded
-        if yielded.is_due():
+        if yielded._fired:
+            yielded._fired = False
             return None
         self._waiter = yielded
         yielded._driver = self
         self._is_parked = True
         return self
 
-    def _go_on_after(self, error: BaseException | None) -> Any:
-        """Run what comes after the coroutine that has ended, or end."""
+    def _go_on(self, error: BaseException | None) -> None:
+        """Take up what comes after the coroutine that has ended, or end."""
         end, self._end = self._end, None
         assert end is not None
         try:
@@ -395,8 +393,9 @@ class Driver(Coroutine[Any, Any, T]):
                 self._task.cancel(*error.args)
             following = self.after(end)
             if following is not None:
-                self._take_up(following)
-                return self._step_here(None)
+                coro: Any = following if type(following) is CoroutineType else _await(following)
+                self._coro, self._send = coro, coro.send
+                return
             del self._send
             self._task = None  # which has this: in a cycle they would wait for the garbage collector
             raise end

@@ -55,7 +55,10 @@ class StreamRequestHandler(BaseRequestHandler):
     writer: StreamWriter
 
     def __init__(self, request: tuple[StreamReader, StreamWriter], client_address: Any, server: "BaseServer") -> None:
-        super().__init__(request, client_address, server)
+        # Not through super(): there is an object for every connection, and this is half the time.
+        self.request = request
+        self.client_address = client_address
+        self.server = server
         self.reader, self.writer = request
 
     async def send(self, data: bytes | bytearray | memoryview) -> None:

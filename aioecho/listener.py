@@ -60,6 +60,7 @@ class Listener:
     ) -> None:
         self.bound = bound
         self.sock = bound.sock
+        self._accept_one: Callable[[], tuple[int, Any]] = self.sock._accept  # type: ignore[attr-defined]
         self._take = take
         self._has_room = has_room
         self._failed = failed
@@ -113,12 +114,13 @@ class Listener:
 
     def _accept(self, most: int) -> bool:
         """Accept at most so many connections; return whether there were as many."""
+        accept, has_room, take, make_socket = self._accept_one, self._has_room, self._take, self._make_socket
         for _ in range(most):
-            if not self._has_room():
+            if not has_room():
                 self.pause()
                 return False
             try:
-                fd, address = self.sock._accept()  # type: ignore[attr-defined]
+                fd, address = accept()
             except (BlockingIOError, InterruptedError):
                 return False
             except OSError as error:
@@ -132,7 +134,7 @@ class Listener:
                 self._failed(error)
                 self._log.report("a connection on %s was lost before it was accepted: %s", self.bound.name, error)
                 continue
-            self._take(self._make_socket(fd), address)
+            take(make_socket(fd), address)
         return True
 
     def _wait_a_while(self, error: OSError) -> None:

@@ -60,9 +60,17 @@ class StreamReader(asyncio.StreamReader):
         *,
         _news: Waiter | None = None,
     ) -> None:
-        super().__init__(limit, loop)
-        self._news = _news if _news is not None else Waiter(self._loop)
-        self._unawaited = None  # not as the class's, which 3.11 would look up anew for every read
+        if loop is None or limit <= 0:
+            super().__init__(limit, loop)  # which finds the one, or raises for the other
+            loop = self._loop
+        # What asyncio's does, without the two calls for each connection: of it and of a property.
+        self._loop = loop
+        self._limit = limit
+        self._buffer = bytearray()
+        self._eof = self._paused = False
+        self._transport = self._exception = None
+        self._news = _news if _news is not None else Waiter(loop)
+        self._awaited = self._unawaited = None  # not as the class's, which 3.11 would look up anew for every read
 
     @property
     def _waiter(self) -> "Waiter | _Slow | None":  # what asyncio's own methods look for
@@ -98,8 +106,12 @@ class StreamReader(asyncio.StreamReader):
 
     def feed_eof(self) -> None:
         """End the stream after what is buffered."""
-        self._slow_down()
-        super().feed_eof()
+        self._eof = True
+        self._unawaited = _SLOW
+        if self._awaited is None:
+            self._awaited = _SLOW
+        elif self._awaited:
+            self._awaited.wake()
 
     def set_exception(self, exc: BaseException) -> None:
         """Make this and every later read raise `exc`."""
@@ -270,7 +282,7 @@ class StreamReader(asyncio.StreamReader):
             return b"".join(blocks)
         while not self._buffer and not self._eof:
             yield from self._wait("read").__await__()
-        return self._take(n)
+        return self._take(n) if self._buffer else b""
 
     @steps
     def readline(self) -> Generator[Any, None, bytes]:

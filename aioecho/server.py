@@ -121,14 +121,14 @@ class BaseServer:
         self.ssl = ssl
         self.timeouts = timeouts if timeouts is not None else Timeouts()
         self.grace = grace
-        limits = _check_type("limits", limits if limits is not None else Limits(), Limits)
+        self._limits = _check_type("limits", limits if limits is not None else Limits(), Limits)
         self._stats = self._make_stats()
         self.leaves_queue = False  # see close()
         self.when_taken: Callable[[], object] | None = None  # called for each connection that is let in
         self._address = server_address
         self._connections: set[Any] = set()
         self._threads: ThreadPool | None = None  # made for the first blocking handler
-        self._admission = Admission(limits, self._connections, self._resume_listeners)
+        self._admission = Admission(self._limits, self._connections, self._resume_listeners)
         self._rounds = Rounds(self._connections)
         self._listeners: Sequence[Ear] = []
         self._names: list[str] = []
@@ -188,12 +188,12 @@ class BaseServer:
     @property
     def limits(self) -> Limits:
         """The limits that hold now. Others may be set at any time, and hold for what comes; nobody is cut off for them."""
-        return self._admission.limits
+        return self._limits
 
     @limits.setter
     def limits(self, limits: Limits) -> None:
         self._apply_limits(_check_type("limits", limits, Limits))
-        self._admission.limits = limits
+        self._limits = self._admission.limits = limits
         if self._threads is not None:
             self._threads.resize(limits.max_threads)
 
@@ -447,7 +447,6 @@ class BaseServer:
             self._add(threaded)
             threaded.begin()
         else:
-            sock.setblocking(False)
             self._add(Connection(self, sock, address, handler_class))
 
     def _thread_pool(self) -> ThreadPool:
@@ -465,23 +464,21 @@ class BaseServer:
     def _account(self, task: "asyncio.Task[None]") -> None:
         """Count the connection whose task has ended."""
         connection: Any = task.get_coro()
-        error = None if task.cancelled() else task.exception()
-        if isinstance(error, Exception):
-            logger.error(
-                "aioecho itself failed with the %s from %s", self._what, connection.client_address, exc_info=error
-            )
-        elif error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):  # these the loop raises
-            logger.error("the handler of the %s from %s raised", self._what, connection.client_address, exc_info=error)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            what, address = self._what, connection.client_address
+            if isinstance(error, Exception):
+                logger.error("aioecho itself failed with the %s from %s", what, address, exc_info=error)
+            elif not isinstance(error, KeyboardInterrupt | SystemExit):  # these the loop raises
+                logger.error("the handler of the %s from %s raised", what, address, exc_info=error)
         self._forget(connection)
 
-    def _forget(self, connection: Served) -> None:
+    def _forget(self, connection: Any) -> None:
         """Count an ended connection; it makes room for another."""
         self._count_end(connection)
-        if isinstance(connection, Connection | ThreadedConnection):
-            self._admission.leave(connection.client_address)
-            connection.log_end()
-            if connection.reason in ("write buffer", "shed"):
-                self._cut_log.report("cut off the connection from %s: %s", connection.client_address, connection.reason)
+        self._admission.leave(connection.client_address)
+        connection.log_end()
+        if connection.reason in ("write buffer", "shed"):
+            self._cut_log.report("cut off the connection from %s: %s", connection.client_address, connection.reason)
         self._resume_listeners()
 
     def _count_end(self, connection: Served) -> None:
@@ -505,7 +502,7 @@ class BaseServer:
         if isinstance(handler, functools.partial):
             handler = undo_partial(handler)
         timeouts = getattr(handler, "timeouts", None)
-        return timeouts if isinstance(timeouts, Timeouts) else self.timeouts
+        return timeouts if isinstance(timeouts, Timeouts) else self._timeouts
 
     def _tls_timeouts(self, RequestHandlerClass: Any) -> dict[str, Any]:
         """Return the timeouts that the loop's TLS is to keep for a connection with this handler class, in seconds."""

@@ -76,7 +76,7 @@ class StreamWriter(asyncio.StreamWriter):
 
     def write_eof(self) -> None:
         """End this direction when all that was written is sent. Does nothing on a connection that is lost."""
-        if not self._protocol._connection_lost:  # uvloop's transport would raise RuntimeError
+        if not self._protocol.is_lost:  # uvloop's transport would raise RuntimeError
             try:
                 self._transport.write_eof()
             except OSError:  # asyncio's: the peer has reset the connection, and the loop does not know yet
@@ -98,7 +98,7 @@ class StreamWriter(asyncio.StreamWriter):
         if transport.is_closing():
             # Give connection_lost() a turn to run, else a loop of write() and drain() would never learn of it.
             await asyncio.sleep(0)
-        if protocol._paused or protocol._connection_lost:
+        if protocol._paused or protocol.is_lost:
             await protocol._drain_helper()
 
     async def start_tls(
@@ -158,7 +158,6 @@ class StreamProtocol(Waiter, asyncio.Protocol):
     """
 
     __slots__ = (
-        "_connection_lost",
         "_is_special",
         "_max_unsent",
         "_paused",
@@ -167,6 +166,7 @@ class StreamProtocol(Waiter, asyncio.Protocol):
         "_waiting_to_close",
         "_waiting_to_write",
         "cut_for",
+        "is_lost",
         "is_server_side",
         "is_tls",
         "lost_with",
@@ -188,46 +188,37 @@ class StreamProtocol(Waiter, asyncio.Protocol):
         max_unsent: int | None = None,
         is_server_side: bool,
     ) -> None:
-        super().__init__(loop)
+        Waiter.__init__(self, loop)
         self.reader = StreamReader(limit, loop, _news=self)
         self._max_unsent = max_unsent
         self.is_server_side = is_server_side
         self.lost_with: Exception | None = None
         self.cut_for: str | None = None
-        self.peer_has_closed = False
+        self.peer_has_closed = self.is_tls = False
         self._is_special = self.counts
         self._stays_open_at_eof = True
-        # These two and the methods with an underscore are those that asyncio.StreamWriter expects of its protocol.
-        self._connection_lost = False
+        self.is_lost = False
+        # This and the methods with an underscore are those that asyncio.StreamWriter expects of its protocol.
         self._paused = False
         self._waiting_to_write: tuple[asyncio.Future[None], ...] = ()
         self._waiting_to_close: tuple[asyncio.Future[None], ...] = ()
 
-    @property
-    def is_lost(self) -> bool:
-        """Whether the connection is closed, or broke."""
-        return self._connection_lost
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the transport."""
-        self._socket_transport = cast(asyncio.Transport, transport)
-        self.replace_transport(self._socket_transport)
+        """Take the transport, of a socket; TLS's takes its place later."""
+        self.transport = self._socket_transport = self.reader._transport = cast(asyncio.Transport, transport)
 
     def make_writer(self) -> StreamWriter:
         """Return a writer; to keep it here would tie the two into a cycle, for the garbage collector to undo."""
         return StreamWriter(self.transport, self, self.reader, self._loop)
 
     def replace_transport(self, transport: asyncio.Transport) -> None:
-        """Take the TLS transport in place of the plain one under it, or the first of all."""
-        # A TLS transport complains of a protocol that wants to stay half open.
-        self.is_tls = transport.get_extra_info("sslcontext") is not None
-        self._stays_open_at_eof = not self.is_tls
-        self.transport = transport
-        self.reader._transport = transport
-        if self.is_tls:
-            # uvloop forgets what it has received, and not passed on to a reader that is paused, when the peer closes. So let
-            # it receive no more than it passes on: it then learns of the end when all before it was read.
-            cast(Any, transport).set_read_buffer_limits(high=1, low=0)
+        """Take the TLS transport in place of the one under it."""
+        self.is_tls = True
+        self._stays_open_at_eof = False  # it complains of a protocol that wants to stay half open
+        self.transport = self.reader._transport = transport
+        # uvloop forgets what it has received, and not passed on to a reader that is paused, when the peer closes. So let
+        # it receive no more than it passes on: it then learns of the end when all before it was read.
+        cast(Any, transport).set_read_buffer_limits(high=1, low=0)
 
     data_received = Waiter.deliver  # type: ignore[assignment] # resumes whoever waits for data
 
@@ -258,7 +249,7 @@ class StreamProtocol(Waiter, asyncio.Protocol):
 
         Called where that is possible, or the connection lost: then loops would warn for each write, or raise.
         """
-        if self._connection_lost or self.cut_for is not None:
+        if self.is_lost or self.cut_for is not None:
             return False
         if self._max_unsent is not None and self.unsent() > self._max_unsent:
             self.cut("write buffer")
@@ -267,7 +258,7 @@ class StreamProtocol(Waiter, asyncio.Protocol):
 
     def cut(self, reason: str) -> None:
         """Cut the connection off: throw away what is unsent. `cut_for` is the first such reason."""
-        if not self._connection_lost:
+        if not self.is_lost:
             self.cut_for = self.cut_for or reason
             self.heed()
             if self._paused:
@@ -291,7 +282,7 @@ class StreamProtocol(Waiter, asyncio.Protocol):
         self._is_special = (
             self.counts
             or self._paused
-            or self._connection_lost
+            or self.is_lost
             or self.cut_for is not None
             or self.reader._exception is not None
         )
@@ -310,17 +301,18 @@ class StreamProtocol(Waiter, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the stream, with `exc` if the connection broke. A second call changes nothing."""
-        if self._connection_lost:
+        if self.is_lost:
             return
-        self._connection_lost = True
-        self.heed()
+        self.is_lost = True
+        self._is_special = True
         self.lost_with = exc
         reader = self.reader
-        if exc is None:
-            reader.feed_eof()
-        else:
+        if exc is not None:
             reader.set_exception(exc)
-        reader._keep_item()
+        elif not reader._eof:
+            reader.feed_eof()
+        if self.item is not None:
+            reader._keep_item()
         reader._news = None  # type: ignore[assignment] # no read waits any more, and without the cycle both go at once
         for waiting in self._waiting_to_write:
             if exc is None or waiting.done():
@@ -331,7 +323,7 @@ class StreamProtocol(Waiter, asyncio.Protocol):
             _set_result(waiting)
 
     async def _drain_helper(self) -> None:
-        if self._connection_lost:
+        if self.is_lost:
             raise ConnectionResetError("Connection lost")
         if self._paused:
             waiting = self._loop.create_future()
@@ -343,7 +335,7 @@ class StreamProtocol(Waiter, asyncio.Protocol):
 
     async def wait_lost(self) -> None:
         """Wait until the connection is closed, or broke."""
-        if not self._connection_lost:
+        if not self.is_lost:
             waiting = self._loop.create_future()
             self._waiting_to_close += (waiting,)
             await waiting
