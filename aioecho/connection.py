@@ -259,8 +259,8 @@ class Connection(Driver[None]):
                     self._stage = HANDLE
                     if self.handler is not None:
                         return self._handle()
-                elif self._stage == HANDLE and self._has_ended_plainly():
-                    return None
+                elif self._stage == HANDLE:
+                    self.note_end(end)
             except BaseException as error:
                 end = error
         elif self._stage == OPEN and isinstance(end, OSError):
@@ -273,6 +273,21 @@ class Connection(Driver[None]):
             return self._finish(end)
         finally:
             del end  # whose traceback refers to this frame
+
+    def note_end(self, end: BaseException) -> None:
+        """Close, if handle() has returned, the peer has closed, and nothing is unsent or to be cleaned up: most often."""
+        protocol = self._protocol
+        if (
+            type(end) is StopIteration
+            and self._stage == HANDLE
+            and protocol.peer_has_closed
+            and not (protocol.is_lost or protocol.is_tls or self._is_cut_off or protocol.cut_for is not None)
+            and type(self.handler).finish is BaseRequestHandler.finish
+            and protocol.transport.get_write_buffer_size() == 0
+        ):
+            self.outcome, self.reason = "completed", "finished"
+            self._stage = FINISH
+            protocol.transport.close()  # the loop has closed the socket by the time that the end is accounted for
 
     def _prepare(self) -> Awaitable[None] | None:
         """Make the handler, if all goes well; return what has to be awaited for that."""
@@ -335,21 +350,6 @@ class Connection(Driver[None]):
             f"{type(self.handler).__qualname__}.handle() returned {handling!r}, which can't be awaited: define it"
             " as `async def handle(self)`"
         )
-
-    def _has_ended_plainly(self) -> bool:
-        """Close, and return True, if the peer has closed, nothing is unsent and there is nothing to clean up: most often."""
-        protocol = self._protocol
-        if (
-            protocol.peer_has_closed
-            and not (protocol.is_lost or protocol.is_tls or self._is_cut_off or protocol.cut_for is not None)
-            and type(self.handler).finish is BaseRequestHandler.finish
-            and protocol.transport.get_write_buffer_size() == 0
-        ):
-            self.outcome, self.reason = "completed", "finished"
-            self._stage = FINISH
-            protocol.transport.close()  # the loop has closed the socket by the time that the end is accounted for
-            return True
-        return False
 
     async def _finish(self, end: BaseException) -> None:
         """Let the handler clean up, report what went wrong, and close."""

@@ -106,6 +106,8 @@ class Waiter:
             yielded = None
         _leave_task(loop, task)  # type: ignore[arg-type]
         if yielded is not self:
+            if driver._end is not None:
+                driver.note_end(driver._end)
             driver._yielded = yielded
             driver.wake()
         return True
@@ -179,7 +181,7 @@ class Driver(Coroutine[Any, Any, T]):
     """A coroutine that runs another, which :class:`Waiter` may step meanwhile. A task runs it, or a coroutine awaits it.
 
     To the task it is also the future that is waited for while the inner coroutine waits for a :class:`Waiter`.
-    To be overridden: :meth:`after`, to run several coroutines one after the other.
+    To be overridden: :meth:`after`, to run several coroutines one after the other, and :meth:`note_end`.
     """
 
     __slots__ = (
@@ -227,6 +229,9 @@ class Driver(Coroutine[Any, Any, T]):
         None, as here: nothing, and the driver ends likewise.
         """
         return None
+
+    def note_end(self, end: BaseException) -> None:
+        """Do nothing about the end of the coroutine, which the task meets a turn later with :meth:`after`. To be overridden."""
 
     def wake(self) -> None:
         """Let the task take over in the loop's next turn."""

@@ -106,12 +106,12 @@ class StreamReader(asyncio.StreamReader):
 
     def feed_eof(self) -> None:
         """End the stream after what is buffered."""
+        self._end()
+        self._wakeup_waiter()
+
+    def _end(self) -> None:
         self._eof = True
-        self._unawaited = _SLOW
-        if self._awaited is None:
-            self._awaited = _SLOW
-        elif self._awaited:
-            self._awaited.wake()
+        self._slow_down()
 
     def set_exception(self, exc: BaseException) -> None:
         """Make this and every later read raise `exc`."""

@@ -485,7 +485,10 @@ class BaseServer:
         self._connections.discard(connection)
         stats, outcome = self._stats, connection.outcome
         stats.active -= 1
-        setattr(stats, outcome, getattr(stats, outcome) + 1)
+        if outcome == "completed":
+            stats.completed += 1
+        else:
+            setattr(stats, outcome, getattr(stats, outcome) + 1)
         stats.reasons[connection.reason] += 1
         if self._drain is not None:
             self._drain.count(connection)

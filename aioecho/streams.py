@@ -222,18 +222,23 @@ class StreamProtocol(Waiter, asyncio.Protocol):
 
     data_received = Waiter.deliver  # type: ignore[assignment] # resumes whoever waits for data
 
-    def refuse(self, data: bytes) -> bool:
-        """Buffer what nobody waits for. What comes after the end of the stream is dropped."""
+    def refuse(self, data: bytes | None) -> bool:
+        """Buffer what nobody waits for. What comes after the end of the stream is dropped. None is the news of the end."""
         reader = self.reader
         reader._keep_item()
-        if not reader._eof:
+        if data is None:
+            reader._wakeup_waiter()
+        elif not reader._eof:
             reader.feed_data(data)
         return True
 
     def eof_received(self) -> bool:
         """End the stream; the other direction stays open where that is possible."""
         self.peer_has_closed = True
-        self.reader.feed_eof()
+        self.reader._end()
+        self.deliver(
+            None
+        )  # a handler that ends then, as most do, has its connection closed by the time that this returns
         return self._stays_open_at_eof
 
     def discard(self) -> None:
