@@ -83,8 +83,6 @@ class Connection(Driver[None]):
         "was_aborted",
     )
 
-    _protocol: StreamProtocol
-
     def __init__(
         self,
         server: "BaseServer",
@@ -106,7 +104,10 @@ class Connection(Driver[None]):
         self._stage = OPEN
         self._linger: asyncio.TimerHandle | None = None
         self._stalled: tuple[float, int, int] | None = None  # since when, and at which counts of bytes
-        Driver.__init__(self, loop.connect_accepted_socket(self._make_protocol, sock))
+        limits = server._limits
+        kind = CountingStreamProtocol if logger.isEnabledFor(logging.DEBUG) else StreamProtocol
+        self._protocol = kind(loop, limit=limits.max_buffer, max_unsent=limits.max_write_buffer, is_server_side=True)
+        Driver.__init__(self, loop.connect_accepted_socket(self._get_protocol, sock))
         self.start_early()  # by the time that the task runs the transport is there: a turn and a step less
         # Of the plain kind, whatever the loop's factory: an eager one would step what start_early() has begun, and one that
         # wraps coroutines would hide which connection has ended.
@@ -114,13 +115,8 @@ class Connection(Driver[None]):
         # One callback and one context for all: each would cost a connection some bytes of its own.
         task.add_done_callback(server._when_ended, context=server._context)
 
-    def _make_protocol(self) -> StreamProtocol:
-        limits = self._server._limits
-        kind = CountingStreamProtocol if logger.isEnabledFor(logging.DEBUG) else StreamProtocol
-        self._protocol = protocol = kind(
-            self._loop, limit=limits.max_buffer, max_unsent=limits.max_write_buffer, is_server_side=True
-        )
-        return protocol
+    def _get_protocol(self) -> StreamProtocol:
+        return self._protocol
 
     def __repr__(self) -> str:
         return f"<Connection from {self.client_address!r}, handler={self.handler!r}>"
