@@ -387,8 +387,8 @@ class Driver(Coroutine[Any, Any, T]):
 
     def _go_on(self, error: BaseException | None) -> None:
         """Take up what comes after the coroutine that has ended, or end."""
-        end, self._end = self._end, None
-        assert end is not None
+        end: Any = self._end
+        self._end = None
         try:
             if error is not None:
                 # The coroutine had ended when its task was cancelled: this is for what comes after it, at the next thing
@@ -397,13 +397,12 @@ class Driver(Coroutine[Any, Any, T]):
                 self._task.uncancel()
                 self._task.cancel(*error.args)
             following = self.after(end)
-            if following is not None:
-                coro: Any = following if type(following) is CoroutineType else _await(following)
-                self._coro, self._send = coro, coro.send
-                return
-            del self._send
-            self._task = None  # which has this: in a cycle they would wait for the garbage collector
-            raise end
+            if following is None:
+                del self._send
+                self._task = None  # which has this: in a cycle they would wait for the garbage collector
+                raise end
+            coro: Any = following if type(following) is CoroutineType else _await(following)
+            self._coro, self._send = coro, coro.send
         finally:
             del end, error  # the traceback refers to this frame
 

@@ -34,8 +34,8 @@ __all__ = [
     "Upper",
 ]
 
-CHUNK = 2**16
-"""Bytes that are read at a time, at most."""
+CHUNK = 2**18
+"""Bytes that are read at a time, at most: what either loop's transport hands over in one piece, which then is not copied."""
 
 SMALL_SERVICES = frozenset({7, 9, 13, 17, 19, 37})
 """The UDP ports of echo, discard, daytime, quote of the day, chargen and time, which no handler here answers."""
