@@ -175,13 +175,22 @@ STEPS = st.lists(
 )
 
 
+def _as_it_is(coroutine: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
+    return coroutine
+
+
 async def play(
     reader: asyncio.StreamReader,
-    receive: Callable[[bytes], None],
+    receive: Callable[[bytes], object],
+    end: Callable[[], object],
     steps: list[Any],
-    drive: Callable[[Coroutine[Any, Any, None]], Coroutine[Any, Any, None]] = lambda coroutine: coroutine,
+    call: Callable[..., object],
+    drive: Callable[[Coroutine[Any, Any, None]], Coroutine[Any, Any, None]] = _as_it_is,
 ) -> list[Any]:
-    """Tell what a reader does in these steps: what reads give, what they raise, and what is left."""
+    """Tell what a reader does in these steps: what reads give, what they raise, and what is left.
+
+    `call` lets what comes from the peer come: in an event of the loop, as it does from a transport, or while a task is current.
+    """
     transport = NoTransport()
     reader.set_transport(transport)
     told: list[Any] = []
@@ -197,16 +206,16 @@ async def play(
     for step in steps:
         if isinstance(step, bytes):
             if not has_ended:
-                receive(step)
+                call(receive, step)
         elif step == "cancel" and task is not None:
             task.cancel()
         elif step == "look" and isinstance(reader, aioecho.StreamReader):
             reader.waits(0.0)  # as the timeouts do
         elif step == "end":
             has_ended = True
-            reader.feed_eof()
+            call(end)
         elif step == "break":
-            reader.set_exception(OSError("broken"))
+            call(reader.set_exception, OSError("broken"))
         elif step in READS and (task is None or task.done()):
             task = asyncio.create_task(drive(read(step)))
         elif step in READS:
@@ -225,15 +234,18 @@ def test_a_reader_does_what_asyncios_does_whatever_the_order() -> None:
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
 
+        def in_a_task(function: Callable[..., object], *args: Any) -> None:
+            function(*args)
+
         @settings(max_examples=1500, deadline=None)
-        @given(STEPS)
-        def check(steps: list[Any]) -> None:
+        @given(STEPS, st.sampled_from([in_a_task, loop.call_soon]))
+        def check(steps: list[Any], call: Callable[..., object]) -> None:
             theirs = asyncio.StreamReader(limit=8, loop=loop)
-            expected = runner.run(play(theirs, theirs.feed_data, steps))
-            plain = StreamProtocol(loop, limit=8, is_server_side=True)
-            assert runner.run(play(plain.reader, plain.data_received, steps)) == expected
-            driven = StreamProtocol(loop, limit=8, is_server_side=True)
-            assert runner.run(play(driven.reader, driven.data_received, steps, drive=Driver)) == expected
+            expected = runner.run(play(theirs, theirs.feed_data, theirs.feed_eof, steps, call))
+            for drive in (_as_it_is, Driver):
+                ours = StreamProtocol(loop, limit=8, is_server_side=True)
+                told = play(ours.reader, ours.data_received, ours.eof_received, steps, call, drive)
+                assert runner.run(told) == expected
 
         check()
 
