@@ -236,9 +236,8 @@ class StreamProtocol(Waiter, asyncio.Protocol):
         """End the stream; the other direction stays open where that is possible."""
         self.peer_has_closed = True
         self.reader._end()
-        self.deliver(
-            None
-        )  # a handler that ends then, as most do, has its connection closed by the time that this returns
+        # A handler that ends then, as most do, has its connection closed by the time that this returns.
+        self.deliver(None)
         return self._stays_open_at_eof
 
     def discard(self) -> None:
