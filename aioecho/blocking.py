@@ -289,7 +289,7 @@ class ThreadedConnection(Threaded):
     def _return(self) -> None:
         super()._return()
         if self._handshake_error is not None:
-            self._server._report_handshake(self.client_address, self._handshake_error)
+            self._server._report_not_begun(self.client_address, "TLS handshake", self._handshake_error)
             self._handshake_error = None  # its traceback holds on to us
         left = None if self.is_left_open else self.request.take()
         if self._kept is not None:

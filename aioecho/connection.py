@@ -259,8 +259,8 @@ class Connection(Driver[None]):
                     self.note_end(end)
             except BaseException as error:
                 end = error
-        elif self._stage == OPEN and isinstance(end, OSError):
-            self._server._report_handshake(self.client_address, end)
+        elif self._stage == OPEN and isinstance(end, OSError | MemoryError):
+            self._server._report_not_begun(self.client_address, "transport", end)
             end = StopIteration()
         try:
             if self._stage == FINISH:
@@ -297,7 +297,7 @@ class Connection(Driver[None]):
             await writer.start_tls(ssl, **server._tls_timeouts(self._RequestHandlerClass))
         except OSError as error:
             # The peer's fault or bad luck: garbage, silence, gone. It may be a flood of them.
-            server._report_handshake(self.client_address, error)
+            server._report_not_begun(self.client_address, "TLS handshake", error)
             return
         verifying = self._verify((self._protocol.reader, writer))
         if verifying is not None:

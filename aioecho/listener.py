@@ -4,6 +4,7 @@ import asyncio
 import errno
 import functools
 import logging
+import os
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -119,9 +120,18 @@ class Listener:
             if not has_room():
                 self.pause()
                 return False
+            fd = -1
             try:
                 fd, address = accept()
+                sock = make_socket(fd)
             except (BlockingIOError, InterruptedError):
+                return False
+            except MemoryError:  # by malloc() rather than by the kernel, but likewise
+                if fd >= 0:
+                    os.close(fd)
+                error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+                self._wait_a_while(error)
+                self._failed(error)
                 return False
             except OSError as error:
                 # EINVAL: somebody has shut the socket down, perhaps another process that has it too.
@@ -134,7 +144,7 @@ class Listener:
                 self._failed(error)
                 self._log.report("a connection on %s was lost before it was accepted: %s", self.bound.name, error)
                 continue
-            take(make_socket(fd), address)
+            take(sock, address)
         return True
 
     def _wait_a_while(self, error: OSError) -> None:

@@ -139,7 +139,7 @@ class BaseServer:
         # For all connections the same two objects.
         self._when_ended = self._account
         self._context = contextvars.copy_context()
-        self._handshake_log = BoundedLog(logger, logging.WARNING)
+        self._not_begun_log = BoundedLog(logger, logging.WARNING)
         self._cut_log = BoundedLog(logger, logging.WARNING)
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
@@ -516,9 +516,9 @@ class BaseServer:
             "ssl_shutdown_timeout": FOR_EVER,
         }
 
-    def _report_handshake(self, client_address: Any, error: BaseException) -> None:
-        """Log a TLS handshake that failed, at a bounded rate: the peer decides how often."""
-        self._handshake_log.report("no TLS handshake with %s: %s", client_address, error)
+    def _report_not_begun(self, client_address: Any, what: str, error: BaseException) -> None:
+        """Log that `what` could not be had for a connection, at a bounded rate: the peer decides how often."""
+        self._not_begun_log.report("no %s with %s: %s", what, client_address, str(error) or type(error).__name__)
 
 
 class TCPServer(BaseServer):

@@ -425,6 +425,9 @@ def test_shedding_cuts_off_who_has_waited_longest(loop: str) -> None:
 # Errors of accept(2)
 
 
+NO_MEMORY = -1  # for Python itself
+
+
 class Flaky(socket.socket):
     """A listening socket whose accepting fails with each of these errors before it succeeds."""
 
@@ -433,6 +436,8 @@ class Flaky(socket.socket):
     def _accept(self) -> Any:
         if self.errors:
             number = self.errors.pop(0)
+            if number == NO_MEMORY:
+                raise MemoryError
             raise OSError(number, os.strerror(number))
         return super()._accept()  # type: ignore[misc]
 
@@ -452,7 +457,7 @@ OF_ONE_CONNECTION = [
     errno.EINTR,
     errno.EAGAIN,
 ]
-OF_RESOURCES = [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM]
+OF_RESOURCES = [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, NO_MEMORY]
 
 
 def flaky(errors: list[int]) -> Flaky:
@@ -481,7 +486,7 @@ async def test_an_error_of_one_incoming_connection_stops_nothing(number: int, ca
 
 
 @pytest.mark.timed
-@pytest.mark.parametrize("number", OF_RESOURCES, ids=errno.errorcode.get)
+@pytest.mark.parametrize("number", OF_RESOURCES, ids=lambda number: errno.errorcode.get(number, "MemoryError"))
 async def test_out_of_resources_it_backs_off_and_comes_back(number: int, caplog: pytest.LogCaptureFixture) -> None:
     sock = flaky([])
     async with aioecho.TCPServer(None, Upper, sock=sock) as server:
