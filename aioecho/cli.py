@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import functools
 import importlib
 import itertools
@@ -40,6 +41,16 @@ DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 9999
 
 class _Group(click.Group):
     """Loads `load`, which needs more than the rest, only when it is named."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().main(*args, **options)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            _forget_stdout()  # of --help or --version: commands see to what they write themselves
+            click.echo(f"Error: cannot write to stdout: {error.strerror}", err=True)
+            sys.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*super().list_commands(ctx), "load"]

@@ -300,6 +300,15 @@ def test_it_serves_though_it_can_not_write_where_it_listens() -> None:
             assert "Traceback" not in server.stderr()
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["serve", "--help"], ["load", "--help"]])
+def test_what_it_can_not_write_is_one_line(arguments: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "aioecho", *arguments], stdout=full, stderr=subprocess.PIPE, text=True, timeout=20
+        )
+    assert (done.returncode, done.stderr) == (1, "Error: cannot write to stdout: No space left on device\n")
+
+
 def test_the_log_level_decides_what_goes_to_stderr() -> None:
     with serving("--log-level", "info") as (server, _):
         assert server.stop() == 0
