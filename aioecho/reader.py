@@ -86,6 +86,7 @@ class StreamReader(asyncio.StreamReader):
             or self._exception is not None
             or self._interruption is not None
             or self._ends_when is not None
+            or self._seen_idle is not None
         ):
             self._unawaited = None
             if self._awaited is _SLOW:
@@ -178,10 +179,10 @@ class StreamReader(asyncio.StreamReader):
         elif self._ends_when is not None and not self._buffer and self._ends_when():
             self._eof = True
             return
+        self._seen_idle = None
         self._speed_up()
         if self._buffer and self._message_began is None:
             self._message_began = self._loop.time()
-        self._seen_idle = None
         self._awaited = self._news
         try:
             yield self._news

@@ -132,6 +132,20 @@ async def test_a_peer_that_speaks_now_and_then_is_not_idle_and_its_messages_are_
         assert server.stats.completed == 1
 
 
+async def test_a_peer_that_sends_two_messages_at_a_time_is_not_idle() -> None:
+    """Each time the second is taken from the buffer, and the next read waits with nothing more to look at."""
+    async with aioecho.TCPServer(ANYWHERE, Upper, timeouts=Timeouts(idle=0.3)) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        for _ in range(20):
+            writer.write(b"one\ntwo\n")
+            assert await reader.readline() == b"ONE\n"
+            assert await reader.readline() == b"TWO\n"
+            await asyncio.sleep(0.05)
+        writer.close()
+        await settle(lambda: not server.connections)
+        assert server.stats.completed == 1
+
+
 async def test_the_rest_of_a_message_that_came_behind_the_last_one_counts_from_its_first_read() -> None:
     kind = reading()
     async with aioecho.TCPServer(ANYWHERE, kind, timeouts=Timeouts(message=0.2, idle=60)) as server:
