@@ -22,6 +22,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from aioecho.connection import FRESH, FRESH_AMONG_OTHERS
@@ -93,6 +94,7 @@ class ThreadedConnection(Threaded):
     """
 
     request: RequestSocket
+    due = inf  # the server's rounds pass it over: for how long its handler waits is for its socket's timeout to say
 
     __slots__ = (
         "_handshake_error",
@@ -130,9 +132,6 @@ class ThreadedConnection(Threaded):
         self._linger: asyncio.TimerHandle | None = None
 
     # In the loop: what the server asks of it while it lives.
-
-    def visit(self, now: float) -> None:
-        """Do nothing: for how long a blocking handler waits is for its socket's timeout to say."""
 
     def idle_since(self, now: float) -> None:
         """Return None: what a thread waits for can't be told."""

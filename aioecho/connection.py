@@ -11,6 +11,7 @@ import struct
 import sys
 import termios
 from collections.abc import Awaitable, Callable
+from math import inf
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,10 @@ LEAST_READ = 2**16
 PROBES = 1 / 16
 
 # Where the kernel tells these in its struct tcp_info, and how wide they are.
-BYTES_ACKED, LAST_DATA_RECV = (120, "=Q"), (52, "=I")
+BYTES_ACKED, LAST_DATA_RECV, LAST_ACK_RECV = (120, "=Q"), (52, "=I"), (56, "=I")
+
+# Seconds. The kernel tells times no more exactly than its timer ticks.
+TICK = 0.01
 
 # The stages of a connection's life: its transport is made, what comes before handle() is waited for, and the methods run.
 OPEN, PREPARE, HANDLE, FINISH = range(4)
@@ -123,34 +127,51 @@ class Connection(Driver[None]):
 
     # What the server asks of a connection while it lives.
 
+    @property
+    def due(self) -> float:
+        """When to visit it next, in the loop's time; 0 for soon."""
+        return self._protocol.due
+
     def visit(self, now: float) -> None:
-        """Do what the timeouts say is due."""
+        """Do what the timeouts say is due, and rest until something may be due again."""
         protocol = self._protocol
         if self.request is None:
             return  # the loop itself keeps the time of a TLS handshake
         if protocol.is_lost:
-            if protocol.cut_for is not None and self._stage == HANDLE and not self._is_cut_off:
+            if protocol.cut_for is None or self._is_cut_off:
+                protocol.due = inf
+            elif self._stage == HANDLE:
                 self.cut_off()  # it has had a round to find out: one that ignores drain() never does
             return
         timeouts = self._timeouts()
-        reader = protocol.reader
-        wait = reader.waits(now)
-        if wait is not None:
-            kind, since = wait
-            seconds: float | None = getattr(timeouts, kind)
-            if seconds is not None and now - since >= seconds:
-                reader.interrupt(ConnectionTimeout(kind, seconds))
-            elif timeouts.max_age is not None and (kind == "idle" or timeouts.message is None):
-                age = now - self.since
-                earliest = timeouts.max_age * (1 - timeouts.max_age_jitter)
-                # The same for a connection each time that it is asked, at no memory.
-                if age >= earliest and age >= earliest + random.Random(id(self)).random() * (
-                    timeouts.max_age - earliest
-                ):
-                    reader.interrupt(ConnectionTimeout("max_age", timeouts.max_age))
+        due = self._watch_wait(now, timeouts)
         self._watch_unsent(now, timeouts.write)
         if protocol.is_tls and protocol.transport.is_closing():
             self._start_linger(protocol)  # its handler has closed it, and may wait until its peer has too
+        elif due > now and self._stalled is None and protocol.cut_for is None:
+            protocol.rest(due)
+
+    def _watch_wait(self, now: float, timeouts: Timeouts) -> float:
+        """End the wait for the peer if that has taken too long; return until when it may last, or 0."""
+        reader = self._protocol.reader
+        wait = reader.waits(now)
+        if wait is None:
+            return inf
+        kind, since = wait
+        seconds: float | None = getattr(timeouts, kind)
+        until = inf if seconds is None else since + seconds
+        if seconds is not None and now >= until:
+            reader.interrupt(ConnectionTimeout(kind, seconds))
+            return 0
+        if timeouts.max_age is not None and (kind == "idle" or timeouts.message is None):
+            earliest = timeouts.max_age * (1 - timeouts.max_age_jitter)
+            # The same for a connection each time that it is asked, at no memory.
+            age = earliest + random.Random(id(self)).random() * (timeouts.max_age - earliest)
+            if now >= self.since + age:
+                reader.interrupt(ConnectionTimeout("max_age", timeouts.max_age))
+                return 0
+            until = min(until, self.since + age)
+        return until
 
     def idle_since(self, now: float) -> float | None:
         """Return since when, about, it has waited for the first byte of something; None if it does not."""
@@ -186,13 +207,18 @@ class Connection(Driver[None]):
         acked = _tcp_info(self._sock, BYTES_ACKED)
         if acked is not None:
             # Not by what is left, of which there may be more and more although the peer takes some.
-            since, acked_then, _ = self._stalled or (now, acked, 0)
-            if acked - acked_then > below * PROBES:
-                since, acked_then = now, acked
+            if self._stalled is None:
+                since, acked_then = protocol.paused_since() or now, None
+            else:
+                since, acked_then, _ = self._stalled
+            if acked_then is None or acked - acked_then > below * PROBES:
+                # It took some, at the latest when the kernel last heard of it; later than that it can only be a probe.
+                silent = (_tcp_info(self._sock, LAST_ACK_RECV) or 0) / 1000 - TICK
+                since, acked_then = min(now, max(since, now - silent)), acked
             self._stalled = (since, acked_then, 0)
         else:
             here = protocol.unsent()
-            since, here_then, below_then = self._stalled or (now, here, below)
+            since, here_then, below_then = self._stalled or (protocol.paused_since() or now, here, below)
             if here < here_then or below < below_then:
                 since = now
             self._stalled = (since, here, below)

@@ -1,4 +1,8 @@
-"""One coarse timer for all of a server's timeouts: a stream then needs none of its own, and a read not even the time."""
+"""One coarse timer for all of a server's timeouts: a stream then needs none of its own, and a read not even the time.
+
+In each round everybody is looked at, which costs some 0.5 us, and those are visited for whom something may be due: who has done
+something since the last visit, or whose time is over. Of 10,000 idle ones nobody is visited.
+"""
 
 import asyncio
 from collections.abc import Iterable
@@ -15,15 +19,19 @@ ROUNDS_PER_TIMEOUT = 20
 # Seconds between two rounds: not so often that they are all that the loop does, and not so seldom that nobody sees them.
 SHORTEST, LONGEST = 0.005, 5.0
 
-# Those visited at a time, so that a round is spread over its time and holds nobody up.
-AT_A_TIME = 64
+# Those looked at at a time, so that a round is spread over its time, and those visited in a turn of the loop: 0.1 ms.
+LOOKS, VISITS = 128, 16
 
 # Seconds between two times of visiting: event loops are not more exact.
 BREATH = 0.001
 
 
 class Visited(Protocol):
-    """What is visited in each round."""
+    """What is visited."""
+
+    @property
+    def due(self) -> float:
+        """From when on to visit it, in the loop's time."""
 
     def visit(self, now: float) -> None:
         """Do what is due at `now`, the loop's time."""
@@ -36,10 +44,13 @@ class Rounds:
         self._visited = visited
         self._every = LONGEST
         self._known: Timeouts | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._to_visit: list[Visited] = []  # the rest of a round that has begun
-        self._at_a_time = AT_A_TIME
+        self._timer: asyncio.Handle | None = None
+        self._to_look_at: list[Visited] = []  # the rest of a round that has begun
+        self._looks = LOOKS
         self._pause = LONGEST  # between two times of a round
+        self._next = 0.0  # when the next such time is
+        self._to_visit: list[Visited] = []
+        self._must_visit_all = self._visits_all = False
 
     def keep(self, timeouts: Timeouts) -> None:
         """Make rounds as often as `timeouts` need, from now on."""
@@ -54,8 +65,13 @@ class Rounds:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._every, self._make_round)
 
+    def visit_all(self) -> None:
+        """Visit everybody in the next round, whatever they think is due."""
+        self._must_visit_all = True
+
     def stop(self) -> None:
         """Make no more, until keep() is called again."""
+        self._to_look_at.clear()
         self._to_visit.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -63,15 +79,26 @@ class Rounds:
 
     def _make_round(self) -> None:
         loop = asyncio.get_running_loop()
-        if not self._to_visit:
-            self._to_visit = list(self._visited)
-            times = max(1, min(len(self._to_visit) // AT_A_TIME, int(self._every / BREATH)))
-            self._at_a_time = -(-len(self._to_visit) // times)
-            self._pause = self._every / times
         now = loop.time()
-        some = self._to_visit[-self._at_a_time :]
-        del self._to_visit[-self._at_a_time :]
+        if not self._to_visit:
+            if not self._to_look_at:
+                self._to_look_at = list(self._visited)
+                if not self._to_look_at:
+                    self._timer = None
+                    return
+                times = max(1, min(len(self._to_look_at) // LOOKS, int(self._every / BREATH)))
+                self._looks = -(-len(self._to_look_at) // times)
+                self._pause = self._every / times
+                self._visits_all, self._must_visit_all = self._must_visit_all, False
+            some = self._to_look_at[-self._looks :]
+            del self._to_look_at[-self._looks :]
+            self._to_visit = some if self._visits_all else [each for each in some if each.due <= now]
+            self._next = now + self._pause
+        some = self._to_visit[-VISITS:]
+        del self._to_visit[-VISITS:]
         for each in some:
             each.visit(now)
-        is_over = not some
-        self._timer = None if is_over else loop.call_later(self._pause, self._make_round)
+        if self._to_visit:
+            self._timer = loop.call_soon(self._make_round)  # the loop polls in between
+        else:
+            self._timer = loop.call_at(self._next, self._make_round)

@@ -119,6 +119,9 @@ class Waiter:
     def heed(self) -> None:
         """Do nothing about an error that whoever waits will meet. To be overridden."""
 
+    def stir(self) -> None:
+        """Do nothing about a wait that has begun. To be overridden."""
+
     def _resume_task(self, item: Any) -> bool:
         callback = self._callback
         if callback is None or current_task(self._loop) is not None:

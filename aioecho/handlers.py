@@ -74,10 +74,12 @@ class StreamRequestHandler(BaseRequestHandler):
         protocol, transport = writer._protocol, writer._transport
         if protocol._is_special:
             writer.write(data)
+            del data  # asyncio's transport on 3.11 has a copy: not to hold both while the peer takes nothing
             await writer.drain()
             return
         transport.write(data)
         if protocol._is_special or transport.is_closing():
+            del data
             await writer.drain()
 
 

@@ -51,7 +51,7 @@ class StreamReader(asyncio.StreamReader):
     _interruption: Exception | None = None
     _unawaited: "_Slow | None"  # what _awaited is, or will be, when nobody waits
     _message_began: float | None = None  # when a read came to wait for the rest of what it has begun to read
-    _seen_idle: float | None = None  # when a visitor first found the wait that goes on
+    _seen: float | None = None  # when a visitor first found the wait that goes on, or that there is none
 
     def __init__(
         self,
@@ -94,6 +94,7 @@ class StreamReader(asyncio.StreamReader):
             or self._exception is not None
             or self._interruption is not None
             or self._ends_when is not None
+            or self._seen is not None
         ):
             self._unawaited = None
             if self._awaited is _SLOW:
@@ -150,16 +151,14 @@ class StreamReader(asyncio.StreamReader):
         """Tell for what a read waits, "idle" or "message", and since when; None if none does. `now` is the loop's time.
 
         "idle" is for the first byte, counted from the first call that meets the wait, so that reading need not look at the
-        clock; "message" for the rest, counted from the first byte.
+        clock; "message" for the rest, counted from the first byte. When it is another wait, the protocol's stir() is called.
         """
+        if self._seen is None:
+            self._seen = now
+            self._slow_down()  # for the next read to forget it; so a read that nobody has seen need not
         if not self._awaited:
             return None
-        if self._message_began is not None:
-            return "message", self._message_began
-        if self._seen_idle is None:
-            self._seen_idle = now
-            self._slow_down()  # for the next read to forget it; so a read that nobody has seen need not
-        return "idle", self._seen_idle
+        return ("idle", self._seen) if self._message_began is None else ("message", self._message_began)
 
     def _end_if_idle(self) -> None:
         waits = self._awaited and not self._buffer and not self._eof
@@ -190,10 +189,13 @@ class StreamReader(asyncio.StreamReader):
         elif self._ends_when is not None and not self._buffer and self._ends_when():
             self._eof = True
             return
+        if self._message_began is None:  # else the wait that a visitor has seen goes on, though some more has come
+            if self._seen is not None:
+                self._seen = None
+                self._news.stir()
+            if self._buffer:
+                self._message_began = self._loop.time()
         self._speed_up()
-        if self._buffer and self._message_began is None:
-            self._message_began = self._loop.time()
-        self._seen_idle = None
         self._awaited = self._news
         try:
             yield self._news

@@ -119,7 +119,6 @@ class BaseServer:
             self._check_kind(handler_class)
         self.RequestHandlerClass: Any = RequestHandlerClass
         self.ssl = ssl
-        self.timeouts = timeouts if timeouts is not None else Timeouts()
         self.grace = grace
         self._limits = _check_type("limits", limits if limits is not None else Limits(), Limits)
         self._stats = self._make_stats()
@@ -130,6 +129,7 @@ class BaseServer:
         self._threads: ThreadPool | None = None  # made for the first blocking handler
         self._admission = Admission(self._limits, self._connections, self._resume_listeners)
         self._rounds = Rounds(self._connections)
+        self.timeouts = timeouts if timeouts is not None else Timeouts()
         self._listeners: Sequence[Ear] = []
         self._names: list[str] = []
         self._was_started = False
@@ -205,6 +205,7 @@ class BaseServer:
     @timeouts.setter
     def timeouts(self, timeouts: Timeouts) -> None:
         self._timeouts = _check_type("timeouts", timeouts, Timeouts)
+        self._rounds.visit_all()
 
     def _apply_limits(self, limits: Limits) -> None:
         """Tell the sockets of other limits than they were made with."""

@@ -10,7 +10,7 @@ import ssl as ssl_module
 import struct
 import sys
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from aioecho.driver import Waiter
 from aioecho.reader import DEFAULT_LIMIT, Buffer, StreamReader
@@ -70,8 +70,10 @@ class StreamWriter(asyncio.StreamWriter):
         """Close the connection when all that was written is sent."""
         transport, reader = self._transport, self._reader
         if not transport.is_closing():  # one of asyncio's for TLS that is closed twice can't be aborted any more
-            if self._protocol.is_tls and reader is not None and reader._paused:
-                transport.resume_reading()  # or asyncio's would not see that its peer closes too
+            if self._protocol.is_tls:
+                self._protocol.stir()  # it waits until its peer closes too, which has its time
+                if reader is not None and reader._paused:
+                    transport.resume_reading()  # or asyncio's would not see that its peer closes too
             transport.close()
 
     def write_eof(self) -> None:
@@ -154,7 +156,8 @@ class StreamProtocol(Waiter, asyncio.Protocol):
     `is_server_side` says which side start_tls() takes; `max_unsent` is Limits.max_write_buffer. `reader` is there from the
     start, `transport` from the time that it calls connection_made(); then :meth:`make_writer` makes the writer. `is_lost`
     and `lost_with` tell whether and how it ended, `cut_for` why this side has cut it off, and `peer_has_closed` whether the
-    peer has sent its last. `bytes_in` and `bytes_out` count what is read and written, with `counts`.
+    peer has sent its last. `due` is when its timeouts are looked at next, in the loop's time. `bytes_in` and `bytes_out`
+    count what is read and written, with `counts`.
     """
 
     __slots__ = (
@@ -166,6 +169,7 @@ class StreamProtocol(Waiter, asyncio.Protocol):
         "_waiting_to_close",
         "_waiting_to_write",
         "cut_for",
+        "due",
         "is_lost",
         "is_server_side",
         "is_tls",
@@ -194,12 +198,12 @@ class StreamProtocol(Waiter, asyncio.Protocol):
         self.is_server_side = is_server_side
         self.lost_with: Exception | None = None
         self.cut_for: str | None = None
-        self.peer_has_closed = self.is_tls = False
+        self.peer_has_closed = self.is_lost = self.is_tls = False
+        self.due = 0.0
         self._is_special = self.counts
         self._stays_open_at_eof = True
-        self.is_lost = False
         # This and the methods with an underscore are those that asyncio.StreamWriter expects of its protocol.
-        self._paused = False
+        self._paused: float | Literal[False] = False  # else when that began, in the loop's time
         self._waiting_to_write: tuple[asyncio.Future[None], ...] = ()
         self._waiting_to_close: tuple[asyncio.Future[None], ...] = ()
 
@@ -253,6 +257,8 @@ class StreamProtocol(Waiter, asyncio.Protocol):
 
         Called where that is possible, or the connection lost: then loops would warn for each write, or raise.
         """
+        if self.due:
+            self.stir()
         if self.is_lost or self.cut_for is not None:
             return False
         if self._max_unsent is not None and self.unsent() > self._max_unsent:
@@ -264,10 +270,14 @@ class StreamProtocol(Waiter, asyncio.Protocol):
         """Cut the connection off: throw away what is unsent. `cut_for` is the first such reason."""
         if not self.is_lost:
             self.cut_for = self.cut_for or reason
-            self.heed()
+            self.stir()
             if self._paused:
                 reset_when_closed(self.transport)
             self.transport.abort()
+
+    def paused_since(self) -> float | None:
+        """Return since when drain() waits, in the loop's time; None if it does not."""
+        return None if self._paused is False else self._paused
 
     def unsent(self) -> int:
         """Return how many bytes wait that the kernel has not taken."""
@@ -285,16 +295,27 @@ class StreamProtocol(Waiter, asyncio.Protocol):
         """Let writers look at everything before they write, or after, as long as there is anything to look at."""
         self._is_special = (
             self.counts
-            or self._paused
+            or self.due > 0
+            or self._paused is not False
             or self.is_lost
             or self.cut_for is not None
             or self.reader._exception is not None
         )
 
+    def rest(self, until: float) -> None:
+        """Let nobody look at its timeouts until then, or until a read comes to wait or something is written."""
+        self.due = until
+        self._is_special = True  # for the next write to tell
+
+    def stir(self) -> None:
+        """Let its timeouts be looked at soon."""
+        self.due = 0.0
+        self.heed()
+
     def pause_writing(self) -> None:
         """Let drain() wait."""
-        self._paused = True
-        self.heed()
+        self._paused = self._loop.time()
+        self.stir()
 
     def resume_writing(self) -> None:
         """Let drain() return."""
