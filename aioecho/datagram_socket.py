@@ -80,8 +80,9 @@ class DatagramTransport:
         Raises:
             OSError: EMSGSIZE: the datagram is too large to be sent at all, the caller's fault.
         """
+        send = self._send  # not called as a method is, which costs more
         try:
-            self._send(data, addr)
+            send(data, addr)
         except (BlockingIOError, InterruptedError):
             return _Unsent(self, data, addr)
         except OSError as error:
