@@ -149,6 +149,7 @@ class DatagramServer(BaseServer):
                 each,
                 take=take,
                 stats=self._stats,
+                done=self._leave,
                 size=self._longest,
                 receive_buffer=self.limits.receive_buffer,
                 patience=self._handler_timeouts.send,
@@ -239,6 +240,7 @@ class DatagramServer(BaseServer):
         if (
             exchange is None
             or exchange.is_special
+            or exchange.request is not None  # it is in its handler that this one was read
             or len(data) > self._longest
             or len(self._connections) >= self._most
             or self._queue
@@ -254,6 +256,7 @@ class DatagramServer(BaseServer):
 
     def _take_special(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
         """Take a datagram that may have to wait or to be dropped, or whose handler is to be counted as it begins."""
+        self._leave()
         stats, limits = self._stats, self.limits
         if len(data) > self._longest:
             stats.received += 1
@@ -268,9 +271,17 @@ class DatagramServer(BaseServer):
             stats.received += 1
             stats.drops["queue full"] += 1
 
+    def _leave(self) -> None:
+        """After a batch of datagrams: let no task be the current one any more."""
+        spare = self._spare
+        if spare is not None and spare.request is None:
+            spare.leave()
+
     def _begin(self, request: tuple[bytes, DatagramTransport], client_address: Any) -> None:
         exchange = self._spare
-        if exchange is None or (exchange.is_retired and not exchange.is_stepping()):
+        if exchange is not None and exchange.is_stepping():  # it is in its handler that this one was read
+            exchange = Exchange(self)
+        elif exchange is None or exchange.is_retired:
             self._spare = exchange = Exchange(self)
         context = exchange.pristine.copy()
         is_intact = context.run(serve, exchange, request, client_address)
@@ -285,16 +296,14 @@ class DatagramServer(BaseServer):
         client_address: Any,
     ) -> None:
         """Do what remains to be done about a datagram after serve() has returned `is_intact`."""
-        if is_intact is not None:
+        if exchange is self._spare:
             self._spare = None
-            is_free = exchange.settle(context, is_intact)
-        else:
-            if exchange.is_stepping():  # for another datagram, from whose handler this one was read
-                exchange = Exchange(self)
-            else:
-                self._spare = None
+        exchange.leave()
+        if is_intact is None:
             exchange.serve_later(request, client_address)
             is_free = False
+        else:
+            is_free = exchange.settle(context, is_intact)
         if not exchange.is_counted:
             self._register(exchange)
         if is_free:

@@ -173,6 +173,7 @@ class DatagramSocket:
         bound: BoundSocket,
         *,
         take: Callable[[bytes, Any, DatagramTransport], object],
+        done: Callable[[], object],
         stats: DatagramStats,
         size: int,
         receive_buffer: int | None,
@@ -182,6 +183,7 @@ class DatagramSocket:
         self.sock = sock = bound.sock
         self.stats = stats
         self._take = take
+        self._done = done
         self._patience = patience
         self._loop = asyncio.get_running_loop()
         self._reads = 1
@@ -241,7 +243,10 @@ class DatagramSocket:
         self._reads_on = True
         # Never more than now take up its memory: one who never stops sending does not put the end off.
         is_unix = self.sock.family == socket.AF_UNIX
-        self._read(QUEUED_BY_UNIX if is_unix else _memory(self.sock)[0] // LEAST_TAKEN + 1)
+        try:
+            self._read(QUEUED_BY_UNIX if is_unix else _memory(self.sock)[0] // LEAST_TAKEN + 1)
+        finally:
+            self._done()
         self.pause()
 
     def close(self) -> None:
@@ -255,7 +260,10 @@ class DatagramSocket:
             self.bound.close()
 
     def _on_readable(self) -> None:
-        found_all = self._read(self._reads)
+        try:
+            found_all = self._read(self._reads)
+        finally:
+            self._done()
         self._reads = min(2 * self._reads, READS_PER_TURN) if found_all else max(1, self._reads // 2)
 
     def _read(self, most: int) -> bool:

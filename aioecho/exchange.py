@@ -12,6 +12,7 @@ also by a weak reference, or hung a callback on ends with that handler. And each
 import asyncio
 import contextlib
 import inspect
+from abc import ABCMeta
 from asyncio.tasks import _enter_task, _leave_task  # documented for whoever steps coroutines: docs, "Extending asyncio"
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
@@ -21,12 +22,14 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from weakref import getweakrefcount
 
 from aioecho.driver import ALWAYS_AWAITED, as_raised, cancelled_error, is_future
-from aioecho.handlers import BaseRequestHandler
+from aioecho.handlers import BaseRequestHandler, DatagramRequestHandler
 
 if TYPE_CHECKING:  # the server is above
     from aioecho.datagram import DatagramServer
 
 __all__ = ["Exchange", "Job", "report_end", "run_handler", "serve"]
+
+new_object: Any = object.__new__
 
 _NOTHING: Any = object()
 _ENDED: Any = object()
@@ -84,32 +87,49 @@ async def _await(awaitable: Awaitable[Any]) -> None:
     await awaitable
 
 
+def _is_plain(kind: Any) -> bool:
+    """Whether to make an object of a class is to store what DatagramRequestHandler.__init__() stores, and no more."""
+    return (
+        type(kind).__call__ is ABCMeta.__call__
+        and kind.__new__ is object.__new__
+        and kind.__init__ is DatagramRequestHandler.__init__
+        and kind.__setattr__ is object.__setattr__
+        and not any(hasattr(kind, name) for name in ("request", "client_address", "server", "data"))
+    )
+
+
 def serve(exchange: "Exchange", request: Any, client_address: Any) -> bool | None:
     """Serve a datagram, as far as that goes without waiting, in the current context, which is to be of its own.
 
     Return whether it was served and nothing has been done to the task, so that it can serve another; None if there is
-    another current task, where nothing can be done. Otherwise :meth:`Exchange.settle` must follow, unless it was served and
-    nothing is special about it.
+    another current task, where nothing can be done. In the first case the task stays the current one, as another datagram
+    mostly follows, until :meth:`Exchange.leave`. :meth:`Exchange.settle` is to follow unless nothing is special about it.
     """
     # All in one function, and with as few operations as it goes: this is most of what a datagram costs.
     loop, task, server = exchange._loop, exchange.task, exchange.server
+    if not exchange.is_entered:
+        try:
+            _enter_task(loop, task)  # type: ignore[arg-type]
+        except RuntimeError:
+            return None
+        exchange.is_entered = True
     references = getrefcount(task)
-    try:
-        _enter_task(loop, task)  # type: ignore[arg-type]
-    except RuntimeError:
-        return None
     exchange.request = request
     exchange.client_address = client_address
     try:
         verified = server.verify_request(request, client_address)
         if verified is True:
-            make = server.RequestHandlerClass  # not called as a method is, which costs more
-            exchange.handler = handler = make(request, client_address, server)
-            # With no coroutine around it: that would be a tenth of what a datagram costs.
-            if type(handler) is exchange.plain_kind or exchange.is_plain(handler):
+            kind = server.RequestHandlerClass
+            if kind is exchange.plain_kind:
+                # The constructor written out: to call a class takes half as long again.
+                exchange.handler = handler = new_object(kind)
+                handler.request = request
+                handler.client_address = client_address
+                handler.server = server
+                handler.data = request[0]
                 coro = handler.handle()
             else:
-                coro = _run_methods(exchange, handler)
+                coro = exchange.begin()
             if type(coro) is not CoroutineType:
                 coro = _await(coro)
         else:
@@ -119,7 +139,6 @@ def serve(exchange: "Exchange", request: Any, client_address: Any) -> bool | Non
     except BaseException as error:
         exchange.report(error)
         yielded = _ENDED
-    _leave_task(loop, task)  # type: ignore[arg-type]
     if yielded is _ENDED:
         if (
             getrefcount(task) == references
@@ -127,11 +146,12 @@ def serve(exchange: "Exchange", request: Any, client_address: Any) -> bool | Non
             and task.get_name() is exchange._name  # type: ignore[union-attr]
             and task._callbacks is None  # type: ignore[union-attr]
         ):
-            exchange.handler = None
+            exchange.request = exchange.handler = None
             return True
     else:
         exchange._coro = coro
         exchange._yielded = yielded
+    exchange.leave()
     return False
 
 
@@ -152,11 +172,13 @@ class Exchange(Coroutine[Any, Any, None]):
         "_loop",
         "_name",
         "_parked_in",
+        "_short_kind",
         "_weak_references",
         "_yielded",
         "client_address",
         "handler",
         "is_counted",
+        "is_entered",
         "is_retired",
         "is_special",
         "outcome",
@@ -182,9 +204,10 @@ class Exchange(Coroutine[Any, Any, None]):
         self.server = server
         self.request = self.client_address = self.handler = None
         self.outcome, self.reason = "completed", "finished"
-        self.was_aborted = self.is_counted = False
+        self.was_aborted = self.is_counted = self.is_entered = False
         self._callback = self._cancelled = self._coro = self._end = self._parked_in = None
-        self.plain_kind: type | None = None
+        self.plain_kind: type | None = None  # the last class that was found to be plain
+        self._short_kind: type | None = None  # the last that has neither a setup() nor a finish() of its own
         self._yielded = _NOTHING
         self._abandoned = self.is_retired = False
         self.is_special = True  # until it is parked
@@ -234,20 +257,29 @@ class Exchange(Coroutine[Any, Any, None]):
         except BaseException as end:  # of handle_error(), and not an Exception: for the task to end the program with
             self._end = end
 
-    def is_plain(self, handler: Any) -> bool:
-        """Whether the handler's class has neither a setup() nor a finish() of its own; the last such class is remembered."""
+    def leave(self) -> None:
+        """Let the task be the current one no longer, which serve() has made it."""
+        if self.is_entered:
+            self.is_entered = False
+            _leave_task(self._loop, self.task)  # type: ignore[arg-type]
+
+    def begin(self) -> Any:
+        """Make the handler and call its methods, or let a coroutine do that; return what to await."""
+        make = self.server.RequestHandlerClass
+        self.handler = handler = make(self.request, self.client_address, self.server)
         kind = type(handler)
-        if (
-            getattr(kind, "setup", None) is BaseRequestHandler.setup
-            and getattr(kind, "finish", None) is BaseRequestHandler.finish
-        ):
-            self.plain_kind = kind
-            return True
-        return False
+        if kind is not self._short_kind:
+            if kind.setup is not BaseRequestHandler.setup or kind.finish is not BaseRequestHandler.finish:
+                return _run_methods(self, handler)
+            self._short_kind = kind
+            if kind is make and _is_plain(kind):
+                self.plain_kind = kind
+        # With no coroutine around it: that would be a tenth of what a datagram costs.
+        return handler.handle()
 
     def is_stepping(self) -> bool:
         """Whether its handler takes its first step right now."""
-        return self.task is not None and asyncio.current_task(self._loop) is self.task
+        return self.is_entered and self.request is not None
 
     async def _begin_later(self) -> None:
         await run_handler(self, self.server.verify_request(self.request, self.client_address))
@@ -277,7 +309,7 @@ class Exchange(Coroutine[Any, Any, None]):
 
     def reset(self) -> None:
         """Forget the last handler."""
-        self._coro = self.handler = None
+        self.request = self._coro = self.handler = None
         self.outcome, self.reason, self.is_counted = "completed", "finished", False
         self.is_special = self._callback is None or self.server.is_special
 
