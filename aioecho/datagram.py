@@ -272,7 +272,7 @@ class DatagramServer(BaseServer):
             stats.drops["queue full"] += 1
 
     def _leave(self) -> None:
-        """After a batch of datagrams: let no task be the current one any more."""
+        """Let the spare task be the current one no longer, as it stays between the datagrams that are read in one turn."""
         spare = self._spare
         if spare is not None and spare.request is None:
             spare.leave()

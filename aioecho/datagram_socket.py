@@ -162,7 +162,8 @@ class _Room:
 
 
 class DatagramSocket:
-    """Reads for a server: calls `take(data, client_address, transport)` for each datagram, in the order of their coming.
+    """Reads for a server: calls `take(data, client_address, transport)` for each datagram, in the order of their coming,
+    and `done()` after those of one turn of the loop.
 
     Does not know what becomes of one. A datagram is read up to `size` bytes; one byte more tells that it was longer.
     All methods may be called in any state, and more than once.
