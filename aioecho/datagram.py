@@ -6,6 +6,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from contextvars import Context
 from typing import Any
 
 from aioecho.binding import BoundSocket
@@ -13,7 +14,7 @@ from aioecho.blocking_datagram import ThreadedDatagram
 from aioecho.config import Limits, Timeouts
 from aioecho.datagram_socket import DatagramSocket, DatagramTransport
 from aioecho.endpoints import Endpoint, UDPEndpoint, UnixDatagramEndpoint
-from aioecho.exchange import Exchange
+from aioecho.exchange import Exchange, serve
 from aioecho.kinds import is_blocking, makes_sessions
 from aioecho.logs import BoundedLog
 from aioecho.server import BaseServer
@@ -49,6 +50,23 @@ class DatagramServer(BaseServer):
     stopping server serves what has come by then, and reads no more.
     """
 
+    # So an object's other attributes are no more than 30, beyond which Python 3.11 finds each of them, and each method, at
+    # several times the cost.
+    __slots__ = (
+        "_at_once",
+        "_begins_queued",
+        "_error_log",
+        "_is_stopping",
+        "_longest",
+        "_most",
+        "_queue",
+        "_sessions",
+        "_sockets",
+        "_spare",
+        "_sweeper",
+        "has_sessions",
+        "sweeps",
+    )
     _socket_type = socket.SOCK_DGRAM
     _what = "datagram"
     _stats: DatagramStats
@@ -71,7 +89,6 @@ class DatagramServer(BaseServer):
         self._is_stopping = False
         # Handlers for single datagrams.
         self._spare: Exchange | None = None
-        self._current: Exchange | None = None
         self._at_once = 0  # those that ended without waiting, and are not in _stats yet
         self._queue: deque[tuple[tuple[bytes, DatagramTransport], Any]] = deque()
         self._begins_queued = False
@@ -93,6 +110,7 @@ class DatagramServer(BaseServer):
         stats, at_once = self._stats, self._at_once
         if at_once:
             self._at_once = 0
+            stats.received += at_once
             stats.accepted += at_once
             stats.handled += at_once
             stats.completed += at_once
@@ -122,7 +140,7 @@ class DatagramServer(BaseServer):
     # Life.
 
     def _make_listeners(self, bound: list[BoundSocket]) -> Sequence[DatagramSocket]:
-        self._longest = self.limits.max_datagram
+        self._longest, self._most = self.limits.max_datagram, self.limits.max_handlers
         take = self._take_for_session if self.has_sessions else self._take_datagram
         if is_blocking(self.RequestHandlerClass):
             take = self._take_for_thread
@@ -131,6 +149,7 @@ class DatagramServer(BaseServer):
                 each,
                 take=take,
                 stats=self._stats,
+                done=self._leave,
                 size=self._longest,
                 receive_buffer=self.limits.receive_buffer,
                 patience=self._handler_timeouts.send,
@@ -140,7 +159,7 @@ class DatagramServer(BaseServer):
         return list(self._sockets)
 
     def _apply_limits(self, limits: Limits) -> None:
-        self._longest = limits.max_datagram
+        self._longest, self._most = limits.max_datagram, limits.max_handlers
         for sock in self._sockets:
             sock.set_limits(size=limits.max_datagram, receive_buffer=limits.receive_buffer)
         self._begin_queued_later()  # there may be room for them now
@@ -153,6 +172,8 @@ class DatagramServer(BaseServer):
         self._admission.close()
         if self._listeners:
             self._listeners = []
+            if self._spare is not None:
+                self._spare.is_special = True
             self._is_stopping = True
             for sock in self._sockets:
                 sock.stop(leave_queue=self.leaves_queue)
@@ -164,8 +185,10 @@ class DatagramServer(BaseServer):
 
     def _close_if_done(self) -> None:
         """Close the sockets when nobody can have anything to send any more."""
-        if not (self._listeners or self._is_stopping or self._current) and self._is_idle():
-            self._close_sockets()
+        if not (self._listeners or self._is_stopping) and self._is_idle():
+            spare = self._spare
+            if spare is None or not spare.is_stepping():
+                self._close_sockets()
 
     def _close_sockets(self) -> None:
         sockets, self._sockets = self._sockets, []
@@ -208,34 +231,89 @@ class DatagramServer(BaseServer):
 
     # A handler for each datagram.
 
+    @property
+    def is_special(self) -> bool:
+        """Whether each datagram is to be counted as its handler begins, and not only when it has ended."""
+        return not self._listeners or self.when_taken is not None
+
     def _take_datagram(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
-        stats, limits = self._stats, self._admission.limits
-        stats.received += 1
+        exchange = self._spare
+        if (
+            exchange is None
+            or exchange.is_special
+            or exchange.request is not None  # it is in its handler that this one was read
+            or len(data) > self._longest
+            or len(self._connections) >= self._most
+            or self._queue
+        ):
+            self._take_special(data, client_address, transport)
+            return
+        context = exchange.pristine.copy()
+        is_intact = context.run(serve, exchange, (data, transport), client_address)
+        if is_intact and not exchange.is_special:
+            self._at_once += 1  # as nearly all do, so this is all that is done for them
+        else:
+            self._settle(exchange, context, is_intact, (data, transport), client_address)
+
+    def _take_special(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
+        """Take a datagram that may have to wait or to be dropped, or whose handler is to be counted as it begins."""
+        self._leave()
+        stats, limits = self._stats, self.limits
         if len(data) > self._longest:
+            stats.received += 1
             stats.drops["truncated"] += 1
         elif len(self._connections) < limits.max_handlers and not self._queue:
-            exchange, self._spare = self._spare, None
-            if exchange is None or exchange.is_retired:
-                exchange = Exchange(self)
-            self._current = exchange
-            is_free = exchange.serve((data, transport), client_address)
-            self._current = None
-            if (
-                is_free
-                and exchange.outcome == "completed"
-                and not exchange.is_counted
-                and self._listeners
-                and self.when_taken is None
-            ):
-                self._at_once += 1  # as nearly all do, so this is all that is done for them
-                self._spare = exchange
-            else:
-                self._count_begun(exchange, is_free)
+            self._begin((data, transport), client_address)
         elif len(self._queue) < limits.max_queue:
+            stats.received += 1
             stats.queued += 1
             self._queue.append(((data, transport), client_address))
         else:
+            stats.received += 1
             stats.drops["queue full"] += 1
+
+    def _leave(self) -> None:
+        """Let the spare task be the current one no longer, as it stays between the datagrams that are read in one turn."""
+        spare = self._spare
+        if spare is not None and spare.request is None:
+            spare.leave()
+
+    def _begin(self, request: tuple[bytes, DatagramTransport], client_address: Any) -> None:
+        exchange = self._spare
+        if exchange is not None and exchange.is_stepping():  # it is in its handler that this one was read
+            exchange = Exchange(self)
+        elif exchange is None or exchange.is_retired:
+            self._spare = exchange = Exchange(self)
+        context = exchange.pristine.copy()
+        is_intact = context.run(serve, exchange, request, client_address)
+        self._settle(exchange, context, is_intact, request, client_address)
+
+    def _settle(
+        self,
+        exchange: Exchange,
+        context: Context,
+        is_intact: bool | None,
+        request: tuple[bytes, DatagramTransport],
+        client_address: Any,
+    ) -> None:
+        """Do what remains to be done about a datagram after serve() has returned `is_intact`."""
+        if exchange is self._spare:
+            self._spare = None
+        exchange.leave()
+        if is_intact is None:
+            exchange.serve_later(request, client_address)
+            is_free = False
+        else:
+            is_free = exchange.settle(context, is_intact)
+        if not exchange.is_counted:
+            self._register(exchange)
+        if is_free:
+            self._count_end(exchange)
+            exchange.reset()
+            self._spare = exchange
+            self._close_if_done()
+        else:
+            exchange.add_end_callback(self._when_ended)
 
     def _take_for_thread(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
         stats, limits = self._stats, self.limits
@@ -261,26 +339,21 @@ class DatagramServer(BaseServer):
             self._stats.drops["stopped"] += 1
         super()._count_end(connection)
 
-    def _count_begun(self, exchange: Exchange, is_free: bool) -> None:
-        if not exchange.is_counted:
-            self._register(exchange)
-        if is_free:
-            self._count_end(exchange)
-            exchange.reset()
-            self._spare = exchange
-            self._close_if_done()
-        else:
-            exchange.add_end_callback(self._when_ended)
-
     def _register_current(self) -> None:
         """Put the handler that runs now, and may end at once, among the others."""
         # Not for another thread, that looks on: it may end meanwhile.
-        current = self._current
-        if current is not None and not current.is_counted and asyncio._get_running_loop() is self._loop:
+        current = self._spare
+        if (
+            current is not None
+            and not current.is_counted
+            and asyncio._get_running_loop() is self._loop
+            and current.is_stepping()
+        ):
             self._register(current)
 
     def _register(self, exchange: Exchange) -> None:
-        exchange.is_counted = True
+        exchange.is_counted = exchange.is_special = True
+        self._stats.received += 1
         self._stats.handled += 1
         self._add(exchange)
 
@@ -292,13 +365,8 @@ class DatagramServer(BaseServer):
                 return
             request, client_address = self._queue.popleft()
             self._stats.queued -= 1
-            exchange, self._spare = self._spare, None
-            if exchange is None or exchange.is_retired:
-                exchange = Exchange(self)
-            self._current = exchange
-            is_free = exchange.serve(request, client_address)
-            self._current = None
-            self._count_begun(exchange, is_free)
+            self._stats.received -= 1  # it is counted again where it is begun
+            self._begin(request, client_address)
         self._begin_queued_later()
 
     def _begin_queued_later(self) -> None:

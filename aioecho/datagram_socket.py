@@ -80,8 +80,9 @@ class DatagramTransport:
         Raises:
             OSError: EMSGSIZE: the datagram is too large to be sent at all, the caller's fault.
         """
+        send = self._send  # not called as a method is, which costs more
         try:
-            self._send(data, addr)
+            send(data, addr)
         except (BlockingIOError, InterruptedError):
             return _Unsent(self, data, addr)
         except OSError as error:
@@ -161,7 +162,8 @@ class _Room:
 
 
 class DatagramSocket:
-    """Reads for a server: calls `take(data, client_address, transport)` for each datagram, in the order of their coming.
+    """Reads for a server: calls `take(data, client_address, transport)` for each datagram, in the order of their coming,
+    and `done()` after those of one turn of the loop.
 
     Does not know what becomes of one. A datagram is read up to `size` bytes; one byte more tells that it was longer.
     All methods may be called in any state, and more than once.
@@ -172,6 +174,7 @@ class DatagramSocket:
         bound: BoundSocket,
         *,
         take: Callable[[bytes, Any, DatagramTransport], object],
+        done: Callable[[], object],
         stats: DatagramStats,
         size: int,
         receive_buffer: int | None,
@@ -181,6 +184,7 @@ class DatagramSocket:
         self.sock = sock = bound.sock
         self.stats = stats
         self._take = take
+        self._done = done
         self._patience = patience
         self._loop = asyncio.get_running_loop()
         self._reads = 1
@@ -240,7 +244,10 @@ class DatagramSocket:
         self._reads_on = True
         # Never more than now take up its memory: one who never stops sending does not put the end off.
         is_unix = self.sock.family == socket.AF_UNIX
-        self._read(QUEUED_BY_UNIX if is_unix else _memory(self.sock)[0] // LEAST_TAKEN + 1)
+        try:
+            self._read(QUEUED_BY_UNIX if is_unix else _memory(self.sock)[0] // LEAST_TAKEN + 1)
+        finally:
+            self._done()
         self.pause()
 
     def close(self) -> None:
@@ -254,7 +261,10 @@ class DatagramSocket:
             self.bound.close()
 
     def _on_readable(self) -> None:
-        found_all = self._read(self._reads)
+        try:
+            found_all = self._read(self._reads)
+        finally:
+            self._done()
         self._reads = min(2 * self._reads, READS_PER_TURN) if found_all else max(1, self._reads // 2)
 
     def _read(self, most: int) -> bool:

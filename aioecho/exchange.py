@@ -12,6 +12,7 @@ also by a weak reference, or hung a callback on ends with that handler. And each
 import asyncio
 import contextlib
 import inspect
+from abc import ABCMeta
 from asyncio.tasks import _enter_task, _leave_task  # documented for whoever steps coroutines: docs, "Extending asyncio"
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
@@ -21,12 +22,14 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from weakref import getweakrefcount
 
 from aioecho.driver import ALWAYS_AWAITED, as_raised, cancelled_error, is_future
-from aioecho.handlers import BaseRequestHandler
+from aioecho.handlers import BaseRequestHandler, DatagramRequestHandler
 
 if TYPE_CHECKING:  # the server is above
     from aioecho.datagram import DatagramServer
 
-__all__ = ["Exchange", "Job", "report_end", "run_handler"]
+__all__ = ["Exchange", "Job", "report_end", "run_handler", "serve"]
+
+new_object: Any = object.__new__
 
 _NOTHING: Any = object()
 _ENDED: Any = object()
@@ -84,6 +87,74 @@ async def _await(awaitable: Awaitable[Any]) -> None:
     await awaitable
 
 
+def _is_plain(kind: Any) -> bool:
+    """Whether to make an object of a class is to store what DatagramRequestHandler.__init__() stores, and no more."""
+    return (
+        type(kind).__call__ is ABCMeta.__call__
+        and kind.__new__ is object.__new__
+        and kind.__init__ is DatagramRequestHandler.__init__
+        and kind.__setattr__ is object.__setattr__
+        and not any(hasattr(kind, name) for name in ("request", "client_address", "server", "data"))
+    )
+
+
+def serve(exchange: "Exchange", request: Any, client_address: Any) -> bool | None:
+    """Serve a datagram, as far as that goes without waiting, in the current context, which is to be of its own.
+
+    Return whether it was served and nothing has been done to the task, so that it can serve another; None if there is
+    another current task, where nothing can be done. In the first case the task stays the current one, as another datagram
+    mostly follows, until :meth:`Exchange.leave`. :meth:`Exchange.settle` is to follow unless nothing is special about it.
+    """
+    # All in one function, and with as few operations as it goes: this is most of what a datagram costs.
+    loop, task, server = exchange._loop, exchange.task, exchange.server
+    if not exchange.is_entered:
+        try:
+            _enter_task(loop, task)  # type: ignore[arg-type]
+        except RuntimeError:
+            return None
+        exchange.is_entered = True
+    references = getrefcount(task)
+    exchange.request = request
+    exchange.client_address = client_address
+    try:
+        verified = server.verify_request(request, client_address)
+        if verified is True:
+            kind = server.RequestHandlerClass
+            if kind is exchange.plain_kind:
+                # The constructor written out: to call a class takes half as long again.
+                exchange.handler = handler = new_object(kind)
+                handler.request = request
+                handler.client_address = client_address
+                handler.server = server
+                handler.data = request[0]
+                coro = handler.handle()
+            else:
+                coro = exchange.begin()
+            if type(coro) is not CoroutineType:
+                coro = _await(coro)
+        else:
+            coro = run_handler(exchange, verified)
+        # Like coro.send(None), but no StopIteration is made to tell of its end.
+        yielded = next(coro.__await__(), _ENDED)
+    except BaseException as error:
+        exchange.report(error)
+        yielded = _ENDED
+    if yielded is _ENDED:
+        if (
+            getrefcount(task) == references
+            and getweakrefcount(task) == exchange._weak_references
+            and task.get_name() is exchange._name  # type: ignore[union-attr]
+            and task._callbacks is None  # type: ignore[union-attr]
+        ):
+            exchange.request = exchange.handler = None
+            return True
+    else:
+        exchange._coro = coro
+        exchange._yielded = yielded
+    exchange.leave()
+    return False
+
+
 class Exchange(Coroutine[Any, Any, None]):
     """A datagram whose handler runs, in `server.connections`; and what the server's next datagrams are served with.
 
@@ -98,23 +169,25 @@ class Exchange(Coroutine[Any, Any, None]):
         "_context",
         "_coro",
         "_end",
-        "_is_stepping",
         "_loop",
         "_name",
         "_parked_in",
-        "_plain_kind",
-        "_pristine",
-        "_task",
+        "_short_kind",
         "_weak_references",
         "_yielded",
         "client_address",
         "handler",
         "is_counted",
+        "is_entered",
         "is_retired",
+        "is_special",
         "outcome",
+        "plain_kind",
+        "pristine",
         "reason",
         "request",
         "server",
+        "task",
         "was_aborted",
     )
 
@@ -125,22 +198,25 @@ class Exchange(Coroutine[Any, Any, None]):
     _coro: Coroutine[Any, Any, None] | None
     _end: BaseException | None
     _parked_in: Context | None
-    _task: "asyncio.Task[None] | None"
+    task: "asyncio.Task[None] | None"
 
     def __init__(self, server: "DatagramServer") -> None:
         self.server = server
         self.request = self.client_address = self.handler = None
         self.outcome, self.reason = "completed", "finished"
-        self.was_aborted = self.is_counted = False
+        self.was_aborted = self.is_counted = self.is_entered = False
         self._callback = self._cancelled = self._coro = self._end = self._parked_in = None
-        self._plain_kind: type | None = None
+        self.plain_kind: type | None = None  # the last class that was found to be plain
+        self._short_kind: type | None = None  # the last that has neither a setup() nor a finish() of its own
         self._yielded = _NOTHING
-        self._abandoned = self.is_retired = self._is_stepping = False
-        self._context = self._pristine = server._context
+        self._abandoned = self.is_retired = False
+        self.is_special = True  # until it is parked
+        self._context = self.pristine = server._context
         self._loop = loop = asyncio.get_running_loop()
-        self._task = task = loop.create_task(self, context=server._context.copy())
+        self.task = task = loop.create_task(self, context=server._context.copy())
         self._name = task.get_name()
-        self._weak_references = getweakrefcount(task)
+        # A task that is no future, as a task factory may make, does not tell enough.
+        self._weak_references = getweakrefcount(task) if isinstance(task, asyncio.Future) else -1
 
     def __repr__(self) -> str:
         return f"<Exchange with {self.client_address!r}, handler={self.handler!r}>"
@@ -152,83 +228,58 @@ class Exchange(Coroutine[Any, Any, None]):
 
     # What the server does with it.
 
-    def serve(self, request: Any, client_address: Any) -> bool:
-        """Serve a datagram, as far as that goes without waiting; return whether that was all, and it can serve another.
-
-        If not, its task goes on. Where another task is current, nothing is done here and the task does it all.
-        """
-        task = self._task
-        references = getrefcount(task)
-        self.request, self.client_address = request, client_address
-        self._context = context = self._pristine.copy()
-        try:
-            _enter_task(self._loop, task)  # type: ignore[arg-type]
-        except RuntimeError:
-            self._coro = self._begin_later()
-            self._wake()
-            return False
-        self._is_stepping = True
-        yielded = context.run(self._begin)
-        _leave_task(self._loop, task)  # type: ignore[arg-type]
-        self._is_stepping = False
-        if yielded is _ENDED:
-            if (
-                self._end is None
-                and getrefcount(task) == references
-                and getweakrefcount(task) == self._weak_references
-                and task.get_name() is self._name  # type: ignore[union-attr]
-                and not task._must_cancel  # type: ignore[union-attr] # cancelling() is 0 if it was taken back, and this stays
-                and getattr(task, "_callbacks", None) is None
-                and not self.is_retired
-            ):
-                self._coro = self.handler = None
+    def settle(self, context: Context, is_intact: bool) -> bool:
+        """Let the task go on after serve(), which ran in `context`, unless it can serve another; return whether it can."""
+        self._context = context
+        if self._yielded is _NOTHING:
+            task = self.task
+            # cancelling() is 0 if a cancellation was taken back, and this stays.
+            if is_intact and self._end is None and not self.is_retired and not task._must_cancel:  # type: ignore[union-attr]
                 return True
             if self._end is None:
                 self._end = asyncio.CancelledError() if self.outcome == "cancelled" else StopIteration()
-        else:
-            self._yielded = yielded
         self._wake()
         return False
 
-    def _begin(self) -> Any:
-        """Make the handler and step it; return what it waits for."""
-        server, request, client_address = self.server, self.request, self.client_address
-        try:
-            verified = server.verify_request(request, client_address)
-            if verified is True:
-                self.handler = handler = server.RequestHandlerClass(request, client_address, server)
-                # With no coroutine around it: that would be a tenth of what a datagram costs.
-                if type(handler) is self._plain_kind or self._is_plain(handler):
-                    coro = handler.handle()
-                else:
-                    coro = _run_methods(self, handler)
-                if type(coro) is not CoroutineType:
-                    coro = _await(coro)
-            else:
-                coro = run_handler(self, verified)
-            self._coro = coro
-            # Like coro.send(None), but no StopIteration is made to tell of its end.
-            return next(coro.__await__(), _ENDED)
-        except BaseException as error:
-            try:
-                if not report_end(self, error) and not isinstance(error, asyncio.CancelledError):
-                    self._end = error
-            except (
-                BaseException
-            ) as end:  # of handle_error(), and not an Exception: for the task to end the program with
-                self._end = end
-            return _ENDED
+    def serve_later(self, request: Any, client_address: Any) -> None:
+        """Let the task serve a datagram."""
+        self.request, self.client_address = request, client_address
+        self._context = self.pristine.copy()
+        self._coro = self._begin_later()
+        self._wake()
 
-    def _is_plain(self, handler: Any) -> bool:
-        """Whether the handler's class has neither a setup() nor a finish() of its own; the last such class is remembered."""
+    def report(self, error: BaseException) -> None:
+        """Take note that the handler has ended with an error."""
+        self.is_special = True
+        try:
+            if not report_end(self, error) and not isinstance(error, asyncio.CancelledError):
+                self._end = error
+        except BaseException as end:  # of handle_error(), and not an Exception: for the task to end the program with
+            self._end = end
+
+    def leave(self) -> None:
+        """Let the task be the current one no longer, which serve() has made it."""
+        if self.is_entered:
+            self.is_entered = False
+            _leave_task(self._loop, self.task)  # type: ignore[arg-type]
+
+    def begin(self) -> Any:
+        """Make the handler and call its methods, or let a coroutine do that; return what to await."""
+        make = self.server.RequestHandlerClass
+        self.handler = handler = make(self.request, self.client_address, self.server)
         kind = type(handler)
-        if (
-            getattr(kind, "setup", None) is BaseRequestHandler.setup
-            and getattr(kind, "finish", None) is BaseRequestHandler.finish
-        ):
-            self._plain_kind = kind
-            return True
-        return False
+        if kind is not self._short_kind:
+            if kind.setup is not BaseRequestHandler.setup or kind.finish is not BaseRequestHandler.finish:
+                return _run_methods(self, handler)
+            self._short_kind = kind
+            if kind is make and _is_plain(kind):
+                self.plain_kind = kind
+        # With no coroutine around it: that would be a tenth of what a datagram costs.
+        return handler.handle()
+
+    def is_stepping(self) -> bool:
+        """Whether its handler takes its first step right now."""
+        return self.is_entered and self.request is not None
 
     async def _begin_later(self) -> None:
         await run_handler(self, self.server.verify_request(self.request, self.client_address))
@@ -253,18 +304,20 @@ class Exchange(Coroutine[Any, Any, None]):
 
     def add_end_callback(self, callback: Callable[["asyncio.Task[None]"], object]) -> None:
         """Call `callback` with the task when it has ended."""
-        assert self._task is not None
-        self._task.add_done_callback(callback, context=self.server._context)
+        assert self.task is not None
+        self.task.add_done_callback(callback, context=self.server._context)
 
     def reset(self) -> None:
-        """Forget how the last handler ended."""
+        """Forget the last handler."""
+        self.request = self._coro = self.handler = None
         self.outcome, self.reason, self.is_counted = "completed", "finished", False
+        self.is_special = self._callback is None or self.server.is_special
 
     def retire(self) -> "asyncio.Task[None] | None":
         """End the task, of one that is free; return it if it takes a while to."""
         self.is_retired = True
         self._wake()
-        return self._task
+        return self.task
 
     # What the server asks of those that wait when it stops.
 
@@ -273,8 +326,8 @@ class Exchange(Coroutine[Any, Any, None]):
 
     def cut_off(self) -> None:
         """Cancel the handler."""
-        if self._task is not None:
-            self._task.cancel()
+        if self.task is not None:
+            self.task.cancel()
 
     def abort(self) -> None:
         """End the handler even if it swallows its cancellation."""
@@ -292,10 +345,13 @@ class Exchange(Coroutine[Any, Any, None]):
         self._callback, self._parked_in = callback, context
         if self.is_retired:
             self._wake()
+        else:
+            self.is_special = self.server.is_special
 
     def cancel(self, msg: Any = None) -> bool:
         """Do as that for which the handler waits would do: return False if it can't be cancelled, or just runs."""
-        if self._is_stepping:
+        if self.is_stepping():
+            self.is_special = self.is_retired = True
             return False  # it cancels itself, and the task remembers
         if self._callback is None:
             yielded = self._yielded
@@ -358,5 +414,5 @@ class Exchange(Coroutine[Any, Any, None]):
         except BaseException:
             self.is_retired = True
             # The task has this, and this the task: without the cycle both go as soon as nobody needs them.
-            self._task = self._coro = self._end = None
+            self.task = self._coro = self._end = None
             raise

@@ -471,6 +471,129 @@ async def test_a_handler_leaves_no_reference_cycle(peer: Peer) -> None:
             gc.enable()
 
 
+async def test_whatever_a_class_does_when_a_handler_is_made_is_done_for_each(peer: Peer) -> None:
+    made: list[str] = []
+
+    class Plain(aioecho.DatagramRequestHandler):
+        async def handle(self) -> None:
+            assert (self.request[0], self.server) == (self.data, server)
+            assert self.client_address == peer.sock.getsockname()
+            await self.reply(self.data)
+
+    class WithInit(Plain):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append("__init__")
+
+    class WithNew(Plain):
+        def __new__(cls, *arguments: Any) -> Any:
+            made.append("__new__")
+            return super().__new__(cls)
+
+    class WithSetattr(Plain):
+        def __setattr__(self, name: str, value: Any) -> None:
+            made.append(f"__setattr__ {name}")
+            super().__setattr__(name, value)
+
+    class WithProperty(Plain):
+        @property
+        def data(self) -> Any:
+            return self.__dict__["data"]
+
+        @data.setter
+        def data(self, value: Any) -> None:
+            made.append("property")
+            self.__dict__["data"] = value
+
+    class Meta(type(Plain)):  # type: ignore[misc]
+        def __call__(cls, *arguments: Any) -> Any:
+            made.append("metaclass")
+            return super().__call__(*arguments)
+
+    class WithMeta(Plain, metaclass=Meta):
+        pass
+
+    names = [f"__setattr__ {name}" for name in ("request", "client_address", "server", "data")]
+    expected: dict[Any, list[str]] = {Plain: [], WithInit: ["__init__"], WithNew: ["__new__"], WithSetattr: names}
+    expected |= {WithProperty: ["property"], WithMeta: ["metaclass"]}
+    async with serving(Plain) as (server, address):
+        for kind, does in expected.items():
+            server.RequestHandlerClass = kind
+            made.clear()
+            for _ in range(3):
+                assert await peer.ask(b"x", address) == b"x"
+            assert made == does * 3
+
+
+async def test_the_counts_are_right_whenever_a_handler_looks(peer: Peer) -> None:
+    looked: list[int] = []
+
+    async def handle(self: Any) -> None:
+        if self.data == b"look":
+            assert [each.handler for each in self.server.connections] == [self]
+            stats = self.server.stats
+            assert (stats.active, stats.completed) == (1, stats.received - 1)
+            check(self.server)
+            looked.append(stats.received)
+        await self.reply(self.data)
+
+    async with serving(handler(handle)) as (server, address):
+        for _ in range(3):
+            for data in (b"", b"", b"look"):
+                peer.send(data, address)
+            for _ in range(3):
+                await peer.receive()
+            assert server.stats.completed == server.stats.received
+    assert looked == [3, 6, 9]
+
+
+@pytest.mark.parametrize("where", ["verify_request", "handle"])
+async def test_what_is_read_in_the_midst_of_another_datagrams_handler_is_served_after_it(
+    where: str, peer: Peer
+) -> None:
+    served: list[bytes] = []
+
+    class Server(aioecho.UDPServer):
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            if where == "verify_request" and request[0] == b"close":
+                self.close()
+            return True
+
+    class Handler(aioecho.DatagramRequestHandler):
+        async def handle(self) -> None:
+            if where == "handle" and self.data == b"close":
+                self.server.close()
+            served.append(self.data)
+            await self.reply(self.data)
+
+    async with Server(("127.0.0.1", 0), Handler) as server:
+        address = server.server_address
+        for data in (b"1", b"2"):
+            assert await peer.ask(data, address) == data
+        for data in (b"3", b"close", b"4", b"5"):
+            peer.send(data, address)
+        for _ in range(4):
+            await peer.receive()
+        await settle(lambda: not server.connections)
+        check(server)
+    assert served == [b"1", b"2", b"3", b"close", b"4", b"5"]
+
+
+async def test_no_task_is_current_after_datagrams_were_served(peer: Peer) -> None:
+    loop = asyncio.get_running_loop()
+    async with serving(DatagramEcho) as (server, address):
+        for _ in range(3):
+            current: asyncio.Future[Any] = loop.create_future()
+            before = server.stats.completed
+            for _ in range(3):
+                peer.send(b"x", address)
+            for _ in range(3):
+                await peer.receive()
+            loop.call_soon(lambda current=current: current.set_result(asyncio.current_task()))
+            assert await current is None
+            assert server.stats.completed == before + 3
+
+
 # Limits
 
 
