@@ -7,12 +7,14 @@ import gc
 import os
 import signal
 import ssl
+import time
 from collections.abc import AsyncIterator, Generator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytest_asyncio
+import timing
 import trustme
 import uvloop
 
@@ -27,6 +29,7 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> d
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(timing)
     # A shell without job control has what it starts with & ignore Ctrl-C, and so would the programs that tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -96,17 +99,19 @@ def open_descriptors() -> dict[str, str]:
     return found
 
 
-async def settle(condition: Any = None, turns: int = 500) -> None:
-    """Let the loop turn until `condition()` holds, or a few times if there is none. No time passes but what it needs."""
+async def settle(condition: Any = None, seconds: float = 15.0) -> None:
+    """Let the loop turn until `condition()` holds, or a few times if there is none. No time passes but what it needs.
+
+    For how long it may wait is no bound to what is tested: a test that is about that says so by `timing`.
+    """
     if condition is None:
         for _ in range(10):
             await asyncio.sleep(0)
         return
-    for _ in range(turns):
-        if condition():
-            return
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for did not come about"
         await asyncio.sleep(0.005)
-    raise AssertionError("what was waited for did not come about")
 
 
 @pytest_asyncio.fixture(autouse=True)
