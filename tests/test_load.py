@@ -14,6 +14,7 @@ import threading
 import time
 
 import pytest
+from timing import in_time
 
 pytest.importorskip("hdrh")
 pytest.importorskip("rich")
@@ -261,13 +262,13 @@ def test_a_server_that_closes_early_is_told_from_one_that_resets():
         sock.close()  # here, for socketserver would shut it down first, which a client sees as an orderly end
 
     with serving(close_after_100) as server:
-        closed = run(server.endpoint, warmup_s=0)
+        closed = run(server.endpoint, warmup_s=0, duration_s=20)
     with serving(reset_after_100) as server:
         reset = run(server.endpoint, warmup_s=0)
     assert closed.errors_closed_early == closed.errors == 3
     assert reset.errors_reset == reset.errors == 3
     assert closed.messages > 0, "what was measured so far is reported"
-    assert closed.measured_s < 0.3
+    assert closed.measured_s < 10
     assert "last connection was lost" in closed.problem
 
 
@@ -357,9 +358,10 @@ def test_a_stall_of_a_second_shows_in_the_p99_of_an_open_loop():
         result = run(server.endpoint, connections=4, rate=500.0, duration_s=2.5)
     assert result.errors == 0
     assert result.messages == pytest.approx(1250, abs=3)
-    assert 800_000 < result.p99_us < 1_300_000
+    assert result.p99_us > 800_000
     assert result.p90_us > 400_000, "500 of 1250 messages fell due during the stall"
-    assert result.p50_us < 100_000
+    in_time(result.p99_us, 1_300_000)
+    in_time(result.p50_us, 100_000)
 
 
 @pytest.mark.exclusive
@@ -367,11 +369,12 @@ def test_a_stall_of_a_second_hides_in_a_closed_loop_which_says_so():
     with serving(stalling(1.0)) as server:
         result = run(server.endpoint, connections=4, duration_s=2.5)
     assert result.max_us > 900_000
-    assert result.p99_us < 100_000
+    in_time(4 / result.messages, 0.01, "the share of the four that were slow")
     assert result.corrected_p99_us > 500_000
     [said] = [remark for remark in remarks(result) if "closed loop hides" in remark]
     assert "at most 4 slow messages" in said
     assert f"{result.corrected_p99_us:,.0f} us" in said
+    in_time(result.p99_us, 100_000)
 
 
 # Datagrams.
@@ -492,6 +495,7 @@ def test_a_reply_that_comes_twice_or_late_is_counted_as_that():
     known = set()
     with serving_datagrams(answer_first_then_late) as endpoint:
         result = run(endpoint, timeout_s=0.05, duration_s=1.5, warmup_s=0)
+    in_time(result.errors_timed_out, 4, "the number of those that had no reply within 0.05 s")
     assert result.late_replies == result.errors_timed_out == result.errors == 3
     assert result.messages > 20
 
@@ -578,7 +582,8 @@ def test_a_stall_shows_in_the_p99_of_open_loop_datagrams():
     with serving_datagrams(stall) as endpoint:
         result = run(endpoint, connections=4, rate=500.0, duration_s=1.5)
     assert (result.problem, result.errors) == (None, 0)
-    assert 350_000 < result.p99_us < 800_000
+    assert result.p99_us > 350_000
+    in_time(result.p99_us, 800_000)
 
 
 @pytest.mark.parametrize(
@@ -593,9 +598,10 @@ def test_what_only_streams_can_is_refused_for_datagrams(option):
 def test_the_generators_own_processor_use_is_told():
     with serving(echo) as server:
         busy, idle = run(server.endpoint, connections=20), run(server.endpoint, rate=100.0)
-    assert 0 < idle.generator_cpu_share < 0.5
-    assert not idle.generator_bound
     assert busy.generator_bound == (busy.generator_cpu_share > 0.9)
+    assert idle.generator_cpu_share > 0
+    in_time(idle.generator_cpu_share, 0.5)
+    assert not idle.generator_bound
 
 
 @pytest.mark.parametrize(
