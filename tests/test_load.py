@@ -94,6 +94,15 @@ def run(endpoint, **options):
     return load(LoadSettings(endpoint=endpoint, **options))
 
 
+def check_count(sent, result, rate, duration_s):
+    """Check how many messages an open loop has sent, or counted as lost, to those that fall due in 10 ms.
+
+    When the generator stands still at the end, what falls due meanwhile is not sent, and the time that is measured is longer.
+    """
+    in_time(result.measured_s, duration_s + 0.01, "the time measured")
+    assert sent == pytest.approx(rate * duration_s, abs=rate * 0.01 + 2)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -120,7 +129,7 @@ def test_an_echo_server_gives_a_clean_result(options):
     assert result.bytes_received == pytest.approx(result.achieved_rate * result.measured_s * result.size_bytes, rel=0.5)
     if "rate" in options:
         assert result.mode == "open"
-        assert result.messages == pytest.approx(options["rate"] * 0.3, abs=3)
+        check_count(result.messages, result, options["rate"], 0.3)
         assert result.offered_rate == options["rate"]
         assert result.corrected_p99_us is None
     else:
@@ -168,7 +177,7 @@ def test_several_processes_share_the_load_and_add_up():
     with serving(echo) as server:
         result = run(server.endpoint, processes=2, connections=5, rate=1000.0, duration_s=0.5)
         assert (result.problem, result.errors) == (None, 0)
-        assert result.messages == pytest.approx(500, abs=4)
+        check_count(result.messages, result, 1000, 0.5)
         assert result.histogram.get_total_count() == result.messages
 
 
@@ -218,7 +227,7 @@ def test_replies_swapped_between_connections_are_noticed():
     def swap(sock):
         mine = sock.recv(64)
         held[len(held)] = mine
-        barrier.wait(5)
+        barrier.wait(30)
         sock.sendall(held[0] if mine is held[1] else held[1])
 
     with serving(swap) as server:
@@ -307,7 +316,7 @@ def test_open_loop_counts_what_was_due_and_never_answered():
     with serving(answer_once) as server:
         result = run(server.endpoint, rate=100.0, timeout_s=1, warmup_s=0, duration_s=0.5)
     assert result.messages == 0
-    assert result.errors_timed_out == pytest.approx(50, abs=2)
+    check_count(result.errors_timed_out, result, 100, 0.5)
 
 
 def test_churn_goes_on_after_a_lost_connection_and_gives_up_when_all_fail():
@@ -357,7 +366,7 @@ def test_a_stall_of_a_second_shows_in_the_p99_of_an_open_loop():
     with serving(stalling(1.0)) as server:
         result = run(server.endpoint, connections=4, rate=500.0, duration_s=2.5)
     assert result.errors == 0
-    assert result.messages == pytest.approx(1250, abs=3)
+    check_count(result.messages, result, 500, 2.5)
     assert result.p99_us > 800_000
     assert result.p90_us > 400_000, "500 of 1250 messages fell due during the stall"
     in_time(result.p99_us, 1_300_000)
@@ -430,7 +439,7 @@ def test_a_datagram_echo_gives_a_clean_result(options):
     assert result.messages > 20
     assert 0 < result.min_us <= result.p50_us <= result.p99_us <= result.max_us
     if "rate" in options:
-        assert result.messages == pytest.approx(150, abs=4)
+        check_count(result.messages, result, options["rate"], 0.3)
     else:
         assert result.bytes_received == pytest.approx(result.messages * result.size_bytes, rel=0.5)
 
@@ -459,7 +468,7 @@ def test_a_lost_datagram_times_out_and_its_slot_goes_on():
         assert result.messages > 100, "those that were not lost are measured"
         assert result.problem == "messages were lost: timed out: no reply within 0.05 s"
         result = run(endpoint, timeout_s=0.1, rate=500.0, duration_s=0.5)
-        assert result.messages + result.errors_timed_out == pytest.approx(250, abs=5)
+        check_count(result.messages + result.errors_timed_out, result, 500, 0.5)
 
 
 def test_a_reply_that_comes_twice_or_late_is_counted_as_that():
