@@ -695,7 +695,7 @@ def test_a_hundred_that_never_read_cost_little_and_end_in_time(loop: str) -> Non
         assert after["reasons"]["write"] == after["failed"] == count
         assert (after["descriptors"], after["tasks"]) == (before["descriptors"], before["tasks"])
         assert server.finish()["errors"] == []
-    in_time(max(ended), write * 1.1 + LATE)
+    in_time(max(ended), write * 1.1 + 2 * LATE)  # a hundred at once, of which the clients learn late, too
 
 
 @pytest.mark.exclusive
