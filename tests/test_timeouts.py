@@ -36,6 +36,9 @@ LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 # Seconds by which a busy machine may be later than it should be; for the measure itself see "± 10 %" below.
 LATE = 0.25
 
+# The same for the last one of a crowd, whose clients share two processors with the server and learn of their ends late, too.
+LATE_IN_A_CROWD = 0.75
+
 
 class Reading(aioecho.StreamRequestHandler):
     """Reads in the way that `how` says, and notes what came of it, and how long after it began."""
@@ -644,7 +647,7 @@ def test_two_thousand_slow_loris_are_gone_in_time_and_disturb_nobody(loop: str) 
         assert state["reasons"]["message"] == state["failed"] == 2_000
         assert not server.records("ERROR") + server.records("WARNING")
         assert server.finish()["errors"] == []
-    in_time(float(last), message * 1.1 + LATE)
+    in_time(float(last), message * 1.1 + LATE_IN_A_CROWD)
     in_time(during, 2 * before + 0.005)  # the three processes, and whatever else runs, share two processors
 
 
@@ -695,7 +698,7 @@ def test_a_hundred_that_never_read_cost_little_and_end_in_time(loop: str) -> Non
         assert after["reasons"]["write"] == after["failed"] == count
         assert (after["descriptors"], after["tasks"]) == (before["descriptors"], before["tasks"])
         assert server.finish()["errors"] == []
-    in_time(max(ended), write * 1.1 + 2 * LATE)  # a hundred at once, of which the clients learn late, too
+    in_time(max(ended), write * 1.1 + LATE_IN_A_CROWD)
 
 
 @pytest.mark.exclusive
