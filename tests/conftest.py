@@ -7,12 +7,14 @@ import gc
 import os
 import signal
 import ssl
+import time
 from collections.abc import AsyncIterator, Generator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytest_asyncio
+import timing
 import trustme
 import uvloop
 
@@ -27,6 +29,7 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> d
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(timing)
     # A shell without job control has what it starts with & ignore Ctrl-C, and so would the programs that tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -96,17 +99,20 @@ def open_descriptors() -> dict[str, str]:
     return found
 
 
-async def settle(condition: Any = None, turns: int = 500) -> None:
-    """Let the loop turn until `condition()` holds, or a few times if there is none. No time passes but what it needs."""
+async def settle(condition: Any = None, seconds: float = 15.0) -> None:
+    """Let the loop turn until `condition()` holds, or a few times if there is none. No time passes but what it needs.
+
+    For how long it may wait is no bound to what is tested: a test that is about that says so by `timing`.
+    """
     if condition is None:
         for _ in range(10):
             await asyncio.sleep(0)
         return
-    for _ in range(turns):
-        if condition():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("what was waited for did not come about")
+    deadline, turns = time.monotonic() + seconds, 0
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for did not come about"
+        turns += 1
+        await asyncio.sleep(0 if turns < 50 else 0.005)  # mostly it takes some turns, and only seldom time
 
 
 @pytest_asyncio.fixture(autouse=True)
@@ -122,6 +128,8 @@ async def nothing_is_left_behind(request: pytest.FixtureRequest) -> AsyncIterato
         # Crowds show what does not grow, is not lost and stays within its bounds. In debug mode, in which tests of a few
         # show the rest, they would take ten times as long: a loop notes then for each call by which way it came about.
         loop.set_debug(False)
+    # A busy machine makes callbacks slow, and a test that counts warnings is not to find one of that.
+    loop.slow_callback_duration = float("inf")
     tasks_before = asyncio.all_tasks()
     descriptors_before = open_descriptors()
     yield
@@ -132,7 +140,7 @@ async def nothing_is_left_behind(request: pytest.FixtureRequest) -> AsyncIterato
         # Not the loops' own: epoll, eventfd, and the descriptor that libuv keeps in reserve.
         return tasks or {n: what for n, what in descriptors.items() if "event" not in what and what != "/dev/null"}
 
-    for _ in range(100):
+    for _ in range(500):
         if not left():
             break
         gc.collect()

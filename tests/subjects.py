@@ -180,7 +180,7 @@ class Subject(Program):
         self.process.stdin.flush()
         return json.loads(self.line())
 
-    def until(self, condition: Any, timeout: float = 10.0) -> Any:
+    def until(self, condition: Any, timeout: float = 30.0) -> Any:
         """Ask for its state until it meets a condition, and return it."""
         deadline = time.monotonic() + timeout
         while not condition(state := self.ask()):

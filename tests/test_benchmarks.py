@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from timing import in_time
 
 pytest.importorskip("numpy")
 pytest.importorskip("matplotlib")
@@ -451,9 +452,8 @@ def test_the_example_is_served_to_many_at_once(name):
     with ServerProcess(by_name(name), ("--mode", "example", "--delay", "0.2")) as process:
         burst = send_burst(("127.0.0.1", process.port), 20, 10)
     assert (burst.lost, burst.problem) == (0, None)
-    assert 0.2 <= burst.elapsed_s < (1.0 if name.endswith("-10") else 0.4) + 1
-    if name.endswith("-10"):
-        assert burst.elapsed_s >= 0.4, "ten at a time"
+    assert burst.elapsed_s >= (0.4 if name.endswith("-10") else 0.2), "ten at a time, or all"
+    in_time(burst.elapsed_s, (1.0 if name.endswith("-10") else 0.4) + 1)
 
 
 def test_a_burst_tells_of_wrong_and_missing_replies():

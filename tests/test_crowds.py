@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from programs import Program, connect
 from subjects import Subject
+from timing import in_time
 
 pytestmark = pytest.mark.exclusive  # they judge by the clock, and load the machine
 
@@ -71,7 +72,6 @@ def test_ten_thousand_stay_idle_and_then_echo(loop: str) -> None:
             time.sleep(2)  # time is the subject
             share = (server.ask()["cpu"] - before_idling["cpu"]) / (time.monotonic() - began)
             print(f"share of a processor that they take, idle: {share:.1%}")
-            assert share < 0.2  # on a machine that may be busy
             for number, sock in enumerate(clients):
                 sock.sendall(b"%08d" % number)
             assert collect(clients, 8) == [b"%08d" % number for number in range(count)]
@@ -81,6 +81,7 @@ def test_ten_thousand_stay_idle_and_then_echo(loop: str) -> None:
         assert (state["descriptors"], state["tasks"]) == (before["descriptors"], before["tasks"])
         state = server.finish()
         assert not state["errors"]
+        in_time(share, 0.2, "idling")
 
 
 @pytest.mark.slow
@@ -100,8 +101,8 @@ def test_ten_thousand_requests_in_flight_at_sigterm_are_all_answered(loop: str) 
             seconds = time.monotonic() - began
         assert answers == [b"REQUEST %d\n" % number for number in range(count)]
         assert status == 0, server.stderr()
-        assert seconds < grace + 0.5
         assert "cut off" not in server.stderr()
+        in_time(seconds, grace + 0.5)
 
 
 @pytest.mark.slow
@@ -122,12 +123,15 @@ def test_a_thousand_that_reset_in_mid_reply_are_gone_within_a_second(loop: str) 
             for sock in clients:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         # They are closed, and so reset, here.
-        state = server.until(lambda state: state["active"] == 0, timeout=1.0)
+        began = time.monotonic()
+        state = server.until(lambda state: state["active"] == 0)
+        took = time.monotonic() - began
         assert (state["descriptors"], state["tasks"]) == (before["descriptors"], before["tasks"])
         assert state["failed"] == state["reasons"]["connection lost"] == count
         state = server.finish()
         assert state["errors"] == []
         assert not server.records("ERROR") + server.records("WARNING")
+        in_time(took, 1)
 
 
 @pytest.mark.soak

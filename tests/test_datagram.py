@@ -49,7 +49,7 @@ class Peer:
     async def receive(self) -> tuple[bytes, Any]:
         """Return the next datagram and where it came from."""
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 try:
                     return self.sock.recvfrom(2**17)
@@ -186,11 +186,13 @@ async def test_errors_are_logged_at_a_bounded_rate(peer: Peer, caplog: pytest.Lo
     async def handle(self: Any) -> None:
         raise ValueError("whatever anybody sends")
 
+    began = asyncio.get_running_loop().time()
     async with serving(handler(handle)) as (server, address):
         for _ in range(100):
             peer.send(b"", address)
         await settle(lambda: server.stats.failed == 100)
-    assert 1 <= len([r for r in caplog.records if r.levelno == logging.ERROR]) <= 3
+    seconds = asyncio.get_running_loop().time() - began
+    assert 1 <= len([r for r in caplog.records if r.levelno == logging.ERROR]) <= 3 + seconds
 
 
 async def test_handle_error_can_be_overridden_and_may_fail_itself(peer: Peer, caplog: pytest.LogCaptureFixture) -> None:

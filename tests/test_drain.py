@@ -18,8 +18,10 @@ from typing import Any
 import programs
 import pytest
 from conftest import check_identity, settle
+from timing import in_time, within
 
 import aioecho
+from aioecho.connection import FRESH
 from aioecho.echo import Echo, Upper
 from aioecho.threads import ThreadPool
 
@@ -81,12 +83,12 @@ async def test_an_idle_connection_meets_its_end_and_counts_as_completed() -> Non
         reader, writer = await connect(server)
         writer.write(b"x\n")
         assert await reader.readline() == b"X\n"
-        stopping = asyncio.create_task(server.shutdown(5))
+        stopping = asyncio.create_task(server.shutdown(20))
         assert await reader.read() == b""
         writer.close()
         report = await stopping
         assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
-        assert report.seconds < 1
+        assert report.seconds < 5
         assert server.stats.completed == 1
         check_identity(server)
 
@@ -144,10 +146,10 @@ async def test_one_who_never_stops_sending_does_not_put_the_end_off() -> None:
         flooding = asyncio.create_task(asyncio.to_thread(flood))
         await settle(lambda: server.stats.active == 1)
         await asyncio.sleep(0.2)  # time is the subject: past FRESH, in full flood
-        report = await server.shutdown(10)
+        report = await server.shutdown(20)
         stop = True
         await flooding
-        assert report.seconds < 3
+        assert report.seconds < 10
         assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
 
 
@@ -164,39 +166,39 @@ async def test_clients_in_the_accept_queue_are_served() -> None:
     assert report.completed == server.stats.accepted == 50
     for number, sock in enumerate(clients):
         with sock:
-            sock.settimeout(5)
+            sock.settimeout(30)
             assert sock.recv(100) == b"CLIENT %d\n" % number
             assert sock.recv(100) == b""
 
 
 async def test_a_client_that_has_just_connected_may_still_ask() -> None:
-    server = aioecho.TCPServer(("127.0.0.1", 0), Upper)
-    await server.start()
-    with socket.create_connection(server.server_address) as sock:
-        sock.setblocking(False)
-        stopping = asyncio.create_task(server.shutdown(5))
-        await settle(lambda: server.stats.active == 1)
-        sock.send(b"late\n")
-        loop = asyncio.get_running_loop()
-        assert await loop.sock_recv(sock, 100) == b"LATE\n"
-        assert await loop.sock_recv(sock, 100) == b""
-    assert (await stopping).completed == 1
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper) as server:
+        with socket.create_connection(server.server_address) as sock:
+            sock.setblocking(False)
+            with within(FRESH):
+                stopping = asyncio.create_task(server.shutdown(5))
+                await settle(lambda: server.stats.active == 1)
+                sock.send(b"late\n")
+            loop = asyncio.get_running_loop()
+            assert await loop.sock_recv(sock, 100) == b"LATE\n"
+            assert await loop.sock_recv(sock, 100) == b""
+        assert (await stopping).completed == 1
 
 
 async def test_what_a_new_client_asks_while_the_loop_is_busy_is_answered() -> None:
-    server = aioecho.TCPServer(("127.0.0.1", 0), Upper)
-    await server.start()
-    with socket.create_connection(server.server_address) as sock:
-        sock.setblocking(False)
-        stopping = asyncio.create_task(server.shutdown(5))
-        await settle(lambda: server.stats.active == 1)
-        await settle()
-        sock.send(b"late\n")
-        time.sleep(0.15)  # until the time that a new client has is over: uvloop looks at its timers before it reads
-        loop = asyncio.get_running_loop()
-        assert await loop.sock_recv(sock, 100) == b"LATE\n"
-        assert await loop.sock_recv(sock, 100) == b""
-    assert (await stopping).completed == 1
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper) as server:
+        with socket.create_connection(server.server_address) as sock:
+            sock.setblocking(False)
+            with within(FRESH):
+                stopping = asyncio.create_task(server.shutdown(5))
+                await settle(lambda: server.stats.active == 1)
+                await settle()
+                sock.send(b"late\n")
+            time.sleep(0.15)  # until the time that a new client has is over: uvloop looks at its timers before it reads
+            loop = asyncio.get_running_loop()
+            assert await loop.sock_recv(sock, 100) == b"LATE\n"
+            assert await loop.sock_recv(sock, 100) == b""
+        assert (await stopping).completed == 1
 
 
 @pytest.mark.timed
@@ -206,13 +208,14 @@ async def test_at_the_end_of_the_grace_handlers_are_cancelled() -> None:
         writer.write(b"x\n")
         await settle(lambda: server.working == 1)  # type: ignore[attr-defined]
         report = await server.shutdown(0.1)
-        assert 0.09 <= report.seconds < 0.5  # uvloop counts in milliseconds
+        assert report.seconds >= 0.09  # uvloop counts in milliseconds
         assert (report.completed, report.cancelled, report.aborted) == (0, 1, 0)
         assert server.stats.cancelled == 1
         check_identity(server)
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
         writer.close()
+    in_time(report.seconds, 0.5)
 
 
 @pytest.mark.timed
@@ -224,24 +227,21 @@ async def test_peers_that_never_read_are_aborted_and_the_rest_is_unharmed() -> N
             else:
                 self.writer.write(b"x" * 8 * 2**20)
 
-    async with aioecho.TCPServer(("127.0.0.1", 0), Large) as server:
-        deaf = []
+    async with aioecho.TCPServer(("127.0.0.1", 0), Large) as server, contextlib.AsyncExitStack() as stack:
         for number in range(10):
-            sock = socket.create_connection(server.server_address)
+            sock = stack.enter_context(socket.create_connection(server.server_address))
             sock.sendall(b"drain\n" if number % 2 else b"just write\n")
-            deaf.append(sock)
         reader, writer = await connect(server)
+        stack.callback(writer.close)
         writer.write(b"drain\n")
         assert len(await reader.readexactly(1000)) == 1000
-        stopping = asyncio.create_task(server.shutdown(0.5))
-        assert len(await reader.read()) == 8 * 2**20 - 1000
-        writer.close()
+        with within(0.5):
+            stopping = asyncio.create_task(server.shutdown(0.5))
+            assert len(await reader.read()) == 8 * 2**20 - 1000
         report = await stopping
-        assert report.seconds <= 1.0
         assert (report.completed, report.cancelled, report.aborted) == (1, 0, 10)
         check_identity(server)
-        for sock in deaf:
-            sock.close()
+    in_time(report.seconds, 1)
 
 
 @pytest.mark.parametrize("swallows", ["for ever", "in finish", "even the end"])
@@ -272,10 +272,10 @@ async def test_a_handler_that_swallows_cancellation_is_named_and_does_not_hang_t
         _, writer = await connect(server)
         await settle(lambda: hasattr(server, "working"))
         report = await server.shutdown(0.05)
-        assert report.seconds < 1
         assert (report.completed, report.cancelled, report.aborted) == (0, 0, 1)
         check_identity(server)
         writer.close()
+    in_time(report.seconds, 1)
     assert any("Stubborn" in r.getMessage() and r.levelno == logging.WARNING for r in caplog.records)
 
 
@@ -339,7 +339,7 @@ async def test_the_shorter_grace_wins_and_both_get_the_same_report() -> None:
         second = await server.shutdown(0.05)
         assert await first is second
         assert await server.shutdown(60) is second
-        assert second.seconds < 1
+        assert second.seconds < 20
         writer.close()
 
 
@@ -359,7 +359,7 @@ async def test_a_second_shutdown_cuts_off_even_one_that_swallows_its_cancellatio
         began = asyncio.get_running_loop().time()
         await server.shutdown(0)
         assert (await first).aborted == 1
-        assert asyncio.get_running_loop().time() - began < 1
+        assert asyncio.get_running_loop().time() - began < 20
         writer.close()
 
 
@@ -456,12 +456,13 @@ def test_two_thousand_requests_in_flight_at_sigterm_are_all_answered(loop: str) 
         began = time.monotonic()
         os.kill(server.pid, signal.SIGTERM)
         for number, sock in enumerate(clients):
-            sock.settimeout(10)
+            sock.settimeout(30)
             with sock.makefile("rb") as file:
                 assert file.read() == b"REQUEST %d\n" % number
-        assert server.wait(10) == 0
-        assert time.monotonic() - began < 5
+        assert server.wait(30) == 0
+        took = time.monotonic() - began
         assert f"completed={count}, cancelled=0, aborted=0" in server.stdout.read()
+        in_time(took, 5)
     finally:
         for sock in clients:
             sock.close()
@@ -500,7 +501,7 @@ with socket.create_server(("127.0.0.1", 0)) as sock:
     ):
         assert sock.recv(1) == b"x"
         program.signal()
-        code, output, errors = program.end(timeout=10)
+        code, output, errors = program.end()
     assert (code, output.split()[-1:]) == (0, [b"1"])
     assert "left behind, as it would not end when cancelled" in errors
     assert "stays for ever" in errors

@@ -80,7 +80,7 @@ async def perform(kind: str, handler: Handler, peer: Handler) -> list[Any]:
     stage.task = loop.create_task(connection(), context=contextvars.copy_context())
     await peer(stage)
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await asyncio.wait([stage.task])
     except TimeoutError:
         stage.seen.append("hangs")

@@ -180,7 +180,7 @@ async def test_chargen_leaves_the_loop_to_others() -> None:
         for number in range(50):
             message = b"%d\n" % number
             writer.write(message)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 assert await reader.readline() == message
         writer.close()
         noise_writer.write_eof()

@@ -15,6 +15,7 @@ import pytest
 from conftest import check_identity, settle
 from programs import connect, read_line
 from subjects import Subject
+from timing import in_time
 
 import aioecho
 from aioecho.echo import Echo, Upper
@@ -135,7 +136,7 @@ async def test_with_reject_the_one_too_many_is_disconnected_at_once_and_counted(
         clients = [await Client.connect(server) for _ in range(3)]
         assert all([await client.is_served() for client in clients])
         refused = [await Client.connect(server) for _ in range(10)]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             assert [await client.ask() for client in refused] == [b""] * 10
         assert server.stats.rejected == server.stats.reasons["overflow"] == 10
         assert (server.stats.accepted, server.stats.active) == (13, 3)
@@ -224,17 +225,16 @@ async def test_a_hundred_connections_a_second_are_let_in_evenly() -> None:
                 for sock in clients:
                     assert await asyncio.to_thread(read_line, sock) == b"X\n"
             after = [moment - came[0] for moment in came]
-            # As many as the rate gives, one more at the start, and what late turns of the loop make up for.
+            # As many as the rate gives, one more at the start, and what late turns of the loop make up for. If it is not the
+            # letting in that is late but its being noted, more seem to come together.
             for number, seconds in enumerate(after):
-                assert number <= seconds * rate + rate * 0.02 + 1, (number, seconds)
+                in_time(number, seconds * rate + rate * 0.02 + 1.01, f"{seconds:.3f} s")
             return after[-1]
 
-        # They are never let in faster. Slower they are also on a machine that is too busy, but not time and again.
-        for _ in range(5):
-            if (seconds := await seconds_for_120(100)) == pytest.approx(1.19, rel=0.1):
-                break
-        assert seconds == pytest.approx(1.19, rel=0.1)
-        assert await seconds_for_120(10_000) < 0.9
+        seconds = await seconds_for_120(100)
+        assert seconds > 1.19 * 0.9
+        in_time(seconds, 1.19 * 1.2)
+        in_time(await seconds_for_120(10_000), 1.19 * 0.9)
         await settle(lambda: not server.connections)
         check_identity(server)
 
@@ -247,7 +247,7 @@ async def test_a_rate_that_is_taken_away_lets_those_who_wait_in_at_once() -> Non
         await asyncio.sleep(0.1)  # time is the subject
         assert server.stats.accepted <= 1 + 1
         server.limits = aioecho.Limits()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             assert await asyncio.gather(*waiting) == [b"X\n"] * 5
 
 
@@ -256,8 +256,8 @@ async def test_a_server_that_lets_in_slowly_stops_at_once() -> None:
         assert await ask(server) == b"X\n"
         waiting = [asyncio.create_task(ask(server)) for _ in range(5)]
         await settle(lambda: server.stats.completed == 1)
-        report = await server.shutdown(5)
-        assert report.seconds < 2
+        report = await server.shutdown(20)
+        assert report.seconds < 5
         assert await asyncio.gather(*waiting) == [b"X\n"] * 5  # they were in the queue when the stop began
 
 
@@ -316,7 +316,7 @@ async def test_the_backlog_is_the_kernels_and_changes_while_it_runs() -> None:
 @LOOPS
 def test_out_of_descriptors_it_serves_on_keeps_quiet_and_resumes(loop: str) -> None:
     with Subject(loop, "upper", descriptors=64) as server, contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(connect(server.endpoint, 10)) for _ in range(120)]
+        clients = [stack.enter_context(connect(server.endpoint)) for _ in range(120)]
         for number, sock in enumerate(clients):
             sock.sendall(b"client %d\n" % number)
         state = server.until(lambda state: state["accept_errors"])
@@ -328,17 +328,18 @@ def test_out_of_descriptors_it_serves_on_keeps_quiet_and_resumes(loop: str) -> N
         before, logged, began = server.ask(), len(server.stderr().splitlines()), time.monotonic()
         time.sleep(2)  # time is the subject: as long as the figures are for
         after, seconds = server.ask(), time.monotonic() - began
-        assert (after["cpu"] - before["cpu"]) / seconds < 0.05
+        share = (after["cpu"] - before["cpu"]) / seconds
         assert len(server.stderr().splitlines()) - logged <= 2 * seconds
         for sock in clients[:live]:
             sock.sendall(b"again\n")
             assert read_line(sock) == b"AGAIN\n"
         # A connection that ends makes room for the next.
+        longest = 0.0
         for following in range(live, live + 10):
             clients[following - live].close()
             freed = time.monotonic()
             assert read_line(clients[following]) == b"CLIENT %d\n" % following
-            assert time.monotonic() - freed < 0.25
+            longest = max(longest, time.monotonic() - freed)
         for sock in clients[10 : live + 10]:
             sock.close()
         for number, sock in enumerate(clients[live + 10 :], live + 10):
@@ -347,6 +348,8 @@ def test_out_of_descriptors_it_serves_on_keeps_quiet_and_resumes(loop: str) -> N
         state = server.until(lambda state: state["active"] == 0)
         assert state["completed"] == state["accepted"] == 120
         assert server.finish()["errors"] == []
+        in_time(share, 0.05, "waiting for a descriptor")
+        in_time(longest, 0.25)
 
 
 @pytest.mark.timed
@@ -354,7 +357,7 @@ def test_out_of_descriptors_it_serves_on_keeps_quiet_and_resumes(loop: str) -> N
 def test_a_descriptor_that_comes_free_elsewhere_is_noticed(loop: str) -> None:
     with Subject(loop, "upper", descriptors=64) as server, contextlib.ExitStack() as stack:
         server.ask(["occupy", 40])
-        clients = [stack.enter_context(connect(server.endpoint, 10)) for _ in range(30)]
+        clients = [stack.enter_context(connect(server.endpoint)) for _ in range(30)]
         for number, sock in enumerate(clients):
             sock.sendall(b"client %d\n" % number)
         live = server.until(lambda state: state["accept_errors"])["active"]
@@ -362,13 +365,13 @@ def test_a_descriptor_that_comes_free_elsewhere_is_noticed(loop: str) -> None:
             server.ask("free")
             freed = time.monotonic()
             assert read_line(clients[following]) == b"CLIENT %d\n" % following
-            assert time.monotonic() - freed < 0.25
+            in_time(time.monotonic() - freed, 0.25)
 
 
 @LOOPS
 def test_it_stops_in_order_when_there_is_no_descriptor(loop: str) -> None:
     with Subject(loop, "upper", descriptors=64) as server, contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(connect(server.endpoint, 10)) for _ in range(80)]
+        clients = [stack.enter_context(connect(server.endpoint)) for _ in range(80)]
         for sock in clients:
             sock.sendall(b"x\n")
         live = server.until(lambda state: state["accept_errors"])["active"]
@@ -384,7 +387,7 @@ def test_shedding_cuts_off_who_has_waited_longest(loop: str) -> None:
         Subject(loop, "upper", descriptors=64, limits={"shed": "idle"}) as server,
         contextlib.ExitStack() as stack,
     ):
-        busy, *idle = clients = [stack.enter_context(connect(server.endpoint, 10)) for _ in range(20)]
+        busy, *idle = clients = [stack.enter_context(connect(server.endpoint)) for _ in range(20)]
         for sock in clients:
             sock.sendall(b"x\n")
             assert read_line(sock) == b"X\n"
@@ -392,11 +395,11 @@ def test_shedding_cuts_off_who_has_waited_longest(loop: str) -> None:
         busy.sendall(b"busy\n")
         assert read_line(busy) == b"BUSY\n"
         for number in range(100):
-            late = stack.enter_context(connect(server.endpoint, 10))
+            late = stack.enter_context(connect(server.endpoint))
             began = time.monotonic()
             late.sendall(b"late %d\n" % number)
             assert read_line(late) == b"LATE %d\n" % number
-            assert time.monotonic() - began < 1
+            in_time(time.monotonic() - began, 1)
             idle.append(late)
             busy.sendall(b"busy\n")
             assert read_line(busy) == b"BUSY\n"
@@ -475,7 +478,7 @@ async def test_an_error_of_one_incoming_connection_stops_nothing(number: int, ca
         assert await early.is_served()
         sock.errors = [number] * 100
         clients = [await Client.connect(server) for _ in range(5)]
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             assert all([await client.is_served() for client in clients])
         assert not sock.errors
         assert await early.is_served()
@@ -499,12 +502,14 @@ async def test_out_of_resources_it_backs_off_and_comes_back(number: int, caplog:
         await settle(lambda: server.stats.accept_errors)
         assert await early.is_served()
         assert await asked == b"X\n"
-        assert 0.3 < time.monotonic() - began < 5 * 0.25
+        took = time.monotonic() - began
+        assert took > 0.3
         assert server.stats.accept_errors == 5
         for client in (early, late):
             await client.close()
         check_identity(server)
     assert 1 <= len([record for record in caplog.records if record.levelno >= logging.WARNING]) <= 2 * 2
+    in_time(took, 5 * 0.25)
 
 
 # max_buffer and max_write_buffer

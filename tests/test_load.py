@@ -14,6 +14,7 @@ import threading
 import time
 
 import pytest
+from timing import in_time
 
 pytest.importorskip("hdrh")
 pytest.importorskip("rich")
@@ -93,6 +94,15 @@ def run(endpoint, **options):
     return load(LoadSettings(endpoint=endpoint, **options))
 
 
+def check_count(sent, result, rate, duration_s):
+    """Check how many messages an open loop has sent, or counted as lost, to those that fall due in 10 ms.
+
+    When the generator stands still at the end, what falls due meanwhile is not sent, and the time that is measured is longer.
+    """
+    in_time(result.measured_s, duration_s + 0.01, "the time measured")
+    assert sent == pytest.approx(rate * duration_s, abs=rate * 0.01 + 2)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -119,7 +129,7 @@ def test_an_echo_server_gives_a_clean_result(options):
     assert result.bytes_received == pytest.approx(result.achieved_rate * result.measured_s * result.size_bytes, rel=0.5)
     if "rate" in options:
         assert result.mode == "open"
-        assert result.messages == pytest.approx(options["rate"] * 0.3, abs=3)
+        check_count(result.messages, result, options["rate"], 0.3)
         assert result.offered_rate == options["rate"]
         assert result.corrected_p99_us is None
     else:
@@ -167,7 +177,7 @@ def test_several_processes_share_the_load_and_add_up():
     with serving(echo) as server:
         result = run(server.endpoint, processes=2, connections=5, rate=1000.0, duration_s=0.5)
         assert (result.problem, result.errors) == (None, 0)
-        assert result.messages == pytest.approx(500, abs=4)
+        check_count(result.messages, result, 1000, 0.5)
         assert result.histogram.get_total_count() == result.messages
 
 
@@ -217,7 +227,7 @@ def test_replies_swapped_between_connections_are_noticed():
     def swap(sock):
         mine = sock.recv(64)
         held[len(held)] = mine
-        barrier.wait(5)
+        barrier.wait(30)
         sock.sendall(held[0] if mine is held[1] else held[1])
 
     with serving(swap) as server:
@@ -261,13 +271,13 @@ def test_a_server_that_closes_early_is_told_from_one_that_resets():
         sock.close()  # here, for socketserver would shut it down first, which a client sees as an orderly end
 
     with serving(close_after_100) as server:
-        closed = run(server.endpoint, warmup_s=0)
+        closed = run(server.endpoint, warmup_s=0, duration_s=20)
     with serving(reset_after_100) as server:
         reset = run(server.endpoint, warmup_s=0)
     assert closed.errors_closed_early == closed.errors == 3
     assert reset.errors_reset == reset.errors == 3
     assert closed.messages > 0, "what was measured so far is reported"
-    assert closed.measured_s < 0.3
+    assert closed.measured_s < 10
     assert "last connection was lost" in closed.problem
 
 
@@ -306,7 +316,7 @@ def test_open_loop_counts_what_was_due_and_never_answered():
     with serving(answer_once) as server:
         result = run(server.endpoint, rate=100.0, timeout_s=1, warmup_s=0, duration_s=0.5)
     assert result.messages == 0
-    assert result.errors_timed_out == pytest.approx(50, abs=2)
+    check_count(result.errors_timed_out, result, 100, 0.5)
 
 
 def test_churn_goes_on_after_a_lost_connection_and_gives_up_when_all_fail():
@@ -356,10 +366,11 @@ def test_a_stall_of_a_second_shows_in_the_p99_of_an_open_loop():
     with serving(stalling(1.0)) as server:
         result = run(server.endpoint, connections=4, rate=500.0, duration_s=2.5)
     assert result.errors == 0
-    assert result.messages == pytest.approx(1250, abs=3)
-    assert 800_000 < result.p99_us < 1_300_000
+    check_count(result.messages, result, 500, 2.5)
+    assert result.p99_us > 800_000
     assert result.p90_us > 400_000, "500 of 1250 messages fell due during the stall"
-    assert result.p50_us < 100_000
+    in_time(result.p99_us, 1_300_000)
+    in_time(result.p50_us, 100_000)
 
 
 @pytest.mark.exclusive
@@ -367,11 +378,12 @@ def test_a_stall_of_a_second_hides_in_a_closed_loop_which_says_so():
     with serving(stalling(1.0)) as server:
         result = run(server.endpoint, connections=4, duration_s=2.5)
     assert result.max_us > 900_000
-    assert result.p99_us < 100_000
+    in_time(4 / result.messages, 0.01, "the share of the four that were slow")
     assert result.corrected_p99_us > 500_000
     [said] = [remark for remark in remarks(result) if "closed loop hides" in remark]
     assert "at most 4 slow messages" in said
     assert f"{result.corrected_p99_us:,.0f} us" in said
+    in_time(result.p99_us, 100_000)
 
 
 # Datagrams.
@@ -427,7 +439,7 @@ def test_a_datagram_echo_gives_a_clean_result(options):
     assert result.messages > 20
     assert 0 < result.min_us <= result.p50_us <= result.p99_us <= result.max_us
     if "rate" in options:
-        assert result.messages == pytest.approx(150, abs=4)
+        check_count(result.messages, result, options["rate"], 0.3)
     else:
         assert result.bytes_received == pytest.approx(result.messages * result.size_bytes, rel=0.5)
 
@@ -456,7 +468,7 @@ def test_a_lost_datagram_times_out_and_its_slot_goes_on():
         assert result.messages > 100, "those that were not lost are measured"
         assert result.problem == "messages were lost: timed out: no reply within 0.05 s"
         result = run(endpoint, timeout_s=0.1, rate=500.0, duration_s=0.5)
-        assert result.messages + result.errors_timed_out == pytest.approx(250, abs=5)
+        check_count(result.messages + result.errors_timed_out, result, 500, 0.5)
 
 
 def test_a_reply_that_comes_twice_or_late_is_counted_as_that():
@@ -492,6 +504,7 @@ def test_a_reply_that_comes_twice_or_late_is_counted_as_that():
     known = set()
     with serving_datagrams(answer_first_then_late) as endpoint:
         result = run(endpoint, timeout_s=0.05, duration_s=1.5, warmup_s=0)
+    in_time(result.errors_timed_out, 4, "the number of those that had no reply within 0.05 s")
     assert result.late_replies == result.errors_timed_out == result.errors == 3
     assert result.messages > 20
 
@@ -578,7 +591,8 @@ def test_a_stall_shows_in_the_p99_of_open_loop_datagrams():
     with serving_datagrams(stall) as endpoint:
         result = run(endpoint, connections=4, rate=500.0, duration_s=1.5)
     assert (result.problem, result.errors) == (None, 0)
-    assert 350_000 < result.p99_us < 800_000
+    assert result.p99_us > 350_000
+    in_time(result.p99_us, 800_000)
 
 
 @pytest.mark.parametrize(
@@ -593,9 +607,10 @@ def test_what_only_streams_can_is_refused_for_datagrams(option):
 def test_the_generators_own_processor_use_is_told():
     with serving(echo) as server:
         busy, idle = run(server.endpoint, connections=20), run(server.endpoint, rate=100.0)
-    assert 0 < idle.generator_cpu_share < 0.5
-    assert not idle.generator_bound
     assert busy.generator_bound == (busy.generator_cpu_share > 0.9)
+    assert idle.generator_cpu_share > 0
+    in_time(idle.generator_cpu_share, 0.5)
+    assert not idle.generator_bound
 
 
 @pytest.mark.parametrize(

@@ -372,7 +372,7 @@ async def test_a_reply_is_not_destroyed_by_what_the_peer_still_sends() -> None:
     async with aioecho.TCPServer(("127.0.0.1", 0), handler(handle)) as server:
 
         def client() -> bytes:
-            with socket.create_connection(server.server_address, timeout=5) as sock:
+            with socket.create_connection(server.server_address, timeout=30) as sock:
                 for _ in range(40):
                     sock.sendall(b"x" * 100_000)
                 got = b"".join(iter(functools.partial(sock.recv, 100), b""))

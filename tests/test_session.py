@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import socket
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import uvloop
 from conftest import settle
 from test_datagram import Peer, check, peer, serving
+from timing import within
 
 import aioecho
 
@@ -248,8 +250,9 @@ async def test_a_silent_peers_session_ends_and_one_that_speaks_stays(peer: Peer)
         with Peer(address=("127.0.0.1", 0)) as talker:
             peer.send(b"hello", address)
             while not ended.is_set():
-                assert await talker.ask(b"x", address) == b"x"
-                await asyncio.sleep(0.02)
+                with within(0.2):
+                    assert await talker.ask(b"x", address) == b"x"
+                    await asyncio.sleep(0.02)
             await settle(lambda: server.stats.completed == 1)
             assert [each.client_address for each in server.connections] == [talker.sock.getsockname()]
             await peer.receive()
@@ -311,11 +314,12 @@ async def test_at_the_cap_new_peers_are_dropped_and_known_ones_served(peer: Peer
 async def test_a_flood_of_spoofed_peers_is_bounded_and_known_peers_are_served(peer: Peer) -> None:
     most = 0
     async with aioecho.serve(
-        Counting, "udp://127.0.0.1:0", limits=aioecho.Limits(max_sessions=500), timeouts=aioecho.Timeouts(session=0.5)
+        Counting, "udp://127.0.0.1:0", limits=aioecho.Limits(max_sessions=500), timeouts=aioecho.Timeouts(session=2)
     ) as server:
         address = server.server_address
         sent = answered = 0
         assert await peer.ask(b"", address) == b"1 "
+        heard = time.monotonic()
         for number in range(100_000 if isinstance(asyncio.get_running_loop(), uvloop.Loop) else 20_000):
             host = f"127.{number % 200 + 1}.{number // 200 % 200}.{number // 40_000 + 1}"
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -324,7 +328,9 @@ async def test_a_flood_of_spoofed_peers_is_bounded_and_known_peers_are_served(pe
             if number % 100 == 0:
                 await settle(lambda: server.stats.received + server.stats.kernel_drops == number + sent + 2)  # noqa: B023
                 most = max(most, len(server.connections))
-                assert await peer.ask(b"", address) == b"%d " % (sent + 2)
+                with within(2 - (time.monotonic() - heard)):  # else it is a new one
+                    assert await peer.ask(b"", address) == b"%d " % (sent + 2)
+                heard = time.monotonic()
                 sent += 1
         check(server)
         assert most == 500

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from programs import Program, ask, connect, read_line
 from test_workers import HANDLER, eventually, pid_of, state_of, talking, workers_of
+from timing import in_time, within
 
 from aioecho import systemd
 
@@ -128,11 +129,14 @@ def test_the_watchdog_is_fed_by_the_event_loop(manager_at_path: Manager, folder:
     with service(manager, folder, "--loop", loop, WATCHDOG_USEC="200000") as (program, endpoint):
         manager.hear_until("READY=1", "WATCHDOG=1")
         began = time.monotonic()
-        for _ in range(5):
+        for _ in range(10):
             assert manager.hear() == "WATCHDOG=1"
-        assert 0.3 < time.monotonic() - began < 0.9
+        took = time.monotonic() - began
+        assert took > 0.5  # not the second that they come in: some may have waited to be heard
+        in_time(took, 1.5)
         with talking(endpoint, b"block 1\n") as (sock, _):
-            eventually(lambda: manager.hears_nothing_for(0.3), 1)
+            with within(1):
+                eventually(lambda: manager.hears_nothing_for(0.3), 1)
             assert read_line(sock) == b"block 1\n"
             assert manager.hear() == "WATCHDOG=1"
         with talking(endpoint, b"sleep 0.5\n"):  # and all through the drain
@@ -151,7 +155,8 @@ def test_a_worker_whose_loop_hangs_is_replaced(manager_at_path: Manager, folder:
         with talking(endpoint, b"block 30\n") as (_, hangs):
             # systemd hears from the supervisor all the time.
             while state_of(hangs):
-                assert manager.hear(1) == "WATCHDOG=1"
+                with within(1):
+                    assert manager.hear() == "WATCHDOG=1"
         eventually(lambda: len(workers_of(program)) == 2)
         assert f"(process {hangs}) hangs, and is killed" in program.stderr()
         eventually(lambda: pid_of(endpoint) != hangs)

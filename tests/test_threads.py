@@ -25,6 +25,7 @@ from conftest import check_identity, settle
 from programs import Program, connect
 from programs import ask as ask_program
 from test_datagram import fill
+from timing import in_time, within
 
 import aioecho
 from aioecho.echo import Echo
@@ -515,7 +516,7 @@ async def test_tls_is_wrapped_in_the_thread_and_ended_in_good_order(tls: SimpleN
 
 @pytest.mark.parametrize("peer", ["garbage", "silent", "gone", "stranger"])
 async def test_a_failed_handshake_is_rejected_and_frees_its_thread(peer: str, tls: SimpleNamespace) -> None:
-    limits, timeouts = aioecho.Limits(max_threads=1), aioecho.Timeouts(handshake=0.2)
+    limits, timeouts = aioecho.Limits(max_threads=1), aioecho.Timeouts(handshake=0.2 if peer == "silent" else 30)
     async with aioecho.serve(Upper, ANYWHERE, ssl=tls.mutual, limits=limits, timeouts=timeouts) as server:
         if peer == "stranger":
             with contextlib.suppress(OSError):  # it learns at its first read that it is not wanted
@@ -530,6 +531,7 @@ async def test_a_failed_handshake_is_rejected_and_frees_its_thread(peer: str, tl
             await close(writer)
         await settle(lambda: server.stats.rejected == 1)
         assert server.stats.reasons == {"handshake": 1}
+        server.timeouts = aioecho.Timeouts()
         reader, writer = await open_to(server, ssl=tls.known_client, server_hostname="localhost")
         writer.write(b"x\n")
         assert await reader.readline() == b"X\n"
@@ -854,7 +856,7 @@ asyncio.run(main())
 def test_a_stuck_thread_does_not_keep_the_process_alive(tmp_path: Path) -> None:
     (tmp_path / "stuck.py").write_text(STUCK)
     with Program(sys.executable, "stuck.py", cwd=tmp_path) as program:
-        code, output, errors = program.end(timeout=20)
+        code, output, errors = program.end()
     assert code == 0
     assert output.splitlines() == [b"at work", b"b''"]
     assert "time.sleep(1000)" in errors
@@ -892,7 +894,8 @@ async def test_a_client_that_a_drain_meets_in_its_handshake_has_time_to_speak(
             stopping = asyncio.create_task(server.shutdown(20))
             await settle(lambda: not server.is_serving())
             await settle()
-            assert await asyncio.to_thread(shake_hands_and_ask, plain) == b"X\n"
+            with within(0.5):
+                assert await asyncio.to_thread(shake_hands_and_ask, plain) == b"X\n"
         report = await stopping
         assert (report.completed, report.seconds < 5) == (1, True)
     check_identity(server)
@@ -1352,10 +1355,10 @@ def test_the_loop_answers_beside_handlers_that_sleep_or_do_io(loop: str, tmp_pat
         lag, samples, completed, accepted = map(float, server.line().split())
         assert server.wait() == 0
         assert server.stderr() == ""
-    assert min(counts[:1000]) >= 3
-    assert samples > 100
     assert (completed, accepted) == (1032, 1032)
-    assert lag < 0.02
+    in_time(4 / samples, 0.04, "a turn of the loop")
+    in_time(4 / (min(counts[:1000]) + 1), 1.1, "a request every half second")
+    in_time(lag, 0.02, "99 of 100 turns of the loop")
 
 
 class Slow(socketserver.BaseRequestHandler):
@@ -1381,13 +1384,9 @@ async def test_slow_handlers_take_as_many_rounds_as_there_are_threads(
     kind: Any, threads: int, clients: int, rounds: int
 ) -> None:
     async with aioecho.serve(kind, ANYWHERE, limits=aioecho.Limits(max_threads=threads)) as server:
-        # In less it can not be done. One after the other they would take 10 s and 20 s; more than a part of that they take
-        # also on a machine that is too busy, but not time and again.
-        for _ in range(5):
-            began = time.monotonic()
-            assert await asyncio.gather(*(ask(server, b"x") for _ in range(clients))) == [b"X"] * clients
-            took = time.monotonic() - began
-            assert took >= 0.2 * rounds
-            if took < 0.4 * rounds + 1:
-                break
-    assert took < 0.4 * rounds + 1
+        # In less it can not be done. One after the other they would take 10 s and 20 s.
+        began = time.monotonic()
+        assert await asyncio.gather(*(ask(server, b"x") for _ in range(clients))) == [b"X"] * clients
+        took = time.monotonic() - began
+    assert took >= 0.2 * rounds
+    in_time(took, 0.4 * rounds + 1)

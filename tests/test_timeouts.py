@@ -22,6 +22,7 @@ import uvloop
 from conftest import check_identity, settle
 from programs import connect
 from subjects import Subject
+from timing import in_time, within
 
 import aioecho
 from aioecho import ConnectionTimeout, Timeouts
@@ -35,6 +36,9 @@ LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 
 # Seconds by which a busy machine may be later than it should be; for the measure itself see "± 10 %" below.
 LATE = 0.25
+
+# The same for the last one of a crowd, whose clients share two processors with the server and learn of their ends late, too.
+LATE_IN_A_CROWD = 0.75
 
 
 class Reading(aioecho.StreamRequestHandler):
@@ -93,13 +97,14 @@ async def test_a_message_that_does_not_become_complete_ends_in_time(how: Any, ca
         assert await reader.read() == b""
         [(which, seconds, after), ended] = kind.outcomes
         assert (which, seconds, ended) == ("message", 0.3, "ended")
-        assert 0.3 <= after < 0.33 + LATE
+        assert after >= 0.3
         writer.close()
         await dripping
         await settle(lambda: not server.connections)
         assert server.stats.failed == server.stats.reasons["message"] == 1
         check_identity(server)
     assert no_error(caplog)
+    in_time(after, 0.33 + LATE)
 
 
 @pytest.mark.parametrize("how", [lambda reader: reader.readline(), lambda reader: reader.read(100)])
@@ -110,11 +115,12 @@ async def test_a_peer_that_says_nothing_ends_in_time(how: Any, caplog: pytest.Lo
         assert await reader.read() == b""
         [(which, seconds, after), ended] = kind.outcomes
         assert (which, seconds, ended) == ("idle", 0.3, "ended")
-        assert 0.3 <= after < 0.33 + LATE
+        assert after >= 0.3
         writer.close()
         await settle(lambda: not server.connections)
         assert server.stats.failed == server.stats.reasons["idle"] == 1
     assert no_error(caplog)
+    in_time(after, 0.33 + LATE)
 
 
 async def test_a_peer_that_speaks_now_and_then_is_not_idle_and_its_messages_are_in_time() -> None:
@@ -122,13 +128,14 @@ async def test_a_peer_that_speaks_now_and_then_is_not_idle_and_its_messages_are_
     timeouts = Timeouts(idle=0.3, message=0.3)
     async with aioecho.TCPServer(ANYWHERE, Upper, timeouts=timeouts) as server:
         reader, writer = await asyncio.open_connection(*server.server_address)
-        for _ in range(8):
-            writer.write(b"ab")
-            await asyncio.sleep(0.07)
-            writer.write(b"c\n")
-            assert await reader.readline() == b"ABC\n"
-            await asyncio.sleep(0.07)
-        writer.close()
+        with contextlib.closing(writer):
+            for _ in range(8):
+                with within(0.3):
+                    writer.write(b"ab")
+                    await asyncio.sleep(0.07)
+                    writer.write(b"c\n")
+                    assert await reader.readline() == b"ABC\n"
+                    await asyncio.sleep(0.07)
         await settle(lambda: not server.connections)
         assert server.stats.completed == 1
 
@@ -187,13 +194,14 @@ async def test_a_timeout_can_be_caught_and_the_stream_used_on() -> None:
 
     async with aioecho.TCPServer(ANYWHERE, Patient, timeouts=Timeouts(idle=0.1, message=0.1)) as server:
         reader, writer = await asyncio.open_connection(*server.server_address)
-        assert (await reader.readline()).startswith(b"idle: ")
-        writer.write(b"beginning")
-        assert (await reader.readline()).startswith(b"message: ")
-        assert (await reader.readline()).startswith((b"message: ", b"idle: "))
-        writer.write(b" and end\n")
-        assert await reader.read() == b"got beginning and end\n"
-        writer.close()
+        with contextlib.closing(writer):
+            assert (await reader.readline()).startswith(b"idle: ")
+            writer.write(b"beginning")
+            assert (await reader.readline()).startswith(b"message: ")
+            assert (await reader.readline()).startswith((b"message: ", b"idle: "))
+            with within(0.1):
+                writer.write(b" and end\n")
+                assert await reader.read() == b"got beginning and end\n"
         await settle(lambda: not server.connections)
         assert server.stats.completed == 1
         assert dict(server.stats.reasons) == {"finished": 1}
@@ -254,7 +262,7 @@ async def test_timeouts_hold_wherever_the_peer_is_waited_for(where: str) -> None
 
     async with Server(ANYWHERE, Asking, timeouts=Timeouts(idle=0.1)) as server:
         reader, writer = await asyncio.open_connection(*server.server_address)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             assert await reader.read() == b""
         writer.close()
         await settle(lambda: not server.connections)
@@ -273,7 +281,7 @@ async def test_the_timeouts_of_a_handler_class_hold_in_its_setup() -> None:
 
     async with aioecho.TCPServer(ANYWHERE, Asking) as server:
         reader, writer = await asyncio.open_connection(*server.server_address)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             assert await reader.read() == b""
         writer.close()
 
@@ -346,14 +354,14 @@ async def test_a_connection_ends_at_its_age_and_not_all_of_them_together() -> No
 
     timeouts = Timeouts(max_age=0.5, max_age_jitter=0.4)
     async with aioecho.TCPServer(ANYWHERE, Aging, timeouts=timeouts) as server:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await asyncio.gather(*(talk(server) for _ in range(40)))
         await settle(lambda: not server.connections)
         assert server.stats.failed == server.stats.reasons["max_age"] == 40
         assert len(ages) == 40
         assert min(ages) > 0.5 * 0.6 - 0.05
-        assert max(ages) < 0.55 + LATE
         assert max(ages) - min(ages) > 0.05
+    in_time(max(ages), 0.55 + LATE)
 
 
 async def test_age_does_not_interrupt_a_message_and_does_not_count_without_a_limit() -> None:
@@ -374,7 +382,7 @@ def narrow(address: Any) -> socket.socket:
     """Return a connected socket whose kernel takes little that nobody reads."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    sock.settimeout(10)
+    sock.settimeout(30)
     sock.connect(address)
     return sock
 
@@ -411,15 +419,16 @@ async def test_a_peer_that_takes_nothing_ends_in_time(how: str, caplog: pytest.L
         with narrow(server.server_address) as sock:
             began = time.monotonic()
             sock.sendall(how.encode() + b"\n")
-            await settle(lambda: server.stats.reasons["write"], turns=2000 if how == "sleep" else 300)
-            if how != "sleep":
-                assert 0.5 <= time.monotonic() - began < 0.55 + 2 * LATE
+            await settle(lambda: server.stats.reasons["write"])
+            took = time.monotonic() - began
+            assert took >= 0.5
             assert server.stats.failed == 1
             if how == "send":
                 assert kind.outcomes == ["write", "ended"]
         await settle(lambda: not server.connections)
         check_identity(server)
     assert no_error(caplog)
+    in_time(took, 0.55 + 2 * LATE if how != "sleep" else 10)
 
 
 async def test_a_peer_that_takes_nothing_over_tls_ends_in_time(tls: SimpleNamespace) -> None:
@@ -435,7 +444,7 @@ async def test_a_peer_that_takes_nothing_over_tls_ends_in_time(tls: SimpleNamesp
 
             with await asyncio.to_thread(client):
                 before = server.stats.failed
-                await settle(lambda: server.stats.failed > before, turns=400)  # noqa: B023
+                await settle(lambda: server.stats.failed > before)  # noqa: B023
         assert server.stats.reasons["write"] == 2
         await settle(lambda: not server.connections)
 
@@ -447,16 +456,17 @@ async def test_a_peer_that_takes_slowly_gets_everything(how: str) -> None:
     timeouts = Timeouts(write=0.4)
     async with aioecho.TCPServer(ANYWHERE, kind, timeouts=timeouts) as server:
         reader, writer = await asyncio.open_connection(*server.server_address, limit=2**16)
-        writer.write(how.encode() + b"\n")
-        received = 0
-        while received < 10_000_000:
-            if received < 9_000_000:
-                await asyncio.sleep(0.1)
-                received += len(await reader.readexactly(750_000))
-            else:
-                received += len(await reader.readexactly(1_000_000))
-        assert received == 10_000_000
-        writer.close()
+        with contextlib.closing(writer):
+            writer.write(how.encode() + b"\n")
+            received = 0
+            while received < 10_000_000:
+                with within(0.4):
+                    if received < 9_000_000:
+                        await asyncio.sleep(0.1)
+                        received += len(await reader.readexactly(750_000))
+                    else:
+                        received += len(await reader.readexactly(1_000_000))
+            assert received == 10_000_000
         await settle(lambda: not server.connections)
         assert server.stats.completed == 1
 
@@ -471,8 +481,9 @@ async def test_a_peer_that_takes_little_of_much_gets_its_time() -> None:
             loop = asyncio.get_running_loop()
             began, taken = time.monotonic(), 0
             while time.monotonic() - began < 1.5:
-                taken += len(await loop.sock_recv(sock, 4096))
-                await asyncio.sleep(0.002)
+                with within(0.5):
+                    taken += len(await loop.sock_recv(sock, 4096))
+                    await asyncio.sleep(0.002)
             assert server.stats.active == 1, taken
             assert taken < 10_000_000 / 4
         await settle(lambda: not server.connections)
@@ -493,9 +504,10 @@ async def test_a_peer_that_takes_less_than_is_written_is_not_one_that_takes_noth
             loop = asyncio.get_running_loop()
             began = time.monotonic()
             while time.monotonic() - began < 1.4:
-                for _ in range(10):
-                    await loop.sock_recv(sock, 4096)
-                await asyncio.sleep(0.02)
+                with within(0.3):
+                    for _ in range(10):
+                        await loop.sock_recv(sock, 4096)
+                    await asyncio.sleep(0.02)
             assert server.stats.active == 1
         await settle(lambda: not server.connections)
 
@@ -518,7 +530,7 @@ async def test_timeouts_that_are_changed_while_it_runs_hold_for_new_connections(
         await settle(lambda: server.stats.active == 1)
         server.timeouts = Timeouts(idle=0.1)
         reader, writer = await asyncio.open_connection(*server.server_address)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             assert await reader.read() == b""
         writer.close()
         early[1].close()
@@ -700,24 +712,18 @@ def test_two_thousand_slow_loris_are_gone_in_time_and_disturb_nobody(loop: str) 
         print(f"{loop}: p99 {before * 1e6:.0f} us before, {during * 1e6:.0f} us during; ended from {first} to {last} s")
         assert int(count) == 2_000
         assert message <= float(first) + 0.01
-        assert float(last) < message * 1.1 + LATE
-        assert during <= 2 * before + 0.005  # the three processes, and whatever else runs, share two processors
         state = server.until(lambda state: state["active"] == 0)
         assert state["reasons"]["message"] == state["failed"] == 2_000
         assert not server.records("ERROR") + server.records("WARNING")
         assert server.finish()["errors"] == []
+    in_time(float(last), message * 1.1 + LATE_IN_A_CROWD)
+    in_time(during, 2 * before + 0.005)  # the three processes, and whatever else runs, share two processors
 
 
 @pytest.mark.exclusive
 @pytest.mark.slow
 @LOOPS
 def test_a_hundred_that_never_read_cost_little_and_end_in_time(loop: str) -> None:
-    # The machine may stand still for a while, which makes them late; a server that is late by itself is so each time.
-    assert any(never_read(loop) for _ in range(3))
-
-
-def never_read(loop: str) -> bool:
-    """Check all but whether the last of them ended in time, and tell that."""
     write, count = 2.0, 100
     with Subject(loop, "torrent", timeouts={"write": write}) as server, contextlib.ExitStack() as stack:
         with connect(server.endpoint) as sock:  # what is made once is made before it counts
@@ -749,7 +755,7 @@ def never_read(loop: str) -> bool:
                 if not ended and time.monotonic() >= next_look:
                     next_look = time.monotonic() + 0.1
                     most = max(most, server.ask()["resident"] - before["resident"])
-                assert time.monotonic() - began < 10
+                assert time.monotonic() - began < 30
         after = server.until(lambda state: state["active"] == 0)
         back = after["resident"] - before["resident"]
         print(f"{loop}: grew by {most / count:.0f} bytes each, after the end by {back / count:.0f};", end=" ")
@@ -761,7 +767,7 @@ def never_read(loop: str) -> bool:
         assert after["reasons"]["write"] == after["failed"] == count
         assert (after["descriptors"], after["tasks"]) == (before["descriptors"], before["tasks"])
         assert server.finish()["errors"] == []
-    return max(ended) <= write * 1.1 + LATE
+    in_time(max(ended), write * 1.1 + LATE_IN_A_CROWD)
 
 
 @pytest.mark.exclusive
@@ -800,9 +806,8 @@ async def test_five_hundred_that_never_say_hello_and_garbage_are_gone_in_time_an
                 sock.shutdown(socket.SHUT_WR)
         during = sorted([await shake_hands(address) for _ in range(30)])
         print(f"handshakes: {before[15] * 1000:.1f} ms before, {during[15] * 1000:.1f} ms during")
-        assert during[15] <= 2 * before[15] + 0.005
-        await settle(lambda: not server.connections, turns=1000)
-        assert time.monotonic() - began < handshake + 1
+        await settle(lambda: not server.connections)
+        took = time.monotonic() - began
         assert server.stats.rejected == server.stats.reasons["handshake"] == 600
         assert server.stats.completed == 61
         check_identity(server)
@@ -812,3 +817,5 @@ async def test_five_hundred_that_never_say_hello_and_garbage_are_gone_in_time_an
                 while sock.recv(1000):
                     pass  # an alert, perhaps
     assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) <= 10
+    in_time(took, handshake + 1)
+    in_time(during[15], 2 * before[15] + 0.005)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import check_identity, settle
+from timing import in_time
 
 import aioecho
 from aioecho.client import connect
@@ -56,7 +57,7 @@ async def test_a_client_must_show_its_certificate_where_that_is_asked_for(tls: S
 async def test_peers_that_do_not_speak_tls_hold_no_slot_and_disturb_nobody(
     tls: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    timeouts = aioecho.Timeouts(handshake=0.3)
+    timeouts, began = aioecho.Timeouts(handshake=1), time.monotonic()
     async with aioecho.TCPServer(("127.0.0.1", 0), Echo, ssl=tls.server, timeouts=timeouts) as server:
         address = server.server_address
         silent = [socket.create_connection(address) for _ in range(20)]
@@ -84,7 +85,7 @@ async def test_peers_that_do_not_speak_tls_hold_no_slot_and_disturb_nobody(
         for sock in silent + garbage:
             sock.close()
     records = [r for r in caplog.records if r.name == "aioecho.server" and r.levelno == logging.WARNING]
-    assert 1 <= len(records) <= 4  # one a second at the most
+    assert 1 <= len(records) <= 2 + time.monotonic() - began  # one a second at the most
     assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
 
 
@@ -119,12 +120,12 @@ async def test_a_drain_over_tls_answers_what_came_and_is_quick(tls: SimpleNamesp
         socks = [await asyncio.to_thread(connect_plainly, server, tls.client) for _ in range(10)]
         for number, sock in enumerate(socks):  # not by this loop, which may send only when the server has stopped
             sock.sendall(b"client %d\n" % number)
-        stopping = asyncio.create_task(server.shutdown(10))
+        stopping = asyncio.create_task(server.shutdown(20))
         for number, sock in enumerate(socks):
             assert await asyncio.to_thread(receive, sock) == b"CLIENT %d\n" % number
         report = await stopping
         assert (report.completed, report.cancelled, report.aborted) == (10, 0, 0)
-        assert report.seconds < 2
+        in_time(report.seconds, 2)
 
 
 async def test_a_handshake_under_way_does_not_hang_the_stop(tls: SimpleNamespace) -> None:
@@ -132,7 +133,7 @@ async def test_a_handshake_under_way_does_not_hang_the_stop(tls: SimpleNamespace
         with socket.create_connection(server.server_address):
             await settle(lambda: server.stats.active == 1)
             report = await server.shutdown(0.1)
-        assert report.seconds < 1
+        in_time(report.seconds, 1)
         assert report.cancelled + report.aborted == 1
         check_identity(server)
 
@@ -153,15 +154,15 @@ async def test_a_deaf_tls_peer_is_aborted_at_the_end_of_the_grace(tls: SimpleNam
         await settle()
         report = await server.shutdown(0.2)
         sock.close()
-        assert report.seconds < 0.7
         assert (report.completed, report.cancelled, report.aborted) == (0, 0, 1)
+        in_time(report.seconds, 0.7)
 
 
 def connect_plainly(server: aioecho.BaseServer, context: ssl.SSLContext) -> ssl.SSLSocket:
     """Return a client's blocking socket, whose kernel takes little that nobody reads."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**14)
-    sock.settimeout(10)
+    sock.settimeout(30)
     sock.connect(server.server_address)
     return context.wrap_socket(sock, server_hostname="127.0.0.1")
 
@@ -254,9 +255,8 @@ VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 
 
 def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return what was logged from WARNING on, but for what a loop in debug mode says of a busy machine."""
-    records = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    return [record.getMessage() for record in records if not record.getMessage().startswith("Executing ")]
+    """Return what was logged from WARNING on."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 class HalfCloser:
@@ -265,7 +265,7 @@ class HalfCloser:
     def __init__(self, address: Any, tls: SimpleNamespace, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> None:
         self.sock = socket.socket()
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**14)
-        self.sock.settimeout(10)
+        self.sock.settimeout(30)
         self.sock.connect(address)
         context = ssl.create_default_context(cafile=tls.files.ca)
         context.maximum_version = version
@@ -589,5 +589,5 @@ async def test_a_tls_peer_that_takes_nothing_is_given_up(tls: SimpleNamespace, d
         with HalfCloser(server.server_address, tls) as client:
             await asyncio.to_thread(client.shake_hands)
             client.say(b"")
-            await settle(lambda: server.stats.failed == server.stats.reasons["write"] == 1, turns=1500)
+            await settle(lambda: server.stats.failed == server.stats.reasons["write"] == 1)
         check_identity(server)

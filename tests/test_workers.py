@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from programs import Program, ask, connect, read_line
+from timing import in_time
 
 import aioecho
 
@@ -58,7 +59,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 20) -> Any:
+def eventually(condition: Callable[[], Any], seconds: float = 30) -> Any:
     """Return what `condition()` returns, once that is true."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -410,8 +411,9 @@ def test_workers_serve_datagrams_and_a_restart_loses_none(folder: Path, way: tup
             exchange(sock)
         eventually(lambda: int(exchange(sock)) in workers_of(program) - before)
         program.signal(signal.SIGUSR1)
-        eventually(lambda: "stats of all workers" in program.stderr())
-        counts = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", last_line(program))}
+        # A worker that has been replaced may say its last words behind it.
+        line = eventually(lambda: re.search(r"stats of all workers.*\n", program.stderr()))[0]
+        counts = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", line)}
         assert counts["received"] == counts["handled"] > 2
         assert counts["drops"] == counts["queued"] == 0
         assert program.stop() == 0
@@ -711,9 +713,10 @@ def test_a_stop_while_it_starts_is_at_once(folder: Path, numbers: tuple[int, ...
         for number in numbers:
             program.signal(number)
         assert program.end() == (0, b"", program.stderr())
-        assert time.monotonic() - began < 2
+        took = time.monotonic() - began
         assert not any(state_of(pid) for pid in workers)
         assert "ERROR" not in program.stderr()
+        in_time(took, 2)
 
 
 @pytest.mark.parametrize(("number", "count"), [(HUP, 2), (TTIN, 3), (TTOU, 1)], ids=ids)
@@ -759,8 +762,9 @@ def test_a_stop_in_service_ends_idle_connections(folder: Path, number: int) -> N
         program.signal(number)
         assert idle.recv(1) == b""
         assert program.wait() == 0
-        assert time.monotonic() - began < 2
+        took = time.monotonic() - began
         assert "ERROR" not in program.stderr()
+        in_time(took, 2)
 
 
 @pytest.mark.parametrize("numbers", [(TERM, TERM), (INT, INT)], ids=ids)
@@ -772,8 +776,9 @@ def test_two_stops_in_service_are_no_worse_than_one_if_there_is_nothing_to_cut_o
         for number in numbers:
             program.signal(number)
         assert program.wait() == 0
-        assert time.monotonic() - began < 2
+        took = time.monotonic() - began
         assert "ERROR" not in program.stderr()
+        in_time(took, 2)
 
 
 @pytest.mark.parametrize(("number", "count"), [(HUP, 2), (TTIN, 3), (TTOU, 1)], ids=ids)
@@ -834,9 +839,10 @@ def test_a_drain_ends_by_itself_or_by_a_second_stop(
     folder: Path, first: int, then: tuple[int, ...], status: int, least: float, most: float
 ) -> None:
     order = b"sleep 0.5\n" if status == 0 else b"sleep 20\n"
-    with serving(folder) as (program, endpoint), talking(endpoint, order) as (busy, _):
+    with serving(folder) as (program, endpoint), ExitStack() as stack:
         workers = workers_of(program)
         began = time.monotonic()
+        busy, _ = stack.enter_context(talking(endpoint, order))
         program.signal(first)
         eventually(lambda: len(workers_of(program)) == 1)  # the idle one has ended
         for number in then:
@@ -844,8 +850,10 @@ def test_a_drain_ends_by_itself_or_by_a_second_stop(
         received = read_line(busy)
         assert received == (order if status == 0 else b"")
         assert program.wait() == status
-        assert least < time.monotonic() - began < most
+        took = time.monotonic() - began
+        assert took > least
         assert not any(state_of(pid) for pid in workers)
+        in_time(took, most)
 
 
 def test_what_outlasts_the_grace_is_cut_off_with_status_1(folder: Path) -> None:
@@ -856,9 +864,10 @@ def test_what_outlasts_the_grace_is_cut_off_with_status_1(folder: Path) -> None:
     ):
         began = time.monotonic()
         assert program.stop() == 1
-        assert time.monotonic() - began < 3
+        took = time.monotonic() - began
         counts = re.findall(r"cut off when the grace was over: (\d) cancelled", program.stderr())
         assert sum(map(int, counts)) == 2
+        in_time(took, 3)
 
 
 def test_a_worker_that_hangs_is_killed_in_the_end(folder: Path) -> None:
@@ -869,8 +878,9 @@ def test_a_worker_that_hangs_is_killed_in_the_end(folder: Path) -> None:
         # However often it is asked: that does not put it off.
         eventually(lambda: "does not end, and is killed" in program.stderr() or program.signal(TERM))
         assert program.wait() == 1
-        assert time.monotonic() - began < 5
+        took = time.monotonic() - began
         assert state_of(pid) == ""
+        in_time(took, 5)
 
 
 def test_a_signal_to_the_whole_group_is_one(folder: Path) -> None:

@@ -1,0 +1,110 @@
+"""Upper bounds of time: what is late because the machine is busy gets another try, and what is late each time fails.
+
+How long something takes depends on what else the machine does, and no bound that means anything holds on every machine at every
+moment. So tests state such bounds by :func:`in_time` and :func:`within`, and one that fails by nothing else is run again, as if
+it had not been, after a pause. All else fails at once: replies, counts, lower bounds, memory, what is left behind. What was
+repeated is listed at the end, so that it shows when a bound is no good. conftest.py registers this module as a plugin.
+"""
+
+import contextlib
+import time
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import pytest
+from _pytest.runner import runtestprotocol
+
+__all__ = ["ATTEMPTS", "PAUSE", "TooLate", "in_time", "within"]
+
+# How often a test may run at the most.
+ATTEMPTS = 5
+
+# Seconds between the first two attempts, growing by as many with each: what has kept the machine busy may be over by then.
+PAUSE = 1.0
+
+
+class TooLate(AssertionError):
+    """Something took longer than it may, and nothing else is wrong."""
+
+
+def in_time(took: float, bound: float, what: str = "it") -> None:
+    """Assert that what depends on how busy the machine is stays below its bound: seconds, or the share of a processor."""
+    if not took < bound:
+        raise TooLate(f"{what} took {took:.4g}, and less than {bound:.4g} is in time")
+
+
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Assert that what is inside takes less. What fails in there is put down to that, if it took longer.
+
+    For what goes wrong when the test itself is not quick enough, such as a client that is to speak before a timeout ends it.
+    """
+    began = time.monotonic()
+    try:
+        yield
+    except Exception as error:
+        took = time.monotonic() - began
+        if took < seconds:
+            raise
+        raise TooLate(f"it failed after {took:.4g} s, and less than {seconds:.4g} s is in time") from error
+    in_time(time.monotonic() - began, seconds)
+
+
+# The plugin
+
+
+LATE = pytest.StashKey[str | None]()  # how the attempt of a test was too late, if that is all that failed in its call
+TIMEOUT = pytest.StashKey[Any]()  # pytest-timeout's settings for a test
+REPEATED = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[REPEATED] = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+    """Run a test, in place of pytest itself, and again if it was too late."""
+    hook = item.ihook
+    hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for attempt in range(1, ATTEMPTS + 1):
+        item.stash[LATE] = None
+        reports = runtestprotocol(item, log=False, nextitem=nextitem)
+        late, failed = item.stash[LATE], [report.when for report in reports if report.failed]
+        if late is None or failed != ["call"]:  # what the fixtures find at its end is no matter of time
+            break
+        item.config.stash[REPEATED].append(f"{item.nodeid}, attempt {attempt} of {ATTEMPTS}: {late}")
+        if attempt < ATTEMPTS:
+            time.sleep(PAUSE * attempt)
+            restart_timeout(item)
+    for report in reports:
+        hook.pytest_runtest_logreport(report=report)
+    hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    # Not the error itself: its traceback has all that the attempt has made.
+    if call.when == "call" and call.excinfo is not None and isinstance(call.excinfo.value, TooLate):
+        item.stash[LATE] = str(call.excinfo.value)
+    return (yield)
+
+
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
+    item.stash[TIMEOUT] = settings
+
+
+def restart_timeout(item: pytest.Item) -> None:
+    """Give a test its full time again, of which pytest-timeout lets a test have one, and none after an error."""
+    if TIMEOUT in item.stash and not item.stash[TIMEOUT].func_only:
+        item.ihook.pytest_timeout_cancel_timer(item=item)
+        item.ihook.pytest_timeout_set_timer(item=item, settings=item.stash[TIMEOUT])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.stash[REPEATED]:
+        terminalreporter.section("too late, and so repeated")
+        for line in config.stash[REPEATED]:
+            terminalreporter.line(line)
