@@ -157,7 +157,9 @@ class Engine(ABC):
                 self._turn_until(time.perf_counter_ns() + 10_000_000)  # catch up with what fell due meanwhile
             before = self._counters()
             opened = self.start = time.perf_counter_ns()
-            self._turn_until(opened + int(self.settings.duration_s * 1e9))
+            end = opened + int(self.settings.duration_s * 1e9)
+            self._turn_until(end)
+            self._turn(end - 1, end)  # for what fell due last, if this process stood still then
             closed, after = time.perf_counter_ns(), self._counters()
             if on_window is not None:
                 on_window(False)
