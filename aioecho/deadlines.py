@@ -96,9 +96,9 @@ class Rounds:
             self._next = now + self._pause
         some = self._to_visit[-VISITS:]
         del self._to_visit[-VISITS:]
-        for each in some:
-            each.visit(now)
         if self._to_visit:
             self._timer = loop.call_soon(self._make_round)  # the loop polls in between
         else:
             self._timer = loop.call_at(self._next, self._make_round)
+        for each in some:
+            each.visit(now)

@@ -424,7 +424,7 @@ def test_each_server_echoes(name, mode):
             LoadSettings(
                 endpoint=f"tcp://127.0.0.1:{process.port}",
                 connections=1,
-                duration_s=0.05,
+                duration_s=0.3,
                 warmup_s=0,
                 lines=mode == "lines",
             )
@@ -440,7 +440,7 @@ def test_each_datagram_server_echoes(name):
     from aioecho.load import LoadSettings, load
 
     with ServerProcess(by_name(name), ("--mode", "udp"), datagrams=True) as process:
-        result = load(LoadSettings(endpoint=f"udp://127.0.0.1:{process.port}", duration_s=0.05, warmup_s=0))
+        result = load(LoadSettings(endpoint=f"udp://127.0.0.1:{process.port}", duration_s=0.3, warmup_s=0))
     assert (result.problem, result.errors) == (None, 0)
     assert result.messages > 10
 
