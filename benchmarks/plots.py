@@ -163,7 +163,8 @@ def _draw_ratios(rows: Sequence[Row]) -> Any:
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
     least, most = min(bar[2] for bar in bars), max(bar[3] for bar in bars)
-    axes.set_xlim(min(0.7, least / 1.35), max(1.5, most * 1.35))
+    margin = max(1.35, (most / least) ** 0.1)  # a tenth of the axis, for the figures
+    axes.set_xlim(min(0.7, least / margin), max(1.5, most * margin))
     ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if axes.get_xlim()[0] <= t <= axes.get_xlim()[1]]
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.minorticks_off()
