@@ -602,19 +602,22 @@ def test_workers_that_die_too_often_end_all(folder: Path) -> None:
             with suppress(OSError, ValueError), talking(endpoint, b"exit 7\n") as (sock, pid):
                 victims.add(pid)
                 sock.recv(1)
+        took = time.monotonic() - began
         assert len(victims) == 8
-        assert 0.63 < time.monotonic() - began < 20
+        assert took > 0.63
         delays = re.findall(r"it is replaced in (\S+) s", program.stderr())
         assert delays == ["0", "0.01", "0.02", "0.04", "0.08", "0.16", "0.32"]
         assert program.process.returncode == 1
         expected = r"Error: worker 1 \(process \d+\) ended with exit status 7, as 7 in its place before it, .*"
         assert re.fullmatch(expected, last_line(program))
+        in_time(took, 20)
 
 
 def test_workers_end_with_their_parent(folder: Path) -> None:
     with serving(folder, "--timeout-graceful-shutdown", "0.2") as (program, endpoint):
         workers = workers_of(program)
-        with talking(endpoint, b"block 30\n") as (_, blocked), talking(endpoint) as (idle, _):
+        # The idle one first: a worker that has accepted it, and then blocks, does not answer it.
+        with talking(endpoint) as (idle, _), talking(endpoint, b"block 30\n") as (_, blocked):
             program.process.kill()
             assert idle.recv(1) == b""
             eventually(lambda: not any(state_of(pid) for pid in workers - {blocked}))
