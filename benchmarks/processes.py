@@ -135,12 +135,16 @@ class ServerProcess:
 
     def memory_kib(self) -> int:
         """Read the memory in use by the server and its children: pages shared with others count in part (PSS)."""
-        total = 0
-        for member in self._family():
-            with contextlib.suppress(OSError):
-                for line in Path(f"/proc/{member}/smaps_rollup").read_text().splitlines():
-                    if line.startswith("Pss:"):
-                        total += int(line.split()[1])
+        for _ in range(10):
+            total = 0
+            for member in self._family():
+                with contextlib.suppress(OSError):
+                    for line in Path(f"/proc/{member}/smaps_rollup").read_text().splitlines():
+                        if line.startswith("Pss:"):
+                            total += int(line.split()[1])
+            if total or self.process.poll() is not None:
+                break
+            time.sleep(0.05)  # it lives, and the kernel would not tell: seen once
         return total
 
     def settle(self, timeout_s: float = 3.0) -> None:

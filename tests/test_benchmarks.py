@@ -431,6 +431,7 @@ def test_each_server_echoes(name, mode):
         )
         assert (result.problem, result.errors) == (None, 0)
         assert result.messages > 10
+        assert process.process.poll() is None
         assert process.memory_kib() > 1000
         assert process.cpu_s() > 0
 
