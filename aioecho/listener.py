@@ -126,14 +126,11 @@ class Listener:
                 sock = make_socket(fd)
             except (BlockingIOError, InterruptedError):
                 return False
-            except MemoryError:  # by malloc() rather than by the kernel, but likewise
-                if fd >= 0:
+            except (OSError, MemoryError) as caught:
+                if fd >= 0:  # it could not be made a socket
                     os.close(fd)
-                error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-                self._wait_a_while(error)
-                self._failed(error)
-                return False
-            except OSError as error:
+                # Python's own want of memory is likewise.
+                error = caught if isinstance(caught, OSError) else OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
                 # EINVAL: somebody has shut the socket down, perhaps another process that has it too.
                 if error.errno in OUT_OF_RESOURCES or error.errno == errno.EINVAL:
                     self._wait_a_while(error)
