@@ -24,7 +24,7 @@ class Admission:
     """
 
     def __init__(self, limits: Limits, connections: _Connections, retry: Callable[[], None]) -> None:
-        self._limits = limits
+        self.limits = limits
         self._connections = connections
         self._retry = retry
         self._hosts: Counter[str] = Counter()  # kept while max_per_host is set
@@ -32,14 +32,9 @@ class Admission:
         self._timer: asyncio.TimerHandle | None = None
         self._is_paused = self._is_closing = False
 
-    @property
-    def limits(self) -> Limits:
-        """The limits that hold now. Set others at any time; connections that are too many by them are left alone."""
-        return self._limits
-
-    @limits.setter
-    def limits(self, limits: Limits) -> None:
-        self._limits = limits
+    def apply(self, limits: Limits) -> None:
+        """Set other `limits`, which hold now; connections that are too many by them are left alone."""
+        self.limits = limits
         hosts = (_host_of(each.client_address) for each in self._connections)
         self._hosts = Counter(host for host in hosts if host is not None)
         self._next = 0.0
@@ -72,7 +67,7 @@ class Admission:
 
     def has_room(self) -> bool:
         """Tell whether to accept the next client now."""
-        limits = self._limits
+        limits = self.limits
         if limits.max_connections is not None and limits.overflow == "wait" and self._is_full():
             return False
         if self._is_closing:
@@ -89,7 +84,7 @@ class Admission:
 
     def admit(self, client_address: Any) -> str | None:
         """Count a client that was accepted; return why to disconnect it at once, if so."""
-        limits = self._limits
+        limits = self.limits
         if limits.accept_rate is not None:
             now = asyncio.get_running_loop().time()
             self._next = max(self._next, now - SLACK) + 1 / limits.accept_rate
@@ -109,7 +104,7 @@ class Admission:
                 del self._hosts[host]  # addresses are many
 
     def _is_full(self) -> bool:
-        limit = self._limits.max_connections
+        limit = self.limits.max_connections
         return limit is not None and len(self._connections) >= limit
 
     def _end_wait(self) -> None:

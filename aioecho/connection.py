@@ -108,7 +108,7 @@ class Connection(Driver[None]):
         self._stage = OPEN
         self._linger: asyncio.TimerHandle | None = None
         self._stalled: tuple[float, int, int] | None = None  # since when, and at which counts of bytes
-        limits = server._limits
+        limits = server._admission.limits
         kind = CountingStreamProtocol if logger.isEnabledFor(logging.DEBUG) else StreamProtocol
         self._protocol = kind(loop, limit=limits.max_buffer, max_unsent=limits.max_write_buffer, is_server_side=True)
         Driver.__init__(self, loop.connect_accepted_socket(self._get_protocol, sock))

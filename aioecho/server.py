@@ -120,14 +120,14 @@ class BaseServer:
         self.RequestHandlerClass: Any = RequestHandlerClass
         self.ssl = ssl
         self.grace = grace
-        self._limits = _check_type("limits", limits if limits is not None else Limits(), Limits)
+        limits = _check_type("limits", limits if limits is not None else Limits(), Limits)
         self._stats = self._make_stats()
         self.leaves_queue = False  # see close()
         self.when_taken: Callable[[], object] | None = None  # called for each connection that is let in
         self._address = server_address
         self._connections: set[Any] = set()
         self._threads: ThreadPool | None = None  # made for the first blocking handler
-        self._admission = Admission(self._limits, self._connections, self._resume_listeners)
+        self._admission = Admission(limits, self._connections, self._resume_listeners)
         self._rounds = Rounds(self._connections)
         self.timeouts = timeouts if timeouts is not None else Timeouts()
         self._listeners: Sequence[Ear] = []
@@ -188,12 +188,12 @@ class BaseServer:
     @property
     def limits(self) -> Limits:
         """The limits that hold now. Others may be set at any time, and hold for what comes; nobody is cut off for them."""
-        return self._limits
+        return self._admission.limits
 
     @limits.setter
     def limits(self, limits: Limits) -> None:
         self._apply_limits(_check_type("limits", limits, Limits))
-        self._limits = self._admission.limits = limits
+        self._admission.apply(limits)
         if self._threads is not None:
             self._threads.resize(limits.max_threads)
 
