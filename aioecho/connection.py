@@ -208,7 +208,7 @@ class Connection(Driver[None]):
         if acked is not None:
             # Not by what is left, of which there may be more and more although the peer takes some.
             if self._stalled is None:
-                since, acked_then = protocol.paused_since() or now, None
+                since, acked_then = protocol.paused_since or now, None
             else:
                 since, acked_then, _ = self._stalled
             if acked_then is None or acked - acked_then > below * PROBES:
@@ -218,7 +218,7 @@ class Connection(Driver[None]):
             self._stalled = (since, acked_then, 0)
         else:
             here = protocol.unsent()
-            since, here_then, below_then = self._stalled or (protocol.paused_since() or now, here, below)
+            since, here_then, below_then = self._stalled or (protocol.paused_since or now, here, below)
             if here < here_then or below < below_then:
                 since = now
             self._stalled = (since, here, below)

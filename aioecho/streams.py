@@ -10,7 +10,7 @@ import ssl as ssl_module
 import struct
 import sys
 from collections.abc import Iterable
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from aioecho.driver import Waiter
 from aioecho.reader import DEFAULT_LIMIT, Buffer, StreamReader
@@ -100,7 +100,7 @@ class StreamWriter(asyncio.StreamWriter):
         if transport.is_closing():
             # Give connection_lost() a turn to run, else a loop of write() and drain() would never learn of it.
             await asyncio.sleep(0)
-        if protocol._paused or protocol.is_lost:
+        if protocol.paused_since is not None or protocol.is_lost:
             await protocol._drain_helper()
 
     async def start_tls(
@@ -156,14 +156,15 @@ class StreamProtocol(Waiter, asyncio.Protocol):
     `is_server_side` says which side start_tls() takes; `max_unsent` is Limits.max_write_buffer. `reader` is there from the
     start, `transport` from the time that it calls connection_made(); then :meth:`make_writer` makes the writer. `is_lost`
     and `lost_with` tell whether and how it ended, `cut_for` why this side has cut it off, and `peer_has_closed` whether the
-    peer has sent its last. `due` is when its timeouts are looked at next, in the loop's time. `bytes_in` and `bytes_out`
-    count what is read and written, with `counts`.
+    peer has sent its last. `due` is when its timeouts are looked at next, and `paused_since` since when drain() waits, if it
+    does, in the loop's time. `bytes_in` and `bytes_out` count what is read and written, with `counts`.
+
+    The methods with an underscore are those that asyncio.StreamWriter expects of its protocol.
     """
 
     __slots__ = (
         "_is_special",
         "_max_unsent",
-        "_paused",
         "_socket_transport",
         "_stays_open_at_eof",
         "_waiting_to_close",
@@ -174,6 +175,7 @@ class StreamProtocol(Waiter, asyncio.Protocol):
         "is_server_side",
         "is_tls",
         "lost_with",
+        "paused_since",
         "peer_has_closed",
         "reader",
         "transport",
@@ -202,8 +204,7 @@ class StreamProtocol(Waiter, asyncio.Protocol):
         self.due = 0.0
         self._is_special = self.counts
         self._stays_open_at_eof = True
-        # This and the methods with an underscore are those that asyncio.StreamWriter expects of its protocol.
-        self._paused: float | Literal[False] = False  # else when that began, in the loop's time
+        self.paused_since: float | None = None
         self._waiting_to_write: tuple[asyncio.Future[None], ...] = ()
         self._waiting_to_close: tuple[asyncio.Future[None], ...] = ()
 
@@ -271,13 +272,9 @@ class StreamProtocol(Waiter, asyncio.Protocol):
         if not self.is_lost:
             self.cut_for = self.cut_for or reason
             self.stir()
-            if self._paused:
+            if self.paused_since is not None:
                 reset_when_closed(self.transport)
             self.transport.abort()
-
-    def paused_since(self) -> float | None:
-        """Return since when drain() waits, in the loop's time; None if it does not."""
-        return None if self._paused is False else self._paused
 
     def unsent(self) -> int:
         """Return how many bytes wait that the kernel has not taken."""
@@ -296,7 +293,7 @@ class StreamProtocol(Waiter, asyncio.Protocol):
         self._is_special = (
             self.counts
             or self.due > 0
-            or self._paused is not False
+            or self.paused_since is not None
             or self.is_lost
             or self.cut_for is not None
             or self.reader._exception is not None
@@ -314,12 +311,12 @@ class StreamProtocol(Waiter, asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Let drain() wait."""
-        self._paused = self._loop.time()
+        self.paused_since = self._loop.time()
         self.stir()
 
     def resume_writing(self) -> None:
         """Let drain() return."""
-        self._paused = False
+        self.paused_since = None
         self.heed()
         for waiting in self._waiting_to_write:
             _set_result(waiting)
@@ -350,7 +347,7 @@ class StreamProtocol(Waiter, asyncio.Protocol):
     async def _drain_helper(self) -> None:
         if self.is_lost:
             raise ConnectionResetError("Connection lost")
-        if self._paused:
+        if self.paused_since is not None:
             waiting = self._loop.create_future()
             self._waiting_to_write += (waiting,)
             try:
