@@ -133,9 +133,6 @@ class ThreadedConnection(Threaded):
 
     # In the loop: what the server asks of it while it lives.
 
-    def visit(self, now: float) -> None:
-        """Do nothing."""
-
     def idle_since(self, now: float) -> None:
         """Return None: what a thread waits for can't be told."""
 

@@ -132,6 +132,10 @@ class Connection(Driver[None]):
         """When to visit it next, in the loop's time; 0 for soon."""
         return self._protocol.due
 
+    def stir(self) -> None:
+        """Let it be visited in the next round, as its timeouts may be others now."""
+        self._protocol.stir()
+
     def visit(self, now: float) -> None:
         """Do what the timeouts say is due, and rest until something may be due again."""
         protocol = self._protocol

@@ -50,7 +50,6 @@ class Rounds:
         self._pause = LONGEST  # between two times of a round
         self._next = 0.0  # when the next such time is
         self._to_visit: list[Visited] = []
-        self._must_visit_all = self._visits_all = False
 
     def keep(self, timeouts: Timeouts) -> None:
         """Make rounds as often as `timeouts` need, from now on."""
@@ -64,10 +63,6 @@ class Rounds:
                 self.stop()  # the next round is now too late
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._every, self._make_round)
-
-    def visit_all(self) -> None:
-        """Visit everybody in the next round, whatever they think is due."""
-        self._must_visit_all = True
 
     def stop(self) -> None:
         """Make no more, until keep() is called again."""
@@ -89,10 +84,9 @@ class Rounds:
                 times = max(1, min(len(self._to_look_at) // LOOKS, int(self._every / BREATH)))
                 self._looks = -(-len(self._to_look_at) // times)
                 self._pause = self._every / times
-                self._visits_all, self._must_visit_all = self._must_visit_all, False
             some = self._to_look_at[-self._looks :]
             del self._to_look_at[-self._looks :]
-            self._to_visit = some if self._visits_all else [each for each in some if each.due <= now]
+            self._to_visit = [each for each in some if each.due <= now]
             self._next = now + self._pause
         some = self._to_visit[-VISITS:]
         del self._to_visit[-VISITS:]

@@ -205,7 +205,9 @@ class BaseServer:
     @timeouts.setter
     def timeouts(self, timeouts: Timeouts) -> None:
         self._timeouts = _check_type("timeouts", timeouts, Timeouts)
-        self._rounds.visit_all()
+        for each in self._connections:
+            if isinstance(each, Connection):
+                each.stir()
 
     def _apply_limits(self, limits: Limits) -> None:
         """Tell the sockets of other limits than they were made with."""
