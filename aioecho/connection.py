@@ -136,24 +136,24 @@ class Connection(Driver[None]):
         """Let it be visited in the next round, as its timeouts may be others now."""
         self._protocol.stir()
 
-    def visit(self, now: float) -> None:
-        """Do what the timeouts say is due, and rest until something may be due again."""
+    def visit(self, now: float) -> float:
+        """Do what the timeouts say is due, and rest until something may be due again; return when that is, or 0."""
         protocol = self._protocol
         if self.request is None:
-            return  # the loop itself keeps the time of a TLS handshake
+            return 0  # the loop itself keeps the time of a TLS handshake
         if protocol.is_lost:
             if protocol.cut_for is None or self._is_cut_off:
                 protocol.due = inf
             elif self._stage == HANDLE:
                 self.cut_off()  # it has had a round to find out: one that ignores drain() never does
-            return
+            return 0
         timeouts = self._timeouts()
-        due = self._watch_wait(now, timeouts)
-        self._watch_unsent(now, timeouts.write)
+        due = min(self._watch_wait(now, timeouts), self._watch_unsent(now, timeouts.write))
         if protocol.is_tls and protocol.transport.is_closing():
             self._start_linger(protocol)  # its handler has closed it, and may wait until its peer has too
         elif due > now and self._stalled is None and protocol.cut_for is None:
             protocol.rest(due)
+        return due
 
     def _watch_wait(self, now: float, timeouts: Timeouts) -> float:
         """End the wait for the peer if that has taken too long; return until when it may last, or 0."""
@@ -201,12 +201,15 @@ class Connection(Driver[None]):
         # Before there is a handler, in its setup() too, its class has the word.
         return self._server._timeouts_of(self.handler if self.handler is not None else self._RequestHandlerClass)
 
-    def _watch_unsent(self, now: float, seconds: float | None) -> None:
-        """Look whether the peer takes what waits to be sent; if not, for so many seconds, raise or cut off."""
+    def _watch_unsent(self, now: float, seconds: float | None) -> float:
+        """Look whether the peer takes what waits to be sent, and raise or cut off if that is too long ago.
+
+        Return until when it may take nothing, or 0.
+        """
         protocol = self._protocol
         if seconds is None or not self._is_unsent(protocol):
             self._stalled = None
-            return
+            return inf
         below = _kernel_count(self._sock, termios.TIOCOUTQ)
         acked = _tcp_info(self._sock, BYTES_ACKED)
         if acked is not None:
@@ -226,10 +229,12 @@ class Connection(Driver[None]):
             if here < here_then or below < below_then:
                 since = now
             self._stalled = (since, here, below)
-        if now - since >= seconds:
-            self._stalled = None
-            if not protocol.interrupt_drains(ConnectionTimeout("write", seconds)):
-                protocol.cut("write")
+        if now < since + seconds:
+            return since + seconds
+        self._stalled = None
+        if not protocol.interrupt_drains(ConnectionTimeout("write", seconds)):
+            protocol.cut("write")
+        return 0
 
     # What the server asks of a connection when it stops.
 

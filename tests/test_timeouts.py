@@ -542,10 +542,10 @@ async def test_those_that_wait_are_visited_when_something_may_be_due_and_not_bef
     visits = 0
     visit = Connection.visit
 
-    def counted(self: Connection, now: float) -> None:
+    def counted(self: Connection, now: float) -> float:
         nonlocal visits
         visits += 1
-        visit(self, now)
+        return visit(self, now)
 
     monkeypatch.setattr(Connection, "visit", counted)
     kind = reading()
@@ -560,6 +560,26 @@ async def test_those_that_wait_are_visited_when_something_may_be_due_and_not_bef
         assert kind.outcomes[0][0] == "message"
         for _, writer in talks:
             writer.close()
+
+
+async def test_a_message_ends_when_its_time_is_over_and_not_at_the_next_round() -> None:
+    message = 2.0
+    began, took = {}, []
+
+    async def talk(number: int) -> None:
+        await asyncio.sleep(number * 0.013)
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        began[number] = time.monotonic()
+        writer.write(b"x")
+        assert await reader.read() == b""
+        took.append(time.monotonic() - began[number])
+        writer.close()
+
+    async with aioecho.TCPServer(ANYWHERE, reading(), timeouts=Timeouts(message=message)) as server:
+        await asyncio.gather(*map(talk, range(8)))
+        await settle(lambda: server.stats.reasons["message"] == 8)
+    assert message <= min(took)
+    in_time(max(took), message + 0.04, "a message")  # in rounds of a tenth of a second
 
 
 async def test_what_is_written_to_one_that_waits_counts_from_then() -> None:
