@@ -9,7 +9,7 @@ from typing import Any
 from .catalog import BASELINE, CANDIDATE, by_name
 from .findings import find, write_sentences
 from .plots import draw_all
-from .runner import Sample, last_run, read_lines
+from .runner import GENERATOR_RATE, RETAKES, Sample, last_run, read_lines
 from .stats import Row, make_rows
 from .tables import Table, make_summary, make_tables, to_markdown
 
@@ -22,9 +22,10 @@ _METHOD = (
     "Figures are medians, least and greatest in brackets; servers take turns, round after round. Ratios are of "
     "medians, their 95 % intervals by bootstrap over rounds.",
     "A row in which a message was lost is void. A row in which the generator used over 90 % of its processor is "
-    "generator-bound: its figures are a lower bound for the server and give no ratio.",
-    "Capacity is what the slowest of a table's servers carried in closed loop just before, or 40,000 messages a second "
-    "if that is less: what the generator can send at fixed times.",
+    "generator-bound: its figures are a lower bound for the server and give no ratio. At a fixed rate such a turn is "
+    f"first taken again, at most {RETAKES} times.",
+    f"Capacity is what the slowest of a table's servers carried in closed loop just before, or {GENERATOR_RATE:,} "
+    "messages a second if that is less: what the generator can send at fixed times.",
     "Closed loop hides stalls (while a server stands still nothing is sent), so compare latencies in the open-loop "
     "tables, where they count from the moment a message was due.",
 )

@@ -20,9 +20,14 @@ from .catalog import by_name, find_missing
 from .plan import Cell, Plan
 from .processes import HOST, ServerProcess, choose_processors
 
-__all__ = ["GENERATOR_RATE", "Sample", "find_done", "last_run", "read_lines", "run_plan"]
+__all__ = ["GENERATOR_RATE", "RETAKES", "Sample", "find_done", "last_run", "read_lines", "run_plan"]
 
-GENERATOR_RATE = 40_000  # messages a second that an open loop can send with processor time to spare
+# Messages a second that an open loop can send with processor time to spare, on a slow machine too.
+GENERATOR_RATE = 25_000
+
+# How often, at most, a turn at a fixed rate is taken again that was generator-bound: others use the machine too.
+RETAKES = 2
+
 Sample = dict[str, Any]  # one turn of one server at one cell, as in the data file
 
 
@@ -182,7 +187,12 @@ class _Run:
         rate = None
         if cell.fraction is not None:
             rate = cell.fraction * min(GENERATOR_RATE, self._find_slowest(cell, servers))
-        return self._load(cell, servers[name], rate, self.plan.duration_s)
+        figures = self._load(cell, servers[name], rate, self.plan.duration_s)
+        retaken = 0
+        while rate is not None and figures["generator_bound"] and retaken < RETAKES:
+            retaken += 1
+            figures = {**self._load(cell, servers[name], rate, self.plan.duration_s), "retaken": retaken}
+        return figures
 
     def _find_slowest(self, cell: Cell, servers: dict[str, ServerProcess]) -> float:
         """Measure once, in closed loop, what the slowest of a cell's servers carries, in messages a second."""

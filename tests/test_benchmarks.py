@@ -242,15 +242,38 @@ def test_names_are_unique_and_modules_exist():
         assert (ROOT / "benchmarks" / "servers" / f"{server.module}.py").exists()
 
 
+def a_pass():
+    return runner._Run(Plan("full", (), 1, 1.0, 0.0), set(), lambda line: None, lambda text, seconds: None)
+
+
+@pytest.mark.parametrize(("bound", "retaken"), [([], None), ([True], 1), ([True] * 9, runner.RETAKES)])
+def test_a_bound_turn_at_a_fixed_rate_is_taken_again(monkeypatch, bound, retaken):
+    found = []
+
+    def load(self, cell, process, rate, duration_s):
+        is_bound = rate is None or (bound.pop() if bound else False)
+        found.append(is_bound)
+        return {"errors": 0, "achieved_rate": 1000.0, "generator_bound": is_bound}
+
+    monkeypatch.setattr(runner._Run, "_load", load)
+    servers, names = {"threading": None}, ("threading",)
+    figures = a_pass()._measure(Cell(scenario="rate", x=50, fraction=0.5, servers=names), servers, "threading")
+    assert (figures.get("retaken"), figures["generator_bound"]) == (retaken, found[-1])
+    assert len(found) == 2 + (retaken or 0), "the first finds the capacity"
+    figures = a_pass()._measure(Cell(scenario="clients", x=1, servers=names), servers, "threading")
+    assert figures["generator_bound"], "as fast as it goes the generator is bound because the server is quick"
+    assert "retaken" not in figures
+
+
 def test_capacity_is_found_for_each_kind_of_load(monkeypatch):
     loads = []
 
     def load(self, cell, process, rate, duration_s):
         loads.append((cell.key, rate))
-        return {"errors": 0, "achieved_rate": 1e6 / cell.size_bytes}
+        return {"errors": 0, "achieved_rate": 1e6 / cell.size_bytes, "generator_bound": False}
 
     monkeypatch.setattr(runner._Run, "_load", load)
-    pass_ = runner._Run(Plan("full", (), 1, 1.0, 0.0), set(), lambda line: None, lambda text, seconds: None)
+    pass_ = a_pass()
     for size in (100, 1000):
         cell = Cell(scenario="sizes", x=size, size_bytes=size, fraction=0.5, servers=("threading",))
         pass_._measure(cell, {"threading": None}, "threading")
