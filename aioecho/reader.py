@@ -207,8 +207,8 @@ class StreamReader(asyncio.StreamReader):
         if self._exception is not None and not self._buffer:
             raise self._exception
 
-    def _keep(self, chunk: bytes) -> None:
-        """Buffer a chunk that was handed over."""
+    def _keep(self, chunk: bytes | memoryview) -> None:
+        """Buffer a chunk that was handed over, or the rest of one."""
         self._slow_down()
         self._buffer.extend(chunk)
         if len(self._buffer) > 2 * self._limit and not self._paused and self._transport is not None:
@@ -267,8 +267,8 @@ class StreamReader(asyncio.StreamReader):
                 waiter.item = None
                 if len(chunk) <= n:
                     return chunk
-                self._keep(chunk)
-                return self._take(n)
+                self._keep(memoryview(chunk)[n:])
+                return chunk[:n]
             if self._interruption is not None:
                 self._raise_interruption()
             if self._buffer:
