@@ -118,8 +118,12 @@ class ThreadedConnection(Threaded):
         RequestHandlerClass: Callable[..., Any],
     ) -> None:
         request = RequestSocket(sock.family, sock.type, sock.proto, fileno=sock.detach())
-        if request.gettimeout() is None:  # as in socket.accept(): else socket.setdefaulttimeout() holds for it
-            request.setblocking(True)
+        try:
+            if request.gettimeout() is None:  # as in socket.accept(): else socket.setdefaulttimeout() holds for it
+                request.setblocking(True)
+        except OSError:
+            socket.socket.close(request)
+            raise
         request._connection = self
         super().__init__(server, pool, request, client_address, RequestHandlerClass)
         self.since = self._loop.time()
@@ -311,21 +315,24 @@ class ThreadedConnection(Threaded):
         if self._is_cut_off or self.reason == "handshake":
             self._close()
             return
-        self._left.setblocking(False)
-        if self._has_shut_reading:
-            # The kernel itself resets a connection on which more comes. What has come is taken: to close over it would
-            # throw away the rest of the reply, as far as it waits in the kernel to be sent.
-            with contextlib.suppress(OSError):
+        try:
+            self._left.setblocking(False)
+            if self._has_shut_reading:
+                # The kernel itself resets a connection on which more comes. What has come is taken: to close over it would
+                # throw away the rest of the reply, as far as it waits in the kernel to be sent.
                 for _ in range(MOST_READS):
                     if not self._left.recv(2**16):
                         break
+                self._close()
+                return
+            self._discard()
+            if self._left is not None and not self._is_over:
+                self._loop.add_reader(self._left.fileno(), self._discard)
+        except OSError:  # nothing has come, or it is reset, or epoll has no room
             self._close()
             return
-        self._discard()
-        if self._left is not None and not self._is_over:
-            self._loop.add_reader(self._left.fileno(), self._discard)
-            if (seconds := self._server.timeouts.linger) is not None:
-                self._linger = self._loop.call_later(seconds, self._close)
+        if self._left is not None and (seconds := self._server.timeouts.linger) is not None:
+            self._linger = self._loop.call_later(seconds, self._close)
 
     def _discard(self) -> None:
         assert self._left is not None

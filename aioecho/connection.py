@@ -282,6 +282,7 @@ class Connection(Driver[None]):
         if type(end) is StopIteration:
             try:
                 if self._stage == OPEN:
+                    self._protocol.begin_reading()
                     self._stage = PREPARE
                     preparing = self._prepare()
                     if preparing is not None:
@@ -294,7 +295,7 @@ class Connection(Driver[None]):
                     self.note_end(end)
             except BaseException as error:
                 end = error
-        elif self._stage == OPEN and isinstance(end, OSError | MemoryError):
+        if self._stage == OPEN and isinstance(end, OSError | MemoryError):
             self._server._report_not_begun(self.client_address, "transport", end)
             end = StopIteration()
         try:

@@ -44,6 +44,17 @@ class _AcceptedSocket(socket.socket):
         kind = type(cls.__name__, (cls,), {"__slots__": (), "family": family})
         return functools.partial(kind, family, socket.SOCK_STREAM, proto)
 
+    def setsockopt(self, *args: Any) -> None:
+        """Set an option. That Nagle's algorithm can't be switched off is no error: systems say so of a peer that is gone.
+
+        It would leave a transport of asyncio's half made, and in the way of all later ones with the same descriptor.
+        """
+        try:
+            super().setsockopt(*args)
+        except OSError:
+            if args[:2] != (socket.IPPROTO_TCP, socket.TCP_NODELAY):
+                raise
+
 
 class Listener:
     """Accepts for a server: calls `take(sock, address)` for each connection while `has_room()`, `failed(error)` where it can't.
@@ -80,9 +91,13 @@ class Listener:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
-        self._is_reading = True
-        # The number and not the object: uvloop keeps, and after close() warns of, a socket that it was given.
-        self._loop.add_reader(self.sock.fileno(), self._on_readable)
+        try:
+            # The number and not the object: uvloop keeps, and after close() warns of, a socket that it was given.
+            self._loop.add_reader(self.sock.fileno(), self._on_readable)
+        except OSError as error:  # of epoll: it watches no more for this user, or there is no memory
+            self._wait_a_while(error)
+        else:
+            self._is_reading = True
 
     def pause(self) -> None:
         """Leave new clients in the kernel's queue until resume()."""

@@ -436,21 +436,33 @@ class BaseServer:
     def _take(self, sock: socket.socket, address: Any, handler_class: Any = None) -> None:
         refused_for = self._admission.admit(address)
         if refused_for is not None:
-            sock.close()
-            stats = self._stats
-            stats.accepted += 1
-            stats.rejected += 1
-            stats.reasons[refused_for] += 1
-            log_end(address, "rejected", refused_for)
+            self._reject(sock, address, refused_for)
             return
         if handler_class is None:
             handler_class = self.RequestHandlerClass
-        if is_blocking(handler_class):
-            threaded = ThreadedConnection(self, self._thread_pool(), sock, address, handler_class)
-            self._add(threaded)
+        threaded = None
+        connection: Served
+        try:
+            if is_blocking(handler_class):
+                connection = threaded = ThreadedConnection(self, self._thread_pool(), sock, address, handler_class)
+            else:
+                connection = Connection(self, sock, address, handler_class)
+        except (OSError, MemoryError) as error:
+            self._admission.leave(address)
+            self._report_not_begun(address, "connection", error)
+            self._reject(sock, address, "handshake")
+            return
+        self._add(connection)
+        if threaded is not None:
             threaded.begin()
-        else:
-            self._add(Connection(self, sock, address, handler_class))
+
+    def _reject(self, sock: socket.socket, address: Any, reason: str) -> None:
+        sock.close()
+        stats = self._stats
+        stats.accepted += 1
+        stats.rejected += 1
+        stats.reasons[reason] += 1
+        log_end(address, "rejected", reason)
 
     def _thread_pool(self) -> ThreadPool:
         if self._threads is None:

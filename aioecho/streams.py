@@ -211,6 +211,23 @@ class StreamProtocol(Waiter, asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport, of a socket; TLS's takes its place later."""
         self.transport = self._socket_transport = self.reader._transport = cast(asyncio.Transport, transport)
+        if self.is_server_side and isinstance(self._loop, asyncio.SelectorEventLoop):
+            # It would begin to watch the socket in a callback of its own, where an error is nobody's: the connection would
+            # stay, and never hear of anything.
+            self.transport.pause_reading()
+
+    def begin_reading(self) -> None:
+        """Let a server's transport read.
+
+        Raises:
+            OSError: the loop can't watch its socket, as epoll has no room or no memory.
+        """
+        if isinstance(self._loop, asyncio.SelectorEventLoop):
+            try:
+                self.transport.resume_reading()
+            except OSError:
+                self.transport.abort()
+                raise
 
     def make_writer(self) -> StreamWriter:
         """Return a writer; to keep it here would tie the two into a cycle, for the garbage collector to undo."""

@@ -57,7 +57,7 @@ async def perform(kind: str, handler: Handler, peer: Handler) -> list[Any]:
         reader = asyncio.StreamReader(loop=loop)
         protocol: Any = asyncio.StreamReaderProtocol(reader, loop=loop)
     else:
-        protocol = StreamProtocol(loop, is_server_side=True)
+        protocol = StreamProtocol(loop, is_server_side=False)
         reader = protocol.reader
     transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
     stage = Stage(reader, transport, theirs)

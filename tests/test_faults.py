@@ -2,17 +2,19 @@
 
 import asyncio
 import contextlib
+import errno
 import gc
 import logging
 import os
 import queue
 import select
+import selectors
 import socket
 import struct
 import sys
 import threading
 import types
-from collections.abc import Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,102 @@ def reset(sock: socket.socket) -> None:
     """Close it so that the peer gets a reset."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
+
+
+# Of the system
+
+
+async def test_a_socket_that_refuses_an_option_is_served_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on systems that refuse TCP_NODELAY where the peer is gone already."""
+    refused = []
+    inherited = socket.socket.setsockopt
+
+    def setsockopt(self: socket.socket, level: int, option: int, *value: Any) -> None:
+        if self in accepted and (level, option) == (socket.IPPROTO_TCP, socket.TCP_NODELAY):
+            refused.append(self)
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        inherited(self, level, option, *value)
+
+    class Accepted:
+        def __contains__(self, sock: socket.socket) -> bool:
+            return sock.getsockname() == server.server_address
+
+    accepted = Accepted()
+    async with aioecho.TCPServer(ANYWHERE, Upper) as server:
+        monkeypatch.setattr(socket.socket, "setsockopt", setsockopt, raising=False)
+        for _ in range(5):
+            reader, writer = await asyncio.open_connection(*server.server_address)
+            writer.write(b"hello\n")
+            assert await reader.readline() == b"HELLO\n"
+            writer.close()
+            await settle(lambda: not server.connections)
+        assert server.stats.completed == 5
+        if isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop):
+            assert len(refused) == 5  # uvloop asks the system itself
+
+
+class FullSelector(selectors.EpollSelector):
+    """One that has no room for another descriptor, as often as it is told."""
+
+    refusals = 0
+
+    def register(self, *args: Any) -> Any:
+        if self.refusals:
+            self.refusals -= 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().register(*args)
+
+
+def ask(address: Any) -> bytes:
+    """Return the reply, b"" if there is none."""
+    with socket.create_connection(address, timeout=10) as sock, contextlib.suppress(ConnectionError):
+        sock.sendall(b"hello\n")
+        return sock.recv(100)
+    return b""
+
+
+def with_full_selector(test: Callable[[FullSelector], Coroutine[Any, Any, None]]) -> None:
+    selector, errors = FullSelector(), []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))
+        await test(selector)
+
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        runner.run(main())
+    assert not errors
+
+
+def test_a_connection_that_can_not_be_watched_is_closed_and_others_are_served(caplog: pytest.LogCaptureFixture) -> None:
+    """Epoll watches so many descriptors for a user, and no more."""
+
+    async def test(selector: FullSelector) -> None:
+        async with aioecho.TCPServer(ANYWHERE, Upper) as server:
+            for refusals in (0, 1, 0, 1, 1, 0):
+                selector.refusals = refusals  # the client is in another thread, and so needs none
+                reply = await asyncio.to_thread(ask, server.server_address)
+                assert reply == (b"" if refusals else b"HELLO\n")
+                await settle(lambda: not server.connections)
+            assert (server.stats.completed, server.stats.rejected) == (3, 3)
+            check_identity(server)
+
+    with_full_selector(test)
+    (record, *_) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "no transport with" in record.getMessage()
+
+
+def test_a_listener_that_can_not_be_watched_tries_again(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(selector: FullSelector) -> None:
+        async with aioecho.TCPServer(ANYWHERE, Upper) as server:
+            server.pause()
+            selector.refusals = 2
+            server.resume()
+            assert await asyncio.to_thread(ask, server.server_address) == b"HELLO\n"
+            assert not selector.refusals
+
+    with_full_selector(test)
+    (record, *_) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "for now: [Errno 28] No space left on device" in record.getMessage()
 
 
 # The end of the stream

@@ -63,6 +63,7 @@ async def make_pair(limit: int = 2**16) -> Pair:
     _, protocol = await loop.create_connection(
         lambda: StreamProtocol(loop, limit=limit, is_server_side=True), sock=ours
     )
+    protocol.begin_reading()
     return Pair(protocol, theirs)
 
 

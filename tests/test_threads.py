@@ -616,6 +616,32 @@ async def test_the_number_of_threads_may_be_changed_while_clients_wait() -> None
     check_identity(server)
 
 
+async def test_a_socket_that_can_not_be_made_blocking_is_closed_and_leaves_its_room(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    inherited = socket.socket.setblocking
+
+    def setblocking(self: socket.socket, flag: bool) -> None:
+        if flag:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        inherited(self, flag)
+
+    async with aioecho.serve(Upper, ANYWHERE, limits=aioecho.Limits(max_per_host=1)) as server:
+        for is_refused in (True, True, False):
+            with monkeypatch.context() as patch:
+                if is_refused:
+                    patch.setattr(socket.socket, "setblocking", setblocking)
+                reader, writer = await open_to(server)
+                writer.write(b"hello\n")
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.readline() == (b"" if is_refused else b"HELLO\n")
+            writer.close()
+            await settle(lambda: not server.connections)
+        assert (server.stats.completed, server.stats.rejected) == (1, 2)
+        check_identity(server)
+    assert "no connection with" in caplog.text
+
+
 async def test_the_limits_of_connections_apply() -> None:
     limits = aioecho.Limits(max_per_host=2)
     async with HeldServer(("127.0.0.1", 0), Held, limits=limits) as server:
