@@ -9,6 +9,7 @@ recvmsg() with room for ancillary data 0.92. So recvmsg() is for sockets that ar
 import asyncio
 import errno
 import logging
+import os
 import select
 import socket
 import struct
@@ -217,9 +218,13 @@ class DatagramSocket:
             self._retry.cancel()
             self._retry = None
         if not (self._is_closed or self._is_reading):
-            self._is_reading = self._reads_on = True
-            # The number and not the object: uvloop keeps, and after close() warns of, a socket that it was given.
-            self._loop.add_reader(self.sock.fileno(), self._on_readable)
+            try:
+                # The number and not the object: uvloop keeps, and after close() warns of, a socket that it was given.
+                self._loop.add_reader(self.sock.fileno(), self._on_readable)
+            except OSError as error:  # of epoll: it watches no more for this user, or there is no memory
+                self._wait_for_resources(error)
+            else:
+                self._is_reading = self._reads_on = True
 
     def pause(self) -> None:
         """Leave what comes to the kernel until resume(); also the rest of what is just being read."""
@@ -279,6 +284,9 @@ class DatagramSocket:
                 else:
                     data, address = receive(self._size)
             except (BlockingIOError, InterruptedError):
+                return False
+            except MemoryError:
+                self._wait_for_resources(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
                 return False
             except OSError as error:
                 if self._is_closed:

@@ -971,7 +971,10 @@ async def test_a_server_that_is_paused_leaves_datagrams_to_the_kernel(peer: Peer
         check(server)
 
 
-async def test_a_pause_holds_while_a_read_is_to_be_tried_again(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError(errno.ENOMEM, "no memory"), MemoryError()], ids=["system", "Python"])
+async def test_a_pause_holds_while_a_read_is_to_be_tried_again(
+    peer: Peer, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("aioecho.datagram_socket.RETRY_AFTER", 0.05)
 
     class Poor(socket.socket):
@@ -979,7 +982,7 @@ async def test_a_pause_holds_while_a_read_is_to_be_tried_again(peer: Peer, monke
 
         def recvfrom(self, *arguments: Any) -> Any:
             if self.is_poor:
-                raise OSError(errno.ENOMEM, "no memory")
+                raise error
             return super().recvfrom(*arguments)
 
     sock = Poor(socket.AF_INET, socket.SOCK_DGRAM)

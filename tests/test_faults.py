@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import aioecho
-from aioecho.echo import Echo, Upper
+from aioecho.echo import DatagramUpper, Echo, Upper
 from aioecho.loops import loop_factory
 
 ANYWHERE = ("127.0.0.1", 0)
@@ -89,6 +89,13 @@ def ask(address: Any) -> bytes:
     return b""
 
 
+def ask_by_datagram(address: Any) -> bytes:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(10)
+        sock.sendto(b"hello", address)
+        return sock.recv(100)
+
+
 def with_full_selector(test: Callable[[FullSelector], Coroutine[Any, Any, None]]) -> None:
     selector, errors = FullSelector(), []
 
@@ -119,13 +126,16 @@ def test_a_connection_that_can_not_be_watched_is_closed_and_others_are_served(ca
     assert "no transport with" in record.getMessage()
 
 
-def test_a_listener_that_can_not_be_watched_tries_again(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("is_datagram", [False, True], ids=["stream", "datagram"])
+def test_a_listener_that_can_not_be_watched_tries_again(is_datagram: bool, caplog: pytest.LogCaptureFixture) -> None:
     async def test(selector: FullSelector) -> None:
-        async with aioecho.TCPServer(ANYWHERE, Upper) as server:
+        server = aioecho.UDPServer(ANYWHERE, DatagramUpper) if is_datagram else aioecho.TCPServer(ANYWHERE, Upper)
+        async with server:
             server.pause()
             selector.refusals = 2
             server.resume()
-            assert await asyncio.to_thread(ask, server.server_address) == b"HELLO\n"
+            reply = await asyncio.to_thread(ask_by_datagram if is_datagram else ask, server.server_address)
+            assert reply == (b"HELLO" if is_datagram else b"HELLO\n")
             assert not selector.refusals
 
     with_full_selector(test)
