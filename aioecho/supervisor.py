@@ -210,9 +210,15 @@ class Supervisor:
     def _spawn(self, slot: Slot) -> WorkerProcess:
         """Start a worker process; OSError if that can't be done."""
         worker = start_worker(slot, self._order_file.fileno(), self._grace)
+        try:
+            self._loop.add_reader(worker.channel.sock.fileno(), self._hear, worker)
+        except OSError:  # of epoll, which has no room: nobody would hear of it
+            worker.process.kill()
+            worker.process.wait()
+            worker.channel.sock.close()
+            raise
         self._workers.add(worker)
         worker.give_up_after(START_PATIENCE, f"is not ready after {START_PATIENCE:g} s")
-        self._loop.add_reader(worker.channel.sock.fileno(), self._hear, worker)
         logger.debug("started %s", worker)
         return worker
 
