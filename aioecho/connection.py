@@ -165,7 +165,9 @@ class Connection(Driver[None]):
         seconds: float | None = getattr(timeouts, kind)
         until = inf if seconds is None else since + seconds
         if seconds is not None and now >= until:
-            reader.interrupt(ConnectionTimeout(kind, seconds))
+            # Unless what it waits for is there, and not read yet, as something has held the loop up.
+            if _kernel_count(self._sock, termios.FIONREAD) == 0:
+                reader.interrupt(ConnectionTimeout(kind, seconds))
             return 0
         if timeouts.max_age is not None and (kind == "idle" or timeouts.message is None):
             earliest = timeouts.max_age * (1 - timeouts.max_age_jitter)

@@ -582,6 +582,30 @@ async def test_a_message_ends_when_its_time_is_over_and_not_at_the_next_round() 
     in_time(max(took), message + 0.04, "a message")  # in rounds of a tenth of a second
 
 
+@pytest.mark.parametrize("begun", [b"", b"hel"], ids=["idle", "message"])
+async def test_a_loop_that_is_held_up_is_not_the_peers_fault(begun: bytes) -> None:
+    class Holding(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            async for line in self.reader:
+                if line == b"hold up\n":
+                    client.sendall(b"hello\n"[len(begun) :])
+                    time.sleep(0.8)  # as a handler does that is badly written
+                await self.send(line)
+
+    async with aioecho.TCPServer(ANYWHERE, Holding, timeouts=Timeouts(idle=0.5, message=0.5)) as server:
+        with socket.create_connection(server.server_address) as client:
+            client.sendall(b"so\n" + begun)
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            assert await loop.sock_recv(client, 100) == b"so\n"
+            reader, writer = await asyncio.open_connection(*server.server_address)
+            await asyncio.sleep(0.1)  # some rounds
+            writer.write(b"hold up\n")
+            assert await reader.readline() == b"hold up\n"
+            assert await loop.sock_recv(client, 100) == b"hello\n"
+            writer.close()
+
+
 async def test_what_is_written_to_one_that_waits_counts_from_then() -> None:
     """Its own handler waits for the peer and does not see that it takes nothing."""
     timeouts = Timeouts(idle=60, write=0.4, linger=None)
