@@ -165,8 +165,7 @@ class Connection(Driver[None]):
         seconds: float | None = getattr(timeouts, kind)
         until = inf if seconds is None else since + seconds
         if seconds is not None and now >= until:
-            # Unless what it waits for is there, and not read yet, as something has held the loop up.
-            if _kernel_count(self._sock, termios.FIONREAD) == 0:
+            if not self._is_about_to_read():
                 reader.interrupt(ConnectionTimeout(kind, seconds))
             return 0
         if timeouts.max_age is not None and (kind == "idle" or timeouts.message is None):
@@ -178,6 +177,10 @@ class Connection(Driver[None]):
                 return 0
             until = min(until, self.since + age)
         return until
+
+    def _is_about_to_read(self) -> bool:
+        """Tell whether more has come, and only waits for the loop, which something has held up, to read it."""
+        return self._protocol.is_socket_read() and _kernel_count(self._sock, termios.FIONREAD) > 0
 
     def idle_since(self, now: float) -> float | None:
         """Return since when, about, it has waited for the first byte of something; None if it does not."""

@@ -229,6 +229,10 @@ class StreamProtocol(Waiter, asyncio.Protocol):
                 self.transport.abort()
                 raise
 
+    def is_socket_read(self) -> bool:
+        """Tell whether the loop reads the socket: not while somebody has paused the transport."""
+        return self._socket_transport.is_reading()
+
     def make_writer(self) -> StreamWriter:
         """Return a writer; to keep it here would tie the two into a cycle, for the garbage collector to undo."""
         return StreamWriter(self.transport, self, self.reader, self._loop)

@@ -606,6 +606,20 @@ async def test_a_loop_that_is_held_up_is_not_the_peers_fault(begun: bytes) -> No
             writer.close()
 
 
+async def test_a_read_of_a_transport_that_is_paused_times_out_whatever_has_come() -> None:
+    class Pausing(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            self.writer.transport.pause_reading()  # and does not resume it
+            await self.reader.readline()
+
+    async with aioecho.TCPServer(ANYWHERE, Pausing, timeouts=Timeouts(idle=0.2)) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        await settle(lambda: server.stats.active == 1)
+        writer.write(b"hello\n")
+        await settle(lambda: server.stats.reasons["idle"] == 1)
+        writer.close()
+
+
 async def test_what_is_written_to_one_that_waits_counts_from_then() -> None:
     """Its own handler waits for the peer and does not see that it takes nothing."""
     timeouts = Timeouts(idle=60, write=0.4, linger=None)
