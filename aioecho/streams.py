@@ -225,8 +225,8 @@ class StreamProtocol(Waiter, asyncio.Protocol):
         if isinstance(self._loop, asyncio.SelectorEventLoop):
             try:
                 self.transport.resume_reading()
-            except OSError:
-                self.transport.abort()
+            except (OSError, MemoryError):
+                self.transport.abort()  # else it would be in the way of later ones with the same descriptor
                 raise
 
     def is_socket_read(self) -> bool:
