@@ -440,11 +440,10 @@ class BaseServer:
             return
         if handler_class is None:
             handler_class = self.RequestHandlerClass
-        threaded = None
-        connection: Served
+        connection: Connection | ThreadedConnection
         try:
             if is_blocking(handler_class):
-                connection = threaded = ThreadedConnection(self, self._thread_pool(), sock, address, handler_class)
+                connection = ThreadedConnection(self, self._thread_pool(), sock, address, handler_class)
             else:
                 connection = Connection(self, sock, address, handler_class)
         except (OSError, MemoryError) as error:
@@ -453,8 +452,8 @@ class BaseServer:
             self._reject(sock, address, "handshake")
             return
         self._add(connection)
-        if threaded is not None:
-            threaded.begin()
+        if isinstance(connection, ThreadedConnection):
+            connection.begin()
 
     def _reject(self, sock: socket.socket, address: Any, reason: str) -> None:
         sock.close()
