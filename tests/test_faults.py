@@ -46,16 +46,12 @@ async def test_a_socket_that_refuses_an_option_is_served_as_any_other(monkeypatc
     inherited = socket.socket.setsockopt
 
     def setsockopt(self: socket.socket, level: int, option: int, *value: Any) -> None:
-        if self in accepted and (level, option) == (socket.IPPROTO_TCP, socket.TCP_NODELAY):
+        is_accepted = self.getsockname() == server.server_address
+        if is_accepted and (level, option) == (socket.IPPROTO_TCP, socket.TCP_NODELAY):
             refused.append(self)
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         inherited(self, level, option, *value)
 
-    class Accepted:
-        def __contains__(self, sock: socket.socket) -> bool:
-            return sock.getsockname() == server.server_address
-
-    accepted = Accepted()
     async with aioecho.TCPServer(ANYWHERE, Upper) as server:
         monkeypatch.setattr(socket.socket, "setsockopt", setsockopt, raising=False)
         for _ in range(5):
