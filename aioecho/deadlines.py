@@ -15,8 +15,8 @@ from aioecho.config import Timeouts
 
 __all__ = ["Rounds"]
 
-# Rounds made within the shortest timeout. One notices what has begun since the last: so a timeout that nobody has a time for
-# counts from then, and ends by a twentieth too late at the most.
+# Rounds made within the shortest timeout. A wait whose beginning nobody has timed counts from the round that finds it: so it
+# ends too late by a twentieth at the most.
 ROUNDS_PER_TIMEOUT = 20
 
 # Seconds between two rounds: not so often that they are all that the loop does, and not so seldom that nobody sees them.
@@ -37,7 +37,7 @@ class Visited(Protocol):
         """From when on to visit it, in the loop's time."""
 
     def visit(self, now: float) -> float:
-        """Do what is due at `now`, the loop's time; return when the next may be, if that is known."""
+        """Do what is due at `now`, the loop's time; return when something will be next, or 0 if that is not known."""
 
 
 class Rounds:
