@@ -613,7 +613,7 @@ async def test_a_read_of_a_transport_that_is_paused_times_out_whatever_has_come(
             await self.reader.readline()
 
     async with aioecho.TCPServer(ANYWHERE, Pausing, timeouts=Timeouts(idle=0.2)) as server:
-        reader, writer = await asyncio.open_connection(*server.server_address)
+        _, writer = await asyncio.open_connection(*server.server_address)
         await settle(lambda: server.stats.active == 1)
         writer.write(b"hello\n")
         await settle(lambda: server.stats.reasons["idle"] == 1)
