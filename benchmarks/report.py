@@ -23,7 +23,7 @@ _METHOD = (
     "medians, their 95 % intervals by bootstrap over rounds.",
     "A row in which a message was lost is void. A row in which the generator used over 90 % of its processor is "
     "generator-bound: its figures are a lower bound for the server and give no ratio. At a fixed rate such a turn is "
-    f"first taken again, at most {RETAKES} times.",
+    f"first taken again, at most {RETAKES} times, and while the run has time to spare for that.",
     f"Capacity is what the slowest of a table's servers carried in closed loop just before, or {GENERATOR_RATE:,} "
     "messages a second if that is less: what the generator can send at fixed times.",
     "Closed loop hides stalls (while a server stands still nothing is sent), so compare latencies in the open-loop "

@@ -28,6 +28,9 @@ GENERATOR_RATE = 25_000
 # How often, at most, a turn at a fixed rate is taken again that was generator-bound: others use the machine too.
 RETAKES = 2
 
+# The most that turns taken again may add to a run, as a share of its time.
+RETAKEN_SHARE = 0.1
+
 Sample = dict[str, Any]  # one turn of one server at one cell, as in the data file
 
 
@@ -102,6 +105,7 @@ class _Run:
         self.report = report
         self.processors = choose_processors()
         self.behind_s = 0.0
+        self.retaking_s = RETAKEN_SHARE * plan.total_s  # left to take turns again
         self.ca_file: str | None = None
         self.left_out: set[str] = set()
         self.slowest: dict[tuple[object, ...], float] = {}
@@ -188,9 +192,10 @@ class _Run:
         if cell.fraction is not None:
             rate = cell.fraction * min(GENERATOR_RATE, self._find_slowest(cell, servers))
         figures = self._load(cell, servers[name], rate, self.plan.duration_s)
-        retaken = 0
-        while rate is not None and figures["generator_bound"] and retaken < RETAKES:
+        retaken, cost_s = 0, self.plan.cost_s(cell, name)
+        while rate is not None and figures["generator_bound"] and retaken < RETAKES and self.retaking_s >= cost_s:
             retaken += 1
+            self.retaking_s -= cost_s
             figures = {**self._load(cell, servers[name], rate, self.plan.duration_s), "retaken": retaken}
         return figures
 

@@ -242,12 +242,18 @@ def test_names_are_unique_and_modules_exist():
         assert (ROOT / "benchmarks" / "servers" / f"{server.module}.py").exists()
 
 
-def a_pass():
-    return runner._Run(Plan("full", (), 1, 1.0, 0.0), set(), lambda line: None, lambda text, seconds: None)
+RATE = Cell(scenario="rate", x=50, fraction=0.5, servers=("threading",))
 
 
-@pytest.mark.parametrize(("bound", "retaken"), [([], None), ([True], 1), ([True] * 9, runner.RETAKES)])
-def test_a_bound_turn_at_a_fixed_rate_is_taken_again(monkeypatch, bound, retaken):
+def a_pass(repeats=50):
+    return runner._Run(Plan("full", (RATE,), repeats, 1.0, 0.0), set(), lambda line: None, lambda text, seconds: None)
+
+
+@pytest.mark.parametrize(
+    ("bound", "repeats", "retaken"),
+    [([], 50, None), ([True], 50, 1), ([True] * 9, 50, runner.RETAKES), ([True] * 9, 15, 1), ([True] * 9, 1, None)],
+)
+def test_a_bound_turn_at_a_fixed_rate_is_taken_again_if_there_is_time(monkeypatch, bound, repeats, retaken):
     found = []
 
     def load(self, cell, process, rate, duration_s):
@@ -256,11 +262,11 @@ def test_a_bound_turn_at_a_fixed_rate_is_taken_again(monkeypatch, bound, retaken
         return {"errors": 0, "achieved_rate": 1000.0, "generator_bound": is_bound}
 
     monkeypatch.setattr(runner._Run, "_load", load)
-    servers, names = {"threading": None}, ("threading",)
-    figures = a_pass()._measure(Cell(scenario="rate", x=50, fraction=0.5, servers=names), servers, "threading")
+    servers = {"threading": None}
+    figures = a_pass(repeats)._measure(RATE, servers, "threading")
     assert (figures.get("retaken"), figures["generator_bound"]) == (retaken, found[-1])
     assert len(found) == 2 + (retaken or 0), "the first finds the capacity"
-    figures = a_pass()._measure(Cell(scenario="clients", x=1, servers=names), servers, "threading")
+    figures = a_pass()._measure(Cell(scenario="clients", x=1, servers=("threading",)), servers, "threading")
     assert figures["generator_bound"], "as fast as it goes the generator is bound because the server is quick"
     assert "retaken" not in figures
 
