@@ -9,7 +9,6 @@ recvmsg() with room for ancillary data 0.92. So recvmsg() is for sockets that ar
 import asyncio
 import errno
 import logging
-import os
 import select
 import socket
 import struct
@@ -22,6 +21,7 @@ from aioecho.binding import BoundSocket
 from aioecho.logs import BoundedLog
 from aioecho.pktinfo import ROOM_FOR_PKTINFO, Ancillary, address_of, enable_pktinfo, source_from
 from aioecho.stats import DatagramStats
+from aioecho.watch import OUT_OF_RESOURCES, ReadWatch, as_os_error
 
 __all__ = ["DatagramSocket", "DatagramTransport", "connected_probe", "is_writable"]
 
@@ -30,11 +30,6 @@ logger = logging.getLogger("aioecho.datagram_socket")
 # More in one turn of the loop would make handlers that wait for something else wait longer. A turn that finds as many as it
 # looked for looks for twice as many the next time: a lone datagram costs one read.
 READS_PER_TURN = 64
-
-# Seconds until reading is tried again after it failed for want of memory.
-RETRY_AFTER = 0.1
-
-OUT_OF_RESOURCES = {errno.ENOBUFS, errno.ENOMEM}
 
 # The socket module does not have it.
 SO_MEMINFO = 55 if sys.platform == "linux" else None
@@ -188,9 +183,9 @@ class DatagramSocket:
         self._done = done
         self._patience = patience
         self._loop = asyncio.get_running_loop()
+        self._watch = ReadWatch(sock, self._on_readable)
         self._reads = 1
-        self._is_reading = self._reads_on = self._is_closed = False
-        self._retry: asyncio.TimerHandle | None = None
+        self._reads_on = self._is_closed = False
         self._log = BoundedLog(logger, logging.WARNING)
         self._send_log = BoundedLog(logger, logging.DEBUG)
         self._kernel_drops = 0
@@ -214,27 +209,18 @@ class DatagramSocket:
 
     def resume(self) -> None:
         """Read from now on."""
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
-        if not (self._is_closed or self._is_reading):
+        if not self._is_closed:
             try:
-                # The number and not the object: uvloop keeps, and after close() warns of, a socket that it was given.
-                self._loop.add_reader(self.sock.fileno(), self._on_readable)
-            except OSError as error:  # of epoll: it watches no more for this user, or there is no memory
-                self._wait_for_resources(error)
+                self._watch.start()
+            except OSError as error:
+                self._wait_a_while(error)
             else:
-                self._is_reading = self._reads_on = True
+                self._reads_on = True
 
     def pause(self) -> None:
         """Leave what comes to the kernel until resume(); also the rest of what is just being read."""
         self._reads_on = False
-        if self._is_reading:
-            self._is_reading = False
-            self._loop.remove_reader(self.sock.fileno())
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
+        self._watch.stop()
 
     def stop(self, *, leave_queue: bool = False) -> None:
         """Read what has come by now, and then no more. It can still send.
@@ -285,14 +271,12 @@ class DatagramSocket:
                     data, address = receive(self._size)
             except (BlockingIOError, InterruptedError):
                 return False
-            except MemoryError:
-                self._wait_for_resources(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
-                return False
-            except OSError as error:
+            except (OSError, MemoryError) as caught:
                 if self._is_closed:
                     return False
+                error = as_os_error(caught)
                 if error.errno in OUT_OF_RESOURCES:
-                    self._wait_for_resources(error)
+                    self._wait_a_while(error)
                     return False
                 # What an ICMP message told of a datagram that was sent before: it is not about the next one.
                 self.stats.receive_errors += 1
@@ -306,15 +290,14 @@ class DatagramSocket:
 
     def _watch_again(self) -> None:
         # An error that waits in a socket, which takes one that is connected, makes libuv stop watching it (1.48).
-        if self._is_reading:
+        if self._watch.is_on:
             self.pause()
             self.resume()
 
-    def _wait_for_resources(self, error: OSError) -> None:
-        # The socket stays readable, so the loop would spin if it went on watching.
+    def _wait_a_while(self, error: OSError) -> None:
         self.stats.receive_errors += 1
-        self.pause()
-        self._retry = self._loop.call_later(RETRY_AFTER, self.resume)
+        self._reads_on = False
+        self._watch.rest(self.resume)
         self._log.report("cannot read from %s for now: %s", self.bound.name, error)
 
     def _transport_for(self, ancillary: Ancillary) -> DatagramTransport:

@@ -11,21 +11,15 @@ from typing import Any
 
 from aioecho.binding import BoundSocket
 from aioecho.logs import BoundedLog
+from aioecho.watch import OUT_OF_RESOURCES, ReadWatch, as_os_error
 
-__all__ = ["OUT_OF_RESOURCES", "Listener"]
+__all__ = ["Listener"]
 
 logger = logging.getLogger("aioecho.listener")
 
 # More in one turn of the loop would make live connections wait; a burst of clients is taken in over several turns. A
 # turn that finds as many as it looked for looks for twice as many the next time: a lone client costs one accept().
 ACCEPTS_PER_TURN = 64
-
-# How long to wait, in seconds, before accepting is tried again after it failed for want of something. A client waits as
-# long at the most after a descriptor has come free elsewhere in the process; one of our own is noticed at once.
-RETRY_AFTER = 0.1
-
-OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-"""What accept() fails with for want of something that comes free again: descriptors, memory."""
 
 
 class _AcceptedSocket(socket.socket):
@@ -76,37 +70,24 @@ class Listener:
         self._take = take
         self._has_room = has_room
         self._failed = failed
+        self._watch = ReadWatch(bound.sock, self._on_readable)
         self._loop = asyncio.get_running_loop()
         self._make_socket = _AcceptedSocket.factory(bound.sock)
         self._accepts = 1
-        self._is_reading = False
         self._is_closed = False
-        self._retry: asyncio.TimerHandle | None = None
         self._log = BoundedLog(logger, logging.WARNING)
 
     def resume(self) -> None:
         """Accept from now on, as long as there is room."""
-        if self._is_closed or self._is_reading or not self._has_room():
-            return
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
-        try:
-            # The number and not the object: uvloop keeps, and after close() warns of, a socket that it was given.
-            self._loop.add_reader(self.sock.fileno(), self._on_readable)
-        except OSError as error:  # of epoll: it watches no more for this user, or there is no memory
-            self._wait_a_while(error)
-        else:
-            self._is_reading = True
+        if not self._is_closed and self._has_room():
+            try:
+                self._watch.start()
+            except OSError as error:
+                self._wait_a_while(error)
 
     def pause(self) -> None:
         """Leave new clients in the kernel's queue until resume()."""
-        if self._is_reading:
-            self._is_reading = False
-            self._loop.remove_reader(self.sock.fileno())
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
+        self._watch.stop()
 
     def close(self, *, backlog: int, leave_queue: bool = False) -> None:
         """Take in the clients that the kernel has queued, at most `backlog` and one, and close the socket.
@@ -144,8 +125,7 @@ class Listener:
             except (OSError, MemoryError) as caught:
                 if fd >= 0:  # it could not be made a socket
                     os.close(fd)
-                # Python's own want of memory is likewise.
-                error = caught if isinstance(caught, OSError) else OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+                error = as_os_error(caught)
                 # EINVAL: somebody has shut the socket down, perhaps another process that has it too.
                 if error.errno in OUT_OF_RESOURCES or error.errno == errno.EINVAL:
                     self._wait_a_while(error)
@@ -160,11 +140,5 @@ class Listener:
         return True
 
     def _wait_a_while(self, error: OSError) -> None:
-        # The socket stays readable, so the loop would spin if it went on watching.
-        self.pause()
-        self._retry = self._loop.call_later(RETRY_AFTER, self._end_wait)
+        self._watch.rest(self.resume)
         self._log.report("cannot accept on %s for now: %s", self.bound.name, error)
-
-    def _end_wait(self) -> None:
-        self._retry = None
-        self.resume()

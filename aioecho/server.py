@@ -21,12 +21,13 @@ from aioecho.drain import DEFAULT_GRACE, Drain, Served, check_grace
 from aioecho.endpoints import Endpoint, InheritedEndpoint, TCPEndpoint, UnixEndpoint, parse_endpoint
 from aioecho.exceptions import ConnectionTimeout
 from aioecho.kinds import check_handler_class, check_kind, is_blocking, undo_partial
-from aioecho.listener import OUT_OF_RESOURCES, Listener
+from aioecho.listener import Listener
 from aioecho.logs import BoundedLog
 from aioecho.reader import StreamReader
 from aioecho.stats import DrainReport, Stats
 from aioecho.threads import Begun, ThreadPool
 from aioecho.tls import FOR_EVER
+from aioecho.watch import OUT_OF_RESOURCES
 
 __all__ = ["BaseServer", "TCPServer", "UnixStreamServer"]
 

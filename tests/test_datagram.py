@@ -975,7 +975,7 @@ async def test_a_server_that_is_paused_leaves_datagrams_to_the_kernel(peer: Peer
 async def test_a_pause_holds_while_a_read_is_to_be_tried_again(
     peer: Peer, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aioecho.datagram_socket.RETRY_AFTER", 0.05)
+    monkeypatch.setattr("aioecho.watch.RETRY_AFTER", 0.05)
 
     class Poor(socket.socket):
         is_poor = True

@@ -1,0 +1,68 @@
+"""Watching a socket for something to be read, until there is a want of something, and again a little later."""
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable
+
+__all__ = ["OUT_OF_RESOURCES", "ReadWatch", "as_os_error"]
+
+# Seconds until what failed for want of something is tried again. A client waits as long at the most after a descriptor has
+# come free elsewhere in the process; one of our own is noticed at once.
+RETRY_AFTER = 0.1
+
+OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+"""What a call fails with for want of something that comes free again: descriptors, memory."""
+
+
+def as_os_error(error: OSError | MemoryError) -> OSError:
+    """Return Python's own want of memory as the system's; other errors as they are."""
+    return error if isinstance(error, OSError) else OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+
+class ReadWatch:
+    """Calls `on_readable` whenever the loop finds `sock` readable, between start() and stop().
+
+    All methods may be called in any state, and more than once.
+    """
+
+    __slots__ = ("_loop", "_on_readable", "_retry", "_sock", "is_on")
+
+    def __init__(self, sock: socket.socket, on_readable: Callable[[], None]) -> None:
+        self._sock = sock
+        self._on_readable = on_readable
+        self._loop = asyncio.get_running_loop()
+        self._retry: asyncio.TimerHandle | None = None
+        self.is_on = False
+
+    def start(self) -> None:
+        """Watch from now on.
+
+        Raises:
+            OSError: epoll watches no more for this user, or there is no memory.
+        """
+        if not self.is_on:
+            self._give_up_retry()
+            # The number and not the object: uvloop keeps, and after close() warns of, a socket that it was given.
+            self._loop.add_reader(self._sock.fileno(), self._on_readable)
+            self.is_on = True
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self._give_up_retry()
+        if self.is_on:
+            self.is_on = False
+            self._loop.remove_reader(self._sock.fileno())
+
+    def rest(self, then: Callable[[], None]) -> None:
+        """Watch no more, as the socket stays readable and the loop would spin; call `then` in a while, if neither start()
+        nor stop() comes before.
+        """
+        self.stop()
+        self._retry = self._loop.call_later(RETRY_AFTER, then)
+
+    def _give_up_retry(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
