@@ -1,15 +1,11 @@
 """One connection's life: a transport for the accepted socket, its handler, and the end in good order."""
 
 import asyncio
-import fcntl
 import inspect
 import logging
 import random
 import socket
 import ssl as ssl_module
-import struct
-import sys
-import termios
 from collections.abc import Awaitable, Callable
 from math import inf
 from types import CoroutineType
@@ -19,6 +15,16 @@ from aioecho.config import Timeouts
 from aioecho.driver import Driver
 from aioecho.exceptions import ConnectionTimeout
 from aioecho.handlers import BaseRequestHandler
+from aioecho.kernel import (
+    BYTES_ACKED,
+    LAST_ACK_RECV,
+    LAST_DATA_RECV,
+    TICK,
+    nothing_more_of,
+    tcp_info,
+    unacknowledged,
+    unread,
+)
 from aioecho.reader import StreamReader
 from aioecho.streams import (
     CountingStreamProtocol,
@@ -40,18 +46,8 @@ FRESH = 0.1
 # The same where other processes serve on (`leaves_queue`), so that nobody waits for it: a stalled client is not lost either.
 FRESH_AMONG_OTHERS = 0.5
 
-# The least that either loop takes from a full socket in one read, in bytes.
-LEAST_READ = 2**16
-
-
 # The part of a full kernel's buffer that a kernel sends a peer that takes nothing: to probe its window. More is progress.
 PROBES = 1 / 16
-
-# Where the kernel tells these in its struct tcp_info, and how wide they are.
-BYTES_ACKED, LAST_DATA_RECV, LAST_ACK_RECV = (120, "=Q"), (52, "=I"), (56, "=I")
-
-# Seconds. The kernel tells times no more exactly than its timer ticks.
-TICK = 0.01
 
 # The stages of a connection's life: its transport is made, what comes before handle() is waited for, and the methods run.
 OPEN, PREPARE, HANDLE, FINISH = range(4)
@@ -180,7 +176,7 @@ class Connection(Driver[None]):
 
     def _is_about_to_read(self) -> bool:
         """Tell whether more has come, and only waits for the loop, which something has held up, to read it."""
-        return self._protocol.is_socket_read() and _kernel_count(self._sock, termios.FIONREAD) > 0
+        return self._protocol.is_socket_read() and unread(self._sock) > 0
 
     def idle_since(self, now: float) -> float | None:
         """Return since when, about, it has waited for the first byte of something; None if it does not."""
@@ -188,7 +184,7 @@ class Connection(Driver[None]):
         if wait is None or wait[0] != "idle":
             return None
         # The visits that the reader goes by are a second apart; the kernel knows when a TCP peer's last data came.
-        milliseconds = _tcp_info(self._sock, LAST_DATA_RECV)
+        milliseconds = tcp_info(self._sock, LAST_DATA_RECV)
         return wait[1] if milliseconds is None else now - milliseconds / 1000
 
     def cut(self, reason: str) -> None:
@@ -215,8 +211,8 @@ class Connection(Driver[None]):
         if seconds is None or not self._is_unsent(protocol):
             self._stalled = None
             return inf
-        below = _kernel_count(self._sock, termios.TIOCOUTQ)
-        acked = _tcp_info(self._sock, BYTES_ACKED)
+        below = unacknowledged(self._sock)
+        acked = tcp_info(self._sock, BYTES_ACKED)
         if acked is not None:
             # Not by what is left, of which there may be more and more although the peer takes some.
             if self._stalled is None:
@@ -225,7 +221,7 @@ class Connection(Driver[None]):
                 since, acked_then, _ = self._stalled
             if acked_then is None or acked - acked_then > below * PROBES:
                 # It took some, at the latest when the kernel last heard of it; later than that it can only be a probe.
-                silent = (_tcp_info(self._sock, LAST_ACK_RECV) or 0) / 1000 - TICK
+                silent = (tcp_info(self._sock, LAST_ACK_RECV) or 0) / 1000 - TICK
                 since, acked_then = min(now, max(since, now - silent)), acked
             self._stalled = (since, acked_then, 0)
         else:
@@ -258,7 +254,7 @@ class Connection(Driver[None]):
             self._end_stream()
 
     def _end_stream(self) -> None:
-        self._protocol.reader.end_when(_nothing_more_of(self._sock))
+        self._protocol.reader.end_when(nothing_more_of(self._sock))
 
     def stop(self) -> None:
         """Cancel what runs, the handler mostly."""
@@ -474,7 +470,7 @@ class Connection(Driver[None]):
 
     def _is_unsent(self, protocol: StreamProtocol) -> bool:
         """Tell whether data waits that the kernel has not taken, or, with TLS, that the peer's has not."""
-        return protocol.unsent() > 0 or (protocol.is_tls and _kernel_count(self._sock, termios.TIOCOUTQ) > 0)
+        return protocol.unsent() > 0 or (protocol.is_tls and unacknowledged(self._sock) > 0)
 
     def _start_linger(self, protocol: StreamProtocol) -> None:
         seconds = self._timeouts().linger
@@ -509,44 +505,3 @@ def log_end(
         facts,
         extra=facts,
     )
-
-
-def _nothing_more_of(sock: socket.socket) -> Callable[[], bool]:
-    """Return what tells, whenever a stream waits with an empty buffer, that all that was sent by now has been read.
-
-    Asked rather than counted: what is in the socket now has been read after so many reads as it takes at the most, or
-    when the socket is empty. One who never stops sending does not put the end off.
-    """
-    unread = _kernel_count(sock, termios.FIONREAD)
-    reads_left = -(-unread // LEAST_READ)
-
-    def no_more_comes() -> bool:
-        nonlocal reads_left
-        if reads_left == 0 or _kernel_count(sock, termios.FIONREAD) == 0:
-            return True
-        reads_left -= 1
-        return False
-
-    return no_more_comes
-
-
-def _kernel_count(sock: socket.socket, request: int) -> int:
-    """Return the bytes that wait in a socket, to be read (FIONREAD) or acknowledged (TIOCOUTQ); 0 if it is closed."""
-    try:
-        count: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), request, b"\0\0\0\0"))[0]
-    except (OSError, ValueError):
-        return 0
-    return count
-
-
-def _tcp_info(sock: socket.socket, field: tuple[int, str]) -> int | None:
-    """Return a field of what the kernel knows of a TCP connection; None for other sockets, and on other systems."""
-    if not sys.platform.startswith("linux"):
-        return None
-    start, layout = field
-    end = start + struct.calcsize(layout)
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, end)
-    except OSError:
-        return None
-    return int(struct.unpack_from(layout, info, start)[0]) if len(info) >= end else None

@@ -11,13 +11,12 @@ import errno
 import logging
 import select
 import socket
-import struct
-import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
 from aioecho.binding import BoundSocket
+from aioecho.kernel import datagram_memory
 from aioecho.logs import BoundedLog
 from aioecho.pktinfo import ROOM_FOR_PKTINFO, Ancillary, address_of, enable_pktinfo, source_from
 from aioecho.stats import DatagramStats
@@ -30,12 +29,6 @@ logger = logging.getLogger("aioecho.datagram_socket")
 # More in one turn of the loop would make handlers that wait for something else wait longer. A turn that finds as many as it
 # looked for looks for twice as many the next time: a lone datagram costs one read.
 READS_PER_TURN = 64
-
-# The socket module does not have it.
-SO_MEMINFO = 55 if sys.platform == "linux" else None
-
-# What SO_MEMINFO gives, of which the first is the bytes that wait to be read and the last the datagrams dropped so far.
-MEMINFO = struct.Struct("@9I")
 
 # Bytes that a datagram takes up in the kernel at the least, however short it is.
 LEAST_TAKEN = 512
@@ -236,7 +229,7 @@ class DatagramSocket:
         # Never more than now take up its memory: one who never stops sending does not put the end off.
         is_unix = self.sock.family == socket.AF_UNIX
         try:
-            self._read(QUEUED_BY_UNIX if is_unix else _memory(self.sock)[0] // LEAST_TAKEN + 1)
+            self._read(QUEUED_BY_UNIX if is_unix else datagram_memory(self.sock)[0] // LEAST_TAKEN + 1)
         finally:
             self._done()
         self.pause()
@@ -335,7 +328,7 @@ class DatagramSocket:
         the drops after the last one. It is the same counter.
         """
         if not self._is_closed:
-            drops = _memory(self.sock)[-1]
+            drops = datagram_memory(self.sock)[1]
             if not is_start:
                 self.stats.kernel_drops += (drops - self._kernel_drops) % 2**32
             self._kernel_drops = drops
@@ -411,13 +404,3 @@ def _is_connected(sock: socket.socket) -> bool:
     except OSError:
         return False
     return True
-
-
-def _memory(sock: socket.socket) -> tuple[int, ...]:
-    """Return what the kernel tells of a socket's memory: first the bytes to be read, last the datagrams dropped."""
-    if SO_MEMINFO is not None:
-        try:
-            return MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, MEMINFO.size))
-        except (OSError, struct.error):  # a kernel of before 4.12
-            pass
-    return (sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF), 0)

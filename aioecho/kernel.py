@@ -1,0 +1,96 @@
+"""What the kernel tells of a socket: what waits in it, and how its peer is doing."""
+
+import fcntl
+import socket
+import struct
+import sys
+import termios
+from collections.abc import Callable
+
+__all__ = [
+    "BYTES_ACKED",
+    "LAST_ACK_RECV",
+    "LAST_DATA_RECV",
+    "TICK",
+    "datagram_memory",
+    "nothing_more_of",
+    "tcp_info",
+    "unacknowledged",
+    "unread",
+]
+
+# Where it tells these in its struct tcp_info (linux/tcp.h), and how wide they are. The times are in milliseconds.
+BYTES_ACKED, LAST_DATA_RECV, LAST_ACK_RECV = (120, "=Q"), (52, "=I"), (56, "=I")
+
+# Seconds. It tells times no more exactly than its timer ticks.
+TICK = 0.01
+
+# The socket module does not have it.
+SO_MEMINFO = 55 if sys.platform == "linux" else None
+
+# What SO_MEMINFO gives, of which the first is the bytes that wait to be read and the last the datagrams dropped so far.
+MEMINFO = struct.Struct("@9I")
+
+# The least that either loop takes from a full socket in one read, in bytes.
+LEAST_READ = 2**16
+
+
+def unread(sock: socket.socket) -> int:
+    """Return the bytes that have come and wait to be read; 0 if the socket is closed."""
+    return _count(sock, termios.FIONREAD)
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """Return the bytes that were sent and that the peer's kernel has not acknowledged; 0 if the socket is closed."""
+    return _count(sock, termios.TIOCOUTQ)
+
+
+def _count(sock: socket.socket, request: int) -> int:
+    try:
+        count: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), request, b"\0\0\0\0"))[0]
+    except (OSError, ValueError):
+        return 0
+    return count
+
+
+def nothing_more_of(sock: socket.socket) -> Callable[[], bool]:
+    """Return what tells, whenever a stream waits with an empty buffer, that all that was sent by now has been read.
+
+    Asked rather than counted: what is in the socket now has been read after so many reads as it takes at the most, or
+    when the socket is empty. One who never stops sending does not put the end off.
+    """
+    reads_left = -(-unread(sock) // LEAST_READ)
+
+    def no_more_comes() -> bool:
+        nonlocal reads_left
+        if reads_left == 0 or unread(sock) == 0:
+            return True
+        reads_left -= 1
+        return False
+
+    return no_more_comes
+
+
+def tcp_info(sock: socket.socket, field: tuple[int, str]) -> int | None:
+    """Return a field of what is known of a TCP connection; None for other sockets, and on other systems."""
+    if not sys.platform.startswith("linux"):
+        return None
+    start, layout = field
+    end = start + struct.calcsize(layout)
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, end)
+    except OSError:
+        return None
+    return int(struct.unpack_from(layout, info, start)[0]) if len(info) >= end else None
+
+
+def datagram_memory(sock: socket.socket) -> tuple[int, int]:
+    """Return the bytes of memory that unread datagrams take up in a socket, or can, and how many it has dropped so far."""
+    if SO_MEMINFO is not None:
+        try:
+            told = MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, MEMINFO.size))
+        except (OSError, struct.error):  # a kernel of before 4.12
+            pass
+        else:
+            return told[0], told[-1]
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF), 0
