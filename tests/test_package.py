@@ -30,6 +30,8 @@ ORDER = (
     "systemd",
     "endpoints",
     "binding",
+    "watch",
+    "kernel",
     "driver",
     "reader",
     "tls",
@@ -74,7 +76,7 @@ CLIENTS = {
     *("client", "load", "load_cli", "load_datagrams", "load_engine", "load_report", "load_settings", "load_streams"),
 }
 SERVERS = {
-    *("binding", "kinds"),
+    *("binding", "watch", "kernel", "kinds"),
     *("handlers", "connection", "admission", "deadlines", "drain", "listener", "threads", "blocking", "server"),
     *("pktinfo", "datagram_socket", "blocking_datagram", "exchange", "session", "datagram", "serving", "background"),
     *("worker", "processes", "supervisor", "workers", "echo"),
