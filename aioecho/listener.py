@@ -79,7 +79,7 @@ class Listener:
 
     def resume(self) -> None:
         """Accept from now on, as long as there is room."""
-        if not self._is_closed and self._has_room():
+        if not self._is_closed and not self._watch.is_on and self._has_room():
             try:
                 self._watch.start()
             except OSError as error:

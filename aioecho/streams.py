@@ -9,10 +9,10 @@ import socket
 import ssl as ssl_module
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import Any, cast
 
-from aioecho.driver import Waiter
+from aioecho.driver import Waiter, steps
 from aioecho.reader import DEFAULT_LIMIT, Buffer, StreamReader
 from aioecho.tls import FOR_EVER, start_tls
 
@@ -186,6 +186,7 @@ class StreamProtocol(Waiter, asyncio.Protocol):
     )
 
     transport: asyncio.Transport
+    _socket_transport: asyncio.Transport
 
     counts = False
     bytes_in = bytes_out = 0
@@ -214,13 +215,14 @@ class StreamProtocol(Waiter, asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport, of a socket; TLS's takes its place later."""
-        self.transport = self._socket_transport = self.reader._transport = cast(asyncio.Transport, transport)
+        made: Any = transport
+        self.transport = self._socket_transport = self.reader._transport = made
         if isinstance(self._loop, asyncio.SelectorEventLoop):
-            cast(Any, transport).max_size = READ_BYTES
+            made.max_size = READ_BYTES
             if self.is_server_side:
                 # It would begin to watch the socket in a callback of its own, where an error is nobody's: the connection
                 # would stay, and never hear of anything.
-                self.transport.pause_reading()
+                made.pause_reading()
 
     def begin_reading(self) -> None:
         """Let a server's transport read.
@@ -360,6 +362,8 @@ class StreamProtocol(Waiter, asyncio.Protocol):
             reader.set_exception(exc)
         elif not reader._eof:
             reader.feed_eof()
+        else:
+            reader._wakeup_waiter()  # wait_end()
         if self.item is not None:
             reader._keep_item()
         reader._news = None  # type: ignore[assignment] # no read waits any more, and without the cycle both go at once
@@ -381,6 +385,18 @@ class StreamProtocol(Waiter, asyncio.Protocol):
                 await waiting
             finally:
                 self._waiting_to_write = tuple(each for each in self._waiting_to_write if each is not waiting)
+
+    @steps
+    def wait_end(self) -> Generator[Any, None, None]:
+        """Wait until the peer has closed its direction, or the connection is lost. To be called after discard()."""
+        reader = self.reader
+        while not (self.peer_has_closed or self.is_lost):
+            reader._awaited = self
+            try:
+                yield self
+            finally:
+                reader._awaited = reader._unawaited
+            self.item = None  # what the peer still sends
 
     async def wait_lost(self) -> None:
         """Wait until the connection is closed, or broke."""

@@ -20,6 +20,7 @@ from conftest import check_identity, settle
 import aioecho
 from aioecho import endpoints
 from aioecho.datagram_socket import DatagramSocket
+from aioecho.client import connect
 from aioecho.echo import DatagramEcho, Echo, Upper
 from aioecho.listener import Listener
 
@@ -402,6 +403,55 @@ async def test_the_linger_may_be_the_handler_classs_own() -> None:
     async with aioecho.TCPServer(("127.0.0.1", 0), kind, timeouts=aioecho.Timeouts(linger=60)) as server:
         with socket.create_connection(server.server_address):
             await settle(lambda: server.stats.completed == 1)
+
+
+async def test_who_lingers_is_not_idle_and_has_its_reply_whatever_comes_then() -> None:
+    async def handle(self: Any) -> None:
+        await self.send(b"bye")
+
+    timeouts = aioecho.Timeouts(idle=0.05, linger=60)
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler(handle), timeouts=timeouts) as server:
+        with socket.create_connection(server.server_address) as sock:
+            await settle(lambda: server.connections)
+            (connection,) = server.connections
+            await asyncio.sleep(0.2)  # time is the subject: some rounds of the shortest timeout
+            assert connection in server.connections
+            assert connection.idle_since(asyncio.get_running_loop().time()) is None
+            await server.shutdown(grace=0.05)
+            assert not server.connections
+            sock.settimeout(5)
+            assert (sock.recv(100), sock.recv(100)) == (b"bye", b"")
+        assert server.stats.completed == server.stats.reasons["finished"] == 1
+        check_identity(server)
+
+
+@pytest.mark.parametrize("is_first", [False, True], ids=["its peer closes first", "it closes first"])
+async def test_a_handler_that_waits_for_another_stream_last_ends_as_any_other(is_first: bool) -> None:
+    """It is stepped by what comes there, and so ends there, but has its own peer to wait for."""
+
+    async def relay(self: Any) -> None:
+        line = await self.reader.readline()
+        reader, writer = await connect(behind.names[0])
+        writer.write(line)
+        await self.send(await reader.readline())
+        writer.close()
+        await reader.read()
+
+    async with (
+        aioecho.TCPServer(("127.0.0.1", 0), Upper) as behind,
+        aioecho.TCPServer(("127.0.0.1", 0), handler(relay), timeouts=aioecho.Timeouts(linger=60)) as server,
+    ):
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        writer.write(b"hello\n")
+        if is_first:
+            assert await reader.read() == b"HELLO\n"
+        else:
+            writer.write_eof()
+            assert await reader.readline() == b"HELLO\n"
+        writer.close()
+        await settle(lambda: not server.connections)
+        assert server.stats.completed == server.stats.reasons["finished"] == 1
+        check_identity(server)
 
 
 async def test_who_piles_up_what_it_writes_and_returns_is_cut_off_and_counted_so() -> None:
