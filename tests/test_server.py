@@ -19,8 +19,8 @@ from conftest import check_identity, settle
 
 import aioecho
 from aioecho import endpoints
-from aioecho.datagram_socket import DatagramSocket
 from aioecho.client import connect
+from aioecho.datagram_socket import DatagramSocket
 from aioecho.echo import DatagramEcho, Echo, Upper
 from aioecho.listener import Listener
 
