@@ -6,13 +6,13 @@ import logging
 import random
 import socket
 import ssl as ssl_module
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable
 from math import inf
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from aioecho.config import Timeouts
-from aioecho.driver import Driver, steps
+from aioecho.driver import Driver
 from aioecho.exceptions import ConnectionTimeout
 from aioecho.handlers import BaseRequestHandler
 from aioecho.kernel import (
@@ -292,8 +292,8 @@ class Connection(Driver[None]):
                     self._stage = HANDLE
                     if self.handler is not None:
                         return self._handle()
-                elif self._stage == HANDLE and (leaving := self.right_after(end)) is not None:
-                    return leaving
+                elif self._stage == HANDLE:
+                    self.note_end(end)
             except BaseException as error:
                 end = error
         if self._stage == OPEN and isinstance(end, OSError | MemoryError):
@@ -307,44 +307,20 @@ class Connection(Driver[None]):
         finally:
             del end  # whose traceback refers to this frame
 
-    def right_after(self, end: BaseException) -> Coroutine[Any, Any, None] | None:
-        """Close, if handle() has returned and nothing is unsent or to be cleaned up: most often.
-
-        Return what waits until the peer has closed too, if it has not.
-        """
+    def note_end(self, end: BaseException) -> None:
+        """Close, if handle() has returned, the peer has closed, and nothing is unsent or to be cleaned up: most often."""
         protocol = self._protocol
         if (
             type(end) is StopIteration
             and self._stage == HANDLE
+            and protocol.peer_has_closed
             and not (protocol.is_lost or protocol.is_tls or self._is_cut_off or protocol.cut_for is not None)
             and type(self.handler).finish is BaseRequestHandler.finish
             and protocol.transport.get_write_buffer_size() == 0
         ):
             self.outcome, self.reason = "completed", "finished"
             self._stage = FINISH
-            if not (protocol.peer_has_closed or protocol.transport.is_closing()):
-                return self._leave()
             protocol.transport.close()  # the loop has closed the socket by the time that the end is accounted for
-        return None
-
-    @steps
-    def _leave(self) -> Generator[Any, None, None]:
-        """Close when the peer has closed too, and until then drop what it still sends: a reset could cost it the reply."""
-        protocol = self._protocol
-        assert self.request is not None
-        self.request[1].write_eof()
-        protocol.discard()
-        self._start_linger(protocol)
-        try:
-            yield from protocol.wait_end().__await__()
-            protocol.transport.close()
-        except asyncio.CancelledError:
-            self._cut_short(protocol)
-            yield from protocol.wait_lost().__await__()
-            raise
-        finally:
-            self._stop_linger()
-            self._note_cut()
 
     def _prepare(self) -> Awaitable[None] | None:
         """Make the handler, if all goes well; return what has to be awaited for that."""
@@ -451,8 +427,10 @@ class Connection(Driver[None]):
                 elif not protocol.is_lost:
                     await self._close(protocol)
             finally:
-                self._stop_linger()
-            self._note_cut()
+                if self._linger is not None:
+                    self._linger.cancel()
+            if protocol.cut_for is not None:
+                self.outcome, self.reason = "failed", protocol.cut_for
 
     async def _close(self, protocol: StreamProtocol) -> None:
         """Send what was written, and close so that the peer can read it."""
@@ -498,14 +476,6 @@ class Connection(Driver[None]):
         seconds = self._timeouts().linger
         if seconds is not None and self._linger is None:
             self._linger = self._loop.call_later(seconds, self._end_linger, protocol)
-
-    def _stop_linger(self) -> None:
-        if self._linger is not None:
-            self._linger.cancel()
-
-    def _note_cut(self) -> None:
-        if self._protocol.cut_for is not None:
-            self.outcome, self.reason = "failed", self._protocol.cut_for
 
     def _end_linger(self, protocol: StreamProtocol) -> None:
         self._linger = None

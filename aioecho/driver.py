@@ -105,9 +105,9 @@ class Waiter:
             driver._end = end
             yielded = None
         _leave_task(loop, task)  # type: ignore[arg-type]
-        if yielded is not self and driver._end is not None:
-            yielded = driver.end_early()
         if yielded is not self:
+            if driver._end is not None:
+                driver.note_end(driver._end)
             driver._yielded = yielded
             driver.wake()
         return True
@@ -184,7 +184,7 @@ class Driver(Coroutine[Any, Any, T]):
     """A coroutine that runs another, which :class:`Waiter` may step meanwhile. A task runs it, or a coroutine awaits it.
 
     To the task it is also the future that is waited for while the inner coroutine waits for a :class:`Waiter`.
-    To be overridden: :meth:`after`, to run several coroutines one after the other, and :meth:`right_after`.
+    To be overridden: :meth:`after`, to run several coroutines one after the other, and :meth:`note_end`.
     """
 
     __slots__ = (
@@ -206,15 +206,14 @@ class Driver(Coroutine[Any, Any, T]):
     _callback: Callable[["Driver[T]"], object] | None
     _cancelled: asyncio.CancelledError | None
     _context: Context | None
-    _coro: "CoroutineType[Any, Any, Any]"
     _end: BaseException | None
     _loop: asyncio.AbstractEventLoop
     _task: "asyncio.Task[Any] | None"
     _waiter: Waiter
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        coro: Any = coroutine  # one of Cython's, as uvloop's are, has the same attributes
-        self._coro, self._send = coro, coro.send
+        # A coroutine of Cython's, as uvloop's are, has the same attributes.
+        self._coro, self._send = cast("CoroutineType[Any, Any, Any]", coroutine), coroutine.send
         self._callback = self._cancelled = self._context = self._end = self._task = None
         self._yielded = _THE_WAITER
         self._abandoned = self._is_parked = False
@@ -234,26 +233,8 @@ class Driver(Coroutine[Any, Any, T]):
         """
         return None
 
-    def right_after(self, end: BaseException) -> Coroutine[Any, Any, Any] | None:
-        """Return what may begin at once when the coroutine has ended, though not in its task, as it only waits.
-
-        None, as here: nothing, and a turn later :meth:`after` is asked, by the task. To be overridden.
-        """
-        return None
-
-    def end_early(self) -> Any:
-        """Go on behind a coroutine that has ended as far as goes without the task; return what to wait for."""
-        assert self._end is not None
-        coro: Any = self.right_after(self._end)
-        if coro is None:
-            return None
-        self._end = None
-        self._coro, self._send = coro, coro.send
-        try:
-            return coro.send(None)
-        except BaseException as end:  # whatever it is, it belongs to the task
-            self._end = end
-            return None
+    def note_end(self, end: BaseException) -> None:
+        """Do nothing about the end of the coroutine, which the task meets a turn later with :meth:`after`. To be overridden."""
 
     def wake(self) -> None:
         """Let the task take over in the loop's next turn."""

@@ -19,10 +19,10 @@ __all__ = [
     "unread",
 ]
 
-# Where it tells these in its struct tcp_info (linux/tcp.h), and how wide they are. The times are in milliseconds.
+# Where the kernel tells these in its struct tcp_info (linux/tcp.h), and how wide they are. The times are in milliseconds.
 BYTES_ACKED, LAST_DATA_RECV, LAST_ACK_RECV = (120, "=Q"), (52, "=I"), (56, "=I")
 
-# Seconds. It tells times no more exactly than its timer ticks.
+# Seconds. The kernel tells times no more exactly than its timer ticks.
 TICK = 0.01
 
 # The socket module does not have it.

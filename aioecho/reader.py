@@ -156,7 +156,7 @@ class StreamReader(asyncio.StreamReader):
         if self._seen is None:
             self._seen = now
             self._slow_down()  # for the next read to forget it; so a read that nobody has seen need not
-        if not self._awaited or self._eof:  # then it is no read that waits
+        if not self._awaited:
             return None
         return ("idle", self._seen) if self._message_began is None else ("message", self._message_began)
 

@@ -9,10 +9,10 @@ import socket
 import ssl as ssl_module
 import struct
 import sys
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from typing import Any, cast
 
-from aioecho.driver import Waiter, steps
+from aioecho.driver import Waiter
 from aioecho.reader import DEFAULT_LIMIT, Buffer, StreamReader
 from aioecho.tls import FOR_EVER, start_tls
 
@@ -24,8 +24,9 @@ __all__ = [
     "reset_when_closed",
 ]
 
-# The most that asyncio's transports read at a time. For the 256 KiB of theirs malloc() may map memory anew at every read, and
-# unmap it: from 128 KiB on. That was measured as twice the processor time of a short message, and 3.5 KiB an idle connection.
+# The most that asyncio's transports read at a time. By themselves they ask for 256 KiB, for which malloc() maps memory at each
+# read and unmaps it, as it does from 128 KiB on unless its heap happens to have room. That was measured as twice the processor
+# time of a short message, and 3.5 KiB more for an idle connection.
 READ_BYTES = 2**17 - 2**12
 
 # asyncio's transports forgot their high-water mark in writelines(), so that drain() never waited (CVE-2024-12254). This can
@@ -362,8 +363,6 @@ class StreamProtocol(Waiter, asyncio.Protocol):
             reader.set_exception(exc)
         elif not reader._eof:
             reader.feed_eof()
-        else:
-            reader._wakeup_waiter()  # wait_end()
         if self.item is not None:
             reader._keep_item()
         reader._news = None  # type: ignore[assignment] # no read waits any more, and without the cycle both go at once
@@ -385,18 +384,6 @@ class StreamProtocol(Waiter, asyncio.Protocol):
                 await waiting
             finally:
                 self._waiting_to_write = tuple(each for each in self._waiting_to_write if each is not waiting)
-
-    @steps
-    def wait_end(self) -> Generator[Any, None, None]:
-        """Wait until the peer has closed its direction, or the connection is lost. To be called after discard()."""
-        reader = self.reader
-        while not (self.peer_has_closed or self.is_lost):
-            reader._awaited = self
-            try:
-                yield self
-            finally:
-                reader._awaited = reader._unawaited
-            self.item = None  # what the peer still sends
 
     async def wait_lost(self) -> None:
         """Wait until the connection is closed, or broke."""

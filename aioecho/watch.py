@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 __all__ = ["OUT_OF_RESOURCES", "ReadWatch", "as_os_error"]
 
-# Seconds until what failed for want of something is tried again. A client waits as long at the most after a descriptor has
-# come free elsewhere in the process; one of our own is noticed at once.
+# Seconds until what failed for want of something is tried again. So long at the most a client waits after a descriptor has come
+# free elsewhere in the process: what a server itself sets free it notices at once.
 RETRY_AFTER = 0.1
 
 OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}

@@ -95,9 +95,8 @@ def state_of(server: aioecho.BaseServer) -> dict[str, Any]:
     stats = server.stats
     return {
         "cpu": time.process_time(),  # first: some of the others take time
-        "faults": resource.getrusage(
-            resource.RUSAGE_SELF
-        ).ru_minflt,  # pages that were mapped; some of the others map some
+        # Pages that were mapped.
+        "faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt,
         "accepted": stats.accepted,
         "active": stats.active,
         "completed": stats.completed,

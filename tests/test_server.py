@@ -425,6 +425,56 @@ async def test_who_lingers_is_not_idle_and_has_its_reply_whatever_comes_then() -
         check_identity(server)
 
 
+@pytest.mark.parametrize("how", ["linger", "reset"])
+@pytest.mark.parametrize("is_cancelled", [False, True], ids=["left", "cancelled"])
+async def test_a_connection_ends_though_its_handler_has_left_another_task_waiting_in_its_reader(
+    how: str, is_cancelled: bool
+) -> None:
+    helpers = []
+
+    async def handle(self: Any) -> None:
+        helpers.append(asyncio.create_task(self.reader.read(100)))
+        await settle()
+        await self.send(b"bye")
+        if is_cancelled:
+            helpers[0].cancel()
+
+    timeouts = aioecho.Timeouts(linger=0.1 if how == "linger" else 60)
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler(handle), timeouts=timeouts) as server:
+        with socket.create_connection(server.server_address) as sock:
+            await settle(lambda: helpers and helpers[0].done())
+            if how == "reset":
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                sock.close()
+            await settle(lambda: not server.connections)
+        assert server.stats.completed == 1
+        check_identity(server)
+        await asyncio.wait(helpers)
+
+
+async def test_what_a_handler_hands_on_and_returns_is_still_written() -> None:
+    """Its writer's task has its turn before the connection begins to close, as the handler was resumed by what came."""
+    writers = []
+
+    async def handle(self: Any) -> None:
+        queue: asyncio.Queue[bytes] = asyncio.Queue()
+
+        async def write() -> None:
+            self.writer.write(await queue.get())
+
+        writers.append(asyncio.create_task(write()))
+        queue.put_nowait(await self.reader.readline())
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler(handle)) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        await settle(lambda: writers)
+        await settle()
+        writer.write(b"hello\n")
+        assert await reader.read() == b"hello\n"
+        writer.close()
+        await asyncio.wait(writers)
+
+
 @pytest.mark.parametrize("is_first", [False, True], ids=["its peer closes first", "it closes first"])
 async def test_a_handler_that_waits_for_another_stream_last_ends_as_any_other(is_first: bool) -> None:
     """It is stepped by what comes there, and so ends there, but has its own peer to wait for."""
