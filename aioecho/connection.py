@@ -315,7 +315,7 @@ class Connection(Driver[None]):
             and self._stage == HANDLE
             and protocol.peer_has_closed
             and not (protocol.is_lost or protocol.is_tls or self._is_cut_off or protocol.cut_for is not None)
-            and type(self.handler).finish is BaseRequestHandler.finish
+            and getattr(type(self.handler), "finish", None) is BaseRequestHandler.finish
             and protocol.transport.get_write_buffer_size() == 0
         ):
             self.outcome, self.reason = "completed", "finished"

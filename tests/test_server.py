@@ -121,6 +121,28 @@ async def test_any_callable_makes_handlers() -> None:
         assert await ask(server, b"") == b"lo"
 
 
+async def test_a_handler_without_a_method_that_it_must_have_ends_its_connection_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Bare:
+        def __init__(self, request: Any, client_address: Any, server: Any) -> None:
+            self.reader, self.writer = request
+
+        async def setup(self) -> None:
+            pass
+
+        async def handle(self) -> None:
+            self.writer.write(await self.reader.read())
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), lambda *arguments: Bare(*arguments)) as server:
+        assert await ask(server, b"hello") == b"hello"
+        await settle(lambda: not server.connections)
+        assert server.stats.failed == server.stats.reasons["error"] == 1
+        check_identity(server)
+    [record] = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert "finish" in str(record.exc_info and record.exc_info[1])
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_verify_request_refuses_before_a_handler_is_made(is_async: bool) -> None:
     made = []
