@@ -37,7 +37,10 @@ class BaseRequestHandler(ABC):
 
     @abstractmethod
     async def handle(self) -> None:
-        """Serve the request. The connection is closed, in good order, when it returns."""
+        """Serve the request. When it returns the connection is closed, in good order: with what has been written by then.
+
+        So it waits itself for other tasks that are still to write.
+        """
 
     async def finish(self) -> None:
         """Clean up; called after :meth:`handle`, also when that raised or was cancelled."""
