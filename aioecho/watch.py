@@ -44,8 +44,11 @@ class ReadWatch:
         """
         if not self.is_on:
             self._give_up_retry()
-            # The number and not the object: uvloop keeps, and after close() warns of, a socket that it was given.
-            self._loop.add_reader(self._sock.fileno(), self._on_readable)
+            try:
+                # The number and not the object: uvloop keeps, and after close() warns of, a socket that it was given.
+                self._loop.add_reader(self._sock.fileno(), self._on_readable)
+            except MemoryError as error:
+                raise as_os_error(error) from error
             self.is_on = True
 
     def stop(self) -> None:

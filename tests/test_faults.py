@@ -69,11 +69,12 @@ class FullSelector(selectors.EpollSelector):
     """One that has no room for another descriptor, as often as it is told."""
 
     refusals = 0
+    error: Exception = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def register(self, *args: Any) -> Any:
         if self.refusals:
             self.refusals -= 1
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise self.error
         return super().register(*args)
 
 
@@ -122,9 +123,13 @@ def test_a_connection_that_can_not_be_watched_is_closed_and_others_are_served(ca
     assert "no transport with" in record.getMessage()
 
 
+@pytest.mark.parametrize("error", [FullSelector.error, MemoryError()], ids=["system", "Python"])
 @pytest.mark.parametrize("is_datagram", [False, True], ids=["stream", "datagram"])
-def test_a_listener_that_can_not_be_watched_tries_again(is_datagram: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_listener_that_can_not_be_watched_tries_again(
+    is_datagram: bool, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
     async def test(selector: FullSelector) -> None:
+        selector.error = error
         server = aioecho.UDPServer(ANYWHERE, DatagramUpper) if is_datagram else aioecho.TCPServer(ANYWHERE, Upper)
         async with server:
             server.pause()
@@ -136,7 +141,8 @@ def test_a_listener_that_can_not_be_watched_tries_again(is_datagram: bool, caplo
 
     with_full_selector(test)
     (record, *_) = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert "for now: [Errno 28] No space left on device" in record.getMessage()
+    expected = error if isinstance(error, OSError) else "[Errno 12] Cannot allocate memory"
+    assert f"for now: {expected}" in record.getMessage()
 
 
 # The end of the stream
