@@ -31,7 +31,7 @@ SO_MEMINFO = 55 if sys.platform == "linux" else None
 # What SO_MEMINFO gives, of which the first is the bytes that wait to be read and the last the datagrams dropped so far.
 MEMINFO = struct.Struct("@9I")
 
-# The least that either loop takes from a full socket in one read, in bytes.
+# The least that either loop takes from a full socket in one read, in bytes; asyncio's takes READ_BYTES of aioecho.streams.
 LEAST_READ = 2**16
 
 

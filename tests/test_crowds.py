@@ -84,21 +84,6 @@ def test_ten_thousand_stay_idle_and_then_echo(loop: str) -> None:
         in_time(share, 0.2, "idling")
 
 
-@LOOPS
-def test_short_messages_map_no_memory(loop: str) -> None:
-    """What asyncio's transports read with by themselves is so large that malloc() may map it anew for each."""
-    count = 2_000
-    with Subject(loop, "echo") as server, connect(server.endpoint) as sock:
-        for _ in range(3):  # what is made once is made before it counts
-            before = server.ask()
-            for number in range(count):
-                sock.sendall(b"%08d" % number)
-                assert sock.recv(100) == b"%08d" % number
-            pages = server.ask()["faults"] - before["faults"]
-        print(f"pages mapped for {count} messages on {loop}: {pages}")
-        assert pages < count / 4
-
-
 @pytest.mark.slow
 @LOOPS
 def test_ten_thousand_requests_in_flight_at_sigterm_are_all_answered(loop: str) -> None:
