@@ -5,21 +5,21 @@ Write a handler class with an ``async def handle(self)``, and give it to :func:`
 """
 
 from aioecho.background import BackgroundServer, run_in_thread
+from aioecho.choice import serve
 from aioecho.config import Limits, Timeouts
-from aioecho.datagram import DatagramServer, UDPServer, UnixDatagramServer
+from aioecho.datagrams.server import DatagramServer, UDPServer, UnixDatagramServer
 from aioecho.exceptions import AioechoError, ConnectionTimeout, EndpointError
-from aioecho.handlers import (
+from aioecho.server import BaseServer, TCPServer, UnixStreamServer
+from aioecho.serving.handlers import (
     BaseRequestHandler,
     DatagramRequestHandler,
     DatagramSessionHandler,
     StreamRequestHandler,
 )
-from aioecho.reader import StreamReader
-from aioecho.server import BaseServer, TCPServer, UnixStreamServer
-from aioecho.serving import serve
 from aioecho.stats import DatagramStats, DrainReport, Stats
-from aioecho.streams import StreamWriter
-from aioecho.workers import run
+from aioecho.streams.protocol import StreamWriter
+from aioecho.streams.reader import StreamReader
+from aioecho.workers.program import run
 
 __version__ = "0.1.0"
 

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
-from aioecho.loops import end_other_tasks, loop_factory
+from aioecho.choice import serve
+from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.server import BaseServer
-from aioecho.serving import serve
 from aioecho.stats import DrainReport, Stats
 
 __all__ = ["BackgroundServer", "run_in_thread"]

@@ -7,10 +7,10 @@ import ssl as ssl_module
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from aioecho.endpoints import TCPEndpoint, UDPEndpoint, UnixDatagramEndpoint, UnixEndpoint, parse_endpoint, resolve
 from aioecho.exceptions import EndpointError
-from aioecho.reader import StreamReader
-from aioecho.streams import StreamProtocol, StreamWriter
+from aioecho.net.endpoints import TCPEndpoint, UDPEndpoint, UnixDatagramEndpoint, UnixEndpoint, parse_endpoint, resolve
+from aioecho.streams.protocol import StreamProtocol, StreamWriter
+from aioecho.streams.reader import StreamReader
 
 __all__ = ["connect", "exchange", "exchange_datagrams", "explain"]
 

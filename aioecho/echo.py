@@ -14,7 +14,7 @@ import asyncio
 import time
 from datetime import UTC, datetime
 
-from aioecho.handlers import DatagramRequestHandler, StreamRequestHandler
+from aioecho.serving.handlers import DatagramRequestHandler, StreamRequestHandler
 
 __all__ = [
     "DATAGRAM_HANDLERS",

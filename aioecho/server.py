@@ -11,23 +11,23 @@ import sys
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
-from aioecho.admission import Admission
-from aioecho.binding import BoundSocket, bind_endpoint
-from aioecho.blocking import ThreadedConnection
+from aioecho.blocking.streams import ThreadedConnection
 from aioecho.config import Limits, Timeouts
-from aioecho.connection import Connection, log_end
-from aioecho.deadlines import Rounds
-from aioecho.drain import DEFAULT_GRACE, Drain, Served, check_grace
-from aioecho.endpoints import Endpoint, InheritedEndpoint, TCPEndpoint, UnixEndpoint, parse_endpoint
 from aioecho.exceptions import ConnectionTimeout
-from aioecho.kinds import check_handler_class, check_kind, is_blocking, undo_partial
-from aioecho.listener import Listener
-from aioecho.logs import BoundedLog
-from aioecho.reader import StreamReader
+from aioecho.net.acceptor import Listener
+from aioecho.net.binding import BoundSocket, bind_endpoint
+from aioecho.net.endpoints import Endpoint, InheritedEndpoint, TCPEndpoint, UnixEndpoint, parse_endpoint
+from aioecho.net.watch import OUT_OF_RESOURCES
+from aioecho.runtime.logs import BoundedLog
+from aioecho.runtime.threads import Begun, ThreadPool
+from aioecho.serving.admission import Admission
+from aioecho.serving.connection import Connection, log_end
+from aioecho.serving.drain import DEFAULT_GRACE, Drain, Served, check_grace
+from aioecho.serving.handler_types import check_handler_class, check_kind, is_blocking, undo_partial
+from aioecho.serving.sweeper import Rounds
 from aioecho.stats import DrainReport, Stats
-from aioecho.threads import Begun, ThreadPool
-from aioecho.tls import FOR_EVER
-from aioecho.watch import OUT_OF_RESOURCES
+from aioecho.streams.reader import StreamReader
+from aioecho.streams.tls import FOR_EVER
 
 __all__ = ["BaseServer", "TCPServer", "UnixStreamServer"]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from aioecho.load import LoadSettings, load
+from aioecho.load.run import LoadSettings, load
 
 from .burst import send_burst
 from .catalog import by_name, find_missing

@@ -23,7 +23,7 @@ from programs import Program
 
 import aioecho
 from aioecho.echo import HANDLERS
-from aioecho.loops import loop_factory
+from aioecho.runtime.loops import loop_factory
 
 __all__ = ["CHUNK", "Subject"]
 

@@ -17,7 +17,7 @@ from programs import Program, ask, connect, read_line
 
 import aioecho
 from aioecho.echo import Upper
-from aioecho.loops import LOOPS
+from aioecho.runtime.loops import LOOPS
 
 ANYWHERE = "tcp://127.0.0.1:0"
 

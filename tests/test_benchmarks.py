@@ -443,7 +443,7 @@ def test_list_names_servers_and_scenarios():
 @pytest.mark.parametrize("name", [server.name for server in SERVERS if not server.peer])
 @pytest.mark.parametrize("mode", ["echo", "lines"])
 def test_each_server_echoes(name, mode):
-    from aioecho.load import LoadSettings, load
+    from aioecho.load.run import LoadSettings, load
 
     if find_missing(by_name(name)):
         pytest.skip(f"there is no {find_missing(by_name(name))}")
@@ -467,7 +467,7 @@ def test_each_server_echoes(name, mode):
 
 @pytest.mark.parametrize("name", [server.name for server in SERVERS if server.datagram_label])
 def test_each_datagram_server_echoes(name):
-    from aioecho.load import LoadSettings, load
+    from aioecho.load.run import LoadSettings, load
 
     with ServerProcess(by_name(name), ("--mode", "udp"), datagrams=True) as process:
         result = load(LoadSettings(endpoint=f"udp://127.0.0.1:{process.port}", duration_s=0.3, warmup_s=0))

@@ -25,7 +25,7 @@ from conftest import check_identity, settle
 
 import aioecho
 from aioecho.echo import DATAGRAM_HANDLERS, SMALL_SERVICES, DatagramDiscard, DatagramEcho, DatagramUpper, Echo
-from aioecho.pktinfo import IP_PKTINFO
+from aioecho.net.pktinfo import IP_PKTINFO
 
 
 class Peer:
@@ -786,7 +786,7 @@ async def test_a_socket_for_both_families_replies_from_the_address_that_was_aske
 
 
 async def test_more_addresses_than_are_kept_are_all_replied_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aioecho.datagram_socket.ADDRESSES_KEPT", 4)
+    monkeypatch.setattr("aioecho.net.datagram_socket.ADDRESSES_KEPT", 4)
     async with aioecho.serve(DatagramEcho, "udp://0.0.0.0:0") as server:
         port = server.server_address[1]
         with Peer() as client:
@@ -975,7 +975,7 @@ async def test_a_server_that_is_paused_leaves_datagrams_to_the_kernel(peer: Peer
 async def test_a_pause_holds_while_a_read_is_to_be_tried_again(
     peer: Peer, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aioecho.watch.RETRY_AFTER", 0.05)
+    monkeypatch.setattr("aioecho.net.watch.RETRY_AFTER", 0.05)
 
     class Poor(socket.socket):
         is_poor = True

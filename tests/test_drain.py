@@ -21,9 +21,9 @@ from conftest import check_identity, settle
 from timing import in_time, within
 
 import aioecho
-from aioecho.connection import FRESH
 from aioecho.echo import Echo, Upper
-from aioecho.threads import ThreadPool
+from aioecho.runtime.threads import ThreadPool
+from aioecho.serving.connection import FRESH
 
 
 async def connect(server: aioecho.BaseServer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -431,7 +431,7 @@ class Slow(aioecho.StreamRequestHandler):
             await asyncio.sleep(random.random() / 2)
             await self.send(line.upper())
 
-from aioecho.workers import run_server
+from aioecho.workers.program import run_server
 server = aioecho.serve(Slow, "tcp://127.0.0.1:0", grace=20)
 report = run_server(server, loop=sys.argv[1], when_serving=lambda s: print(s.names[0], flush=True))
 print(report, flush=True)

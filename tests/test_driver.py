@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from aioecho.driver import Driver, steps
-from aioecho.streams import StreamProtocol
+from aioecho.runtime.driver import Driver, steps
+from aioecho.streams.protocol import StreamProtocol
 
 VARIABLE: contextvars.ContextVar[Any] = contextvars.ContextVar("VARIABLE", default="unset")
 

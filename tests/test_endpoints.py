@@ -14,9 +14,9 @@ import pytest
 from conftest import open_descriptors
 
 import aioecho
-from aioecho.binding import bind_endpoint
 from aioecho.echo import Echo
-from aioecho.endpoints import InheritedEndpoint, TCPEndpoint, UnixEndpoint, parse_endpoint
+from aioecho.net.binding import bind_endpoint
+from aioecho.net.endpoints import InheritedEndpoint, TCPEndpoint, UnixEndpoint, parse_endpoint
 
 HAS_IPV6 = Path("/proc/net/if_inet6").exists() and "00000000000000000000000000000001" in Path(
     "/proc/net/if_inet6"
@@ -229,8 +229,8 @@ async def test_port_0_is_chosen_again_if_the_choice_is_taken_in_the_other_family
                 bind(self, address)  # type: ignore[arg-type]
                 chosen.append(self.getsockname()[1])
 
-        monkeypatch.setattr("aioecho.binding.resolve", resolve)
-        monkeypatch.setattr("aioecho.binding.socket.socket", Socket)
+        monkeypatch.setattr("aioecho.net.binding.resolve", resolve)
+        monkeypatch.setattr("aioecho.net.binding.socket.socket", Socket)
         async with aioecho.serve(Echo, "tcp://both.example:0") as server:
             assert chosen[0] == taken
             assert [sock.getsockname()[1] for sock in server.sockets] == chosen[-2:]
@@ -251,7 +251,7 @@ async def test_only_a_family_that_the_kernel_lacks_is_done_without(monkeypatch: 
 
     server = aioecho.TCPServer(("", 0), Echo)
     with monkeypatch.context() as patch:
-        patch.setattr("aioecho.binding.socket.socket", Socket)
+        patch.setattr("aioecho.net.binding.socket.socket", Socket)
         if error == errno.EAFNOSUPPORT:
             await server.start()
             assert [sock.family for sock in server.sockets] == [socket.AF_INET]
@@ -463,7 +463,7 @@ async def test_the_mode_is_set_before_anybody_can_connect(
             listen(self, backlog)
 
     with monkeypatch.context() as patch:
-        patch.setattr("aioecho.binding.socket.socket", Socket)
+        patch.setattr("aioecho.net.binding.socket.socket", Socket)
         if given == "as an argument":
             server: aioecho.BaseServer = aioecho.UnixStreamServer("app.sock", Echo, mode=0o640)
         else:
@@ -535,7 +535,7 @@ def test_of_starters_that_race_for_a_stale_path_exactly_one_wins(folder: Path, m
         end_together.wait()
         await server.shutdown()
 
-    monkeypatch.setattr("aioecho.binding.os.unlink", unlink_late)
+    monkeypatch.setattr("aioecho.net.binding.os.unlink", unlink_late)
     make_stale("app.sock")
     threads = [threading.Thread(target=lambda: asyncio.run(race())) for _ in range(starters)]
     for thread in threads:
@@ -552,7 +552,7 @@ async def test_a_lock_that_somebody_keeps_on_the_folder_does_not_stop_a_start(
 ) -> None:
     import fcntl
 
-    monkeypatch.setattr("aioecho.binding.LOCK_PATIENCE", 0.02)
+    monkeypatch.setattr("aioecho.net.binding.LOCK_PATIENCE", 0.02)
     kept = os.open(".", os.O_RDONLY)
     try:
         fcntl.flock(kept, fcntl.LOCK_SH)

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 import aioecho
 from aioecho.echo import DatagramUpper, Echo, Upper
-from aioecho.loops import loop_factory
+from aioecho.runtime.loops import loop_factory
 
 ANYWHERE = ("127.0.0.1", 0)
 LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import aioecho
-from aioecho.kinds import check_handler_class
+from aioecho.serving.handler_types import check_handler_class
 
 Base = aioecho.StreamRequestHandler
 

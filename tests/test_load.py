@@ -23,11 +23,11 @@ from click.testing import CliRunner
 from hdrh.histogram import HdrHistogram
 from hdrh.log import HistogramLogReader
 
-from aioecho.load import LoadResult, LoadSettings, load
-from aioecho.load_cli import load_command
-from aioecho.load_engine import make_pool
-from aioecho.load_report import Condition, remarks, write_hdr, write_plot
-from aioecho.load_settings import parse_target
+from aioecho.cli.load import load_command
+from aioecho.load.engine import make_pool
+from aioecho.load.report import Condition, remarks, write_hdr, write_plot
+from aioecho.load.run import LoadResult, LoadSettings, load
+from aioecho.load.settings import parse_target
 
 
 class Server(socketserver.ThreadingTCPServer):
@@ -737,7 +737,7 @@ def test_an_absent_server_gives_one_clear_line_and_exit_1():
 
 def test_ctrl_c_reports_what_was_measured_so_far(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text("from aioecho.load_cli import load_command\nif __name__ == '__main__':\n    load_command()\n")
+    script.write_text("from aioecho.cli.load import load_command\nif __name__ == '__main__':\n    load_command()\n")
     seen = threading.Event()
     count = 0
 
@@ -771,7 +771,7 @@ def test_a_process_that_loads_imports_no_extra_before_it_must():
     code = (
         "import sys, aioecho.load\n"
         "assert not {'hdrh', 'rich', 'numpy', 'matplotlib', 'click'} & sys.modules.keys()\n"
-        "import aioecho.load_cli, aioecho.load_report\n"
+        "import aioecho.cli.load, aioecho.load.report\n"
         "assert not {'hdrh', 'rich', 'numpy', 'matplotlib'} & sys.modules.keys()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=os.path.dirname(os.path.dirname(__file__)))
@@ -788,8 +788,8 @@ def test_a_missing_extra_is_named(monkeypatch):
 
 
 def result_of(counts, **changes):
-    from aioecho.load import _result
-    from aioecho.load_settings import Tally
+    from aioecho.load.run import _result
+    from aioecho.load.settings import Tally
 
     tally = Tally(counts=counts, replies=sum(counts.values()), measured_s=changes.pop("measured_s", 1.0))
     return _result(LoadSettings(endpoint="unix:x", **changes), [tally], "2026-01-01T00:00:00Z")

@@ -18,11 +18,11 @@ import pytest
 from conftest import check_identity, settle
 
 import aioecho
-from aioecho import endpoints
 from aioecho.client import connect
-from aioecho.datagram_socket import DatagramSocket
 from aioecho.echo import DatagramEcho, Echo, Upper
-from aioecho.listener import Listener
+from aioecho.net import endpoints
+from aioecho.net.acceptor import Listener
+from aioecho.net.datagram_socket import DatagramSocket
 
 
 async def ask(server: aioecho.BaseServer, request: bytes, **options: Any) -> bytes:
@@ -746,7 +746,7 @@ async def test_a_server_that_is_closed_while_it_starts_does_not_serve(
         await may_resolve.wait()
         return await resolve(endpoint)
 
-    monkeypatch.setattr("aioecho.binding.resolve", resolve_late)
+    monkeypatch.setattr("aioecho.net.binding.resolve", resolve_late)
     server = aioecho.serve(Echo if endpoint.startswith("tcp") else DatagramEcho, endpoint)
     starting = asyncio.create_task(server.start())
     await settle()

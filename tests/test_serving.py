@@ -12,8 +12,8 @@ from programs import Program
 
 import aioecho
 from aioecho import client
+from aioecho.choice import are_for_datagrams
 from aioecho.echo import DatagramEcho, Echo
-from aioecho.serving import are_for_datagrams
 
 
 @pytest.fixture

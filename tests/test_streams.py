@@ -20,8 +20,8 @@ from subjects import Subject
 
 import aioecho
 import aioecho.echo
-from aioecho.driver import Driver
-from aioecho.streams import StreamProtocol
+from aioecho.runtime.driver import Driver
+from aioecho.streams.protocol import StreamProtocol
 
 SWAPPED = """
 import asyncio, asyncio.streams, sys, unittest

@@ -17,7 +17,7 @@ from programs import Program, ask, connect, read_line
 from test_workers import HANDLER, eventually, pid_of, state_of, talking, workers_of
 from timing import in_time, within
 
-from aioecho import systemd
+from aioecho.net import systemd
 
 
 class Manager:

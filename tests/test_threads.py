@@ -1317,7 +1317,7 @@ BESIDE = """
 import asyncio, signal, socketserver, sys, time
 import aioecho
 from aioecho.echo import Echo
-from aioecho.loops import loop_factory
+from aioecho.runtime.loops import loop_factory
 
 class Blocking(socketserver.BaseRequestHandler):
     def handle(self):

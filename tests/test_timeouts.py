@@ -26,8 +26,8 @@ from timing import in_time, within
 
 import aioecho
 from aioecho import ConnectionTimeout, Timeouts
-from aioecho.connection import Connection
 from aioecho.echo import Echo, Upper
+from aioecho.serving.connection import Connection
 
 pytestmark = pytest.mark.timed  # nearly all of them judge by the clock
 

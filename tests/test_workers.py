@@ -316,7 +316,7 @@ import signal
 import sys
 import time
 import aioecho
-from aioecho import supervisor
+from aioecho.workers import supervisor
 
 class Here(aioecho.StreamRequestHandler):
     async def handle(self):

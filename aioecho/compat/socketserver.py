@@ -60,10 +60,10 @@ from socketserver import (  # noqa: F401 - they are in __all__
 )
 from typing import Any
 
-from aioecho.blocking import RequestSocket, end_tls
-from aioecho.loops import loop_factory
+from aioecho.blocking.streams import RequestSocket, end_tls
+from aioecho.runtime.loops import loop_factory
+from aioecho.runtime.threads import report_end_of_thread
 from aioecho.server import BaseServer as _AioechoServer
-from aioecho.threads import report_end_of_thread
 
 if sys.version_info >= (3, 12):
     from socketserver import ForkingUnixDatagramServer, ForkingUnixStreamServer  # noqa: F401

@@ -1,0 +1,1 @@
+"""Handlers of socketserver's, which run in threads: for streams and for datagrams."""

@@ -1,0 +1,101 @@
+"""Blocking handlers for datagrams: one for each, in a thread of a bounded pool."""
+
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+from aioecho.net.datagram_socket import DatagramTransport, connected_probe, is_writable
+from aioecho.runtime.threads import Threaded, ThreadPool
+
+if TYPE_CHECKING:  # the server is above, and makes these
+    from aioecho.datagrams.server import DatagramServer
+
+__all__ = ["ReplySocket", "ThreadedDatagram"]
+
+
+class ReplySocket:
+    """What a blocking handler replies through, in place of the server's socket, as which it behaves otherwise.
+
+    It sends from the address that the peer has asked. It is for handlers' threads.
+    """
+
+    def __init__(self, transport: DatagramTransport, patience: float | None) -> None:
+        self._send = transport._send
+        self._sock: socket.socket = transport.get_extra_info("socket")
+        self._patience = patience
+
+    def sendto(self, data: bytes | bytearray | memoryview, *flags_and_address: Any) -> int:
+        """Send a datagram, with the arguments of socket.sendto(); wait until there is room, for ``Timeouts.send`` at most.
+
+        Flags are not passed on.
+
+        Raises:
+            TimeoutError: there was no room.
+            OSError: the system will not send it, to that address or at all.
+        """
+        deadline = None if self._patience is None else time.monotonic() + self._patience
+        while True:
+            try:
+                self._send(data, flags_and_address[-1])
+                return memoryview(data).nbytes
+            except (BlockingIOError, InterruptedError):
+                left = None if deadline is None else deadline - time.monotonic()
+                if (left is not None and left <= 0) or not self._wait_for_room(flags_and_address[-1], left):
+                    raise TimeoutError("the socket has no room for a reply") from None
+
+    def _wait_for_room(self, address: Any, seconds: float | None) -> bool:
+        """Return whether there may be room within so many seconds."""
+        if self._sock.family != socket.AF_UNIX or not is_writable(self._sock):
+            return is_writable(self._sock, seconds)
+        with connected_probe(address) as probe:
+            return is_writable(probe, seconds)
+
+    # The socket itself must not block: it is the event loop's, which reads it.
+
+    def settimeout(self, value: float | None) -> None:
+        """Set how many seconds sendto() waits; None is for ever."""
+        self._patience = value
+
+    def gettimeout(self) -> float | None:
+        """Return how many seconds sendto() waits; None is for ever."""
+        return self._patience
+
+    def setblocking(self, flag: bool) -> None:
+        """Let sendto() wait for ever, or not at all."""
+        self._patience = None if flag else 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+class ThreadedDatagram(Threaded):
+    """A datagram with a blocking handler, in `server.connections`. `request` is `(data, socket)`.
+
+    `thread` is None until it has one; `handler` is always None.
+    """
+
+    __slots__ = ()
+
+    _server: "DatagramServer"
+
+    def __init__(
+        self,
+        server: "DatagramServer",
+        pool: ThreadPool,
+        data: bytes,
+        client_address: Any,
+        transport: DatagramTransport,
+    ) -> None:
+        request = (data, ReplySocket(transport, server.timeouts.send))
+        super().__init__(server, pool, request, client_address, server.RequestHandlerClass)
+
+    def _serve(self) -> None:
+        try:
+            self.RequestHandlerClass(self.request, self.client_address, self._server)
+            self.outcome, self.reason = "completed", "finished"
+        except Exception:
+            self._server._call_handle_error(self.request, self.client_address)
+
+    def _return(self) -> None:
+        super()._return()
+        self._server._forget(self)

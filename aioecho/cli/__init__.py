@@ -1,0 +1,5 @@
+"""The command line: ``python -m aioecho``."""
+
+from aioecho.cli.commands import main
+
+__all__ = ["main"]

@@ -1,0 +1,1 @@
+"""Serving datagrams: the server, a datagram's task, the sessions of peers."""

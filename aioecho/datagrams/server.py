@@ -1,0 +1,452 @@
+"""Datagram servers: which handler gets a datagram, and which datagram is dropped."""
+
+import asyncio
+import logging
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from contextvars import Context
+from typing import Any
+
+from aioecho.blocking.datagrams import ThreadedDatagram
+from aioecho.config import Limits, Timeouts
+from aioecho.datagrams.sessions import Datagrams, Session
+from aioecho.datagrams.task import Exchange, serve
+from aioecho.net.binding import BoundSocket
+from aioecho.net.datagram_socket import DatagramSocket, DatagramTransport
+from aioecho.net.endpoints import Endpoint, UDPEndpoint, UnixDatagramEndpoint
+from aioecho.runtime.logs import BoundedLog
+from aioecho.server import BaseServer
+from aioecho.serving.handler_types import is_blocking, makes_sessions
+from aioecho.stats import DatagramStats
+
+__all__ = ["DatagramServer", "UDPServer", "UnixDatagramServer"]
+
+logger = logging.getLogger("aioecho.datagram")
+
+ONE_HANDLER_CLASS = "several handler classes in one server are for streams: make a server for each of datagrams"
+
+# A session is found silent so many times in a row before it ends: at most this part of the timeout too late.
+SWEEPS = 8
+
+# Of those that waited for a room, begun in one turn of the loop.
+BEGUN_PER_TURN = 64
+
+
+class DatagramServer(BaseServer):
+    """Serves datagrams, with a handler object for each of them, or for each peer.
+
+    Args:
+        server_address: an endpoint string, or several, for datagrams.
+        RequestHandlerClass: a subclass of DatagramRequestHandler, or of DatagramSessionHandler; or anything that, called
+            with `(request, client_address, server)`, gives one. A handler class of socketserver's for datagrams, or a
+            partial of one, is called in a thread: ``Limits.max_threads`` at a time, and ``Limits.max_queue`` wait for one.
+        sessions: whether there is a handler for each peer. None: if RequestHandlerClass is, or is a functools.partial of, a
+            DatagramSessionHandler.
+
+    The rest is as for :class:`BaseServer`, without `ssl`. `connections` are the handlers that run. A datagram for which
+    there is no room is dropped and counted in `stats`, a :class:`DatagramStats`: see :class:`Limits` for the limits. A
+    stopping server serves what has come by then, and reads no more.
+    """
+
+    # So an object's other attributes are no more than 30, beyond which Python 3.11 finds each of them, and each method, at
+    # several times the cost.
+    __slots__ = (
+        "_at_once",
+        "_begins_queued",
+        "_error_log",
+        "_is_stopping",
+        "_longest",
+        "_most",
+        "_queue",
+        "_sessions",
+        "_sockets",
+        "_spare",
+        "_sweeper",
+        "has_sessions",
+        "sweeps",
+    )
+    _socket_type = socket.SOCK_DGRAM
+    _what = "datagram"
+    _stats: DatagramStats
+
+    def __init__(
+        self,
+        server_address: Any,
+        RequestHandlerClass: Callable[..., Any],
+        *,
+        sessions: bool | None = None,
+        **options: Any,
+    ) -> None:
+        if options.get("ssl") is not None:
+            raise ValueError("ssl is for streams: TLS does not go over datagrams")
+        if isinstance(RequestHandlerClass, Mapping):
+            raise TypeError(ONE_HANDLER_CLASS)
+        super().__init__(server_address, RequestHandlerClass, **options)
+        self.has_sessions = makes_sessions(RequestHandlerClass) if sessions is None else sessions
+        self._sockets: list[DatagramSocket] = []
+        self._is_stopping = False
+        # Handlers for single datagrams.
+        self._spare: Exchange | None = None
+        self._at_once = 0  # those that ended without waiting, and are not in _stats yet
+        self._queue: deque[tuple[tuple[bytes, DatagramTransport], Any]] = deque()
+        self._begins_queued = False
+        # Sessions.
+        self._sessions: dict[Hashable, Session] = {}
+        self.sweeps = 0
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._error_log = BoundedLog(logger, logging.ERROR)
+
+    def _make_stats(self) -> DatagramStats:
+        return DatagramStats()
+
+    # What it is.
+
+    @property
+    def stats(self) -> DatagramStats:
+        """What it has counted since it started. What the kernel counts is asked for now."""
+        self._register_current()
+        stats, at_once = self._stats, self._at_once
+        if at_once:
+            self._at_once = 0
+            stats.received += at_once
+            stats.accepted += at_once
+            stats.handled += at_once
+            stats.completed += at_once
+            stats.reasons["finished"] += at_once
+        for sock in self._sockets:
+            sock.count_kernel_drops()
+        return stats
+
+    @property
+    def connections(self) -> Collection[Any]:
+        """The handlers that run: a copy, as they come and go."""
+        self._register_current()
+        return frozenset(self._connections)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Report the exception that is being handled, which a handler raised. The server goes on whatever it was.
+
+        As it is here: an ERROR record with the traceback, at most one in a second, as anybody can send anything.
+        """
+        error = sys.exception()
+        self._error_log.report("the handler of a datagram from %s raised", client_address, exc_info=error)
+
+    @property
+    def _handler_timeouts(self) -> Timeouts:
+        return self._timeouts_of(self.RequestHandlerClass)
+
+    # Life.
+
+    def _make_listeners(self, bound: list[BoundSocket]) -> Sequence[DatagramSocket]:
+        self._longest, self._most = self.limits.max_datagram, self.limits.max_handlers
+        take = self._take_for_session if self.has_sessions else self._take_datagram
+        if is_blocking(self.RequestHandlerClass):
+            take = self._take_for_thread
+        self._sockets = [
+            DatagramSocket(
+                each,
+                take=take,
+                stats=self._stats,
+                done=self._leave,
+                size=self._longest,
+                receive_buffer=self.limits.receive_buffer,
+                patience=self._handler_timeouts.send,
+            )
+            for each in bound
+        ]
+        return list(self._sockets)
+
+    def _apply_limits(self, limits: Limits) -> None:
+        self._longest, self._most = limits.max_datagram, limits.max_handlers
+        for sock in self._sockets:
+            sock.set_limits(size=limits.max_datagram, receive_buffer=limits.receive_buffer)
+        self._begin_queued_later()  # there may be room for them now
+
+    def close(self) -> None:
+        """Serve what has come by now, and then read no more, once and for all. Handlers that run can still reply.
+
+        If `leaves_queue` was set to True, what has come is left to other processes, which read the same sockets.
+        """
+        self._admission.close()
+        if self._listeners:
+            self._listeners = []
+            if self._spare is not None:
+                self._spare.is_special = True
+            self._is_stopping = True
+            for sock in self._sockets:
+                sock.stop(leave_queue=self.leaves_queue)
+            self._is_stopping = False
+        self._close_if_done()
+
+    def _is_idle(self) -> bool:
+        return not (self._connections or self._queue)
+
+    def _close_if_done(self) -> None:
+        """Close the sockets when nobody can have anything to send any more."""
+        if not (self._listeners or self._is_stopping) and self._is_idle():
+            spare = self._spare
+            if spare is None or not spare.is_stepping():
+                self._close_sockets()
+
+    def _close_sockets(self) -> None:
+        sockets, self._sockets = self._sockets, []
+        for sock in sockets:
+            sock.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.retire()
+
+    def _drop_waiting(self) -> None:
+        if self._queue:
+            self._stats.drops["stopped"] += len(self._queue)
+            self._stats.queued -= len(self._queue)
+            self._queue.clear()
+
+    async def _release(self) -> None:
+        try:
+            await super()._release()
+        finally:
+            self._close_sockets()
+            await asyncio.sleep(0)  # the spare task ends
+
+    def _account(self, task: "asyncio.Task[None]") -> None:
+        ended = task.get_coro()
+        # Those who have waited are begun before the end is counted: a drain is over when nobody is left.
+        if isinstance(ended, Session):
+            self._replace(ended)
+        elif self._queue:
+            self._connections.discard(ended)
+            self._begin_queued()
+        super()._account(task)
+
+    def _forget(self, connection: Any) -> None:
+        self._count_end(connection)
+        self._resume_listeners()
+        self._close_if_done()
+
+    # A handler for each datagram.
+
+    @property
+    def is_special(self) -> bool:
+        """Whether each datagram is to be counted as its handler begins, and not only when it has ended."""
+        return not self._listeners or self.when_taken is not None
+
+    def _take_datagram(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
+        exchange = self._spare
+        if (
+            exchange is None
+            or exchange.is_special
+            or exchange.request is not None  # it is in its handler that this one was read
+            or len(data) > self._longest
+            or len(self._connections) >= self._most
+            or self._queue
+        ):
+            self._take_special(data, client_address, transport)
+            return
+        context = exchange.pristine.copy()
+        is_intact = context.run(serve, exchange, (data, transport), client_address)
+        if is_intact and not exchange.is_special:
+            self._at_once += 1  # as nearly all do, so this is all that is done for them
+        else:
+            self._settle(exchange, context, is_intact, (data, transport), client_address)
+
+    def _take_special(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
+        """Take a datagram that may have to wait or to be dropped, or whose handler is to be counted as it begins."""
+        self._leave()
+        stats, limits = self._stats, self.limits
+        if len(data) > self._longest:
+            stats.received += 1
+            stats.drops["truncated"] += 1
+        elif len(self._connections) < limits.max_handlers and not self._queue:
+            self._begin((data, transport), client_address)
+        elif len(self._queue) < limits.max_queue:
+            stats.received += 1
+            stats.queued += 1
+            self._queue.append(((data, transport), client_address))
+        else:
+            stats.received += 1
+            stats.drops["queue full"] += 1
+
+    def _leave(self) -> None:
+        """Let the spare task be the current one no longer, as it stays between the datagrams that are read in one turn."""
+        spare = self._spare
+        if spare is not None and spare.request is None:
+            spare.leave()
+
+    def _begin(self, request: tuple[bytes, DatagramTransport], client_address: Any) -> None:
+        exchange = self._spare
+        if exchange is not None and exchange.is_stepping():  # it is in its handler that this one was read
+            exchange = Exchange(self)
+        elif exchange is None or exchange.is_retired:
+            self._spare = exchange = Exchange(self)
+        context = exchange.pristine.copy()
+        is_intact = context.run(serve, exchange, request, client_address)
+        self._settle(exchange, context, is_intact, request, client_address)
+
+    def _settle(
+        self,
+        exchange: Exchange,
+        context: Context,
+        is_intact: bool | None,
+        request: tuple[bytes, DatagramTransport],
+        client_address: Any,
+    ) -> None:
+        """Do what remains to be done about a datagram after serve() has returned `is_intact`."""
+        if exchange is self._spare:
+            self._spare = None
+        exchange.leave()
+        if is_intact is None:
+            exchange.serve_later(request, client_address)
+            is_free = False
+        else:
+            is_free = exchange.settle(context, is_intact)
+        if not exchange.is_counted:
+            self._register(exchange)
+        if is_free:
+            self._count_end(exchange)
+            exchange.reset()
+            self._spare = exchange
+            self._close_if_done()
+        else:
+            exchange.add_end_callback(self._when_ended)
+
+    def _take_for_thread(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
+        stats, limits = self._stats, self.limits
+        stats.received += 1
+        if len(data) > self._longest:
+            stats.drops["truncated"] += 1
+        elif len(self._connections) < limits.max_threads + limits.max_queue:
+            stats.handled += 1
+            threaded = ThreadedDatagram(self, self._thread_pool(), data, client_address, transport)
+            self._add(threaded)
+            threaded.begin()
+        else:
+            stats.drops["queue full"] += 1
+
+    def _count_end(self, connection: Any) -> None:
+        if connection.outcome == "rejected" and isinstance(connection, Exchange | ThreadedDatagram):
+            self._stats.handled -= 1
+            self._stats.drops[connection.reason] += 1
+        elif (
+            isinstance(connection, ThreadedDatagram) and connection.thread is None and connection.outcome == "cancelled"
+        ):
+            self._stats.handled -= 1
+            self._stats.drops["stopped"] += 1
+        super()._count_end(connection)
+
+    def _register_current(self) -> None:
+        """Put the handler that runs now, and may end at once, among the others."""
+        # Not for another thread, that looks on: it may end meanwhile.
+        current = self._spare
+        if (
+            current is not None
+            and not current.is_counted
+            and asyncio._get_running_loop() is self._loop
+            and current.is_stepping()
+        ):
+            self._register(current)
+
+    def _register(self, exchange: Exchange) -> None:
+        exchange.is_counted = exchange.is_special = True
+        self._stats.received += 1
+        self._stats.handled += 1
+        self._add(exchange)
+
+    def _begin_queued(self) -> None:
+        """Begin those who wait in the queue, as far as there is room; the rest when the loop has turned."""
+        self._begins_queued = False
+        for _ in range(BEGUN_PER_TURN):
+            if not self._queue or len(self._connections) >= self.limits.max_handlers:
+                return
+            request, client_address = self._queue.popleft()
+            self._stats.queued -= 1
+            self._stats.received -= 1  # it is counted again where it is begun
+            self._begin(request, client_address)
+        self._begin_queued_later()
+
+    def _begin_queued_later(self) -> None:
+        if self._queue and not self._begins_queued:
+            self._begins_queued = True
+            asyncio.get_running_loop().call_soon(self._begin_queued)
+
+    # A handler for each peer.
+
+    def _take_for_session(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
+        stats, limits = self._stats, self.limits
+        stats.received += 1
+        if len(data) > self._longest:
+            stats.drops["truncated"] += 1
+            return
+        key = (transport.key, client_address)
+        session = self._sessions.get(key)
+        if session is not None:
+            session.feed(data)
+        elif len(self._connections) < limits.max_sessions:
+            self._begin_session(key, client_address, transport, Datagrams(self, data))
+        else:
+            stats.drops["too many sessions"] += 1
+
+    def _begin_session(
+        self, key: Hashable, client_address: Any, transport: DatagramTransport, datagrams: Datagrams
+    ) -> None:
+        self._sessions[key] = session = Session(self, key, client_address, transport, datagrams)
+        session.last_heard = self.sweeps
+        self._add(session)
+        if self.is_draining:
+            session.drain()
+        if self._sweeper is None:
+            self._sweep_later()
+
+    def _sweep_later(self) -> None:
+        timeout = self._handler_timeouts.session
+        if timeout is not None:
+            self._sweeper = asyncio.get_running_loop().call_later(timeout / SWEEPS, self._sweep)
+
+    def _replace(self, ended: Session) -> None:
+        """Forget a session that has ended; what its peer has sent since goes to another one."""
+        ended.finish()
+        self._connections.discard(ended)
+        del self._sessions[ended.key]
+        if ended.successor is not None:
+            self._begin_session(ended.key, ended.client_address, ended.request[1], ended.successor)
+
+    def _sweep(self) -> None:
+        """End the sessions whose peers are silent."""
+        self._sweeper = None
+        self.sweeps += 1
+        for session in self._sessions.values():
+            if self.sweeps - session.last_heard > SWEEPS and not session.is_over:
+                session.expire()
+        if self._sessions:
+            self._sweep_later()
+
+
+class UDPServer(DatagramServer):
+    """A server on one UDP address, `(host, port)`; host "" is every address, port 0 is any free one.
+
+    On every address it replies from the one that was asked. See :class:`DatagramServer` for the rest.
+    """
+
+    def _parse_address(self, address: Any) -> list[Endpoint]:
+        return super()._parse_address(address) if isinstance(address, str) else [UDPEndpoint.at(address)]
+
+
+class UnixDatagramServer(DatagramServer):
+    """A server on one Unix datagram socket: a path, or a name behind a NUL; `mode` sets the file's permissions, as 0o660.
+
+    A path that nobody is bound to any more is taken over. See :class:`DatagramServer` for the rest.
+    """
+
+    def __init__(
+        self, server_address: Any, RequestHandlerClass: Callable[..., Any], *, mode: int | None = None, **options: Any
+    ) -> None:
+        self._mode = mode
+        super().__init__(server_address, RequestHandlerClass, **options)
+
+    def _parse_address(self, address: Any) -> list[Endpoint]:
+        return [UnixDatagramEndpoint.at(address, self._mode)]

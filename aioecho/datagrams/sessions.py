@@ -1,0 +1,202 @@
+"""One peer's datagrams and the handler that they all go to."""
+
+import asyncio
+from collections import deque
+from collections.abc import Generator, Hashable
+from typing import TYPE_CHECKING, Any
+
+from aioecho.datagrams.task import report_end, run_handler
+from aioecho.runtime.driver import Driver, Waiter, steps
+
+if TYPE_CHECKING:  # the server is above
+    from aioecho.datagrams.server import DatagramServer
+    from aioecho.net.datagram_socket import DatagramTransport
+
+__all__ = ["Datagrams", "Session"]
+
+
+class Datagrams:
+    """What one peer sends: ``async for data in datagrams`` gives its datagrams in the order of their coming, as bytes.
+
+    Made by the server. One coroutine at a time can wait for the next.
+    """
+
+    __slots__ = ("_has_ended", "_is_waited_for", "_news", "_queue", "_server", "_size")
+
+    def __init__(self, server: "DatagramServer", first: bytes) -> None:
+        self._server = server
+        self._news = Waiter(asyncio.get_running_loop())
+        self._queue = deque((first,))
+        self._size = len(first)
+        self._has_ended = self._is_waited_for = False
+        server._stats.queued += 1
+
+    def __aiter__(self) -> "Datagrams":
+        return self
+
+    @steps
+    def __anext__(self) -> Generator[Any, None, bytes]:
+        """Return the peer's next datagram; end when the peer has been silent for too long, or the server stops.
+
+        Raises:
+            RuntimeError: another coroutine waits for it already.
+        """
+        while not self._queue:
+            if self._has_ended:
+                raise StopAsyncIteration
+            if self._is_waited_for:
+                raise RuntimeError("another coroutine is already waiting for the next datagram")
+            self._is_waited_for = True
+            try:
+                yield self._news
+            except BaseException:
+                data = self._news.take()
+                if data is not None:
+                    self._queue.appendleft(data)
+                    self._size += len(data)
+                    self._server._stats.queued += 1
+                raise
+            finally:
+                self._is_waited_for = False
+            data = self._news.item
+            if data is not None:
+                self._news.item = None
+                self._server._stats.handled += 1
+                return data  # type: ignore[no-any-return]
+        data = self._queue.popleft()
+        self._size -= len(data)
+        counts = self._server._stats
+        counts.queued -= 1
+        counts.handled += 1
+        return data
+
+    def feed(self, data: bytes) -> None:
+        """Give a datagram to whoever waits, or queue it, or drop it if the queue is full."""
+        queue = self._queue
+        if queue or not self._news.deliver(data):
+            limits, counts = self._server.limits, self._server._stats
+            if queue and (len(queue) >= limits.max_session_queue or self._size + len(data) > limits.max_buffer):
+                counts.drops["session queue full"] += 1
+                return
+            queue.append(data)
+            self._size += len(data)
+            counts.queued += 1
+            if self._is_waited_for:
+                self._news.wake()
+
+    def end(self) -> None:
+        """Let it end after what is queued."""
+        self._has_ended = True
+        if self._is_waited_for:
+            self._news.wake()
+
+    def drop(self, reason: str) -> None:
+        """Drop what is queued."""
+        if self._queue:
+            counts = self._server._stats
+            counts.queued -= len(self._queue)
+            counts.drops[reason] += len(self._queue)
+        self._queue.clear()
+        self._size = 0
+
+
+class Session(Driver[None]):
+    """A peer whose handler runs, in `server.connections`. `client_address` is the peer's.
+
+    Its life: live, in which it is fed; over, from when its datagrams are told to end or its handler has ended, in which what
+    comes is kept for the peer's next session; and ended, when its task has.
+    """
+
+    __slots__ = (
+        "client_address",
+        "datagrams",
+        "handler",
+        "is_over",
+        "key",
+        "last_heard",
+        "outcome",
+        "reason",
+        "request",
+        "server",
+        "successor",
+        "was_aborted",
+    )
+
+    def __init__(
+        self,
+        server: "DatagramServer",
+        key: Hashable,
+        client_address: Any,
+        transport: "DatagramTransport",
+        datagrams: Datagrams,
+    ) -> None:
+        self.server = server
+        self.key = key
+        self.client_address = client_address
+        self.datagrams = datagrams
+        self.request = (datagrams, transport)
+        self.handler: Any = None
+        self.successor: Datagrams | None = None
+        self.outcome, self.reason = "completed", "finished"
+        self.was_aborted = self.is_over = False
+        self.last_heard = 0
+        super().__init__(self._serve())
+        loop = asyncio.get_running_loop()
+        self._loop, self._task = loop, loop.create_task(self, context=server._context.copy())
+        self._task.add_done_callback(server._when_ended, context=server._context)
+
+    def __repr__(self) -> str:
+        return f"<Session with {self.client_address!r}, handler={self.handler!r}>"
+
+    @property
+    def was_abandoned(self) -> bool:
+        """Whether it is being closed, as it swallowed its cancellation."""
+        return self._abandoned
+
+    async def _serve(self) -> None:
+        try:
+            await run_handler(self, self.server.verify_request(self.request, self.client_address))
+        except BaseException as error:
+            if not report_end(self, error):
+                raise
+        finally:
+            self.finish()
+
+    def feed(self, data: bytes) -> None:
+        """Give the handler a datagram, or keep it for the peer's next session."""
+        self.last_heard = self.server.sweeps
+        if not self.is_over:
+            self.datagrams.feed(data)
+        elif self.successor is None:
+            self.successor = Datagrams(self.server, data)
+        else:
+            self.successor.feed(data)
+
+    def expire(self) -> None:
+        """Let the datagrams end: the peer has been silent for too long."""
+        self.is_over = True
+        self.datagrams.end()
+
+    def finish(self) -> None:
+        """Drop what the handler, which has ended, left unread, and end it for a task that the handler left behind."""
+        self.is_over = True
+        self.datagrams.end()
+        if self.handler is None and self.outcome == "completed":  # its task was cancelled before it began
+            self.outcome = self.reason = "cancelled"
+        is_cut_off = self.outcome == "cancelled" and self.server.is_draining
+        self.datagrams.drop("refused" if self.outcome == "rejected" else "stopped" if is_cut_off else "session ended")
+
+    def drain(self) -> None:
+        """Let the datagrams end after those that have come."""
+        self.datagrams.end()
+
+    def cut_off(self) -> None:
+        """Cancel the handler."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def abort(self) -> None:
+        """End the handler even if it swallows its cancellation."""
+        self.was_aborted = True
+        self.abandon()
+        self.cut_off()

@@ -1,0 +1,276 @@
+"""Load an echo server and measure it: `load(LoadSettings(endpoint=...))` gives a `LoadResult`.
+
+Closed loop: each of `connections` keeps `depth` messages in flight, and latency counts from the moment of sending. Open
+loop (`rate`): messages fall due at fixed times whatever the server does; each goes to the connection that has been free
+longest, or waits until one is; latency counts from the moment the message was due, so a stalled server cannot hide
+behind messages that were never sent ("coordinated omission").
+
+This module starts the processes and makes one result of their counts; an `Engine` is what runs in each.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from aioecho.load.datagrams import DatagramEngine
+from aioecho.load.engine import Engine
+from aioecho.load.settings import ERROR_CLASSES, LoadProgress, LoadSettings, Tally, is_datagram
+from aioecho.load.streams import StreamEngine
+
+__all__ = ["ERROR_CLASSES", "LoadProgress", "LoadResult", "LoadSettings", "load"]
+
+_BOUND_CPU_SHARE = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadResult:
+    """What one run measured. Latencies in microseconds, None where no message was measured; rates in messages a second.
+
+    `offered_rate` is None in closed loop, where the server sets the pace. `achieved_rate` counts the replies received
+    within the window of `measured_s`; the latencies also cover the messages of the window answered after its end.
+    Errors are counted in messages lost, at least one a connection, from the first connection on, warm-up included.
+    `late_replies` came after their datagrams had been counted as timed out, `duplicate_replies` after another reply to the
+    same datagram: neither is an error more, and with streams there are none.
+    `corrected_p99_us` and `corrected_p999_us` estimate, for closed loop only, what an open loop at the achieved rate
+    would have seen. `generator_bound`: the generator used over 90 % of a core, so it, not the server, set the pace.
+    """
+
+    endpoint: str
+    mode: str  # "closed" or "open"
+    connections: int
+    depth: int
+    size_bytes: int
+    lines: bool
+    churn: bool
+    tls: bool
+    processes: int
+    started_at: str  # ISO 8601, UTC
+    warmup_s: float
+    measured_s: float
+    offered_rate: float | None
+    achieved_rate: float
+    messages: int
+    bytes_sent: int
+    bytes_received: int
+    mean_us: float | None
+    min_us: float | None
+    p50_us: float | None
+    p90_us: float | None
+    p99_us: float | None
+    p999_us: float | None
+    p9999_us: float | None
+    max_us: float | None
+    corrected_p99_us: float | None
+    corrected_p999_us: float | None
+    errors: int
+    errors_connect: int
+    errors_reset: int
+    errors_closed_early: int
+    errors_timed_out: int
+    errors_wrong_bytes: int
+    late_replies: int
+    duplicate_replies: int
+    generator_cpu_share: float
+    generator_bound: bool
+    interrupted: bool
+    problem: str | None
+    histogram: Any = field(repr=False, compare=False, metadata={"json": False})  # hdrh.histogram.HdrHistogram, in us
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give every field but the histogram, ready for JSON."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("json", True)}
+
+
+def load(
+    settings: LoadSettings,
+    *,
+    on_progress: Callable[[LoadProgress], None] | None = None,
+    on_window: Callable[[bool], None] | None = None,
+) -> LoadResult:
+    """Run one load and return its result; KeyboardInterrupt ends the run early and returns what was measured.
+
+    A server that is absent, dies or answers wrong does not raise: `problem` says so in the result. With several
+    `processes` each gets its share of connections and rate, all start measuring together, and the histograms are added.
+    `on_window` is called with True when measuring starts and with False when it ends, for whoever reads the server's
+    processor time; with one process only. The soft limit of open files is raised to the hard one, and stays so.
+
+    Raises:
+        ValueError: `on_window` with several processes (caller).
+        ModuleNotFoundError: the `bench` extra is not installed (caller).
+        OSError: the endpoint's host does not resolve (caller), or the system has no epoll.
+        ssl.SSLError: `ca_file` holds no certificates (caller).
+    """
+    _histogram()  # fail before the run rather than after it
+    if on_window is not None and settings.processes > 1:
+        raise ValueError("on_window needs processes=1: several processes have no moment in common")
+    if not hasattr(select, "epoll"):
+        raise OSError("the load generator needs epoll, which only Linux has")
+    started_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    if settings.processes == 1:
+        tallies = [_make_engine(settings, 0, 1).run(on_progress, on_window)]
+    else:
+        tallies = _run_processes(settings, on_progress)
+    return _result(settings, tallies, started_at)
+
+
+def _make_engine(settings: LoadSettings, share: int, shares: int, control: Any = None) -> Engine:
+    kind = DatagramEngine if is_datagram(settings.endpoint) else StreamEngine
+    return kind(settings, share, shares, control)
+
+
+def _histogram() -> Any:
+    try:
+        from hdrh.histogram import HdrHistogram  # type: ignore[import-untyped]
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('the load generator needs hdrhistogram: pip install "aioecho[bench]"') from error
+    return HdrHistogram(1, 3_600_000_000, 3)
+
+
+def _serve_share(settings: LoadSettings, share: int, control: Any) -> None:
+    """Run one share in a process of its own, on the parent's word, and send the tally up."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
+    try:
+        engine = _make_engine(settings, share, settings.processes, control)
+        control.send(engine.run(control.send))
+    except Exception as error:
+        control.send(Tally(problem=f"{type(error).__name__}: {error}"))
+
+
+def _run_processes(settings: LoadSettings, on_progress: Callable[[LoadProgress], None] | None) -> list[Tally]:
+    import multiprocessing
+    from multiprocessing.connection import wait
+
+    context = multiprocessing.get_context("spawn")
+    tallies: dict[int, Tally] = {}
+    reports: dict[int, LoadProgress] = {}
+    ready: set[int] = set()
+    pipes: dict[Any, int] = {}  # the parent's ends -> share
+    processes = []
+    interrupted = False
+
+    def tell(word: str) -> None:
+        for pipe, share in pipes.items():
+            if share not in tallies:
+                with suppress(OSError):
+                    pipe.send(word)
+
+    for share in range(settings.processes):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve_share, args=(settings, share, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        processes.append(process)
+        pipes[ours] = share
+    while len(tallies) < settings.processes:
+        try:
+            readable: list[Any] = wait([pipe for pipe, share in pipes.items() if share not in tallies])
+            for pipe in readable:
+                share = pipes[pipe]
+                try:
+                    message = pipe.recv()
+                except EOFError:
+                    message = Tally(problem=f"generator process {share} died")
+                if isinstance(message, Tally):
+                    tallies[share] = message
+                    if not interrupted and share not in ready:
+                        tell("stop")  # a share that could not even start makes the others meaningless
+                        interrupted = True
+                elif message == "ready":
+                    ready.add(share)
+                    if len(ready) == settings.processes:
+                        tell("go")
+                else:
+                    reports[share] = message
+                    if on_progress is not None and len(reports) == settings.processes:
+                        on_progress(_add_progress(list(reports.values())))
+                        reports.clear()
+        except KeyboardInterrupt:
+            interrupted = True
+            tell("stop")
+    for process in processes:
+        process.join()
+        process.close()
+    for pipe in pipes:
+        pipe.close()
+    return list(tallies.values())
+
+
+def _add_progress(reports: Sequence[LoadProgress]) -> LoadProgress:
+    total = {name: sum(getattr(report, name) for report in reports) for name in ("replies", "rate", "errors")}
+    return LoadProgress(**{**asdict(reports[0]), **total})
+
+
+def _result(settings: LoadSettings, tallies: Sequence[Tally], started_at: str) -> LoadResult:
+    """Add up the processes' tallies and take the percentiles."""
+    counts: defaultdict[int, int] = defaultdict(int)
+    for tally in tallies:
+        for value, count in tally.counts.items():
+            counts[max(1, value)] += count
+    histogram = _histogram()
+    for value, count in counts.items():
+        histogram.record_value(value, count)
+    measured_s = max(tally.measured_s for tally in tallies)
+    messages = sum(counts.values())
+    rate = sum(tally.replies / tally.measured_s for tally in tallies if tally.measured_s)
+    corrected = None
+    if settings.rate is None and messages and rate:
+        # A message in flight should have taken its turn every `interval`; HdrHistogram fills in those that a pause left
+        # out. https://hdrhistogram.github.io/HdrHistogram/ calls this the correction for coordinated omission.
+        interval = settings.connections * settings.depth / rate * 1e6
+        corrected = _histogram()
+        for value, count in counts.items():
+            corrected.record_corrected_value(value, max(1, round(interval)), count)
+    errors = [sum(tally.errors[i] for tally in tallies) for i in range(len(ERROR_CLASSES))]
+    share = max((tally.cpu_s / tally.measured_s for tally in tallies if tally.measured_s), default=0.0)
+    largest = max(counts, default=0)
+
+    def percentile(of: Any, percent: float) -> float | None:
+        # The package answers with the upper edge of a bucket, which may lie above the largest value.
+        return float(min(of.get_value_at_percentile(percent), largest)) if of is not None and messages else None
+
+    return LoadResult(
+        endpoint=settings.endpoint,
+        mode="closed" if settings.rate is None else "open",
+        connections=settings.connections,
+        depth=settings.depth,
+        size_bytes=settings.size_bytes,
+        lines=settings.lines,
+        churn=settings.churn,
+        tls=settings.tls,
+        processes=settings.processes,
+        started_at=started_at,
+        warmup_s=settings.warmup_s,
+        measured_s=measured_s,
+        offered_rate=settings.rate,
+        achieved_rate=rate,
+        messages=messages,
+        bytes_sent=sum(tally.bytes_sent for tally in tallies),
+        bytes_received=sum(tally.bytes_received for tally in tallies),
+        mean_us=sum(value * count for value, count in counts.items()) / messages if messages else None,
+        min_us=float(min(counts)) if messages else None,
+        p50_us=percentile(histogram, 50),
+        p90_us=percentile(histogram, 90),
+        p99_us=percentile(histogram, 99),
+        p999_us=percentile(histogram, 99.9),
+        p9999_us=percentile(histogram, 99.99),
+        max_us=float(largest) if messages else None,
+        corrected_p99_us=percentile(corrected, 99),
+        corrected_p999_us=percentile(corrected, 99.9),
+        errors=sum(errors),
+        **{f"errors_{name}": count for name, count in zip(ERROR_CLASSES, errors, strict=True)},
+        late_replies=sum(tally.late for tally in tallies),
+        duplicate_replies=sum(tally.duplicates for tally in tallies),
+        generator_cpu_share=share,
+        generator_bound=share > _BOUND_CPU_SHARE,
+        interrupted=any(tally.interrupted for tally in tallies),
+        problem=next((tally.problem for tally in tallies if tally.problem), None),
+        histogram=histogram,
+    )

@@ -1,0 +1,144 @@
+"""Accepting connections from one listening socket, and what happens when that is impossible."""
+
+import asyncio
+import errno
+import functools
+import logging
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from aioecho.net.binding import BoundSocket
+from aioecho.net.watch import OUT_OF_RESOURCES, ReadWatch, as_os_error
+from aioecho.runtime.logs import BoundedLog
+
+__all__ = ["Listener"]
+
+logger = logging.getLogger("aioecho.listener")
+
+# More in one turn of the loop would make live connections wait; a burst of clients is taken in over several turns. A
+# turn that finds as many as it looked for looks for twice as many the next time: a lone client costs one accept().
+ACCEPTS_PER_TURN = 64
+
+
+class _AcceptedSocket(socket.socket):
+    """A socket as socket.accept() makes it, without the search of three enumerations for each connection."""
+
+    __slots__ = ()
+
+    type = socket.SOCK_STREAM
+
+    @classmethod
+    def factory(cls, listening: socket.socket) -> Callable[[int], socket.socket]:
+        """Return what makes such a socket of a descriptor that `listening` has accepted."""
+        family, proto = listening.family, listening.proto
+        if not proto and family in (socket.AF_INET, socket.AF_INET6):
+            proto = socket.IPPROTO_TCP  # asyncio switches Nagle's algorithm off by this, and uvloop always
+        kind = type(cls.__name__, (cls,), {"__slots__": (), "family": family})
+        return functools.partial(kind, family, socket.SOCK_STREAM, proto)
+
+    def setsockopt(self, *args: Any) -> None:
+        """Set an option. That Nagle's algorithm can't be switched off is no error: systems say so of a peer that is gone.
+
+        It would leave a transport of asyncio's half made, and in the way of all later ones with the same descriptor.
+        """
+        try:
+            super().setsockopt(*args)
+        except OSError:
+            if args[:2] != (socket.IPPROTO_TCP, socket.TCP_NODELAY):
+                raise
+
+
+class Listener:
+    """Accepts for a server: calls `take(sock, address)` for each connection while `has_room()`, `failed(error)` where it can't.
+
+    Does not know what a connection is. All methods may be called in any state, and more than once.
+    """
+
+    def __init__(
+        self,
+        bound: BoundSocket,
+        *,
+        take: Callable[[socket.socket, Any], None],
+        has_room: Callable[[], bool],
+        failed: Callable[[OSError], None],
+    ) -> None:
+        self.bound = bound
+        self.sock = bound.sock
+        self._accept_one: Callable[[], tuple[int, Any]] = self.sock._accept  # type: ignore[attr-defined]
+        self._take = take
+        self._has_room = has_room
+        self._failed = failed
+        self._watch = ReadWatch(bound.sock, self._on_readable)
+        self._loop = asyncio.get_running_loop()
+        self._make_socket = _AcceptedSocket.factory(bound.sock)
+        self._accepts = 1
+        self._is_closed = False
+        self._log = BoundedLog(logger, logging.WARNING)
+
+    def resume(self) -> None:
+        """Accept from now on, as long as there is room."""
+        if not self._is_closed and not self._watch.is_on and self._has_room():
+            try:
+                self._watch.start()
+            except OSError as error:
+                self._wait_a_while(error)
+
+    def pause(self) -> None:
+        """Leave new clients in the kernel's queue until resume()."""
+        self._watch.stop()
+
+    def close(self, *, backlog: int, leave_queue: bool = False) -> None:
+        """Take in the clients that the kernel has queued, at most `backlog` and one, and close the socket.
+
+        To close it over a queue would reset clients that think they are connected. Not if others accept from the same
+        socket: `leave_queue` leaves them to those.
+        """
+        if self._is_closed:
+            return
+        if not self._loop.is_closed():
+            self.pause()
+            if not leave_queue:
+                self._accept(backlog + 1)
+                self.pause()
+        self._is_closed = True
+        self.bound.close()
+
+    def _on_readable(self) -> None:
+        found_all = self._accept(self._accepts)
+        self._accepts = min(2 * self._accepts, ACCEPTS_PER_TURN) if found_all else 1
+
+    def _accept(self, most: int) -> bool:
+        """Accept at most so many connections; return whether there were as many."""
+        accept, has_room, take, make_socket = self._accept_one, self._has_room, self._take, self._make_socket
+        for _ in range(most):
+            if not has_room():
+                self.pause()
+                return False
+            fd = -1
+            try:
+                fd, address = accept()
+                sock = make_socket(fd)
+            except (BlockingIOError, InterruptedError):
+                return False
+            except (OSError, MemoryError) as caught:
+                if fd >= 0:  # it could not be made a socket
+                    os.close(fd)
+                error = as_os_error(caught)
+                # EINVAL: somebody has shut the socket down, perhaps another process that has it too.
+                if error.errno in OUT_OF_RESOURCES or error.errno == errno.EINVAL:
+                    self._wait_a_while(error)
+                    self._failed(error)
+                    return False
+                # By accept(2) the errors of a connection that was lost while it was queued come out here, and the
+                # next one may be sound: ECONNABORTED, EPROTO, EPERM from a firewall, ENETDOWN and its kind.
+                self._failed(error)
+                self._log.report("a connection on %s was lost before it was accepted: %s", self.bound.name, error)
+                continue
+            take(sock, address)
+        return True
+
+    def _wait_a_while(self, error: OSError) -> None:
+        self._watch.rest(self.resume)
+        self._log.report("cannot accept on %s for now: %s", self.bound.name, error)

@@ -1,0 +1,314 @@
+"""Binding: from an endpoint to the sockets that listen there, or an error that names it, and nothing left open."""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import stat
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from aioecho.exceptions import EndpointError
+from aioecho.net import systemd
+from aioecho.net.endpoints import (
+    Endpoint,
+    HostEndpoint,
+    InheritedEndpoint,
+    PathEndpoint,
+    SystemdEndpoint,
+    resolve,
+    socket_name,
+)
+
+__all__ = ["BoundSocket", "bind_endpoint", "bind_sibling"]
+
+# Two families share port 0's choice only if it is free in both: a few tries find one even on a busy machine.
+PORT_TRIES = 20
+
+# Seconds that a start waits for others that start in the same folder, and between two looks. See _folder_lock().
+LOCK_PATIENCE = 1.0
+LOCK_INTERVAL = 0.001
+
+
+class BoundSocket:
+    """A listening socket, or one bound for datagrams, and where that is.
+
+    `close()` also removes its path, while that is still ours to remove.
+    """
+
+    def __init__(self, sock: socket.socket, name: str, path: str | None = None) -> None:
+        self.sock = sock
+        self.name = name
+        # Absolute: the program may change its folder meanwhile.
+        self._path = os.path.abspath(path) if path is not None else None
+        self._identity = _identity(path) if path is not None else None
+
+    def close(self) -> None:
+        """Close the socket, after removing its path unless somebody else has put another file there."""
+        path, self._path = self._path, None
+        if path is not None:
+            # Before the socket is closed: so long nobody finds the path stale, and puts his own there between these two.
+            with contextlib.suppress(OSError):
+                if _identity(path) == self._identity:
+                    os.unlink(path)
+        self.sock.close()
+
+
+async def bind_endpoint(endpoint: Endpoint, *, backlog: int, reuse_port: bool = False) -> list[BoundSocket]:
+    """Return non-blocking sockets for `endpoint`, which listen: more than one where a host has several addresses.
+
+    Those for datagrams are bound: they have no connections to listen for.
+
+    With `reuse_port` others may be bound beside those of a TCP or UDP endpoint: see bind_sibling().
+
+    Raises:
+        EndpointError: it can't be listened on; the message names the endpoint and the reason.
+    """
+    if isinstance(endpoint, HostEndpoint):
+        return await _bind_host(endpoint, backlog, reuse_port)
+    if isinstance(endpoint, PathEndpoint):
+        return [await _bind_unix(endpoint, backlog)]
+    if isinstance(endpoint, SystemdEndpoint):
+        return _adopt_systemd(endpoint, backlog)
+    return [_adopt(endpoint, backlog)]
+
+
+def bind_sibling(bound: BoundSocket) -> BoundSocket:
+    """Return another socket bound where `bound` listens; once it listens too, the kernel divides the clients (SO_REUSEPORT).
+
+    Raises:
+        EndpointError: it can't be had: `bound` was not bound with `reuse_port`, or the system does not offer it.
+    """
+    sock = socket.socket(bound.sock.family, bound.sock.type)
+    try:
+        _prepare(sock, reuse_port=True)
+        sock.bind(bound.sock.getsockname())
+    except OSError as error:
+        sock.close()
+        raise EndpointError(f"cannot listen again on {bound.name}: {error.strerror or error}", error.errno) from error
+    return BoundSocket(sock, bound.name)
+
+
+def _cannot_listen(endpoint: object, error: OSError | str) -> EndpointError:
+    if isinstance(error, str):
+        return EndpointError(f"cannot listen on {endpoint}: {error}")
+    return EndpointError(f"cannot listen on {endpoint}: {error.strerror or error}", error.errno)
+
+
+async def _bind_host(endpoint: HostEndpoint, backlog: int, reuse_port: bool) -> list[BoundSocket]:
+    addresses = await resolve(endpoint)
+    for tries_left in reversed(range(PORT_TRIES)):
+        sockets: list[socket.socket] = []
+        try:
+            _bind_all(addresses, sockets, endpoint.type, reuse_port)
+            # Only after all are bound: none may serve if one can't.
+            for sock in sockets:
+                _listen(sock, backlog)
+        except OSError as error:
+            for sock in sockets:
+                sock.close()
+            # The port that the first of several addresses was given may be taken on another.
+            is_unlucky = error.errno == errno.EADDRINUSE and endpoint.port == 0 and len(sockets) > 1
+            if not (is_unlucky and tries_left):
+                raise _cannot_listen(endpoint, error) from error
+        else:
+            break
+    if len(sockets) == 1:
+        return [BoundSocket(sockets[0], socket_name(sockets[0]))]
+    name = str(type(endpoint)(endpoint.host, sockets[0].getsockname()[1]))
+    return [BoundSocket(sock, name) for sock in sockets]
+
+
+def _listen(sock: socket.socket, backlog: int) -> None:
+    if sock.type == socket.SOCK_STREAM:
+        sock.listen(backlog)
+
+
+def _prepare(sock: socket.socket, *, reuse_port: bool) -> None:
+    """Set what is to be set before bind()."""
+    sock.setblocking(False)
+    if sock.type == socket.SOCK_STREAM:
+        # For datagrams it would let others share the port, and the last one get them all.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if reuse_port:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if sock.family == socket.AF_INET6:
+        # Else it would take the port for IPv4 as well, or not, as a system setting says.
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+
+
+def _bind_all(
+    addresses: list[tuple[socket.AddressFamily, Any]],
+    sockets: list[socket.socket],
+    kind: socket.SocketKind,
+    reuse_port: bool,
+) -> None:
+    """Bind a socket to each address, all on the port that the first one gets, and append them to `sockets`."""
+    absent: OSError | None = None
+    for family, address in addresses:
+        try:
+            sock = socket.socket(family, kind)
+        except OSError as error:
+            if error.errno != errno.EAFNOSUPPORT:
+                raise
+            absent = error  # the kernel lacks this family
+            continue
+        sockets.append(sock)
+        _prepare(sock, reuse_port=reuse_port)
+        if len(sockets) > 1:
+            address = (address[0], sockets[0].getsockname()[1], *address[2:])
+        try:
+            sock.bind(address)
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL or len(addresses) == 1:
+                raise
+            # One family of several is switched off on this machine: serve on the others.
+            absent = error
+            sockets.pop().close()
+    if not sockets and absent is not None:
+        raise absent
+
+
+async def _bind_unix(endpoint: PathEndpoint, backlog: int) -> BoundSocket:
+    path = endpoint.path
+    if "\0" in path[1:] and not path.startswith("\0"):
+        raise _cannot_listen(endpoint, "a path has no NUL in it")
+    sock = socket.socket(socket.AF_UNIX, endpoint.type)
+    try:
+        sock.setblocking(False)
+        if path.startswith("\0"):
+            sock.bind(path)
+            _listen(sock, backlog)
+            return BoundSocket(sock, str(endpoint))
+        # Between finding a path stale and removing it somebody else could start to listen there, and would be removed.
+        # Whoever starts through here waits its turn, until the other listens and can be seen to.
+        async with _folder_lock(path):
+            _remove_stale(endpoint)
+            if endpoint.mode is not None and endpoint.type == socket.SOCK_DGRAM:
+                # Whoever may, can send as soon as it is bound. On Linux the path gets no more than the socket has.
+                os.fchmod(sock.fileno(), endpoint.mode)
+            sock.bind(path)
+            try:
+                if endpoint.mode is not None:
+                    os.chmod(path, endpoint.mode)  # before listen(): nobody connects under other permissions
+                _listen(sock, backlog)
+                return BoundSocket(sock, str(endpoint), path)
+            except BaseException:
+                os.unlink(path)
+                raise
+    except BaseException as error:  # also if it is cancelled while it waits its turn
+        sock.close()
+        if isinstance(error, EndpointError) or not isinstance(error, OSError):
+            raise
+        raise _cannot_listen(endpoint, error) from error
+
+
+def _remove_stale(endpoint: PathEndpoint) -> None:
+    """Remove the path of a socket on which nobody listens; raise EndpointError if anything else is there."""
+    path = endpoint.path
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        message = "a file that is not a socket is in the way; remove it or choose another path"
+        raise EndpointError(f"cannot listen on {endpoint}: {message}", errno.EADDRINUSE)
+    with socket.socket(socket.AF_UNIX, endpoint.type) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except OSError as error:
+            # EAGAIN: its queue is full. EPROTOTYPE: it is of the other type. EPERM: a datagram socket that is connected to
+            # somebody else. All are alive.
+            if error.errno not in (errno.EAGAIN, errno.EPROTOTYPE, errno.EPERM):
+                raise
+    message = f"cannot listen on {endpoint}: somebody listens there already"
+    raise EndpointError(message, errno.EADDRINUSE)
+
+
+def _adopt(endpoint: InheritedEndpoint, backlog: int) -> BoundSocket:
+    sock: socket.socket | None = None
+    try:
+        sock = socket.socket(fileno=endpoint.source) if isinstance(endpoint.source, int) else endpoint.source
+        if sock.type != endpoint.type or sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+            kinds = "TCP or Unix stream" if endpoint.type == socket.SOCK_STREAM else "UDP or Unix datagram"
+            raise _cannot_listen(endpoint, f"it is not a {kinds} socket")
+        if sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            sock.listen(backlog)
+        sock.setblocking(False)  # last: one that can't be used stays as it was
+        return BoundSocket(sock, socket_name(sock))
+    except EndpointError:
+        _let_go(sock, endpoint)
+        raise
+    except OSError as error:
+        _let_go(sock, endpoint)
+        raise _cannot_listen(endpoint, error) from error
+
+
+def _adopt_systemd(endpoint: SystemdEndpoint, backlog: int) -> list[BoundSocket]:
+    passed = systemd.listen_fds()
+    if not passed:
+        raise _cannot_listen(endpoint, "systemd has passed no sockets to this process (LISTEN_FDS, LISTEN_PID)")
+    found = [descriptor for name, descriptor in passed if name == endpoint.name]
+    if not found:
+        names = ", ".join(dict.fromkeys(name for name, _ in passed))
+        raise _cannot_listen(endpoint, f"systemd has passed none of this name, but {names}")
+    bound: list[BoundSocket] = []
+    try:
+        for descriptor in found:
+            os.set_inheritable(descriptor, False)
+            bound.append(_adopt(InheritedEndpoint(descriptor, endpoint.type), backlog))
+    except OSError as error:  # the count was wrong, or this one can't be used: they stay as they were
+        for each in bound:
+            each.sock.detach()
+        raise _cannot_listen(endpoint, error.strerror or str(error)) from error
+    return bound
+
+
+def _let_go(sock: socket.socket | None, endpoint: InheritedEndpoint) -> None:
+    """Leave a socket that can't be used as it was: with a socket object's owner, or as an open descriptor."""
+    if sock is not None and isinstance(endpoint.source, int):
+        sock.detach()
+
+
+def _identity(path: str) -> tuple[int, int]:
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino
+
+
+@contextlib.asynccontextmanager
+async def _folder_lock(path: str) -> AsyncIterator[None]:
+    """Hold a lock on the folder of `path`, so that two that start there take turns. It is held without awaiting.
+
+    It is advisory and held for microseconds. Where it can't be had (no such folder, no right to read it, somebody else's
+    long lock) do without: it narrows a race that others leave open.
+    """
+    try:
+        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    try:
+        # Polled, since flock() itself waits for ever or not at all, and anybody may lock a folder such as /tmp.
+        deadline = time.monotonic() + LOCK_PATIENCE
+        while not _try_lock(folder) and time.monotonic() < deadline:  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(LOCK_INTERVAL)
+        yield
+    finally:
+        os.close(folder)  # which unlocks
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # the file system has no locks
+        return True
+    return True

@@ -1,0 +1,1 @@
+"""What everything stands on: stepping coroutines, threads, event loops, standard streams, the rate-limited log."""

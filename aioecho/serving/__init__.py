@@ -1,0 +1,1 @@
+"""Serving connections: admission, handlers, a connection's life, the drain, the timeout sweeper."""

@@ -1,0 +1,107 @@
+"""Kinds of handler classes: for streams or for datagrams, ours or socketserver's, and what is none at all."""
+
+import functools
+import inspect
+import socket
+import sys
+from typing import Any
+
+from aioecho.serving.handlers import DatagramRequestHandler, DatagramSessionHandler, StreamRequestHandler
+
+__all__ = [
+    "check_handler_class",
+    "check_kind",
+    "is_blocking",
+    "makes_sessions",
+    "serves_datagrams",
+    "undo_partial",
+]
+
+FOR_STREAMS: tuple[type, ...] = (StreamRequestHandler,)
+FOR_DATAGRAMS: tuple[type, ...] = (DatagramRequestHandler, DatagramSessionHandler)
+
+
+def undo_partial(RequestHandlerClass: Any) -> Any:
+    """Return what a functools.partial is one of, in the end; anything else as it is."""
+    while isinstance(RequestHandlerClass, functools.partial):
+        RequestHandlerClass = RequestHandlerClass.func
+    return RequestHandlerClass
+
+
+def is_blocking(RequestHandlerClass: Any) -> bool:
+    """Tell whether this is a handler class of socketserver's, or a functools.partial of one."""
+    # No call of undo_partial() where there is nothing to undo: this is asked for each connection.
+    if isinstance(RequestHandlerClass, functools.partial):
+        RequestHandlerClass = undo_partial(RequestHandlerClass)
+    socketserver = sys.modules.get("socketserver")  # if nobody has imported it, it is none
+    return (
+        socketserver is not None
+        and isinstance(RequestHandlerClass, type)
+        and issubclass(RequestHandlerClass, socketserver.BaseRequestHandler)
+    )
+
+
+def makes_sessions(RequestHandlerClass: Any) -> bool:
+    """Tell whether this is a handler class for a peer's datagrams together, or a functools.partial of one."""
+    plain = undo_partial(RequestHandlerClass)
+    return inspect.isclass(plain) and issubclass(plain, DatagramSessionHandler)
+
+
+def serves_datagrams(RequestHandlerClass: Any) -> bool | None:
+    """Tell whether this is a handler class of ours for datagrams, or one for streams; None if it is neither."""
+    if inspect.isclass(RequestHandlerClass):
+        if issubclass(RequestHandlerClass, FOR_STREAMS):
+            return False
+        if issubclass(RequestHandlerClass, FOR_DATAGRAMS):
+            return True
+    return None
+
+
+def check_handler_class(RequestHandlerClass: Any) -> None:
+    """Raise TypeError unless this makes handlers, as far as that can be told before it does."""
+    if not callable(RequestHandlerClass):
+        raise TypeError(f"RequestHandlerClass must be callable, not {RequestHandlerClass!r}")
+    plain = undo_partial(RequestHandlerClass)
+    if is_blocking(plain):
+        if inspect.iscoroutinefunction(plain.handle):
+            raise TypeError(
+                f"{plain.__qualname__} is a handler of socketserver's, whose handle() can't be a coroutine; derive it"
+                " from aioecho.StreamRequestHandler"
+            )
+    elif inspect.isclass(plain):
+        if inspect.isabstract(plain):
+            raise TypeError(f"{plain.__qualname__} has no handle(): a handler class defines `async def handle(self)`")
+        if _makes_generators(getattr(plain, "handle", None)):
+            raise TypeError(
+                f"the handle() of {plain.__qualname__} makes generators, which nobody awaits: define it as"
+                " `async def handle(self)`, without `yield`"
+            )
+    elif inspect.iscoroutinefunction(plain) or inspect.iscoroutinefunction(getattr(plain, "__call__", None)):  # noqa: B004
+        raise TypeError(
+            f"{getattr(plain, '__qualname__', plain)!s} is a coroutine function, and RequestHandlerClass is called without"
+            " `await`: give a class that defines `async def handle(self)`, or a plain function that returns an object of one"
+        )
+
+
+def _makes_generators(function: Any) -> bool:
+    return inspect.isasyncgenfunction(function) or (
+        inspect.isgeneratorfunction(function) and not function.__code__.co_flags & inspect.CO_ITERABLE_COROUTINE
+    )
+
+
+def check_kind(RequestHandlerClass: Any, socket_type: int, endpoint: object) -> None:
+    """Raise TypeError if this is for datagrams and the sockets are for streams, as at `endpoint`, or the other way round."""
+    takes, does_not, wrong = (
+        ("datagrams", "streams", FOR_DATAGRAMS)
+        if socket_type == socket.SOCK_STREAM
+        else ("streams", "datagrams", FOR_STREAMS)
+    )
+    plain = undo_partial(RequestHandlerClass)
+    if inspect.isclass(plain) and issubclass(plain, wrong + _same_of_socketservers(wrong)):
+        raise TypeError(f"{plain.__qualname__} is a handler of {takes}: it can't serve {does_not}, as on {endpoint}")
+
+
+def _same_of_socketservers(kinds: tuple[type, ...]) -> tuple[type, ...]:
+    """Return the handler classes of socketserver's that have the names of these."""
+    socketserver = sys.modules.get("socketserver")
+    return tuple(getattr(socketserver, kind.__name__) for kind in kinds if hasattr(socketserver, kind.__name__))

@@ -1,0 +1,143 @@
+"""The classes that a handler is made from."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any
+
+from aioecho.config import Timeouts
+from aioecho.streams.protocol import StreamWriter
+from aioecho.streams.reader import StreamReader
+
+if TYPE_CHECKING:  # the server is above, and a handler has one
+    from aioecho.datagrams.sessions import Datagrams
+    from aioecho.net.datagram_socket import DatagramTransport
+    from aioecho.server import BaseServer
+
+__all__ = ["BaseRequestHandler", "DatagramRequestHandler", "DatagramSessionHandler", "StreamRequestHandler"]
+
+
+class BaseRequestHandler(ABC):
+    """One object for each request, as in socketserver; its methods are coroutines and run in the request's own task.
+
+    To be overridden: :meth:`handle`, and where needed :meth:`setup` and :meth:`finish`. The constructor only stores its
+    arguments: whoever overrides it does no more than that, and takes `(request, client_address, server)`.
+    """
+
+    timeouts: Timeouts | None = None
+    """What to wait for, and how long, in place of the server's `timeouts`. Of the class or the object; `handshake`, `session`
+    and `send` are the class's."""
+
+    def __init__(self, request: Any, client_address: Any, server: "BaseServer") -> None:
+        self.request = request
+        self.client_address = client_address
+        self.server = server
+
+    async def setup(self) -> None:
+        """Prepare; called before :meth:`handle`. If it raises, neither :meth:`handle` nor :meth:`finish` is called."""
+
+    @abstractmethod
+    async def handle(self) -> None:
+        """Serve the request. When it returns the connection is closed, in good order: with what has been written by then.
+
+        So it waits itself for other tasks that are still to write.
+        """
+
+    async def finish(self) -> None:
+        """Clean up; called after :meth:`handle`, also when that raised or was cancelled."""
+
+
+class StreamRequestHandler(BaseRequestHandler):
+    """One object for each connection. `request` is `(reader, writer)`.
+
+    `client_address` is `(host, port)` for IPv4, `(host, port, flowinfo, scope_id)` for IPv6, and a path, mostly "", for
+    Unix sockets.
+    """
+
+    request: tuple[StreamReader, StreamWriter]
+    reader: StreamReader
+    writer: StreamWriter
+
+    def __init__(self, request: tuple[StreamReader, StreamWriter], client_address: Any, server: "BaseServer") -> None:
+        # Not through super(): there is an object for every connection, and this is half the time.
+        self.request = request
+        self.client_address = client_address
+        self.server = server
+        self.reader, self.writer = request
+
+    async def send(self, data: bytes | bytearray | memoryview) -> None:
+        """Write `data` and wait until the peer keeps up: ``writer.write(data)`` and ``await writer.drain()``.
+
+        Raises:
+            ConnectionResetError: the connection is gone.
+            OSError: the connection broke.
+            ConnectionTimeout: the peer took nothing for the time of Timeouts.write.
+        """
+        # The two written out, as far as there is nothing to wait for: each would cost as much as all of this.
+        writer = self.writer
+        protocol, transport = writer._protocol, writer._transport
+        if protocol._is_special:
+            writer.write(data)
+            del data  # asyncio's transport on 3.11 has a copy: not to hold both while the peer takes nothing
+            await writer.drain()
+            return
+        transport.write(data)
+        if protocol._is_special or transport.is_closing():
+            del data
+            await writer.drain()
+
+
+class DatagramRequestHandler(BaseRequestHandler):
+    """One object for each datagram. `request` is `(data, transport)`, and `data` the datagram's bytes, maybe none.
+
+    `client_address` is `(host, port)` for IPv4, `(host, port, flowinfo, scope_id)` for IPv6, and for Unix sockets a path,
+    bytes that start with NUL, or None, to which nothing can be sent. Anybody can put any address there: a datagram proves
+    nothing about who sent it, so a reply that is larger than its request makes a weapon of the server.
+
+    Handlers run side by side and end in any order. While one waits it keeps nobody else waiting; one that never waits costs
+    no task of its own, though :func:`asyncio.current_task` is a task as in any coroutine.
+    """
+
+    request: tuple[bytes, "DatagramTransport"]
+    data: bytes
+
+    def __init__(self, request: tuple[bytes, "DatagramTransport"], client_address: Any, server: "BaseServer") -> None:
+        # Not through super(): there is an object for every datagram, and the call is a tenth of what it costs.
+        self.request = request
+        self.client_address = client_address
+        self.server = server
+        self.data = request[0]
+
+    def reply(self, data: bytes | bytearray | memoryview) -> Awaitable[None]:
+        """Send a datagram to the peer, from the address that it asked; return what can be awaited.
+
+        It is sent at once. Should the socket have no room, ``await self.reply(data)`` waits until it has, for at most
+        ``Timeouts.send``, and ``self.reply(data)`` alone drops the datagram. Both are counted; see
+        :meth:`DatagramTransport.sendto`.
+
+        Raises:
+            OSError: EMSGSIZE: it is too large to be sent at all.
+        """
+        return self.request[1].sendto(data, self.client_address)
+
+
+class DatagramSessionHandler(BaseRequestHandler):
+    """One object for each peer that sends datagrams. `request` is `(datagrams, transport)`.
+
+    ``async for data in self.datagrams`` gives what the peer sends, in the order of its coming. It ends when the peer has
+    been silent for ``Timeouts.session``, and when the server stops. A session begins with a peer's first datagram, and ends
+    when :meth:`handle` returns; if the peer sends again, another one begins. `client_address` is as in
+    :class:`DatagramRequestHandler`; all Unix sockets without a name are one peer.
+    """
+
+    request: tuple["Datagrams", "DatagramTransport"]
+    datagrams: "Datagrams"
+
+    def __init__(
+        self, request: tuple["Datagrams", "DatagramTransport"], client_address: Any, server: "BaseServer"
+    ) -> None:
+        super().__init__(request, client_address, server)
+        self.datagrams = request[0]
+
+    def reply(self, data: bytes | bytearray | memoryview) -> Awaitable[None]:
+        """Send a datagram to the peer; see :meth:`DatagramRequestHandler.reply`."""
+        return self.request[1].sendto(data, self.client_address)

@@ -1,0 +1,1 @@
+"""Streams: the reader, the writer, the protocol under them, and TLS."""

@@ -1,0 +1,1 @@
+"""Programs: run(), worker processes, and their supervisor."""

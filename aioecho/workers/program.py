@@ -1,0 +1,249 @@
+"""A server as a program of its own: its event loop, its signals, its processes, its end."""
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import logging
+import os
+import signal
+import ssl as ssl_module
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from aioecho.choice import serve
+from aioecho.datagrams.server import DatagramServer
+from aioecho.exceptions import AioechoError
+from aioecho.net import systemd
+from aioecho.net.endpoints import UDPEndpoint
+from aioecho.runtime.loops import end_other_tasks, loop_factory
+from aioecho.runtime.stdio import fill_standard_streams
+from aioecho.server import BaseServer
+from aioecho.serving.drain import PATIENCE
+from aioecho.stats import DrainReport
+from aioecho.workers.supervisor import Supervisor
+from aioecho.workers.worker import Order, refuse_if_loading
+
+__all__ = ["check_sessions", "count_processors", "run", "run_server", "run_workers"]
+
+logger = logging.getLogger("aioecho.workers")
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def run(
+    RequestHandlerClass: Callable[..., Any] | Mapping[Callable[..., Any], Any],
+    *endpoints: str,
+    workers: int | str = 1,
+    loop: str = "auto",
+    reuse_port: bool = False,
+    max_requests: int | None = None,
+    max_requests_jitter: int = 0,
+    ssl: ssl_module.SSLContext | Callable[[], ssl_module.SSLContext] | None = None,
+    **options: Any,
+) -> DrainReport:
+    """Serve on all of `endpoints` until SIGTERM or SIGINT, then drain; a second signal ends it at once.
+
+    Args:
+        RequestHandlerClass, endpoints: as for :func:`aioecho.serve`, and `options` are :class:`aioecho.BaseServer`'s,
+            such as `grace`, the seconds that handlers have to finish. Limits are for each process.
+        workers: processes that serve; "auto" is as many as there are processors. Unless it is 1, this process serves
+            nothing: it starts them, and replaces those that die. SIGHUP replaces all, one after another, losing
+            nothing; SIGTTIN and SIGTTOU add and remove one; SIGUSR1 logs their stats. They import the handler and its
+            options, and so the program, if these are defined in it: it has to call run() under
+            ``if __name__ == "__main__":``.
+        loop: "uvloop", "asyncio", or "auto", which is uvloop if it is installed.
+        reuse_port: give each worker a TCP or UDP socket of its own (SO_REUSEPORT), and let the kernel divide the clients.
+            Datagram sessions need that with several workers, as all of a peer's datagrams then reach the same one.
+        max_requests: replace a worker when it has had so many connections, or datagrams or their sessions, and up to
+            `max_requests_jitter` more, chosen for each worker, so that they do not all go at the same time.
+        ssl: a context, or a function that returns one, which worker processes need, as a context can't be sent to them.
+
+    `reuse_port` and `max_requests` make a worker process of even one. In a thread other than the main one it serves too,
+    without workers, but no signal reaches it. If the program was started with stdin, stdout or stderr closed, it gets
+    /dev/null there: else a socket would.
+
+    Raises:
+        SystemExit: with one line that says why, if it can't listen, or its workers can't live: it is the program.
+        ValueError, TypeError: an argument makes no sense, or can't be sent to workers.
+        RuntimeError: an event loop runs in this thread.
+    """
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError(
+            "run() is a program of its own, and an event loop runs here already: use `async with aioecho.serve(...)` in it,"
+            " or aioecho.run_in_thread()"
+        )
+    try:
+        refuse_if_loading()
+        fill_standard_streams()
+        if workers == 1 and not reuse_port and max_requests is None:
+            context = ssl() if callable(ssl) else ssl
+            return run_server(serve(RequestHandlerClass, *endpoints, ssl=context, **options), loop=loop)
+        if isinstance(ssl, ssl_module.SSLContext):
+            raise TypeError(
+                "worker processes each need a context of their own: give as ssl a function that returns one"
+            )
+        server = serve(RequestHandlerClass, *endpoints, ssl=ssl and ssl(), **options)  # for its checks
+        options.pop("sock", None)  # it is among the endpoints, by now
+        return run_workers(
+            server,
+            functools.partial(_make_server, RequestHandlerClass, ssl, options),
+            workers=workers,
+            loop=loop,
+            reuse_port=reuse_port,
+            max_requests=max_requests,
+            max_requests_jitter=max_requests_jitter,
+        )
+    except AioechoError as error:
+        raise SystemExit(f"aioecho: {error}") from None
+
+
+def _make_server(
+    RequestHandlerClass: Callable[..., Any] | Mapping[Callable[..., Any], Any],
+    make_context: Callable[[], ssl_module.SSLContext] | None,
+    options: dict[str, Any],
+    endpoints: list[list[str]],
+) -> BaseServer:
+    context = make_context and make_context()
+    if not isinstance(RequestHandlerClass, Mapping):
+        return serve(RequestHandlerClass, *itertools.chain(*endpoints), ssl=context, **options)
+    groups = iter(endpoints)
+    served: dict[Callable[..., Any], list[str]] = {}
+    for handler_class, given in RequestHandlerClass.items():
+        count = 1 if isinstance(given, str) else len(given)
+        served[handler_class] = list(itertools.chain(*itertools.islice(groups, count)))
+    return serve(served, ssl=context, **options)
+
+
+def run_workers(
+    server: BaseServer,
+    make_server: Callable[[list[list[str]]], BaseServer],
+    *,
+    workers: int | str,
+    loop: str = "auto",
+    reuse_port: bool = False,
+    max_requests: int | None = None,
+    max_requests_jitter: int = 0,
+    when_serving: Callable[[Sequence[str]], object] = lambda names: None,
+) -> DrainReport:
+    """Do what :func:`run` does with worker processes, in each of which `make_server` is called with its endpoints.
+
+    `server` is one that was made but not started, as each is to be; it never is. `make_server` is given a list for each of
+    its endpoints, as a host may have several addresses. `when_serving` is called with the names
+    of the endpoints once all workers accept.
+
+    Raises:
+        EndpointError: it can't listen.
+        AioechoError: a worker ended before it was ready, or workers died too often.
+        ValueError, TypeError: as for :func:`run`.
+        RuntimeError: this is not the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("worker processes are started from the main thread alone, as signals reach no other")
+    _check_count("max_requests", max_requests, least=1)
+    _check_count("max_requests_jitter", max_requests_jitter, least=0)
+    if workers == "auto":
+        workers = count_processors()
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+        raise ValueError(f'workers must be a whole number from 1, or "auto", not {workers!r}')
+    loop_factory(loop)
+    if workers > 1:
+        check_sessions(server, reuse_port=reuse_port)
+    order = Order(
+        make_server=make_server, loop=loop, max_requests=max_requests, max_requests_jitter=max_requests_jitter
+    )
+    supervisor = Supervisor(
+        server.endpoints,
+        order,
+        workers=workers,
+        backlog=server.limits.backlog,
+        grace=server.grace,
+        reuse_port=reuse_port,
+        when_serving=when_serving,
+    )
+    with asyncio.Runner(loop_factory=loop_factory("asyncio")) as runner:
+        return runner.run(supervisor.run())
+
+
+def check_sessions(server: BaseServer, *, reuse_port: bool) -> None:
+    """Raise ValueError if several processes can't serve this, as any would get any datagram of a peer's session."""
+    is_divided = reuse_port and all(isinstance(endpoint, UDPEndpoint) for endpoint in server.endpoints)
+    if isinstance(server, DatagramServer) and server.has_sessions and not is_divided:
+        raise ValueError(
+            "a peer's datagrams would go to several workers, and sessions need them in one: give each worker a socket of"
+            " its own, with reuse_port (--reuse-port) and udp:// endpoints"
+        )
+
+
+def _check_count(name: str, value: object, *, least: int) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        raise ValueError(f"{name} must be a whole number from {least}, not {value!r}")
+
+
+def count_processors() -> int:
+    """Return how many processors this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        return os.cpu_count() or 1
+
+
+def run_server(
+    server: BaseServer, *, loop: str = "auto", when_serving: Callable[[BaseServer], object] = lambda server: None
+) -> DrainReport:
+    """Do what :func:`run` does for a server that was made but not started; call `when_serving` once it accepts.
+
+    Raises:
+        EndpointError: it can't listen.
+    """
+    with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
+        return runner.run(_serve_until_signal(server, when_serving))
+
+
+async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseServer], object]) -> DrainReport:
+    loop = asyncio.get_running_loop()
+    stopping: set[asyncio.Task[DrainReport]] = set()
+    starting = loop.create_task(server.start())
+    watchdog = systemd.Watchdog()
+
+    def stop() -> None:
+        if not stopping:
+            systemd.notify_stopping(server.grace + 3 * PATIENCE)
+        starting.cancel()
+        stopping.add(loop.create_task(server.shutdown(0 if stopping else None)))
+
+    def log_stats() -> None:
+        logger.info("stats: %s", server.stats)
+
+    with _signals(loop, {**dict.fromkeys(STOP_SIGNALS, stop), signal.SIGUSR1: log_stats}):
+        try:
+            await starting
+            when_serving(server)
+            systemd.notify("READY=1")
+            await server.serve_forever()
+        except asyncio.CancelledError:
+            pass  # by stop()
+        except BaseException:
+            await server.shutdown(0)
+            raise
+        report = await server.shutdown()
+        await asyncio.gather(*stopping)
+        watchdog.stop()
+        await end_other_tasks()
+        return report
+
+
+@contextlib.contextmanager
+def _signals(loop: asyncio.AbstractEventLoop, actions: dict[signal.Signals, Callable[[], None]]) -> Iterator[None]:
+    """Do in the loop what a signal stands for, as far as this thread gets them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    for number, action in actions.items():
+        loop.add_signal_handler(number, action)
+    try:
+        yield
+    finally:
+        for number in actions:
+            loop.remove_signal_handler(number)
