@@ -3,17 +3,21 @@
 import contextlib
 import io
 import re
+import shlex
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
 
+import pytest
+from click.testing import CliRunner, Result
 from programs import ask
 
 import aioecho
+from aioecho.cli import main
 
-__all__ = ["FENCE", "Blocks", "ask_server", "execute", "on_free_ports", "output_of", "served"]
+__all__ = ["FENCE", "Blocks", "ask_server", "execute", "load", "on_free_ports", "output_of", "served"]
 
 # What names a fence is its second word, or its title: ```python upper, ```python title="chat.py"
 FENCE = re.compile(
@@ -44,6 +48,15 @@ class Blocks(dict[str, str]):
         """Mark a test as the one that runs these blocks."""
         self.have_run.update(names)
         return lambda test: test
+
+
+def load(command: str, endpoint: str) -> Result:
+    """Run a command line of `load`, but against `endpoint` and for a moment; skip the test if the extra is missing."""
+    arguments = shlex.split(command.replace("tcp://127.0.0.1:9999", endpoint))[3:]
+    outcome = CliRunner().invoke(main, [*arguments, "--duration", "0.3", "--warmup", "0.1"])
+    if outcome.stderr.startswith("Error: the load generator needs the bench extra"):
+        pytest.skip(outcome.stderr)
+    return outcome
 
 
 def on_free_ports(text: str) -> str:
