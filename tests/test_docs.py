@@ -4,6 +4,7 @@ import ast
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import re
@@ -531,6 +532,24 @@ def test_the_load_generator_loads() -> None:
             # On a busy machine it may be as slow as it must not be.
             assert (outcome.exit_code, outcome.stderr) == (0, "") or outcome.stderr.startswith("failed: p99_us>")
             assert "p99" in outcome.stdout
+
+
+@pytest.mark.slow
+def test_the_figures_are_those_of_the_last_full_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    from benchmarks import report
+
+    monkeypatch.setattr(report, "_load", functools.cache(report._load))  # most of the time
+    results = tmp_path / "benchmarks" / "results"
+    shutil.copytree(ROOT / "benchmarks" / "results", results)
+    for page, rows in (("README.md", 6), ("docs/pages/benchmarks.md", 24)):
+        copy = tmp_path / page
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        text = (ROOT / page).read_text("utf-8")
+        copy.write_text(re.sub(r"\| \d[\d.,]* \|", "| 0 |", text))
+        report.refresh_readme(copy, results / "full.jsonl", results / "full")
+        assert copy.read_text("utf-8") == text
+        assert len(re.findall(r"^\| .+ \(\d[\d.,]*-[\d.,]+\) \|$", text, re.MULTILINE)) == rows
 
 
 # workers.md
