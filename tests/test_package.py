@@ -228,14 +228,6 @@ def test_the_version_is_the_distributions() -> None:
     assert metadata.version("aioecho") == aioecho.__version__
 
 
-def test_the_readme_speaks_of_every_name_that_users_get() -> None:
-    readme = FOLDER.parent / "README.md"
-    if not readme.exists():
-        pytest.skip("the README is not installed")
-    text = readme.read_text("utf-8")
-    assert [name for name in aioecho.__all__ if name not in text and name != "__version__"] == []
-
-
 @pytest.mark.parametrize("name", ["aioecho", *(name for name in MODULES if name != "aioecho.__main__")])
 def test_a_module_says_what_it_is_and_what_is_public(name: str) -> None:
     module = importlib.import_module(name)
