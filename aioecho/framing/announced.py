@@ -178,33 +178,29 @@ class Varint(Framing):
         frames: list[bytes] = []
         append = frames.append
         start, wanted = 0, 1
-        while start < size:
-            body = start + 1
-            length = data[start]
-            if length > 127:
-                try:
+        try:
+            while start < size:
+                body = start + 1
+                length = data[start]
+                if length > 127:
                     length, body = _read_varint(data, start)
-                except FramingError:
-                    if not frames:
-                        raise
-                    wanted = 0
+                    if not body:
+                        wanted = size - start + 1
+                        break
+                end = body + length
+                if length > most:
+                    raise FrameTooLong(length, most, end - start)
+                if end > size:
+                    wanted = end - start
                     break
-                if not body:
-                    wanted = size - start + 1
-                    break
-            end = body + length
-            if length > most:
-                if not frames:
-                    raise FrameTooLong(length, most, end)
-                wanted = 0
-                break
-            if end > size:
-                wanted = end - start
-                break
+                if not start:
+                    data = bytes(data)  # as in LengthPrefixed
+                append(data[body:end])
+                start = end
+        except (FrameTooLong, FramingError):
             if not start:
-                data = bytes(data)  # as in LengthPrefixed
-            append(data[body:end])
-            start = end
+                raise
+            wanted = 0
         return frames, start, wanted
 
     def join(self, frame: bytes, /) -> bytes:

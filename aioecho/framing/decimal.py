@@ -16,7 +16,7 @@ _MAX_DIGITS = 10
 _MAX_HEADER = 4096
 """Bytes of a header of ContentLength. Those that are in use take fewer than 100."""
 
-_NEWLINE, _COMMA, _ZERO, _NINE = b"\n,09"
+_COLON, _SPACE, _COMMA, _ZERO, _NINE = b": ,09"
 
 
 @dataclass(frozen=True)
@@ -38,37 +38,38 @@ class Netstrings(Framing):
         most = 10**_MAX_DIGITS if self.max_size is None else self.max_size
         frames: list[bytes] = []
         append = frames.append
-        start, wanted = 0, 3
-        while start < size:
-            colon = data.find(b":", start, start + _MAX_DIGITS + 1)
-            digits = data[start:colon] if colon >= 0 else data[start : start + _MAX_DIGITS + 1]
-            if not digits.isdigit() or (digits[0] == _ZERO and len(digits) > 1) or len(digits) > _MAX_DIGITS:
-                if not frames:
-                    raise FramingError(f"the peer sent no netstring: {shown(data)}")
-                wanted = 0
-                break
-            if colon < 0:
-                wanted = max(3, size - start + 1)
-                break
-            length = int(digits)
-            end = colon + 1 + length
-            if length > most:
-                if not frames:
-                    raise FrameTooLong(length, most, end + 1)
-                wanted = 0
-                break
-            if end >= size:
-                wanted = end + 1 - start
-                break
-            if data[end] != _COMMA:
-                if not frames:
+        known: dict[bytes, int] = {}  # see _read_length()
+        start, width, wanted = 0, 0, 3
+        try:
+            while start < size:
+                colon = start + width
+                length = known.get(data[start:colon], -1) if known else -1
+                if length < 0 or colon >= size or data[colon] != _COLON:
+                    length, width = _read_length(data, start, b":", known)
+                    if length < 0:
+                        wanted = max(3, size - start + 1)
+                        break
+                    colon = start + width
+                    if width > 1 and data[start] == _ZERO:
+                        raise FramingError(
+                            f"the peer sent a netstring whose length has leading zeros: {shown(data[start:])}"
+                        )
+                end = colon + 1 + length
+                if length > most:
+                    raise FrameTooLong(length, most, end + 1 - start)
+                if end >= size:
+                    wanted = end + 1 - start
+                    break
+                if data[end] != _COMMA:
                     raise FramingError(f"the peer sent a netstring of {length} bytes with no comma after them")
-                wanted = 0
-                break
+                if not start:
+                    data = bytes(data)  # once a frame is whole: a long one that comes in pieces is not copied for each
+                append(data[colon + 1 : end])
+                start = end + 1
+        except (FrameTooLong, FramingError):
             if not start:
-                data = bytes(data)  # once a frame is whole: a long one that comes in pieces is not copied for each
-            append(data[colon + 1 : end])
-            start = end + 1
+                raise
+            wanted = 0
         return frames, start, wanted
 
     def join(self, frame: bytes, /) -> bytes:
@@ -99,29 +100,43 @@ class OctetCounted(Framing):
         size = len(data)
         most = size + 10**_MAX_DIGITS if self.max_size is None else self.max_size
         frames: list[bytes] = []
-        start, wanted = 0, 1
+        append = frames.append
+        known: dict[bytes, int] = {}  # see _read_length()
+        start, width, wanted = 0, 0, 1
         try:
             while start < size:
-                if _ZERO < data[start] <= _NINE:
-                    body, end = _read_count(data, start)
-                    if not end:
+                body = start + width
+                length = known.get(data[start:body], -1) if known else -1
+                if length < 0 or body >= size or data[body] != _SPACE:
+                    if not _ZERO < data[start] <= _NINE:
+                        end = data.find(b"\n", max(start, scanned))
+                        length = (end if end >= 0 else size) - start
+                        if length > most:
+                            raise FrameTooLong(*(length, most, length + 1) if end >= 0 else (None, most))
+                        if end < 0:
+                            wanted = size - start + 1
+                            break
+                        if length:
+                            if not frames:
+                                data = bytes(data)  # as in Netstrings
+                            append(data[start:end])
+                        start = end + 1
+                        continue
+                    length, width = _read_length(data, start, b" ", known)
+                    if length < 0:
                         wanted = size - start + 1
                         break
-                    length, after = end - body, end
-                else:
-                    body = start
-                    end = data.find(b"\n", max(start, scanned))
-                    length, after = (end if end >= 0 else size) - start, end + 1
+                    body = start + width
+                end = body + 1 + length
                 if length > most:
-                    raise FrameTooLong(length if after else None, most, after or None)
-                if not 0 < after <= size:
-                    wanted = after - start if after else size - start + 1
+                    raise FrameTooLong(length, most, end - start)
+                if end > size:
+                    wanted = end - start
                     break
-                if length:
-                    if not frames:
-                        data = bytes(data)  # as in Netstrings
-                    frames.append(data[body:end])
-                start = after
+                if not frames:
+                    data = bytes(data)  # as in Netstrings
+                append(data[body + 1 : end])
+                start = end
         except (FrameTooLong, FramingError):
             if not start:
                 raise
@@ -139,19 +154,23 @@ class OctetCounted(Framing):
         return skip_to(b"\n", buffer)
 
 
-def _read_count(buffer: Buffer, start: int) -> tuple[int, int]:
-    """Return where an octet-counted message begins and where it ends, (0, 0) if its length is not all there."""
-    space = buffer.find(b" ", start, start + _MAX_DIGITS + 1)
-    digits = buffer[start:space] if space >= 0 else buffer[start : start + _MAX_DIGITS + 1]
+def _read_length(data: Any, start: int, mark: bytes, known: dict[bytes, int]) -> tuple[int, int]:
+    """Return a length in digits before a mark, and how many digits it has. (-1, 0): the mark has not come.
+
+    What is read is added to `known`: frames of one chunk often share their length, and to look it up costs half of this.
+    """
+    at = data.find(mark, start, start + _MAX_DIGITS + 1)
+    digits = bytes(data[start:at] if at >= 0 else data[start : start + _MAX_DIGITS + 1])
     if not digits.isdigit() or len(digits) > _MAX_DIGITS:
-        newline = buffer.find(b"\n", start)
+        newline = data.find(b"\n", start) if mark == b" " else start - 1
         raise FramingError(
-            f"the peer sent a syslog message that begins with a digit, but not with a length and a space: {shown(digits)}",
+            f"the peer sent no length, in at most {_MAX_DIGITS} digits before {mark!r}: {shown(digits)}",
             None if newline < 0 else newline + 1 - start,
         )
-    if space < 0:
-        return 0, 0
-    return space + 1, space + 1 + int(digits)
+    if at < 0:
+        return -1, 0
+    length = known[digits] = int(digits)
+    return length, at - start
 
 
 @dataclass(frozen=True)
@@ -173,37 +192,32 @@ class ContentLength(Framing):
         size, most = len(data), self.max_size
         frames: list[bytes] = []
         start, wanted = 0, len(b"Content-Length:0\r\n\r\n")
-        while start < size:
-            # Always from the start: `scanned` may mean that the header was found, and headers are short.
-            body = data.find(b"\r\n\r\n", start, start + _MAX_HEADER) + 4
-            if body == 3:
-                if size - start >= _MAX_HEADER:
-                    if not frames:
-                        raise FramingError(f"the peer sent a header of more than {_MAX_HEADER} bytes: {shown(data)}")
-                    wanted = 0
-                else:
+        try:
+            while start < size:
+                # Always from the start: `scanned` may mean that the header was found, and headers are short.
+                body = data.find(b"\r\n\r\n", start, start + _MAX_HEADER) + 4
+                if body == 3:
+                    if size - start >= _MAX_HEADER:
+                        raise FramingError(
+                            f"the peer sent a header of more than {_MAX_HEADER} bytes: {shown(data[start:])}"
+                        )
                     wanted = max(wanted, size - start + 1)
-                break
-            try:
+                    break
                 length = _read_content_length(bytes(data[start : body - 4]))
-            except FramingError:
-                if not frames:
-                    raise
-                wanted = 0
-                break
-            end = body + length
-            if most is not None and length > most:
-                if not frames:
-                    raise FrameTooLong(length, most, end)
-                wanted = 0
-                break
-            if end > size:
-                wanted = end - start
-                break
+                end = body + length
+                if most is not None and length > most:
+                    raise FrameTooLong(length, most, end - start)
+                if end > size:
+                    wanted = end - start
+                    break
+                if not start:
+                    data = bytes(data)  # as in Netstrings
+                frames.append(data[body:end])
+                start = end
+        except (FrameTooLong, FramingError):
             if not start:
-                data = bytes(data)  # as in Netstrings
-            frames.append(data[body:end])
-            start = end
+                raise
+            wanted = 0
         return frames, start, wanted
 
     def join(self, frame: bytes, /) -> bytes:

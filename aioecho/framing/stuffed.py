@@ -41,20 +41,26 @@ class _Stuffed(Framing):
         packets = bytes(buffer).split(self._end)
         rest = len(packets.pop())
         frames: list[bytes] = []
-        start = 0
+        decode, start = self._decode, 0
+        longest, most_encoded = (size, size) if most is None else (most, self._most_encoded(most))
         for packet in packets:
             if packet:
-                frame = self._decode(packet)
-                if frame is None or (most is not None and len(frame) > most):
+                # One that is too long to be right is not decoded: in pieces it would be refused before it is whole.
+                frame = decode(packet) if len(packet) <= most_encoded else None
+                if frame is None or len(frame) > longest:
                     if start:
                         return frames, start, 0
-                    if frame is None or most is None:
-                        what = f"malformed {type(self).__name__} packet: {shown(packet)}"
-                        raise FramingError(f"the peer sent a {what}", len(packet) + 1)
-                    raise FrameTooLong(len(frame), most, len(packet) + 1)
+                    raise self._refusal(packet, frame)
                 frames.append(frame)
             start += len(packet) + 1
-        return frames, start, 0 if most is not None and rest > self._most_encoded(most) else rest + 1
+        return frames, start, rest + 1 if rest <= most_encoded else 0
+
+    def _refusal(self, packet: bytes, frame: bytes | None) -> FrameTooLong | FramingError:
+        """Return what is wrong with a packet that is whole."""
+        most, skip = self.max_size, len(packet) + 1
+        if most is not None and (frame is not None or len(packet) > self._most_encoded(most)):
+            return FrameTooLong(None if frame is None else len(frame), most, skip)
+        return FramingError(f"the peer sent a malformed {type(self).__name__} packet: {shown(packet)}", skip)
 
     def resync(self, buffer: Buffer, /) -> tuple[int, bool]:
         """Look for the end of a packet that is skipped."""
