@@ -4,7 +4,8 @@
 # Three valid "read holding registers" requests with the transaction numbers 1, 2 and 3 come on one connection: one after the other,
 # then all in one write. Modbus/TCP has transaction numbers so that several can be under way. The server takes the first
 # request out of its buffer, and sending the reply empties that buffer (pymodbus/transport/transport.py, send()).
-# The other requests are lost, with no error on either side: a client that waits for their replies times out.
+# The other requests are lost, with no error on either side: a client that waits for their replies times out. Emptying it is meant
+# for clients, whose next request it protects from late replies (pull request 2343), but servers send by the same method.
 #
 # Seen: transaction numbers of the replies within two seconds.
 #   one after the other: [1, 2, 3]
