@@ -356,14 +356,14 @@ def test_churn_goes_on_after_a_lost_connection_and_gives_up_when_all_fail():
 
 
 def stalling(seconds):
-    """An echo that is shared by all connections and stands still once, 0.5 s after the first message."""
+    """An echo that is shared by all connections and stands still once, 0.25 s after the first message."""
     lock, began = threading.Lock(), []
 
     def handle(sock):
         while data := sock.recv(64):
             with lock:
                 began.append(time.monotonic())
-                if began[0] + 0.5 < began[-1] and began[0] > 0:
+                if began[0] + 0.25 < began[-1] and began[0] > 0:
                     began[0] = 0
                     threading.Event().wait(seconds)
             sock.sendall(data)
@@ -372,24 +372,24 @@ def stalling(seconds):
 
 
 @pytest.mark.timed
-def test_a_stall_of_a_second_shows_in_the_p99_of_an_open_loop():
-    with serving(stalling(1.0)) as server:
-        result = run(server.endpoint, connections=4, rate=500.0, duration_s=2.5)
+def test_a_stall_shows_in_the_p99_of_an_open_loop():
+    with serving(stalling(0.5)) as server:
+        result = run(server.endpoint, connections=4, rate=500.0, duration_s=1.25)
     assert result.errors == 0
-    check_count(result.messages, 500, 2.5)
-    assert result.p99_us > 800_000
-    assert result.p90_us > 400_000, "500 of 1250 messages fell due during the stall"
-    in_time(result.p99_us, 1_300_000)
+    check_count(result.messages, 500, 1.25)
+    assert result.p99_us > 400_000
+    assert result.p90_us > 200_000, "250 of 625 messages fell due during the stall"
+    in_time(result.p99_us, 650_000)
     in_time(result.p50_us, 100_000)
 
 
 @pytest.mark.exclusive
-def test_a_stall_of_a_second_hides_in_a_closed_loop_which_says_so():
-    with serving(stalling(1.0)) as server:
-        result = run(server.endpoint, connections=4, duration_s=2.5)
-    assert result.max_us > 900_000
+def test_a_stall_hides_in_a_closed_loop_which_says_so():
+    with serving(stalling(0.5)) as server:
+        result = run(server.endpoint, connections=4, duration_s=1.25)
+    assert result.max_us > 450_000
     in_time(4 / result.messages, 0.01, "the share of the four that were slow")
-    assert result.corrected_p99_us > 500_000
+    assert result.corrected_p99_us > 250_000
     [said] = [remark for remark in remarks(result) if "closed loop hides" in remark]
     assert "at most 4 slow messages" in said
     assert f"{result.corrected_p99_us:,.0f} us" in said
@@ -545,7 +545,7 @@ def test_datagrams_swapped_between_sockets_are_noticed():
             send(seen[1][0], seen[0][1])
 
     with serving_datagrams(swap) as endpoint:
-        result = run(endpoint, connections=2)
+        result = run(endpoint, connections=2, timeout_s=0.3)
     assert result.errors_wrong_bytes >= 1
     assert result.messages == 0
 
@@ -579,7 +579,7 @@ def test_a_datagram_server_that_dies_ends_the_run(silently):
         endpoint = server.enter_context(serving_datagrams(die))
         if not silently:
             threading.Thread(target=lambda: (died.wait(10), server.close())).start()
-        result = run(endpoint, timeout_s=0.05, warmup_s=0, duration_s=30)
+        result = run(endpoint, connections=20, timeout_s=0.05, warmup_s=0, duration_s=30)
     assert "datagrams in a row failed: " + ("timed out" if silently else "") in result.problem
     assert 0 < result.messages < 200
     assert result.measured_s < 15
