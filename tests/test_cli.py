@@ -4,6 +4,7 @@ What needs a process (signals, standard streams, descriptors) runs in one. What 
 this process, by `invoke`; that a process says the same is a test, too.
 """
 
+import asyncio
 import contextlib
 import os
 import platform
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,8 +28,9 @@ from click.testing import CliRunner
 from programs import Program, ask, connect, read_line
 
 import aioecho
+from aioecho import client
 from aioecho.cli import main
-from aioecho.echo import HANDLERS
+from aioecho.echo import DATAGRAM_HANDLERS, HANDLERS
 
 ANYWHERE = ("--bind", "tcp://127.0.0.1:0")
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
@@ -750,6 +752,20 @@ def test_send_gives_up_on_a_server_that_is_silent() -> None:
         endpoint = f"tcp://127.0.0.1:{sock.getsockname()[1]}"
         outcome = invoke("send", endpoint, "x", "--timeout", "0.2")
         check_mistake(outcome, f"{endpoint} has sent nothing for 0.2 s", status=1)
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:0", "udp://127.0.0.1:0"])
+async def test_silence_is_limited_only_once_all_is_sent(endpoint: str) -> None:
+    async def requests() -> AsyncIterator[bytes]:
+        yield b"one\n"
+        await asyncio.sleep(0.5)  # time is the subject: longer than the limit
+        yield b"two\n"
+
+    received: list[bytes] = []
+    handler = (DATAGRAM_HANDLERS if endpoint.startswith("udp") else HANDLERS)["upper"]
+    async with aioecho.serve(handler, endpoint) as server:
+        await client.exchange(server.names[0], requests(), received.append, timeout=0.4)
+    assert b"".join(received) == b"ONE\nTWO\n"
 
 
 def test_send_says_that_nothing_came() -> None:
