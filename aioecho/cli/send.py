@@ -25,14 +25,14 @@ __all__ = ["send_command"]
     "--ca", type=click.Path(), help="Trust this certificate authority (PEM), not the system's. Implies --tls."
 )
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, metavar="SECONDS",
-              help="For connecting; and then for silence, once all is sent.")  # fmt: skip
+              help="Limit for connecting, and then for silence once all is sent.")  # fmt: skip
 def send_command(endpoint: str, text: str | None, tls: bool, ca: str | None, timeout: float) -> None:
     """Send TEXT, or the lines of stdin, to ENDPOINT, and write to stdout what comes back.
 
     ENDPOINT is tcp://HOST:PORT or unix:PATH, or for datagrams udp://HOST:PORT or unixgram:PATH.
 
-    It ends when the server closes; with TLS also once as many lines have come as were sent, the last of which needs its
-    newline there. For datagrams each line is one, and it ends when as many have come back.
+    It ends when the server closes. Over TLS it also ends once as many lines have come as were sent; the last line needs its
+    newline there. Each line is one datagram where ENDPOINT is for datagrams, and it ends when as many have come back.
 
     The exit status is 0 if all went well, 1 if there was no connection, or it broke, or nothing came, 2 for a mistake on
     the command line.
@@ -50,7 +50,7 @@ def send_command(endpoint: str, text: str | None, tls: bool, ca: str | None, tim
         raise Mistake(str(error)) from error
     except AioechoError as error:
         raise click.ClickException(str(error)) from error
-    except _StdoutClosed:  # as `head`, which has seen enough
+    except _StdoutClosed:  # by `head`, for example
         discard_stdout()
         sys.exit(1)
     except _CannotWrite as error:
@@ -64,11 +64,11 @@ def send_command(endpoint: str, text: str | None, tls: bool, ca: str | None, tim
 
 
 class _StdoutClosed(Exception):
-    """Whoever read our output has left."""
+    """The program that read our output has ended, or has closed its side of the pipe."""
 
 
 class _CannotWrite(Exception):
-    """Our output can't be written; the message says why. It is no OSError, to be told from the connection's."""
+    """Our output cannot be written; the message says why. Not an OSError, which would look like the connection's."""
 
 
 def _write_out(data: bytes) -> None:
@@ -92,7 +92,7 @@ async def _stdin() -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
     chunks: asyncio.Queue[bytes] = asyncio.Queue()
     room = threading.Semaphore(16)
-    # Not through sys.stdin.buffer: Python aborts if at its end a thread is in there. It is None if stdin is closed.
+    # Not through sys.stdin.buffer: Python aborts if a thread holds its lock when Python ends. It is None if stdin is closed.
     descriptor = sys.stdin.fileno() if sys.stdin is not None else None
 
     def read() -> None:

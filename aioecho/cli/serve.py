@@ -61,9 +61,9 @@ class _Workers(click.IntRange):
               help="Processes that serve; auto is one for each processor. They share the sockets.")  # fmt: skip
 @click.option("--reuse-port", is_flag=True, help="Give each worker a TCP or UDP socket of its own (SO_REUSEPORT).")
 @click.option("--limit-max-requests", type=click.IntRange(1), metavar="N",
-              help="Replace a worker process after so many connections.")  # fmt: skip
+              help="Replace a worker process after N connections.")  # fmt: skip
 @click.option("--limit-max-requests-jitter", type=click.IntRange(0), default=0, show_default=True, metavar="N",
-              help="Up to so many more than that, chosen for each worker.")  # fmt: skip
+              help="Add up to N to that, at random for each worker.")  # fmt: skip
 @click.option("--loop", type=click.Choice(LOOPS), default="auto", show_default=True, help="The event loop.")
 @click.option("--backlog", type=click.IntRange(1), default=Limits().backlog, show_default=True,
               help="Clients that the kernel queues until they are accepted.")  # fmt: skip
@@ -73,16 +73,14 @@ class _Workers(click.IntRange):
     help="Connections at once, for each process; more clients wait. For datagrams: handlers, or sessions, at once.",
 )
 @click.option("--timeout-graceful-shutdown", "grace", type=click.FloatRange(0), default=DEFAULT_GRACE, show_default=True,
-              metavar="SECONDS", help="What handlers have to finish after SIGTERM or SIGINT.")  # fmt: skip
+              metavar="SECONDS", help="Time that handlers have to finish after SIGTERM or SIGINT.")  # fmt: skip
 @click.option("--ssl-certfile", type=click.Path(), help="Serve TLS with this certificate (PEM).")
 @click.option("--ssl-keyfile", type=click.Path(), help="Its private key, if it is not in the same file.")
-@click.option("--ssl-keyfile-password", help="What the private key is encrypted with.")
+@click.option("--ssl-keyfile-password", help="The password of the private key.")
 @click.option("--ssl-ca-certs", type=click.Path(), help="Ask clients for a certificate that one of these has signed.")
 @click.option("--log-level", type=click.Choice(["critical", "error", "warning", "info", "debug"]), default="info",
-              show_default=True, help="The least that is logged, to stderr.")  # fmt: skip
-@click.option(
-    "--app-dir", default=".", show_default=True, metavar="FOLDER", help="Where module:Class is looked for first."
-)
+              show_default=True, help="The lowest level that is logged, to stderr.")  # fmt: skip
+@click.option("--app-dir", default=".", show_default=True, metavar="FOLDER", help="Look for module:Class here first.")
 def serve_command(
     handler: str,
     endpoints: tuple[str, ...],
@@ -110,12 +108,12 @@ def serve_command(
     The ready-made ones serve streams or datagrams, as the endpoints are. Never offer them over UDP to a network that you do
     not trust.
 
-    For each endpoint, a line `listening on ENDPOINT` goes to stdout when it serves; everything else goes to stderr.
-    SIGTERM and SIGINT (Ctrl-C) let handlers finish, a second one ends it at once. SIGUSR1 logs the stats. With workers,
-    SIGHUP replaces them one after another, SIGTTIN and SIGTTOU add and remove one.
+    When it serves, it writes `listening on ENDPOINT` to stdout, a line for each endpoint. Everything else goes to stderr.
+    SIGTERM and SIGINT (Ctrl-C) let handlers finish; a second one ends it at once. SIGUSR1 logs the stats. With workers,
+    SIGHUP replaces them one after another, SIGTTIN adds one and SIGTTOU removes one.
 
-    The exit status is 0 if all handlers could finish, 1 if something was cut off or failed, 2 for a mistake on the command
-    line.
+    The exit status is 0 if all handlers finished, 1 if a handler was cancelled or serving failed, 2 for a mistake on the
+    command line.
     """
     supervised = workers != 1 or reuse_port or limit_max_requests is not None
     bind = list(endpoints)
@@ -174,7 +172,7 @@ def serve_command(
 
 
 def _let_signals_end(status: int) -> None:
-    """All is over: let a signal that comes while Python ends, or waits for a thread of the user's, not change the status."""
+    """Make a signal end the process with `status`: Python may still wait for a thread of the user's, or be ending itself."""
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, lambda *_: os._exit(status))
@@ -192,10 +190,10 @@ def _make_server(
     log_level: str,
     log_format: str,
 ) -> BaseServer:
-    """Do what the command line says; in each process, as neither modules nor certificates are sent from one to another."""
+    """Make the server that the command line describes. Each process does: modules and certificates are not sent to workers."""
     logging.basicConfig(level=log_level, format=log_format)
     context = _tls_context(*tls)
-    # Apart: what the user's own module raises comes with a traceback.
+    # Outside of the `try`: what the user's own module raises comes with a traceback.
     handler_class = _find_handler(handler, app_dir, DATAGRAM_HANDLERS if for_datagrams else HANDLERS)
     try:
         return make_server_for(handler_class, *endpoints, ssl=context, limits=Limits(**limits), grace=grace)  # type: ignore[arg-type]
@@ -206,7 +204,7 @@ def _make_server(
 def _make_server_in_worker(make_server: Callable[[list[str]], BaseServer], endpoints: list[list[str]]) -> BaseServer:
     try:
         return make_server(list(itertools.chain(*endpoints)))
-    except Mistake as error:  # since the start: certificates or a handler that are no longer there
+    except Mistake as error:  # certificates or a handler that were there at the start, and no longer are
         raise AioechoError(error.message) from error
 
 
@@ -216,15 +214,15 @@ def _announce(names: Sequence[str]) -> None:
             click.echo(f"listening on {name}")
     except OSError as error:  # no reason not to serve
         discard_stdout()
-        if not isinstance(error, BrokenPipeError):  # nobody reads it
+        if not isinstance(error, BrokenPipeError):  # its reader has closed it, as it may
             logger.warning("cannot write to stdout where it listens: %s", error.strerror or error)
 
 
 def _find_handler(name: str, folder: str, ready_made: Mapping[str, Any]) -> Any:
-    """Return the ready-made handler called `name`, or import it, as "module:Class", from `folder` first.
+    """Return the ready-made handler called `name`, or import "module:Class". `folder` comes first on the path.
 
     Raises:
-        Mistake: there is none; the message says what was looked for and where.
+        Mistake: there is none; the message says what was looked for, and where (caller).
     """
     if name in ready_made:
         return ready_made[name]
@@ -261,7 +259,7 @@ def _tls_context(
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        # Without a password OpenSSL would ask for it on the terminal, and stand there.
+        # Without a password OpenSSL would ask for it on the terminal, and wait.
         context.load_cert_chain(certfile, keyfile, password or "")
     except (OSError, ValueError) as error:
         reason = _explain_certificate(error, certfile, keyfile, password)
@@ -276,7 +274,7 @@ def _tls_context(
 
 
 def _explain_certificate(error: Exception, certfile: str, keyfile: str | None, password: str | None) -> object:
-    """Return why a certificate and its key can't be loaded; OpenSSL calls most of it "PEM lib"."""
+    """Return why a certificate and its key cannot be loaded. OpenSSL's own reason is mostly "PEM lib"."""
     if not isinstance(error, ssl.SSLError):
         return getattr(error, "strerror", None) or error
     if error.reason == "KEY_VALUES_MISMATCH":

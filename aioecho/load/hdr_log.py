@@ -1,4 +1,4 @@
-"""The HdrHistogram log format, written without the package: what its readers and plotters in every language take.
+"""The HdrHistogram log format, written without the package: what readers and plotters in every language read.
 
 A log is text, one line an interval, with a histogram as base64 of the format that HdrHistogram calls V2 compressed:
 https://github.com/HdrHistogram/HdrHistogram. Its buckets are log-linear. Values below 2,048 have a bucket of their own; from

@@ -44,7 +44,7 @@ class Condition:
         """Read `FIELD OPERATOR NUMBER`, such as `p99_us>2000`.
 
         Raises:
-            ValueError: not of that form, or no such field; names those there are (caller).
+            ValueError: not of that form, or no such field; the message names the fields (caller).
         """
         match = re.fullmatch(r"\s*(\w+)\s*(>=|<=|==|!=|>|<)\s*([-+.\w]+)\s*", text)
         try:
@@ -161,7 +161,7 @@ def remarks(result: LoadResult) -> list[str]:
     if result.mode == "open" and result.offered_rate and result.achieved_rate < 0.98 * result.offered_rate:
         said.append(
             f"the server kept up with {result.achieved_rate / result.offered_rate:.0%} of the offered rate; "
-            "what it could not take waited, and the wait is in the latencies."
+            "the rest waited, and the wait is in the latencies."
         )
     if 0 < result.messages < 10_000:
         said.append(f"{result.messages:,} messages are too few for p99.99: it is the largest value.")

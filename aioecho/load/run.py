@@ -98,8 +98,8 @@ def load(
 
     A server that is absent, dies or answers wrong does not raise: `problem` says so in the result. With several
     `processes` each gets its share of connections and rate, all start measuring together, and their counts are added.
-    `on_window` is called with True when measuring starts and with False when it ends, for whoever reads the server's
-    processor time; with one process only. The soft limit of open files is raised to the hard one, and stays so.
+    `on_window` is called with True when measuring starts and with False when it ends, to read the server's
+    processor time there; with one process only. The soft limit of open files is raised to the hard one, and stays so.
 
     Raises:
         ValueError: `on_window` with several processes (caller).
