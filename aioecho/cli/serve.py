@@ -58,7 +58,7 @@ class _Workers(click.IntRange):
 @click.option("--uds", metavar="PATH", help="Listen on this Unix socket.")
 @click.option("--fd", type=click.IntRange(0), help="Listen on this inherited descriptor.")
 @click.option("--workers", type=_Workers(1), default=1, show_default=True,
-              help="Processes that serve; auto is one for each processor. They share the sockets.")  # fmt: skip
+              help="Processes that serve; auto is one for each processor they may use. They share the sockets.")  # fmt: skip
 @click.option("--reuse-port", is_flag=True, help="Give each worker a TCP or UDP socket of its own (SO_REUSEPORT).")
 @click.option("--limit-max-requests", type=click.IntRange(1), metavar="N",
               help="Replace a worker process after N connections.")  # fmt: skip
