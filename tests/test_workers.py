@@ -87,16 +87,16 @@ def descriptors_of(pid: int) -> int:
 
 
 # The command line, whose supervisor is less patient.
-IMPATIENT = "from aioecho import cli, supervisor; supervisor.{} = {}; cli.main()"
+IMPATIENT = "from aioecho import cli; from aioecho.workers import supervisor; supervisor.{} = {}; cli.main()"
 
 
 @contextmanager
 def serving(
-    folder: Path, *arguments: str | Path, workers: int | str = 2, **patience: float
+    folder: Path, *arguments: str | Path, workers: int | str = 2, **timeouts: float
 ) -> Iterator[tuple[Program, str]]:
-    """Run workers on some port; the endpoint comes with them. `patience` is one of the supervisor's."""
+    """Run workers on some port; the endpoint comes with them. `timeouts` has one of the supervisor's."""
     command = ("serve", "handlers:Obedient", "--workers", str(workers), "--port", "0", *arguments)
-    how = ["-c", IMPATIENT.format(*patience.popitem())] if patience else ["-m", "aioecho"]
+    how = ["-c", IMPATIENT.format(*timeouts.popitem())] if timeouts else ["-m", "aioecho"]
     with Program(sys.executable, *how, *command, cwd=folder) as program:
         yield program, program.listening()
 
@@ -323,7 +323,7 @@ class Here(aioecho.StreamRequestHandler):
         await self.send(b"%d" % os.getpid())
 
 def set_patience(*_):
-    supervisor.START_PATIENCE = 0.2 if os.path.exists("hang") else 60
+    supervisor.START_TIMEOUT = 0.2 if os.path.exists("hang") else 60
 
 if __name__ == "__main__":
     signal.signal(signal.SIGUSR2, set_patience)
@@ -874,7 +874,7 @@ def test_what_outlasts_the_grace_is_cut_off_with_status_1(folder: Path) -> None:
 
 
 def test_a_worker_that_hangs_is_killed_in_the_end(folder: Path) -> None:
-    with serving(folder, PATIENCE=0.5) as (program, endpoint), talking(endpoint, b"block 30\n") as (_, pid):
+    with serving(folder, STOP_TIMEOUT=0.5) as (program, endpoint), talking(endpoint, b"block 30\n") as (_, pid):
         began = time.monotonic()
         program.signal(TERM)
         eventually(lambda: len(workers_of(program)) == 1)

@@ -5,7 +5,6 @@ import contextlib
 import functools
 import itertools
 import logging
-import os
 import signal
 import ssl as ssl_module
 import threading
@@ -17,15 +16,18 @@ from aioecho.datagrams.server import DatagramServer
 from aioecho.exceptions import AioechoError
 from aioecho.net import systemd
 from aioecho.net.endpoints import UDPEndpoint
+from aioecho.runtime.interpreters import is_subinterpreter
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.runtime.stdio import fill_standard_streams
 from aioecho.server import BaseServer
 from aioecho.serving.drain import PATIENCE
 from aioecho.stats import DrainReport
+from aioecho.workers.guard import check_can_start_workers, refuse_start_in_worker
+from aioecho.workers.order import Order
+from aioecho.workers.processors import count_processors
 from aioecho.workers.supervisor import Supervisor
-from aioecho.workers.worker import Order, refuse_if_loading
 
-__all__ = ["check_sessions", "count_processors", "run", "run_server", "run_workers"]
+__all__ = ["check_sessions", "run", "run_server", "run_workers"]
 
 logger = logging.getLogger("aioecho.workers")
 
@@ -75,7 +77,7 @@ def run(
             " or aioecho.run_in_thread()"
         )
     try:
-        refuse_if_loading()
+        refuse_start_in_worker()
         fill_standard_streams()
         if workers == 1 and not reuse_port and max_requests is None:
             context = ssl() if callable(ssl) else ssl
@@ -139,8 +141,11 @@ def run_workers(
         ValueError, TypeError: as for :func:`run`.
         RuntimeError: this is not the main thread.
     """
-    if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("worker processes are started from the main thread alone, as signals reach no other")
+    if not _gets_signals():
+        where = "interpreter" if is_subinterpreter() else "thread"
+        raise RuntimeError(f"worker processes are started from the main {where} alone, as signals reach no other")
+    refuse_start_in_worker()
+    check_can_start_workers()
     _check_count("max_requests", max_requests, least=1)
     _check_count("max_requests_jitter", max_requests_jitter, least=0)
     if workers == "auto":
@@ -179,14 +184,6 @@ def check_sessions(server: BaseServer, *, reuse_port: bool) -> None:
 def _check_count(name: str, value: object, *, least: int) -> None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
         raise ValueError(f"{name} must be a whole number from {least}, not {value!r}")
-
-
-def count_processors() -> int:
-    """Return how many processors this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on Linux
-        return os.cpu_count() or 1
 
 
 def run_server(
@@ -234,10 +231,15 @@ async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseSe
         return report
 
 
+def _gets_signals() -> bool:
+    """Tell whether Python's signal handlers can be set here, and are called."""
+    return threading.current_thread() is threading.main_thread() and not is_subinterpreter()
+
+
 @contextlib.contextmanager
 def _signals(loop: asyncio.AbstractEventLoop, actions: dict[signal.Signals, Callable[[], None]]) -> Iterator[None]:
     """Do in the loop what a signal stands for, as far as this thread gets them."""
-    if threading.current_thread() is not threading.main_thread():
+    if not _gets_signals():
         yield
         return
     for number, action in actions.items():
