@@ -53,15 +53,17 @@ def _quotas(root: Path) -> Iterator[float]:
             read, group = _read_quota_1, groups["cpu"]
         else:
             continue
+        if group.startswith("/.."):  # outside of what this namespace shows
+            continue
         # In a container the mount shows the container's group alone, and what leads to it is not to be seen.
         inner = os.path.relpath(group, mount_root) if (group + "/").startswith(mount_root.rstrip("/") + "/") else "."
         top = root / mount_point.lstrip("/")
-        folder = Path(os.path.normpath(top / inner))
-        for each in (folder, *folder.parents):
-            if not each.is_relative_to(top):
+        folder = top / inner
+        for level in (folder, *folder.parents):
+            if not level.is_relative_to(top):
                 break
             with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-                yield read(each)
+                yield read(level)
 
 
 def _read_quota_2(folder: Path) -> float:
