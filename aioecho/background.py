@@ -25,7 +25,7 @@ NO_THREADS = (
 class BackgroundServer:
     """A server that serves in a thread of its own, as :func:`run_in_thread` returns it.
 
-    `server` is the server itself, whose coroutines and `close()` belong to that thread. Everything here may be used in any
+    `server` is the server itself. Its coroutines and its `close()` belong to that thread. Everything here may be used in any
     thread.
 
     Raises:
@@ -42,7 +42,7 @@ class BackgroundServer:
         self._lock = threading.Lock()  # of the two below, which two threads look at
         self._task: asyncio.Task[None] | None = None
         self._is_called_off = False
-        self._own = threading.local()  # with an attribute in the loop's thread and those of its executor
+        self._own = threading.local()  # with an attribute in the loop's thread and its executor's
         try:
             self._thread = threading.Thread(target=self._run, name="aioecho", daemon=True)
         except RuntimeError as error:  # from 3.12 on
@@ -122,7 +122,7 @@ class BackgroundServer:
         try:
             with asyncio.Runner(loop_factory=self._make_loop) as runner:
                 runner.run(self._serve())
-        except BaseException as error:  # of the start, or what a handler ends a program with; for the caller's thread
+        except BaseException as error:  # of the start, or SystemExit of a handler; it is raised in the caller's thread
             self._error = error
         finally:
             self._is_ready.set()

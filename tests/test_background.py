@@ -53,7 +53,7 @@ def test_blocking_handlers_serve_too() -> None:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_who_looks_on_from_another_thread_changes_nothing(loop: str) -> None:
+def test_reading_the_stats_in_another_thread_changes_nothing(loop: str) -> None:
     entered, may_go_on = threading.Event(), threading.Event()
 
     class Held(aioecho.DatagramRequestHandler):
@@ -69,7 +69,7 @@ def test_who_looks_on_from_another_thread_changes_nothing(loop: str) -> None:
         sock.settimeout(20)
         sock.sendto(b"x", server.server_address)
         assert entered.wait(20)
-        # It may well end at once, and is nobody's to count before it has or waits for something.
+        # A datagram's handler is counted when it has ended, or waits for something. This one may end at once.
         assert (server.stats.active, len(server.connections)) == (0, 0)
         may_go_on.set()
         assert sock.recv(9) == b"x"

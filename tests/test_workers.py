@@ -91,7 +91,7 @@ def descriptors_of(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-# The command line, whose supervisor is less patient.
+# The command line, with another timeout of the supervisor's.
 IMPATIENT = "from aioecho import cli; from aioecho.workers import supervisor; supervisor.{} = {}; cli.main()"
 
 
@@ -133,11 +133,11 @@ def test_every_worker_serves(folder: Path, way: tuple[str, ...]) -> None:
         workers = workers_of(program)
         assert len(workers) == 3
         seen = set()
-        # Held open, so that whoever is busy leaves the next one to another.
+        # A worker that is busy leaves the next client to another one.
         eventually(lambda: seen.add(pid_of(endpoint)) or seen == workers)
         assert program.stop() == 0
         assert program.process.stdout is not None
-        assert program.process.stdout.read() == b""  # one line for the endpoint, not one for each worker
+        assert program.process.stdout.read() == b""  # one line for the endpoint, not one a worker
         assert "Traceback" not in program.stderr()
 
 
@@ -237,7 +237,7 @@ def test_endpoints_of_all_kinds_are_shared(folder: Path) -> None:
         for endpoint in (endpoints[0], f"unix:{folder}/app.sock", name):
             assert pid_of(endpoint) in workers
         program.signal(signal.SIGHUP)
-        eventually(lambda: not workers & workers_of(program))  # who leaves accepts until it has heard of it
+        eventually(lambda: not workers & workers_of(program))  # one that leaves accepts until it has heard of it
         assert (folder / "app.sock").exists()
         assert pid_of(f"unix:{folder}/app.sock") in workers_of(program)
         assert program.stop() == 0
@@ -510,7 +510,7 @@ if __name__ == "__main__":
 
 def test_workers_serve_several_handlers_blocking_ones_among_them(folder: Path) -> None:
     with running(folder, MAPPING) as (program, endpoint):
-        # Those that are bound once and those that each worker has: they do not change places.
+        # Sockets that are bound once and sockets that every worker has do not change places.
         expected = {
             endpoint: b"blocking",
             f"unix:{folder}/fast.sock": b"fast",
@@ -533,7 +533,7 @@ def can_connect(endpoint: str) -> bool:
     return True
 
 
-def test_several_handlers_take_no_socket_that_is_nobodys() -> None:
+def test_several_handlers_take_no_socket_without_a_handler() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock, pytest.raises(TypeError, match="no handler class is named"):
         aioecho.serve({Nothing: "tcp://127.0.0.1:0"}, sock=sock)
 
@@ -889,7 +889,7 @@ def test_usr1_logs_the_stats_of_all(folder: Path) -> None:
             assert len(re.findall(r"stats of worker \d", program.stderr())) == 2
         program.signal(signal.SIGHUP)
         eventually(lambda: "replaced all" in program.stderr() and len(workers_of(program)) == 2)
-        # The counts of those that are gone are kept, once they are gone.
+        # The counts of ended workers are kept, once they have ended.
         expected = total + "accepted=11 active=0 completed=11"
         eventually(lambda: program.signal(signal.SIGUSR1) or expected in program.stderr())
         assert program.stop() == 0
@@ -969,13 +969,13 @@ def test_a_change_while_it_starts_is_made(folder: Path, number: int, count: int)
 
 def test_a_change_while_it_binds_is_none(folder: Path) -> None:
     with ExitStack() as lock:
-        # Whoever starts in a folder waits its turn there, for a second.
+        # A start in a folder waits its turn there, for a second.
         lock.callback(os.close, descriptor := os.open(folder, os.O_RDONLY))
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         command = ("serve", "handlers:Obedient", "--workers", "2", "--bind", "unix:app.sock")
         with Program.aioecho(*command, cwd=folder) as program:
             opened = Path(f"/proc/{program.process.pid}/fd")
-            eventually(lambda: program.catches(TTOU) and any(each.resolve() == folder for each in opened.iterdir()))
+            eventually(lambda: program.catches(TTOU) and any(link.resolve() == folder for link in opened.iterdir()))
             for number in (HUP, TTIN, TTOU):
                 program.signal(number)
             time.sleep(0.1)  # for it to hear them: it does nothing then that could be waited for
@@ -1013,7 +1013,7 @@ def test_two_stops_in_service_are_no_worse_than_one_if_there_is_nothing_to_cut_o
 
 
 @pytest.mark.parametrize(("number", "count"), [(HUP, 2), (TTIN, 3), (TTOU, 1)], ids=ids)
-def test_a_change_in_service_loses_nobody(folder: Path, number: int, count: int) -> None:
+def test_a_change_in_service_loses_no_client(folder: Path, number: int, count: int) -> None:
     with serving(folder) as (program, endpoint), talking(endpoint, b"sleep 0.3\n") as (busy, _):
         before = workers_of(program)
         program.signal(number)

@@ -67,7 +67,7 @@ class StatsLog:
 
 
 class WorkerWatchdog:
-    """Feeds systemd's watchdog, and kills workers whose event loop does not answer for as long as that waits.
+    """Feeds systemd's watchdog, and kills a worker if its event loop does not answer for as long as systemd waits.
 
     Args:
         workers: as for :class:`StatsLog`.

@@ -1,4 +1,4 @@
-"""The program itself, whose module is called ``__main__``: how another interpreter finds and imports it."""
+"""The program itself, called ``__main__``: how another interpreter finds and imports it."""
 
 import importlib.util
 import os

@@ -12,7 +12,7 @@ logger = logging.getLogger("aioecho.supervisor")
 
 
 class RollingRestart:
-    """The slots whose workers are still to be replaced. systemd is told when the first begins, and when all are done.
+    """What is still to be done of a rolling restart. systemd is told when it begins, and when it ends.
 
     Args:
         replace: starts the successor of a slot's worker.
@@ -35,7 +35,7 @@ class RollingRestart:
         """Replace the next worker if it is time for that. Call it when a worker has begun to serve, or has ended.
 
         Args:
-            slots: those that there are now.
+            slots: the present ones.
             workers: all processes that have not ended.
         """
         if not self._is_under_way or any(slot.successor for slot in slots):

@@ -47,7 +47,7 @@ class WorkerProcess:
 
     @property
     def is_leaving(self) -> bool:
-        """Whether it was told to leave, and is to be missed by nothing."""
+        """Whether it was told to leave, so that its end needs no successor."""
         return self.state in (WorkerState.LEAVING, WorkerState.DISCARDED)
 
     @property
@@ -95,7 +95,7 @@ class WorkerSlot:
     Args:
         number: counts from 1, for people.
         sockets: what the slot's workers serve on, a list for every endpoint.
-        own: those of them that no other slot has.
+        own: the sockets among them that no other slot has.
     """
 
     def __init__(self, number: int, sockets: Sequence[Sequence[BoundSocket]], own: Sequence[BoundSocket]) -> None:

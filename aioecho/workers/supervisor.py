@@ -28,7 +28,7 @@ __all__ = ["Supervisor"]
 
 logger = logging.getLogger("aioecho.supervisor")
 
-# Seconds before a worker that has died is replaced: none the first time, then twice as long each time, until one lives.
+# Seconds before a worker that has died is replaced: none the first time, then twice as long every time, until one lives.
 FIRST_DELAY = 0.05
 LONGEST_DELAY = 1.6
 LIVES_AFTER = 10.0

@@ -31,7 +31,7 @@ __all__ = ["SIGNALS", "main"]
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGTTIN, signal.SIGTTOU)
 """What the supervisor is told by. A signal sent to the whole group, as Ctrl-C is, means the supervisor alone."""
 
-# Seconds that a worker whose supervisor is gone may hang over its grace.
+# Seconds over its grace that a worker without a supervisor may hang.
 ORPHAN_TIMEOUT = 1.0
 
 
