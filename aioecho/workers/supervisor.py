@@ -15,14 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 from aioecho.exceptions import AioechoError
 from aioecho.net import systemd
-from aioecho.net.binding import BoundSocket, bind_endpoint, bind_sibling
-from aioecho.net.endpoints import Endpoint, HostEndpoint
+from aioecho.net.binding import BoundSocket
+from aioecho.net.endpoints import Endpoint
 from aioecho.stats import DrainReport
 from aioecho.workers.health import StatsLog, WorkerWatchdog
 from aioecho.workers.order import Order, store_order
 from aioecho.workers.processes import describe_status, start_worker
 from aioecho.workers.rolling import RollingRestart
 from aioecho.workers.slots import WorkerProcess, WorkerSlot, WorkerState
+from aioecho.workers.sockets import SupervisorSockets
 
 __all__ = ["Supervisor"]
 
@@ -81,16 +82,12 @@ class Supervisor:
         reuse_port: bool = False,
         when_serving: Callable[[Sequence[str]], object] = lambda names: None,
     ) -> None:
-        self._endpoints = endpoints
+        self._sockets = SupervisorSockets(endpoints, backlog=backlog, reuse_port=reuse_port)
         self._packed_order = order.pack()
         self._order = -1  # the descriptor that the workers read it from
         self._count = workers
-        self._backlog = backlog
         self._grace = grace
-        self._reuse_port = reuse_port
         self._when_serving = when_serving
-        # For every endpoint: whether each slot has its own sockets, and those of the first slot.
-        self._bound: list[tuple[bool, list[BoundSocket]]] = []
         self._state = _State.BINDING
         self._slots: list[WorkerSlot] = []
         self._workers: set[WorkerProcess] = set()
@@ -156,7 +153,7 @@ class Supervisor:
         return self._state in (_State.STOPPING, _State.ENDING)
 
     async def _start(self) -> None:
-        binding = self._loop.create_task(self._bind())
+        binding = self._loop.create_task(self._sockets.bind())
         await asyncio.wait({binding, self._done}, return_when=asyncio.FIRST_COMPLETED)
         if not binding.done():  # it looks up a host's name, and was told to stop
             binding.cancel()
@@ -171,19 +168,10 @@ class Supervisor:
 
     # Sockets and slots.
 
-    async def _bind(self) -> None:
-        for endpoint in self._endpoints:
-            # A Unix socket can't be bound twice, nor an inherited one.
-            is_divided = self._reuse_port and isinstance(endpoint, HostEndpoint)
-            bound = await bind_endpoint(endpoint, backlog=self._backlog, reuse_port=is_divided)
-            self._bound.append((is_divided, bound))
-
     def _close_sockets(self) -> None:
         for slot in self._slots:
             slot.close()
-        for _, group in self._bound:
-            for bound in group:
-                bound.close()
+        self._sockets.close()
 
     def _add_slot(self) -> None:
         """Add a slot and its worker: at the start, and on SIGTTIN."""
@@ -191,7 +179,7 @@ class Supervisor:
             return
         own: list[BoundSocket] = []
         try:
-            slot = WorkerSlot(len(self._slots) + 1, self._sockets_of_next_slot(own), own)
+            slot = WorkerSlot(len(self._slots) + 1, self._sockets.of_slot(own, is_first=not self._slots), own)
             slot.worker = self._start_worker(slot)
         except OSError as error:
             for bound in own:
@@ -202,19 +190,6 @@ class Supervisor:
                 self._fail(f"cannot start a worker: {error}")
         else:
             self._slots.append(slot)
-
-    def _sockets_of_next_slot(self, own: list[BoundSocket]) -> list[list[BoundSocket]]:
-        """Return what the next slot serves on, for every endpoint; append to `own` the sockets that are bound for it alone."""
-        sockets: list[list[BoundSocket]] = []
-        for is_divided, bound in self._bound:
-            if not (is_divided and self._slots):
-                sockets.append(bound)
-                continue
-            sockets.append([])
-            for first in bound:
-                own.append(bind_sibling(first))
-                sockets[-1].append(own[-1])
-        return sockets
 
     def _remove_slot(self) -> None:
         """Remove the last slot, unless it is the only one: on SIGTTOU."""
@@ -388,7 +363,7 @@ class Supervisor:
             return
         if self._state is _State.STARTING and all(slot.is_serving for slot in self._slots):
             self._state = _State.SERVING
-            names = list(dict.fromkeys(bound.name for _, group in self._bound for bound in group))
+            names = self._sockets.names
             logger.info("%d workers are listening on %s", len(self._slots), ", ".join(names))
             self._when_serving(names)
             systemd.notify("READY=1")
