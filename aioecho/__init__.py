@@ -17,8 +17,8 @@ from aioecho.serving.handlers import (
     StreamRequestHandler,
 )
 from aioecho.stats import DatagramStats, DrainReport, Stats
-from aioecho.streams.protocol import StreamWriter
 from aioecho.streams.reader import StreamReader
+from aioecho.streams.writer import StreamWriter
 from aioecho.workers.program import run
 
 __version__ = "0.1.0"

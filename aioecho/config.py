@@ -52,6 +52,10 @@ class Limits:
     """Bytes: asyncio's `limit`. The longest line, and half of what is buffered of a peer that sends faster than its
     handler reads."""
 
+    max_frame: int | None = 2**24
+    """Bytes: the most of a frame whose length comes first, and of what readexactly() and read(-1) read. Each connection may
+    hold so much. Over it FrameTooLong is raised. None: as much as a peer announces."""
+
     max_handlers: int = 1024
     """Datagrams: handlers at once. At the limit datagrams wait in the server's queue."""
 
@@ -78,7 +82,7 @@ class Limits:
     handler ignores drain(). A single write() may be larger."""
 
     def __post_init__(self) -> None:
-        for name in ("max_connections", "max_per_host", "max_write_buffer"):
+        for name in ("max_connections", "max_per_host", "max_write_buffer", "max_frame"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
         _check_count("backlog", self.backlog)

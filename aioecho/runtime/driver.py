@@ -124,12 +124,6 @@ class Waiter:
         """Do nothing with an item that no coroutine could be resumed with, and return False. To be overridden."""
         return False
 
-    def heed(self) -> None:
-        """Do nothing about an error that the next wait will meet. To be overridden."""
-
-    def stir(self) -> None:
-        """Do nothing about a wait that has begun. To be overridden."""
-
     def _resume_task(self, item: Any) -> bool:
         callback = self._callback
         if callback is None or current_task(self._loop) is not None:

@@ -29,10 +29,10 @@ from aioecho.serving.handlers import BaseRequestHandler
 from aioecho.streams.protocol import (
     CountingStreamProtocol,
     StreamProtocol,
-    StreamWriter,
     reset_when_closed,
 )
 from aioecho.streams.reader import StreamReader
+from aioecho.streams.writer import StreamWriter
 
 if TYPE_CHECKING:  # the server is above, and makes connections
     from aioecho.server import BaseServer
@@ -106,7 +106,13 @@ class Connection(Driver):
         self._stalled: tuple[float, int, int] | None = None  # since when, and at which counts of bytes
         limits = server._admission.limits
         kind = CountingStreamProtocol if logger.isEnabledFor(logging.DEBUG) else StreamProtocol
-        self._protocol = kind(loop, limit=limits.max_buffer, max_unsent=limits.max_write_buffer, is_server_side=True)
+        self._protocol = kind(
+            loop,
+            limit=limits.max_buffer,
+            max_unsent=limits.max_write_buffer,
+            max_frame=limits.max_frame,
+            is_server_side=True,
+        )
         self._protocol.driver = self
         # Up to where it first waits, before there is a task: by the time that the task runs the transport is there.
         opening = loop.connect_accepted_socket(self._get_protocol, sock)
@@ -356,6 +362,8 @@ class Connection(Driver):
     def _close_if_done(self, end: BaseException | None) -> None:
         """Close, if handle() has returned, the peer has closed, and nothing is unsent or to be cleaned up: most often."""
         protocol = self._protocol
+        if protocol._collected is not None:
+            protocol.flush()
         if (
             end is None
             and self._stage == HANDLE
@@ -378,7 +386,7 @@ class Connection(Driver):
     def _prepare(self) -> Awaitable[None] | None:
         """Make the handler, if all goes well; return what has to be awaited for that."""
         server, protocol = self._server, self._protocol
-        writer = protocol.make_writer()
+        writer = StreamWriter(protocol.transport, protocol, protocol.reader, self._loop)
         return self._verify((protocol.reader, writer)) if server.ssl is None else self._secure(server.ssl, writer)
 
     async def _secure(self, ssl: ssl_module.SSLContext, writer: StreamWriter) -> None:

@@ -5,8 +5,10 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 from aioecho.config import Timeouts
-from aioecho.streams.protocol import StreamWriter
+from aioecho.framing import Framing
+from aioecho.streams.frames import Frames
 from aioecho.streams.reader import StreamReader
+from aioecho.streams.writer import StreamWriter
 
 if TYPE_CHECKING:  # the server is above, and a handler has one
     from aioecho.datagrams.sessions import Datagrams
@@ -53,6 +55,9 @@ class StreamRequestHandler(BaseRequestHandler):
     Unix sockets.
     """
 
+    framing: Framing | None = None
+    """How :attr:`frames` and :meth:`send_frame` cut the stream into frames: an object of aioecho.framing, of the class."""
+
     request: tuple[StreamReader, StreamWriter]
     reader: StreamReader
     writer: StreamWriter
@@ -77,13 +82,40 @@ class StreamRequestHandler(BaseRequestHandler):
         protocol, transport = writer._protocol, writer._transport
         if protocol._is_special:
             writer.write(data)
+            if protocol._is_special < 2 and not transport.is_closing():
+                return
             del data  # asyncio's transport on 3.11 has a copy: not to hold both while the peer takes nothing
             await writer.drain()
             return
+        protocol.unanswered = False
         transport.write(data)
         if protocol._is_special or transport.is_closing():
             del data
             await writer.drain()
+
+    @property
+    def frames(self) -> Frames:
+        """What ``async for frame in self.frames`` goes through: the frames of the stream, as :attr:`framing` has it.
+
+        See :meth:`StreamReader.frames` for what it raises. Raises TypeError if the class has no framing.
+        """
+        return self.reader.frames(self._get_framing())
+
+    async def send_frame(self, frame: bytes) -> None:
+        """Send one frame: :meth:`send` what :attr:`framing` makes of it.
+
+        Raises, beside what :meth:`send` does:
+            ValueError: the framing has no way to write this frame.
+            TypeError: the class has no framing.
+        """
+        await self.send(self._get_framing().join(frame))
+
+    def _get_framing(self) -> Framing:
+        if self.framing is None:
+            raise TypeError(
+                f"{type(self).__qualname__} has no framing: set the class attribute, as `framing = Lines()`"
+            )
+        return self.framing
 
 
 class DatagramRequestHandler(BaseRequestHandler):
