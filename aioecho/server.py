@@ -63,8 +63,9 @@ class BaseServer:
             of StreamRequestHandler, or a functools.partial of one that binds more arguments. A handler class of
             socketserver's, or a partial of one, is called in a thread, with a blocking socket: see Limits.max_threads.
             Or, if `server_address` is None, a mapping of such to the endpoints that each serves.
-        ssl: serve TLS with this context, on all endpoints. TLS 1.2 is the least that a context of the standard library's
-            defaults offers; one that offers less is refused.
+        ssl: serve TLS 1.2 or later with this context, on all endpoints. A context whose `minimum_version` is
+            MINIMUM_SUPPORTED, which is the default of many distributions' Pythons, leaves the choice to OpenSSL: it is
+            set to TLSv1_2 on that very context. A context that names an older version is rejected.
         limits: see Limits.
         timeouts: see Timeouts.
         grace: seconds, for shutdown() and at the end of ``async with``.
@@ -573,6 +574,11 @@ def _check_ssl(ssl: Any) -> None:
         return
     if not isinstance(ssl, ssl_module.SSLContext):
         raise TypeError(f"ssl must be an ssl.SSLContext, not {ssl!r}")
-    # MINIMUM_SUPPORTED compares below every version.
-    if ssl.minimum_version < ssl_module.TLSVersion.TLSv1_2:
-        raise ValueError(f"ssl allows {ssl.minimum_version.name}: set its minimum_version to TLSv1_2 or TLSv1_3")
+    minimum, maximum, tls_1_2 = ssl.minimum_version, ssl.maximum_version, ssl_module.TLSVersion.TLSv1_2
+    if maximum != ssl_module.TLSVersion.MAXIMUM_SUPPORTED and maximum < tls_1_2:
+        raise ValueError(f"ssl allows no version after {maximum.name}: set its maximum_version to MAXIMUM_SUPPORTED")
+    if minimum == ssl_module.TLSVersion.MINIMUM_SUPPORTED:
+        # No version was chosen: Debian's and Ubuntu's default contexts say this, where python.org's say TLSv1_2.
+        ssl.minimum_version = tls_1_2
+    elif minimum < tls_1_2:
+        raise ValueError(f"ssl allows {minimum.name}: set its minimum_version to TLSv1_2 or TLSv1_3")
