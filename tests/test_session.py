@@ -225,13 +225,13 @@ async def test_datagrams_between_a_sessions_end_and_the_next_are_kept_in_order(p
             await ended.wait()
             real(task)
 
-        server._when_ended = late
+        server.on_task_done = late
         peer.send(b"1", server.server_address)
         await ending.wait()
         for data in (b"2", b"3", b"4"):
             peer.send(data, server.server_address)
         await settle(lambda: server.stats.received == 4)
-        server._when_ended = real
+        server.on_task_done = real
         ended.set()
         await settle(lambda: server.stats.handled == 4)
         assert seen == [[b"1"], [b"2", b"3", b"4"]]

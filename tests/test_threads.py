@@ -904,7 +904,7 @@ async def test_a_drain_reaches_tls(tls: SimpleNamespace) -> None:
 async def test_a_client_that_a_drain_meets_in_its_handshake_has_time_to_speak(
     tls: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aioecho.blocking.FRESH", 0.5)
+    monkeypatch.setattr("aioecho.blocking.streams.FRESH", 0.5)
 
     def shake_hands_and_ask(plain: socket.socket) -> bytes:
         with tls.client.wrap_socket(plain, server_hostname="localhost") as sock:

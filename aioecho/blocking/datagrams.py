@@ -2,13 +2,12 @@
 
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from aioecho.blocking.request import Threaded
 from aioecho.net.datagram_socket import DatagramTransport, connected_probe, is_writable
-from aioecho.runtime.threads import Threaded, ThreadPool
-
-if TYPE_CHECKING:  # the server is above, and makes these
-    from aioecho.datagrams.server import DatagramServer
+from aioecho.runtime.threads import ThreadPool
+from aioecho.serving.base import BaseServer
 
 __all__ = ["ReplySocket", "ThreadedDatagram"]
 
@@ -76,11 +75,9 @@ class ThreadedDatagram(Threaded):
 
     __slots__ = ()
 
-    _server: "DatagramServer"
-
     def __init__(
         self,
-        server: "DatagramServer",
+        server: BaseServer,
         pool: ThreadPool,
         data: bytes,
         client_address: Any,
@@ -94,8 +91,8 @@ class ThreadedDatagram(Threaded):
             self.RequestHandlerClass(self.request, self.client_address, self._server)
             self.outcome, self.reason = "completed", "finished"
         except Exception:
-            self._server._call_handle_error(self.request, self.client_address)
+            self._server.call_handle_error(self.request, self.client_address)
 
     def _return(self) -> None:
         super()._return()
-        self._server._forget(self)
+        self._server.unregister_connection(self)

@@ -23,13 +23,12 @@ import ssl
 import threading
 from collections.abc import Callable
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from aioecho.runtime.threads import Threaded, ThreadPool
+from aioecho.blocking.request import Threaded
+from aioecho.runtime.threads import ThreadPool
+from aioecho.serving.base import BaseServer
 from aioecho.serving.connection import FRESH, FRESH_AMONG_OTHERS
-
-if TYPE_CHECKING:  # the server is above, and makes connections
-    from aioecho.server import BaseServer
 
 __all__ = ["RequestSocket", "ThreadedConnection", "end_tls"]
 
@@ -111,7 +110,7 @@ class ThreadedConnection(Threaded):
 
     def __init__(
         self,
-        server: "BaseServer",
+        server: BaseServer,
         pool: ThreadPool,
         sock: socket.socket,
         client_address: Any,
@@ -218,7 +217,7 @@ class ThreadedConnection(Threaded):
             if isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError):
                 self.reason = "connection lost"
             if not (self._is_cut_off and isinstance(error, OSError)):  # that one would be our doing
-                self._server._call_handle_error(request, self.client_address)
+                self._server.call_handle_error(request, self.client_address)
         finally:
             if isinstance(request, ssl.SSLSocket):
                 end_tls(request)
@@ -292,7 +291,7 @@ class ThreadedConnection(Threaded):
     def _return(self) -> None:
         super()._return()
         if self._handshake_error is not None:
-            self._server._report_not_begun(self.client_address, "TLS handshake", self._handshake_error)
+            self._server.report_not_begun(self.client_address, "TLS handshake", self._handshake_error)
             self._handshake_error = None  # its traceback holds on to us
         left = None if self.is_left_open else self.request.take()
         if self._kept is not None:
@@ -361,7 +360,7 @@ class ThreadedConnection(Threaded):
             self._is_over = True
             # The handler may live on, and its socket with it.
             self.request._connection = None
-            self._server._forget(self)
+            self._server.unregister_connection(self)
 
 
 def end_tls(sock: ssl.SSLSocket) -> None:

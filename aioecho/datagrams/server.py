@@ -17,7 +17,7 @@ from aioecho.net.binding import BoundSocket
 from aioecho.net.datagram_socket import DatagramSocket, DatagramTransport
 from aioecho.net.endpoints import Endpoint, UDPEndpoint, UnixDatagramEndpoint
 from aioecho.runtime.logs import BoundedLog
-from aioecho.server import BaseServer
+from aioecho.serving.base import BaseServer
 from aioecho.serving.handler_types import is_blocking, makes_sessions
 from aioecho.stats import DatagramStats
 
@@ -69,7 +69,7 @@ class DatagramServer(BaseServer):
     )
     _socket_type = socket.SOCK_DGRAM
     _what = "datagram"
-    _stats: DatagramStats
+    live_stats: DatagramStats
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class DatagramServer(BaseServer):
         self._is_stopping = False
         # Handlers for single datagrams.
         self._spare: Exchange | None = None
-        self._at_once = 0  # those that ended without waiting, and are not in _stats yet
+        self._at_once = 0  # those that ended without waiting, and are not in live_stats yet
         self._queue: deque[tuple[tuple[bytes, DatagramTransport], Any]] = deque()
         self._begins_queued = False
         # Sessions.
@@ -107,7 +107,7 @@ class DatagramServer(BaseServer):
     def stats(self) -> DatagramStats:
         """What it has counted since it started. What the kernel counts is asked for now."""
         self._register_current()
-        stats, at_once = self._stats, self._at_once
+        stats, at_once = self.live_stats, self._at_once
         if at_once:
             self._at_once = 0
             stats.received += at_once
@@ -135,11 +135,14 @@ class DatagramServer(BaseServer):
 
     @property
     def _handler_timeouts(self) -> Timeouts:
-        return self._timeouts_of(self.RequestHandlerClass)
+        return self.timeouts_of(self.RequestHandlerClass)
+
+    def _timeouts_changed(self) -> None:
+        """Do nothing: `send` and `session` alone apply to datagrams, and they are looked up when they are needed."""
 
     # Life.
 
-    def _make_listeners(self, bound: list[BoundSocket]) -> Sequence[DatagramSocket]:
+    def _make_listeners(self, bound: list[BoundSocket], handler_classes: list[Any]) -> Sequence[DatagramSocket]:
         self._longest, self._most = self.limits.max_datagram, self.limits.max_handlers
         take = self._take_for_session if self.has_sessions else self._take_datagram
         if is_blocking(self.RequestHandlerClass):
@@ -148,10 +151,9 @@ class DatagramServer(BaseServer):
             DatagramSocket(
                 each,
                 take=take,
-                stats=self._stats,
+                stats=self.live_stats,
                 done=self._leave,
-                size=self._longest,
-                receive_buffer=self.limits.receive_buffer,
+                limits=self.limits,
                 patience=self._handler_timeouts.send,
             )
             for each in bound
@@ -161,7 +163,7 @@ class DatagramServer(BaseServer):
     def _apply_limits(self, limits: Limits) -> None:
         self._longest, self._most = limits.max_datagram, limits.max_handlers
         for sock in self._sockets:
-            sock.set_limits(size=limits.max_datagram, receive_buffer=limits.receive_buffer)
+            sock.set_limits(limits)
         self._begin_queued_later()  # there may be room for them now
 
     def close(self) -> None:
@@ -169,7 +171,7 @@ class DatagramServer(BaseServer):
 
         If `leaves_queue` was set to True, what has come is left to other processes, which read the same sockets.
         """
-        self._admission.close()
+        self.admission.close()
         if self._listeners:
             self._listeners = []
             if self._spare is not None:
@@ -203,8 +205,8 @@ class DatagramServer(BaseServer):
 
     def _drop_waiting(self) -> None:
         if self._queue:
-            self._stats.drops["stopped"] += len(self._queue)
-            self._stats.queued -= len(self._queue)
+            self.live_stats.drops["stopped"] += len(self._queue)
+            self.live_stats.queued -= len(self._queue)
             self._queue.clear()
 
     async def _release(self) -> None:
@@ -224,7 +226,8 @@ class DatagramServer(BaseServer):
             self._begin_queued()
         super()._account(task)
 
-    def _forget(self, connection: Any) -> None:
+    def unregister_connection(self, connection: Any) -> None:
+        """Count a handler that has ended, and close the sockets if it was the last one of a server that stops."""
         self._count_end(connection)
         self._resume_listeners()
         self._close_if_done()
@@ -258,7 +261,7 @@ class DatagramServer(BaseServer):
     def _take_special(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
         """Take a datagram that may have to wait or to be dropped, or whose handler is to be counted as it begins."""
         self._leave()
-        stats, limits = self._stats, self.limits
+        stats, limits = self.live_stats, self.limits
         if len(data) > self._longest:
             stats.received += 1
             stats.drops["truncated"] += 1
@@ -313,30 +316,30 @@ class DatagramServer(BaseServer):
             self._spare = exchange
             self._close_if_done()
         else:
-            exchange.add_end_callback(self._when_ended)
+            exchange.add_end_callback(self.on_task_done)
 
     def _take_for_thread(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
-        stats, limits = self._stats, self.limits
+        stats, limits = self.live_stats, self.limits
         stats.received += 1
         if len(data) > self._longest:
             stats.drops["truncated"] += 1
         elif len(self._connections) < limits.max_threads + limits.max_queue:
             stats.handled += 1
-            threaded = ThreadedDatagram(self, self._thread_pool(), data, client_address, transport)
-            self._add(threaded)
+            threaded = ThreadedDatagram(self, self.get_handler_threads(), data, client_address, transport)
+            self.register_connection(threaded)
             threaded.begin()
         else:
             stats.drops["queue full"] += 1
 
     def _count_end(self, connection: Any) -> None:
         if connection.outcome == "rejected" and isinstance(connection, Exchange | ThreadedDatagram):
-            self._stats.handled -= 1
-            self._stats.drops[connection.reason] += 1
+            self.live_stats.handled -= 1
+            self.live_stats.drops[connection.reason] += 1
         elif (
             isinstance(connection, ThreadedDatagram) and connection.thread is None and connection.outcome == "cancelled"
         ):
-            self._stats.handled -= 1
-            self._stats.drops["stopped"] += 1
+            self.live_stats.handled -= 1
+            self.live_stats.drops["stopped"] += 1
         super()._count_end(connection)
 
     def _register_current(self) -> None:
@@ -346,16 +349,16 @@ class DatagramServer(BaseServer):
         if (
             current is not None
             and not current.is_counted
-            and asyncio._get_running_loop() is self._loop
+            and asyncio._get_running_loop() is self.event_loop
             and current.is_stepping()
         ):
             self._register(current)
 
     def _register(self, exchange: Exchange) -> None:
         exchange.is_counted = exchange.is_special = True
-        self._stats.received += 1
-        self._stats.handled += 1
-        self._add(exchange)
+        self.live_stats.received += 1
+        self.live_stats.handled += 1
+        self.register_connection(exchange)
 
     def _begin_queued(self) -> None:
         """Begin those who wait in the queue, as far as there is room; the rest when the loop has turned."""
@@ -364,8 +367,8 @@ class DatagramServer(BaseServer):
             if not self._queue or len(self._connections) >= self.limits.max_handlers:
                 return
             request, client_address = self._queue.popleft()
-            self._stats.queued -= 1
-            self._stats.received -= 1  # it is counted again where it is begun
+            self.live_stats.queued -= 1
+            self.live_stats.received -= 1  # it is counted again where it is begun
             self._begin(request, client_address)
         self._begin_queued_later()
 
@@ -377,7 +380,7 @@ class DatagramServer(BaseServer):
     # A handler for each peer.
 
     def _take_for_session(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
-        stats, limits = self._stats, self.limits
+        stats, limits = self.live_stats, self.limits
         stats.received += 1
         if len(data) > self._longest:
             stats.drops["truncated"] += 1
@@ -396,7 +399,7 @@ class DatagramServer(BaseServer):
     ) -> None:
         self._sessions[key] = session = Session(self, key, client_address, transport, datagrams)
         session.last_heard = self.sweeps
-        self._add(session)
+        self.register_connection(session)
         if self.is_draining:
             session.drain()
         if self._sweeper is None:

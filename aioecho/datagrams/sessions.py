@@ -3,14 +3,12 @@
 import asyncio
 from collections import deque
 from collections.abc import Generator, Hashable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from aioecho.datagrams.serving import DatagramServing
 from aioecho.datagrams.task import report_end, run_handler
+from aioecho.net.datagram_socket import DatagramTransport
 from aioecho.runtime.driver import Driver, Waiter, steps
-
-if TYPE_CHECKING:  # the server is above
-    from aioecho.datagrams.server import DatagramServer
-    from aioecho.net.datagram_socket import DatagramTransport
 
 __all__ = ["Datagrams", "Session"]
 
@@ -23,13 +21,13 @@ class Datagrams:
 
     __slots__ = ("_has_ended", "_is_waited_for", "_news", "_queue", "_server", "_size")
 
-    def __init__(self, server: "DatagramServer", first: bytes) -> None:
+    def __init__(self, server: DatagramServing, first: bytes) -> None:
         self._server = server
         self._news = Waiter(asyncio.get_running_loop())
         self._queue = deque((first,))
         self._size = len(first)
         self._has_ended = self._is_waited_for = False
-        server._stats.queued += 1
+        server.live_stats.queued += 1
 
     def __aiter__(self) -> "Datagrams":
         return self
@@ -54,18 +52,18 @@ class Datagrams:
                 if data is not None:
                     self._queue.appendleft(data)
                     self._size += len(data)
-                    self._server._stats.queued += 1
+                    self._server.live_stats.queued += 1
                 raise
             finally:
                 self._is_waited_for = False
             data = self._news.item
             if data is not None:
                 self._news.item = None
-                self._server._stats.handled += 1
+                self._server.live_stats.handled += 1
                 return data  # type: ignore[no-any-return]
         data = self._queue.popleft()
         self._size -= len(data)
-        counts = self._server._stats
+        counts = self._server.live_stats
         counts.queued -= 1
         counts.handled += 1
         return data
@@ -74,7 +72,7 @@ class Datagrams:
         """Give a datagram to whoever waits, or queue it, or drop it if the queue is full."""
         queue = self._queue
         if queue or not self._news.deliver(data):
-            limits, counts = self._server.limits, self._server._stats
+            limits, counts = self._server.limits, self._server.live_stats
             if queue and (len(queue) >= limits.max_session_queue or self._size + len(data) > limits.max_buffer):
                 counts.drops["session queue full"] += 1
                 return
@@ -93,7 +91,7 @@ class Datagrams:
     def drop(self, reason: str) -> None:
         """Drop what is queued."""
         if self._queue:
-            counts = self._server._stats
+            counts = self._server.live_stats
             counts.queued -= len(self._queue)
             counts.drops[reason] += len(self._queue)
         self._queue.clear()
@@ -124,10 +122,10 @@ class Session(Driver[None]):
 
     def __init__(
         self,
-        server: "DatagramServer",
+        server: DatagramServing,
         key: Hashable,
         client_address: Any,
-        transport: "DatagramTransport",
+        transport: DatagramTransport,
         datagrams: Datagrams,
     ) -> None:
         self.server = server
@@ -142,8 +140,8 @@ class Session(Driver[None]):
         self.last_heard = 0
         super().__init__(self._serve())
         loop = asyncio.get_running_loop()
-        self._loop, self._task = loop, loop.create_task(self, context=server._context.copy())
-        self._task.add_done_callback(server._when_ended, context=server._context)
+        self._loop, self._task = loop, loop.create_task(self, context=server.task_context.copy())
+        self._task.add_done_callback(server.on_task_done, context=server.task_context)
 
     def __repr__(self) -> str:
         return f"<Session with {self.client_address!r}, handler={self.handler!r}>"

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
+from aioecho.config import Limits
 from aioecho.net.binding import BoundSocket
 from aioecho.net.kernel import datagram_memory
 from aioecho.net.pktinfo import ROOM_FOR_PKTINFO, Ancillary, address_of, enable_pktinfo, source_from
@@ -154,8 +155,8 @@ class DatagramSocket:
     """Reads for a server: calls `take(data, client_address, transport)` for each datagram, in the order of their coming,
     and `done()` after those of one turn of the loop.
 
-    Does not know what becomes of one. A datagram is read up to `size` bytes; one byte more tells that it was longer.
-    All methods may be called in any state, and more than once.
+    Does not know what becomes of one. A datagram is read up to ``limits.max_datagram`` bytes, and one more, which tells
+    that it was longer. All methods may be called in any state, and more than once.
     """
 
     def __init__(
@@ -165,8 +166,7 @@ class DatagramSocket:
         take: Callable[[bytes, Any, DatagramTransport], object],
         done: Callable[[], object],
         stats: DatagramStats,
-        size: int,
-        receive_buffer: int | None,
+        limits: Limits,
         patience: float | None,
     ) -> None:
         self.bound = bound
@@ -189,14 +189,14 @@ class DatagramSocket:
         self._transport = DatagramTransport(self, sock.sendto, self, sock.getsockname())
         self._transports: dict[Any, DatagramTransport] = {}  # by the address that was asked
         self._asks_for_address = _is_bound_to_all(sock) and enable_pktinfo(sock)
-        self.set_limits(size=size, receive_buffer=receive_buffer)
+        self.set_limits(limits)
         self.count_kernel_drops(is_start=True)
 
-    def set_limits(self, *, size: int, receive_buffer: int | None) -> None:
-        """Read up to so many bytes of a datagram from now on; let the kernel keep so many of what is not yet read."""
-        self._size = size + 1
-        if receive_buffer is not None:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    def set_limits(self, limits: Limits) -> None:
+        """Apply `max_datagram` and `receive_buffer` from now on."""
+        self._size = limits.max_datagram + 1
+        if limits.receive_buffer is not None:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, limits.receive_buffer)
 
     # Reading.
 

@@ -9,7 +9,7 @@ import ssl as ssl_module
 from collections.abc import Awaitable, Callable
 from math import inf
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aioecho.config import Timeouts
 from aioecho.exceptions import ConnectionTimeout
@@ -24,6 +24,7 @@ from aioecho.net.kernel import (
     unread,
 )
 from aioecho.runtime.driver import Driver
+from aioecho.serving.base import BaseServer
 from aioecho.serving.handlers import BaseRequestHandler
 from aioecho.streams.protocol import (
     CountingStreamProtocol,
@@ -32,9 +33,6 @@ from aioecho.streams.protocol import (
     reset_when_closed,
 )
 from aioecho.streams.reader import StreamReader
-
-if TYPE_CHECKING:  # the server is above, and makes connections
-    from aioecho.server import BaseServer
 
 __all__ = ["Connection", "log_end"]
 
@@ -85,13 +83,13 @@ class Connection(Driver[None]):
 
     def __init__(
         self,
-        server: "BaseServer",
+        server: BaseServer,
         sock: socket.socket,
         client_address: Any,
         RequestHandlerClass: Callable[..., Any],
     ) -> None:
-        assert server._loop is not None
-        self._loop = loop = server._loop
+        assert server.event_loop is not None
+        self._loop = loop = server.event_loop
         self._server = server
         self._RequestHandlerClass = RequestHandlerClass
         self._sock = sock
@@ -104,16 +102,16 @@ class Connection(Driver[None]):
         self._stage = OPEN
         self._linger: asyncio.TimerHandle | None = None
         self._stalled: tuple[float, int, int] | None = None  # since when, and at which counts of bytes
-        limits = server._admission.limits
+        limits = server.admission.limits
         kind = CountingStreamProtocol if logger.isEnabledFor(logging.DEBUG) else StreamProtocol
         self._protocol = kind(loop, limit=limits.max_buffer, max_unsent=limits.max_write_buffer, is_server_side=True)
         Driver.__init__(self, loop.connect_accepted_socket(self._get_protocol, sock))
         self.start_early()  # by the time that the task runs the transport is there: a turn and a step less
         # Of the plain kind, whatever the loop's factory: an eager one would step what start_early() has begun, and one that
         # wraps coroutines would hide which connection has ended.
-        self._task = task = asyncio.Task(self, loop=loop, context=server._context.copy())
+        self._task = task = asyncio.Task(self, loop=loop, context=server.task_context.copy())
         # One callback and one context for all: each would cost a connection some bytes of its own.
-        task.add_done_callback(server._when_ended, context=server._context)
+        task.add_done_callback(server.on_task_done, context=server.task_context)
 
     def _get_protocol(self) -> StreamProtocol:
         return self._protocol
@@ -128,8 +126,8 @@ class Connection(Driver[None]):
         """When to visit it next, in the loop's time; 0 for soon."""
         return self._protocol.due
 
-    def stir(self) -> None:
-        """Let it be visited in the next round, as its timeouts may be others now."""
+    def timeouts_changed(self) -> None:
+        """Be visited in the next round, as other timeouts may hold now."""
         self._protocol.stir()
 
     def visit(self, now: float) -> float:
@@ -200,7 +198,7 @@ class Connection(Driver[None]):
 
     def _timeouts(self) -> Timeouts:
         # Before there is a handler, in its setup() too, its class has the word.
-        return self._server._timeouts_of(self.handler if self.handler is not None else self._RequestHandlerClass)
+        return self._server.timeouts_of(self.handler if self.handler is not None else self._RequestHandlerClass)
 
     def _watch_unsent(self, now: float, seconds: float | None) -> float:
         """Look whether the peer takes what waits to be sent, and raise or cut off if that is too long ago.
@@ -297,7 +295,7 @@ class Connection(Driver[None]):
             except BaseException as error:
                 end = error
         if self._stage == OPEN and isinstance(end, OSError | MemoryError):
-            self._server._report_not_begun(self.client_address, "transport", end)
+            self._server.report_not_begun(self.client_address, "transport", end)
             end = StopIteration()
         try:
             if self._stage == FINISH:
@@ -331,10 +329,10 @@ class Connection(Driver[None]):
     async def _secure(self, ssl: ssl_module.SSLContext, writer: StreamWriter) -> None:
         server = self._server
         try:
-            await writer.start_tls(ssl, **server._tls_timeouts(self._RequestHandlerClass))
+            await writer.start_tls(ssl, **server.tls_timeouts(self._RequestHandlerClass))
         except OSError as error:
             # The peer's fault or bad luck: garbage, silence, gone. It may be a flood of them.
-            server._report_not_begun(self.client_address, "TLS handshake", error)
+            server.report_not_begun(self.client_address, "TLS handshake", error)
             return
         verifying = self._verify((self._protocol.reader, writer))
         if verifying is not None:
@@ -344,14 +342,14 @@ class Connection(Driver[None]):
         server = self._server
         self.request = request
         self.outcome, self.reason = "failed", "error"
-        if server._drain is not None:
+        if server.is_draining:
             self.drain()
         verified = server.verify_request(request, self.client_address)
         return self._make_handler() if verified is True else self._judge(verified)
 
     async def _judge(self, verified: Any) -> None:
         if inspect.isawaitable(verified):
-            self._server._rounds.keep(self._timeouts())
+            self._server.timeout_sweeper.keep(self._timeouts())
             verified = await verified
         if not verified:
             self.outcome, self.reason = "rejected", "refused"
@@ -366,14 +364,14 @@ class Connection(Driver[None]):
         if type(handler).setup is not BaseRequestHandler.setup:
             return self._set_up(handler)
         self.handler = handler
-        self._server._rounds.keep(self._timeouts())
+        self._server.timeout_sweeper.keep(self._timeouts())
         return None
 
     async def _set_up(self, handler: Any) -> None:
-        self._server._rounds.keep(self._timeouts())
+        self._server.timeout_sweeper.keep(self._timeouts())
         await handler.setup()
         self.handler = handler
-        self._server._rounds.keep(self._timeouts())
+        self._server.timeout_sweeper.keep(self._timeouts())
 
     def _handle(self) -> Awaitable[None]:
         handling: Awaitable[None] = self.handler.handle()
@@ -413,7 +411,7 @@ class Connection(Driver[None]):
                 or (isinstance(error, ConnectionError) and protocol.lost_with is not None)
             ):
                 self.reason = "connection lost"
-            self._server._call_handle_error(request, self.client_address)
+            self._server.call_handle_error(request, self.client_address)
         except BaseException:  # the program ends
             self.outcome, self.reason = "failed", "error"
             if request is not None:

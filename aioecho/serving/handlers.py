@@ -1,19 +1,26 @@
 """The classes that a handler is made from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Coroutine
+from typing import Any, ClassVar, Literal, Protocol
 
 from aioecho.config import Timeouts
+from aioecho.net.datagram_socket import DatagramTransport
+from aioecho.serving.base import BaseServer
 from aioecho.streams.protocol import StreamWriter
 from aioecho.streams.reader import StreamReader
 
-if TYPE_CHECKING:  # the server is above, and a handler has one
-    from aioecho.datagrams.sessions import Datagrams
-    from aioecho.net.datagram_socket import DatagramTransport
-    from aioecho.server import BaseServer
-
 __all__ = ["BaseRequestHandler", "DatagramRequestHandler", "DatagramSessionHandler", "StreamRequestHandler"]
+
+
+class Datagrams(Protocol):
+    """What one peer sends, in order: see :class:`DatagramSessionHandler`. The datagram server makes it."""
+
+    def __aiter__(self) -> "Datagrams":
+        """Return itself."""
+
+    def __anext__(self) -> Coroutine[Any, Any, bytes]:
+        """Return the peer's next datagram."""
 
 
 class BaseRequestHandler(ABC):
@@ -23,11 +30,15 @@ class BaseRequestHandler(ABC):
     arguments: whoever overrides it does no more than that, and takes `(request, client_address, server)`.
     """
 
+    serves: ClassVar[Literal["streams", "datagrams", "sessions"] | None] = None
+    """What the endpoints have to be for: "streams", "datagrams" with a handler for each, or "sessions", which are datagrams
+    with a handler for each peer. None: anything."""
+
     timeouts: Timeouts | None = None
     """What to wait for, and how long, in place of the server's `timeouts`. Of the class or the object; `handshake`, `session`
     and `send` are the class's."""
 
-    def __init__(self, request: Any, client_address: Any, server: "BaseServer") -> None:
+    def __init__(self, request: Any, client_address: Any, server: BaseServer) -> None:
         self.request = request
         self.client_address = client_address
         self.server = server
@@ -53,11 +64,13 @@ class StreamRequestHandler(BaseRequestHandler):
     Unix sockets.
     """
 
+    serves = "streams"
+
     request: tuple[StreamReader, StreamWriter]
     reader: StreamReader
     writer: StreamWriter
 
-    def __init__(self, request: tuple[StreamReader, StreamWriter], client_address: Any, server: "BaseServer") -> None:
+    def __init__(self, request: tuple[StreamReader, StreamWriter], client_address: Any, server: BaseServer) -> None:
         # Not through super(): there is an object for every connection, and this is half the time.
         self.request = request
         self.client_address = client_address
@@ -97,10 +110,12 @@ class DatagramRequestHandler(BaseRequestHandler):
     no task of its own, though :func:`asyncio.current_task` is a task as in any coroutine.
     """
 
-    request: tuple[bytes, "DatagramTransport"]
+    serves = "datagrams"
+
+    request: tuple[bytes, DatagramTransport]
     data: bytes
 
-    def __init__(self, request: tuple[bytes, "DatagramTransport"], client_address: Any, server: "BaseServer") -> None:
+    def __init__(self, request: tuple[bytes, DatagramTransport], client_address: Any, server: BaseServer) -> None:
         # Not through super(): there is an object for every datagram, and the call is a tenth of what it costs.
         self.request = request
         self.client_address = client_address
@@ -129,12 +144,12 @@ class DatagramSessionHandler(BaseRequestHandler):
     :class:`DatagramRequestHandler`; all Unix sockets without a name are one peer.
     """
 
-    request: tuple["Datagrams", "DatagramTransport"]
-    datagrams: "Datagrams"
+    serves = "sessions"
 
-    def __init__(
-        self, request: tuple["Datagrams", "DatagramTransport"], client_address: Any, server: "BaseServer"
-    ) -> None:
+    request: tuple[Datagrams, DatagramTransport]
+    datagrams: Datagrams
+
+    def __init__(self, request: tuple[Datagrams, DatagramTransport], client_address: Any, server: BaseServer) -> None:
         super().__init__(request, client_address, server)
         self.datagrams = request[0]
 

@@ -12,14 +12,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from aioecho.choice import serve
 from aioecho.datagrams.server import DatagramServer
 from aioecho.exceptions import AioechoError
 from aioecho.net import systemd
 from aioecho.net.endpoints import UDPEndpoint
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.runtime.stdio import fill_standard_streams
-from aioecho.server import BaseServer
+from aioecho.server import serve
+from aioecho.serving.base import BaseServer
 from aioecho.serving.drain import PATIENCE
 from aioecho.stats import DrainReport
 from aioecho.workers.supervisor import Supervisor

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 from aioecho.exceptions import AioechoError
 from aioecho.runtime.loops import end_other_tasks, loop_factory
-from aioecho.server import BaseServer
+from aioecho.serving.base import BaseServer
 
 __all__ = ["SIGNALS", "Channel", "Order", "main", "make_order", "refuse_if_loading"]
 

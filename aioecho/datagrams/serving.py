@@ -1,0 +1,40 @@
+"""What a datagram's task and a session need of their server, which is above them and makes them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from typing import Any, Protocol
+
+from aioecho.config import Limits
+from aioecho.stats import DatagramStats
+
+__all__ = ["DatagramServing"]
+
+
+class DatagramServing(Protocol):
+    """A datagram server, as its handlers' tasks see it. For most see :class:`~aioecho.serving.registry.Registry`."""
+
+    RequestHandlerClass: Any
+    live_stats: DatagramStats
+    task_context: Context
+    on_task_done: Callable[["asyncio.Task[None]"], object]
+    sweeps: int
+    """Times that the server has looked for silent sessions."""
+
+    @property
+    def limits(self) -> Limits:
+        """The limits that hold now."""
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether a shutdown has begun."""
+
+    @property
+    def is_special(self) -> bool:
+        """Whether each datagram is to be counted as its handler begins, and not only when it has ended."""
+
+    def verify_request(self, request: Any, client_address: Any) -> bool | Awaitable[bool]:
+        """Call the hook."""
+
+    def call_handle_error(self, request: Any, client_address: Any) -> None:
+        """Call the hook, for the exception that is being handled."""
