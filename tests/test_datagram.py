@@ -910,7 +910,7 @@ async def test_a_full_udp_socket_is_waited_for_or_not(peer: Peer, monkeypatch: p
     class Full(aioecho.DatagramRequestHandler):
         async def handle(self) -> None:
             transport = self.request[1]
-            real = transport._send
+            real = transport.send_now
 
             def send(data: Any, address: Any) -> Any:
                 nonlocal refusals
@@ -919,7 +919,7 @@ async def test_a_full_udp_socket_is_waited_for_or_not(peer: Peer, monkeypatch: p
                     raise BlockingIOError
                 return real(data, address)
 
-            transport._send = send
+            transport.send_now = send
             try:
                 refusals = 3
                 self.reply(b"dropped")
@@ -928,7 +928,7 @@ async def test_a_full_udp_socket_is_waited_for_or_not(peer: Peer, monkeypatch: p
                 refusals = 1
                 await asyncio.gather(self.reply(b"1"), self.reply(b"2"))
             finally:
-                transport._send = real
+                transport.send_now = real
 
     async with serving(Full) as (server, address):
         assert await peer.ask(b"", address) == b"waited for"

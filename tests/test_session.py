@@ -215,7 +215,7 @@ async def test_datagrams_between_a_sessions_end_and_the_next_are_kept_in_order(p
         pass
 
     async with Server(("127.0.0.1", 0), Slow) as server:
-        real = server._account
+        real = server.on_task_done
 
         def late(task: Any) -> None:  # as if the loop were busy between the end of the handler and that of its task
             ending.set()

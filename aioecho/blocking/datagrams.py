@@ -5,7 +5,8 @@ import time
 from typing import Any
 
 from aioecho.blocking.request import Threaded
-from aioecho.net.datagram_socket import DatagramTransport, connected_probe, is_writable
+from aioecho.net.datagram_socket import DatagramTransport
+from aioecho.net.room import connected_probe, is_writable
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
 
@@ -19,7 +20,7 @@ class ReplySocket:
     """
 
     def __init__(self, transport: DatagramTransport, patience: float | None) -> None:
-        self._send = transport._send
+        self._send = transport.send_now
         self._sock: socket.socket = transport.get_extra_info("socket")
         self._patience = patience
 

@@ -5,13 +5,14 @@ import logging
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import Context
 from typing import Any
 
 from aioecho.blocking.datagrams import ThreadedDatagram
 from aioecho.config import Limits, Timeouts
-from aioecho.datagrams.sessions import Datagrams, Session
+from aioecho.datagrams.session_table import SessionTable
+from aioecho.datagrams.sessions import Session
 from aioecho.datagrams.task import Exchange, serve
 from aioecho.net.binding import BoundSocket
 from aioecho.net.datagram_socket import DatagramSocket, DatagramTransport
@@ -26,9 +27,6 @@ __all__ = ["DatagramServer", "UDPServer", "UnixDatagramServer"]
 logger = logging.getLogger("aioecho.datagram")
 
 ONE_HANDLER_CLASS = "several handler classes in one server are for streams: make a server for each of datagrams"
-
-# A session is found silent so many times in a row before it ends: at most this part of the timeout too late.
-SWEEPS = 8
 
 # Of those that waited for a room, begun in one turn of the loop.
 BEGUN_PER_TURN = 64
@@ -63,9 +61,7 @@ class DatagramServer(BaseServer):
         "_sessions",
         "_sockets",
         "_spare",
-        "_sweeper",
         "has_sessions",
-        "sweeps",
     )
     _socket_type = socket.SOCK_DGRAM
     _what = "datagram"
@@ -92,10 +88,7 @@ class DatagramServer(BaseServer):
         self._at_once = 0  # those that ended without waiting, and are not in live_stats yet
         self._queue: deque[tuple[tuple[bytes, DatagramTransport], Any]] = deque()
         self._begins_queued = False
-        # Sessions.
-        self._sessions: dict[Hashable, Session] = {}
-        self.sweeps = 0
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._sessions = SessionTable(self)
         self._error_log = BoundedLog(logger, logging.ERROR)
 
     def _make_stats(self) -> DatagramStats:
@@ -134,7 +127,8 @@ class DatagramServer(BaseServer):
         self._error_log.report("the handler of a datagram from %s raised", client_address, exc_info=error)
 
     @property
-    def _handler_timeouts(self) -> Timeouts:
+    def handler_timeouts(self) -> Timeouts:
+        """The timeouts of the handler class, or else the server's."""
         return self.timeouts_of(self.RequestHandlerClass)
 
     def _timeouts_changed(self) -> None:
@@ -144,7 +138,7 @@ class DatagramServer(BaseServer):
 
     def _make_listeners(self, bound: list[BoundSocket], handler_classes: list[Any]) -> Sequence[DatagramSocket]:
         self._longest, self._most = self.limits.max_datagram, self.limits.max_handlers
-        take = self._take_for_session if self.has_sessions else self._take_datagram
+        take = self._sessions.receive if self.has_sessions else self._take_datagram
         if is_blocking(self.RequestHandlerClass):
             take = self._take_for_thread
         self._sockets = [
@@ -154,7 +148,7 @@ class DatagramServer(BaseServer):
                 stats=self.live_stats,
                 done=self._leave,
                 limits=self.limits,
-                patience=self._handler_timeouts.send,
+                patience=self.handler_timeouts.send,
             )
             for each in bound
         ]
@@ -196,9 +190,7 @@ class DatagramServer(BaseServer):
         sockets, self._sockets = self._sockets, []
         for sock in sockets:
             sock.close()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
+        self._sessions.stop()
         spare, self._spare = self._spare, None
         if spare is not None:
             spare.retire()
@@ -216,15 +208,15 @@ class DatagramServer(BaseServer):
             self._close_sockets()
             await asyncio.sleep(0)  # the spare task ends
 
-    def _account(self, task: "asyncio.Task[None]") -> None:
-        ended = task.get_coro()
+    def task_ended(self, ended: Any, task: "asyncio.Task[None]") -> None:
+        """Count a handler whose task has ended, and begin what has waited for it to."""
         # Those who have waited are begun before the end is counted: a drain is over when nobody is left.
         if isinstance(ended, Session):
-            self._replace(ended)
+            self.replace_session(ended)
         elif self._queue:
             self._connections.discard(ended)
             self._begin_queued()
-        super()._account(task)
+        super().task_ended(ended, task)
 
     def unregister_connection(self, connection: Any) -> None:
         """Count a handler that has ended, and close the sockets if it was the last one of a server that stops."""
@@ -379,54 +371,10 @@ class DatagramServer(BaseServer):
 
     # A handler for each peer.
 
-    def _take_for_session(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
-        stats, limits = self.live_stats, self.limits
-        stats.received += 1
-        if len(data) > self._longest:
-            stats.drops["truncated"] += 1
-            return
-        key = (transport.key, client_address)
-        session = self._sessions.get(key)
-        if session is not None:
-            session.feed(data)
-        elif len(self._connections) < limits.max_sessions:
-            self._begin_session(key, client_address, transport, Datagrams(self, data))
-        else:
-            stats.drops["too many sessions"] += 1
-
-    def _begin_session(
-        self, key: Hashable, client_address: Any, transport: DatagramTransport, datagrams: Datagrams
-    ) -> None:
-        self._sessions[key] = session = Session(self, key, client_address, transport, datagrams)
-        session.last_heard = self.sweeps
-        self.register_connection(session)
-        if self.is_draining:
-            session.drain()
-        if self._sweeper is None:
-            self._sweep_later()
-
-    def _sweep_later(self) -> None:
-        timeout = self._handler_timeouts.session
-        if timeout is not None:
-            self._sweeper = asyncio.get_running_loop().call_later(timeout / SWEEPS, self._sweep)
-
-    def _replace(self, ended: Session) -> None:
-        """Forget a session that has ended; what its peer has sent since goes to another one."""
-        ended.finish()
+    def replace_session(self, ended: Session) -> None:
+        """Forget a session that has ended; what its peer has sent since goes to a new one."""
         self._connections.discard(ended)
-        del self._sessions[ended.key]
-        if ended.successor is not None:
-            self._begin_session(ended.key, ended.client_address, ended.request[1], ended.successor)
-
-    def _sweep(self) -> None:
-        """End the sessions whose peers are silent."""
-        self._sweeper = None
-        self.sweeps += 1
-        for session in self._sessions.values():
-            if self.sweeps - session.last_heard > SWEEPS and not session.is_over:
-                session.expire()
-        if self._sessions:
-            self._sweep_later()
+        self._sessions.replace(ended)
 
 
 class UDPServer(DatagramServer):

@@ -5,7 +5,8 @@ from collections.abc import Awaitable, Callable
 from contextvars import Context
 from typing import Any, Protocol
 
-from aioecho.config import Limits
+from aioecho.config import Limits, Timeouts
+from aioecho.serving.drain import Served
 from aioecho.stats import DatagramStats
 
 __all__ = ["DatagramServing"]
@@ -18,12 +19,14 @@ class DatagramServing(Protocol):
     live_stats: DatagramStats
     task_context: Context
     on_task_done: Callable[["asyncio.Task[None]"], object]
-    sweeps: int
-    """Times that the server has looked for silent sessions."""
 
     @property
     def limits(self) -> Limits:
         """The limits that hold now."""
+
+    @property
+    def handler_timeouts(self) -> Timeouts:
+        """The timeouts of the handler class, or else the server's."""
 
     @property
     def is_draining(self) -> bool:
@@ -38,3 +41,6 @@ class DatagramServing(Protocol):
 
     def call_handle_error(self, request: Any, client_address: Any) -> None:
         """Call the hook, for the exception that is being handled."""
+
+    def register_connection(self, connection: Served) -> None:
+        """Count a handler as active until its end is counted."""

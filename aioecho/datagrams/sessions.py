@@ -162,7 +162,6 @@ class Session(Driver[None]):
 
     def feed(self, data: bytes) -> None:
         """Give the handler a datagram, or keep it for the peer's next session."""
-        self.last_heard = self.server.sweeps
         if not self.is_over:
             self.datagrams.feed(data)
         elif self.successor is None:

@@ -9,9 +9,7 @@ recvmsg() with room for ancillary data 0.92. So recvmsg() is for sockets that ar
 import asyncio
 import errno
 import logging
-import select
 import socket
-from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
@@ -19,11 +17,12 @@ from aioecho.config import Limits
 from aioecho.net.binding import BoundSocket
 from aioecho.net.kernel import datagram_memory
 from aioecho.net.pktinfo import ROOM_FOR_PKTINFO, Ancillary, address_of, enable_pktinfo, source_from
+from aioecho.net.room import SendRoom, connected_probe, is_writable
 from aioecho.net.watch import OUT_OF_RESOURCES, ReadWatch, as_os_error
 from aioecho.runtime.logs import BoundedLog
 from aioecho.stats import DatagramStats
 
-__all__ = ["DatagramSocket", "DatagramTransport", "connected_probe", "is_writable"]
+__all__ = ["DatagramSocket", "DatagramTransport"]
 
 logger = logging.getLogger("aioecho.datagram_socket")
 
@@ -49,13 +48,14 @@ class DatagramTransport:
     Where the server is bound to every address there is one for each address that peers have asked.
     """
 
-    __slots__ = ("_send", "_socket", "key", "local_address")
+    __slots__ = ("_socket", "key", "local_address", "send_now")
 
     def __init__(
         self, sock: "DatagramSocket", send: Callable[[Any, Any], object], key: object, local_address: Any
     ) -> None:
         self._socket = sock
-        self._send = send
+        self.send_now = send
+        """Called with data and an address: send, or raise BlockingIOError where the socket has no room. Counts nothing."""
         self.key = key
         self.local_address = local_address
         """What it sends from, in the form of a handler's `client_address`."""
@@ -70,7 +70,7 @@ class DatagramTransport:
         Raises:
             OSError: EMSGSIZE: the datagram is too large to be sent at all, the caller's fault.
         """
-        send = self._send  # not called as a method is, which costs more
+        send = self.send_now  # not called as a method is, which costs more
         try:
             send(data, addr)
         except (BlockingIOError, InterruptedError):
@@ -107,48 +107,11 @@ class _Unsent(Awaitable[None]):
     def __await__(self) -> Generator[Any, Any, None]:
         self._is_awaited = True
         transport = self._transport
-        return transport._socket.send_later(transport._send, self._data, self._address).__await__()
+        return transport._socket.send_later(transport.send_now, self._data, self._address).__await__()
 
     def __del__(self) -> None:
         if not self._is_awaited:
             self._transport._socket.stats.send_drops += 1
-
-
-class _Room:
-    """Tells those who wait, one after the other, that a descriptor has become writable."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
-        self._loop = loop
-        self._descriptor = descriptor
-        self._waiting: deque[asyncio.Future[None]] = deque()
-
-    async def wait(self) -> None:
-        """Return when it is this one's turn to try."""
-        if not self._waiting:
-            self._loop.add_writer(self._descriptor, self._on_writable)
-        turn = self._loop.create_future()
-        self._waiting.append(turn)
-        try:
-            await turn
-        finally:
-            self._forget(turn)
-
-    def _on_writable(self) -> None:
-        turn = self._waiting[0]
-        self._forget(turn)
-        if not turn.done():
-            turn.set_result(None)
-
-    def _forget(self, turn: "asyncio.Future[None]") -> None:
-        if turn in self._waiting:
-            self._waiting.remove(turn)
-            if not self._waiting:
-                self._loop.remove_writer(self._descriptor)
-
-    def wake_all(self) -> None:
-        """Let everybody try now, before the descriptor is closed."""
-        while self._waiting:
-            self._on_writable()
 
 
 class DatagramSocket:
@@ -185,7 +148,7 @@ class DatagramSocket:
         # What all that were sent at once are awaited by: of what costs nothing to await, the cheapest.
         self.sent: asyncio.Future[None] = self._loop.create_future()
         self.sent.set_result(None)
-        self._room = _Room(self._loop, sock.fileno())
+        self._room = SendRoom(self._loop, sock.fileno())
         self._transport = DatagramTransport(self, sock.sendto, self, sock.getsockname())
         self._transports: dict[Any, DatagramTransport] = {}  # by the address that was asked
         self._asks_for_address = _is_bound_to_all(sock) and enable_pktinfo(sock)
@@ -372,26 +335,7 @@ class DatagramSocket:
             await self._room.wait()
             return
         with connected_probe(address) as probe:
-            await _Room(self._loop, probe.fileno()).wait()
-
-
-def connected_probe(address: Any) -> socket.socket:
-    """Return a socket that is writable when the queue of a Unix socket's peer has room, of which no other socket tells."""
-    probe = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    try:
-        probe.setblocking(False)
-        probe.connect(address)
-    except BaseException:
-        probe.close()
-        raise
-    return probe
-
-
-def is_writable(sock: socket.socket, seconds: float | None = 0) -> bool:
-    """Return whether a socket is writable, or becomes so within so many seconds; None is for ever."""
-    poll = select.poll()
-    poll.register(sock, select.POLLOUT)
-    return bool(poll.poll(None if seconds is None else seconds * 1000))
+            await SendRoom(self._loop, probe.fileno()).wait()
 
 
 def _is_bound_to_all(sock: socket.socket) -> bool:

@@ -69,7 +69,7 @@ class Registry:
         self._timeouts = check_type("timeouts", timeouts if timeouts is not None else Timeouts(), Timeouts)
         self._drain: Drain | None = None  # made when a shutdown begins
         # One method object and one context for all connections.
-        self.on_task_done: Callable[[asyncio.Task[None]], object] = self._account
+        self.on_task_done: Callable[[asyncio.Task[None]], object] = lambda task: self.task_ended(task.get_coro(), task)
         self.task_context = contextvars.copy_context()
         self._not_begun_log = BoundedLog(logger, logging.WARNING)
         self._cut_log = BoundedLog(logger, logging.WARNING)
@@ -213,9 +213,8 @@ class Registry:
             self._cut_log.report("cut off the connection from %s: %s", connection.client_address, connection.reason)
         self._resume_listeners()
 
-    def _account(self, task: "asyncio.Task[None]") -> None:
-        """Count the connection whose task has ended."""
-        connection: Any = task.get_coro()
+    def task_ended(self, connection: Any, task: "asyncio.Task[None]") -> None:
+        """Count a connection whose task has ended; report an error that the task ends with."""
         if not task.cancelled() and (error := task.exception()) is not None:
             what, address = self._what, connection.client_address
             if isinstance(error, Exception):
