@@ -1,7 +1,9 @@
 """What a server counts."""
 
 from collections import Counter
+from copy import copy
 from dataclasses import dataclass, field
+from typing import Self
 
 __all__ = ["DatagramStats", "DrainReport", "Stats"]
 
@@ -30,6 +32,14 @@ class Stats:
 
     accept_errors: int = 0
     """Times that accepting failed, for want of descriptors or memory or because of one incoming connection."""
+
+    def copy(self) -> Self:
+        """Return the counts as they stand now."""
+        copied = copy(self)
+        for name, value in vars(copied).items():
+            if isinstance(value, Counter):
+                setattr(copied, name, value.copy())
+        return copied
 
 
 @dataclass

@@ -549,6 +549,24 @@ async def test_the_counts_are_right_whenever_a_handler_looks(peer: Peer) -> None
     assert looked == [3, 6, 9]
 
 
+async def test_reading_the_counts_and_the_connections_changes_nothing(peer: Peer) -> None:
+    read: list[aioecho.DatagramStats] = []
+
+    async def handle(self: Any) -> None:
+        if self.data == b"look":
+            first = self.server.stats
+            assert self.server.connections == self.server.connections
+            assert self.server.stats == first
+            read.append(first)
+        await self.reply(self.data)
+
+    async with serving(handler(handle)) as (server, address):
+        for _ in range(2):
+            assert await peer.ask(b"look", address) == b"look"
+            assert server.stats.completed == len(read)
+    assert [(stats.active, stats.completed) for stats in read] == [(1, 0), (1, 1)]
+
+
 @pytest.mark.parametrize("where", ["verify_request", "handle"])
 async def test_what_is_read_in_the_midst_of_another_datagrams_handler_is_served_after_it(
     where: str, peer: Peer

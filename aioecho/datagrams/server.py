@@ -98,25 +98,32 @@ class DatagramServer(BaseServer):
 
     @property
     def stats(self) -> DatagramStats:
-        """What it has counted since it started. What the kernel counts is asked for now."""
-        self._register_current()
-        stats, at_once = self.live_stats, self._at_once
+        """What it has counted since it started, and what the kernel counts: a copy, as it stands now."""
+        stats = self.live_stats.copy()
+        at_once, running = self._at_once, self._first_step() is not None
+        stats.accepted += at_once + running
+        stats.received += at_once + running
+        stats.handled += at_once + running
+        stats.active += running
+        stats.completed += at_once
         if at_once:
-            self._at_once = 0
-            stats.received += at_once
-            stats.accepted += at_once
-            stats.handled += at_once
-            stats.completed += at_once
             stats.reasons["finished"] += at_once
-        for sock in self._sockets:
-            sock.count_kernel_drops()
+        stats.kernel_drops += sum(sock.new_kernel_drops() for sock in self._sockets)
         return stats
 
     @property
     def connections(self) -> Collection[Any]:
         """The handlers that run: a copy, as they come and go."""
-        self._register_current()
-        return frozenset(self._connections)
+        running = self._first_step()
+        return frozenset(self._connections if running is None else {*self._connections, running})
+
+    def _first_step(self) -> Exchange | None:
+        """Return the handler that takes its first step right now, if it is not registered; nearly all never are."""
+        exchange = self._spare
+        if exchange is None or exchange.is_counted or not exchange.is_stepping():
+            return None
+        # None for another thread, which only looks on: the step may end meanwhile.
+        return exchange if asyncio._get_running_loop() is self.event_loop else None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Report the exception that is being handled, which a handler raised. The server goes on whatever it was.
@@ -333,18 +340,6 @@ class DatagramServer(BaseServer):
             self.live_stats.handled -= 1
             self.live_stats.drops["stopped"] += 1
         super()._count_end(connection)
-
-    def _register_current(self) -> None:
-        """Put the handler that runs now, and may end at once, among the others."""
-        # Not for another thread, that looks on: it may end meanwhile.
-        current = self._spare
-        if (
-            current is not None
-            and not current.is_counted
-            and asyncio._get_running_loop() is self.event_loop
-            and current.is_stepping()
-        ):
-            self._register(current)
 
     def _register(self, exchange: Exchange) -> None:
         exchange.is_counted = exchange.is_special = True

@@ -144,7 +144,6 @@ class DatagramSocket:
         self._reads_on = self._is_closed = False
         self._log = BoundedLog(logger, logging.WARNING)
         self._send_log = BoundedLog(logger, logging.DEBUG)
-        self._kernel_drops = 0
         # What all that were sent at once are awaited by: of what costs nothing to await, the cheapest.
         self.sent: asyncio.Future[None] = self._loop.create_future()
         self.sent.set_result(None)
@@ -153,7 +152,7 @@ class DatagramSocket:
         self._transports: dict[Any, DatagramTransport] = {}  # by the address that was asked
         self._asks_for_address = _is_bound_to_all(sock) and enable_pktinfo(sock)
         self.set_limits(limits)
-        self.count_kernel_drops(is_start=True)
+        self._kernel_drops = datagram_memory(sock)[1]  # by the start
 
     def set_limits(self, limits: Limits) -> None:
         """Apply `max_datagram` and `receive_buffer` from now on."""
@@ -203,7 +202,7 @@ class DatagramSocket:
             if not self._loop.is_closed():
                 self.pause()
                 self._room.wake_all()
-            self.count_kernel_drops()
+            self.stats.kernel_drops += self.new_kernel_drops()
             self._is_closed = True
             self.bound.close()
 
@@ -284,17 +283,13 @@ class DatagramSocket:
 
     # Counting.
 
-    def count_kernel_drops(self, *, is_start: bool = False) -> None:
-        """Add to `stats.kernel_drops` what the kernel has dropped, for want of room in the socket, since the last call.
+    def new_kernel_drops(self) -> int:
+        """Return how many datagrams the kernel has dropped, as the socket had no room, that `stats` does not count yet.
 
         Asked of the socket and not taken from SO_RXQ_OVFL, whose count comes along with a datagram, and so never tells of
         the drops after the last one. It is the same counter.
         """
-        if not self._is_closed:
-            drops = datagram_memory(self.sock)[1]
-            if not is_start:
-                self.stats.kernel_drops += (drops - self._kernel_drops) % 2**32
-            self._kernel_drops = drops
+        return 0 if self._is_closed else (datagram_memory(self.sock)[1] - self._kernel_drops) % 2**32
 
     def count_unsendable(self, error: OSError, address: Any) -> None:
         """Count a datagram that the system would not send; raise the error if it is the sender's fault."""
