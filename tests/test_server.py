@@ -436,7 +436,7 @@ async def test_who_lingers_is_not_idle_and_has_its_reply_whatever_comes_then() -
         with socket.create_connection(server.server_address) as sock:
             await settle(lambda: server.connections)
             (connection,) = server.connections
-            await asyncio.sleep(0.2)  # time is the subject: some rounds of the shortest timeout
+            await asyncio.sleep(0.2)  # time is the subject: some sweeps of the shortest timeout
             assert connection in server.connections
             assert connection.idle_since(asyncio.get_running_loop().time()) is None
             await server.shutdown(grace=0.05)

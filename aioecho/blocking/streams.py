@@ -93,7 +93,7 @@ class ThreadedConnection(Threaded):
     """
 
     request: RequestSocket
-    due = inf  # the server's rounds pass it over: for how long its handler waits is for its socket's timeout to say
+    due = inf  # the timeout sweeper never visits it: how long its handler waits is for its socket's timeout to say
 
     __slots__ = (
         "_handshake_error",

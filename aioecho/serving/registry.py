@@ -16,7 +16,7 @@ from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.admission import Admission
 from aioecho.serving.drain import Drain, Served
 from aioecho.serving.handler_types import undo_partial
-from aioecho.serving.sweeper import Rounds
+from aioecho.serving.sweeper import TimeoutSweeper
 from aioecho.stats import Stats
 from aioecho.streams.reader import StreamReader
 from aioecho.streams.tls import FOR_EVER
@@ -65,7 +65,7 @@ class Registry:
             self._connections,
             self._resume_listeners,
         )
-        self.timeout_sweeper = Rounds(self._connections)
+        self.timeout_sweeper = TimeoutSweeper(self._connections)
         self._timeouts = check_type("timeouts", timeouts if timeouts is not None else Timeouts(), Timeouts)
         self._drain: Drain | None = None  # made when a shutdown begins
         # One method object and one context for all connections.
