@@ -9,7 +9,7 @@ from aioecho.blocking.streams import ThreadedConnection
 from aioecho.config import Limits
 from aioecho.datagrams.server import ONE_HANDLER_CLASS, DatagramServer
 from aioecho.net import systemd
-from aioecho.net.acceptor import Listener
+from aioecho.net.acceptor import Acceptor
 from aioecho.net.binding import BoundSocket
 from aioecho.net.endpoints import (
     Endpoint,
@@ -36,15 +36,15 @@ class _ListeningSocket:
     def __init__(self, server: BaseServer, bound: BoundSocket, handler_class: Any) -> None:
         self._server = server
         self._handler_class = handler_class
-        self._acceptor = Listener(
-            bound, take=self._accepted, has_room=server.admission.has_room, failed=self._cannot_accept
+        self._acceptor = Acceptor(
+            bound, on_accept=self._accepted, has_room=server.admission.has_room, on_error=self._cannot_accept
         )
         self.sock = bound.sock
         self.resume, self.pause = self._acceptor.resume, self._acceptor.pause
 
-    def stop(self, *, leave_queue: bool) -> None:
-        """Accept the clients that the kernel has queued, unless `leave_queue`, and close the socket."""
-        self._acceptor.close(backlog=self._server.limits.backlog, leave_queue=leave_queue)
+    def stop(self, *, keep_backlog: bool) -> None:
+        """Accept the clients in the backlog, unless `keep_backlog`, and close the socket."""
+        self._acceptor.close(backlog=self._server.limits.backlog, keep_backlog=keep_backlog)
 
     def set_limits(self, limits: Limits) -> None:
         """Apply the limit that is the socket's own."""

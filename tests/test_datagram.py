@@ -1030,7 +1030,7 @@ async def test_who_leaves_the_queue_leaves_it_to_others_with_the_same_socket(pee
         await settle(lambda: old.stats.active == 1)
         for number in range(3):
             peer.send(b"%d" % number, sock.getsockname())
-        old.leaves_queue = True
+        old.keep_backlog = True
         old.close()  # the loop has not turned since they came
         async with aioecho.DatagramServer(None, DatagramEcho, sock=sock) as new:
             assert [(await peer.receive())[0] for _ in range(3)] == [b"0", b"1", b"2"]

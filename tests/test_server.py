@@ -21,7 +21,7 @@ import aioecho
 from aioecho.client import connect
 from aioecho.echo import DatagramEcho, Echo, Upper
 from aioecho.net import endpoints
-from aioecho.net.acceptor import Listener
+from aioecho.net.acceptor import Acceptor
 from aioecho.net.datagram_socket import DatagramSocket
 
 
@@ -764,7 +764,7 @@ async def test_a_server_whose_sockets_the_loop_cannot_watch_leaves_none_open(
 ) -> None:
     """As where a user watches more than fs.epoll.max_user_watches: the second of two fails."""
     resumed = []
-    for kind in (Listener, DatagramSocket):
+    for kind in (Acceptor, DatagramSocket):
 
         def resume(self: Any, resume: Any = kind.resume) -> None:
             if resumed:

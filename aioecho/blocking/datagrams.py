@@ -19,10 +19,10 @@ class ReplySocket:
     It sends from the address that the peer has asked. It is for handlers' threads.
     """
 
-    def __init__(self, transport: DatagramTransport, patience: float | None) -> None:
+    def __init__(self, transport: DatagramTransport, send_timeout: float | None) -> None:
         self._send = transport.send_now
         self._sock: socket.socket = transport.get_extra_info("socket")
-        self._patience = patience
+        self._send_timeout = send_timeout
 
     def sendto(self, data: bytes | bytearray | memoryview, *flags_and_address: Any) -> int:
         """Send a datagram, with the arguments of socket.sendto(); wait until there is room, for ``Timeouts.send`` at most.
@@ -33,7 +33,7 @@ class ReplySocket:
             TimeoutError: there was no room.
             OSError: the system will not send it, to that address or at all.
         """
-        deadline = None if self._patience is None else time.monotonic() + self._patience
+        deadline = None if self._send_timeout is None else time.monotonic() + self._send_timeout
         while True:
             try:
                 self._send(data, flags_and_address[-1])
@@ -54,15 +54,15 @@ class ReplySocket:
 
     def settimeout(self, value: float | None) -> None:
         """Set how many seconds sendto() waits; None is for ever."""
-        self._patience = value
+        self._send_timeout = value
 
     def gettimeout(self) -> float | None:
         """Return how many seconds sendto() waits; None is for ever."""
-        return self._patience
+        return self._send_timeout
 
     def setblocking(self, flag: bool) -> None:
         """Let sendto() wait for ever, or not at all."""
-        self._patience = None if flag else 0.0
+        self._send_timeout = None if flag else 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)

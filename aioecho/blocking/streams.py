@@ -162,7 +162,7 @@ class ThreadedConnection(Threaded):
         if self._is_handshaking:
             return  # _handshaken() sees to it
         age = self._loop.time() - self.since
-        fresh = FRESH_AMONG_OTHERS if self._server.leaves_queue else FRESH
+        fresh = FRESH_AMONG_OTHERS if self._server.keep_backlog else FRESH
         if age < fresh:
             self._loop.call_later(fresh - age, self._shut_reading)
         else:

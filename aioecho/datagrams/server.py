@@ -145,17 +145,17 @@ class DatagramServer(BaseServer):
 
     def _make_listeners(self, bound: list[BoundSocket], handler_classes: list[Any]) -> Sequence[DatagramSocket]:
         self._longest, self._most = self.limits.max_datagram, self.limits.max_handlers
-        take = self._sessions.receive if self.has_sessions else self._take_datagram
+        on_datagram = self._sessions.receive if self.has_sessions else self._take_datagram
         if is_blocking(self.RequestHandlerClass):
-            take = self._take_for_thread
+            on_datagram = self._take_for_thread
         self._sockets = [
             DatagramSocket(
                 each,
-                take=take,
+                on_datagram=on_datagram,
                 stats=self.live_stats,
-                done=self._leave,
+                on_turn_end=self._leave,
                 limits=self.limits,
-                patience=self.handler_timeouts.send,
+                send_timeout=self.handler_timeouts.send,
             )
             for each in bound
         ]
@@ -170,7 +170,7 @@ class DatagramServer(BaseServer):
     def close(self) -> None:
         """Serve what has come by now, and then read no more, once and for all. Handlers that run can still reply.
 
-        If `leaves_queue` was set to True, what has come is left to other processes, which read the same sockets.
+        If the attribute `keep_backlog` was set to True, what has come is left to other processes, which read the same sockets.
         """
         self.admission.close()
         if self._listeners:
@@ -179,7 +179,7 @@ class DatagramServer(BaseServer):
                 self._spare.is_special = True
             self._is_stopping = True
             for sock in self._sockets:
-                sock.stop(leave_queue=self.leaves_queue)
+                sock.stop(keep_backlog=self.keep_backlog)
             self._is_stopping = False
         self._close_if_done()
 
@@ -236,7 +236,7 @@ class DatagramServer(BaseServer):
     @property
     def is_special(self) -> bool:
         """Whether each datagram is to be counted as its handler begins, and not only when it has ended."""
-        return not self._listeners or self.when_taken is not None
+        return not self._listeners or self.on_accept is not None
 
     def _take_datagram(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
         exchange = self._spare

@@ -29,7 +29,7 @@ __all__ = ["BoundSocket", "bind_endpoint", "bind_sibling"]
 PORT_TRIES = 20
 
 # Seconds that a start waits for others that start in the same folder, and between two looks. See _folder_lock().
-LOCK_PATIENCE = 1.0
+LOCK_TIMEOUT = 1.0
 LOCK_INTERVAL = 0.001
 
 
@@ -296,7 +296,7 @@ async def _folder_lock(path: str) -> AsyncIterator[None]:
         return
     try:
         # Polled, since flock() itself waits for ever or not at all, and anybody may lock a folder such as /tmp.
-        deadline = time.monotonic() + LOCK_PATIENCE
+        deadline = time.monotonic() + LOCK_TIMEOUT
         while not _try_lock(folder) and time.monotonic() < deadline:  # noqa: ASYNC110 - no event tells of it
             await asyncio.sleep(LOCK_INTERVAL)
         yield

@@ -115,8 +115,8 @@ class _Unsent(Awaitable[None]):
 
 
 class DatagramSocket:
-    """Reads for a server: calls `take(data, client_address, transport)` for each datagram, in the order of their coming,
-    and `done()` after those of one turn of the loop.
+    """Reads for a server: calls `on_datagram(data, client_address, transport)` for each datagram, in the order in which they
+    arrive, and `on_turn_end()` after the datagrams of one turn of the loop.
 
     Does not know what becomes of one. A datagram is read up to ``limits.max_datagram`` bytes, and one more, which tells
     that it was longer. All methods may be called in any state, and more than once.
@@ -126,18 +126,18 @@ class DatagramSocket:
         self,
         bound: BoundSocket,
         *,
-        take: Callable[[bytes, Any, DatagramTransport], object],
-        done: Callable[[], object],
+        on_datagram: Callable[[bytes, Any, DatagramTransport], object],
+        on_turn_end: Callable[[], object],
         stats: DatagramStats,
         limits: Limits,
-        patience: float | None,
+        send_timeout: float | None,
     ) -> None:
         self.bound = bound
         self.sock = sock = bound.sock
         self.stats = stats
-        self._take = take
-        self._done = done
-        self._patience = patience
+        self._on_datagram = on_datagram
+        self._on_turn_end = on_turn_end
+        self._send_timeout = send_timeout
         self._loop = asyncio.get_running_loop()
         self._watch = ReadWatch(sock, self._on_readable)
         self._reads = 1
@@ -168,7 +168,7 @@ class DatagramSocket:
             try:
                 self._watch.start()
             except OSError as error:
-                self._wait_a_while(error)
+                self._retry_later(error)
             else:
                 self._reads_on = True
 
@@ -177,15 +177,15 @@ class DatagramSocket:
         self._reads_on = False
         self._watch.stop()
 
-    def stop(self, *, leave_queue: bool = False) -> None:
+    def stop(self, *, keep_backlog: bool = False) -> None:
         """Read what has come by now, and then no more. It can still send.
 
-        `leave_queue` leaves what has come to others, who read the same socket.
+        With `keep_backlog` read no more at once: other processes read the same socket.
         """
         if self._is_closed or self._loop.is_closed():
             return
         self.pause()
-        if leave_queue:
+        if keep_backlog:
             return
         self._reads_on = True
         # Never more than now take up its memory: one who never stops sending does not put the end off.
@@ -193,7 +193,7 @@ class DatagramSocket:
         try:
             self._read(QUEUED_BY_UNIX if is_unix else datagram_memory(self.sock)[0] // LEAST_TAKEN + 1)
         finally:
-            self._done()
+            self._on_turn_end()
         self.pause()
 
     def close(self) -> None:
@@ -210,12 +210,12 @@ class DatagramSocket:
         try:
             found_all = self._read(self._reads)
         finally:
-            self._done()
+            self._on_turn_end()
         self._reads = min(2 * self._reads, READS_PER_TURN) if found_all else max(1, self._reads // 2)
 
     def _read(self, most: int) -> bool:
         """Read at most so many datagrams; return whether there were as many."""
-        take, transport = self._take, self._transport
+        on_datagram, transport = self._on_datagram, self._transport
         receive, receive_message, asks = self.sock.recvfrom, self.sock.recvmsg, self._asks_for_address
         for _ in range(most):
             try:
@@ -231,14 +231,14 @@ class DatagramSocket:
                     return False
                 error = as_os_error(caught)
                 if error.errno in OUT_OF_RESOURCES:
-                    self._wait_a_while(error)
+                    self._retry_later(error)
                     return False
                 # What an ICMP message told of a datagram that was sent before: it is not about the next one.
                 self.stats.receive_errors += 1
                 self._log.report("an error was waiting on %s: %s", self.bound.name, error)
                 self._watch_again()
                 continue
-            take(data, address, transport)
+            on_datagram(data, address, transport)
             if not self._reads_on:
                 return False
         return True
@@ -249,10 +249,10 @@ class DatagramSocket:
             self.pause()
             self.resume()
 
-    def _wait_a_while(self, error: OSError) -> None:
+    def _retry_later(self, error: OSError) -> None:
         self.stats.receive_errors += 1
         self._reads_on = False
-        self._watch.rest(self.resume)
+        self._watch.retry_later(self.resume)
         self._log.report("cannot read from %s for now: %s", self.bound.name, error)
 
     def _transport_for(self, ancillary: Ancillary) -> DatagramTransport:
@@ -308,7 +308,7 @@ class DatagramSocket:
     async def send_later(self, send: Callable[[Any, Any], object], data: bytes, address: Any) -> None:
         """Send when there is room, or drop and count it when there is none in time."""
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._send_timeout):
                 while not self._is_closed:
                     await self._wait_for_room(address)
                     try:

@@ -10,7 +10,7 @@ __all__ = ["LOOPS", "end_other_tasks", "loop_factory"]
 logger = logging.getLogger("aioecho.loops")
 
 # Seconds that tasks which were left have to end when they are cancelled.
-PATIENCE = 0.25
+CANCEL_TIMEOUT = 0.25
 
 LOOPS = ("auto", "uvloop", "asyncio")
 
@@ -44,7 +44,7 @@ async def end_other_tasks() -> None:
     for task in others:
         task.cancel()
     if others:
-        _, stubborn = await asyncio.wait(others, timeout=PATIENCE)
+        _, stubborn = await asyncio.wait(others, timeout=CANCEL_TIMEOUT)
         for task in stubborn:
             logger.error("left behind, as it would not end when cancelled: %r", task)
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # it was said

@@ -40,10 +40,10 @@ class ListeningSocket(Protocol):
     def pause(self) -> None:
         """Leave what comes to the kernel, until resume()."""
 
-    def stop(self, *, leave_queue: bool) -> None:
+    def stop(self, *, keep_backlog: bool) -> None:
         """Accept, or read, what the kernel has queued, and no more from then on.
 
-        With `leave_queue` leave what is queued to other processes, which have the same socket.
+        With `keep_backlog` do not: other processes have the same socket, and are to get what is queued.
         """
 
     def set_limits(self, limits: Limits) -> None:
@@ -187,7 +187,7 @@ class BaseServer(Registry):
             self._address = self.socket.getsockname()
             self._resume_listeners()
         except BaseException:
-            self.leaves_queue = True  # clients that have connected by now are not served
+            self.keep_backlog = True  # clients that have connected by now are not served
             self.close()
             for each in bound:
                 each.close()
@@ -225,15 +225,15 @@ class BaseServer(Registry):
             await self.shutdown()
 
     def close(self) -> None:
-        """Stop accepting, once and for all. Live connections, and those that the kernel had queued, are served on.
+        """Stop accepting, for good. Connections that are live, or in the kernel's backlog, are served to their end.
 
-        Not those for which there is no room, by `limits` or for want of descriptors: they are reset. If `leaves_queue` was
-        set to True, those that are queued are left to other processes, which accept from the same sockets.
+        Clients in the backlog for which there is no room, by `limits` or for lack of descriptors, are reset. If the attribute
+        `keep_backlog` was set to True, the backlog is not accepted: other processes accept from the same sockets.
         """
         self.admission.close()
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
-            listener.stop(leave_queue=self.leaves_queue)
+            listener.stop(keep_backlog=self.keep_backlog)
 
     def pause(self) -> None:
         """Leave new clients in the kernel's queue, until :meth:`resume`. Live connections are served on."""

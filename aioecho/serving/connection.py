@@ -41,7 +41,7 @@ logger = logging.getLogger("aioecho.connection")
 # Seconds. A client that has been connected for no longer when the server stops is still given the time to speak.
 FRESH = 0.1
 
-# The same where other processes serve on (`leaves_queue`), so that nobody waits for it: a stalled client is not lost either.
+# The same where other processes serve on (`keep_backlog`), so that nobody waits for it: a stalled client is not lost either.
 FRESH_AMONG_OTHERS = 0.5
 
 # The part of a full kernel's buffer that a kernel sends a peer that takes nothing: to probe its window. More is progress.
@@ -245,7 +245,7 @@ class Connection(Driver[None]):
         if self.request is None:
             return  # it comes here again when it has one
         age = self._loop.time() - self.since
-        fresh = FRESH_AMONG_OTHERS if self._server.leaves_queue else FRESH
+        fresh = FRESH_AMONG_OTHERS if self._server.keep_backlog else FRESH
         if age < fresh:
             self._loop.call_later(fresh - age, self._end_stream)
         else:

@@ -12,15 +12,15 @@ from typing import Any, Protocol
 
 from aioecho.stats import DrainReport
 
-__all__ = ["DEFAULT_GRACE", "PATIENCE", "Drain", "Served", "check_grace"]
+__all__ = ["DEFAULT_GRACE", "Drain", "Served", "check_grace"]
 
 logger = logging.getLogger("aioecho.drain")
 
 DEFAULT_GRACE = 30.0
 """Seconds that handlers have to finish when a server stops."""
 
-PATIENCE = 0.25
-"""Seconds, when the grace is over, from each of the three stages that follow to the next."""
+STAGE_TIMEOUT = 0.25
+"""Seconds, when the grace is over, from one of the three stages that follow to the next."""
 
 
 class Served(Protocol):
@@ -143,18 +143,18 @@ class Drain:
         self._end_if_idle()
         for each in tuple(self._served):
             each.cut_off()
-        self._timer = self._loop.call_later(PATIENCE, self._abort)
+        self._timer = self._loop.call_later(STAGE_TIMEOUT, self._abort)
 
     def _abort(self) -> None:
         for each in tuple(self._served):
             if not each.was_aborted:
                 logger.warning("would not end when cancelled, and was cut off: %r", each)
             each.abort()
-        self._timer = self._loop.call_later(PATIENCE, self._leave_behind)
+        self._timer = self._loop.call_later(STAGE_TIMEOUT, self._leave_behind)
 
     def _leave_behind(self) -> None:
         if self._all_ended is None:  # the loop was held up so long that the drain has not come to wait for its end
-            self._timer = self._loop.call_later(PATIENCE, self._leave_behind)
+            self._timer = self._loop.call_later(STAGE_TIMEOUT, self._leave_behind)
         elif not self._all_ended.done():
             logger.error("left behind, as they would not end: %r", list(self._served))
             self._counts["aborted"] += len(self._served)

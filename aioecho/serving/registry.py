@@ -35,6 +35,8 @@ class Registry:
     `task_context`: a copy of the context of start(). The task of every connection runs in a copy of it.
     `admission`, `timeout_sweeper`: what applies the limits, and the timeouts.
     `handler_threads`: the threads of blocking handlers; None until the first one needs a thread.
+    `keep_backlog`: whether the end of accepting leaves what the kernel has queued to other processes, which have the same
+    sockets. `on_accept`: called for every connection, or datagram's handler, that is registered. Workers set the two.
     `live_stats`: what `stats` tells.
     `on_task_done`: the done-callback of every connection's task; one object for all of them.
     """
@@ -55,8 +57,8 @@ class Registry:
         self.RequestHandlerClass = RequestHandlerClass
         self.ssl = ssl
         self.live_stats = self._make_stats()
-        self.leaves_queue = False  # see BaseServer.close()
-        self.when_taken: Callable[[], object] | None = None  # called for each connection that is registered
+        self.keep_backlog = False
+        self.on_accept: Callable[[], object] | None = None
         self.event_loop: asyncio.AbstractEventLoop | None = None
         self.handler_threads: ThreadPool | None = None
         self._connections: set[Any] = set()
@@ -201,8 +203,8 @@ class Registry:
         self.live_stats.accepted += 1
         self.live_stats.active += 1
         self._connections.add(connection)
-        if self.when_taken is not None:
-            self.when_taken()
+        if self.on_accept is not None:
+            self.on_accept()
 
     def unregister_connection(self, connection: Any) -> None:
         """Count an ended connection, by its `outcome` and its `reason`; it makes room for another."""

@@ -20,7 +20,7 @@ from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.runtime.stdio import fill_standard_streams
 from aioecho.server import serve
 from aioecho.serving.base import BaseServer
-from aioecho.serving.drain import PATIENCE
+from aioecho.serving.drain import STAGE_TIMEOUT
 from aioecho.stats import DrainReport
 from aioecho.workers.supervisor import Supervisor
 from aioecho.workers.worker import Order, refuse_if_loading
@@ -209,7 +209,7 @@ async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseSe
 
     def stop() -> None:
         if not stopping:
-            systemd.notify_stopping(server.grace + 3 * PATIENCE)
+            systemd.notify_stopping(server.grace + 3 * STAGE_TIMEOUT)
         starting.cancel()
         stopping.add(loop.create_task(server.shutdown(0 if stopping else None)))
 

@@ -231,7 +231,7 @@ class _Worker:
         while True:
             order = await self._heard.get()
             if order == "retire":
-                self._server.leaves_queue = True
+                self._server.keep_backlog = True
             stop = asyncio.get_running_loop().create_task(self._server.shutdown(0 if order == "end" else None))
             self._stops.add(stop)
 
@@ -252,4 +252,4 @@ class _Worker:
             if taken % most == 0:
                 self._channel.send("replace")
 
-        self._server.when_taken = count
+        self._server.on_accept = count
