@@ -658,12 +658,29 @@ async def test_the_limits_of_connections_apply() -> None:
         check_identity(server)
 
 
-async def test_an_ended_connection_makes_one_record(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, "aioecho.blocking"):
-        async with aioecho.serve(Upper, ANYWHERE) as server:
-            await ask(server, b"x\n")
-    [record] = [r for r in caplog.records if r.name == "aioecho.blocking"]
+@pytest.mark.parametrize("way", ["files", "a socket", "TLS"])
+async def test_an_ended_connection_makes_one_record(
+    way: str, tls: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Twice(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            if way != "TLS":
+                assert self.request.recv(1, socket.MSG_PEEK) == b"x"
+            self.request.sendall(self.request.recv(100))
+            self.request.send(b"\n")
+
+    options = {"ssl": tls.client, "server_hostname": "localhost"} if way == "TLS" else {}
+    with caplog.at_level(logging.DEBUG, "aioecho.connection"):
+        async with aioecho.serve(
+            Upper if way == "files" else Twice, ANYWHERE, ssl=tls.server if options else None
+        ) as server:
+            await ask(server, b"x\n", **options)
+            await settle(lambda: not server.connections)
+    [record] = [r for r in caplog.records if r.name == "aioecho.connection"]
     assert (record.outcome, record.reason) == ("completed", "finished")  # type: ignore[attr-defined]
+    expected = {"files": (2, 2), "a socket": (2, 3), "TLS": (None, None)}[way]
+    assert (record.bytes_in, record.bytes_out) == expected  # type: ignore[attr-defined]
+    assert f"{expected[0]} bytes in, {expected[1]} out" in record.getMessage()
 
 
 async def test_one_who_leaves_while_waiting_for_a_thread_costs_nothing() -> None:

@@ -26,13 +26,12 @@ from math import inf
 from typing import Any
 
 from aioecho.blocking.request import Threaded
+from aioecho.blocking.sockets import CountingRequestSocket, RequestSocket
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
-from aioecho.serving.connection import FRESH, FRESH_AMONG_OTHERS
+from aioecho.serving.connection import FRESH, FRESH_AMONG_OTHERS, log_end, logger
 
-__all__ = ["RequestSocket", "ThreadedConnection", "end_tls"]
-
-logger = logging.getLogger("aioecho.blocking")
+__all__ = ["ThreadedConnection", "end_tls"]
 
 
 # What a TLS connection whose read side is shut meets is the end of the stream without TLS's own. wrap_socket() makes of
@@ -43,46 +42,6 @@ _wrapping = threading.Lock()
 
 # More than a kernel keeps unread of one connection, in reads of 64 KiB.
 MOST_READS = 256
-
-
-class RequestSocket(socket.socket):
-    """The socket that a blocking handler gets. Closing it gives its descriptor back to the server."""
-
-    _connection: "ThreadedConnection | None" = None  # None: a copy, made with dup()
-
-    def shutdown(self, how: int) -> None:
-        """Shut down one or both sides."""
-        super().shutdown(how)
-        if self._connection is not None and how != socket.SHUT_RD:
-            self._connection.was_shut = True
-
-    def detach(self) -> int:
-        """Give up the descriptor, mostly to wrap it in TLS."""
-        if self._connection is not None and self.fileno() >= 0:
-            # So that the server can still shut it when it stops. Without, if there is no descriptor for that: were this to
-            # fail in the middle of wrap_socket(), two would own the one there is, and close it twice.
-            with contextlib.suppress(OSError):
-                self._connection.keep()
-        return super().detach()
-
-    def _real_close(
-        self, _ss: Any = socket.socket
-    ) -> None:  # what close() calls, as soon as no file made of it is open
-        if self._connection is None:
-            super()._real_close()  # type: ignore[misc]
-        elif (left := self.take()) is not None:
-            self._connection.give_back(left)
-
-    def leave_open(self) -> None:
-        """Have the server forget it when the handler returns, and not close it; unless it has been closed."""
-        if self._connection is not None and not self._closed:  # type: ignore[attr-defined]  # socket.socket's own
-            self._connection.is_left_open = True
-
-    def take(self) -> socket.socket | None:
-        """Return a socket with the descriptor, which is then no longer this one's; None if it has none."""
-        family, kind, proto = self.family, self.type, self.proto
-        fd = super().detach()
-        return None if fd < 0 else socket.socket(family, kind, proto, fileno=fd)
 
 
 class ThreadedConnection(Threaded):
@@ -116,14 +75,15 @@ class ThreadedConnection(Threaded):
         client_address: Any,
         RequestHandlerClass: Callable[..., Any],
     ) -> None:
-        request = RequestSocket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        make = CountingRequestSocket if logger.isEnabledFor(logging.DEBUG) else RequestSocket
+        request = make(sock.family, sock.type, sock.proto, fileno=sock.detach())
         try:
             if request.gettimeout() is None:  # as in socket.accept(): else socket.setdefaulttimeout() holds for it
                 request.setblocking(True)
         except OSError:
             socket.socket.close(request)
             raise
-        request._connection = self
+        request.owner = self
         super().__init__(server, pool, request, client_address, RequestHandlerClass)
         self.since = self._loop.time()
         self.was_shut = self.is_left_open = False
@@ -142,15 +102,8 @@ class ThreadedConnection(Threaded):
     def log_end(self) -> None:
         """Make the one record of a connection that has ended, at DEBUG."""
         if logger.isEnabledFor(logging.DEBUG):
-            facts = {
-                "client_address": self.client_address,
-                "outcome": self.outcome,
-                "reason": self.reason,
-                "seconds": self._loop.time() - self.since,
-            }
-            logger.debug(
-                "connection from %(client_address)s: %(outcome)s (%(reason)s) after %(seconds).3f s", facts, extra=facts
-            )
+            seconds, request = self._loop.time() - self.since, self.request
+            log_end(self.client_address, self.outcome, self.reason, seconds, request.bytes_in, request.bytes_out)
 
     # In the loop: what the server asks of it when it stops.
 
@@ -266,7 +219,7 @@ class ThreadedConnection(Threaded):
 
     def _leave(self) -> None:
         left = None if self.is_left_open else self.request.take()
-        self.request._connection = None
+        self.request.owner = None
         for sock in (left, self._kept):
             if sock is not None:
                 sock.close()
@@ -359,7 +312,7 @@ class ThreadedConnection(Threaded):
         if not self._is_over:
             self._is_over = True
             # The handler may live on, and its socket with it.
-            self.request._connection = None
+            self.request.owner = None
             self._server.unregister_connection(self)
 
 

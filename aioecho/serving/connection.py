@@ -486,9 +486,14 @@ class Connection(Driver[None]):
 
 
 def log_end(
-    client_address: Any, outcome: str, reason: str, seconds: float = 0.0, bytes_in: int = 0, bytes_out: int = 0
+    client_address: Any,
+    outcome: str,
+    reason: str,
+    seconds: float = 0.0,
+    bytes_in: int | None = 0,
+    bytes_out: int | None = 0,
 ) -> None:
-    """Make the record of a connection that has ended, at DEBUG, with its facts as fields too."""
+    """Log, at DEBUG, that a connection has ended, with the facts as fields of the record too. Bytes are None if unknown."""
     facts = {
         "client_address": client_address,
         "outcome": outcome,
@@ -499,7 +504,7 @@ def log_end(
     }
     logger.debug(
         "connection from %(client_address)s: %(outcome)s (%(reason)s) after %(seconds).3f s,"
-        " %(bytes_in)d bytes in, %(bytes_out)d out",
+        " %(bytes_in)s bytes in, %(bytes_out)s out",
         facts,
         extra=facts,
     )
