@@ -549,6 +549,22 @@ async def test_the_counts_are_right_whenever_a_handler_looks(peer: Peer) -> None
     assert looked == [3, 6, 9]
 
 
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_handler_that_shuts_its_server_down_does_not_wait_for_itself(waits: bool, peer: Peer) -> None:
+    async def handle(self: Any) -> None:
+        if waits:
+            await asyncio.sleep(0)
+        report = await self.server.shutdown(20)
+        assert (report.completed, report.cancelled) == (0, 0)
+        await self.reply(b"good bye")
+
+    async with serving(handler(handle)) as (server, address):
+        assert await peer.ask(b"quit", address) == b"good bye"
+        report = await server.shutdown()
+        assert (server.stats.completed, report.cancelled) == (1, 0)
+        assert report.seconds < 5
+
+
 async def test_reading_the_counts_and_the_connections_changes_nothing(peer: Peer) -> None:
     read: list[aioecho.DatagramStats] = []
 

@@ -238,6 +238,21 @@ async def test_datagrams_between_a_sessions_end_and_the_next_are_kept_in_order(p
         check(server)
 
 
+async def test_a_handler_that_shuts_its_server_down_does_not_wait_for_itself(peer: Peer) -> None:
+    class Quit(aioecho.DatagramSessionHandler):
+        async def handle(self) -> None:
+            await anext(self.datagrams)
+            await self.server.shutdown(20)
+            await self.reply(b"good bye")
+
+    async with aioecho.UDPServer(("127.0.0.1", 0), Quit) as server:
+        assert await peer.ask(b"quit", server.server_address) == b"good bye"
+        report = await server.shutdown()
+        assert (server.stats.completed, report.cancelled) == (1, 0)
+        assert report.seconds < 5
+        check(server)
+
+
 async def test_a_silent_peers_session_ends_and_one_that_speaks_stays(peer: Peer) -> None:
     ended = asyncio.Event()
 

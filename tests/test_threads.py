@@ -983,6 +983,22 @@ async def test_a_handler_may_shut_its_server_down() -> None:
     check_identity(server)
 
 
+async def test_a_handlers_server_is_the_server() -> None:
+    class Looks(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            data = self.request.recv(10)
+            assert isinstance(self.server, aioecho.TCPServer)
+            assert self.server == server
+            assert len({self.server, server}) == 1
+            self.server.latest = data  # type: ignore[attr-defined]
+            assert self.server.server_address == server.server_address
+            self.request.sendall(repr(self.server).encode())
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Looks) as server:
+        assert await ask(server, b"x") == repr(server).encode()
+        assert server.latest == b"x"  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("way", ["a helper", "run_coroutine_threadsafe"])
 async def test_a_handlers_helper_may_shut_its_server_down(way: str) -> None:
     reports: list[Any] = []
@@ -995,8 +1011,7 @@ async def test_a_handlers_helper_may_shut_its_server_down(way: str) -> None:
                 helper.start()
                 helper.join()
             else:
-                mine: Any = self.server
-                waiting = asyncio.run_coroutine_threadsafe(mine.shutdown(5), loop)
+                waiting = asyncio.run_coroutine_threadsafe(server.shutdown(5), loop)
                 waiting.add_done_callback(lambda done: reports.append(done.result()))
             self.request.sendall(b"stopping")
 

@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from aioecho.blocking.request import Threaded
+from aioecho.blocking.view import ServerView
 from aioecho.net.datagram_socket import DatagramTransport
 from aioecho.net.room import connected_probe, is_writable
 from aioecho.runtime.threads import ThreadPool
@@ -89,7 +90,7 @@ class ThreadedDatagram(Threaded):
 
     def _serve(self) -> None:
         try:
-            self.RequestHandlerClass(self.request, self.client_address, self._server)
+            self.RequestHandlerClass(self.request, self.client_address, ServerView(self._server))
             self.outcome, self.reason = "completed", "finished"
         except Exception:
             self._server.call_handle_error(self.request, self.client_address)

@@ -27,6 +27,7 @@ from typing import Any
 
 from aioecho.blocking.request import Threaded
 from aioecho.blocking.sockets import CountingRequestSocket, RequestSocket
+from aioecho.blocking.view import ServerView
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
 from aioecho.serving.connection import FRESH, FRESH_AMONG_OTHERS, log_end, logger
@@ -164,7 +165,7 @@ class ThreadedConnection(Threaded):
                 return
             self._post(self._handshaken)
         try:
-            self.RequestHandlerClass(request, self.client_address, self._server)
+            self.RequestHandlerClass(request, self.client_address, ServerView(self._server))
             self.outcome, self.reason = "completed", "finished"
         except Exception as error:
             if isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError):

@@ -7,15 +7,12 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
 from queue import SimpleQueue
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-__all__ = ["Begun", "Job", "ThreadPool", "report_end_of_thread"]
+__all__ = ["Job", "ThreadPool", "report_end_of_thread"]
 
 logger = logging.getLogger("aioecho.threads")
-
-T = TypeVar("T")
 
 
 class Job(Protocol):
@@ -153,32 +150,6 @@ class ThreadPool:
         self._threads.discard(thread)
         if self._none_left is not None and not self._none_left.done() and len(self._threads) <= len(self._busy):
             self._none_left.set_result(None)
-
-
-class Begun(Coroutine[Any, Any, T]):
-    """A coroutine that need not be awaited, as it only waits for what has begun. It is made by `make` when it is stepped."""
-
-    def __init__(self, make: Callable[[], Coroutine[Any, Any, T]]) -> None:
-        self._make = make
-        self._coro: Coroutine[Any, Any, T] | None = None
-
-    def send(self, value: Any) -> Any:
-        """Go on."""
-        self._coro = self._coro or self._make()
-        return self._coro.send(value)
-
-    def throw(self, *error: Any) -> Any:
-        """Go on with an error."""
-        self._coro = self._coro or self._make()
-        return self._coro.throw(*error)
-
-    def close(self) -> None:
-        """End it."""
-        if self._coro is not None:
-            self._coro.close()
-
-    def __await__(self) -> Generator[Any, Any, T]:
-        return self._make().__await__()
 
 
 def report_end_of_thread() -> None:

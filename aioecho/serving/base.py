@@ -1,19 +1,16 @@
 """The base of all servers: what they are made with, and their life from the start to the end of a shutdown."""
 
 import asyncio
-import contextlib
 import contextvars
-import functools
 import logging
 import socket
 import ssl as ssl_module
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, Self
 
 from aioecho.config import Limits, Timeouts, check_ssl
 from aioecho.net.binding import BoundSocket, bind_endpoint
 from aioecho.net.endpoints import Endpoint, InheritedEndpoint, parse_endpoint
-from aioecho.runtime.threads import Begun
 from aioecho.serving.drain import DEFAULT_GRACE, Drain, check_grace
 from aioecho.serving.handler_types import check_handler_class, check_kind
 from aioecho.serving.registry import Registry
@@ -22,9 +19,6 @@ from aioecho.stats import DrainReport
 __all__ = ["BaseServer", "ListeningSocket"]
 
 logger = logging.getLogger("aioecho.server")
-
-# Seconds between shutdown() in another thread and its beginning, if it is not awaited.
-HANDOVER = 0.05
 
 
 class ListeningSocket(Protocol):
@@ -245,33 +239,35 @@ class BaseServer(Registry):
         """Accept again, after :meth:`pause`; those first who have queued meanwhile."""
         self.admission.resume()
 
-    def shutdown(self, grace: float | None = None) -> Coroutine[Any, Any, DrainReport]:
-        """Stop: accept no more, let handlers finish for at most `grace` seconds, cut off the rest.
+    async def shutdown(self, grace: float | None = None) -> DrainReport:
+        """Stop: accept no more, let handlers finish for at most `grace` seconds, and cancel the rest.
 
-        A handler that waits for data from its peer, and all that the peer has sent is read, meets the end of its stream;
-        one at work finishes, and meets it at its next read. When the grace is over handlers are cancelled, and one that
-        swallows that is named in the log and closed. Called again, the shorter grace wins; both calls return the same
-        report. If the call is cancelled, the grace is over at once.
+        A handler that waits for data from its peer, and has read all that the peer has sent, meets the end of its stream; a
+        handler at work finishes, and meets that end at its next read. When the grace is over handlers are cancelled, and
+        a handler that swallows that is named in the log, and its connection aborted. Called again, the shorter grace wins,
+        and both calls return the same report. If the call is cancelled, the grace is over at once.
 
-        Outside the server's event loop the call itself begins it, whether what it returns is awaited or not. So a blocking
-        handler, or a thread that it starts for this, calls it without `await`. In another event loop it can be awaited.
+        May be awaited in any event loop; in a thread without one call :meth:`begin_shutdown`. In a handler's own task it
+        returns at once, with the report as it stands then: to wait for all handlers would be to wait for itself.
 
-        In a handler's own task it begins that and returns at once, with the report as it stands then: to wait for all
-        handlers would be to wait for itself.
+        Raises:
+            ValueError: `grace` is no number of seconds.
         """
         check_grace(self.grace if grace is None else grace)
-        if self.event_loop is None or asyncio._get_running_loop() is self.event_loop:
-            return self._shut_down(grace)
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and all is over
-            # A moment later: who is about to hand the coroutine to the loop must find it open.
-            self.event_loop.call_soon_threadsafe(self.event_loop.call_later, HANDOVER, self._begin_shutdown, grace)
-        return Begun(functools.partial(self._shut_down, grace))
+        loop = self.event_loop
+        if loop is not None and loop is not asyncio.get_running_loop() and not loop.is_closed():
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.shutdown(grace), loop))
+        drain = self._begin_shutdown(grace)
+        if self._runs_handler(asyncio.current_task()):
+            return drain.report()
+        return await drain.wait()
 
     def begin_shutdown(self, grace: float | None = None) -> None:
         """Begin what :meth:`shutdown` does, and return at once. May be called in any thread, once the server is started.
 
         Raises:
-            RuntimeError: its loop is closed.
+            ValueError: `grace` is no number of seconds.
+            RuntimeError: the server has not been started, or its loop is closed.
         """
         check_grace(self.grace if grace is None else grace)
         if self.event_loop is None:
@@ -293,15 +289,8 @@ class BaseServer(Registry):
         self._drain.shorten(self.grace if grace is None else grace)
         return self._drain
 
-    async def _shut_down(self, grace: float | None) -> DrainReport:
-        loop = self.event_loop
-        if loop is not None and loop is not asyncio.get_running_loop() and not loop.is_closed():
-            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._shut_down(grace), loop))
-        drain = self._begin_shutdown(grace)
-        this = asyncio.current_task()
-        if any(getattr(each, "_task", None) is this for each in self._connections):
-            return drain.report()
-        return await drain.wait()
+    def _runs_handler(self, task: "asyncio.Task[Any] | None") -> bool:
+        return any(task in (getattr(each, "task", 0), getattr(each, "_task", 0)) for each in self.connections)
 
     # What a drain asks of it.
 
