@@ -170,13 +170,13 @@ def are_for_datagrams(
         ValueError: some are and some are not, or one is no endpoint.
     """
     wanted = serves_datagrams(RequestHandlerClass)
-    kinds = {text: _is_for_datagrams(text, wanted) for text in endpoints}
+    found = {text: _is_for_datagrams(text, wanted) for text in endpoints}
     if sock is not None:
-        kinds["sock"] = sock.type == socket.SOCK_DGRAM if wanted is None else wanted
-    if len(set(kinds.values())) > 1:
-        stream, datagram = (next(text for text, kind in kinds.items() if kind is which) for which in (False, True))
+        found["sock"] = sock.type == socket.SOCK_DGRAM if wanted is None else wanted
+    if len(set(found.values())) > 1:
+        stream, datagram = (next(text for text, is_one in found.items() if is_one is which) for which in (False, True))
         raise ValueError(f"{stream} is for streams and {datagram} is for datagrams: that takes two servers")
-    return any(kinds.values())
+    return any(found.values())
 
 
 def _is_for_datagrams(text: str, wanted: bool | None) -> bool:

@@ -237,8 +237,8 @@ def _adopt(endpoint: InheritedEndpoint, backlog: int) -> BoundSocket:
     try:
         sock = socket.socket(fileno=endpoint.source) if isinstance(endpoint.source, int) else endpoint.source
         if sock.type != endpoint.type or sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
-            kinds = "TCP or Unix stream" if endpoint.type == socket.SOCK_STREAM else "UDP or Unix datagram"
-            raise _cannot_listen(endpoint, f"it is not a {kinds} socket")
+            wanted = "TCP or Unix stream" if endpoint.type == socket.SOCK_STREAM else "UDP or Unix datagram"
+            raise _cannot_listen(endpoint, f"it is not a {wanted} socket")
         if sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             sock.listen(backlog)
         sock.setblocking(False)  # last: one that can't be used stays as it was

@@ -26,9 +26,9 @@ class Job(Protocol):
 
 
 class ThreadPool:
-    """At most so many daemon threads, started as they are needed, and used again. Its methods are for the event loop.
+    """At most `most` daemon threads, started as they are needed, and used again. Call its methods in the event loop.
 
-    Not concurrent.futures': its threads are waited for when the process exits, so that one stuck handler keeps it alive.
+    Not concurrent.futures': the interpreter waits for its threads at exit, so that one stuck handler keeps a process alive.
     """
 
     def __init__(self, most: int) -> None:
@@ -42,10 +42,10 @@ class ThreadPool:
         self._none_left: asyncio.Future[None] | None = None
 
     def submit(self, job: Job) -> None:
-        """Let a thread run it, one of ours that is idle, or a new one, or, at the limit, the first that comes free.
+        """Run a job in an idle thread, in a new thread or, at the limit, in the first thread that comes free.
 
         Raises:
-            RuntimeError: the system has no thread to give, and there is none to wait for.
+            RuntimeError: the system can start no thread, and the pool has none to wait for.
         """
         self._waiting.append(job)
         try:
@@ -55,7 +55,7 @@ class ThreadPool:
             raise
 
     def resize(self, most: int) -> None:
-        """Let there be at most so many at work from now on. Threads that are too many finish what they do, and idle."""
+        """Run at most `most` jobs at a time from now on. Threads beyond that finish their job, and idle."""
         self._most = most
         self._begin_waiting()
 
@@ -83,14 +83,14 @@ class ThreadPool:
         return True
 
     def withdraw(self, job: Job) -> bool:
-        """Take back one that waits for a thread; return False if it does not."""
+        """Remove a job that waits for a thread, and return True; return False if it does not wait."""
         if job not in self._waiting:
             return False
         self._waiting.remove(job)
         return True
 
     def finished(self, job: Job) -> None:
-        """Be told that a job has no more use for its thread."""
+        """Note that a job has ended, so that its thread may run another one."""
         self._busy.discard(job)
         self._begin_waiting()
 
@@ -100,11 +100,11 @@ class ThreadPool:
 
     @property
     def busy(self) -> frozenset[Job]:
-        """Those that have a thread."""
+        """The jobs that have a thread."""
         return frozenset(self._busy)
 
     def _report_stuck(self) -> None:
-        """Log each busy thread with its stack."""
+        """Log every busy thread with its stack."""
         frames = sys._current_frames()
         for job in self._busy:
             thread = job.thread
@@ -119,17 +119,17 @@ class ThreadPool:
             )
 
     def end(self) -> None:
-        """Let each thread end when it has nothing to do. Those who wait for one still get it."""
+        """Tell all threads to exit when they have nothing to do. Jobs that wait for a thread still get one."""
         for _ in self._threads:
             self._jobs.put(None)
 
     def join(self) -> None:
-        """Wait until each thread has ended, after end(). For another thread than the loop's."""
+        """Wait until all threads have exited, after end(). Call it in another thread than the loop's."""
         for thread in tuple(self._threads):
             thread.join()
 
     async def close(self) -> None:
-        """Let each thread end, and return when those have that are not stuck, as those are by now that are busy."""
+        """Tell idle threads to exit and wait for them. Threads that still run a handler are stuck: do not wait for them."""
         self._report_stuck()
         self.end()
         if len(self._threads) > len(self._busy):
@@ -145,7 +145,7 @@ class ThreadPool:
             self._loop.call_soon_threadsafe(self._forget, threading.current_thread())
 
     def _forget(self, thread: threading.Thread) -> None:
-        # It has done its last work, and is about to end: this takes no time worth speaking of.
+        # It has run its last job, and is about to exit: this takes microseconds.
         thread.join()
         self._threads.discard(thread)
         if self._none_left is not None and not self._none_left.done() and len(self._threads) <= len(self._busy):
@@ -153,7 +153,7 @@ class ThreadPool:
 
 
 def report_end_of_thread() -> None:
-    """Report the exception that is being handled as that of a thread that it ends, though ours goes on."""
+    """Report the exception that is being handled as if it had ended a thread of its own, though the pool's thread goes on."""
     kind, error, trace = sys.exc_info()
     assert kind is not None
     try:

@@ -12,7 +12,7 @@ from aioecho.config import Limits, Timeouts, check_ssl
 from aioecho.net.binding import BoundSocket, bind_endpoint
 from aioecho.net.endpoints import Endpoint, InheritedEndpoint, parse_endpoint
 from aioecho.serving.drain import DEFAULT_GRACE, Drain, check_grace
-from aioecho.serving.handler_types import check_handler_class, check_kind
+from aioecho.serving.handler_types import check_handler_class, check_socket_type
 from aioecho.serving.registry import Registry
 from aioecho.stats import DrainReport
 
@@ -107,7 +107,7 @@ class BaseServer(Registry):
         if not self.endpoints:
             raise ValueError("a server needs an address or a socket to listen on")
         for handler_class, _ in served:
-            self._check_kind(handler_class)
+            self._check_endpoints(handler_class)
         self.grace = grace
         self._address = server_address
         self._listeners: Sequence[ListeningSocket] = []
@@ -120,14 +120,14 @@ class BaseServer(Registry):
         texts = [address] if isinstance(address, str) else address
         return [parse_endpoint(text, self._socket_type) for text in texts]
 
-    def _check_kind(self, RequestHandlerClass: Any) -> None:
+    def _check_endpoints(self, RequestHandlerClass: Any) -> None:
         """Raise if the endpoints are not for this kind of server, or the handler is not for them."""
         for endpoint in self.endpoints:
             if endpoint.type != self._socket_type:
                 raise ValueError(
                     f"{endpoint} is not for {type(self).__name__}: aioecho.serve() finds the server for it"
                 )
-        check_kind(RequestHandlerClass, self._socket_type, self.endpoints[0])
+        check_socket_type(RequestHandlerClass, self._socket_type, self.endpoints[0])
 
     # What it is.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 __all__ = [
     "check_handler_class",
-    "check_kind",
+    "check_socket_type",
     "is_blocking",
     "makes_sessions",
     "serves_datagrams",
@@ -91,7 +91,7 @@ def _makes_generators(function: Any) -> bool:
     )
 
 
-def check_kind(RequestHandlerClass: Any, socket_type: int, endpoint: object) -> None:
+def check_socket_type(RequestHandlerClass: Any, socket_type: int, endpoint: object) -> None:
     """Raise TypeError if this is for datagrams and the sockets are for streams, as at `endpoint`, or the other way round."""
     plain = undo_partial(RequestHandlerClass)
     serves = _serves_of_socketservers(plain) if is_blocking(plain) else _serves(plain)
