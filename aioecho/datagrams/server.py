@@ -315,7 +315,7 @@ class DatagramServer(BaseServer):
             self._spare = exchange
             self._close_if_done()
         else:
-            exchange.add_end_callback(self.on_task_done)
+            exchange.count_end()
 
     def _take_for_thread(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
         stats, limits = self.live_stats, self.limits

@@ -1,7 +1,7 @@
 """What a datagram's task and a session need of their server, which is above them and makes them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from contextvars import Context
 from typing import Any, Protocol
 
@@ -18,7 +18,6 @@ class DatagramServing(Protocol):
     RequestHandlerClass: Any
     live_stats: DatagramStats
     task_context: Context
-    on_task_done: Callable[["asyncio.Task[None]"], object]
 
     @property
     def limits(self) -> Limits:
@@ -44,3 +43,12 @@ class DatagramServing(Protocol):
 
     def register_connection(self, connection: Served) -> None:
         """Count a handler as active until its end is counted."""
+
+    def unregister_connection(self, connection: Any) -> None:
+        """Count a handler that has ended."""
+
+    def task_ended(self, ended: Any, task: "asyncio.Task[None]") -> None:
+        """Count a handler whose task has ended."""
+
+    def replace_session(self, ended: Any) -> None:
+        """Forget a session that has ended; what its peer has sent since goes to a new one."""

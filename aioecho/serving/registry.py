@@ -38,7 +38,6 @@ class Registry:
     `keep_backlog`: whether the end of accepting leaves what the kernel has queued to other processes, which have the same
     sockets. `on_accept`: called for every connection, or datagram's handler, that is registered. Workers set the two.
     `live_stats`: what `stats` tells.
-    `on_task_done`: the done-callback of every connection's task; one object for all of them.
     """
 
     # What a subclass for datagrams has otherwise.
@@ -70,8 +69,6 @@ class Registry:
         self.timeout_sweeper = TimeoutSweeper(self._connections)
         self._timeouts = check_type("timeouts", timeouts if timeouts is not None else Timeouts(), Timeouts)
         self._drain: Drain | None = None  # made when a shutdown begins
-        # One method object and one context for all connections.
-        self.on_task_done: Callable[[asyncio.Task[None]], object] = lambda task: self.task_ended(task.get_coro(), task)
         self.task_context = contextvars.copy_context()
         self._not_begun_log = BoundedLog(logger, logging.WARNING)
         self._cut_log = BoundedLog(logger, logging.WARNING)
