@@ -22,6 +22,8 @@ class Threaded:
     `handler` is always None: its constructor returns when all is done. `thread` is None until it has one.
     """
 
+    task = None  # it has a thread
+
     __slots__ = (
         "RequestHandlerClass",
         "_context",

@@ -144,7 +144,7 @@ class Session(Driver):
         self.last_heard = 0
         datagrams.set_driver(self)
         self.start(self._serve(), asyncio.get_running_loop(), server.task_context.copy())
-        self._task.add_done_callback(self, context=server.task_context)
+        self.task.add_done_callback(self, context=server.task_context)
 
     def __call__(self, task: "asyncio.Task[None]") -> None:
         """Count how it has ended."""
@@ -174,7 +174,7 @@ class Session(Driver):
     def give_up(self) -> None:
         """Count it as ended, though its handler goes on."""
         self.outcome = self.reason = "cancelled"
-        self._task.remove_done_callback(self)
+        self.task.remove_done_callback(self)
         self.server.replace_session(self)
         self.server.unregister_connection(self)
 
@@ -208,7 +208,7 @@ class Session(Driver):
 
     def cut_off(self) -> None:
         """Cancel the handler."""
-        self._task.cancel()
+        self.task.cancel()
 
     def abort(self) -> None:
         """End the handler even if it swallows its cancellation."""

@@ -258,7 +258,8 @@ class BaseServer(Registry):
         if loop is not None and loop is not asyncio.get_running_loop() and not loop.is_closed():
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.shutdown(grace), loop))
         drain = self._begin_shutdown(grace)
-        if self._runs_handler(asyncio.current_task()):
+        this = asyncio.current_task()
+        if any(connection.task is this for connection in self.connections):
             return drain.report()
         return await drain.wait()
 
@@ -288,9 +289,6 @@ class BaseServer(Registry):
                 self._stopping.set_result(None)
         self._drain.shorten(self.grace if grace is None else grace)
         return self._drain
-
-    def _runs_handler(self, task: "asyncio.Task[Any] | None") -> bool:
-        return any(task in (getattr(each, "task", 0), getattr(each, "_task", 0)) for each in self.connections)
 
     # What a drain asks of it.
 

@@ -113,7 +113,7 @@ class Connection(Driver):
         except Exception as error:  # also StopIteration
             opened = error
         self.start(self._live(opening, opened), loop, server.task_context.copy())
-        self._task.add_done_callback(self, context=server.task_context)
+        self.task.add_done_callback(self, context=server.task_context)
 
     def __call__(self, task: "asyncio.Task[None]") -> None:
         """Count how it has ended."""
@@ -263,7 +263,7 @@ class Connection(Driver):
 
     def stop(self) -> None:
         """Cancel what runs, the handler mostly."""
-        self._task.cancel()
+        self.task.cancel()
 
     def cut_off(self) -> None:
         """Cancel the handler; what is still unsent when it has ended is thrown away."""
@@ -350,7 +350,7 @@ class Connection(Driver):
     def give_up(self) -> None:
         """Count it as ended, though its handler goes on."""
         self.outcome = self.reason = "cancelled"
-        self._task.remove_done_callback(self)
+        self.task.remove_done_callback(self)
         self._protocol.driver = None
         self._server.unregister_connection(self)
 

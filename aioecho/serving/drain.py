@@ -31,6 +31,10 @@ class Served(Protocol):
     reason: str
     was_aborted: bool
 
+    @property
+    def task(self) -> "asyncio.Task[Any] | None":
+        """The task of its handler; None for a blocking handler."""
+
     def drain(self) -> None:
         """End it when there is nothing left to do."""
 
