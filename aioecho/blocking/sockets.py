@@ -26,9 +26,7 @@ class RequestSocket(socket.socket):
     owner: SocketOwner | None = None
     """The connection; None for a copy, made with dup()."""
 
-    bytes_in: int | None = None
-    bytes_out: int | None = None
-    """Bytes read and written; None where they are not counted."""
+    bytes_in = bytes_out = 0  # they are counted by CountingRequestSocket alone
 
     def shutdown(self, how: int) -> None:
         """Shut down one or both sides."""
@@ -71,9 +69,6 @@ class CountingRequestSocket(RequestSocket):
     It does not count what TLS, or a copy made with dup(), reads and writes.
     """
 
-    bytes_in: int | None = 0
-    bytes_out: int | None = 0
-
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
         """Read."""
         data = super().recv(bufsize, flags)
@@ -89,31 +84,21 @@ class CountingRequestSocket(RequestSocket):
     def send(self, data: Any, flags: int = 0) -> int:
         """Write some of the data."""
         count = super().send(data, flags)
-        self._count_out(count)
+        self.bytes_out += count
         return count
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """Write all of the data."""
         super().sendall(data, flags)
-        self._count_out(memoryview(data).nbytes)
+        self.bytes_out += memoryview(data).nbytes
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         """Write what is in a file."""
         before = self.bytes_out
         sent = super().sendfile(file, offset, count)
-        self.bytes_out = before  # where there is no os.sendfile() for it, it calls send()
-        self._count_out(sent)
+        self.bytes_out = before + sent  # where os.sendfile() can't be used, send() has counted too
         return sent
 
-    def detach(self) -> int:
-        """Give up the descriptor, mostly to wrap it in TLS, and with it the counts."""
-        self.bytes_in = self.bytes_out = None
-        return super().detach()
-
     def _count_in(self, count: int, flags: int) -> None:
-        if self.bytes_in is not None and not flags & socket.MSG_PEEK:
+        if not flags & socket.MSG_PEEK:
             self.bytes_in += count
-
-    def _count_out(self, count: int) -> None:
-        if self.bytes_out is not None:
-            self.bytes_out += count

@@ -31,7 +31,7 @@ logger = logging.getLogger("aioecho.connection")
 # Seconds. A client that has been connected for no longer when the server stops is still given the time to speak.
 FRESH = 0.1
 
-# The same where other processes serve on (`keep_backlog`), so that nobody waits for it: a stalled client is not lost either.
+# The same where other processes serve on (`keep_backlog`): no client waits for it, and a stalled one is not lost either.
 FRESH_AMONG_OTHERS = 0.5
 
 
@@ -320,7 +320,7 @@ class Connection(TimedConnection):
             try:
                 if request is None:
                     self._sock.close()
-                    protocol.connection_lost(None)  # nobody else tells it
+                    protocol.connection_lost(None)  # the loop does not tell it
                 elif not protocol.is_lost:
                     await self._close(protocol)
             finally:
@@ -367,14 +367,9 @@ class Connection(TimedConnection):
 
 
 def log_end(
-    client_address: Any,
-    outcome: str,
-    reason: str,
-    seconds: float = 0.0,
-    bytes_in: int | None = 0,
-    bytes_out: int | None = 0,
+    client_address: Any, outcome: str, reason: str, seconds: float = 0.0, bytes_in: int = 0, bytes_out: int = 0
 ) -> None:
-    """Log, at DEBUG, that a connection has ended, with the facts as fields of the record too. Bytes are None if unknown."""
+    """Log, at DEBUG, that a connection has ended, with the facts as fields of the record too. Bytes not counted are 0."""
     facts = {
         "client_address": client_address,
         "outcome": outcome,
@@ -385,7 +380,7 @@ def log_end(
     }
     logger.debug(
         "connection from %(client_address)s: %(outcome)s (%(reason)s) after %(seconds).3f s,"
-        " %(bytes_in)s bytes in, %(bytes_out)s out",
+        " %(bytes_in)d bytes in, %(bytes_out)d out",
         facts,
         extra=facts,
     )
