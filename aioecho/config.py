@@ -14,7 +14,7 @@ MOST = 2**31 - 1
 """The largest count: what listen() takes."""
 
 MOST_BYTES = 2**20
-"""The longest datagram, in bytes: so many are allocated for each before it is read."""
+"""The longest datagram, in bytes: so many are allocated for a datagram before it is read."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,7 +88,9 @@ class _ListeningSocket:
         if error.errno in OUT_OF_RESOURCES and server.limits.shed == "idle":
             now = asyncio.get_running_loop().time()
             idle = [
-                (since, each.since, each) for each in server.connections if (since := each.idle_since(now)) is not None
+                (since, connection.since, connection)
+                for connection in server.connections
+                if (since := connection.idle_since(now)) is not None
             ]
             if idle:
                 min(idle, key=lambda found: found[:2])[2].cut("shed")
@@ -99,8 +101,8 @@ class StreamServer(BaseServer):
 
     def _make_listeners(self, bound: list[BoundSocket], handler_classes: list[Any]) -> Sequence[ListeningSocket]:
         return [
-            _ListeningSocket(self, each, handler_class)
-            for each, handler_class in zip(bound, handler_classes, strict=True)
+            _ListeningSocket(self, bound_socket, handler_class)
+            for bound_socket, handler_class in zip(bound, handler_classes, strict=True)
         ]
 
 
@@ -122,7 +124,7 @@ class TCPServer(StreamServer):
 class UnixStreamServer(StreamServer):
     """A server on one Unix stream socket: a path, or a name behind a NUL; `mode` sets the file's permissions, as 0o660.
 
-    A path on which nobody listens any more is taken over. See :class:`BaseServer` for the rest.
+    A stale path, on which no socket listens any more, is replaced. See :class:`BaseServer` for the rest.
     """
 
     def __init__(
@@ -143,14 +145,14 @@ def serve(
     It is a :class:`BaseServer` for streams or, where the endpoints are for datagrams, a :class:`DatagramServer`, whose
     options it takes.
 
-    Or with several handler classes for streams, async and blocking ones, each with its endpoint or a list of them:
+    Or with several handler classes for streams, async and blocking ones, with an endpoint or a list of them for every class:
     ``serve({Chat: "tcp://127.0.0.1:7000", Legacy: ["tcp://127.0.0.1:7001", "unix:legacy.sock"]})``.
 
     Raises:
         ValueError: they are for both; that takes two servers. Or an argument makes no sense.
     """
     if isinstance(RequestHandlerClass, Mapping):
-        if any(serves_datagrams(each) for each in RequestHandlerClass):
+        if any(serves_datagrams(handler_class) for handler_class in RequestHandlerClass):
             raise TypeError(ONE_HANDLER_CLASS)
         return StreamServer(endpoints or None, RequestHandlerClass, **options)
     if are_for_datagrams(*endpoints, sock=options.get("sock"), RequestHandlerClass=RequestHandlerClass):
@@ -192,7 +194,7 @@ def _is_for_datagrams(text: str, wanted: bool | None) -> bool:
         descriptor = endpoint.source
     try:
         sock = socket.socket(fileno=descriptor)
-    except (OSError, ValueError):  # no socket: who tries to listen on it will say so
+    except (OSError, ValueError):  # no socket: the server says so when it tries to listen on it
         return False
     try:
         return sock.type == socket.SOCK_DGRAM

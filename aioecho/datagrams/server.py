@@ -28,7 +28,7 @@ logger = logging.getLogger("aioecho.datagram")
 
 ONE_HANDLER_CLASS = "several handler classes in one server are for streams: make a server for each of datagrams"
 
-# Of those that waited for a room, begun in one turn of the loop.
+# Datagrams that waited for room, whose handlers begin in one turn of the loop.
 BEGUN_PER_TURN = 64
 
 
@@ -48,7 +48,7 @@ class DatagramServer(BaseServer):
     stopping server serves what has come by then, and reads no more.
     """
 
-    # So an object's other attributes are no more than 30, beyond which Python 3.11 finds each of them, and each method, at
+    # So an object's other attributes are no more than 30: beyond that Python 3.11 looks up any of them, and any method, at
     # several times the cost.
     __slots__ = (
         "_at_once",
@@ -85,7 +85,7 @@ class DatagramServer(BaseServer):
         self._is_stopping = False
         # Handlers for single datagrams.
         self._spare: Exchange | None = None
-        self._at_once = 0  # those that ended without waiting, and are not in live_stats yet
+        self._at_once = 0  # handlers that ended without waiting, which live_stats does not count
         self._queue: deque[tuple[tuple[bytes, DatagramTransport], Any]] = deque()
         self._begins_queued = False
         self._sessions = SessionTable(self)
@@ -187,7 +187,7 @@ class DatagramServer(BaseServer):
         return not (self._connections or self._queue)
 
     def _close_if_done(self) -> None:
-        """Close the sockets when nobody can have anything to send any more."""
+        """Close the sockets when no handler can have anything to send any more."""
         if not (self._listeners or self._is_stopping) and self._is_idle():
             spare = self._spare
             if spare is None or not spare.is_stepping():
@@ -217,7 +217,7 @@ class DatagramServer(BaseServer):
 
     def task_ended(self, ended: Any, task: "asyncio.Task[None]") -> None:
         """Count a handler whose task has ended, and begin what has waited for it to."""
-        # Those who have waited are begun before the end is counted: a drain is over when nobody is left.
+        # Waiting datagrams are begun before the end is counted: a drain is over when no handler is left.
         if isinstance(ended, Session):
             self.replace_session(ended)
         elif self._queue:
@@ -348,7 +348,7 @@ class DatagramServer(BaseServer):
         self.register_connection(exchange)
 
     def _begin_queued(self) -> None:
-        """Begin those who wait in the queue, as far as there is room; the rest when the loop has turned."""
+        """Begin datagrams that wait in the queue, as far as there is room; the rest in the loop's next turn."""
         self._begins_queued = False
         for _ in range(BEGUN_PER_TURN):
             if not self._queue or len(self._connections) >= self.limits.max_handlers:
@@ -385,7 +385,7 @@ class UDPServer(DatagramServer):
 class UnixDatagramServer(DatagramServer):
     """A server on one Unix datagram socket: a path, or a name behind a NUL; `mode` sets the file's permissions, as 0o660.
 
-    A path that nobody is bound to any more is taken over. See :class:`DatagramServer` for the rest.
+    A stale path, to which no socket is bound any more, is replaced. See :class:`DatagramServer` for the rest.
     """
 
     def __init__(

@@ -53,7 +53,7 @@ class BaseServer(Registry):
         RequestHandlerClass: anything that, called with `(request, client_address, server)`, gives a handler: a subclass
             of StreamRequestHandler, or a functools.partial of one that binds more arguments. A handler class of
             socketserver's, or a partial of one, is called in a thread, with a blocking socket: see Limits.max_threads.
-            Or, if `server_address` is None, a mapping of such to the endpoints that each serves.
+            Or, if `server_address` is None, a mapping: of every handler class to its endpoints.
         ssl: serve TLS 1.2 or later with this context, on all endpoints. A context whose `minimum_version` is
             MINIMUM_SUPPORTED, which is the default of many distributions' Pythons, leaves the choice to OpenSSL: it is
             set to TLSv1_2 on that very context. A context that names an older version is rejected.
@@ -138,7 +138,7 @@ class BaseServer(Registry):
 
     @property
     def names(self) -> Sequence[str]:
-        """The endpoint strings of where it listens, in order, with real ports; each once. Empty before the start."""
+        """The endpoint strings of where it listens, in order, with real ports, none twice. Empty before the start."""
         return tuple(dict.fromkeys(self._names))
 
     @property
@@ -175,7 +175,7 @@ class BaseServer(Registry):
             if self._is_ending():
                 raise RuntimeError("the server was closed while it was starting")
             self._listeners = self._make_listeners(bound, handler_classes)
-            self._names = [each.name for each in bound]
+            self._names = [bound_socket.name for bound_socket in bound]
             # socketserver's name, for its handlers; after the end it is closed, as there
             self.socket = self._listeners[0].sock
             self._address = self.socket.getsockname()
@@ -183,8 +183,8 @@ class BaseServer(Registry):
         except BaseException:
             self.keep_backlog = True  # clients that have connected by now are not served
             self.close()
-            for each in bound:
-                each.close()
+            for bound_socket in bound:
+                bound_socket.close()
             raise
         logger.log(self._log_level, "listening on %s", ", ".join(self.names))
 
@@ -192,9 +192,9 @@ class BaseServer(Registry):
         return self._drain is not None or self.admission.is_closing
 
     def _make_listeners(self, bound: list[BoundSocket], handler_classes: list[Any]) -> Sequence[ListeningSocket]:
-        """Return what accepts on, or reads, each of `bound` for this server.
+        """Return what accepts on, or reads, the sockets `bound` for this server.
 
-        `handler_classes` has the handler class of each, or None where there is one for all: `RequestHandlerClass`.
+        `handler_classes` has the handler class of every socket, or None where all have the same: `RequestHandlerClass`.
         """
         raise NotImplementedError
 
@@ -236,7 +236,7 @@ class BaseServer(Registry):
             listener.pause()
 
     def resume(self) -> None:
-        """Accept again, after :meth:`pause`; those first who have queued meanwhile."""
+        """Accept again, after :meth:`pause`: first the clients that have queued meanwhile."""
         self.admission.resume()
 
     async def shutdown(self, grace: float | None = None) -> DrainReport:

@@ -27,7 +27,7 @@ class BaseRequestHandler(ABC):
     """One object for each request, as in socketserver; its methods are coroutines and run in the request's own task.
 
     To be overridden: :meth:`handle`, and where needed :meth:`setup` and :meth:`finish`. The constructor only stores its
-    arguments: whoever overrides it does no more than that, and takes `(request, client_address, server)`.
+    arguments: an override does no more than that, and takes `(request, client_address, server)`.
     """
 
     serves: ClassVar[Literal["streams", "datagrams", "sessions"] | None] = None
@@ -85,7 +85,7 @@ class StreamRequestHandler(BaseRequestHandler):
             OSError: the connection broke.
             ConnectionTimeout: the peer took nothing for the time of Timeouts.write.
         """
-        # The two written out, as far as there is nothing to wait for: each would cost as much as all of this.
+        # The two calls written out, as far as there is nothing to wait for: either would cost as much as all of this.
         writer = self.writer
         protocol, transport = writer._protocol, writer._transport
         if protocol._is_special:
@@ -103,10 +103,10 @@ class DatagramRequestHandler(BaseRequestHandler):
     """One object for each datagram. `request` is `(data, transport)`, and `data` the datagram's bytes, maybe none.
 
     `client_address` is `(host, port)` for IPv4, `(host, port, flowinfo, scope_id)` for IPv6, and for Unix sockets a path,
-    bytes that start with NUL, or None, to which nothing can be sent. Anybody can put any address there: a datagram proves
-    nothing about who sent it, so a reply that is larger than its request makes a weapon of the server.
+    bytes that start with NUL, or None, to which nothing can be sent. A sender can put any address there: a datagram proves
+    nothing about its sender, so a reply that is larger than its request makes a weapon of the server.
 
-    Handlers run side by side and end in any order. While one waits it keeps nobody else waiting; one that never waits costs
+    Handlers run side by side and end in any order. A handler that waits does not delay the others; one that never waits costs
     no task of its own, though :func:`asyncio.current_task` is a task as in any coroutine.
     """
 
