@@ -21,7 +21,8 @@ from aioecho.net.endpoints import (
 )
 from aioecho.net.watch import OUT_OF_RESOURCES
 from aioecho.serving.base import BaseServer, ListeningSocket
-from aioecho.serving.connection import Connection, log_end
+from aioecho.serving.connection import Connection
+from aioecho.serving.end_record import log_end
 from aioecho.serving.handler_types import is_blocking, serves_datagrams
 
 __all__ = ["StreamServer", "TCPServer", "UnixStreamServer", "are_for_datagrams", "serve"]

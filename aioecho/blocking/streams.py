@@ -30,7 +30,8 @@ from aioecho.blocking.sockets import CountingRequestSocket, RequestSocket
 from aioecho.blocking.view import ServerView
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
-from aioecho.serving.connection import FRESH, FRESH_AMONG_OTHERS, log_end, logger
+from aioecho.serving.connection import FRESH, FRESH_AMONG_OTHERS
+from aioecho.serving.end_record import log_end, logger
 
 __all__ = ["ThreadedConnection", "end_tls"]
 

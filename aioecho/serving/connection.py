@@ -5,6 +5,7 @@ import inspect
 import logging
 import socket
 import ssl as ssl_module
+import sys
 from collections.abc import Awaitable, Callable
 from types import CoroutineType
 from typing import Any
@@ -14,8 +15,9 @@ from aioecho.net.kernel import (
     nothing_more_of,
 )
 from aioecho.serving.base import BaseServer
+from aioecho.serving.end_record import log_end, logger
 from aioecho.serving.handlers import BaseRequestHandler
-from aioecho.serving.timeouts import HANDLE, OPEN, PREPARE, TimedConnection
+from aioecho.serving.timeouts import CLOSED, HANDLE, OPEN, PREPARE, TimedConnection
 from aioecho.streams.protocol import (
     CountingStreamProtocol,
     StreamProtocol,
@@ -24,9 +26,7 @@ from aioecho.streams.protocol import (
 )
 from aioecho.streams.reader import StreamReader
 
-__all__ = ["Connection", "log_end"]
-
-logger = logging.getLogger("aioecho.connection")
+__all__ = ["FRESH", "FRESH_AMONG_OTHERS", "Connection"]
 
 # Seconds. A client that has been connected for no longer when the server stops is still given the time to speak.
 FRESH = 0.1
@@ -79,7 +79,7 @@ class Connection(TimedConnection):
             opened = opening.send(None)
         except Exception as error:  # also StopIteration
             opened = error
-        self.start(self._live(opening, opened), loop, server.task_context.copy())
+        self.start(self._live((opening, opened)), loop, server.task_context.copy())
         self.task.add_done_callback(self, context=server.task_context)
 
     def __call__(self, task: "asyncio.Task[None]") -> None:
@@ -139,56 +139,75 @@ class Connection(TimedConnection):
 
     # Its life.
 
-    async def _live(self, opening: Any, opened: Any) -> None:
-        """Open the transport, run the handler, and close.
-
-        `opening` is a coroutine that was stepped once, and `opened` the future that it awaits, or what it has raised.
-        """
+    async def _live(self, awaitable: Any) -> None:
+        """Open the transport, run the handler, and close. `awaitable` is what :meth:`_open` takes."""
+        # While a connection is idle this frame stays: with as few variables as it goes, and where nothing is raised.
         end: BaseException | None = None
         try:
-            try:
-                try:
-                    while True:
-                        if isinstance(opened, Exception):
-                            raise opened
-                        if not opened.done():
-                            await opened
-                        opened = opening.send(None)
-                except StopIteration:
-                    pass
-                finally:
-                    opening.close()
-                    del opening, opened
-                self._protocol.begin_reading()
-            except (OSError, MemoryError) as error:
-                self._server.report_not_begun(self.client_address, "transport", error)
-            else:
-                self._stage = PREPARE
+            awaitable = self._open(*awaitable)
+            if awaitable is not None:
+                await awaitable
+            if self._stage == PREPARE:
                 awaitable = self._prepare()
                 if awaitable is not None:
-                    self._inner = awaitable
                     await awaitable
-                if self.handler is not None:
-                    self._stage = HANDLE
-                    self._inner = awaitable = self._handle()
-                    await awaitable
-        except BaseException as error:
-            if isinstance(error, GeneratorExit) and not self._is_current():
-                raise  # the program has ended
-            end = asyncio.CancelledError() if self._is_abandoned else error
-        awaitable = self._inner = None
-        is_closed = self._close_if_done(end)
+            if self.handler is not None:
+                self._stage = HANDLE
+                awaitable = None
+                await self._handle()
+        except BaseException:
+            end = self._end_with(sys.exception())
+        self._close_if_done(end)
         if self._waiter is not None:
             await self.hand_back()
         try:
-            if not is_closed:
+            if self._stage != CLOSED:
                 await self._finish(end)
         finally:
             del end  # its traceback refers to this frame
             if self._waiter is not None:
                 await self.hand_back()
 
-    def _close_if_done(self, end: BaseException | None) -> bool:
+    def _open(self, opening: Any, opened: Any) -> Awaitable[None] | None:
+        """Open the transport; return what has to be awaited for that.
+
+        `opening` is a coroutine that was stepped once, and `opened` the future that it awaits, or what it has raised.
+        """
+        if not isinstance(opened, Exception) and not opened.done():
+            return self._open_later(opening, opened)
+        try:
+            try:
+                if isinstance(opened, Exception):
+                    raise opened
+                opened = opening.send(None)
+            except StopIteration:
+                pass
+            else:
+                return self._open_later(opening, opened)
+            self._protocol.begin_reading()
+            self._stage = PREPARE
+        except (OSError, MemoryError) as error:
+            self._server.report_not_begun(self.client_address, "transport", error)
+        return None
+
+    async def _open_later(self, opening: Any, opened: Any) -> None:
+        try:
+            await opened
+        except BaseException:
+            opening.close()
+            raise
+        awaitable = self._open(opening, opened)
+        if awaitable is not None:
+            await awaitable
+
+    def _end_with(self, error: BaseException | None) -> BaseException | None:
+        """Return what handle(), or what comes before, has ended with."""
+        if isinstance(error, GeneratorExit) and not self._is_current():
+            raise error  # the program has ended
+        # What awaits a coroutine that was closed meets an error of Python's.
+        return asyncio.CancelledError() if self._is_abandoned else error
+
+    def _close_if_done(self, end: BaseException | None) -> None:
         """Close, if handle() has returned, the peer has closed, and nothing is unsent or to be cleaned up: most often."""
         protocol = self._protocol
         if (
@@ -200,9 +219,8 @@ class Connection(TimedConnection):
             and protocol.transport.get_write_buffer_size() == 0
         ):
             self.outcome, self.reason = "completed", "finished"
+            self._stage = CLOSED
             protocol.transport.close()  # the loop has closed the socket by the time that the end is accounted for
-            return True
-        return False
 
     def give_up(self) -> None:
         """Count it as ended, though its handler goes on."""
@@ -268,7 +286,7 @@ class Connection(TimedConnection):
         handling: Awaitable[None] = self.handler.handle()
         if type(handling) is CoroutineType:
             # What names the task, where a task is shown: Upper.handle.
-            self._send.__self__.__qualname__ = handling.__qualname__  # type: ignore[attr-defined]
+            self._coroutine.__qualname__ = handling.__qualname__
             return handling
         if inspect.isawaitable(handling):
             return handling
@@ -293,8 +311,7 @@ class Connection(TimedConnection):
                     and not self._is_abandoned
                     and type(handler).finish is not BaseRequestHandler.finish
                 ):
-                    self._inner = handler.finish()
-                    await self._inner
+                    await handler.finish()
         except asyncio.CancelledError:
             self.outcome = self.reason = "cancelled"
             raise
@@ -364,23 +381,3 @@ class Connection(TimedConnection):
                 self.outcome, self.reason = "cancelled", "unsent"
             reset_when_closed(protocol.transport)
         protocol.transport.abort()
-
-
-def log_end(
-    client_address: Any, outcome: str, reason: str, seconds: float = 0.0, bytes_in: int = 0, bytes_out: int = 0
-) -> None:
-    """Log, at DEBUG, that a connection has ended, with the facts as fields of the record too. Bytes not counted are 0."""
-    facts = {
-        "client_address": client_address,
-        "outcome": outcome,
-        "reason": reason,
-        "seconds": seconds,
-        "bytes_in": bytes_in,
-        "bytes_out": bytes_out,
-    }
-    logger.debug(
-        "connection from %(client_address)s: %(outcome)s (%(reason)s) after %(seconds).3f s,"
-        " %(bytes_in)d bytes in, %(bytes_out)d out",
-        facts,
-        extra=facts,
-    )

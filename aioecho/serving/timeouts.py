@@ -15,13 +15,13 @@ from aioecho.serving.base import BaseServer
 from aioecho.streams.protocol import StreamProtocol, StreamWriter
 from aioecho.streams.reader import StreamReader
 
-__all__ = ["HANDLE", "OPEN", "PREPARE", "TimedConnection"]
+__all__ = ["CLOSED", "HANDLE", "OPEN", "PREPARE", "TimedConnection"]
 
 # The part of a full kernel's buffer that a kernel sends a peer that takes nothing: to probe its window. More is progress.
 PROBES = 1 / 16
 
 # The stages of a connection's life: its transport is made, what comes before handle() is waited for, and the methods run.
-OPEN, PREPARE, HANDLE = range(3)
+OPEN, PREPARE, HANDLE, CLOSED = range(4)
 
 
 class TimedConnection(Driver):
