@@ -176,7 +176,17 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     known_client = ssl.create_default_context()
     authority.configure_trust(known_client)
     client_certificate.configure_cert(known_client)
-    return SimpleNamespace(server=server, client=client, mutual=mutual, known_client=known_client, files=files)
+
+    def as_debians() -> ssl.SSLContext:
+        """Return a new context as Debian's and Ubuntu's Pythons make it, which leaves the versions to OpenSSL."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        server_certificate.configure_cert(context)
+        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+        return context
+
+    return SimpleNamespace(
+        server=server, client=client, mutual=mutual, known_client=known_client, files=files, as_debians=as_debians
+    )
 
 
 def check_identity(server: aioecho.BaseServer) -> None:

@@ -604,13 +604,15 @@ def test_a_handler_may_shut_the_server_down() -> None:
 
 @pytest.mark.parametrize("way", ["an option", "a listening socket that was wrapped"])
 def test_a_silent_client_does_not_hold_up_tls(way: str, tls: SimpleNamespace) -> None:
+    context = tls.as_debians()
+
     class Server(socketserver.ThreadingTCPServer):
         if way == "an option":
-            aioecho_options: ClassVar = {"ssl": tls.server}
+            aioecho_options: ClassVar = {"ssl": context}
 
     server = Server(("127.0.0.1", 0), Upper)
     if way != "an option":
-        server.socket = tls.server.wrap_socket(server.socket, server_side=True)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     with serving(server), socket.create_connection(server.server_address):
         with (
             socket.create_connection(server.server_address, timeout=30) as plain,

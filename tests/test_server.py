@@ -21,7 +21,7 @@ import aioecho
 from aioecho.client import connect
 from aioecho.echo import DatagramEcho, Echo, Upper
 from aioecho.net import endpoints
-from aioecho.net.acceptor import Listener
+from aioecho.net.acceptor import Acceptor
 from aioecho.net.datagram_socket import DatagramSocket
 
 
@@ -436,7 +436,7 @@ async def test_who_lingers_is_not_idle_and_has_its_reply_whatever_comes_then() -
         with socket.create_connection(server.server_address) as sock:
             await settle(lambda: server.connections)
             (connection,) = server.connections
-            await asyncio.sleep(0.2)  # time is the subject: some rounds of the shortest timeout
+            await asyncio.sleep(0.2)  # time is the subject: some sweeps of the shortest timeout
             assert connection in server.connections
             assert connection.idle_since(asyncio.get_running_loop().time()) is None
             await server.shutdown(grace=0.05)
@@ -764,7 +764,7 @@ async def test_a_server_whose_sockets_the_loop_cannot_watch_leaves_none_open(
 ) -> None:
     """As where a user watches more than fs.epoll.max_user_watches: the second of two fails."""
     resumed = []
-    for kind in (Listener, DatagramSocket):
+    for kind in (Acceptor, DatagramSocket):
 
         def resume(self: Any, resume: Any = kind.resume) -> None:
             if resumed:

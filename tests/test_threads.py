@@ -658,12 +658,29 @@ async def test_the_limits_of_connections_apply() -> None:
         check_identity(server)
 
 
-async def test_an_ended_connection_makes_one_record(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, "aioecho.blocking"):
-        async with aioecho.serve(Upper, ANYWHERE) as server:
-            await ask(server, b"x\n")
-    [record] = [r for r in caplog.records if r.name == "aioecho.blocking"]
+@pytest.mark.parametrize("way", ["files", "a socket", "TLS"])
+async def test_an_ended_connection_makes_one_record(
+    way: str, tls: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Twice(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            if way != "TLS":
+                assert self.request.recv(1, socket.MSG_PEEK) == b"x"
+            self.request.sendall(self.request.recv(100))
+            self.request.send(b"\n")
+
+    options = {"ssl": tls.client, "server_hostname": "localhost"} if way == "TLS" else {}
+    with caplog.at_level(logging.DEBUG, "aioecho.connection"):
+        async with aioecho.serve(
+            Upper if way == "files" else Twice, ANYWHERE, ssl=tls.server if options else None
+        ) as server:
+            await ask(server, b"x\n", **options)
+            await settle(lambda: not server.connections)
+    [record] = [r for r in caplog.records if r.name == "aioecho.connection"]
     assert (record.outcome, record.reason) == ("completed", "finished")  # type: ignore[attr-defined]
+    expected = {"files": (2, 2), "a socket": (2, 3), "TLS": (0, 0)}[way]
+    assert (record.bytes_in, record.bytes_out) == expected  # type: ignore[attr-defined]
+    assert f"{expected[0]} bytes in, {expected[1]} out" in record.getMessage()
 
 
 async def test_one_who_leaves_while_waiting_for_a_thread_costs_nothing() -> None:
@@ -904,7 +921,7 @@ async def test_a_drain_reaches_tls(tls: SimpleNamespace) -> None:
 async def test_a_client_that_a_drain_meets_in_its_handshake_has_time_to_speak(
     tls: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aioecho.blocking.FRESH", 0.5)
+    monkeypatch.setattr("aioecho.blocking.streams.FRESH", 0.5)
 
     def shake_hands_and_ask(plain: socket.socket) -> bytes:
         with tls.client.wrap_socket(plain, server_hostname="localhost") as sock:
@@ -966,6 +983,22 @@ async def test_a_handler_may_shut_its_server_down() -> None:
     check_identity(server)
 
 
+async def test_a_handlers_server_is_the_server() -> None:
+    class Looks(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            data = self.request.recv(10)
+            assert isinstance(self.server, aioecho.TCPServer)
+            assert self.server == server
+            assert len({self.server, server}) == 1
+            self.server.latest = data  # type: ignore[attr-defined]
+            assert self.server.server_address == server.server_address
+            self.request.sendall(repr(self.server).encode())
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Looks) as server:
+        assert await ask(server, b"x") == repr(server).encode()
+        assert server.latest == b"x"  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("way", ["a helper", "run_coroutine_threadsafe"])
 async def test_a_handlers_helper_may_shut_its_server_down(way: str) -> None:
     reports: list[Any] = []
@@ -978,8 +1011,7 @@ async def test_a_handlers_helper_may_shut_its_server_down(way: str) -> None:
                 helper.start()
                 helper.join()
             else:
-                mine: Any = self.server
-                waiting = asyncio.run_coroutine_threadsafe(mine.shutdown(5), loop)
+                waiting = asyncio.run_coroutine_threadsafe(server.shutdown(5), loop)
                 waiting.add_done_callback(lambda done: reports.append(done.result()))
             self.request.sendall(b"stopping")
 

@@ -551,7 +551,7 @@ async def test_those_that_wait_are_visited_when_something_may_be_due_and_not_bef
         for _ in range(16):
             talks[0][1].write(b"x")  # of a message that takes long
             await asyncio.sleep(0.05)
-        assert visits < 10 * 3  # in 16 rounds
+        assert visits < 10 * 3  # in 16 sweeps
         async with asyncio.timeout(3):
             assert await talks[0][0].read() == b""
         assert kind.outcomes[0][0] == "message"
@@ -576,7 +576,7 @@ async def test_a_message_ends_when_its_time_is_over_and_not_at_the_next_round() 
         await asyncio.gather(*map(talk, range(8)))
         await settle(lambda: server.stats.reasons["message"] == 8)
     assert message <= min(took)
-    in_time(max(took), message + 0.04, "a message")  # in rounds of a tenth of a second
+    in_time(max(took), message + 0.04, "a message")  # in sweeps a tenth of a second apart
 
 
 @pytest.mark.parametrize("begun", [b"", b"hel"], ids=["idle", "message"])
@@ -596,7 +596,7 @@ async def test_a_loop_that_is_held_up_is_not_the_peers_fault(begun: bytes) -> No
             loop = asyncio.get_running_loop()
             assert await loop.sock_recv(client, 100) == b"so\n"
             reader, writer = await asyncio.open_connection(*server.server_address)
-            await asyncio.sleep(0.1)  # some rounds
+            await asyncio.sleep(0.1)  # some sweeps
             writer.write(b"hold up\n")
             assert await reader.readline() == b"hold up\n"
             assert await loop.sock_recv(client, 100) == b"hello\n"
@@ -624,7 +624,7 @@ async def test_what_is_written_to_one_that_waits_counts_from_then() -> None:
         with narrow(server.server_address) as sock:
             sock.sendall(b"hello\n")
             await settle(lambda: server.stats.active == 1)
-            await asyncio.sleep(0.2)  # some rounds
+            await asyncio.sleep(0.2)  # some sweeps
             (connection,) = server.connections
             connection.request[1].write(bytes(10_000_000))
             async with asyncio.timeout(0.44 + 2 * LATE):
