@@ -1,5 +1,6 @@
 """Too late is tried again, and nothing else is; each in a pytest of its own."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,11 @@ from timing import ATTEMPTS, TooLate, in_time, within
 
 HEAD = """
 import asyncio, os, time
-import pytest, timing
+import conftest, pytest, timing
 from timing import in_time, within
 
 timing.PAUSE = 0.01
+conftest.LEFT_FOR = 0.1
 runs = []
 """
 
@@ -34,7 +36,8 @@ def run(folder: Path, tests: str, *options: str) -> str:
         "-p",
         "no:cacheprovider",
     ]
-    done = subprocess.run([*command, *options, folder], capture_output=True, text=True, timeout=50)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AIOECHO_TESTS_")}
+    done = subprocess.run([*command, *options, folder], capture_output=True, text=True, timeout=50, env=environment)
     assert done.stderr == ""
     return done.stdout
 
