@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers import LOOPS
 from programs import Program, connect
 from subjects import Subject
 from timing import in_time
 
 pytestmark = pytest.mark.exclusive  # they judge by the clock, and load the machine
-
-LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 
 
 @contextlib.contextmanager

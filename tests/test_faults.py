@@ -21,22 +21,13 @@ from typing import Any
 
 import pytest
 from conftest import check_identity, open_descriptors, settle
+from helpers import ANYWHERE, LOOPS, reset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import aioecho
 from aioecho.echo import DatagramUpper, Echo, Upper
 from aioecho.runtime.loops import loop_factory
-
-ANYWHERE = ("127.0.0.1", 0)
-LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-
-
-def reset(sock: socket.socket) -> None:
-    """Close it so that the peer gets a reset."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
-
 
 # Of the system
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 from conftest import check_identity, settle
+from helpers import ask, close
 from programs import Program, connect
 from programs import ask as ask_program
 from test_datagram import fill
@@ -74,23 +75,6 @@ def our_threads() -> list[threading.Thread]:
 
 async def open_to(server: aioecho.BaseServer, index: int = 0, **options: Any) -> Any:
     return await asyncio.open_connection(*server.sockets[index].getsockname()[:2], **options)
-
-
-async def ask(server: aioecho.BaseServer, request: bytes, index: int = 0, **options: Any) -> bytes:
-    """Send a request, close that side, and return all that comes back."""
-    reader, writer = await open_to(server, index, **options)
-    writer.write(request)
-    if writer.can_write_eof():
-        writer.write_eof()
-    answer = await reader.read()
-    await close(writer)
-    return answer
-
-
-async def close(writer: asyncio.StreamWriter) -> None:
-    writer.close()
-    with contextlib.suppress(ConnectionError, ssl.SSLError):
-        await writer.wait_closed()
 
 
 # What a handler has
@@ -904,7 +888,7 @@ async def test_a_drain_reaches_tls(tls: SimpleNamespace) -> None:
 async def test_a_client_that_a_drain_meets_in_its_handshake_has_time_to_speak(
     tls: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aioecho.blocking.FRESH", 0.5)
+    monkeypatch.setattr("aioecho.blocking.streams.FRESH", 0.5)
 
     def shake_hands_and_ask(plain: socket.socket) -> bytes:
         with tls.client.wrap_socket(plain, server_hostname="localhost") as sock:
@@ -1281,7 +1265,7 @@ async def test_async_and_blocking_handlers_serve_side_by_side(tmp_path: Any) -> 
         assert len(server.names) == 4
         for index, expected in enumerate([b"X\n", b"X\n", None, b"x\n"]):
             if expected is not None:
-                assert await ask(server, b"x\n", index) == expected
+                assert await ask(server.sockets[index].getsockname(), b"x\n") == expected
         reader, writer = await asyncio.open_unix_connection(path)
         writer.write(b"x\n")
         assert await reader.readline() == b"X\n"

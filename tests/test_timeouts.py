@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import uvloop
 from conftest import check_identity, settle
+from helpers import ANYWHERE, LOOPS
 from programs import connect
 from subjects import Subject
 from timing import in_time, within
@@ -30,9 +31,6 @@ from aioecho.echo import Echo, Upper
 from aioecho.serving.connection import Connection
 
 pytestmark = pytest.mark.timed  # nearly all of them judge by the clock
-
-ANYWHERE = ("127.0.0.1", 0)
-LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 
 # Seconds by which a busy machine may be later than it should be; for the measure itself see "± 10 %" below.
 LATE = 0.25
