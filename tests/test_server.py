@@ -261,8 +261,8 @@ async def test_handle_error_is_called_in_the_except_block_and_may_fail_itself(ca
 
 
 @pytest.mark.slow
-async def test_ten_thousand_that_raise_and_ten_thousand_that_are_cancelled() -> None:
-    count = 10_000
+@pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.soak)])
+async def test_thousands_that_raise_and_thousands_that_are_cancelled(count: int) -> None:
     errors = 0
 
     class Quiet(aioecho.TCPServer):
