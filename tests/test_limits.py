@@ -64,7 +64,6 @@ class Counted(Upper):
         type(self).live -= 1
 
 
-@pytest.mark.exclusive
 @pytest.mark.slow
 async def test_a_thousand_clients_for_ten_places_are_all_served_and_never_eleven_at_once() -> None:
     class Ten(Counted):
