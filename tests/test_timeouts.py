@@ -343,7 +343,7 @@ async def test_a_connection_ends_at_its_age_and_not_all_of_them_together() -> No
                 writer.write(b"x\n")
                 if not await reader.readline():
                     break
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.05)
         ages.append(time.monotonic() - began)
         writer.close()
 
