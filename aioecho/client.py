@@ -1,18 +1,19 @@
-"""Talking to a server: a stream pair connected to an endpoint, and the exchanges that ``aioecho send`` does."""
+"""Talking to a server: a stream pair connected to an endpoint, and the exchange that ``aioecho send`` does."""
 
 import asyncio
 import os
 import socket
 import ssl as ssl_module
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from contextlib import suppress
+from typing import Any, Protocol
 
 from aioecho.exceptions import EndpointError
 from aioecho.net.endpoints import TCPEndpoint, UDPEndpoint, UnixDatagramEndpoint, UnixEndpoint, parse_endpoint, resolve
 from aioecho.streams.protocol import StreamProtocol, StreamWriter
 from aioecho.streams.reader import StreamReader
 
-__all__ = ["connect", "exchange", "exchange_datagrams", "explain"]
+__all__ = ["connect", "exchange", "explain"]
 
 
 async def connect(
@@ -27,12 +28,12 @@ async def connect(
     Args:
         endpoint: tcp://HOST:PORT or unix:PATH.
         ssl: speak TLS, with this context.
-        server_hostname: the name that the certificate must have, if not the endpoint's host.
-        timeout: seconds for all of it, the TLS handshake too. None is for ever.
+        server_hostname: the name that the certificate must have, if it is not the endpoint's host.
+        timeout: seconds for all of it, the TLS handshake too. None waits for ever.
 
     Raises:
-        EndpointError: there is no connection; the message names the endpoint and the reason.
-        ValueError: it is not an endpoint that one can connect to.
+        EndpointError: there is no connection; the message names the endpoint and the reason (system).
+        ValueError: no client can connect a stream to `endpoint` (caller).
     """
     where = parse_endpoint(endpoint)
     loop = asyncio.get_running_loop()
@@ -68,161 +69,219 @@ async def connect(
 
 
 async def exchange(
-    reader: StreamReader,
-    writer: StreamWriter,
+    endpoint: str,
     requests: AsyncIterator[bytes],
     show: Callable[[bytes], Any],
     *,
-    timeout: float | None,
+    ssl: ssl_module.SSLContext | None = None,
+    timeout: float | None = 10.0,
 ) -> None:
-    """Send all `requests` and `show` whatever comes, meanwhile and after, until the server closes.
+    """Send all `requests` to `endpoint` and call `show` with everything that comes back, meanwhile and afterwards.
 
-    Where the sending side alone can't be closed, which is TLS, the exchange ends once as many lines have come as were sent;
-    but not if the last of them has no end: nothing tells what its reply is, or the server that it was all.
+    A stream ends when the server closes it. TLS cannot close the sending side alone, so there the exchange also ends once as
+    many lines have come as were sent; but not if the last line was sent without its end, because then nothing tells which
+    reply is the last.
 
-    Raises:
-        TimeoutError: all was sent, and then nothing came for `timeout` seconds. It has a message if that last line was the
-            cause.
-        OSError: the connection broke; or it was closed and nothing had come, though something was sent.
-    """
-    lines_owed = 0
-    has_sent = has_received = is_unfinished = False
-    all_is_sent = asyncio.Event()
-
-    async def send() -> None:
-        nonlocal has_sent, is_unfinished, lines_owed
-        async for request in requests:
-            has_sent = True
-            lines_owed += request.count(b"\n")
-            is_unfinished = not request.endswith(b"\n")
-            writer.write(request)
-            await writer.drain()
-        all_is_sent.set()
-        if writer.can_write_eof():
-            writer.write_eof()
-        elif has_received and lines_owed <= 0 and not is_unfinished:
-            reader.feed_eof()  # all has come before it was known to be all
-
-    async def receive() -> None:
-        nonlocal has_received, lines_owed
-        while True:
-            async with asyncio.timeout(timeout if all_is_sent.is_set() else None) as silence:
-                # The clock starts when there is nothing left to send, also in the middle of this wait.
-                starter = asyncio.create_task(_start_clock(all_is_sent, silence, timeout))
-                try:
-                    data = await reader.read(2**16)
-                finally:
-                    starter.cancel()
-            if not data:
-                if not has_received and (has_sent or not all_is_sent.is_set()):
-                    # As a server does that has refused us: with TLS 1.3 no loop tells the peer why (3.13, uvloop 0.23).
-                    raise ConnectionError("it was closed without an answer")
-                return
-            has_received = True
-            show(data)
-            lines_owed -= data.count(b"\n")
-            if all_is_sent.is_set() and lines_owed <= 0 and not is_unfinished and not writer.can_write_eof():
-                return
-
-    sending = asyncio.create_task(send())
-    try:
-        await receive()
-    except TimeoutError:
-        if not is_unfinished or writer.can_write_eof():
-            raise
-        raise TimeoutError("the last line was sent without its end, which over TLS has to be a newline") from None
-    finally:
-        sending.cancel()
-        await asyncio.gather(sending, return_exceptions=True)
-        writer.close()
-
-
-async def exchange_datagrams(
-    endpoint: str, requests: AsyncIterator[bytes], show: Callable[[bytes], Any], *, timeout: float | None
-) -> None:
-    """Send each line of `requests` as a datagram, and `show` each that comes back, until there are as many as were sent.
-
-    Nothing is sent again that was lost.
+    Over datagrams each line of the requests is one datagram. The exchange ends once as many datagrams have come as were sent.
+    A lost datagram is not sent again.
 
     Args:
-        endpoint: udp://HOST:PORT or unixgram:PATH.
+        endpoint: tcp://HOST:PORT or unix:PATH; for datagrams udp://HOST:PORT or unixgram:PATH.
+        requests: bytes in pieces of any size, sent as they come.
+        show: gets bytes as they were read: any part of a stream, or one datagram.
+        ssl: speak TLS, with this context.
+        timeout: seconds for connecting, and for silence once all was sent. None waits for ever.
 
     Raises:
-        TimeoutError: all was sent, and then nothing came for `timeout` seconds, though replies were missing.
-        EndpointError: there is no such host or path.
-        OSError: nobody is there, or a line is longer than a datagram may be.
-        ValueError: it is not an endpoint for datagrams.
+        TimeoutError: all was sent, and then nothing came for `timeout` seconds. The message, if there is one, says why (peer).
+        EndpointError: there is no connection; the message names the endpoint and the reason (system).
+        OSError: the connection broke, or closed without an answer to what was sent, or a line is too long for a datagram.
+        ValueError: no client can connect to `endpoint`, or TLS was asked for datagrams (caller).
     """
     where = parse_endpoint(endpoint)
+    channel: _Channel
+    if isinstance(where, TCPEndpoint | UnixEndpoint):
+        channel = _Stream(*await connect(endpoint, ssl=ssl, timeout=timeout))
+    elif isinstance(where, UDPEndpoint | UnixDatagramEndpoint):
+        if ssl is not None:
+            raise ValueError(f"no TLS goes to {endpoint}: it is for datagrams")
+        channel = _Datagrams(await _connect_datagrams(where))
+    else:
+        raise ValueError(
+            f"cannot send to {endpoint}: only to tcp://HOST:PORT, unix:PATH, udp://HOST:PORT and unixgram:PATH"
+        )
+    try:
+        await _pump(channel, requests, show, timeout)
+    except TimeoutError as error:
+        if reason := channel.explain_silence():
+            raise TimeoutError(reason) from error
+        raise
+    finally:
+        channel.close()
+
+
+async def _connect_datagrams(where: UDPEndpoint | UnixDatagramEndpoint) -> socket.socket:
+    address: Any
     if isinstance(where, UDPEndpoint):
         where = UDPEndpoint(where.host or "localhost", where.port)
         family, address = (await resolve(where))[0]
-    elif isinstance(where, UnixDatagramEndpoint):
-        family, address = socket.AF_UNIX, where.path
     else:
-        raise ValueError(f"cannot send datagrams to {endpoint}: only to udp://HOST:PORT and unixgram:PATH")
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        family, address = socket.AF_UNIX, where.path
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
         sock.setblocking(False)
         if family == socket.AF_UNIX:
-            sock.bind("")  # to a name that the kernel chooses: without one nobody could reply
-        try:
-            sock.connect(address)
-        except OSError as error:
-            raise EndpointError(f"cannot connect to {where}: {explain(error)}", error.errno) from error
-        await _exchange_datagrams(sock, requests, show, timeout)
+            sock.bind("")  # to a name that the kernel chooses: a server cannot reply to a socket without a name
+        sock.connect(address)
+    except OSError as error:
+        sock.close()
+        raise EndpointError(f"cannot connect to {where}: {explain(error)}", error.errno) from error
+    return sock
 
 
-async def _exchange_datagrams(
-    sock: socket.socket, requests: AsyncIterator[bytes], show: Callable[[bytes], Any], timeout: float | None
+class _Channel(Protocol):
+    """What an exchange goes through: a stream, or a socket for datagrams."""
+
+    async def send(self, data: bytes) -> None:
+        """Send the next piece of the requests."""
+
+    async def end(self) -> None:
+        """Send what is still held back, and tell the server, if it can be told, that this was all."""
+
+    async def receive(self) -> bytes | None:
+        """Return what came next, None if the server closed."""
+
+    def is_complete(self) -> bool:
+        """Tell whether all replies to what was sent have come, as far as it can be known before the server closes."""
+
+    def explain_silence(self) -> str:
+        """Return why the server may be silent, if anything is known."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+async def _pump(
+    channel: _Channel, requests: AsyncIterator[bytes], show: Callable[[bytes], Any], timeout: float | None
 ) -> None:
+    """Send and receive at the same time. Silence is limited to `timeout` seconds from the moment that all was sent."""
     loop = asyncio.get_running_loop()
-    owed = 0
-    all_is_sent = asyncio.Event()
+    silence: asyncio.Timeout | None = None
 
     async def send() -> None:
-        nonlocal owed
-        rest = b""
-        async for chunk in requests:
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                owed += 1
-                await loop.sock_sendall(sock, line + b"\n")
-        if rest:
-            owed += 1
-            await loop.sock_sendall(sock, rest)
-        all_is_sent.set()
+        async for request in requests:
+            await channel.send(request)
+        await channel.end()
 
     async def receive() -> None:
-        nonlocal owed
-        while owed or not all_is_sent.is_set():
-            async with asyncio.timeout(timeout if all_is_sent.is_set() else None) as silence:
-                starter = asyncio.create_task(_start_clock(all_is_sent, silence, timeout))
-                try:
-                    data = await loop.sock_recv(sock, 2**16)
-                finally:
-                    starter.cancel()
+        nonlocal silence
+        while not (sending.done() and channel.is_complete()):
+            async with asyncio.timeout(timeout if sending.done() else None) as silence:
+                data = await channel.receive()
+            if data is None:
+                return
             show(data)
-            owed -= 1
 
     sending, receiving = asyncio.create_task(send()), asyncio.create_task(receive())
     try:
-        # If nothing was sent there is nothing to wait for.
         await asyncio.wait([sending, receiving], return_when=asyncio.FIRST_COMPLETED)
         if sending.done():
             sending.result()
-        if owed or receiving.done():
-            await receiving
-            await sending
+            if channel.is_complete() and not receiving.done():
+                return
+            if silence is not None and timeout is not None and not receiving.done():
+                silence.reschedule(loop.time() + timeout)  # receive() is inside this wait: it awaits nothing else
+        await receiving
     finally:
         for task in (sending, receiving):
             task.cancel()
         await asyncio.gather(sending, receiving, return_exceptions=True)
 
 
-async def _start_clock(event: asyncio.Event, clock: asyncio.Timeout, seconds: float | None) -> None:
-    await event.wait()
-    if clock.when() is None and seconds is not None:
-        clock.reschedule(asyncio.get_running_loop().time() + seconds)
+class _Stream:
+    """A stream: TCP, Unix or TLS."""
+
+    def __init__(self, reader: StreamReader, writer: StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._lines_owed = 0
+        self._has_sent = self._has_ended = self._has_received = self._is_unfinished = False
+
+    async def send(self, data: bytes) -> None:
+        self._has_sent = True
+        self._lines_owed += data.count(b"\n")
+        self._is_unfinished = not data.endswith(b"\n")
+        with suppress(OSError):  # receive() meets the same, and what came before it
+            self._writer.write(data)
+            await self._writer.drain()
+
+    async def end(self) -> None:
+        self._has_ended = True
+        with suppress(OSError):
+            if self._writer.can_write_eof():
+                self._writer.write_eof()
+
+    async def receive(self) -> bytes | None:
+        if data := await self._reader.read(2**16):
+            self._has_received = True
+            self._lines_owed -= data.count(b"\n")
+            return data
+        if not self._has_received and (self._has_sent or not self._has_ended):
+            # So ends a server that refused the client: with TLS 1.3 no loop tells the peer why (3.13, uvloop 0.23).
+            raise ConnectionError("it was closed without an answer")
+        return None
+
+    def is_complete(self) -> bool:
+        return (
+            self._has_received
+            and self._lines_owed <= 0
+            and not self._is_unfinished
+            and not self._writer.can_write_eof()
+        )
+
+    def explain_silence(self) -> str:
+        if self._is_unfinished and not self._writer.can_write_eof():
+            return "the last line was sent without its end, which over TLS has to be a newline"
+        return ""
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Datagrams:
+    """A connected socket for datagrams."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._rest = b""  # of the requests: a line whose end has not come
+        self._owed = 0
+
+    async def send(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            await self._send_one(line + b"\n")
+
+    async def end(self) -> None:
+        if self._rest:
+            await self._send_one(self._rest)
+
+    async def _send_one(self, data: bytes) -> None:
+        self._owed += 1
+        await asyncio.get_running_loop().sock_sendall(self._sock, data)
+
+    async def receive(self) -> bytes:
+        data = await asyncio.get_running_loop().sock_recv(self._sock, 2**16)
+        self._owed -= 1
+        return data
+
+    def is_complete(self) -> bool:
+        return self._owed <= 0
+
+    def explain_silence(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        self._sock.close()
 
 
 def explain(error: BaseException) -> str:

@@ -1,13 +1,12 @@
 """Ready-made handlers: the small services that sockets are tried out with.
 
-The default endpoint is on the loopback interface. Think before you offer these to a network: `chargen` sends as fast as its
-peer reads, to whoever asks.
+The default endpoint is on the loopback interface. Think before you offer these to a network: `chargen` sends as fast as any
+peer reads.
 
-Over datagrams anybody can ask in another's name. Two such services that answer each other never stop (CERT CA-1996-01), nor
-does one that answers itself, so none here answers a datagram that comes from the server's own address, or from the port of a
-small service (:data:`SMALL_SERVICES`), of which DNS-like services of your own on other ports are no part: do not let two of
-them echo. And none answers with more than it was sent, except
-`daytime` and `time`, whose answer is a line and 4 bytes to whatever comes.
+A datagram's source address can be forged. Two such services that answer each other never stop (CERT CA-1996-01), and neither
+does one that answers itself. So no handler here answers a datagram from the server's own address, or from the port of a small
+service (:data:`SMALL_SERVICES`). Services of your own on other ports are not recognised: do not let two of them echo. A reply
+is never longer than its datagram, except for `daytime` (a line) and `time` (4 bytes).
 """
 
 import asyncio
@@ -42,36 +41,36 @@ SMALL_SERVICES = frozenset({7, 9, 13, 17, 19, 37})
 
 
 class Echo(StreamRequestHandler):
-    """Send back what comes (RFC 862)."""
+    """Send back what is read (RFC 862)."""
 
     async def handle(self) -> None:
-        """Echo until the peer has sent its last."""
+        """Echo until the end of the stream."""
         while data := await self.reader.read(CHUNK):
             await self.send(data)
 
 
 class Upper(StreamRequestHandler):
-    """Send back each line in upper case: ASCII letters, all other bytes as they are."""
+    """Send back every line in upper case: ASCII letters, all other bytes as they are."""
 
     async def handle(self) -> None:
-        """Answer line by line; a last line may lack its end."""
+        """Reply line by line; the last line may lack its end."""
         async for line in self.reader:
             await self.send(line.upper())
 
 
 class Discard(StreamRequestHandler):
-    """Throw away what comes and send nothing (RFC 863)."""
+    """Discard what is read and send nothing (RFC 863)."""
 
     async def handle(self) -> None:
-        """Read until the peer has sent its last."""
+        """Read until the end of the stream."""
         while await self.reader.read(CHUNK):
             pass
 
 
 class Chargen(StreamRequestHandler):
-    """Send lines of 72 characters as fast as the peer reads, and throw away what comes (RFC 864).
+    """Send lines of 72 characters as fast as the peer reads, and discard what is read (RFC 864).
 
-    Other than in the RFC, it ends when the peer has sent its last, and so also when the server stops.
+    Unlike the RFC's, it ends at the end of the stream, and so also when the server stops.
     """
 
     async def handle(self) -> None:
@@ -80,7 +79,7 @@ class Chargen(StreamRequestHandler):
         try:
             while not listening.done():
                 await self.send(CHARGEN_LINES)
-                await asyncio.sleep(0)  # a peer that keeps up must not have the loop for itself
+                await asyncio.sleep(0)  # a peer that reads fast enough must not keep the loop to itself
         finally:
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)
@@ -133,7 +132,7 @@ HANDLERS: dict[str, type[StreamRequestHandler]] = {
 
 
 class _SmallService(DatagramRequestHandler):
-    """Answers nobody who may be a small service, or the server itself, and so answer the answer."""
+    """Does not answer a peer that would answer the answer: a small service, or the server itself."""
 
     async def answer(self, data: bytes) -> None:
         """Send `data`, unless the peer's port is one of SMALL_SERVICES, or its address the server's."""
@@ -162,14 +161,14 @@ class DatagramUpper(_SmallService):
 
 
 class DatagramDiscard(DatagramRequestHandler):
-    """Throw the datagram away and send nothing (RFC 863)."""
+    """Discard the datagram and send nothing (RFC 863)."""
 
     async def handle(self) -> None:
         """Do nothing."""
 
 
 class DatagramChargen(_SmallService):
-    """Send characters (RFC 864): as many as came, and 512 at most, as a larger reply could be aimed at somebody else."""
+    """Send characters (RFC 864): as many as came, and 512 at most: a larger reply could be aimed at a third host."""
 
     async def handle(self) -> None:
         """Send the beginning of the pattern."""
@@ -177,7 +176,7 @@ class DatagramChargen(_SmallService):
 
 
 class DatagramDaytime(_SmallService):
-    """Send the date and time in UTC as one line for people (RFC 867), whatever came."""
+    """Send the date and time in UTC as one line for people (RFC 867), whatever was received."""
 
     async def handle(self) -> None:
         """Send it."""
@@ -185,7 +184,7 @@ class DatagramDaytime(_SmallService):
 
 
 class DatagramTime(_SmallService):
-    """Send the seconds since 1900-01-01 00:00 UTC as 4 bytes, high byte first (RFC 868), whatever came."""
+    """Send the seconds since 1900-01-01 00:00 UTC as 4 bytes, high byte first (RFC 868), whatever was received."""
 
     async def handle(self) -> None:
         """Send it."""

@@ -1,6 +1,8 @@
 """The error types of aioecho. The system's OSError passes through wherever nobody would catch it apart."""
 
-__all__ = ["AioechoError", "ConnectionTimeout", "EndpointError"]
+from typing import ClassVar
+
+__all__ = ["AioechoError", "ConnectionTimeout", "EndpointError", "FrameTooLong", "FramingError", "LineTooLong"]
 
 
 class AioechoError(Exception):
@@ -36,6 +38,57 @@ class ConnectionTimeout(AioechoError, TimeoutError):
 
     def __str__(self) -> str:
         return f"{_WHAT_PASSED[self.which]} {self.seconds:g} s (Timeouts.{self.which})"
+
+
+class _RecordTooLong(AioechoError, ValueError):
+    _record: ClassVar[str]
+
+    def __init__(self, size: int | None, limit: int, skip: int | None = None) -> None:
+        super().__init__(size, limit, skip)
+        self.size = size
+        self.limit = limit
+        self.skip = skip
+
+    def __str__(self) -> str:
+        what = f"more than {self.limit} bytes" if self.size is None else f"{self.size} bytes"
+        return f"the peer sent a {self._record} of {what}, over the limit of {self.limit} bytes"
+
+
+class LineTooLong(_RecordTooLong):
+    """The peer sent a line longer than the limit: the peer's fault.
+
+    `size` is its length in bytes without its end, None if its end has not come, and `limit` what was allowed. `skip` is the
+    number of bytes the line takes, with its end; None if that is not known yet. A stream that is read on skips the line.
+    """
+
+    _record = "line"
+
+
+class FrameTooLong(_RecordTooLong):
+    """The peer sent a frame longer than the limit, or announced one: the peer's fault.
+
+    `size` is its length in bytes, None if its end has not come and is not announced, and `limit` what was allowed. `skip` is
+    the number of bytes the frame takes from the start of what was split, with its header and its end. These bytes need not
+    have come. None: only the framing's `resync()` finds the end. A stream that is read on skips the frame.
+    """
+
+    _record = "frame"
+
+
+class FramingError(AioechoError, ValueError):
+    """The peer sent what its framing does not allow: the peer's fault.
+
+    `skip` is as in FrameTooLong: the number of bytes that the bad record takes, or None. It is 0 where nothing tells where
+    the next frame begins: the stream is of no more use, and every later read raises this again.
+    """
+
+    def __init__(self, message: str, skip: int | None = 0) -> None:
+        super().__init__(message, skip)
+        self.message = message
+        self.skip = skip
+
+    def __str__(self) -> str:
+        return self.message
 
 
 _WHAT_PASSED = {

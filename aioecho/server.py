@@ -137,8 +137,6 @@ class BaseServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drain: Drain | None = None  # made when a shutdown begins
         self._stopping: asyncio.Future[None] | None = None  # what serve_forever() waits for
-        # For all connections the same two objects.
-        self._when_ended = self._account
         self._context = contextvars.copy_context()
         self._not_begun_log = BoundedLog(logger, logging.WARNING)
         self._cut_log = BoundedLog(logger, logging.WARNING)
@@ -476,9 +474,8 @@ class BaseServer:
         if self.when_taken is not None:
             self.when_taken()
 
-    def _account(self, task: "asyncio.Task[None]") -> None:
+    def _account(self, connection: Any, task: "asyncio.Task[None]") -> None:
         """Count the connection whose task has ended."""
-        connection: Any = task.get_coro()
         if not task.cancelled() and (error := task.exception()) is not None:
             what, address = self._what, connection.client_address
             if isinstance(error, Exception):

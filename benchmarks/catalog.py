@@ -9,8 +9,8 @@ from importlib import metadata
 __all__ = ["BASELINE", "CANDIDATE", "CANDIDATES", "SERVERS", "Server", "by_name", "find_missing", "get_version"]
 
 BASELINE = "threading"  # what every ratio is against
-CANDIDATE = "aioecho"  # whose ratios the pictures and the summary show
-CANDIDATES = (CANDIDATE, "aioecho-workers", "aioecho-blocking", "aioecho-blocking-10")  # whom the words are about
+CANDIDATE = "aioecho"  # the pictures and the summary show its ratios
+CANDIDATES = (CANDIDATE, "aioecho-workers", "aioecho-blocking", "aioecho-blocking-10")  # the sentences are about these
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,6 +154,6 @@ def _progress(total_s: float) -> AbstractContextManager[Callable[[str, float], N
 
 
 def _need_extra() -> None:
-    for name in ("hdrh", "jinja2", "matplotlib", "numpy", "rich"):
+    for name in ("jinja2", "matplotlib", "numpy", "rich"):
         if importlib.util.find_spec(name) is None:
             raise click.ClickException(f'pip install "aioecho[bench]" first: {name} is missing')

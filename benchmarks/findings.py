@@ -124,9 +124,9 @@ def write_sentences(findings: Iterable[Finding], verdicts: tuple[str, ...], *, b
             said = finding.why if finding.ratio is None else f"{title} {format_ratio(finding.ratio)} times"
             if finding.verdict == "same":
                 said += ", no difference shown"
-            who = finding.row.server
+            server = finding.row.server
             cell = describe_cell(finding.row)
-            parts = cells.setdefault(cell if who == CANDIDATE else f"{by_name(who).label}, {cell}", [])
+            parts = cells.setdefault(cell if server == CANDIDATE else f"{by_name(server).label}, {cell}", [])
             if said not in parts:
                 parts.append(said)
     return [f"{cell}: {'; '.join(parts)}" for cell, parts in cells.items()]

@@ -63,7 +63,7 @@ class EchoUser(User):
             if self.sock is not None:
                 self.sock.close()
             self.sock = None
-            time.sleep(0.1)  # gevent's, which lets others run: no spinning where nobody listens
+            time.sleep(0.1)  # gevent's, which lets others run: no spinning where no server listens
         self._report((time.perf_counter() - start) * 1e6, len(received), error)
 
     def _report(self, microseconds: float, length: int, error: Any) -> None:

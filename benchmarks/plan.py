@@ -109,7 +109,7 @@ SCENARIOS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One load on several servers, who take turns. `x` is where it stands on its scenario's axis.
+    """One load on several servers, which take turns. `x` is where it stands on its scenario's axis.
 
     `pinned`: server and generator each keep to a processor of their own; otherwise the server may use all of them.
     `fraction`: open loop at this share of what the slowest of the servers carries in closed loop, or of what the

@@ -116,7 +116,7 @@ class ServerProcess:
     def cpu_s(self, *, coarse: bool = True) -> float:
         """Read the processor time used so far by the server and its children, in seconds.
 
-        Where threads or processes come and go, only the kernel's totals hold those that have ended; they count in steps
+        Where threads or processes come and go, only the kernel's totals include ended ones; they count in steps
         of 10 ms. With `coarse` false they are read thread by thread all the same, for a load that keeps them alive.
         """
         if self.server.threads and coarse:
@@ -124,7 +124,7 @@ class ServerProcess:
             for member in self._family():
                 with contextlib.suppress(OSError):
                     fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
-                    ticks += sum(map(int, fields[11:15]))  # utime, stime, and those of children that have ended
+                    ticks += sum(map(int, fields[11:15]))  # utime, stime, and the same of children that have ended
             return ticks / _CLOCK_TICKS
         total = 0
         for member in self._family():
@@ -159,7 +159,7 @@ class ServerProcess:
             before = after
 
     def _family(self) -> list[int]:
-        """List the server and the children of main threads, which are who forks here; to ask 5,000 threads is slow."""
+        """List the server and the children of main threads. No other thread forks here, and to ask 5,000 is slow."""
         members = [self.process.pid]
         for member in members:
             with contextlib.suppress(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from .findings import find, write_sentences
 from .plots import draw_all
 from .runner import GENERATOR_RATE, RETAKES, Sample, last_run, read_lines
 from .stats import Row, make_rows
-from .tables import Table, make_summary, make_tables, to_markdown
+from .tables import BRIEF, Table, make_summary, make_tables, to_markdown
 
-__all__ = ["README_BEGIN", "README_END", "refresh_readme", "write_report"]
+__all__ = ["README_BEGIN", "README_BRIEF", "README_END", "refresh_readme", "write_report"]
 
 README_BEGIN, README_END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+README_BRIEF = "<!-- benchmarks:begin brief -->"
 
 _METHOD = (
     "Every server is a process of its own and sends back what it gets; every reply is compared with what was sent.",
@@ -49,36 +51,46 @@ def write_report(data: Path, folder: Path) -> list[Path]:
 
 
 def refresh_readme(readme: Path, data: Path, folder: Path) -> None:
-    """Replace what stands between the README's two benchmark markers by the run's chart, table and findings.
+    """Replace what stands between a page's two benchmark markers by the run's chart, table and findings.
+
+    Where the first marker is README_BRIEF, it is the chart and the table's few most different loads.
 
     Raises:
-        ValueError: the README lacks the markers (caller).
+        ValueError: the page lacks the markers (caller).
     """
     text = readme.read_text()
-    begin, end = text.find(README_BEGIN), text.find(README_END)
+    is_brief = README_BRIEF in text
+    first_line = README_BRIEF if is_brief else README_BEGIN
+    begin, end = text.find(first_line), text.find(README_END)
     if begin < 0 or end < begin:
         raise ValueError(f"{readme.name} has no lines {README_BEGIN} and {README_END}")
     lines, rows = _load(data)
     page = _describe(lines, rows)
-    where = folder.resolve().relative_to(readme.resolve().parent).as_posix()
+    where = Path(os.path.relpath(folder, readme.parent)).as_posix()
     environment = page["environment"]
     candidate, baseline = by_name(CANDIDATE).label, by_name(BASELINE).label
     block = [
-        README_BEGIN,
+        first_line,
         f"![How many times better {candidate} is than {baseline}, by load]({where}/ratios.svg)",
         "",
         f"Measured by `{environment['command']}` on {environment['processors']} processors "
         f"({environment['processor']}), {environment['python']}, uvloop {environment['versions'].get('uvloop', '-')}; "
         f"medians of {page['repeats']} turns, server and generator on a processor each.",
         "",
-        to_markdown(page["summary"]),
-        "",
-        f"Where {baseline} is as good or better:",
-        "",
-        *(f"- {sentence}" for sentence in page["not_better_in_brief"] or ["nowhere among the loads that gave a ratio"]),
-        "",
-        f"All tables, the environment and the method: [{where}/report.md]({where}/report.md).",
+        to_markdown(make_summary(rows, BRIEF) if is_brief else page["summary"]),
     ]
+    if not is_brief:
+        block += [
+            "",
+            f"Where {baseline} is as good or better:",
+            "",
+            *(
+                f"- {sentence}"
+                for sentence in page["not_better_in_brief"] or ["nowhere among the loads that gave a ratio"]
+            ),
+            "",
+            f"All tables, the environment and the method: [{where}/report.md]({where}/report.md).",
+        ]
     readme.write_text(text[:begin] + "\n".join(block) + "\n" + text[end:])
 
 

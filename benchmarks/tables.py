@@ -10,7 +10,10 @@ from .findings import MAIN_FIGURE, describe_cell, find, format_ratio, format_si,
 from .plan import SCENARIOS
 from .stats import FIGURES, Row, Spread
 
-__all__ = ["Table", "make_summary", "make_tables", "to_markdown"]
+__all__ = ["BRIEF", "Table", "make_summary", "make_tables", "to_markdown"]
+
+BRIEF = (("clients", 1), ("rate", 50), ("arrivals", 50), ("slow", 5000), ("udp-rate", 50), ("idle", 1000))
+"""The loads of a brief summary, as (scenario, x): those in which the two differ most, either way, and the plainest."""
 
 _ORDER = {server.name: i for i, server in enumerate(SERVERS)}
 
@@ -93,12 +96,17 @@ def _write(spread: Spread | None, name: str) -> str:
     return f"{median} ({least}-{greatest})"
 
 
-def make_summary(rows: Sequence[Row]) -> Table:
-    """Make the short table for a README: the candidate against the baseline, a line a cell, its main figure."""
+def make_summary(rows: Sequence[Row], loads: Sequence[tuple[str, int]] | None = None) -> Table:
+    """Make the short table for a README: the candidate against the baseline, a line a cell, its main figure.
+
+    With `loads`, given as (scenario, x), of these cells alone.
+    """
     body = []
     baselines = {(row.pinned, row.scenario, row.x): row for row in rows if row.server == BASELINE}
     for finding in find(rows, (CANDIDATE,)):
         row = finding.row
+        if loads is not None and (row.scenario, row.x) not in loads:
+            continue
         if finding.ratio is None or not row.pinned or finding.figure != MAIN_FIGURE[SCENARIOS[row.scenario].measure]:
             continue
         theirs = baselines[row.pinned, row.scenario, row.x].figures[finding.figure]

@@ -15,7 +15,6 @@ pytest.importorskip("numpy")
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 pytest.importorskip("rich")
-pytest.importorskip("hdrh")
 
 from click.testing import CliRunner
 

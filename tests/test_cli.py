@@ -1,5 +1,11 @@
-"""The command line as users meet it: real processes, their output and their exit status."""
+"""The command line as users meet it: its output and its exit status.
 
+What needs a process (signals, standard streams, descriptors) runs in one. What only reads what a command said calls it in
+this process, by `invoke`; that a process says the same is a test, too.
+"""
+
+import asyncio
+import contextlib
 import os
 import platform
 import re
@@ -11,15 +17,20 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 from programs import Program, ask, connect, read_line
 
 import aioecho
+from aioecho import client
+from aioecho.cli import main
+from aioecho.echo import DATAGRAM_HANDLERS, HANDLERS
 
 ANYWHERE = ("--bind", "tcp://127.0.0.1:0")
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
@@ -48,6 +59,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def what_a_command_imports_is_forgotten(tmp_path: Path) -> Iterator[None]:
+    path = sys.path[:]
+    yield
+    sys.path[:] = path
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
 @contextmanager
 def serving(*arguments: str | Path, **options: object) -> Iterator[tuple[Program, str]]:
     """Run a server on some port; its endpoint comes with it."""
@@ -61,6 +82,22 @@ def run(*arguments: str | Path, **options: object) -> tuple[int, bytes, str]:
         return program.end()
 
 
+def invoke(*arguments: str | Path, cwd: Path | str = ".") -> tuple[int, bytes, str]:
+    """Run the command line to its end in this process: exit status, stdout, stderr. What it raises is raised."""
+    with contextlib.chdir(cwd):
+        outcome = CliRunner().invoke(
+            main, [str(part) for part in arguments], prog_name="python -m aioecho", catch_exceptions=False
+        )
+    return outcome.exit_code, outcome.stdout_bytes, outcome.stderr
+
+
+@contextmanager
+def serving_here(name: str, context: ssl.SSLContext | None = None) -> Iterator[str]:
+    """Serve a ready-made handler in a thread of this process, for a client that is what is tested."""
+    with aioecho.run_in_thread(HANDLERS[name], "tcp://127.0.0.1:0", ssl=context) as server:
+        yield server.names[0]
+
+
 def check_mistake(outcome: tuple[int, bytes, str], *expected: str, status: int = 2) -> None:
     """What went wrong is said in one line, without a traceback."""
     code, output, errors = outcome
@@ -71,6 +108,22 @@ def check_mistake(outcome: tuple[int, bytes, str], *expected: str, status: int =
     assert lines[0].startswith("Error: ")
     for part in expected:
         assert part in lines[0]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--version"],
+        ["serve", "ecko"],
+        ["serve", "--uds", "absent/app.sock", "--log-level", "warning"],
+        ["serve", "--port", "70000"],
+        ["send", "unix:absent", "x"],
+        ["load", "unix:absent"],
+    ],
+    ids=" ".join,
+)
+def test_a_process_says_what_the_same_command_says_here(folder: Path, arguments: list[str]) -> None:
+    assert run(*arguments, cwd=folder) == invoke(*arguments, cwd=folder)
 
 
 # Serving
@@ -180,14 +233,14 @@ def test_a_private_key_in_a_file_of_its_own_may_have_a_password(tls: SimpleNames
         assert read_line(sock) == b"HELLO\n"
     serve = ("serve", *files, *ANYWHERE)
     encrypted = "key.pem: the private key is encrypted: give its password with --ssl-keyfile-password"
-    check_mistake(run(*serve), "cannot use", "cert.pem", encrypted)
-    check_mistake(run(*serve, "--ssl-keyfile-password", "guess"), "key.pem: the password is not the private key's")
+    check_mistake(invoke(*serve), "cannot use", "cert.pem", encrypted)
+    check_mistake(invoke(*serve, "--ssl-keyfile-password", "guess"), "key.pem: the password is not the private key's")
     missing = "cert.pem: there is no private key (PEM) in cert.pem: name its file with --ssl-keyfile"
-    check_mistake(run("serve", "--ssl-certfile", "cert.pem", cwd=tmp_path), missing)
+    check_mistake(invoke("serve", "--ssl-certfile", "cert.pem", cwd=tmp_path), missing)
     no_certificate = "there is no certificate (PEM) in key.pem"
-    check_mistake(run("serve", "--ssl-certfile", "key.pem", cwd=tmp_path), no_certificate)
+    check_mistake(invoke("serve", "--ssl-certfile", "key.pem", cwd=tmp_path), no_certificate)
     mismatch = ("serve", "--ssl-certfile", "cert.pem", "--ssl-keyfile", tls.files.client)
-    check_mistake(run(*mismatch, cwd=tmp_path), "the private key is not that of the certificate")
+    check_mistake(invoke(*mismatch, cwd=tmp_path), "the private key is not that of the certificate")
 
 
 def test_several_endpoints_are_served_each_with_its_line(folder: Path) -> None:
@@ -357,7 +410,9 @@ def test_a_class_may_be_in_a_package_or_a_class(tmp_path: Path) -> None:
     with serving("package.deep:Outer.Inner", cwd=tmp_path) as (server, endpoint):
         assert ask(endpoint, b"0\n") == b"begun\ndone\n"
         assert server.stop() == 0
-    check_mistake(run("serve", "package.deep:not_a_handler", cwd=tmp_path), "RequestHandlerClass must be callable", "7")
+    check_mistake(
+        invoke("serve", "package.deep:not_a_handler", cwd=tmp_path), "RequestHandlerClass must be callable", "7"
+    )
 
 
 @pytest.mark.parametrize(
@@ -379,7 +434,7 @@ def test_a_class_may_be_in_a_package_or_a_class(tmp_path: Path) -> None:
 def test_a_name_that_is_wrong_gets_one_line_that_says_where_it_was_looked_for(
     folder: Path, name: str, expected: list[str]
 ) -> None:
-    outcome = run("serve", name, cwd=folder)
+    outcome = invoke("serve", name, cwd=folder)
     check_mistake(outcome, *(part.replace("{folder}", str(folder.resolve())) for part in expected))
 
 
@@ -394,12 +449,17 @@ def test_a_name_that_is_wrong_gets_one_line_that_says_where_it_was_looked_for(
 )
 def test_a_module_that_fails_shows_its_own_traceback(tmp_path: Path, source: str, expected: str) -> None:
     (tmp_path / "own.py").write_text(source)
-    code, output, errors = run("serve", "own:Handler", cwd=tmp_path)
-    assert code == 1
-    assert output == b""
-    assert "Traceback" in errors
-    assert "own.py" in errors
-    assert expected in errors
+    with pytest.raises((ImportError, ValueError, SyntaxError)) as raised:
+        invoke("serve", "own:Handler", cwd=tmp_path)
+    shown = "".join(traceback.format_exception(raised.value))
+    assert "own.py" in shown
+    assert expected in shown
+    if "trouble" in source:  # one of them in a process, which shows it
+        code, output, errors = run("serve", "own:Handler", cwd=tmp_path)
+        assert (code, output) == (1, b"")
+        assert "Traceback" in errors
+        assert "own.py" in errors
+        assert expected in errors
 
 
 # What can't be
@@ -408,9 +468,9 @@ def test_a_module_that_fails_shows_its_own_traceback(tmp_path: Path, source: str
 def test_a_port_that_is_taken_gets_one_line_and_status_1() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         endpoint = f"tcp://127.0.0.1:{sock.getsockname()[1]}"
-        outcome = run("serve", "--bind", endpoint)
+        outcome = invoke("serve", "--bind", endpoint)
         check_mistake(outcome, f"cannot listen on {endpoint}: Address already in use", status=1)
-        outcome = run("serve", *ANYWHERE, "--bind", endpoint)
+        outcome = invoke("serve", *ANYWHERE, "--bind", endpoint)
         check_mistake(outcome, f"cannot listen on {endpoint}: Address already in use", status=1)
 
 
@@ -423,13 +483,16 @@ def test_a_port_that_is_taken_gets_one_line_and_status_1() -> None:
         (["--uds", "absent/app.sock"], "cannot listen on unix:absent/app.sock: No such file or directory"),
         (["--uds", "slow.py"], "cannot listen on unix:slow.py: a file that is not a socket is in the way"),
         (["--fd", "98765"], "cannot listen on fd://98765: Bad file descriptor"),
-        (["--fd", "0"], "cannot listen on fd://0: Socket operation on non-socket"),
+        (["--fd", "{file}"], "cannot listen on fd://{file}: Socket operation on non-socket"),
     ],
 )
 def test_an_endpoint_that_can_not_be_gets_one_line_and_status_1(
     folder: Path, arguments: list[str], expected: str
 ) -> None:
-    check_mistake(run("serve", *arguments, cwd=folder), expected, status=1)
+    with (folder / "slow.py").open() as file:
+        arguments = [part.replace("{file}", str(file.fileno())) for part in arguments]
+        outcome = invoke("serve", *arguments, cwd=folder)
+        check_mistake(outcome, expected.replace("{file}", str(file.fileno())), status=1)
 
 
 @pytest.mark.parametrize(
@@ -446,13 +509,13 @@ def test_an_endpoint_that_can_not_be_gets_one_line_and_status_1(
 def test_a_mistake_on_the_command_line_gets_one_line_and_status_2(
     folder: Path, arguments: list[str], expected: str
 ) -> None:
-    check_mistake(run("serve", *arguments, cwd=folder), expected)
+    check_mistake(invoke("serve", *arguments, cwd=folder), expected)
 
 
 def test_certificate_authorities_that_can_not_be_read_are_named(tls: SimpleNamespace, folder: Path) -> None:
     arguments = ("serve", "--ssl-certfile", tls.files.server, "--ssl-ca-certs")
-    check_mistake(run(*arguments, "absent.pem", cwd=folder), "cannot use absent.pem: No such file or directory")
-    check_mistake(run(*arguments, "slow.py", cwd=folder), "cannot use slow.py: ")
+    check_mistake(invoke(*arguments, "absent.pem", cwd=folder), "cannot use absent.pem: No such file or directory")
+    check_mistake(invoke(*arguments, "slow.py", cwd=folder), "cannot use slow.py: ")
 
 
 @pytest.mark.parametrize(
@@ -470,7 +533,7 @@ def test_certificate_authorities_that_can_not_be_read_are_named(tls: SimpleNames
     ],
 )
 def test_wrong_usage_is_explained_with_status_2(arguments: list[str]) -> None:
-    code, output, errors = run(*arguments)
+    code, output, errors = invoke(*arguments)
     assert code == 2
     assert output == b""
     assert "Usage: " in errors
@@ -479,7 +542,7 @@ def test_wrong_usage_is_explained_with_status_2(arguments: list[str]) -> None:
 
 
 def test_the_version_names_python_and_the_loop() -> None:
-    code, output, errors = run("--version")
+    code, output, errors = invoke("--version")
     assert (code, errors) == (0, "")
     pattern = rf"aioecho {re.escape(aioecho.__version__)} \(Python {platform.python_version()}, uvloop [\d.]+\)\n"
     assert re.fullmatch(pattern, output.decode())
@@ -487,15 +550,15 @@ def test_the_version_names_python_and_the_loop() -> None:
 
 def test_help_shows_what_there_is() -> None:
     for option in ("--help", "-h"):
-        code, output, _ = run(option)
+        code, output, _ = invoke(option)
         assert code == 0
         for word in ("serve", "send", "load", "tcp://127.0.0.1:9999", "python -m aioecho"):
             assert word in output.decode()
-    code, output, _ = run("serve", "--help")
+    code, output, _ = invoke("serve", "--help")
     assert code == 0
     for word in ("module:Class", "--bind", "unix:PATH", "--ssl-certfile", "SIGTERM", "exit status"):
         assert word in output.decode()
-    code, output, _ = run("send", "--help")
+    code, output, _ = invoke("send", "--help")
     assert code == 0
     assert "stdin" in output.decode()
 
@@ -595,14 +658,14 @@ def test_run_gives_one_line_and_status_1_if_it_can_not_listen(folder: Path) -> N
 
 
 def test_send_sends_its_argument_as_a_line() -> None:
-    with serving("upper") as (_, endpoint):
-        assert run("send", endpoint, "Hello, Server!") == (0, b"HELLO, SERVER!\n", "")
-        assert run("send", endpoint, "größe") == (0, "GRößE\n".encode(), "")
-        assert run("send", endpoint, "") == (0, b"\n", "")
+    with serving_here("upper") as endpoint:
+        assert invoke("send", endpoint, "Hello, Server!") == (0, b"HELLO, SERVER!\n", "")
+        assert invoke("send", endpoint, "größe") == (0, "GRößE\n".encode(), "")
+        assert invoke("send", endpoint, "") == (0, b"\n", "")
 
 
 def test_send_sends_the_lines_of_stdin_as_they_come() -> None:
-    with serving("upper") as (_, endpoint), Program.aioecho("send", endpoint, stdin=subprocess.PIPE) as client:
+    with serving_here("upper") as endpoint, Program.aioecho("send", endpoint, stdin=subprocess.PIPE) as client:
         assert client.process.stdin is not None
         for number in range(3):
             client.process.stdin.write(b"line %d\n" % number)
@@ -615,13 +678,13 @@ def test_send_sends_the_lines_of_stdin_as_they_come() -> None:
 def test_send_copies_a_large_file(tmp_path: Path) -> None:
     data = b"".join(b"%d\n" % number for number in range(200_000))
     (tmp_path / "data").write_bytes(data)
-    with serving("echo") as (_, endpoint), open(tmp_path / "data", "rb") as file:
+    with serving_here("echo") as endpoint, open(tmp_path / "data", "rb") as file:
         assert run("send", endpoint, stdin=file) == (0, data, "")
 
 
 def test_send_speaks_tls(tls: SimpleNamespace) -> None:
-    with serving("upper", "--ssl-certfile", tls.files.server) as (_, endpoint):
-        assert run("send", endpoint, "hello", "--ca", tls.files.ca) == (0, b"HELLO\n", "")
+    with serving_here("upper", tls.server) as endpoint:
+        assert invoke("send", endpoint, "hello", "--ca", tls.files.ca) == (0, b"HELLO\n", "")
         with Program.aioecho("send", endpoint, "--ca", tls.files.ca, stdin=subprocess.PIPE) as client:
             assert client.process.stdin is not None
             client.process.stdin.write(b"one\ntwo\n")
@@ -629,7 +692,7 @@ def test_send_speaks_tls(tls: SimpleNamespace) -> None:
             assert (client.line(), client.line()) == ("ONE", "TWO")
             # Only now does it learn that this was all.
             assert client.end() == (0, b"", "")
-        outcome = run("send", endpoint, "hello", "--tls")
+        outcome = invoke("send", endpoint, "hello", "--tls")
         check_mistake(outcome, f"cannot connect to {endpoint}: the certificate is not accepted: ", status=1)
 
 
@@ -637,7 +700,7 @@ def test_send_speaks_tls(tls: SimpleNamespace) -> None:
 def test_send_over_tls_says_that_its_last_line_has_no_end(tls: SimpleNamespace, handler: str) -> None:
     # Its reply is not known to be all, or does not come: the server is not told that this was all.
     replies = b"a\nb\nc" if handler == "echo" else b"A\nB\n"
-    with serving(handler, "--ssl-certfile", tls.files.server) as (_, endpoint):
+    with serving_here(handler, tls.server) as endpoint:
         arguments = ("send", endpoint, "--ca", tls.files.ca, "--timeout", "0.5")
         with Program.aioecho(*arguments, stdin=subprocess.PIPE) as client:
             assert client.process.stdin is not None
@@ -651,20 +714,19 @@ def test_send_over_tls_says_that_its_last_line_has_no_end(tls: SimpleNamespace, 
 
 
 def test_send_over_tls_to_who_does_not_speak_it_says_so() -> None:
-    with serving("echo") as (_, endpoint):
-        outcome = run("send", endpoint, "hello", "--tls", "--timeout", "5")
+    with serving_here("echo") as endpoint:
+        outcome = invoke("send", endpoint, "hello", "--tls", "--timeout", "5")
         check_mistake(outcome, f"cannot connect to {endpoint}: ", status=1)
 
 
 def test_send_to_a_server_that_wants_a_certificate_says_so(tls: SimpleNamespace) -> None:
-    arguments = ("upper", "--ssl-certfile", tls.files.server, "--ssl-ca-certs", tls.files.ca)
-    with serving(*arguments) as (_, endpoint):
-        outcome = run("send", endpoint, "hello", "--ca", tls.files.ca)
+    with serving_here("upper", tls.mutual) as endpoint:
+        outcome = invoke("send", endpoint, "hello", "--ca", tls.files.ca)
         check_mistake(outcome, f"the connection to {endpoint} broke: ", status=1)
 
 
 def test_send_with_an_authority_that_can_not_be_read_says_so(tmp_path: Path) -> None:
-    outcome = run("send", "tcp://127.0.0.1:9", "x", "--ca", "absent.pem", cwd=tmp_path)
+    outcome = invoke("send", "tcp://127.0.0.1:9", "x", "--ca", "absent.pem", cwd=tmp_path)
     check_mistake(outcome, "cannot use absent.pem: No such file or directory")
 
 
@@ -672,27 +734,43 @@ def test_send_to_where_nobody_listens_says_so() -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         endpoint = f"tcp://127.0.0.1:{sock.getsockname()[1]}"
-        check_mistake(run("send", endpoint, "x"), f"cannot connect to {endpoint}: Connection refused", status=1)
-    check_mistake(run("send", "unix:absent", "x"), "cannot connect to unix:absent: No such file or directory", status=1)
-    outcome = run("send", "tcp://no-such-host.invalid:9", "x")
+        check_mistake(invoke("send", endpoint, "x"), f"cannot connect to {endpoint}: Connection refused", status=1)
+    check_mistake(
+        invoke("send", "unix:absent", "x"), "cannot connect to unix:absent: No such file or directory", status=1
+    )
+    outcome = invoke("send", "tcp://no-such-host.invalid:9", "x")
     check_mistake(outcome, "cannot connect to tcp://no-such-host.invalid:9: ", status=1)
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:9999", "fd://0"])
 def test_send_to_what_is_no_endpoint_says_so(endpoint: str) -> None:
-    check_mistake(run("send", endpoint, "x"), endpoint, "tcp://HOST:PORT")
+    check_mistake(invoke("send", endpoint, "x"), endpoint, "tcp://HOST:PORT")
 
 
 def test_send_gives_up_on_a_server_that_is_silent() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         endpoint = f"tcp://127.0.0.1:{sock.getsockname()[1]}"
-        outcome = run("send", endpoint, "x", "--timeout", "0.2")
+        outcome = invoke("send", endpoint, "x", "--timeout", "0.2")
         check_mistake(outcome, f"{endpoint} has sent nothing for 0.2 s", status=1)
 
 
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:0", "udp://127.0.0.1:0"])
+async def test_silence_is_limited_only_once_all_is_sent(endpoint: str) -> None:
+    async def requests() -> AsyncIterator[bytes]:
+        yield b"one\n"
+        await asyncio.sleep(0.5)  # time is the subject: longer than the limit
+        yield b"two\n"
+
+    received: list[bytes] = []
+    handler = (DATAGRAM_HANDLERS if endpoint.startswith("udp") else HANDLERS)["upper"]
+    async with aioecho.serve(handler, endpoint) as server:
+        await client.exchange(server.names[0], requests(), received.append, timeout=0.4)
+    assert b"".join(received) == b"ONE\nTWO\n"
+
+
 def test_send_says_that_nothing_came() -> None:
-    with serving("discard") as (_, endpoint):
-        outcome = run("send", endpoint, "x")
+    with serving_here("discard") as endpoint:
+        outcome = invoke("send", endpoint, "x")
         check_mistake(outcome, f"the connection to {endpoint} broke: it was closed without an answer", status=1)
         assert run("send", endpoint) == (0, b"", "")
 
@@ -710,7 +788,7 @@ def test_send_says_that_the_connection_broke() -> None:
 
 def test_send_ends_when_nobody_reads_what_it_writes() -> None:
     with (
-        serving("chargen") as (_, endpoint),
+        serving_here("chargen") as endpoint,
         Program.aioecho("send", endpoint, stdin=subprocess.PIPE) as client,
     ):
         assert client.line().startswith(' !"#$%&')
@@ -721,7 +799,7 @@ def test_send_ends_when_nobody_reads_what_it_writes() -> None:
 
 
 def test_send_says_that_its_output_can_not_be_written() -> None:
-    with serving("upper") as (_, endpoint), open("/dev/full", "wb") as full:
+    with serving_here("upper") as endpoint, open("/dev/full", "wb") as full:
         with Program.aioecho("send", endpoint, "x", stdout=full) as client:
             assert client.wait() == 1
             assert client.stderr() == "Error: cannot write to stdout: No space left on device\n"
@@ -731,7 +809,7 @@ def test_send_says_that_its_output_can_not_be_written() -> None:
 
 def test_send_ends_with_the_server_though_stdin_goes_on() -> None:
     with (
-        serving("daytime") as (_, endpoint),
+        serving_here("daytime") as endpoint,
         Program.aioecho("send", endpoint, stdin=subprocess.PIPE) as client,
     ):
         assert client.line().endswith("-UTC\r")
@@ -744,8 +822,8 @@ def test_send_talks_to_unix_sockets(folder: Path) -> None:
     arguments = ("serve", "upper", "--uds", "app.sock", "--bind", name)
     with Program.aioecho(*arguments, cwd=folder) as server:
         assert [server.listening(), server.listening()] == [name, "unix:app.sock"]
-        assert run("send", "unix:app.sock", "x", cwd=folder) == (0, b"X\n", "")
-        assert run("send", name, "x") == (0, b"X\n", "")
+        assert invoke("send", "unix:app.sock", "x", cwd=folder) == (0, b"X\n", "")
+        assert invoke("send", name, "x") == (0, b"X\n", "")
 
 
 def test_a_certificate_that_nobody_knows_is_refused(tls: SimpleNamespace) -> None:

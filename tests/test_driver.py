@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from typing import Any
 
 import pytest
+from driven import drive
 
 from aioecho.runtime.driver import Driver, steps
 from aioecho.streams.protocol import StreamProtocol
@@ -64,7 +65,7 @@ async def perform(kind: str, handler: Handler, peer: Handler) -> list[Any]:
 
     async def connection() -> Any:
         try:
-            result = await (Driver(handler(stage)) if kind == "driven" else handler(stage))
+            result = await handler(stage)
             stage.see("returned", result)
         except asyncio.CancelledError as error:
             stage.see_error(error)
@@ -77,7 +78,10 @@ async def perform(kind: str, handler: Handler, peer: Handler) -> list[Any]:
             return
         stage.see("cancelled after", stage.task.cancelling())
 
-    stage.task = loop.create_task(connection(), context=contextvars.copy_context())
+    if kind == "driven":
+        stage.task = drive(connection(), protocol)
+    else:
+        stage.task = loop.create_task(connection(), context=contextvars.copy_context())
     await peer(stage)
     try:
         async with asyncio.timeout(20):
@@ -578,12 +582,17 @@ async def test_an_abandoned_coroutine_ends_though_it_swallows_cancellation() -> 
         finally:
             seen.append("closed")
 
-    driver = Driver(swallows())
+    driver = Driver()
 
-    async def connection() -> None:
-        await driver
+    async def outermost() -> None:
+        driver._inner = swallows()
+        try:
+            await driver._inner
+        except BaseException:
+            raise (asyncio.CancelledError() if driver._is_abandoned else AssertionError()) from None
 
-    task = asyncio.create_task(connection())
+    driver.start(outermost(), asyncio.get_running_loop(), contextvars.copy_context())
+    task = driver._task
     for _ in range(3):
         await asyncio.sleep(0)
         task.cancel()

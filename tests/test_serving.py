@@ -100,12 +100,13 @@ def test_mistakes_at_the_command_line_are_one_line(tmp_path: Path) -> None:
         assert errors.count("\n") == 1
 
 
-async def test_a_client_of_streams_does_not_connect_to_datagrams() -> None:
+async def test_a_client_does_not_connect_to_what_only_a_server_can_use() -> None:
     with pytest.raises(ValueError, match=r"cannot connect to udp://127\.0\.0\.1:9: only to tcp://HOST:PORT"):
         await client.connect("udp://127.0.0.1:9")
 
     async def nothing() -> AsyncIterator[bytes]:
         yield b""
 
-    with pytest.raises(ValueError, match=r"cannot send datagrams to tcp://127\.0\.0\.1:9: only to udp://HOST:PORT"):
-        await client.exchange_datagrams("tcp://127.0.0.1:9", nothing(), print, timeout=1)
+    forms = r"tcp://HOST:PORT, unix:PATH, udp://HOST:PORT and unixgram:PATH"
+    with pytest.raises(ValueError, match=rf"cannot send to fd://3: only to {forms}"):
+        await client.exchange("fd://3", nothing(), print, timeout=1)

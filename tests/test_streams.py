@@ -1,6 +1,7 @@
 """The stream pair against asyncio's: CPython's own tests, flow control in both directions, TLS on a running stream."""
 
 import asyncio
+import functools
 import socket
 import ssl
 import struct
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import settle
+from driven import drive
 from helpers import skip_without
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +22,6 @@ from subjects import Subject
 
 import aioecho
 import aioecho.echo
-from aioecho.runtime.driver import Driver
 from aioecho.streams.protocol import StreamProtocol
 
 SWAPPED = """
@@ -177,17 +178,13 @@ STEPS = st.lists(
 )
 
 
-def _as_it_is(coroutine: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
-    return coroutine
-
-
 async def play(
     reader: asyncio.StreamReader,
     receive: Callable[[bytes], object],
     end: Callable[[], object],
     steps: list[Any],
     call: Callable[..., object],
-    drive: Callable[[Coroutine[Any, Any, None]], Coroutine[Any, Any, None]] = _as_it_is,
+    start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]] = asyncio.create_task,
 ) -> list[Any]:
     """Tell what a reader does in these steps: what reads give, what they raise, and what is left.
 
@@ -219,7 +216,7 @@ async def play(
         elif step == "break":
             call(reader.set_exception, OSError("broken"))
         elif step in READS and (task is None or task.done()):
-            task = asyncio.create_task(drive(read(step)))
+            task = start(read(step))
         elif step in READS:
             await read(step)  # while the other waits
         for _ in range(4):
@@ -244,9 +241,10 @@ def test_a_reader_does_what_asyncios_does_whatever_the_order() -> None:
         def check(steps: list[Any], call: Callable[..., object]) -> None:
             theirs = asyncio.StreamReader(limit=8, loop=loop)
             expected = runner.run(play(theirs, theirs.feed_data, theirs.feed_eof, steps, call))
-            for drive in (_as_it_is, Driver):
+            for is_driven in (False, True):
                 ours = StreamProtocol(loop, limit=8, is_server_side=True)
-                told = play(ours.reader, ours.data_received, ours.eof_received, steps, call, drive)
+                start = functools.partial(drive, protocol=ours) if is_driven else asyncio.create_task
+                told = play(ours.reader, ours.data_received, ours.eof_received, steps, call, start)
                 assert runner.run(told) == expected
 
         check()

@@ -1,5 +1,5 @@
-"""The command line: ``python -m aioecho``."""
+"""The command line: ``python -m aioecho``. Nothing else in the package prints."""
 
-from aioecho.cli.commands import main
+from aioecho.cli.group import main
 
 __all__ = ["main"]

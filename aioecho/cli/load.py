@@ -88,7 +88,7 @@ def load_command(
         if plot_path is not None:
             load_report.write_plot(result, plot_path)
     except ModuleNotFoundError as error:
-        raise click.ClickException(_EXTRA.format(error.name or "hdrhistogram")) from None
+        raise click.ClickException(_EXTRA.format(error.name)) from None
     except OSError as error:
         raise click.ClickException(str(error)) from None
     failed = result.interrupted

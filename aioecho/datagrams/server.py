@@ -214,15 +214,14 @@ class DatagramServer(BaseServer):
             self._close_sockets()
             await asyncio.sleep(0)  # the spare task ends
 
-    def _account(self, task: "asyncio.Task[None]") -> None:
-        ended = task.get_coro()
+    def _account(self, ended: Any, task: "asyncio.Task[None]") -> None:
         # Those who have waited are begun before the end is counted: a drain is over when nobody is left.
         if isinstance(ended, Session):
             self._replace(ended)
         elif self._queue:
             self._connections.discard(ended)
             self._begin_queued()
-        super()._account(task)
+        super()._account(ended, task)
 
     def _forget(self, connection: Any) -> None:
         self._count_end(connection)
@@ -313,7 +312,7 @@ class DatagramServer(BaseServer):
             self._spare = exchange
             self._close_if_done()
         else:
-            exchange.add_end_callback(self._when_ended)
+            exchange.count_end()
 
     def _take_for_thread(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
         stats, limits = self._stats, self.limits

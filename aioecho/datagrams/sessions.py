@@ -90,6 +90,10 @@ class Datagrams:
         if self._is_waited_for:
             self._news.wake()
 
+    def set_driver(self, driver: Driver | None) -> None:
+        """Let the handler's task be stepped by a datagram that comes."""
+        self._news.driver = driver
+
     def drop(self, reason: str) -> None:
         """Drop what is queued."""
         if self._queue:
@@ -100,7 +104,7 @@ class Datagrams:
         self._size = 0
 
 
-class Session(Driver[None]):
+class Session(Driver):
     """A peer whose handler runs, in `server.connections`. `client_address` is the peer's.
 
     Its life: live, in which it is fed; over, from when its datagrams are told to end or its handler has ended, in which what
@@ -140,10 +144,13 @@ class Session(Driver[None]):
         self.outcome, self.reason = "completed", "finished"
         self.was_aborted = self.is_over = False
         self.last_heard = 0
-        super().__init__(self._serve())
-        loop = asyncio.get_running_loop()
-        self._loop, self._task = loop, loop.create_task(self, context=server._context.copy())
-        self._task.add_done_callback(server._when_ended, context=server._context)
+        datagrams.set_driver(self)
+        self.start(self._serve(), asyncio.get_running_loop(), server._context.copy())
+        self._task.add_done_callback(self, context=server._context)
+
+    def __call__(self, task: "asyncio.Task[None]") -> None:
+        """Count how it has ended."""
+        self.server._account(self, task)
 
     def __repr__(self) -> str:
         return f"<Session with {self.client_address!r}, handler={self.handler!r}>"
@@ -151,16 +158,27 @@ class Session(Driver[None]):
     @property
     def was_abandoned(self) -> bool:
         """Whether it is being closed, as it swallowed its cancellation."""
-        return self._abandoned
+        return self._is_abandoned
 
     async def _serve(self) -> None:
         try:
-            await run_handler(self, self.server.verify_request(self.request, self.client_address))
+            self._inner = run_handler(self, self.server.verify_request(self.request, self.client_address))
+            await self._inner
         except BaseException as error:
-            if not report_end(self, error):
-                raise
+            # What awaits a coroutine that was closed meets an error of Python's.
+            end = asyncio.CancelledError() if self._is_abandoned else error
+            if not report_end(self, end):
+                raise end from error.__cause__
         finally:
             self.finish()
+            await self.hand_back()
+
+    def give_up(self) -> None:
+        """Count it as ended, though its handler goes on."""
+        self.outcome = self.reason = "cancelled"
+        self._task.remove_done_callback(self)
+        self.server._replace(self)
+        self.server._forget(self)
 
     def feed(self, data: bytes) -> None:
         """Give the handler a datagram, or keep it for the peer's next session."""
@@ -180,6 +198,7 @@ class Session(Driver[None]):
     def finish(self) -> None:
         """Drop what the handler, which has ended, left unread, and end it for a task that the handler left behind."""
         self.is_over = True
+        self.datagrams.set_driver(None)
         self.datagrams.end()
         if self.handler is None and self.outcome == "completed":  # its task was cancelled before it began
             self.outcome = self.reason = "cancelled"
@@ -192,8 +211,7 @@ class Session(Driver[None]):
 
     def cut_off(self) -> None:
         """Cancel the handler."""
-        if self._task is not None:
-            self._task.cancel()
+        self._task.cancel()
 
     def abort(self) -> None:
         """End the handler even if it swallows its cancellation."""

@@ -11,6 +11,7 @@ also by a weak reference, or hung a callback on ends with that handler. And each
 
 import asyncio
 import contextlib
+import functools
 import inspect
 from abc import ABCMeta
 from asyncio.tasks import _enter_task, _leave_task  # documented for whoever steps coroutines: docs, "Extending asyncio"
@@ -213,10 +214,9 @@ class Exchange(Coroutine[Any, Any, None]):
         self.is_special = True  # until it is parked
         self._context = self.pristine = server._context
         self._loop = loop = asyncio.get_running_loop()
-        self.task = task = loop.create_task(self, context=server._context.copy())
+        self.task = task = asyncio.Task(self, loop=loop, context=server._context.copy())
         self._name = task.get_name()
-        # A task that is no future, as a task factory may make, does not tell enough.
-        self._weak_references = getweakrefcount(task) if isinstance(task, asyncio.Future) else -1
+        self._weak_references = getweakrefcount(task)
 
     def __repr__(self) -> str:
         return f"<Exchange with {self.client_address!r}, handler={self.handler!r}>"
@@ -302,10 +302,10 @@ class Exchange(Coroutine[Any, Any, None]):
                 raise
         raise StopIteration
 
-    def add_end_callback(self, callback: Callable[["asyncio.Task[None]"], object]) -> None:
-        """Call `callback` with the task when it has ended."""
+    def count_end(self) -> None:
+        """Let the server count it when its task has ended."""
         assert self.task is not None
-        self.task.add_done_callback(callback, context=self.server._context)
+        self.task.add_done_callback(functools.partial(self.server._account, self), context=self.server._context)
 
     def reset(self) -> None:
         """Forget the last handler."""

@@ -1,6 +1,6 @@
-"""Loading a datagram server: UDP and Unix datagram sockets, each message numbered, so that every reply can be told apart.
+"""Loading a datagram server: UDP and Unix datagram sockets, with a number in every message, which its reply repeats.
 
-A datagram may be lost, doubled or late, and nothing tells of it. So each message begins with a number: a reply is the
+A datagram may be lost, doubled or late, and no error reports it. So every message begins with a number: a reply is the
 expected one, or late (its message had been counted as timed out), or a duplicate, or else it has wrong bytes.
 """
 
@@ -79,7 +79,7 @@ class DatagramEngine(Engine):
             s.sock.close()
 
     def _handle(self, events: list[tuple[int, int]]) -> None:
-        """Take in replies, compare and count them, and in closed loop send what follows. The hot path."""
+        """Read replies, compare and count them, and in closed loop send what follows. The hot path."""
         clock, pending, would_block = time.perf_counter_ns, self.pending, BlockingIOError
         may_be_more = self.settings.depth > 1
         for fd, event in events:
@@ -92,7 +92,7 @@ class DatagramEngine(Engine):
                 except would_block:
                     break
                 except OSError as error:  # what the server's host says to a datagram that it can't deliver
-                    self._refuse(s, error)
+                    self._fail_oldest(s, error)
                     continue
                 now = clock()
                 self.received += len(data)
@@ -153,7 +153,7 @@ class DatagramEngine(Engine):
         self._watch(s)
 
     def _watch(self, s: _Socket) -> None:
-        """Be told of replies, also of those that are already there, and of room for what is blocked."""
+        """Register for replies, also for replies that have come already, and for room if messages are blocked."""
         self.epoll.modify(s.fd, _EVENTS | (select.EPOLLOUT if s.blocked else 0))
 
     def _open(self, due: int) -> None:
@@ -174,7 +174,7 @@ class DatagramEngine(Engine):
 
     # What goes wrong.
 
-    def _refuse(self, s: _Socket, error: OSError) -> None:
+    def _fail_oldest(self, s: _Socket, error: OSError) -> None:
         """Count a message as lost for which there was an error instead of a reply: the socket's oldest."""
         oldest = self._find_oldest(s)
         if oldest is not None:
@@ -184,12 +184,12 @@ class DatagramEngine(Engine):
         return next((number for number, entry in self.pending.items() if entry[0] is s), None)
 
     def _fail(self, s: _Socket, number: bytes | None, error_class: int, detail: object) -> None:
-        """Count an error, and the message in flight that it has cost, if any; its slot rests."""
+        """Count an error, and the message in flight that it has cost, if any. Pause its slot."""
         self._count_error(error_class, 1, detail)
         if number is not None:
             del self.pending[number]
             if self.begun:
-                self._rest(s, "datagrams")
+                self._pause(s, "datagrams")
 
     def _fail_silent(self, now: int) -> None:
         while self.pending:
@@ -199,4 +199,4 @@ class DatagramEngine(Engine):
             self.given_up[number] = None
             if len(self.given_up) > _MOST_GIVEN_UP:
                 del self.given_up[next(iter(self.given_up))]
-            self._fail(s, number, TIMED_OUT, f"no reply within {self.settings.patience_s:g} s")
+            self._fail(s, number, TIMED_OUT, f"no reply within {self.settings.effective_timeout_s:g} s")

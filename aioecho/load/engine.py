@@ -1,8 +1,7 @@
 """One process's part of a load, whatever it speaks: when messages fall due, how long each took, and how a run goes.
 
 A plain epoll loop and no asyncio, because a generator has to be cheaper than what it measures. Times inside the loop are
-integers in nanoseconds. Latencies are counted per whole microsecond in a dict and become an HdrHistogram at the end:
-recording into the HdrHistogram package directly costs 0.84 us a message, the dict 0.1 us.
+integers in nanoseconds. Latencies are counted per whole microsecond in a dict, which costs 0.1 us a message.
 
 `load_streams` and `load_datagrams` are the engines that connect, send and compare.
 """
@@ -28,9 +27,9 @@ CONNECT, RESET, CLOSED_EARLY, TIMED_OUT, WRONG_BYTES = range(len(ERROR_CLASSES))
 NEVER = 1 << 62  # ns
 CHUNK_BYTES = 262_144  # most that one recv or send moves
 POOL_BYTES = 262_144  # small enough to stay in a processor's cache
-OPENING_AT_ONCE = 128  # the backlog a server has if nobody chose one; past it the kernel drops SYNs for a second
+OPENING_AT_ONCE = 128  # the usual default of a server's backlog; past it the kernel drops SYNs for a second
 TICK_NS = 250_000_000
-COARSE_FROM_US = 1 << 17  # above this latencies are counted in steps of 128 us, within HDR's three digits
+COARSE_FROM_US = 1 << 17  # above this latencies are counted in steps of 128 us, within three digits
 
 
 def make_pool(size_bytes: int, lines: bool) -> tuple[bytes, int]:
@@ -51,7 +50,7 @@ def make_pool(size_bytes: int, lines: bool) -> tuple[bytes, int]:
 
 
 class Stop(Exception):
-    """Ends the run before its time; carries the problem, or None where somebody asked for it."""
+    """Ends the run before its time; carries the problem, or None if the user or the parent ended it."""
 
 
 class Engine(ABC):
@@ -68,7 +67,7 @@ class Engine(ABC):
         self.slots = settings.connections // shares + (share < settings.connections % shares)
         self.interval = 0.0 if settings.rate is None else 1e9 * shares / settings.rate  # ns
         self.offset = self.interval * share / shares  # processes take turns instead of sending together
-        self.timeout = int(settings.patience_s * 1e9)
+        self.timeout = int(settings.effective_timeout_s * 1e9)
         self.pool, self.period = make_pool(self.size, settings.lines)
         self.queue: deque[int] = deque()  # open loop: due, and no slot was free
         self.free: deque[Any] = deque()  # open loop: slots, longest free first
@@ -78,7 +77,7 @@ class Engine(ABC):
         self.errors = [0] * len(ERROR_CLASSES)
         self.first_error = ""
         self.failures_in_a_row = 0
-        self.resting: list[Any] = []  # slots that failed, free again at the next tick
+        self.paused: list[Any] = []  # slots that failed, used again from the next tick on
         self.ready = 0
         self.sending = False
         self.start = NEVER  # messages due from here on are measured
@@ -104,7 +103,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _handle(self, events: list[tuple[int, int]]) -> None:
-        """Take in replies, compare and count them, and in closed loop send what follows."""
+        """Read replies, compare and count them, and in closed loop send what follows."""
 
     @abstractmethod
     def _list_slots(self) -> Sequence[Any]:
@@ -190,7 +189,7 @@ class Engine(ABC):
         return self.replies, self.sent, self.received, time.thread_time()
 
     def _connect_all(self) -> None:
-        """Open every connection and exchange one message on each, so that the server has taken all of them in."""
+        """Open every connection and exchange one message on each, so that the server has accepted all of them."""
         attempts = 0
         while self.ready + sum(self.errors) < self.wanted_ready:
             while attempts < self.wanted_ready and attempts - self.ready - sum(self.errors) < OPENING_AT_ONCE:
@@ -236,7 +235,7 @@ class Engine(ABC):
         while (self.queue or self._is_owed()) and (now := time.perf_counter_ns()) < end:
             self._turn(now, min(end, now + 10_000_000))
         if lost := self._count_owed() + len(self.queue):
-            self._count_error(TIMED_OUT, lost, f"no reply within {self.settings.patience_s:g} s of the end")
+            self._count_error(TIMED_OUT, lost, f"no reply within {self.settings.effective_timeout_s:g} s of the end")
 
     # One turn of the loop.
 
@@ -287,19 +286,19 @@ class Engine(ABC):
         self.errors[error_class] += lost
         self.first_error = self.first_error or f"{ERROR_CLASSES[error_class].replace('_', ' ')}: {detail}"
 
-    def _rest(self, slot: Any, what: str) -> None:
-        """Use a slot that failed again from the next tick on: at once would be to spin where nobody listens."""
+    def _pause(self, slot: Any, what: str) -> None:
+        """Use a slot that failed again from the next tick on. At once would spin where no server listens."""
         self.failures_in_a_row += 1
         if self.failures_in_a_row > 2 * self.slots * self.settings.depth + 20:
             raise Stop(f"{self.failures_in_a_row} {what} in a row failed: {self.first_error}")
-        self.resting.append(slot)
+        self.paused.append(slot)
 
     def _tick(self, now: int) -> None:
-        """Do what need not happen at every turn: time-outs, resting slots, progress, word from the parent."""
+        """Do what need not happen at every turn: timeouts, paused slots, progress, word from the parent."""
         self._fail_silent(now)
-        resting, self.resting = self.resting, []
+        paused, self.paused = self.paused, []
         if self.sending or self.queue:
-            for slot in resting:
+            for slot in paused:
                 if self.interval:
                     self.free.append(slot)
                 else:
@@ -331,6 +330,6 @@ def _allow_many_descriptors() -> None:
 
 
 def _allow_exact_timers() -> None:
-    # By default the kernel lets a sleeper oversleep by 50 us to save wake-ups, and each would show as latency.
+    # By default the kernel delays a timer by up to 50 us to save wake-ups, which would show as latency.
     with suppress(OSError), open("/proc/self/timerslack_ns", "w") as slack:
         slack.write("1")

@@ -1,6 +1,6 @@
 """Present one load result: a table, a line while it runs, JSON, an HdrHistogram log, a plot, and conditions to fail on.
 
-rich, matplotlib and the log writer belong to the `bench` extra and are imported where they are used.
+rich and matplotlib belong to the `bench` extra and are imported where they are used.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from aioecho.load.hdr_log import format_log
 from aioecho.load.run import LoadResult
 from aioecho.load.settings import ERROR_CLASSES, LoadProgress, is_datagram
 
@@ -43,7 +44,7 @@ class Condition:
         """Read `FIELD OPERATOR NUMBER`, such as `p99_us>2000`.
 
         Raises:
-            ValueError: not of that form, or no such field; names those there are (caller).
+            ValueError: not of that form, or no such field; the message names the fields (caller).
         """
         match = re.fullmatch(r"\s*(\w+)\s*(>=|<=|==|!=|>|<)\s*([-+.\w]+)\s*", text)
         try:
@@ -160,7 +161,7 @@ def remarks(result: LoadResult) -> list[str]:
     if result.mode == "open" and result.offered_rate and result.achieved_rate < 0.98 * result.offered_rate:
         said.append(
             f"the server kept up with {result.achieved_rate / result.offered_rate:.0%} of the offered rate; "
-            "what it could not take waited, and the wait is in the latencies."
+            "the rest waited, and the wait is in the latencies."
         )
     if 0 < result.messages < 10_000:
         said.append(f"{result.messages:,} messages are too few for p99.99: it is the largest value.")
@@ -181,25 +182,16 @@ def write_json(result: LoadResult, path: Path) -> None:
 
 def write_hdr(result: LoadResult, path: Path) -> None:
     """Write an HdrHistogram log with one interval, in microseconds; logs of several runs can be merged by adding."""
-    from hdrh.log import HistogramLogWriter  # type: ignore[import-untyped]
-
-    with path.open("w") as file:
-        writer = HistogramLogWriter(file)
-        writer.output_comment(f"[aioecho load, values in microseconds: {result.endpoint} at {result.started_at}]")
-        writer.output_log_format_version()
-        writer.output_legend()
-        writer.output_interval_histogram(result.histogram, 0, result.measured_s, max_value_unit_ratio=1.0)
+    comment = f"aioecho load, values in microseconds: {result.endpoint} at {result.started_at}"
+    path.write_text(format_log(result.latencies.counts, seconds=result.measured_s, comment=comment))
 
 
 def write_plot(result: LoadResult, path: Path) -> None:
     """Plot latency by percentile, the axis spreading 90, 99, 99.9 ... evenly, as PNG or SVG by the name's ending."""
     from matplotlib.figure import Figure
 
-    points = [
-        (step.count_at_value_iterated_to, step.value_iterated_to) for step in result.histogram.get_recorded_iterator()
-    ]
     below, xs, ys = 0, [], []
-    for count, value in points:
+    for value, count in result.latencies.counts.items():
         # Drawn where the value's first message is: the last one of all would lie at infinity.
         xs.append(result.messages / (result.messages - below))
         ys.append(value)

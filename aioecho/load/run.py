@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import select
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -20,6 +20,7 @@ from typing import Any
 
 from aioecho.load.datagrams import DatagramEngine
 from aioecho.load.engine import Engine
+from aioecho.load.latencies import Latencies
 from aioecho.load.settings import ERROR_CLASSES, LoadProgress, LoadSettings, Tally, is_datagram
 from aioecho.load.streams import StreamEngine
 
@@ -80,10 +81,10 @@ class LoadResult:
     generator_bound: bool
     interrupted: bool
     problem: str | None
-    histogram: Any = field(repr=False, compare=False, metadata={"json": False})  # hdrh.histogram.HdrHistogram, in us
+    latencies: Latencies = field(repr=False, compare=False, metadata={"json": False})
 
     def as_dict(self) -> dict[str, Any]:
-        """Give every field but the histogram, ready for JSON."""
+        """Return every field but `latencies`, ready for JSON."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("json", True)}
 
 
@@ -96,17 +97,15 @@ def load(
     """Run one load and return its result; KeyboardInterrupt ends the run early and returns what was measured.
 
     A server that is absent, dies or answers wrong does not raise: `problem` says so in the result. With several
-    `processes` each gets its share of connections and rate, all start measuring together, and the histograms are added.
-    `on_window` is called with True when measuring starts and with False when it ends, for whoever reads the server's
-    processor time; with one process only. The soft limit of open files is raised to the hard one, and stays so.
+    `processes` each gets its share of connections and rate, all start measuring together, and their counts are added.
+    `on_window` is called with True when measuring starts and with False when it ends, to read the server's
+    processor time there; with one process only. The soft limit of open files is raised to the hard one, and stays so.
 
     Raises:
         ValueError: `on_window` with several processes (caller).
-        ModuleNotFoundError: the `bench` extra is not installed (caller).
         OSError: the endpoint's host does not resolve (caller), or the system has no epoll.
         ssl.SSLError: `ca_file` holds no certificates (caller).
     """
-    _histogram()  # fail before the run rather than after it
     if on_window is not None and settings.processes > 1:
         raise ValueError("on_window needs processes=1: several processes have no moment in common")
     if not hasattr(select, "epoll"):
@@ -122,14 +121,6 @@ def load(
 def _make_engine(settings: LoadSettings, share: int, shares: int, control: Any = None) -> Engine:
     kind = DatagramEngine if is_datagram(settings.endpoint) else StreamEngine
     return kind(settings, share, shares, control)
-
-
-def _histogram() -> Any:
-    try:
-        from hdrh.histogram import HdrHistogram  # type: ignore[import-untyped]
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('the load generator needs hdrhistogram: pip install "aioecho[bench]"') from error
-    return HdrHistogram(1, 3_600_000_000, 3)
 
 
 def _serve_share(settings: LoadSettings, share: int, control: Any) -> None:
@@ -210,32 +201,20 @@ def _add_progress(reports: Sequence[LoadProgress]) -> LoadProgress:
 
 def _result(settings: LoadSettings, tallies: Sequence[Tally], started_at: str) -> LoadResult:
     """Add up the processes' tallies and take the percentiles."""
-    counts: defaultdict[int, int] = defaultdict(int)
+    counts: Counter[int] = Counter()
     for tally in tallies:
-        for value, count in tally.counts.items():
-            counts[max(1, value)] += count
-    histogram = _histogram()
-    for value, count in counts.items():
-        histogram.record_value(value, count)
+        counts.update(tally.counts)
+    latencies = Latencies(counts)
     measured_s = max(tally.measured_s for tally in tallies)
-    messages = sum(counts.values())
     rate = sum(tally.replies / tally.measured_s for tally in tallies if tally.measured_s)
-    corrected = None
-    if settings.rate is None and messages and rate:
-        # A message in flight should have taken its turn every `interval`; HdrHistogram fills in those that a pause left
-        # out. https://hdrhistogram.github.io/HdrHistogram/ calls this the correction for coordinated omission.
-        interval = settings.connections * settings.depth / rate * 1e6
-        corrected = _histogram()
-        for value, count in counts.items():
-            corrected.record_corrected_value(value, max(1, round(interval)), count)
+    corrected_p99 = corrected_p999 = None
+    if settings.rate is None and rate:
+        # A message in flight should have taken its turn every `interval_us`.
+        interval_us = max(1, round(settings.connections * settings.depth / rate * 1e6))
+        corrected_p99 = latencies.corrected_percentile(99, interval_us)
+        corrected_p999 = latencies.corrected_percentile(99.9, interval_us)
     errors = [sum(tally.errors[i] for tally in tallies) for i in range(len(ERROR_CLASSES))]
     share = max((tally.cpu_s / tally.measured_s for tally in tallies if tally.measured_s), default=0.0)
-    largest = max(counts, default=0)
-
-    def percentile(of: Any, percent: float) -> float | None:
-        # The package answers with the upper edge of a bucket, which may lie above the largest value.
-        return float(min(of.get_value_at_percentile(percent), largest)) if of is not None and messages else None
-
     return LoadResult(
         endpoint=settings.endpoint,
         mode="closed" if settings.rate is None else "open",
@@ -251,19 +230,19 @@ def _result(settings: LoadSettings, tallies: Sequence[Tally], started_at: str) -
         measured_s=measured_s,
         offered_rate=settings.rate,
         achieved_rate=rate,
-        messages=messages,
+        messages=latencies.total,
         bytes_sent=sum(tally.bytes_sent for tally in tallies),
         bytes_received=sum(tally.bytes_received for tally in tallies),
-        mean_us=sum(value * count for value, count in counts.items()) / messages if messages else None,
-        min_us=float(min(counts)) if messages else None,
-        p50_us=percentile(histogram, 50),
-        p90_us=percentile(histogram, 90),
-        p99_us=percentile(histogram, 99),
-        p999_us=percentile(histogram, 99.9),
-        p9999_us=percentile(histogram, 99.99),
-        max_us=float(largest) if messages else None,
-        corrected_p99_us=percentile(corrected, 99),
-        corrected_p999_us=percentile(corrected, 99.9),
+        mean_us=latencies.mean_us,
+        min_us=latencies.min_us,
+        p50_us=latencies.percentile(50),
+        p90_us=latencies.percentile(90),
+        p99_us=latencies.percentile(99),
+        p999_us=latencies.percentile(99.9),
+        p9999_us=latencies.percentile(99.99),
+        max_us=latencies.max_us,
+        corrected_p99_us=corrected_p99,
+        corrected_p999_us=corrected_p999,
         errors=sum(errors),
         **{f"errors_{name}": count for name, count in zip(ERROR_CLASSES, errors, strict=True)},
         late_replies=sum(tally.late for tally in tallies),
@@ -272,5 +251,5 @@ def _result(settings: LoadSettings, tallies: Sequence[Tally], started_at: str) -
         generator_bound=share > _BOUND_CPU_SHARE,
         interrupted=any(tally.interrupted for tally in tallies),
         problem=next((tally.problem for tally in tallies if tally.problem), None),
-        histogram=histogram,
+        latencies=latencies,
     )

@@ -1,4 +1,4 @@
-"""What a load is told, and what it tells: settings in, progress and one process's tally out."""
+"""The settings of a load, and what its processes report: progress, and a tally at the end."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["ERROR_CLASSES", "NUMBER_BYTES", "LoadProgress", "LoadSettings", "Tal
 
 ERROR_CLASSES = ("connect", "reset", "closed_early", "timed_out", "wrong_bytes")
 
-NUMBER_BYTES = 8  # that a datagram begins with, so that every reply can be told apart
+NUMBER_BYTES = 8  # that a datagram begins with, to tell which message a reply belongs to
 
 _FORMS = "tcp://HOST:PORT, unix:PATH, udp://HOST:PORT or unixgram:PATH"
-_STREAM_PATIENCE_S, _DATAGRAM_PATIENCE_S = 10.0, 2.0
+_STREAM_TIMEOUT_S, _DATAGRAM_TIMEOUT_S = 10.0, 2.0
 _MOST_UDP_BYTES = 65_507  # RFC 768 over IPv4: 65,535 less both headers
 
 
@@ -84,11 +84,11 @@ class LoadSettings:
                     raise ValueError(f"{name} is for streams: there is none at {self.endpoint}")
 
     @property
-    def patience_s(self) -> float:
-        """What `timeout_s` comes to."""
+    def effective_timeout_s(self) -> float:
+        """Return `timeout_s`, or its default for this kind of endpoint."""
         if self.timeout_s is not None:
             return self.timeout_s
-        return _DATAGRAM_PATIENCE_S if is_datagram(self.endpoint) else _STREAM_PATIENCE_S
+        return _DATAGRAM_TIMEOUT_S if is_datagram(self.endpoint) else _STREAM_TIMEOUT_S
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def parse_target(text: str) -> TCPEndpoint | UnixEndpoint | UDPEndpoint | UnixDa
     if isinstance(where, InheritedEndpoint | SystemdEndpoint) or (
         isinstance(where, TCPEndpoint | UDPEndpoint) and not where.port
     ):
-        raise ValueError(f"nobody can be reached at {text!r}: expected {_FORMS}, with the server's port")
+        raise ValueError(f"no server can be reached at {text!r}: expected {_FORMS}, with the server's port")
     return where
 
 

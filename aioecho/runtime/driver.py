@@ -1,34 +1,37 @@
-"""Stepping a handler's coroutine straight from the event that it waits for.
+"""Stepping a task's coroutine straight from the event that it waits for.
 
 A task that waits for data is usually resumed by a detour: the event sets a future's result, the future asks the loop to
-call the task, and a turn later the task steps its coroutine. Most of what asyncio's streams cost is that detour. Here
-the task awaits a :class:`Driver`, which steps the coroutine on the task's behalf. Whenever the coroutine waits for a
-:class:`Waiter`, the task parks on the driver, and the event steps the coroutine itself, as that task and in its context.
-As soon as the coroutine waits for anything else, ends or is cancelled, the driver wakes its task, which carries on as any
-task does. Nothing that a coroutine can observe tells the two apart, except for the turn of the loop that is saved.
+call the task, and a turn later the task steps its coroutine. Most of what asyncio's streams cost is that detour. Here a
+task that awaits a :class:`Waiter` is parked there with its wake-up, and the event steps the coroutine itself, as that task
+and in its context. The task has a :class:`Driver` for this. As soon as the coroutine awaits anything else, the driver gives
+the task's own wake-up to what is awaited, and the task goes on as any task does. A coroutine cannot observe the difference,
+except for the turn of the loop that is saved.
 
-The rule of this module: at most one of the task and the event steps the coroutine, and neither while another task is
-current.
+The whole chain is native: the task's coroutine is a plain one that awaits plain ones. So everything that looks into a task
+(``python -m asyncio ps``, asyncio.print_call_graph(), Task.get_stack(), sampling profilers) shows where a handler waits.
+
+The rules of this module: either the task or the event steps the coroutine, and neither while another task is current. A
+coroutine never ends in an event's step: its outermost function calls :meth:`Driver.hand_back` before it returns.
 """
 
 import asyncio
 import functools
 import inspect
+import types
 from asyncio import current_task
-from asyncio.tasks import _enter_task, _leave_task  # documented for whoever steps coroutines: docs, "Extending asyncio"
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from asyncio.tasks import (
+    _enter_task,
+    _leave_task,
+)  # documented for code that steps coroutines: docs, "Extending asyncio"
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
-from types import CodeType, CoroutineType, FrameType, FunctionType
+from types import FunctionType
 from typing import Any, ParamSpec, TypeVar, cast
 
 __all__ = ["ALWAYS_AWAITED", "Driver", "Waiter", "as_raised", "cancelled_error", "is_future", "steps"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-# What a driven coroutine waits for when it waits for its waiter; None is taken: it is what asyncio.sleep(0) yields.
-_THE_WAITER: Any = object()
-
 
 # What tells a task that it is given a future to wait for. A future's own __await__ sets this and the task clears it, to
 # tell `await` from `yield`; what is yielded here is always awaited.
@@ -53,71 +56,74 @@ class Waiter:
     """What one coroutine at a time waits for, again and again, without a future for each time.
 
     ``yield waiter`` waits, in a function of :func:`steps`. After it :meth:`take` gives what :meth:`deliver` brought, or
-    None: one can be woken without news. A driven coroutine can wait so, and any task, for which it has as much of a future
-    as tasks use.
+    None: a wait can end without news. Any task can wait so, since a waiter has as much of a future as tasks use. The task
+    of the `driver` is stepped by :meth:`deliver` itself.
     """
 
     __slots__ = (
         "_callback",
-        "_cancelled",
         "_context",
         "_driver",
+        "_error",
         "_fired",
         "_loop",
+        "driver",
         "item",
     )
 
     _asyncio_future_blocking = ALWAYS_AWAITED
 
+    driver: "Driver | None"
+    """Whose task may be stepped from here."""
+
     item: Any
     """What was delivered and not yet taken."""
 
-    _callback: Callable[["Waiter"], object] | None
-    _cancelled: asyncio.CancelledError | None
+    # A task is parked here if there is a callback: its wake-up. It can be stepped if there is a _driver too.
+    _callback: Callable[[Any], object] | None
     _context: Context | None
-    _driver: "Driver[Any] | None"
+    _driver: "Driver | None"
+    _error: BaseException | None
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._driver = self._callback = self._context = self._cancelled = self.item = None
+        self.driver = self._driver = self._callback = self._context = self._error = self.item = None
         self._fired = False
 
     def deliver(self, item: Any) -> bool:
-        """Resume whoever waits, now, with an item for :meth:`take`, and return True.
+        """Resume the coroutine that waits, now, with an item for :meth:`take`, and return True.
 
-        Where that is impossible, return what :meth:`refuse` does: while another task is current, and when nobody waits or the
-        one who does is about to be resumed for another reason.
+        Where that is impossible, return what :meth:`buffer_unawaited` does: while another task is current, and when no
+        coroutine waits or the one that does is about to be resumed for another reason.
         """
         driver = self._driver
         if driver is None:
-            return self._resume_task(item) or self.refuse(item)
-        loop, task = driver._loop, driver._task
+            return self._resume_task(item) or self.buffer_unawaited(item)
+        loop, task = self._loop, driver._task
         try:
-            _enter_task(loop, task)  # type: ignore[arg-type]
+            _enter_task(loop, task)
         except RuntimeError:
-            return self.refuse(item)
-        # The driver stays parked meanwhile, as its coroutine is about to wait for the same again; nobody else can step it,
-        # as its task is current.
+            return self.buffer_unawaited(item)
+        # The task stays parked meanwhile, as its coroutine is about to wait for the same again. Nothing else can step it, as
+        # its task is current.
         self.item = item
         try:
-            yielded = driver._context.run(driver._send, None)  # type: ignore[union-attr]
-        except BaseException as end:  # whatever it is, StopIteration too, it belongs to the task
-            driver._end = end
-            yielded = None
-        _leave_task(loop, task)  # type: ignore[arg-type]
+            yielded = self._context.run(driver._send, None)  # type: ignore[union-attr]
+        except BaseException as error:
+            _leave_task(loop, task)
+            driver._fail(error)
+            return True
+        _leave_task(loop, task)
         if yielded is not self:
-            if driver._end is not None:
-                driver.note_end(driver._end)
-            driver._yielded = yielded
-            driver.wake()
+            driver._hand_over(yielded)
         return True
 
-    def refuse(self, item: Any) -> bool:
-        """Do nothing with an item that nobody could be resumed with, and return False. To be overridden."""
+    def buffer_unawaited(self, item: Any) -> bool:
+        """Do nothing with an item that no coroutine could be resumed with, and return False. To be overridden."""
         return False
 
     def heed(self) -> None:
-        """Do nothing about an error that whoever waits will meet. To be overridden."""
+        """Do nothing about an error that the next wait will meet. To be overridden."""
 
     def stir(self) -> None:
         """Do nothing about a wait that has begun. To be overridden."""
@@ -141,15 +147,34 @@ class Waiter:
         return item
 
     def wake(self) -> None:
-        """Resume whoever waits, in the loop's next turn, without an item."""
-        if self._driver is not None:
-            self._driver.wake()
-        elif self._callback is not None:
-            callback, self._callback = self._callback, None
-            self._loop.call_soon(callback, self, context=self._context)
-        else:
-            # Someone is between being resumed and waiting again, and must not wait for what has already come.
+        """Resume the coroutine that waits, in the loop's next turn, without an item."""
+        callback = self._callback
+        if callback is None:
+            # One is between being resumed and waiting again, and must not wait for what has already come.
             self._fired = True
+        elif self._driver is not None and self._driver._is_running():
+            # What it will wait for is not known yet.
+            self._loop.call_soon(self._wake_if_parked)
+        else:
+            self._callback = None
+            driver = self._driver or self.driver
+            if driver is not None and driver._waiter is self:
+                driver._waiter = None
+            self._driver = None
+            self._loop.call_soon(callback, self, context=self._context)
+
+    def _wake_if_parked(self) -> None:
+        if self._callback is not None:
+            self.wake()
+
+    def _park(self, callback: Callable[[Any], object], context: Context | None, driver: "Driver | None") -> None:
+        self._callback, self._context, self._driver = callback, context, driver
+        self._error = None
+        if driver is not None:
+            driver._waiter = self
+        if self._fired:
+            self._fired = False
+            self.wake()
 
     # The part of asyncio.Future's interface that a task uses on what it awaits.
 
@@ -159,259 +184,211 @@ class Waiter:
 
     def add_done_callback(self, callback: Callable[["Waiter"], object], *, context: Context | None = None) -> None:
         """Keep the one task's wake-up."""
-        self._callback, self._context = callback, context
-        self._cancelled = None
-        if self._fired:
-            self._fired = False
-            self.wake()
+        driver = self.driver
+        self._park(callback, context, driver if driver is not None and current_task() is driver._task else None)
 
     def cancel(self, msg: Any = None) -> bool:
         """Resume the task that waits with CancelledError; return False where nothing waits any more."""
+        driver = self.driver
+        if driver is not None and driver._wake_up is not None and driver._is_cancelled_anew():
+            # The driver's task was parked here last, for all that it knows.
+            return driver._cancel_awaited(msg)
         if self._callback is None:
             return False
-        self._cancelled = cancelled_error(msg)
+        if self._driver is not None and self._driver._is_running():
+            # It cancels itself, and remembers; it has to be resumed for the error to be thrown at its next wait.
+            self._driver = None
+            self._loop.call_soon(self._wake_if_parked)
+            return False
+        self._error = cancelled_error(msg)
         self.wake()
         return True
 
     def result(self) -> None:
         """Raise CancelledError if the wait was cancelled."""
-        cancelled, self._cancelled = self._cancelled, None
-        if cancelled is not None:
-            raise cancelled
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
 
-class Driver(Coroutine[Any, Any, T]):
-    """A coroutine that runs another, which :class:`Waiter` may step meanwhile. A task runs it, or a coroutine awaits it.
+class Driver:
+    """Has a coroutine run by a task, which :class:`Waiter` may step meanwhile.
 
-    To the task it is also the future that is waited for while the inner coroutine waits for a :class:`Waiter`.
-    To be overridden: :meth:`after`, to run several coroutines one after the other, and :meth:`note_end`.
+    The outermost coroutine itself is given to :meth:`start`. It calls :meth:`hand_back` before it ends, and sets `_inner` to
+    the coroutine that it awaits, if that is to end with :meth:`abandon`.
     """
 
     __slots__ = (
-        "_abandoned",
-        "_callback",
-        "_cancelled",
-        "_context",
-        "_coro",
-        "_end",
-        "_is_parked",
-        "_loop",
+        "_awaited",
+        "_cancels",
+        "_inner",
+        "_is_abandoned",
         "_send",
         "_task",
         "_waiter",
-        "_yielded",
+        "_wake_up",
     )
 
-    _asyncio_future_blocking = ALWAYS_AWAITED
-    _callback: Callable[["Driver[T]"], object] | None
-    _cancelled: asyncio.CancelledError | None
-    _context: Context | None
-    _end: BaseException | None
-    _loop: asyncio.AbstractEventLoop
-    _task: "asyncio.Task[Any] | None"
-    _waiter: Waiter
+    _awaited: Any
+    _inner: Any
+    _send: Callable[[None], Any]
+    _task: "asyncio.Task[Any]"
+    _waiter: Waiter | None  # where the task is parked, also while it is stepped from there
+    _wake_up: Callable[[Any], object] | None  # the task's own, while what it awaits was told only of _resume()
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        # A coroutine of Cython's, as uvloop's are, has the same attributes.
-        self._coro, self._send = cast("CoroutineType[Any, Any, Any]", coroutine), coroutine.send
-        self._callback = self._cancelled = self._context = self._end = self._task = None
-        self._yielded = _THE_WAITER
-        self._abandoned = self._is_parked = False
+    def start(self, coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop, context: Context) -> None:
+        """Make the task. It is of the plain kind, whatever the loop's task factory.
 
-    def start_early(self) -> None:
-        """Run the coroutine up to where it first waits, for a future, before a task does; so it is not in its task there."""
-        send = self._send
-        try:
-            self._yielded = send(None)
-        except BaseException as end:  # whatever it is, it belongs to the task
-            self._end = end
-
-    def after(self, end: BaseException) -> Awaitable[Any] | None:
-        """Return what to run when the coroutine has ended: with `end`, which is StopIteration if it returned.
-
-        None, as here: nothing, and the driver ends likewise.
+        An eager task would run before its caller is ready, and a factory that wraps coroutines would hide the one that is
+        to be stepped.
         """
-        return None
+        self._inner = self._waiter = self._wake_up = self._awaited = None
+        self._cancels = 0
+        self._is_abandoned = False
+        self._send = coroutine.send
+        self._task = asyncio.Task(coroutine, loop=loop, context=context)
 
-    def note_end(self, end: BaseException) -> None:
-        """Do nothing about the end of the coroutine, which the task meets a turn later with :meth:`after`. To be overridden."""
+    async def hand_back(self) -> None:
+        """Let the task take over, if an event steps the coroutine.
 
-    def wake(self) -> None:
-        """Let the task take over in the loop's next turn."""
-        self._unpark()
-        callback, self._callback = self._callback, None
-        if callback is not None:
-            self._loop.call_soon(callback, self, context=self._context)
-
-    def _unpark(self) -> None:
-        waiter = self._waiter
-        if waiter._driver is self:
-            waiter._driver = None
-
-    def abandon(self) -> None:
-        """Close the coroutine, instead of throwing it in, with the next error that its task is resumed with.
-
-        For a coroutine that swallows CancelledError. It meets GeneratorExit where it waits, as at the end of a program.
+        A cancellation that comes in between counts at the next wait, as for a coroutine that is about to end.
         """
-        self._abandoned = True
-
-    # The part of asyncio.Future's interface that a task uses on what it awaits.
-
-    def get_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the task's loop."""
-        return self._loop
-
-    def add_done_callback(self, callback: Callable[["Driver[T]"], object], *, context: Context | None = None) -> None:
-        """Keep the task's wake-up, and its context, in which the coroutine has to be stepped."""
-        assert context is not None
-        self._callback, self._context = callback, context
-
-    def cancel(self, msg: Any = None) -> bool:
-        """Do as that for which the coroutine waits would do: return False if it can't be cancelled, or just runs."""
-        if self._coro.cr_running:
-            # It cancels itself. The task remembers, and if this is a step, must be resumed for the error to be thrown.
-            if self._is_parked:
-                self.wake()
-            return False
-        if self._callback is None:
-            yielded = self._yielded
-            return bool(is_future(yielded) and yielded.cancel(msg=msg))
-        self._cancelled = cancelled_error(msg)
-        self.wake()
-        return True
-
-    def result(self) -> None:
-        """Raise CancelledError if the task was cancelled while it was parked."""
-        cancelled, self._cancelled = self._cancelled, None
-        if cancelled is not None:
-            raise cancelled
-
-    # A coroutine's interface, by which the task resumes it: here the task steps the inner coroutine itself.
-
-    def send(self, value: Any) -> Any:
-        """Go on; return what to wait for."""
-        return self._proceed()
-
-    def throw(self, *error: Any) -> Any:
-        """Go on with an error; return what to wait for."""
-        return self._proceed(as_raised(error))
-
-    def close(self) -> None:
-        """Close the coroutine."""
-        self._coro.close()
-
-    def __await__(self) -> Generator[Any, Any, T]:
-        return cast("Generator[Any, Any, T]", self)
-
-    # For those who show where a task stands: its get_stack(), and its repr.
-
-    @property
-    def cr_code(self) -> CodeType:
-        """The code of the coroutine that is run."""
-        return self._coro.cr_code
-
-    @property
-    def cr_frame(self) -> FrameType | None:
-        """The frame of the coroutine that is run."""
-        return self._coro.cr_frame
-
-    @property
-    def cr_running(self) -> bool:
-        """Whether the coroutine runs right now."""
-        return self._coro.cr_running
-
-    def _proceed(self, error: BaseException | None = None) -> Any:
-        if self._is_parked:
-            self._is_parked = False
-            self._unpark()
-            yielded, self._yielded = self._yielded, _THE_WAITER
-            if self._end is not None:
-                self._go_on(error)
-                return self._step_here(None)
-            if yielded is not _THE_WAITER:
-                if error is None:
-                    # None: it wanted to sleep a turn, and that turn is over.
-                    if yielded is not None and (waits_for := self._wait_for(yielded)) is not None:
-                        return waits_for
-                elif is_future(yielded) and yielded.cancel(msg=error.args[0] if error.args else None):
-                    return yielded  # and the error comes from there, as for any task that is cancelled while it runs
-        elif self._task is None:
-            self._task = task = current_task()
-            assert task is not None, "a driver is run by a task"
-            self._loop = task.get_loop()
-        elif self._end is not None:
-            self._go_on(error)
-            return self._step_here(None)
-        elif self._yielded is not _THE_WAITER:
-            started_with, self._yielded = self._yielded, _THE_WAITER
-            if error is None and not started_with.done():
-                return started_with
-        return self._step_here(error)
-
-    __next__ = _proceed
-
-    def _step_here(self, error: BaseException | None) -> Any:
-        """Step the coroutine, and those that come after it; return what to wait for."""
-        while True:
+        if self._waiter is not None and self._is_current():
             try:
-                if error is None:
-                    send = self._send
-                    yielded = send(None)
-                elif self._abandoned:
-                    self._coro.close()
-                    raise error
-                else:
-                    thrown, error = error, None
-                    yielded = self._coro.throw(thrown)
-            except BaseException as end:
-                # The error is there if it was abandoned: close() may have failed, as the coroutine swallowed even that.
-                self._end = end if error is None else error
-                error = None
-            else:
-                if yielded is None:
-                    return None
-                waits_for = self._wait_for(yielded)
-                if waits_for is not None:
-                    return waits_for
-                continue
-            self._go_on(None)
-
-    def _wait_for(self, yielded: Any) -> Any:
-        """Park, if that is possible, and return what the task has to wait for; None if there is news already."""
-        if not isinstance(yielded, Waiter) or yielded._loop is not self._loop:
-            return yielded
-        if yielded._fired:
-            yielded._fired = False
-            return None
-        self._waiter = yielded
-        yielded._driver = self
-        self._is_parked = True
-        return self
-
-    def _go_on(self, error: BaseException | None) -> None:
-        """Take up what comes after the coroutine that has ended, or end."""
-        end: Any = self._end
-        self._end = None
-        try:
-            if error is not None:
-                # The coroutine had ended when its task was cancelled: this is for what comes after it, at the next thing
-                # that is waited for. Undone and done again, since to throw an error used the request up.
-                assert self._task is not None
+                await _turn()
+            except asyncio.CancelledError as error:
                 self._task.uncancel()
                 self._task.cancel(*error.args)
-            following = self.after(end)
-            if following is None:
-                del self._send
-                self._task = None  # which has this: in a cycle they would wait for the garbage collector
-                raise end
-            coro: Any = following if type(following) is CoroutineType else _await(following)
-            self._coro, self._send = coro, coro.send
+
+    def abandon(self) -> None:
+        """Close the inner coroutine, in the loop's next turn, as it swallows CancelledError. Cancel the task too.
+
+        It meets GeneratorExit where it waits, as at the end of a program, and what awaits it meets an error.
+        """
+        self._is_abandoned = True
+        self._task.get_loop().call_soon(self._close_inner)
+
+    def give_up(self) -> None:
+        """Do nothing about an inner coroutine that swallows even its close. To be overridden."""
+
+    def _close_inner(self) -> None:
+        inner, task = self._inner, self._task
+        if inner is None or task.done():
+            return
+        loop = task.get_loop()
+        _enter_task(loop, task)
+        try:
+            inner.close()
+        except BaseException as error:
+            if getattr(inner, "cr_frame", None) is not None:
+                self.give_up()
+            elif isinstance(error, SystemExit | KeyboardInterrupt):
+                raise
         finally:
-            del end, error  # the traceback refers to this frame
+            _leave_task(loop, task)
+
+    def _is_current(self) -> bool:
+        """Return whether the coroutine runs as its task; False while it is closed from outside."""
+        return asyncio._get_running_loop() is not None and current_task() is self._task
+
+    def _is_running(self) -> bool:
+        return bool(self._send.__self__.cr_running)  # type: ignore[attr-defined]
+
+    def _hand_over(self, yielded: Any) -> None:
+        """Let the task wait for what its coroutine has yielded in an event's step."""
+        waiter, task = self._waiter, self._task
+        assert waiter is not None
+        has_cancelled_itself = waiter._driver is None
+        callback, waiter._callback = waiter._callback, None
+        waiter._driver = self._waiter = None
+        loop, context = waiter._loop, waiter._context
+        if self._wake_up is None:
+            self._wake_up = callback
+            self._cancels = task.cancelling()
+        if yielded is None:
+            self._awaited = None
+            loop.call_soon(self._resume, waiter, context=context)
+            return
+        if isinstance(yielded, Waiter) and yielded._loop is loop:
+            if yielded.driver is self:  # where the task was parked last, for all that it knows
+                callback, self._wake_up, self._awaited = self._wake_up, None, None
+                yielded._park(cast(Callable[[Any], object], callback), context, self)
+            else:
+                self._awaited = yielded
+                yielded._park(self._resume, context, self)
+        else:
+            mistake = _find_mistake(yielded, task, loop)
+            if mistake is not None:
+                self._awaited = None
+                loop.call_soon(self._resume, _Failed(mistake), context=context)
+                return
+            self._awaited = yielded
+            yielded._asyncio_future_blocking = False
+            yielded.add_done_callback(self._resume, context=context)
+            _add_to_awaited_by(yielded, task)
+        if has_cancelled_itself:
+            yielded.cancel(msg=task._cancel_message)  # type: ignore[attr-defined]
+
+    def _resume(self, awaited: Any) -> None:
+        """Wake the task, as what it awaits would have."""
+        wake_up = self._wake_up
+        assert wake_up is not None
+        self._wake_up = self._awaited = None
+        _discard_from_awaited_by(awaited, self._task)
+        wake_up(awaited)
+
+    def _is_cancelled_anew(self) -> bool:
+        return self._task.cancelling() != self._cancels
+
+    def _cancel_awaited(self, msg: Any) -> bool:
+        """Do what cancelling a task does to what it awaits: return False if that is running or cannot be cancelled."""
+        self._cancels = self._task.cancelling()
+        return self._awaited is not None and bool(self._awaited.cancel(msg=msg))
+
+    def _fail(self, error: BaseException) -> None:
+        """Wake the task after its coroutine has ended in an event's step, which only an interrupt can do."""
+        assert self._waiter is not None
+        loop = self._waiter._loop
+        self._waiter.wake()
+        loop.call_soon(_raise, error)
 
 
-async def _await(awaitable: Awaitable[T]) -> T:
-    return await awaitable
+class _Failed:
+    """In place of a future, for a task to be woken with an error."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def result(self) -> None:
+        raise self._error
+
+
+@types.coroutine
+def _turn() -> Generator[None, None, None]:
+    yield
+
+
+def _find_mistake(yielded: Any, task: "asyncio.Task[Any]", loop: asyncio.AbstractEventLoop) -> RuntimeError | None:
+    """Return what a task raises in a coroutine that has yielded something for which it cannot wait."""
+    blocking = getattr(yielded, "_asyncio_future_blocking", None)
+    if blocking is None:
+        return RuntimeError(f"Task got bad yield: {yielded!r}")
+    if not blocking:
+        return RuntimeError(f"yield was used instead of yield from in task {task!r} with {yielded!r}")
+    if yielded.get_loop() is not loop:
+        return RuntimeError(f"Task {task!r} got Future {yielded!r} attached to a different loop")
+    if yielded is task:
+        return RuntimeError(f"Task cannot await on itself: {task!r}")
+    return None
+
+
+def _note_nothing(*_: object) -> None:
+    pass
+
+
+# What tells the tools of 3.14 and newer which task awaits which.
+_add_to_awaited_by: Callable[..., None] = getattr(asyncio, "future_add_to_awaited_by", _note_nothing)
+_discard_from_awaited_by: Callable[..., None] = getattr(asyncio, "future_discard_from_awaited_by", _note_nothing)
 
 
 def is_future(thing: Any) -> bool:

@@ -50,25 +50,24 @@ FRESH_AMONG_OTHERS = 0.5
 PROBES = 1 / 16
 
 # The stages of a connection's life: its transport is made, what comes before handle() is waited for, and the methods run.
-OPEN, PREPARE, HANDLE, FINISH = range(4)
+OPEN, PREPARE, HANDLE = range(3)
 
 
-class Connection(Driver[None]):
+class Connection(Driver):
     """A live connection of a server, in `server.connections`.
 
     `client_address` is as accept() gave it. `handler` is None until it is made. Call :meth:`abort` to cut it off; to do
     anything else with it is its handler's.
     """
 
-    # It is what its task runs: the coroutines of its stages, one after the other, of which most have none but the first, the
-    # loop's, and handle(). While a connection is idle there is so nothing on the heap but the handler's own coroutine; each
-    # that awaits another costs some hundred bytes. It ends in exactly one of the server's counters, by `outcome` and
-    # `reason`, in the task's done-callback.
+    # It ends in exactly one of the server's counters, by `outcome` and `reason`, in its task's done-callback, which it is
+    # itself: a bound method for each connection would cost some bytes.
 
     __slots__ = (
         "_RequestHandlerClass",
         "_is_cut_off",
         "_linger",
+        "_loop",
         "_protocol",
         "_server",
         "_sock",
@@ -107,13 +106,21 @@ class Connection(Driver[None]):
         limits = server._admission.limits
         kind = CountingStreamProtocol if logger.isEnabledFor(logging.DEBUG) else StreamProtocol
         self._protocol = kind(loop, limit=limits.max_buffer, max_unsent=limits.max_write_buffer, is_server_side=True)
-        Driver.__init__(self, loop.connect_accepted_socket(self._get_protocol, sock))
-        self.start_early()  # by the time that the task runs the transport is there: a turn and a step less
-        # Of the plain kind, whatever the loop's factory: an eager one would step what start_early() has begun, and one that
-        # wraps coroutines would hide which connection has ended.
-        self._task = task = asyncio.Task(self, loop=loop, context=server._context.copy())
-        # One callback and one context for all: each would cost a connection some bytes of its own.
-        task.add_done_callback(server._when_ended, context=server._context)
+        self._protocol.driver = self
+        # Up to where it first waits, before there is a task: by the time that the task runs the transport is there.
+        opening = loop.connect_accepted_socket(self._get_protocol, sock)
+        opened: Any
+        try:
+            opened = opening.send(None)
+        except Exception as error:  # also StopIteration
+            opened = error
+        self.start(self._live(opening, opened), loop, server._context.copy())
+        self._task.add_done_callback(self, context=server._context)
+
+    def __call__(self, task: "asyncio.Task[None]") -> None:
+        """Count how it has ended."""
+        self._protocol.driver = None  # which refers to it: without the cycle both go at once
+        self._server._account(self, task)
 
     def _get_protocol(self) -> StreamProtocol:
         return self._protocol
@@ -258,8 +265,7 @@ class Connection(Driver[None]):
 
     def stop(self) -> None:
         """Cancel what runs, the handler mostly."""
-        if self._task is not None:
-            self._task.cancel()
+        self._task.cancel()
 
     def cut_off(self) -> None:
         """Cancel the handler; what is still unsent when it has ended is thrown away."""
@@ -278,40 +284,60 @@ class Connection(Driver[None]):
 
     # Its life.
 
-    def after(self, end: BaseException) -> Awaitable[None] | None:
-        """Return the next thing to await: what has to be before handle(), handle(), _finish()."""
-        if type(end) is StopIteration:
-            try:
-                if self._stage == OPEN:
-                    self._protocol.begin_reading()
-                    self._stage = PREPARE
-                    preparing = self._prepare()
-                    if preparing is not None:
-                        return preparing
-                if self._stage == PREPARE:
-                    self._stage = HANDLE
-                    if self.handler is not None:
-                        return self._handle()
-                elif self._stage == HANDLE:
-                    self.note_end(end)
-            except BaseException as error:
-                end = error
-        if self._stage == OPEN and isinstance(end, OSError | MemoryError):
-            self._server._report_not_begun(self.client_address, "transport", end)
-            end = StopIteration()
-        try:
-            if self._stage == FINISH:
-                return None
-            self._stage = FINISH
-            return self._finish(end)
-        finally:
-            del end  # whose traceback refers to this frame
+    async def _live(self, opening: Any, opened: Any) -> None:
+        """Open the transport, run the handler, and close.
 
-    def note_end(self, end: BaseException) -> None:
+        `opening` is a coroutine that was stepped once, and `opened` the future that it awaits, or what it has raised.
+        """
+        end: BaseException | None = None
+        try:
+            try:
+                try:
+                    while True:
+                        if isinstance(opened, Exception):
+                            raise opened
+                        if not opened.done():
+                            await opened
+                        opened = opening.send(None)
+                except StopIteration:
+                    pass
+                finally:
+                    opening.close()
+                    del opening, opened
+                self._protocol.begin_reading()
+            except (OSError, MemoryError) as error:
+                self._server._report_not_begun(self.client_address, "transport", error)
+            else:
+                self._stage = PREPARE
+                awaitable = self._prepare()
+                if awaitable is not None:
+                    self._inner = awaitable
+                    await awaitable
+                if self.handler is not None:
+                    self._stage = HANDLE
+                    self._inner = awaitable = self._handle()
+                    await awaitable
+        except BaseException as error:
+            if isinstance(error, GeneratorExit) and not self._is_current():
+                raise  # the program has ended
+            end = asyncio.CancelledError() if self._is_abandoned else error
+        awaitable = self._inner = None
+        is_closed = self._close_if_done(end)
+        if self._waiter is not None:
+            await self.hand_back()
+        try:
+            if not is_closed:
+                await self._finish(end)
+        finally:
+            del end  # its traceback refers to this frame
+            if self._waiter is not None:
+                await self.hand_back()
+
+    def _close_if_done(self, end: BaseException | None) -> bool:
         """Close, if handle() has returned, the peer has closed, and nothing is unsent or to be cleaned up: most often."""
         protocol = self._protocol
         if (
-            type(end) is StopIteration
+            end is None
             and self._stage == HANDLE
             and protocol.peer_has_closed
             and not (protocol.is_lost or protocol.is_tls or self._is_cut_off or protocol.cut_for is not None)
@@ -319,8 +345,16 @@ class Connection(Driver[None]):
             and protocol.transport.get_write_buffer_size() == 0
         ):
             self.outcome, self.reason = "completed", "finished"
-            self._stage = FINISH
             protocol.transport.close()  # the loop has closed the socket by the time that the end is accounted for
+            return True
+        return False
+
+    def give_up(self) -> None:
+        """Count it as ended, though its handler goes on."""
+        self.outcome = self.reason = "cancelled"
+        self._task.remove_done_callback(self)
+        self._protocol.driver = None
+        self._server._forget(self)
 
     def _prepare(self) -> Awaitable[None] | None:
         """Make the handler, if all goes well; return what has to be awaited for that."""
@@ -377,34 +411,42 @@ class Connection(Driver[None]):
 
     def _handle(self) -> Awaitable[None]:
         handling: Awaitable[None] = self.handler.handle()
-        if type(handling) is CoroutineType or inspect.isawaitable(handling):
+        if type(handling) is CoroutineType:
+            # What names the task, where a task is shown: Upper.handle.
+            self._send.__self__.__qualname__ = handling.__qualname__  # type: ignore[attr-defined]
+            return handling
+        if inspect.isawaitable(handling):
             return handling
         raise TypeError(  # so it is no coroutine function
             f"{type(self.handler).__qualname__}.handle() returned {handling!r}, which can't be awaited: define it"
             " as `async def handle(self)`"
         )
 
-    async def _finish(self, end: BaseException) -> None:
+    async def _finish(self, end: BaseException | None) -> None:
         """Let the handler clean up, report what went wrong, and close."""
         protocol, request = self._protocol, self.request
         try:
             try:
                 if self.handler is not None:
                     self.outcome, self.reason = "completed", "finished"
-                if not isinstance(end, StopIteration):
+                if end is not None:
                     raise end
             finally:
                 handler = self.handler
                 if (
                     handler is not None
-                    and not self._abandoned
+                    and not self._is_abandoned
                     and type(handler).finish is not BaseRequestHandler.finish
                 ):
-                    await handler.finish()
+                    self._inner = handler.finish()
+                    await self._inner
         except asyncio.CancelledError:
             self.outcome = self.reason = "cancelled"
             raise
         except Exception as error:
+            if self._is_abandoned:  # finish() was closed
+                self.outcome = self.reason = "cancelled"
+                raise asyncio.CancelledError from None
             self.outcome, self.reason = "failed", "error"
             if isinstance(error, ConnectionTimeout):
                 self.reason = error.which

@@ -257,7 +257,7 @@ class StreamProtocol(Waiter, asyncio.Protocol):
 
     data_received = Waiter.deliver  # type: ignore[assignment] # resumes whoever waits for data
 
-    def refuse(self, data: bytes | None) -> bool:
+    def buffer_unawaited(self, data: bytes | None) -> bool:
         """Buffer what nobody waits for. What comes after the end of the stream is dropped. None is the news of the end."""
         reader = self.reader
         reader._keep_item()

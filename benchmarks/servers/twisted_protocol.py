@@ -13,7 +13,7 @@ from twisted.protocols.basic import LineReceiver
 from ._options import BACKLOG, HOST, read_options
 
 options = read_options()
-reactor: Any = _reactor  # whose type depends on the platform
+reactor: Any = _reactor  # its type depends on the platform
 
 
 class Echo(Protocol):

@@ -1,0 +1,296 @@
+"""The shell command `serve`: options in, a server or its workers run until a signal, and an exit status."""
+
+import functools
+import importlib
+import itertools
+import logging
+import os
+import signal
+import ssl
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aioecho.choice import are_for_datagrams
+from aioecho.choice import serve as make_server_for
+from aioecho.cli.console import Mistake, discard_stdout
+from aioecho.config import Limits
+from aioecho.echo import DATAGRAM_HANDLERS, HANDLERS
+from aioecho.exceptions import AioechoError
+from aioecho.runtime.loops import LOOPS, loop_factory
+from aioecho.server import BaseServer
+from aioecho.serving.drain import DEFAULT_GRACE
+from aioecho.workers.program import check_sessions, run_server, run_workers
+from aioecho.workers.worker import SIGNALS
+
+__all__ = ["serve_command"]
+
+logger = logging.getLogger("aioecho.cli")
+
+_DEFAULT_HOST, _DEFAULT_PORT = "127.0.0.1", 9999
+
+
+class _Workers(click.IntRange):
+    """A number of worker processes, or as many as there are processors."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else super().convert(value, param, ctx)
+
+    def get_metavar(self, *args: Any, **options: Any) -> str:
+        return self.name
+
+
+@click.command("serve")
+@click.argument("handler", default="echo")
+@click.option(
+    "-b", "--bind", "endpoints", multiple=True, metavar="ENDPOINT",
+    help="tcp://HOST:PORT, unix:PATH or unix:PATH?mode=660; for datagrams udp://HOST:PORT or unixgram:PATH; for either"
+    " fd://N or systemd:NAME. May be repeated. Port 0 is any free one.",
+)  # fmt: skip
+@click.option("--host", help=f"Listen on this TCP host; short for --bind.  [default: {_DEFAULT_HOST}]")
+@click.option("--port", type=click.IntRange(0, 65535), help=f"Listen on this TCP port.  [default: {_DEFAULT_PORT}]")
+@click.option("--uds", metavar="PATH", help="Listen on this Unix socket.")
+@click.option("--fd", type=click.IntRange(0), help="Listen on this inherited descriptor.")
+@click.option("--workers", type=_Workers(1), default=1, show_default=True,
+              help="Processes that serve; auto is one for each processor they may use. They share the sockets.")  # fmt: skip
+@click.option("--reuse-port", is_flag=True, help="Give each worker a TCP or UDP socket of its own (SO_REUSEPORT).")
+@click.option("--limit-max-requests", type=click.IntRange(1), metavar="N",
+              help="Replace a worker process after N connections.")  # fmt: skip
+@click.option("--limit-max-requests-jitter", type=click.IntRange(0), default=0, show_default=True, metavar="N",
+              help="Add up to N to that, at random for each worker.")  # fmt: skip
+@click.option("--loop", type=click.Choice(LOOPS), default="auto", show_default=True, help="The event loop.")
+@click.option("--backlog", type=click.IntRange(1), default=Limits().backlog, show_default=True,
+              help="Clients that the kernel queues until they are accepted.")  # fmt: skip
+@click.option(
+    "--limit-concurrency",
+    type=click.IntRange(1),
+    help="Connections at once, for each process; more clients wait. For datagrams: handlers, or sessions, at once.",
+)
+@click.option("--timeout-graceful-shutdown", "grace", type=click.FloatRange(0), default=DEFAULT_GRACE, show_default=True,
+              metavar="SECONDS", help="Time that handlers have to finish after SIGTERM or SIGINT.")  # fmt: skip
+@click.option("--ssl-certfile", type=click.Path(), help="Serve TLS with this certificate (PEM).")
+@click.option("--ssl-keyfile", type=click.Path(), help="Its private key, if it is not in the same file.")
+@click.option("--ssl-keyfile-password", help="The password of the private key.")
+@click.option("--ssl-ca-certs", type=click.Path(), help="Ask clients for a certificate that one of these has signed.")
+@click.option("--log-level", type=click.Choice(["critical", "error", "warning", "info", "debug"]), default="info",
+              show_default=True, help="The lowest level that is logged, to stderr.")  # fmt: skip
+@click.option("--app-dir", default=".", show_default=True, metavar="FOLDER", help="Look for module:Class here first.")
+def serve_command(
+    handler: str,
+    endpoints: tuple[str, ...],
+    host: str | None,
+    port: int | None,
+    uds: str | None,
+    fd: int | None,
+    workers: int | str,
+    reuse_port: bool,
+    limit_max_requests: int | None,
+    limit_max_requests_jitter: int,
+    loop: str,
+    backlog: int,
+    limit_concurrency: int | None,
+    grace: float,
+    ssl_certfile: str | None,
+    ssl_keyfile: str | None,
+    ssl_keyfile_password: str | None,
+    ssl_ca_certs: str | None,
+    log_level: str,
+    app_dir: str,
+) -> None:
+    """Serve HANDLER: echo (the default), upper, discard, chargen, daytime, time, or a class of yours as module:Class.
+
+    The ready-made ones serve streams or datagrams, as the endpoints are. Never offer them over UDP to a network that you do
+    not trust.
+
+    When it serves, it writes `listening on ENDPOINT` to stdout, a line for each endpoint. Everything else goes to stderr.
+    SIGTERM and SIGINT (Ctrl-C) let handlers finish; a second one ends it at once. SIGUSR1 logs the stats. With workers,
+    SIGHUP replaces them one after another, SIGTTIN adds one and SIGTTOU removes one.
+
+    The exit status is 0 if all handlers finished, 1 if a handler was cancelled or serving failed, 2 for a mistake on the
+    command line.
+    """
+    supervised = workers != 1 or reuse_port or limit_max_requests is not None
+    bind = list(endpoints)
+    if uds is not None:
+        bind.append(f"unix:{uds}")
+    if fd is not None:
+        bind.append(f"fd://{fd}")
+    if host is not None or port is not None or not bind:
+        host = _DEFAULT_HOST if host is None else host
+        bind.append(f"tcp://{f'[{host}]' if ':' in host else host}:{_DEFAULT_PORT if port is None else port}")
+    try:
+        for_datagrams = are_for_datagrams(*bind)
+    except ValueError as error:
+        raise Mistake(str(error)) from error
+    make_server = functools.partial(
+        _make_server,
+        handler=handler,
+        for_datagrams=for_datagrams,
+        app_dir=str(Path(app_dir).resolve()),
+        tls=(ssl_certfile, ssl_keyfile, ssl_keyfile_password, ssl_ca_certs),
+        limits=(
+            {"max_handlers": limit_concurrency, "max_sessions": limit_concurrency}
+            if for_datagrams and limit_concurrency is not None
+            else {"backlog": backlog, "max_connections": limit_concurrency}
+        ),
+        grace=grace,
+        log_level=log_level.upper(),
+        log_format=f"%(asctime)s %(levelname)s %(name)s{'[%(process)d]' if supervised else ''}: %(message)s",
+    )
+    server = make_server(bind)
+    try:
+        loop_factory(loop)
+        if workers != 1:
+            check_sessions(server, reuse_port=reuse_port)
+    except (ImportError, ValueError) as error:
+        raise Mistake(str(error)) from error
+    try:
+        if supervised:
+            report = run_workers(
+                server,
+                functools.partial(_make_server_in_worker, make_server),
+                workers=workers,
+                loop=loop,
+                reuse_port=reuse_port,
+                max_requests=limit_max_requests,
+                max_requests_jitter=limit_max_requests_jitter,
+                when_serving=_announce,
+            )
+        else:
+            report = run_server(server, loop=loop, when_serving=lambda server: _announce(server.names))
+    except AioechoError as error:
+        raise click.ClickException(str(error)) from error
+    status = 1 if report.cancelled or report.aborted else 0
+    _let_signals_end(status)
+    sys.exit(status)
+
+
+def _let_signals_end(status: int) -> None:
+    """Make a signal end the process with `status`: Python may still wait for a thread of the user's, or be ending itself."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: os._exit(status))
+
+
+def _make_server(
+    endpoints: list[str],
+    *,
+    handler: str,
+    for_datagrams: bool,
+    app_dir: str,
+    tls: tuple[str | None, str | None, str | None, str | None],
+    limits: dict[str, int | None],
+    grace: float,
+    log_level: str,
+    log_format: str,
+) -> BaseServer:
+    """Make the server that the command line describes. Each process does: modules and certificates are not sent to workers."""
+    logging.basicConfig(level=log_level, format=log_format)
+    context = _tls_context(*tls)
+    # Outside of the `try`: what the user's own module raises comes with a traceback.
+    handler_class = _find_handler(handler, app_dir, DATAGRAM_HANDLERS if for_datagrams else HANDLERS)
+    try:
+        return make_server_for(handler_class, *endpoints, ssl=context, limits=Limits(**limits), grace=grace)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise Mistake(str(error)) from error
+
+
+def _make_server_in_worker(make_server: Callable[[list[str]], BaseServer], endpoints: list[list[str]]) -> BaseServer:
+    try:
+        return make_server(list(itertools.chain(*endpoints)))
+    except Mistake as error:  # certificates or a handler that were there at the start, and no longer are
+        raise AioechoError(error.message) from error
+
+
+def _announce(names: Sequence[str]) -> None:
+    try:
+        for name in names:
+            click.echo(f"listening on {name}")
+    except OSError as error:  # no reason not to serve
+        discard_stdout()
+        if not isinstance(error, BrokenPipeError):  # its reader has closed it, as it may
+            logger.warning("cannot write to stdout where it listens: %s", error.strerror or error)
+
+
+def _find_handler(name: str, folder: str, ready_made: Mapping[str, Any]) -> Any:
+    """Return the ready-made handler called `name`, or import "module:Class". `folder` comes first on the path.
+
+    Raises:
+        Mistake: there is none; the message says what was looked for, and where (caller).
+    """
+    if name in ready_made:
+        return ready_made[name]
+    module_name, colon, attribute = name.partition(":")
+    if not (colon and attribute and all(module_name.split("."))):
+        raise Mistake(
+            f"no handler is called {name!r}: the ready-made ones are {', '.join(ready_made)}; for your own say module:Class"
+        )
+    where = str(Path(folder).resolve())
+    sys.path.insert(0, where)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            raise  # the module is there, and imports something that is not
+        raise Mistake(f"no module {module_name!r} in {where} nor among the installed ones") from error
+    found: Any = module
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            file = getattr(module, "__file__", None) or module_name
+            raise Mistake(f"no {attribute!r} in module {module_name!r} ({file})") from None
+    return found
+
+
+def _tls_context(
+    certfile: str | None, keyfile: str | None, password: str | None, ca_certs: str | None
+) -> ssl.SSLContext | None:
+    if certfile is None:
+        if keyfile or ca_certs or password:
+            raise Mistake("TLS needs a certificate: --ssl-certfile")
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        # Without a password OpenSSL would ask for it on the terminal, and wait.
+        context.load_cert_chain(certfile, keyfile, password or "")
+    except (OSError, ValueError) as error:
+        reason = _explain_certificate(error, certfile, keyfile, password)
+        raise Mistake(f"cannot use {certfile}{f' with {keyfile}' if keyfile else ''}: {reason}") from error
+    if ca_certs is not None:
+        try:
+            context.load_verify_locations(ca_certs)
+        except OSError as error:
+            raise Mistake(f"cannot use {ca_certs}: {error.strerror or error}") from error
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def _explain_certificate(error: Exception, certfile: str, keyfile: str | None, password: str | None) -> object:
+    """Return why a certificate and its key cannot be loaded. OpenSSL's own reason is mostly "PEM lib"."""
+    if not isinstance(error, ssl.SSLError):
+        return getattr(error, "strerror", None) or error
+    if error.reason == "KEY_VALUES_MISMATCH":
+        return "the private key is not that of the certificate"
+    try:
+        certificate, key = Path(certfile).read_bytes(), Path(keyfile or certfile).read_bytes()
+    except OSError:  # such as a pipe's, that was read
+        return error.strerror or error
+    if b"CERTIFICATE-----" not in certificate:
+        return f"there is no certificate (PEM) in {certfile}"
+    if b"PRIVATE KEY-----" not in key:
+        return f"there is no private key (PEM) in {keyfile or certfile}: name its file with --ssl-keyfile"
+    if b"ENCRYPTED" in key:
+        return (
+            "the password is not the private key's"
+            if password
+            else ("the private key is encrypted: give its password with --ssl-keyfile-password")
+        )
+    return error.strerror or error

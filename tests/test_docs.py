@@ -1,0 +1,662 @@
+"""The documentation's pages: each code block is run, by the test that names it, and its tables are what the code has."""
+
+import ast
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import json
+import logging
+import re
+import shlex
+import shutil
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import pytest
+import words
+from click.testing import CliRunner
+from documents import Blocks, ask_server, execute, load, output_of, served
+from programs import ROOT, Program, ask, connect, read_line
+
+import aioecho
+from aioecho.cli import main
+from aioecho.echo import Echo, Upper
+
+PAGES = ROOT / "docs" / "pages"
+BLOCKS = Blocks(*sorted(PAGES.rglob("*.md")))
+runs = BLOCKS.runs
+
+
+def read_page(name: str) -> str:
+    return (PAGES / name).read_text("utf-8")
+
+
+def test_every_block_has_a_name_of_its_own_and_is_run() -> None:
+    assert not BLOCKS.unnamed
+    assert set(BLOCKS) == BLOCKS.have_run
+
+
+# What pages say that can be looked up
+
+
+def test_the_words_are_plain() -> None:
+    found, total = words.count([str(ROOT / "README.md"), str(ROOT / "CHANGELOG.md"), str(PAGES)])
+    assert total > 5000
+    assert found.total() <= total / 1000, found
+
+
+def test_words_are_counted_in_prose_alone(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text("Each `who` is\n```python\nwho = nobody\n```\n[a](who) one.\n")
+    (tmp_path / "module.py").write_text(
+        '"""Who is?"""\n\n# those\nx = "nobody"\n\nclass A:\n    y: int\n    """whose"""\n'
+    )
+    found, total = words.count([str(tmp_path / "page.md")])
+    assert (dict(found), total) == ({"each": 1}, 4)
+    found, _ = words.count([str(tmp_path / "module.py")])
+    assert dict(found) == {"who": 1, "those": 1, "whose": 1}
+
+
+@runs("words")
+def test_the_command_that_counts_words_counts_them() -> None:
+    command, of_package = BLOCKS["words"].splitlines()
+    with Program("sh", "-c", command.replace("python ", f"'{sys.executable}' "), cwd=ROOT) as program:
+        code, output, errors = program.end()
+    assert (code, errors) == (0, "")
+    assert re.match(rb"\d\.\d\d in 1,000 words \(\d+ of [\d,]+\)", output)
+    assert of_package == "python tests/words.py aioecho"
+
+
+@pytest.mark.parametrize("page", ["../../README.md", "../../CHANGELOG.md", *(path.name for path in PAGES.glob("*.md"))])
+def test_links_lead_to_what_is_there(page: str) -> None:
+    path = PAGES / page
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text("utf-8")):
+        if not target.startswith(("http", "#")):
+            assert (path.parent / target.partition("#")[0]).exists(), target
+
+
+def test_the_reference_has_every_name_that_users_get() -> None:
+    reference = "".join(path.read_text("utf-8") for path in (PAGES / "reference").glob("*.md"))
+    assert set(aioecho.__all__) - {"__version__"} <= set(re.findall(r"^::: aioecho\.(\w+)$", reference, re.MULTILINE))
+
+
+def test_pages_speak_of_every_name_that_users_get() -> None:
+    text = "".join(path.read_text("utf-8") for path in (ROOT / "README.md", *PAGES.glob("*.md")))
+    assert [name for name in aioecho.__all__ if name not in text and name != "__version__"] == []
+
+
+@pytest.mark.parametrize("kind", [aioecho.Limits, aioecho.Timeouts])
+def test_the_table_of_limits_has_every_name_and_its_default(kind: Any) -> None:
+    rows = re.findall(rf"^\| `{kind.__name__}\.(\w+)` \| [^|]+ \| `([^`]+)`", read_page("limits.md"), re.MULTILINE)
+    expected = {field.name: field.default for field in dataclasses.fields(kind)}
+    assert {name: ast.literal_eval(default) for name, default in rows} == expected
+
+
+def test_the_timeouts_of_the_example_are_the_defaults() -> None:
+    # All but the first four limits: the page says so.
+    arguments = re.findall(r"^        (\w+)=([^,]+),", BLOCKS["limits"], re.MULTILINE)
+    defaults = {**dataclasses.asdict(aioecho.Limits()), **dataclasses.asdict(aioecho.Timeouts())}
+    assert [name for name, value in arguments if eval(value) != defaults[name]] == [
+        "max_connections", "overflow", "max_per_host", "accept_rate",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "page"), [("serve", "cli.md"), ("send", "cli.md"), ("load", "benchmarks.md")])
+def test_the_tables_of_options_have_them_all(command: str, page: str) -> None:
+    assert isinstance(main, click.Group)
+    found = main.get_command(click.Context(main), command)
+    assert found is not None
+    options = {option for param in found.params if isinstance(param, click.Option) for option in param.opts}
+    text = read_page(page)
+    assert [option for option in options if option.startswith("--") and f"`{option}" not in text] == []
+
+
+def test_the_table_of_loggers_has_them_all() -> None:
+    sources = "".join(path.read_text("utf-8") for path in (ROOT / "aioecho").rglob("*.py"))
+    logged = set(re.findall(r'getLogger\("(aioecho[\w.]*)"\)', sources))
+    assert logged == set(re.findall(r"^\| `(aioecho[\w.]*)` \|", read_page("logging.md"), re.MULTILINE))
+
+
+@pytest.mark.timeout(120)
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "-f",
+        "docs/mkdocs.yml",
+        "-d",
+        str(tmp_path / "site"),
+    ]
+    with Program(*command, cwd=ROOT, env={"NO_MKDOCS_2_WARNING": "1"}) as program:
+        code, _, errors = program.end(timeout=100)
+    assert code == 0, errors
+    reference = (tmp_path / "site" / "reference" / "servers.html").read_text()
+    assert 'id="aioecho.TCPServer"' in reference
+    assert ":class:" not in reference
+
+
+# start.md
+
+
+@runs("room.py", "say")
+def test_the_room_is_a_program_to_which_a_line_can_be_said(tmp_path: Path) -> None:
+    with served(BLOCKS["room.py"]) as server, connect(server.names[0]) as listener:
+        listener.sendall(b"hello?\n")
+        assert read_line(listener) == b"hello?\n"
+        command = shlex.split(BLOCKS["say"].replace("tcp://127.0.0.1:9999", server.names[0]))
+        outcome = CliRunner().invoke(main, command[3:])
+        assert (outcome.exit_code, outcome.output) == (0, "Hello, Room!\n")
+        assert read_line(listener) == b"Hello, Room!\n"
+
+
+@runs("chat.py")
+def test_a_member_that_does_not_read_is_cut_off_and_the_others_go_on() -> None:
+    text = BLOCKS["chat.py"].replace("2**20", "2**16")
+    assert text != BLOCKS["chat.py"]
+    with served(text) as server, connect(server.names[0]) as deaf, connect(server.names[0]) as speaker:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**12)
+        deaf.sendall(b"Deaf\n")
+        with speaker.makefile("rb") as replies:
+            speaker.sendall(b"Speaker\n")
+            while b"Speaker: has joined\n" not in replies.readline():
+                pass
+            while server.stats.reasons["write buffer"] == 0:
+                speaker.sendall(b"x" * 2**15 + b"\n")
+                replies.readline()
+            speaker.sendall(b"the end\n")
+            while replies.readline() != b"Speaker: the end\n":
+                pass
+    assert server.stats.completed == 1
+
+
+@runs("test_chat.py", "test_upper.py")
+def test_the_tests_on_the_pages_pass(tmp_path: Path) -> None:
+    for name in ("chat.py", "test_chat.py", "test_upper.py"):
+        (tmp_path / name).write_text(BLOCKS[name])
+    (tmp_path / "pytest.ini").write_text(
+        "[pytest]\npythonpath = .\nfilterwarnings = error\nasyncio_default_fixture_loop_scope = function\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    with Program(*command, cwd=tmp_path, env={"PYTEST_ADDOPTS": ""}) as program:
+        code, output, errors = program.end()
+    assert code == 0, (output, errors)
+    assert b"2 passed" in output
+
+
+# handlers.md
+
+
+@runs("life")
+def test_a_handler_lives_as_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    with served(BLOCKS["life"]) as server, connect(server.names[0]) as sock:
+        assert read_line(sock) == b"Hello, 127.0.0.1!\n"
+        assert ask_server(server, b"1\n2\n") == b"Hello, 127.0.0.1!\n1\n2\n"
+        while len(server.connections) > 1:  # it has ended for its client, and is counted a moment later
+            time.sleep(0.001)
+    assert capfd.readouterr().out.splitlines() == ["2 lines; 1 others are connected", "0 lines; 0 others are connected"]
+
+
+@runs("slow")
+def test_slow_handlers_keep_no_other_client_waiting() -> None:
+    text = BLOCKS["slow"].replace("asyncio.sleep(2)", "asyncio.sleep(0.3)")
+    assert text != BLOCKS["slow"]
+    output = output_of(text)
+    assert all(rf"b'CLIENT {number}\n'" in output for number in range(5))
+    found = re.search(r" (\d+\.\d) s\n$", output)
+    assert found
+    assert 0.3 <= float(found[1]) < 5 * 0.3
+
+
+@runs("arguments")
+def test_arguments_come_with_partial() -> None:
+    with served(BLOCKS["arguments"]) as server:
+        assert ask_server(server) == b"Good morning!\n"
+
+
+@runs("timeouts")
+def test_a_handler_says_goodbye_when_time_is_up() -> None:
+    with served(BLOCKS["timeouts"].replace("message=5", "message=0.1")) as server:
+        assert ask_server(server, b"hello\n") == b"hello\n"
+        with connect(server.names[0]) as sock, sock.makefile("rb") as replies:
+            sock.sendall(b"hello\nwor")
+            assert replies.read() == b"hello\nbye: no message within 0.1 s\n"
+
+
+# streams.md
+
+
+@runs("frames")
+def test_frames_come_back_and_too_long_ones_do_not() -> None:
+    with served(BLOCKS["frames"]) as server:
+        frames = b"".join(struct.pack("!I", len(text)) + text for text in (b"one", b"", b"three"))
+        assert ask_server(server, frames) == frames.upper()
+        assert ask_server(server, struct.pack("!I", 2**31)) == b""
+
+
+# datagrams.md
+
+
+@contextmanager
+def datagrams(name: str) -> Iterator[socket.socket]:
+    """Serve a block; with a socket that is connected to it."""
+    with served(BLOCKS[name]) as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.connect(server.server_address)
+        client.settimeout(30)
+        yield client
+
+
+@runs("datagrams")
+def test_a_slow_datagram_keeps_no_other_waiting() -> None:
+    with datagrams("datagrams") as client:
+        for data in (b"three", b"two", b"one"):
+            client.send(data)
+        assert [client.recv(100) for _ in range(3)] == [b"2", b"1", b"unknown"]
+
+
+@runs("sessions")
+def test_a_session_keeps_what_its_peer_sent() -> None:
+    with datagrams("sessions") as client:
+        for number, total in ((1, b"1"), (2, b"3"), (3, b"6")):
+            client.send(b"%d" % number)
+            assert client.recv(100) == total
+
+
+# blocking.md
+
+
+@runs("blocking")
+def test_blocking_and_async_handlers_serve_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with served(BLOCKS["blocking"].replace("time.sleep(2)", "time.sleep(0.02)")) as server:
+        slow, fast, unix = server.names
+        assert ask(slow, b"slow") == b"SLOW"
+        assert ask(fast, b"fast") == b"FAST"
+        assert ask(unix, b"fast") == b"FAST"
+
+
+@runs("compat")
+def test_the_port_is_one_line(tmp_path: Path) -> None:
+    # It binds the address itself, so that a free port is asked for, and the program made to tell which.
+    text = BLOCKS["compat"].replace("9999", "0").replace(
+        "    server.serve_forever()", "    print(*server.server_address, flush=True)\n    server.serve_forever()"
+    )  # fmt: skip
+    (tmp_path / "program.py").write_text(text)
+    with Program(sys.executable, "program.py", cwd=tmp_path) as server:
+        assert ask("tcp://{}:{}".format(*server.line().split()), b"hello\n") == b"HELLO\n"
+        server.signal(signal.SIGINT)
+        assert server.wait() != 0
+        assert "KeyboardInterrupt" in server.stderr()
+
+
+@contextmanager
+def program_on(text: str, folder: Path, *socks: socket.socket) -> Iterator[Program]:
+    """Run a block that binds its addresses itself, on sockets that are bound already, in their order."""
+    for sock in socks:
+        text = text.replace('("127.0.0.1", 9999)', f'"fd://{sock.fileno()}"', 1)
+    assert "9999" not in text
+    (folder / "program.py").write_text(text)
+    with Program(sys.executable, "program.py", cwd=folder, pass_fds=[sock.fileno() for sock in socks]) as program:
+        yield program
+
+
+@runs("both")
+def test_streams_and_datagrams_are_served_by_one_program(tmp_path: Path) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as tcp,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        udp.bind(("127.0.0.1", 0))
+        client.connect(udp.getsockname())
+        client.settimeout(30)
+        with program_on(BLOCKS["both"], tmp_path, tcp, udp) as program:
+            assert ask("tcp://{}:{}".format(*tcp.getsockname()), b"stream\n") == b"STREAM\n"
+            client.send(b"datagram")
+            assert client.recv(100) == b"DATAGRAM"
+            program.signal(signal.SIGINT)
+            assert program.wait() != 0
+
+
+# servers.md
+
+
+@runs("hooks")
+def test_the_hooks_are_called(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        endpoint = "tcp://{}:{}".format(*sock.getsockname())
+        with program_on(BLOCKS["hooks"], tmp_path, sock) as server:
+            assert ask(endpoint, b"hello\n") == b"HELLO\n"
+            with connect(endpoint) as client:
+                client.sendall(b"x" * 200_000)  # longer than a line may be
+                assert server.line().startswith("a handler raised ")
+    names = execute(BLOCKS["hooks"].replace("__main__", "not the program").replace('"127."', '"10."'))
+
+    async def refuse() -> bytes:
+        async with names["Guarded"](("127.0.0.1", 0), Echo) as server:
+            reader, writer = await asyncio.open_connection(*server.server_address)
+            writer.write(b"hello\n")
+            received = b""
+            with contextlib.suppress(ConnectionError):  # it may be reset, over what it has sent
+                received = await reader.read()
+            writer.close()
+            return received
+
+    assert asyncio.run(refuse()) == b""
+
+
+# limits.md, stopping.md
+
+
+@runs("limits")
+def test_the_limits_and_timeouts_are_taken() -> None:
+    with served(BLOCKS["limits"]) as server:
+        assert ask_server(server, b"hello") == b"hello"
+
+
+@runs("stop")
+def test_a_stop_loses_no_reply() -> None:
+    assert output_of(BLOCKS["stop"]) == "b'LAST WORDS\\n'\n1 0 0\n"
+
+
+# tls.md
+
+
+@pytest.fixture
+def certificates(tmp_path: Path, tls: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The files that the pages name, in the current folder."""
+    shutil.copy(tls.files.server, tmp_path / "server.pem")
+    shutil.copy(tls.files.ca, tmp_path / "clients-ca.pem")
+    monkeypatch.chdir(tmp_path)
+    return tls
+
+
+@runs("tls")
+def test_tls_serves_known_clients_alone(certificates: SimpleNamespace) -> None:
+    with served(BLOCKS["tls"]) as server:
+        endpoint = server.names[0]
+        with certificates.known_client.wrap_socket(connect(endpoint), server_hostname="127.0.0.1") as sock:
+            sock.sendall(b"hello\n")
+            assert read_line(sock) == b"HELLO\n"
+        with connect(endpoint) as plain, certificates.client.wrap_socket(plain, server_hostname="127.0.0.1") as sock:
+            try:
+                received = sock.recv(1)
+            except (ssl.SSLError, ConnectionError):
+                received = b""
+            assert received == b""
+
+
+@runs("starttls")
+def test_starttls_goes_over_to_tls_and_reads_no_plain_text_after_the_command(certificates: SimpleNamespace) -> None:
+    with served(BLOCKS["starttls"]) as server:
+        endpoint = server.names[0]
+        with connect(endpoint) as plain:
+            assert read_line(plain) == b"hello\n"
+            plain.sendall(b"x\nSTARTTLS\n")
+            assert [read_line(plain), read_line(plain)] == [b"in the clear\n", b"go ahead\n"]
+            with certificates.client.wrap_socket(plain, server_hostname="127.0.0.1") as sock:
+                sock.sendall(b"x\nSTARTTLS\nx\n")
+                with sock.makefile("rb") as replies:
+                    assert [replies.readline() for _ in range(3)] == [b"secure\n", b"it is TLS already\n", b"secure\n"]
+        with connect(endpoint) as plain:
+            assert read_line(plain) == b"hello\n"
+            plain.sendall(b"STARTTLS\nx\n")  # slipped in before TLS
+            assert read_line(plain) == b"go ahead\n"
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                certificates.client.wrap_socket(plain, server_hostname="127.0.0.1")
+
+
+# logging.md
+
+
+@runs("connections")
+def test_the_records_of_connections_have_the_fields_that_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("aioecho.connection")
+    level, handlers = logger.level, list(logger.handlers)
+    try:
+        with served(BLOCKS["connections"]) as server:
+            assert ask_server(server, b"hello\n") == b"HELLO\n"
+    finally:
+        logger.setLevel(level)
+        logger.handlers = handlers
+    assert capsys.readouterr().out == "completed (finished): 6 in, 6 out\n"
+    assert "`completed (finished): 6 in, 6 out`" in read_page("logging.md")
+
+
+# embedding.md
+
+
+@runs("web.py")
+def test_it_runs_in_the_lifespan_of_a_web_application(tmp_path: Path) -> None:
+    # uvicorn's listening socket is inherited too, so that nothing has to be waited for.
+    with socket.create_server(("127.0.0.1", 0)) as web, socket.create_server(("127.0.0.1", 0)) as upper:
+        text = BLOCKS["web.py"].replace('("127.0.0.1", 9999)', f'"fd://{upper.fileno()}"')
+        (tmp_path / "web.py").write_text(text)
+        command = [sys.executable, "-m", "uvicorn", "web:app", "--fd", str(web.fileno())]
+        with Program(*command, cwd=tmp_path, pass_fds=[web.fileno(), upper.fileno()]) as server:
+            assert ask("tcp://{}:{}".format(*upper.getsockname()), b"hello\n") == b"HELLO\n"
+            request = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            with connect("tcp://{}:{}".format(*web.getsockname())) as sock:
+                sock.sendall(request)
+                assert b"".join(iter(lambda: sock.recv(2**16), b"")).endswith(b'{"accepted":1}')
+            # The signal is uvicorn's, which passes it on to itself at its end.
+            assert server.stop(signal.SIGTERM) in (0, -signal.SIGTERM)
+            assert "Application shutdown complete" in server.stderr()
+            assert "Traceback" not in server.stderr()
+
+
+@runs("tasks")
+def test_it_runs_beside_other_tasks() -> None:
+    assert output_of(BLOCKS["tasks"]) == "b'ONE OF MANY TASKS\\n'\n"
+
+
+@runs("background")
+def test_a_server_runs_in_a_thread() -> None:
+    assert output_of(BLOCKS["background"]) == "b'HELLO\\n'\n1\n"
+
+
+@runs("connect")
+def test_a_client_connects_or_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    output = output_of(BLOCKS["connect"])
+    assert output == "b'HELLO\\n'\ncannot connect to unix:upper.sock: No such file or directory\n"
+
+
+# cli.md
+
+
+@runs("serve")
+@pytest.mark.parametrize("number", range(4))
+def test_the_servers_of_the_command_line_serve(certificates: SimpleNamespace, number: int) -> None:
+    Path("chat.py").write_text(BLOCKS["room.py"])
+    lines = BLOCKS["serve"].splitlines()
+    assert len(lines) == 4
+    # What names a port is given another: these may be taken.
+    command = re.sub(r":7000\b|--port 7000", lambda match: match[0].replace("7000", "0"), lines[number])
+    if command == lines[number]:
+        command += " --port 0"
+    with Program(sys.executable, *shlex.split(command)[1:]) as server:
+        endpoint = server.listening()
+        if "server.pem" in command:
+            sock: socket.socket = certificates.known_client.wrap_socket(connect(endpoint), server_hostname="127.0.0.1")
+        else:
+            sock = connect(endpoint)
+        with sock:
+            sock.sendall(b"hello\n")
+            assert read_line(sock) == (b"HELLO\n" if "upper" in command else b"hello\n")
+        if "app.sock" in command:
+            assert server.listening() == "unix:app.sock"
+        assert server.stop() == 0
+
+
+@runs("send")
+def test_the_clients_of_the_command_line_are_answered() -> None:
+    text, lines, usage = BLOCKS["send"].splitlines()
+    with aioecho.run_in_thread(Upper, "tcp://127.0.0.1:0") as server:
+        outcome = CliRunner().invoke(main, shlex.split(text.replace("tcp://127.0.0.1:9999", server.names[0]))[3:])
+        assert (outcome.exit_code, outcome.output) == (0, "HELLO, SERVER!\n")
+        command = lines.replace("python ", f"'{sys.executable}' ").replace("tcp://127.0.0.1:9999", server.names[0])
+        with Program("sh", "-c", command) as client:
+            assert client.end() == (0, b"ONE\nTWO\n", "")
+    outcome = CliRunner().invoke(main, shlex.split(usage)[3:])
+    assert outcome.exit_code == 0
+    assert "Usage: " in outcome.output
+
+
+# benchmarks.md
+
+
+@runs("load")
+def test_the_load_generator_loads() -> None:
+    lines = BLOCKS["load"].splitlines()
+    assert len(lines) == 2
+    with aioecho.run_in_thread(Echo, "tcp://127.0.0.1:0") as server:
+        for line in lines:
+            outcome = load(line, server.names[0])
+            # On a busy machine it may be as slow as it must not be.
+            assert (outcome.exit_code, outcome.stderr) == (0, "") or outcome.stderr.startswith("failed: p99_us>")
+            assert "p99" in outcome.stdout
+
+
+@pytest.mark.slow
+def test_the_figures_are_those_of_the_last_full_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    from benchmarks import report
+
+    monkeypatch.setattr(report, "_load", functools.cache(report._load))  # most of the time
+    results = tmp_path / "benchmarks" / "results"
+    shutil.copytree(ROOT / "benchmarks" / "results", results)
+    for page, rows in (("README.md", 6), ("docs/pages/benchmarks.md", 24)):
+        copy = tmp_path / page
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        text = (ROOT / page).read_text("utf-8")
+        copy.write_text(re.sub(r"\| \d[\d.,]* \|", "| 0 |", text))
+        report.refresh_readme(copy, results / "full.jsonl", results / "full")
+        assert copy.read_text("utf-8") == text
+        assert len(re.findall(r"^\| .+ \(\d[\d.,]*-[\d.,]+\) \|$", text, re.MULTILINE)) == rows
+
+
+# workers.md
+
+
+@runs("workers")
+def test_the_program_with_workers_serves(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        text = BLOCKS["workers"].replace('"tcp://127.0.0.1:9999"', f'"fd://{sock.fileno()}"')
+        (tmp_path / "program.py").write_text(text.replace('"auto"', "2"))
+        with Program(sys.executable, "program.py", cwd=tmp_path, pass_fds=[sock.fileno()]) as server:
+            assert ask("tcp://{}:{}".format(*sock.getsockname()), b"hello\n") == b"HELLO\n"
+            assert server.stop() == 0
+            assert server.stderr() == ""
+
+
+@runs("echo.socket", "echo.service")
+def test_the_units_are_ones_and_their_command_serves(tmp_path: Path) -> None:
+    command = re.search(r"ExecStart=(.*)", BLOCKS["echo.service"])
+    name = re.search(r"FileDescriptorName=(.*)", BLOCKS["echo.socket"])
+    assert command
+    assert name
+    python, *arguments = command[1].split()
+    if shutil.which("systemd-analyze") is not None:
+        for unit in ("echo.socket", "echo.service"):
+            (tmp_path / unit).write_text(BLOCKS[unit].replace(python, "/bin/true").replace("/srv/echo", str(tmp_path)))
+        with Program("systemd-analyze", "verify", "echo.socket", "echo.service", cwd=tmp_path) as program:
+            # Only what it says of these: those of the machine may have their faults.
+            _, _, errors = program.end()
+            assert not [line for line in errors.splitlines() if "echo." in line], errors
+    if shutil.which("systemd-socket-activate") is None:
+        pytest.skip("systemd-socket-activate is not installed")
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        address = "{}:{}".format(*sock.getsockname())
+    activate = ["systemd-socket-activate", f"--fdname={name[1]}", "-l", address, "-E", f"PYTHONPATH={ROOT}"]
+    with Program(*activate, sys.executable, *arguments, cwd=tmp_path) as program:
+        while "Listening on" not in program.stderr():
+            assert program.process.poll() is None
+        assert ask(f"tcp://{address}", b"hello\n") == b"HELLO\n"
+        assert program.stop() == 0
+
+
+@runs("Dockerfile")
+def test_the_command_of_the_container_serves() -> None:
+    instructions = [line.split(maxsplit=1) for line in BLOCKS["Dockerfile"].splitlines()]
+    assert [name for name, _ in instructions] == ["FROM", "COPY", "RUN", "USER", "EXPOSE", "CMD"]
+    python, *arguments = json.loads(instructions[-1][1])
+    assert python == "python"
+    assert f"*:{instructions[-2][1]}" in " ".join(arguments)
+    with Program(sys.executable, *(part.replace("9999", "0") for part in arguments)) as server:
+        assert ask(server.listening(), b"hello\n") == b"HELLO\n"
+        assert server.stop() == 0
+
+
+@contextmanager
+def behind(configuration: str, *command: str | Path) -> Iterator[tuple[list[Program], str]]:
+    """Run a proxy in front of two servers; all that is in its way is written over its configuration's ports."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(Program.aioecho("serve", "upper", "--port", "0")) for _ in range(2)]
+        for number, server in enumerate(servers, 9001):
+            configuration = configuration.replace(f"127.0.0.1:{number}", server.listening().removeprefix("tcp://"))
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            address = "{}:{}".format(*sock.getsockname())
+        Path(command[-1]).write_text(configuration.replace("127.0.0.1:9000", address))
+        proxy = stack.enter_context(Program(*command))
+        while True:  # it does not tell when it serves
+            assert proxy.process.poll() is None, proxy.stderr()
+            try:
+                connect(f"tcp://{address}").close()
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.01)
+        yield servers, f"tcp://{address}"
+
+
+def check_that_one_can_be_stopped(servers: list[Program], endpoint: str) -> None:
+    for _ in range(20):
+        assert ask(endpoint, b"hello\n") == b"HELLO\n"
+    with ThreadPoolExecutor(8) as pool:
+        replies = pool.map(lambda _: ask(endpoint, b"hello\n"), range(400))
+        for _ in range(50):
+            assert next(replies) == b"HELLO\n"
+        assert servers[0].stop() == 0
+        assert set(replies) == {b"HELLO\n"}
+    assert ask(endpoint, b"hello\n") == b"HELLO\n"
+    assert servers[1].stop() == 0
+
+
+@runs("haproxy.cfg")
+@pytest.mark.skipif(shutil.which("haproxy") is None, reason="there is no haproxy on this machine")
+def test_behind_haproxy_one_server_can_be_stopped(tmp_path: Path) -> None:
+    command = ("haproxy", "-db", "-f", tmp_path / "haproxy.cfg")
+    with behind(BLOCKS["haproxy.cfg"], *command) as (servers, endpoint):
+        check_that_one_can_be_stopped(servers, endpoint)
+
+
+@runs("nginx.conf")
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="there is no nginx on this machine")
+def test_behind_nginx_one_server_can_be_stopped(tmp_path: Path) -> None:
+    module = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+    built = subprocess.run(["nginx", "-V"], capture_output=True, text=True, check=True).stderr.split()
+    if not (module.exists() or "--with-stream" in built):
+        pytest.skip("nginx has no stream module on this machine")
+    loads = f"load_module {module};\n" if module.exists() else ""
+    besides = f"{loads}daemon off;\npid {tmp_path}/pid;\nerror_log stderr;\nevents {{}}\n"
+    command = ("nginx", "-p", tmp_path, "-e", "stderr", "-c", tmp_path / "nginx.conf")
+    with behind(besides + BLOCKS["nginx.conf"], *command) as (servers, endpoint):
+        check_that_one_can_be_stopped(servers, endpoint)
