@@ -106,8 +106,8 @@ def test_ten_thousand_requests_in_flight_at_sigterm_are_all_answered(loop: str) 
 
 @pytest.mark.slow
 @LOOPS
-def test_a_thousand_that_reset_in_mid_reply_are_gone_within_a_second(loop: str) -> None:
-    count = 1_000
+def test_hundreds_that_reset_in_mid_reply_are_gone_within_a_second(loop: str) -> None:
+    count = 500  # to fill the kernel's buffers of as many takes most of the time
     with Subject(loop, "torrent") as server:
         with connect(server.endpoint) as sock:
             sock.sendall(b"100\n")
