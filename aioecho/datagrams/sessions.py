@@ -162,8 +162,7 @@ class Session(Driver):
 
     async def _serve(self) -> None:
         try:
-            self._inner = run_handler(self, self.server.verify_request(self.request, self.client_address))
-            await self._inner
+            await run_handler(self, self.server.verify_request(self.request, self.client_address))
         except BaseException as error:
             # What awaits a coroutine that was closed meets an error of Python's.
             end = asyncio.CancelledError() if self._is_abandoned else error

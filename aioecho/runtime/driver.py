@@ -25,13 +25,15 @@ from asyncio.tasks import (
 )  # documented for code that steps coroutines: docs, "Extending asyncio"
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
-from types import FunctionType
+from types import CoroutineType, FunctionType
 from typing import Any, ParamSpec, TypeVar, cast
 
 __all__ = ["ALWAYS_AWAITED", "Driver", "Waiter", "as_raised", "cancelled_error", "is_future", "steps"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+# As a method that is bound anew for each step, or kept by each driver, it would cost time or memory.
+_send = CoroutineType.send
 
 # What tells a task that it is given a future to wait for. A future's own __await__ sets this and the task clears it, to
 # tell `await` from `yield`; what is yielded here is always awaited.
@@ -108,7 +110,7 @@ class Waiter:
         # its task is current.
         self.item = item
         try:
-            yielded = self._context.run(driver._send, None)  # type: ignore[union-attr]
+            yielded = self._context.run(_send, driver._coroutine, None)  # type: ignore[union-attr]
         except BaseException as error:
             _leave_task(loop, task)
             driver._fail(error)
@@ -214,24 +216,21 @@ class Waiter:
 class Driver:
     """Has a coroutine run by a task, which :class:`Waiter` may step meanwhile.
 
-    The outermost coroutine itself is given to :meth:`start`. It calls :meth:`hand_back` before it ends, and sets `_inner` to
-    the coroutine that it awaits, if that is to end with :meth:`abandon`.
+    The outermost coroutine itself is given to :meth:`start`, and calls :meth:`hand_back` before it ends.
     """
 
     __slots__ = (
         "_awaited",
         "_cancels",
-        "_inner",
+        "_coroutine",
         "_is_abandoned",
-        "_send",
         "_task",
         "_waiter",
         "_wake_up",
     )
 
     _awaited: Any
-    _inner: Any
-    _send: Callable[[None], Any]
+    _coroutine: "CoroutineType[Any, Any, Any]"
     _task: "asyncio.Task[Any]"
     _waiter: Waiter | None  # where the task is parked, also while it is stepped from there
     _wake_up: Callable[[Any], object] | None  # the task's own, while what it awaits was told only of _resume()
@@ -242,10 +241,10 @@ class Driver:
         An eager task would run before its caller is ready, and a factory that wraps coroutines would hide the one that is
         to be stepped.
         """
-        self._inner = self._waiter = self._wake_up = self._awaited = None
+        self._coroutine = cast("CoroutineType[Any, Any, Any]", coroutine)
+        self._waiter = self._wake_up = self._awaited = None
         self._cancels = 0
         self._is_abandoned = False
-        self._send = coroutine.send
         self._task = asyncio.Task(coroutine, loop=loop, context=context)
 
     async def hand_back(self) -> None:
@@ -261,7 +260,7 @@ class Driver:
                 self._task.cancel(*error.args)
 
     def abandon(self) -> None:
-        """Close the inner coroutine, in the loop's next turn, as it swallows CancelledError. Cancel the task too.
+        """Close what the coroutine awaits, in the loop's next turn, as it swallows CancelledError. Cancel the task too.
 
         It meets GeneratorExit where it waits, as at the end of a program, and what awaits it meets an error.
         """
@@ -269,11 +268,12 @@ class Driver:
         self._task.get_loop().call_soon(self._close_inner)
 
     def give_up(self) -> None:
-        """Do nothing about an inner coroutine that swallows even its close. To be overridden."""
+        """Do nothing about one that swallows even that. To be overridden."""
 
     def _close_inner(self) -> None:
-        inner, task = self._inner, self._task
-        if inner is None or task.done():
+        inner: Any = self._coroutine.cr_await
+        task = self._task
+        if not hasattr(inner, "close"):  # a future, or nothing as it has ended
             return
         loop = task.get_loop()
         _enter_task(loop, task)
@@ -292,7 +292,7 @@ class Driver:
         return asyncio._get_running_loop() is not None and current_task() is self._task
 
     def _is_running(self) -> bool:
-        return bool(self._send.__self__.cr_running)  # type: ignore[attr-defined]
+        return self._coroutine.cr_running
 
     def _hand_over(self, yielded: Any) -> None:
         """Let the task wait for what its coroutine has yielded in an event's step."""

@@ -123,7 +123,8 @@ class ThreadPool:
 
     def join(self) -> None:
         """Wait until each thread has ended, after end(). For another thread than the loop's."""
-        for thread in tuple(self._threads):
+        # copy() is atomic without the GIL too, tuple() is not.
+        for thread in self._threads.copy():
             thread.join()
 
     async def close(self) -> None:

@@ -6,6 +6,7 @@ import logging
 import random
 import socket
 import ssl as ssl_module
+import sys
 from collections.abc import Awaitable, Callable
 from math import inf
 from types import CoroutineType
@@ -50,7 +51,7 @@ FRESH_AMONG_OTHERS = 0.5
 PROBES = 1 / 16
 
 # The stages of a connection's life: its transport is made, what comes before handle() is waited for, and the methods run.
-OPEN, PREPARE, HANDLE = range(3)
+OPEN, PREPARE, HANDLE, CLOSED = range(4)
 
 
 class Connection(Driver):
@@ -114,7 +115,7 @@ class Connection(Driver):
             opened = opening.send(None)
         except Exception as error:  # also StopIteration
             opened = error
-        self.start(self._live(opening, opened), loop, server._context.copy())
+        self.start(self._live((opening, opened)), loop, server._context.copy())
         self._task.add_done_callback(self, context=server._context)
 
     def __call__(self, task: "asyncio.Task[None]") -> None:
@@ -284,56 +285,75 @@ class Connection(Driver):
 
     # Its life.
 
-    async def _live(self, opening: Any, opened: Any) -> None:
-        """Open the transport, run the handler, and close.
-
-        `opening` is a coroutine that was stepped once, and `opened` the future that it awaits, or what it has raised.
-        """
+    async def _live(self, awaitable: Any) -> None:
+        """Open the transport, run the handler, and close. `awaitable` is what :meth:`_open` takes."""
+        # While a connection is idle this frame stays: with as few variables as it goes, and where nothing is raised.
         end: BaseException | None = None
         try:
-            try:
-                try:
-                    while True:
-                        if isinstance(opened, Exception):
-                            raise opened
-                        if not opened.done():
-                            await opened
-                        opened = opening.send(None)
-                except StopIteration:
-                    pass
-                finally:
-                    opening.close()
-                    del opening, opened
-                self._protocol.begin_reading()
-            except (OSError, MemoryError) as error:
-                self._server._report_not_begun(self.client_address, "transport", error)
-            else:
-                self._stage = PREPARE
+            awaitable = self._open(*awaitable)
+            if awaitable is not None:
+                await awaitable
+            if self._stage == PREPARE:
                 awaitable = self._prepare()
                 if awaitable is not None:
-                    self._inner = awaitable
                     await awaitable
-                if self.handler is not None:
-                    self._stage = HANDLE
-                    self._inner = awaitable = self._handle()
-                    await awaitable
-        except BaseException as error:
-            if isinstance(error, GeneratorExit) and not self._is_current():
-                raise  # the program has ended
-            end = asyncio.CancelledError() if self._is_abandoned else error
-        awaitable = self._inner = None
-        is_closed = self._close_if_done(end)
+            if self.handler is not None:
+                self._stage = HANDLE
+                awaitable = None
+                await self._handle()
+        except BaseException:
+            end = self._end_with(sys.exception())
+        self._close_if_done(end)
         if self._waiter is not None:
             await self.hand_back()
         try:
-            if not is_closed:
+            if self._stage != CLOSED:
                 await self._finish(end)
         finally:
             del end  # its traceback refers to this frame
             if self._waiter is not None:
                 await self.hand_back()
 
-    def _close_if_done(self, end: BaseException | None) -> bool:
+    def _open(self, opening: Any, opened: Any) -> Awaitable[None] | None:
+        """Open the transport; return what has to be awaited for that.
+
+        `opening` is a coroutine that was stepped once, and `opened` the future that it awaits, or what it has raised.
+        """
+        if not isinstance(opened, Exception) and not opened.done():
+            return self._open_later(opening, opened)
+        try:
+            try:
+                if isinstance(opened, Exception):
+                    raise opened
+                opened = opening.send(None)
+            except StopIteration:
+                pass
+            else:
+                return self._open_later(opening, opened)
+            self._protocol.begin_reading()
+            self._stage = PREPARE
+        except (OSError, MemoryError) as error:
+            self._server._report_not_begun(self.client_address, "transport", error)
+        return None
+
+    async def _open_later(self, opening: Any, opened: Any) -> None:
+        try:
+            await opened
+        except BaseException:
+            opening.close()
+            raise
+        awaitable = self._open(opening, opened)
+        if awaitable is not None:
+            await awaitable
+
+    def _end_with(self, error: BaseException | None) -> BaseException | None:
+        """Return what handle(), or what comes before, has ended with."""
+        if isinstance(error, GeneratorExit) and not self._is_current():
+            raise error  # the program has ended
+        # What awaits a coroutine that was closed meets an error of Python's.
+        return asyncio.CancelledError() if self._is_abandoned else error
+
+    def _close_if_done(self, end: BaseException | None) -> None:
         """Close, if handle() has returned, the peer has closed, and nothing is unsent or to be cleaned up: most often."""
         protocol = self._protocol
         if (
@@ -345,9 +365,8 @@ class Connection(Driver):
             and protocol.transport.get_write_buffer_size() == 0
         ):
             self.outcome, self.reason = "completed", "finished"
+            self._stage = CLOSED
             protocol.transport.close()  # the loop has closed the socket by the time that the end is accounted for
-            return True
-        return False
 
     def give_up(self) -> None:
         """Count it as ended, though its handler goes on."""
@@ -413,7 +432,7 @@ class Connection(Driver):
         handling: Awaitable[None] = self.handler.handle()
         if type(handling) is CoroutineType:
             # What names the task, where a task is shown: Upper.handle.
-            self._send.__self__.__qualname__ = handling.__qualname__  # type: ignore[attr-defined]
+            self._coroutine.__qualname__ = handling.__qualname__
             return handling
         if inspect.isawaitable(handling):
             return handling
@@ -438,8 +457,7 @@ class Connection(Driver):
                     and not self._is_abandoned
                     and type(handler).finish is not BaseRequestHandler.finish
                 ):
-                    self._inner = handler.finish()
-                    await self._inner
+                    await handler.finish()
         except asyncio.CancelledError:
             self.outcome = self.reason = "cancelled"
             raise
