@@ -5,7 +5,6 @@ import contextlib
 import gc
 import http.client
 import http.server
-import importlib.util
 import io
 import logging
 import os
@@ -23,6 +22,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+from helpers import skip_without
 from programs import Program, connect, read_line
 
 import aioecho
@@ -44,8 +44,7 @@ sys.exit(not result.wasSuccessful())
 
 
 def test_cpythons_own_tests_pass_with_the_module_swapped_in() -> None:
-    if importlib.util.find_spec("test.test_socketserver") is None:
-        pytest.skip("this Python comes without its test package")
+    skip_without("test.test_socketserver")
     done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SWAPPED], capture_output=True, text=True, timeout=50
     )

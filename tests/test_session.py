@@ -322,7 +322,6 @@ async def test_at_the_cap_new_peers_are_dropped_and_known_ones_served(peer: Peer
             assert await others[1].ask(b"", address) == b"1 "
 
 
-@pytest.mark.exclusive
 @pytest.mark.slow
 async def test_a_flood_of_spoofed_peers_is_bounded_and_known_peers_are_served(peer: Peer) -> None:
     most = 0

@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import importlib.util
 import socket
 import ssl
 import struct
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import settle
 from driven import drive
+from helpers import skip_without
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import connect
@@ -38,8 +38,7 @@ sys.exit(not result.wasSuccessful())
 
 
 def test_cpythons_own_tests_pass_with_the_reader_swapped_in() -> None:
-    if importlib.util.find_spec("test.test_asyncio.test_streams") is None:
-        pytest.skip("this Python comes without its test package")
+    skip_without("test.test_asyncio.test_streams")
     done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SWAPPED], capture_output=True, text=True, timeout=50
     )

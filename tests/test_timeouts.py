@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import uvloop
 from conftest import check_identity, settle
+from helpers import ANYWHERE, LOOPS
 from programs import connect
 from subjects import Subject
 from timing import in_time, within
@@ -30,9 +31,6 @@ from aioecho.echo import Echo, Upper
 from aioecho.serving.connection import Connection
 
 pytestmark = pytest.mark.timed  # nearly all of them judge by the clock
-
-ANYWHERE = ("127.0.0.1", 0)
-LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 
 # Seconds by which a busy machine may be later than it should be; for the measure itself see "± 10 %" below.
 LATE = 0.25
@@ -345,7 +343,7 @@ async def test_a_connection_ends_at_its_age_and_not_all_of_them_together() -> No
                 writer.write(b"x\n")
                 if not await reader.readline():
                     break
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.05)
         ages.append(time.monotonic() - began)
         writer.close()
 
@@ -471,18 +469,21 @@ async def test_a_peer_that_takes_slowly_gets_everything(how: str) -> None:
 async def test_a_peer_that_takes_little_of_much_gets_its_time() -> None:
     kind = type("S", (Sending,), {"outcomes": []})
     async with aioecho.TCPServer(ANYWHERE, kind, timeouts=Timeouts(write=0.5)) as server:
+        # Accepted sockets inherit it. What counts as progress is a part of it, and systems give megabytes, more or less.
+        server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 200_000)
         sock = await asyncio.to_thread(narrow, server.server_address)
         with sock:
             sock.sendall(b"return\n")
             sock.setblocking(False)
             loop = asyncio.get_running_loop()
             began, taken = time.monotonic(), 0
-            while time.monotonic() - began < 1.5:
+            # For three times the timeout, and by the clock: 307,200 bytes at most, on a fast machine and on a slow one. In
+            # the time of the timeout it is a quarter of the kernel's buffer, less than lets a transport write once more.
+            for turn in range(1, 76):
                 with within(0.5):
                     taken += len(await loop.sock_recv(sock, 4096))
-                    await asyncio.sleep(0.002)
+                    await asyncio.sleep(began + 0.02 * turn - time.monotonic())
             assert server.stats.active == 1, taken
-            assert taken < 10_000_000 / 4
         await settle(lambda: not server.connections)
 
 
@@ -753,16 +754,16 @@ def p99(server: Subject, seconds: float) -> float:
 @pytest.mark.slow
 @LOOPS
 def test_two_thousand_slow_loris_are_gone_in_time_and_disturb_nobody(loop: str) -> None:
-    message = 2.0
+    message = 1.5
     with Subject(loop, "upper", timeouts={"message": message}) as server:
         p99(server, 0.2)
-        before = p99(server, 1.0)
+        before = p99(server, 0.6)
         host, port = server.address
-        command = [sys.executable, "-c", DRIP, host, str(port), "2000", "0.8"]
+        command = [sys.executable, "-c", DRIP, host, str(port), "2000", "0.6"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as dripping:
             assert dripping.stdout is not None
             assert dripping.stdout.readline() == "dripping\n"
-            during = p99(server, 1.0)
+            during = p99(server, 0.6)
             count, first, last = dripping.stdout.readline().split()
         print(f"{loop}: p99 {before * 1e6:.0f} us before, {during * 1e6:.0f} us during; ended from {first} to {last} s")
         assert int(count) == 2_000
@@ -779,7 +780,7 @@ def test_two_thousand_slow_loris_are_gone_in_time_and_disturb_nobody(loop: str) 
 @pytest.mark.slow
 @LOOPS
 def test_a_hundred_that_never_read_cost_little_and_end_in_time(loop: str) -> None:
-    write, count = 2.0, 100
+    write, count = 1.0, 100
     with Subject(loop, "torrent", timeouts={"write": write}) as server, contextlib.ExitStack() as stack:
         with connect(server.endpoint) as sock:  # what is made once is made before it counts
             sock.sendall(b"1000000\n")
@@ -831,7 +832,7 @@ def test_a_hundred_that_never_read_cost_little_and_end_in_time(loop: str) -> Non
 async def test_five_hundred_that_never_say_hello_and_garbage_are_gone_in_time_and_disturb_nobody(
     tls: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    handshake = 1.5
+    handshake = 1.0
 
     async def shake_hands(address: Any) -> float:
         began = time.monotonic()
