@@ -221,7 +221,9 @@ class StreamProtocol(News, asyncio.Protocol):
         if collected is None:
             self._collected = collected = []
             self._room, self._flush_at = COLLECTED, monotonic() + COLLECTED_FOR
-            self._loop.call_soon(self._flush_late)
+            driver = self._driver
+            if driver is None or not driver.is_running():  # else note_hand_over() comes at the latest
+                self._loop.call_soon(self.note_hand_over)
             if not self._is_special:
                 self._is_special = 1
         collected.append(bytes(data))  # what is no bytes object may be changed by its owner
@@ -238,7 +240,7 @@ class StreamProtocol(News, asyncio.Protocol):
                 self.transport.write(data)
         self.heed()
 
-    def _flush_late(self) -> None:
+    def note_hand_over(self) -> None:
         """Flush for a handler that waits for something else than its stream."""
         if self._collected is not None:
             self.flush()
