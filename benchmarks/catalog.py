@@ -18,9 +18,9 @@ class Server:
     """One server: `module` under `benchmarks.servers` with `arguments`, and the module that it needs (`requires`).
 
     `datagram_label`: what it is called where it serves UDP, empty where it can't. `example`: it has the example of the
-    scenario of that name.
+    scenario of that name. `only_records`: it does nothing but the scenario `records`.
     `max_clients`: how many connections it serves at a time; more would wait for ever. `threads`: its threads or
-    processes come and go, so its processor time is read from the kernel's totals, which count in steps of 10 ms.
+    processes come and go, so what ended ones used counts too.
     `why_limited` explains `max_clients` to readers of the report.
     """
 
@@ -36,6 +36,7 @@ class Server:
     tls: bool = False
     datagram_label: str = ""
     example: bool = False
+    only_records: bool = False
     threads: bool = False
     colour: str = "#777777"
     marker: str = "o"
@@ -161,6 +162,15 @@ SERVERS = (
         colour="#000000",
         marker=".",
         dash=":",
+    ),
+    Server(
+        name="batch",
+        label="batch Protocol (uvloop)",
+        module="asyncio_batch",
+        requires="uvloop",
+        only_records=True,
+        colour="#000000",
+        marker="+",
     ),
     Server(name="trio", label="trio", module="trio_streams", requires="trio", peer=True, lines=False),
     Server(name="anyio", label="AnyIO (uvloop)", module="anyio_streams", requires="anyio", peer=True),

@@ -22,7 +22,8 @@ README_BRIEF = "<!-- benchmarks:begin brief -->"
 _METHOD = (
     "Every server is a process of its own and sends back what it gets; every reply is compared with what was sent.",
     "Figures are medians, least and greatest in brackets; servers take turns, round after round. Ratios are of "
-    "medians, their 95 % intervals by bootstrap over rounds.",
+    "medians, their 95 % intervals by bootstrap over rounds. They say how many times better a server is than the baseline: "
+    "above 1 it is better, whichever way the figure counts.",
     "A row in which a message was lost is void. A row in which the generator used over 90 % of its processor is "
     "generator-bound: its figures are a lower bound for the server and give no ratio. At a fixed rate such a turn is "
     f"first taken again, at most {RETAKES} times, and while the run has time to spare for that.",

@@ -32,7 +32,9 @@ def read_options() -> Options:
     """Read the command line; exits with usage where it is wrong."""
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
-    parser.add_argument("--mode", choices=("echo", "lines", "udp", "example"), default="echo")
+    parser.add_argument(
+        "--mode", choices=("echo", "lines", "udp", "example", "once", "frames", "count"), default="echo"
+    )
     parser.add_argument("--delay", type=float, default=0.0, help="seconds to wait before each reply")
     parser.add_argument("--loop", choices=("asyncio", "uvloop"), default="uvloop")
     parser.add_argument("--workers", type=int, default=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import aioecho
@@ -32,6 +33,36 @@ class Lines(aioecho.StreamRequestHandler):
             await self.send(line)
 
 
+class FramesByReadexactly(aioecho.StreamRequestHandler):
+    """Send back each frame: its length is read, then its body."""
+
+    async def handle(self) -> None:
+        """Serve one connection."""
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                head = await self.reader.readexactly(4)
+                await self.send(head + await self.reader.readexactly(int.from_bytes(head, "big")))
+
+
+class Count(aioecho.StreamRequestHandler):
+    """Count lines."""
+
+    async def handle(self) -> None:
+        """Serve one connection."""
+        count = 0
+        async for _ in self.reader:
+            count += 1
+        await self.send(b"%d\n" % count)
+
+
+class Once(aioecho.StreamRequestHandler):
+    """Answer one request in upper case, and return: the server ends the connection."""
+
+    async def handle(self) -> None:
+        """Serve one connection."""
+        await self.send((await self.reader.read(1024)).upper())
+
+
 class Example(aioecho.StreamRequestHandler):
     """Answer one request in upper case, after a while."""
 
@@ -50,7 +81,15 @@ class DatagramEcho(aioecho.DatagramRequestHandler):
         self.reply(self.data)
 
 
-HANDLERS: dict[str, Any] = {"echo": Echo, "lines": Lines, "example": Example, "udp": DatagramEcho}
+HANDLERS: dict[str, Any] = {
+    "echo": Echo,
+    "lines": Lines,
+    "example": Example,
+    "once": Once,
+    "udp": DatagramEcho,
+    "frames": FramesByReadexactly,
+    "count": Count,
+}
 
 
 def main() -> None:
