@@ -134,7 +134,7 @@ def write_sentences(findings: Iterable[Finding], verdicts: tuple[str, ...], *, b
         is_main = finding.figure == MAIN_FIGURE[SCENARIOS[finding.row.scenario].measure]
         if finding.verdict in verdicts and (is_main or finding.verdict != "same" or not brief):
             title = title_of(finding.figure, finding.row.scenario)
-            said = finding.why if finding.ratio is None else f"{title} {format_ratio(finding.ratio)} times better"
+            said = finding.why if finding.ratio is None else f"{title} {format_ratio(finding.ratio)} times as good"
             if finding.verdict == "same":
                 said += ", no difference shown"
             server = finding.row.server

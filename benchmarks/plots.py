@@ -153,7 +153,7 @@ def _draw_lines(
 def _draw_costs(title: str, rows: Sequence[Row], scenarios: Sequence[str]) -> Any:
     """Draw what each server uses for one record, connection or message, a panel for each load, least to greatest as a line.
 
-    Behind a bar: its figure and how many times better it is than the baseline; white where the generator set the pace.
+    Behind a bar: its figure and how many times as good as the baseline it is; white where the generator set the pace.
     """
     mine = [row for row in rows if row.pinned and row.scenario in scenarios and "server_cpu_us" in row.figures]
     loads = sorted({(scenarios.index(row.scenario), row.x) for row in mine})
@@ -203,8 +203,7 @@ def _draw_costs(title: str, rows: Sequence[Row], scenarios: Sequence[str]) -> An
     unit = SCENARIOS[scenarios[0]].unit
     figure.suptitle(f"{title}, microseconds: shorter is better", fontsize=10)
     figure.supxlabel(
-        f"microseconds of the server's processor per {unit}\n"
-        f"(in brackets: times better than {by_name(BASELINE).label})",
+        f"microseconds of the server's processor per {unit}\n(in brackets: times as good as {by_name(BASELINE).label})",
         fontsize=8,
     )
     return figure
@@ -262,7 +261,7 @@ def _draw_ratios(rows: Sequence[Row]) -> Any:
     axes.set_ylim(0.5, len(bars) + 0.9)
     axes.spines["left"].set_visible(False)
     candidate, baseline = by_name(CANDIDATE).label, by_name(BASELINE).label
-    axes.set_xlabel(f"times better, with 95 % interval (left of 1: {baseline} is better)", fontsize=8)
+    axes.set_xlabel(f"times as good, with 95 % interval (left of 1: {baseline} is better)", fontsize=8)
     axes.set_title(f"{candidate} against {baseline}", fontsize=10, loc="left")
     axes.grid(True, axis="x", alpha=0.25)
     return figure

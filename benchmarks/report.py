@@ -22,7 +22,7 @@ README_BRIEF = "<!-- benchmarks:begin brief -->"
 _METHOD = (
     "Every server is a process of its own and sends back what it gets; every reply is compared with what was sent.",
     "Figures are medians, least and greatest in brackets; servers take turns, round after round. Ratios are of "
-    "medians, their 95 % intervals by bootstrap over rounds. They say how many times better a server is than the baseline: "
+    "medians, their 95 % intervals by bootstrap over rounds. They say how many times as good as the baseline a server is: "
     "above 1 it is better, whichever way the figure counts.",
     "A row in which a message was lost is void. A row in which the generator used over 90 % of its processor is "
     "generator-bound: its figures are a lower bound for the server and give no ratio. At a fixed rate such a turn is "

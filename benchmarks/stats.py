@@ -70,7 +70,7 @@ class Row:
     """One server at one cell.
 
     `status`: "measured", "bound" (the generator set the pace: figures, but no ratio) or "void" (messages were lost: no
-    figures). `why` says so in words. `ratios` say, by figure, how many times better than the baseline in the same cell it is:
+    figures). `why` says so in words. `ratios` say, by figure, how many times as good as the baseline in the same cell it is:
     above 1 it is better, whichever way the figure counts.
     """
 

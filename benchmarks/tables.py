@@ -66,7 +66,7 @@ def _make_table(rows: Sequence[Row]) -> Table:
         scenario.axis,
         "server",
         *columns,
-        *(f"{names[name]}, times better than {baseline}" for name in ratios),
+        *(f"{names[name]}, times as good as {baseline}" for name in ratios),
     )
     body, last = [], None
     for row in rows:
@@ -138,7 +138,7 @@ def make_summary(rows: Sequence[Row], loads: Sequence[tuple[str, int]] | None = 
         if any(SCENARIOS[row.scenario].datagrams for row in rows)
         else by_name(BASELINE).label,
         by_name(CANDIDATE).label,
-        "times better (95 % interval)",
+        "times as good (95 % interval)",
     )
     return Table("", "", header, tuple(body), (False, False, True, True, True))
 
