@@ -22,4 +22,4 @@ def drive(coroutine: Coroutine[Any, Any, Any], protocol: StreamProtocol) -> "asy
             await driver.hand_back()
 
     driver.start(outermost(), asyncio.get_running_loop(), contextvars.copy_context())
-    return driver._task
+    return driver.task

@@ -19,14 +19,12 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from sys import getrefcount
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 from weakref import getweakrefcount
 
+from aioecho.datagrams.serving import DatagramServing
 from aioecho.runtime.driver import ALWAYS_AWAITED, as_raised, cancelled_error, is_future
 from aioecho.serving.handlers import BaseRequestHandler, DatagramRequestHandler
-
-if TYPE_CHECKING:  # the server is above
-    from aioecho.datagrams.server import DatagramServer
 
 __all__ = ["Exchange", "Job", "report_end", "run_handler", "serve"]
 
@@ -39,7 +37,7 @@ _ENDED: Any = object()
 class Job(Protocol):
     """A handler that is run: for whom, and how it ended."""
 
-    server: "DatagramServer"
+    server: DatagramServing
     client_address: Any
     request: Any
     handler: Any
@@ -80,7 +78,7 @@ def report_end(job: Job, error: BaseException) -> bool:
     job.outcome, job.reason = "failed", "error"
     if not isinstance(error, Exception):  # the program ends
         return False
-    job.server._call_handle_error(job.request, job.client_address)
+    job.server.call_handle_error(job.request, job.client_address)
     return True
 
 
@@ -201,7 +199,7 @@ class Exchange(Coroutine[Any, Any, None]):
     _parked_in: Context | None
     task: "asyncio.Task[None] | None"
 
-    def __init__(self, server: "DatagramServer") -> None:
+    def __init__(self, server: DatagramServing) -> None:
         self.server = server
         self.request = self.client_address = self.handler = None
         self.outcome, self.reason = "completed", "finished"
@@ -212,9 +210,9 @@ class Exchange(Coroutine[Any, Any, None]):
         self._yielded = _NOTHING
         self._abandoned = self.is_retired = False
         self.is_special = True  # until it is parked
-        self._context = self.pristine = server._context
+        self._context = self.pristine = server.task_context
         self._loop = loop = asyncio.get_running_loop()
-        self.task = task = asyncio.Task(self, loop=loop, context=server._context.copy())
+        self.task = task = asyncio.Task(self, loop=loop, context=server.task_context.copy())
         self._name = task.get_name()
         self._weak_references = getweakrefcount(task)
 
@@ -305,7 +303,7 @@ class Exchange(Coroutine[Any, Any, None]):
     def count_end(self) -> None:
         """Let the server count it when its task has ended."""
         assert self.task is not None
-        self.task.add_done_callback(functools.partial(self.server._account, self), context=self.server._context)
+        self.task.add_done_callback(functools.partial(self.server.task_ended, self), context=self.server.task_context)
 
     def reset(self) -> None:
         """Forget the last handler."""
