@@ -10,7 +10,15 @@ __all__ = ["BASELINE", "CANDIDATE", "CANDIDATES", "SERVERS", "Server", "by_name"
 
 BASELINE = "threading"  # what every ratio is against
 CANDIDATE = "aioecho"  # the pictures and the summary show its ratios
-CANDIDATES = (CANDIDATE, "aioecho-workers", "aioecho-blocking", "aioecho-blocking-10")  # the sentences are about these
+# The sentences are about these.
+CANDIDATES = (
+    CANDIDATE,
+    "aioecho-batches",
+    "aioecho-readexactly",
+    "aioecho-workers",
+    "aioecho-blocking",
+    "aioecho-blocking-10",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +105,46 @@ SERVERS = (
         colour="#0072b2",
         marker="p",
         dash=":",
+    ),
+    Server(
+        name="aioecho-batches",
+        label="aioecho (batches, uvloop)",
+        module="aioecho_handlers",
+        arguments=("--reads", "batches"),
+        requires="aioecho.framing",
+        only_records=True,
+        colour="#0072b2",
+        marker="<",
+    ),
+    Server(
+        name="aioecho-batches-asyncio",
+        label="aioecho (batches, asyncio's loop)",
+        module="aioecho_handlers",
+        arguments=("--reads", "batches", "--loop", "asyncio"),
+        requires="aioecho.framing",
+        only_records=True,
+        colour="#56b4e9",
+        marker="<",
+    ),
+    Server(
+        name="aioecho-readexactly",
+        label="aioecho (readexactly, uvloop)",
+        module="aioecho_handlers",
+        arguments=("--reads", "readexactly"),
+        requires="aioecho.framing",
+        only_records=True,
+        colour="#0072b2",
+        marker=">",
+    ),
+    Server(
+        name="aioecho-readexactly-asyncio",
+        label="aioecho (readexactly, asyncio's loop)",
+        module="aioecho_handlers",
+        arguments=("--reads", "readexactly", "--loop", "asyncio"),
+        requires="aioecho.framing",
+        only_records=True,
+        colour="#56b4e9",
+        marker=">",
     ),
     Server(
         name="threading",

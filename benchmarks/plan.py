@@ -303,7 +303,8 @@ def _quick_cells() -> list[Cell]:
         Cell(scenario="rate", x=50, fraction=0.5, servers=_FEW),
         Cell(scenario="arrivals", x=50, fraction=0.5, clients=50, churn=True, servers=_FEW),
         Cell(scenario="sizes", x=65_536, fraction=0.5, clients=10, size_bytes=65_536, servers=_FEW),
-        *(_records(number, ("aioecho", "threading", "streams", "batch")) for number in (2, 3)),
+        _records(2, ("aioecho", "threading", "streams", "batch")),
+        _records(3, ("aioecho-batches", "aioecho", "threading", "batch")),
         _connections("server-first", _FEW),
         Cell(scenario="tls", x=1, clients=1, tls=True, fraction=0.5, servers=("aioecho", "threading")),
         *(Cell(scenario="slow", x=n, clients=n, delay_s=0.1, servers=("aioecho", "threading")) for n in (100, 1000)),
@@ -340,7 +341,9 @@ def _full_cells() -> list[Cell]:
         Cell(scenario="udp-rate", x=50, fraction=0.5, servers=_UDP),
         Cell(scenario="example", x=50, clients=50, delay_s=2.0, example=True, servers=_EXAMPLE),
         Cell(scenario="example", x=5000, clients=5000, delay_s=2.0, example=True, servers=_WAITING),
-        *(_records(number, _RECORDS) for number in SCENARIOS["records"].loads),
+        *(_records(number, _RECORDS) for number in (1, 2)),
+        _records(3, ("aioecho-batches", "aioecho-batches-asyncio", *_RECORDS)),
+        _records(4, ("aioecho-readexactly", "aioecho-readexactly-asyncio", *_RECORDS)),
         *(_connections(scenario, _CONNECTIONS) for scenario in ("server-first", "client-first")),
         *(
             Cell(scenario=scenario, x=n, clients=n, size_bytes=size, tls=True, fraction=0.5, servers=_MAIN)

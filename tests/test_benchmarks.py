@@ -556,8 +556,8 @@ def test_the_example_is_served_to_many_at_once(name):
     ("sender", "names"),
     [
         ("lines", ["batch"]),
-        ("frames", ["aioecho", "threading", "streams", "batch"]),
-        ("one-way", ["aioecho", "threading", "streams", "batch"]),
+        ("frames", ["aioecho", "aioecho-readexactly", "threading", "streams", "batch"]),
+        ("one-way", ["aioecho", "aioecho-batches", "threading", "streams", "batch"]),
         ("server-first", ["aioecho", "threading", "streams", "protocol"]),
     ],
 )

@@ -7,10 +7,13 @@ import contextlib
 from typing import Any
 
 import aioecho
+from aioecho.framing import LengthPrefixed
+from aioecho.framing import Lines as LineFraming
 
 from ._options import BACKLOG, HOST, READ_BYTES, read_options
 
 options = read_options()
+LINES = LineFraming()
 
 
 class Echo(aioecho.StreamRequestHandler):
@@ -33,6 +36,17 @@ class Lines(aioecho.StreamRequestHandler):
             await self.send(line)
 
 
+class Frames(aioecho.StreamRequestHandler):
+    """Send back each frame."""
+
+    framing = LengthPrefixed(4)
+
+    async def handle(self) -> None:
+        """Serve one connection."""
+        async for frame in self.frames:
+            await self.send_frame(frame)
+
+
 class FramesByReadexactly(aioecho.StreamRequestHandler):
     """Send back each frame: its length is read, then its body."""
 
@@ -52,6 +66,17 @@ class Count(aioecho.StreamRequestHandler):
         count = 0
         async for _ in self.reader:
             count += 1
+        await self.send(b"%d\n" % count)
+
+
+class CountByBatches(aioecho.StreamRequestHandler):
+    """Count lines, all that have come at a time."""
+
+    async def handle(self) -> None:
+        """Serve one connection."""
+        count = 0
+        async for lines in self.reader.batches(LINES):
+            count += len(lines)
         await self.send(b"%d\n" % count)
 
 
@@ -87,8 +112,8 @@ HANDLERS: dict[str, Any] = {
     "example": Example,
     "once": Once,
     "udp": DatagramEcho,
-    "frames": FramesByReadexactly,
-    "count": Count,
+    "frames": FramesByReadexactly if options.reads == "readexactly" else Frames,
+    "count": CountByBatches if options.reads == "batches" else Count,
 }
 
 
