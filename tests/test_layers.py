@@ -106,7 +106,6 @@ def test_every_module_has_its_place() -> None:
     assert {layer_of(module) for module in SOURCES} - {DOOR} <= set(DEPTH)
 
 
-@pytest.mark.xfail(strict=True, reason=SPLITTING)
 def test_no_modules_import_one_another_in_a_circle() -> None:
     """Not for their types either."""
     imported = {module: {source for source, _, _ in imports_of(module)} - {module} for module in SOURCES}

@@ -12,8 +12,9 @@ from aioecho.exceptions import ConnectionTimeout
 from aioecho.net.kernel import BYTES_ACKED, LAST_ACK_RECV, LAST_DATA_RECV, TICK, tcp_info, unacknowledged, unread
 from aioecho.runtime.driver import Driver
 from aioecho.serving.base import BaseServer
-from aioecho.streams.protocol import StreamProtocol, StreamWriter
+from aioecho.streams.protocol import StreamProtocol
 from aioecho.streams.reader import StreamReader
+from aioecho.streams.writer import StreamWriter
 
 __all__ = ["CLOSED", "HANDLE", "OPEN", "PREPARE", "TimedConnection"]
 
