@@ -29,6 +29,9 @@ _METHOD = (
     f"first taken again, at most {RETAKES} times, and while the run has time to spare for that.",
     f"Capacity is what the slowest of a table's servers carried in closed loop just before, or {GENERATOR_RATE:,} "
     "messages a second if that is less: what the generator can send at fixed times.",
+    "The processor time of records and of connections that are named by their end is what the server uses from the first "
+    "byte until it is at rest again, divided by their number. Their client sends large pieces and compares replies as a "
+    "whole.",
     "Closed loop hides stalls (while a server stands still nothing is sent), so compare latencies in the open-loop "
     "tables, where they count from the moment a message was due.",
 )
