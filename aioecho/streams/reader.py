@@ -357,6 +357,12 @@ class StreamReader(asyncio.StreamReader):
             self._lines = self._further_lines = []
             self._drop(split)
 
+    def _catch_up(self) -> None:
+        """Write what was collected, as all that was buffered is read; then the next read may wait without looking further."""
+        if self._news is not None and self._news._collected is not None:
+            self._news.flush()
+            self._speed_up()
+
     def _has_input(self) -> bool:
         """Tell whether more is buffered than was handed out."""
         return len(self._received) > (self._split or self._at) or bool(
@@ -464,6 +470,8 @@ class StreamReader(asyncio.StreamReader):
         """
         if self._lines:
             return self._lines.pop()
+        if self._awaited is not None and (line := self._buffered_line()):
+            return line
         if self._awaited is None:
             self._awaited = waiter = self._news
             try:
@@ -481,14 +489,18 @@ class StreamReader(asyncio.StreamReader):
                     return chunk
                 self._keep(chunk)
                 self._slice_end = monotonic() + SLICE
+                if line := self._buffered_line():
+                    return line
             elif self._interruption is not None:
                 self._raise_interruption()
-        return self._buffered_line() or (yield from self._readline())
+        return (yield from self._readline())
 
     @steps
     def __anext__(self) -> Generator[Any, None, bytes]:
         if self._lines:
             return self._lines.pop()
+        if self._awaited is not None and (line := self._buffered_line()):
+            return line
         if self._awaited is None:
             self._awaited = waiter = self._news
             try:
@@ -506,9 +518,11 @@ class StreamReader(asyncio.StreamReader):
                     return chunk
                 self._keep(chunk)
                 self._slice_end = monotonic() + SLICE
+                if line := self._buffered_line():
+                    return line
             elif self._interruption is not None:
                 self._raise_interruption()
-        line = self._buffered_line() or (yield from self._readline())
+        line = yield from self._readline()
         if line:
             return line
         raise StopAsyncIteration
@@ -524,7 +538,10 @@ class StreamReader(asyncio.StreamReader):
             return lines.pop()
         if self._split:
             self._settle()
-        if not self._received or self._exception is not None or self._skip is not None or self._is_due():
+        if not self._received:
+            self._catch_up()
+            return b""
+        if self._exception is not None or self._skip is not None or self._is_due():
             return b""
         piece, at = self._piece, self._at
         if not piece:
@@ -625,6 +642,8 @@ class StreamReader(asyncio.StreamReader):
             RuntimeError: another coroutine waits for data already.
             OSError: the connection broke.
         """
+        if self._awaited is not None and not self._received:
+            self._catch_up()
         if self._awaited is None and 0 < n <= self._limit:
             self._awaited = waiter = self._news
             try:
