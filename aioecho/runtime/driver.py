@@ -233,8 +233,12 @@ class Driver:
     _waiter: Waiter | None  # where the task is parked, also while it is stepped from there
     _wake_up: Callable[[Any], object] | None  # the task's own, while what it awaits was told only of _resume()
 
-    def start(self, coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop, context: Context) -> None:
+    def start(
+        self, coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop, context: Context, name: str
+    ) -> None:
         """Make the task. It is of the plain kind, whatever the loop's task factory.
+
+        A `name` that many share costs less than one for each would.
 
         An eager task would run before its caller is ready, and a factory that wraps coroutines would hide the one that is
         to be stepped.
@@ -243,7 +247,7 @@ class Driver:
         self._waiter = self._wake_up = self._awaited = None
         self._cancels = 0
         self._is_abandoned = False
-        self.task = asyncio.Task(coroutine, loop=loop, context=context)
+        self.task = asyncio.Task(coroutine, loop=loop, context=context, name=name)
 
     async def hand_back(self) -> None:
         """Let the task take over, if an event steps the coroutine.

@@ -98,8 +98,8 @@ class StreamRequestHandler(BaseRequestHandler):
             collected = protocol._collected
             if collected is not None and type(data) is bytes:
                 collected.append(data)
-                protocol._room -= len(data)
-                if protocol._room < 0 or monotonic() > protocol._flush_at:
+                collected.room -= len(data)
+                if collected.room < 0 or monotonic() > collected.flush_at:
                     protocol.flush()
             else:
                 writer.write(data)

@@ -19,7 +19,7 @@ from aioecho.runtime.driver import Waiter, steps
 from aioecho.streams.frames import Batches, Frames
 from aioecho.streams.records import ALL, BATCH, BIG, SLICE, find_separator, skip_record
 
-__all__ = ["DEFAULT_LIMIT", "Buffer", "News", "StreamReader"]
+__all__ = ["DEFAULT_LIMIT", "Buffer", "Collected", "News", "StreamReader"]
 
 DEFAULT_LIMIT = 2**16
 """Bytes: asyncio's default for the longest line, and half of what a reader buffers before it pauses the transport."""
@@ -37,6 +37,16 @@ class _Slow:
 _SLOW = _Slow()
 
 
+class Collected(list[bytes]):
+    """What was written and is not handed to the transport yet: `room` bytes more, and until `flush_at` by monotonic()."""
+
+    __slots__ = ("flush_at", "room")
+
+    def __init__(self, room: int, flush_at: float) -> None:
+        self.room = room
+        self.flush_at = flush_at
+
+
 class News(Waiter):
     """What a reader waits for, and what it tells. Here nothing listens: for a reader without a transport."""
 
@@ -48,7 +58,7 @@ class News(Waiter):
     max_frame: int | None = None
     """The most bytes of what readexactly() and read(-1) read, and of a frame whose length comes first."""
 
-    _collected: list[bytes] | None = None
+    _collected: "Collected | None" = None
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
