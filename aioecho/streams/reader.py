@@ -17,7 +17,7 @@ from aioecho.exceptions import FrameTooLong, LineTooLong
 from aioecho.framing import Framing
 from aioecho.runtime.driver import Waiter, steps
 from aioecho.streams.frames import Batches, Frames
-from aioecho.streams.records import ALL, BATCH, BIG, SLICE, find_separator, skip_record
+from aioecho.streams.records import ALL, BATCH, BIG, LEAST_BATCH, SLICE, find_separator, skip_record
 
 __all__ = ["DEFAULT_LIMIT", "Buffer", "Collected", "News", "StreamReader"]
 
@@ -113,7 +113,8 @@ class StreamReader(asyncio.StreamReader):
     _scan: tuple[Frames | Batches, int, int] | None = None  # how far which of these has looked at what is buffered
 
     _skip: Any = None  # what is to be skipped before the next record: see skip_record()
-    _left: int = BATCH  # records to hand out before the next look at the clock
+    _batch: int = LEAST_BATCH  # records between two looks at the clock
+    _left: int = LEAST_BATCH  # records to hand out before the next look at the clock
     _slice_end: float = 0.0  # when the loop is to run
 
     _ends_when: Callable[[], bool] | None = None
@@ -384,8 +385,16 @@ class StreamReader(asyncio.StreamReader):
         self._left -= 1
         if self._left > 0:
             return False
-        self._left = BATCH
-        return monotonic() > self._slice_end
+        self._left = self._batch
+        return self._is_slice_over()
+
+    def _is_slice_over(self) -> bool:
+        """Tell whether the loop is to run; the next look at the clock comes after more records, or fewer."""
+        if monotonic() > self._slice_end:
+            self._batch = max(self._batch // 2, LEAST_BATCH)
+            return True
+        self._batch = min(self._batch * 2, BATCH)
+        return False
 
     def _breathe(self) -> Generator[Any, None, None]:
         """Let the loop run: other connections have their turn."""
@@ -541,10 +550,11 @@ class StreamReader(asyncio.StreamReader):
         """Hand out a whole line of the buffer, or nothing if that takes more than a look."""
         further = self._further_lines
         if further:
-            if monotonic() > self._slice_end:
+            if self._is_slice_over():
                 return b""
-            self._lines = lines = further[-BATCH:]
-            del further[-BATCH:]
+            batch = self._batch
+            self._lines = lines = further[-batch:]
+            del further[-batch:]
             return lines.pop()
         if self._split:
             self._settle()
@@ -571,18 +581,20 @@ class StreamReader(asyncio.StreamReader):
                 self._piece, self._at = b"", 0
                 self._split = before_last
                 self._message_began = self._scan = None
-                if len(lines) > BATCH:
-                    self._further_lines, lines = lines, lines[-BATCH:]
-                    del self._further_lines[-BATCH:]
+                batch = self._batch
+                if len(lines) > batch:
+                    self._further_lines, lines = lines, lines[-batch:]
+                    del self._further_lines[-batch:]
                 self._lines = lines
                 return lines.pop()
         self._settle()
         return self._take(end - at)
 
     def _readline(self) -> Generator[Any, None, bytes]:
-        if self._further_lines:
+        while self._received and monotonic() > self._slice_end:
             yield from self._breathe()
-            return self._buffered_line() or (yield from self._readline())
+            if line := self._buffered_line():
+                return line
         try:
             return (yield from self._read_until([b"\n"], "readuntil"))
         except IncompleteReadError as error:
