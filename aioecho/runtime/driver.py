@@ -235,7 +235,13 @@ class Driver:
     _waiter: Waiter | None  # where the task is parked, also while it is stepped from there
     _wake_up: Callable[[Any], object] | None  # the task's own, while what it awaits was told only of _resume()
 
-    def start(self, coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop, context: Context) -> None:
+    def start(
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        loop: asyncio.AbstractEventLoop,
+        context: Context,
+        make_task: Callable[..., "asyncio.Task[Any]"] = asyncio.Task,
+    ) -> None:
         """Make the task. It is of the plain kind, whatever the loop's task factory.
 
         An eager task would run before its caller is ready, and a factory that wraps coroutines would hide the one that is
@@ -245,7 +251,7 @@ class Driver:
         self._waiter = self._wake_up = self._awaited = None
         self._cancels = 0
         self._is_abandoned = False
-        self._task = asyncio.Task(coroutine, loop=loop, context=context)
+        self._task = make_task(coroutine, loop=loop, context=context)
 
     async def hand_back(self) -> None:
         """Let the task take over, if an event steps the coroutine.
