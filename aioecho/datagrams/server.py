@@ -6,7 +6,6 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from contextvars import Context
 from typing import Any
 
 from aioecho.blocking.datagrams import ThreadedDatagram

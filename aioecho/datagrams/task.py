@@ -7,8 +7,8 @@ coroutine parks again in the same step, and serves the next datagram. If the han
 task does, and ends with it.
 
 The rule: what one handler has done to its task is never met by the next. A task that a handler has cancelled, named, kept,
-also by a weak reference, or added a callback to ends with that handler. So does a task in whose context a handler has set
-anything: a task has one context for its whole life, and each handler starts in a context as the server's.
+also by a weak reference, or added a callback to ends with that handler. So does a task in whose context a handler has left
+another value than it found: a task has one context for its whole life, and each handler starts in one that is as the server's.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from asyncio.tasks import (
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from functools import partial
-from gc import get_referents
+from operator import is_
 from sys import getrefcount
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -38,7 +38,7 @@ __all__ = ["DatagramTask", "Job", "report_end", "run_handler"]
 
 new_object: Any = object.__new__
 
-_send = CoroutineType.send
+_send: Any = CoroutineType.send
 
 
 class Job(Protocol):
@@ -102,6 +102,11 @@ def _is_plain(kind: Any) -> bool:
         and kind.__setattr__ is object.__setattr__
         and not any(hasattr(kind, name) for name in ("request", "client_address", "server", "data"))
     )
+
+
+def _is_as(context: Context, other: Context) -> bool:
+    """Return whether two contexts of the same size have the same values, and not only equal ones."""
+    return all(map(is_, map(context.get, other), other.values()))
 
 
 class _FirstStep:
@@ -218,7 +223,9 @@ class DatagramTask(Driver):
         self._task = task  # parking is told of it before the task's constructor has returned
         if self.request is None:
             yield parking
-        weak_references, name, variables = getweakrefcount(task), task.get_name(), get_referents(context)[-1]
+        weak_references, name = getweakrefcount(task), task.get_name()
+        pristine = server._context
+        variables = len(pristine)
         # With as few operations as it goes: this is most of what a datagram costs.
         while (request := self.request) is not None:
             references = getrefcount(task)
@@ -255,8 +262,9 @@ class DatagramTask(Driver):
                 and getweakrefcount(task) == weak_references
                 and task.get_name() is name
                 and task._callbacks is None
-                # Another mapping, even if an equal one, is there after any variable was set. `==` would ask the values.
-                and get_referents(context)[-1] is variables
+                # `==` would be wrong: it takes equal values for the same, and values decide what is equal.
+                and len(context) == variables
+                and (not variables or _is_as(context, pristine))
                 and not self.is_retired
             ):
                 self.request = self.handler = None
