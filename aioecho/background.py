@@ -8,19 +8,29 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
-from aioecho.choice import serve
+from aioecho.runtime.interpreters import is_subinterpreter
 from aioecho.runtime.loops import end_other_tasks, loop_factory
-from aioecho.server import BaseServer
+from aioecho.server import serve
+from aioecho.serving.base import BaseServer
 from aioecho.stats import DrainReport, Stats
 
 __all__ = ["BackgroundServer", "run_in_thread"]
 
+NO_THREADS = (
+    "run_in_thread() needs a daemon thread, which a subinterpreter does not have: use `async with aioecho.serve(...)` in"
+    " a loop of the subinterpreter's own, or run_in_thread() in the main interpreter"
+)
+
 
 class BackgroundServer:
-    """A server that serves in a thread of its own; what :func:`run_in_thread` gives.
+    """A server that serves in a thread of its own, as :func:`run_in_thread` returns it.
 
-    `server` is the server itself, whose coroutines and `close()` belong to that thread. Everything here may be used in any
+    `server` is the server itself. Its coroutines and its `close()` belong to that thread. Everything here may be used in any
     thread.
+
+    Raises:
+        ValueError, ImportError: as :func:`run_in_thread`.
+        RuntimeError: this interpreter has no daemon threads, as a subinterpreter.
     """
 
     def __init__(self, server: BaseServer, loop: str) -> None:
@@ -29,10 +39,14 @@ class BackgroundServer:
         self._is_ready = threading.Event()
         self._report: DrainReport | None = None
         self._error: BaseException | None = None
+        self._lock = threading.Lock()  # of the two below, which two threads look at
         self._task: asyncio.Task[None] | None = None
         self._is_called_off = False
-        self._own = threading.local()  # with an attribute in the loop's thread and those of its executor
-        self._thread = threading.Thread(target=self._run, name="aioecho", daemon=True)
+        self._own = threading.local()  # with an attribute in the loop's thread and its executor's
+        try:
+            self._thread = threading.Thread(target=self._run, name="aioecho", daemon=True)
+        except RuntimeError as error:  # from 3.12 on
+            raise RuntimeError(NO_THREADS) from error
 
     @property
     def server_address(self) -> Any:
@@ -41,7 +55,7 @@ class BackgroundServer:
 
     @property
     def names(self) -> Sequence[str]:
-        """The endpoint strings of where it listens, in order, with real ports; each once."""
+        """The endpoint strings of where it listens, in order and without doubles, with real ports."""
         return self.server.names
 
     @property
@@ -62,8 +76,7 @@ class BackgroundServer:
         """
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self.server.begin_shutdown(grace)
-        pool = self.server._threads
-        if hasattr(self._own, "is_one") or (pool is not None and pool.owns_this_thread()):
+        if hasattr(self._own, "is_one") or self.server.owns_this_thread():
             return None
         self._thread.join()
         if self._error is not None:
@@ -72,7 +85,7 @@ class BackgroundServer:
 
     def _start(self) -> None:
         try:
-            self._thread.start()
+            self._start_thread()
             self._is_ready.wait()
         except BaseException:  # KeyboardInterrupt
             self._call_off()
@@ -81,13 +94,24 @@ class BackgroundServer:
             self._thread.join()
             raise self._error
 
+    def _start_thread(self) -> None:
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            if is_subinterpreter():  # up to 3.11 a subinterpreter has no threads at all
+                raise RuntimeError(NO_THREADS) from error
+            raise
+
     def _call_off(self) -> None:
         """End it, wherever it is in its start, and wait for that."""
-        self._is_called_off = True
-        if self._task is not None:  # else it looks before it starts
+        with self._lock:
+            self._is_called_off = True
+            task = self._task
+        if task is not None:  # else it looks before it starts
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._task.get_loop().call_soon_threadsafe(self._task.cancel)
-        self._thread.join()
+                task.get_loop().call_soon_threadsafe(task.cancel)
+        if self._thread.ident is not None:  # it was started
+            self._thread.join()
 
     def _mark_thread(self) -> None:
         self._own.is_one = True
@@ -97,18 +121,19 @@ class BackgroundServer:
         try:
             with asyncio.Runner(loop_factory=self._make_loop) as runner:
                 runner.run(self._serve())
-        except BaseException as error:  # of the start, or what a handler ends a program with; for the caller's thread
+        except BaseException as error:  # of the start, or SystemExit of a handler; it is raised in the caller's thread
             self._error = error
         finally:
             self._is_ready.set()
 
     async def _serve(self) -> None:
-        # Its threads are waited for when the loop is closed, by asyncio: they must not wait for that.
+        # asyncio waits for its threads when it closes the loop. shutdown(), called in one of them, must not wait for that.
         executor = ThreadPoolExecutor(thread_name_prefix="aioecho-executor", initializer=self._mark_thread)
         asyncio.get_running_loop().set_default_executor(executor)
-        self._task = asyncio.current_task()
-        if self._is_called_off:
-            return
+        with self._lock:
+            self._task = asyncio.current_task()
+            if self._is_called_off:
+                return
         await self.server.start()
         self._is_ready.set()
         await self.server.serve_forever()
@@ -128,8 +153,13 @@ def run_in_thread(
         RequestHandlerClass, endpoints: as for :func:`aioecho.serve`, and `options` are :class:`aioecho.BaseServer`'s.
         loop: "uvloop", "asyncio", or "auto", which is uvloop if it is installed.
 
+    The thread is a daemon: a program that ends without leaving the ``with`` does not wait for it. A subinterpreter has no such
+    threads; serve in its event loop with :func:`aioecho.serve`.
+
     Raises:
         ValueError, TypeError: an argument makes no sense.
+        ImportError: "uvloop" was asked for, and is not installed or cannot be loaded in this interpreter.
+        RuntimeError: this is a subinterpreter.
         EndpointError: when the ``with`` begins: an endpoint can't be listened on.
     """
     return _running(BackgroundServer(serve(RequestHandlerClass, *endpoints, **options), loop))

@@ -92,7 +92,11 @@ def connect(endpoint: str, timeout: float = 30) -> socket.socket:
     kind, _, rest = endpoint.partition(":")
     if kind == "unix":
         sock = socket.socket(socket.AF_UNIX)
-        sock.connect(rest.replace("@", "\0", 1) if rest.startswith("@") else rest)
+        try:
+            sock.connect(rest.replace("@", "\0", 1) if rest.startswith("@") else rest)
+        except OSError:
+            sock.close()
+            raise
     else:
         host, _, port = rest.removeprefix("//").rpartition(":")
         sock = socket.create_connection((host.strip("[]").replace("*", "127.0.0.1"), int(port)))

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import check_identity
-from programs import Program, ask, connect, read_line
+from programs import ROOT, Program, ask, connect, read_line
 
 import aioecho
 from aioecho.echo import Upper
@@ -53,7 +53,7 @@ def test_blocking_handlers_serve_too() -> None:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_who_looks_on_from_another_thread_changes_nothing(loop: str) -> None:
+def test_reading_the_stats_in_another_thread_changes_nothing(loop: str) -> None:
     entered, may_go_on = threading.Event(), threading.Event()
 
     class Held(aioecho.DatagramRequestHandler):
@@ -69,7 +69,7 @@ def test_who_looks_on_from_another_thread_changes_nothing(loop: str) -> None:
         sock.settimeout(20)
         sock.sendto(b"x", server.server_address)
         assert entered.wait(20)
-        # It may well end at once, and is nobody's to count before it has or waits for something.
+        # A datagram's handler is counted when it has ended, or waits for something. This one may end at once.
         assert (server.stats.active, len(server.connections)) == (0, 0)
         may_go_on.set()
         assert sock.recv(9) == b"x"
@@ -232,3 +232,68 @@ def test_ctrl_c_before_it_is_ready_leaves_nothing_that_serves(loop: str, monkeyp
             raise AssertionError("it was not ready")
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+SUBINTERPRETER = """
+import asyncio
+import socket
+import socketserver
+import sys
+import threading
+
+sys.path[:] = {path!r}
+import aioecho
+from aioecho.echo import Upper
+from aioecho.runtime.loops import loop_factory
+
+def say(function, *arguments, **options):
+    try:
+        print(function(*arguments, **options), flush=True)
+    except Exception as error:
+        print(f"{{type(error).__name__}}: {{error}}", flush=True)
+
+class Last(aioecho.StreamRequestHandler):
+    async def handle(self):
+        line = await self.reader.readline()
+        self.server.begin_shutdown()
+        await self.send(line.upper())
+
+say(lambda: type(loop_factory("auto")()).__name__)
+say(loop_factory, "uvloop")
+say(aioecho.run_in_thread, Upper, "{anywhere}", loop="uvloop")
+say(aioecho.run_in_thread(Upper, "{anywhere}").__enter__ if sys.version_info < (3, 12) else
+    lambda: aioecho.run_in_thread(Upper, "{anywhere}"))
+say(aioecho.run, Upper, "{anywhere}", workers=2)
+sock = socket.create_server(("127.0.0.1", 0))
+with socket.create_connection(sock.getsockname()) as client:
+    client.sendall(b"served\\n")
+    aioecho.run(Last, sock=sock)
+    print(client.recv(100), flush=True)
+"""
+
+IN_SUBINTERPRETER = """
+import os, sys
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+run = getattr(interpreters, "exec", None) or interpreters.run_string
+failure = run(interpreters.create(), sys.argv[1])
+print(failure and failure.errdisplay, flush=True)
+os._exit(0)  # some versions crash when they destroy one
+"""
+
+
+def test_a_subinterpreter_serves_on_asyncios_loop_and_says_what_it_can_not() -> None:
+    text = SUBINTERPRETER.format(path=[str(ROOT), *sys.path], anywhere=ANYWHERE)
+    with Program(sys.executable, "-c", IN_SUBINTERPRETER, text) as program:
+        code, output, errors = program.end()
+    no_uvloop = 'ImportError: uvloop does not load in a subinterpreter: use loop="asyncio", or "auto"'
+    no_thread = (
+        "RuntimeError: run_in_thread() needs a daemon thread, which a subinterpreter does not have: use"
+        " `async with aioecho.serve(...)` in a loop of the subinterpreter's own, or run_in_thread() in the main interpreter"
+    )
+    no_workers = "RuntimeError: worker processes are started from the main interpreter alone, as signals reach no other"
+    expected = ["_UnixSelectorEventLoop", no_uvloop, no_uvloop, no_thread, no_workers, r"b'SERVED\n'", "None"]
+    assert output.decode().splitlines() == expected
+    assert (code, errors) == (0, "")

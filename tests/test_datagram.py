@@ -656,6 +656,40 @@ async def test_the_counts_are_right_whenever_a_handler_looks(peer: Peer) -> None
     assert looked == [3, 6, 9]
 
 
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_handler_that_shuts_its_server_down_does_not_wait_for_itself(waits: bool, peer: Peer) -> None:
+    async def handle(self: Any) -> None:
+        if waits:
+            await asyncio.sleep(0)
+        report = await self.server.shutdown(20)
+        assert (report.completed, report.cancelled) == (0, 0)
+        await self.reply(b"good bye")
+
+    async with serving(handler(handle)) as (server, address):
+        assert await peer.ask(b"quit", address) == b"good bye"
+        report = await server.shutdown()
+        assert (server.stats.completed, report.cancelled) == (1, 0)
+        assert report.seconds < 5
+
+
+async def test_reading_the_counts_and_the_connections_changes_nothing(peer: Peer) -> None:
+    read: list[aioecho.DatagramStats] = []
+
+    async def handle(self: Any) -> None:
+        if self.data == b"look":
+            first = self.server.stats
+            assert self.server.connections == self.server.connections
+            assert self.server.stats == first
+            read.append(first)
+        await self.reply(self.data)
+
+    async with serving(handler(handle)) as (server, address):
+        for _ in range(2):
+            assert await peer.ask(b"look", address) == b"look"
+            assert server.stats.completed == len(read)
+    assert [(stats.active, stats.completed) for stats in read] == [(1, 0), (1, 1)]
+
+
 @pytest.mark.parametrize("where", ["verify_request", "handle"])
 async def test_what_is_read_in_the_midst_of_another_datagrams_handler_is_served_after_it(
     where: str, peer: Peer
@@ -1017,7 +1051,7 @@ async def test_a_full_udp_socket_is_waited_for_or_not(peer: Peer, monkeypatch: p
     class Full(aioecho.DatagramRequestHandler):
         async def handle(self) -> None:
             transport = self.request[1]
-            real = transport._send
+            real = transport.send_now
 
             def send(data: Any, address: Any) -> Any:
                 nonlocal refusals
@@ -1026,7 +1060,7 @@ async def test_a_full_udp_socket_is_waited_for_or_not(peer: Peer, monkeypatch: p
                     raise BlockingIOError
                 return real(data, address)
 
-            transport._send = send
+            transport.send_now = send
             try:
                 refusals = 3
                 self.reply(b"dropped")
@@ -1035,7 +1069,7 @@ async def test_a_full_udp_socket_is_waited_for_or_not(peer: Peer, monkeypatch: p
                 refusals = 1
                 await asyncio.gather(self.reply(b"1"), self.reply(b"2"))
             finally:
-                transport._send = real
+                transport.send_now = real
 
     async with serving(Full) as (server, address):
         assert await peer.ask(b"", address) == b"waited for"
@@ -1119,7 +1153,7 @@ async def test_who_leaves_the_queue_leaves_it_to_others_with_the_same_socket(pee
         await settle(lambda: old.stats.active == 1)
         for number in range(3):
             peer.send(b"%d" % number, sock.getsockname())
-        old.leaves_queue = True
+        old.keep_backlog = True
         old.close()  # the loop has not turned since they came
         async with aioecho.DatagramServer(None, DatagramEcho, sock=sock) as new:
             assert [(await peer.receive())[0] for _ in range(3)] == [b"0", b"1", b"2"]

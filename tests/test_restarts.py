@@ -18,7 +18,7 @@ from test_workers import descriptors_of, eventually, state_of, workers_of
 
 
 class Clients:
-    """So many clients at a time, each of which makes one connection after another, with a request on each."""
+    """So many clients at a time. They make one connection after another, with one request a connection."""
 
     def __init__(self, endpoint: str, count: int) -> None:
         host, port = endpoint.removeprefix("tcp://").split(":")
@@ -87,14 +87,14 @@ async def roll(workers: int, times: int, requests: int, *arguments: str) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [(), ("--reuse-port",)])
-def test_a_rolling_restart_loses_nobody(way: tuple[str, ...]) -> None:
+def test_a_rolling_restart_loses_no_client(way: tuple[str, ...]) -> None:
     asyncio.run(roll(2, 2, 2000, *way))
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("way", [(), ("--reuse-port",)])
-def test_twenty_rolling_restarts_of_four_workers_lose_nobody(way: tuple[str, ...]) -> None:
+def test_twenty_rolling_restarts_of_four_workers_lose_no_client(way: tuple[str, ...]) -> None:
     asyncio.run(roll(4, 20, 50_000, *way))
 
 
@@ -139,7 +139,7 @@ def test_workers_that_are_killed_for_ten_seconds_are_replaced(way: tuple[str, ..
 
 
 @pytest.mark.slow
-def test_recycled_workers_lose_nobody() -> None:
+def test_recycled_workers_lose_no_client() -> None:
     asyncio.run(recycle())
 
 

@@ -94,8 +94,7 @@ async def tasks() -> AsyncIterator[dict[Any, Any]]:
             await settle()
             servers = (lines, peers, singles, full)
             yield {
-                kind: [each._task for each in server.connections]
-                for kind, server in zip(HANDLERS, servers, strict=True)
+                kind: [each.task for each in server.connections] for kind, server in zip(HANDLERS, servers, strict=True)
             }
             gate.set()
 

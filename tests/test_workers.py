@@ -1,12 +1,15 @@
 """Worker processes as users meet them: real processes, signals, exit statuses."""
 
 import fcntl
+import math
 import os
 import re
 import signal
 import socket
+import struct
 import sys
 import time
+import zipapp
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,6 +22,8 @@ from programs import Program, ask, connect, read_line
 from timing import in_time
 
 import aioecho
+from aioecho.workers.order import store_order
+from aioecho.workers.processors import count_processors, cpu_quota
 
 # Tells which process serves; then does as it is told, and answers with the same line.
 HANDLER = """
@@ -86,17 +91,17 @@ def descriptors_of(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-# The command line, whose supervisor is less patient.
-IMPATIENT = "from aioecho import cli, supervisor; supervisor.{} = {}; cli.main()"
+# The command line, with another timeout of the supervisor's.
+IMPATIENT = "from aioecho import cli; from aioecho.workers import supervisor; supervisor.{} = {}; cli.main()"
 
 
 @contextmanager
 def serving(
-    folder: Path, *arguments: str | Path, workers: int | str = 2, **patience: float
+    folder: Path, *arguments: str | Path, workers: int | str = 2, **timeouts: float
 ) -> Iterator[tuple[Program, str]]:
-    """Run workers on some port; the endpoint comes with them. `patience` is one of the supervisor's."""
+    """Run workers on some port; the endpoint comes with them. `timeouts` has one of the supervisor's."""
     command = ("serve", "handlers:Obedient", "--workers", str(workers), "--port", "0", *arguments)
-    how = ["-c", IMPATIENT.format(*patience.popitem())] if patience else ["-m", "aioecho"]
+    how = ["-c", IMPATIENT.format(*timeouts.popitem())] if timeouts else ["-m", "aioecho"]
     with Program(sys.executable, *how, *command, cwd=folder) as program:
         yield program, program.listening()
 
@@ -128,18 +133,77 @@ def test_every_worker_serves(folder: Path, way: tuple[str, ...]) -> None:
         workers = workers_of(program)
         assert len(workers) == 3
         seen = set()
-        # Held open, so that whoever is busy leaves the next one to another.
+        # A worker that is busy leaves the next client to another one.
         eventually(lambda: seen.add(pid_of(endpoint)) or seen == workers)
         assert program.stop() == 0
         assert program.process.stdout is not None
-        assert program.process.stdout.read() == b""  # one line for the endpoint, not one for each worker
+        assert program.process.stdout.read() == b""  # one line for the endpoint, not one a worker
         assert "Traceback" not in program.stderr()
 
 
 def test_auto_is_one_worker_for_each_processor(folder: Path) -> None:
     with serving(folder, workers="auto") as (program, _):
-        assert len(workers_of(program)) == len(os.sched_getaffinity(program.process.pid))
+        assert len(workers_of(program)) == count_processors()
         assert program.stop() == 0
+
+
+def test_processors_are_those_that_python_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aioecho.workers.processors.cpu_quota", lambda: math.inf)
+    if sys.version_info < (3, 13):
+        assert count_processors() == len(os.sched_getaffinity(0))
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 3, raising=False)
+    assert count_processors() == 3
+    monkeypatch.setattr(os, "process_cpu_count", lambda: None)  # not known
+    assert count_processors() == 1
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 64)
+    for quota, count in [(1.5, 2), (4.0, 4), (0.2, 1), (100.0, 64)]:
+        monkeypatch.setattr("aioecho.workers.processors.cpu_quota", lambda quota=quota: quota)
+        assert count_processors() == count
+
+
+V1_MOUNTS = """\
+31 30 0:27 / /sys/fs/cgroup/memory rw,nosuid - cgroup cgroup rw,memory
+32 30 0:28 {root} /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct
+"""
+V2_MOUNTS = "25 30 0:26 {root} /sys/fs/cgroup rw,nosuid,nodev shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
+V1, V2 = "sys/fs/cgroup/cpu,cpuacct", "sys/fs/cgroup"
+
+
+@pytest.mark.parametrize(
+    ("mounts", "root", "group", "files", "quota"),
+    [
+        (V2_MOUNTS, "/", "0::/", {f"{V2}/cpu.max": "150000 100000"}, 1.5),
+        (V2_MOUNTS, "/", "0::/a/b", {f"{V2}/a/b/cpu.max": "max 100000", f"{V2}/a/cpu.max": "200000 100000"}, 2.0),
+        (V2_MOUNTS, "/", "0::/a/b", {f"{V2}/a/b/cpu.max": "50000 100000", f"{V2}/a/cpu.max": "200000 100000"}, 0.5),
+        (V2_MOUNTS, "/box", "0::/box", {f"{V2}/cpu.max": "300000 100000"}, 3.0),
+        (V2_MOUNTS, "/", "0::/../elsewhere", {f"{V2}/cpu.max": "300000 100000"}, math.inf),
+        (V2_MOUNTS, "/", "0::/", {f"{V2}/cpu.max": "max 100000"}, math.inf),
+        (V2_MOUNTS, "/", "0::/", {f"{V2}/cpu.max": "nonsense"}, math.inf),
+        (V2_MOUNTS, "/", "0::/", {}, math.inf),
+        (V1_MOUNTS, "/", "4:cpu,cpuacct:/a\n0::/", {f"{V1}/a/cpu.cfs_quota_us": "250000"}, 2.5),
+        (V1_MOUNTS, "/", "4:cpu,cpuacct:/a/b\n0::/", {f"{V1}/a/b/cpu.cfs_quota_us": "-1"}, math.inf),
+        (V1_MOUNTS, "/docker/7", "4:cpu,cpuacct:/docker/7\n0::/", {f"{V1}/cpu.cfs_quota_us": "50000"}, 0.5),
+        (V1_MOUNTS, "/docker/7", "4:cpu,cpuacct:/docker/77\n0::/", {f"{V1}/cpu.cfs_quota_us": "50000"}, 0.5),
+        (V1_MOUNTS + V2_MOUNTS, "/", "4:cpu,cpuacct:/a\n0::/", {f"{V1}/a/cpu.cfs_quota_us": "100000"}, 1.0),
+        ("", "/", "0::/", {}, math.inf),
+    ],
+)
+def test_the_quota_is_the_least_of_the_group_and_its_parents(
+    tmp_path: Path, mounts: str, root: str, group: str, files: dict[str, str], quota: float
+) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(group + "\n")
+    (tmp_path / "proc/self/mountinfo").write_text(mounts.format(root=root))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+        if name.endswith("cfs_quota_us"):
+            (tmp_path / name).with_name("cpu.cfs_period_us").write_text("100000\n")
+    assert cpu_quota(tmp_path) == quota
+
+
+def test_without_control_groups_there_is_no_quota(tmp_path: Path) -> None:
+    assert cpu_quota(tmp_path) == math.inf
 
 
 def test_one_worker_is_this_process(folder: Path) -> None:
@@ -173,7 +237,7 @@ def test_endpoints_of_all_kinds_are_shared(folder: Path) -> None:
         for endpoint in (endpoints[0], f"unix:{folder}/app.sock", name):
             assert pid_of(endpoint) in workers
         program.signal(signal.SIGHUP)
-        eventually(lambda: not workers & workers_of(program))  # who leaves accepts until it has heard of it
+        eventually(lambda: not workers & workers_of(program))  # one that leaves accepts until it has heard of it
         assert (folder / "app.sock").exists()
         assert pid_of(f"unix:{folder}/app.sock") in workers_of(program)
         assert program.stop() == 0
@@ -208,13 +272,14 @@ if __name__ == "__main__":
 
 
 @contextmanager
-def running(folder: Path, text: str, *command: str) -> Iterator[tuple[Program, str]]:
+def running(folder: Path, text: str, *command: str, arguments: tuple[str, ...] = ()) -> Iterator[tuple[Program, str]]:
     """Run a program on a socket that listens already; the endpoint of that comes with it."""
     (folder / "program.py").write_text(text)
     with socket.create_server(("127.0.0.1", 0)) as sock:
         number, endpoint = sock.fileno(), "tcp://{}:{}".format(*sock.getsockname())
-        arguments = [sys.executable, "-X", "dev", "-W", "error", *(command or ["program.py"]), str(number)]
-        with Program(*arguments, cwd=folder, pass_fds=[number]) as program:
+        interpreter = [sys.executable, "-X", "dev", "-W", "error"]
+        command = (*(command or ("program.py",)), str(number), *arguments)
+        with Program(*interpreter, *command, cwd=folder, pass_fds=[number]) as program:
             yield program, endpoint
 
 
@@ -227,6 +292,169 @@ def test_a_program_serves_its_own_handler(folder: Path, command: tuple[str, ...]
         assert program.stop() == 0
         assert program.line() == "DrainReport"
         assert program.stderr() == ""
+
+
+# One worker is enough where it is about what that imports.
+ALONE = """
+import os
+import sys
+import tempfile
+import aioecho
+
+class Here(aioecho.StreamRequestHandler):
+    async def handle(self):
+        if await self.reader.readline() == b"raise\\n":
+            raise KeyError("oh")
+        await self.send(b"%s %d\\n" % (__name__.encode(), "AIOECHO_WORKER" in os.environ))
+        await self.reader.read()
+
+if __name__ == "__main__":
+    tempfile.tempdir = "/nonexistent"
+    aioecho.run(Here, f"fd://{sys.argv[1]}", max_requests=1000, grace=20, loop=sys.argv[2])
+"""
+
+
+def run_alone(folder: Path, *command: str, loop: str = "auto") -> Any:
+    """Run ALONE, which has to be where `command` looks for it."""
+    return running(folder, ALONE, *command, arguments=(loop,))
+
+
+@pytest.mark.parametrize("kind", ["folder", "archive"])
+def test_a_program_in_a_folder_or_an_archive_serves_its_own_handler(folder: Path, kind: str) -> None:
+    (folder / "app").mkdir()
+    (folder / "app/__main__.py").write_text(ALONE)
+    if kind == "archive":
+        zipapp.create_archive(folder / "app", folder / "app.pyz")
+    with run_alone(folder, "app" if kind == "folder" else "app.pyz") as (program, endpoint):
+        # No folder for temporary files was needed, nor does the mark of the worker's start go on to its children.
+        assert ask(endpoint, b"any\n") == b"__mp_main__ 0\n"
+        assert program.stop() == 0
+        assert program.stderr() == ""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_an_error_in_a_worker_is_recorded_and_clients_that_are_gone_hold_up_no_stop(folder: Path, loop: str) -> None:
+    # With warnings as errors and in debug mode, which Python 3.15 warns in of modules without a loader.
+    with run_alone(folder, "program.py", loop=loop) as (program, endpoint):
+        assert ask(endpoint, b"raise\n") == b""
+        for number in range(12):
+            with connect(endpoint) as sock:
+                if number % 2:
+                    sock.sendall(b"any\n")
+                if number % 3 == 0:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        began = time.monotonic()
+        assert program.stop() == 0
+        took = time.monotonic() - began
+        errors = program.stderr()
+        assert errors.startswith("the handler of the connection from ")
+        assert errors.count("Traceback") == 1
+        assert 'raise KeyError("oh")\n' in errors
+        assert re.search(r"^KeyError: 'oh'\n\Z", errors, re.MULTILINE)
+        in_time(took, 10)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 15), reason="Python imports nothing lazily before 3.15")
+def test_workers_serve_where_all_imports_are_lazy(folder: Path) -> None:
+    with run_alone(folder, "-X", "lazy_imports=all", "program.py") as (program, endpoint):
+        assert ask(endpoint, b"any\n") == b"__mp_main__ 0\n"
+        assert program.stop() == 0
+        assert "Traceback" not in program.stderr()
+
+
+MULTIPROCESSING = """
+import asyncio
+import multiprocessing
+import sys
+import aioecho
+
+def double(connection):
+    connection.send(connection.recv() * 2)
+
+class Here(aioecho.StreamRequestHandler):
+    async def handle(self):
+        ours, theirs = multiprocessing.Pipe()
+        process = multiprocessing.get_context("spawn").Process(target=double, args=(theirs,))
+        process.start()
+        ours.send(21)
+        await self.send(b"%d" % await asyncio.to_thread(ours.recv))
+        process.join()
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context(sys.argv[1]).Process(
+        target=aioecho.run, args=(Here, "unix:here.sock"), kwargs={"max_requests": 1000}
+    )
+    process.start()
+    print(process.pid, flush=True)
+    process.join()
+    sys.exit(process.exitcode)
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_of_a_process_of_multiprocessings_serve_and_so_may_start_such(folder: Path, method: str) -> None:
+    (folder / "program.py").write_text(MULTIPROCESSING)
+    with Program(sys.executable, "program.py", method, cwd=folder) as program:
+        endpoint = f"unix:{folder}/here.sock"
+        eventually(lambda: can_connect(endpoint))
+        assert ask(endpoint) == b"42"
+        os.kill(int(program.line()), signal.SIGTERM)
+        assert program.wait() == 0
+        assert program.stderr() == ""
+
+
+def test_a_frozen_program_is_told_that_it_has_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with pytest.raises(
+        SystemExit, match=r"^aioecho: a frozen program can't start worker processes, .*: use one worker"
+    ):
+        aioecho.run(Nothing, "tcp://127.0.0.1:0", workers=2)
+    monkeypatch.delattr(sys, "frozen")
+    monkeypatch.setattr(sys, "executable", "")
+    with pytest.raises(SystemExit, match=r"^aioecho: can't start worker processes, as sys.executable names no Python"):
+        aioecho.run(Nothing, "tcp://127.0.0.1:0", workers=2)
+
+
+FROZEN = """
+import sys
+import aioecho
+from aioecho.echo import Upper
+
+with open("starts", "a") as starts:
+    starts.write("start\\n")
+sys.executable = "./program"
+aioecho.run(Upper, "tcp://127.0.0.1:0", workers=1, reuse_port=True)
+"""
+
+
+@pytest.mark.parametrize("closed", ["", "3<&- 4<&- 5<&- 6<&- 7<&- 8<&- 9<&-"])
+def test_an_executable_that_runs_the_program_again_does_not_do_so_without_end(folder: Path, closed: str) -> None:
+    (folder / "program.py").write_text(FROZEN)
+    (folder / "program").write_text(f"#!/bin/sh\nexec {sys.executable} program.py {closed}\n")
+    (folder / "program").chmod(0o755)
+    with Program("./program", cwd=folder) as program:
+        code, _, errors = program.end()
+        assert code == 1
+        assert (folder / "starts").read_text() == "start\n" * 2
+        line = r"aioecho: .*\./program runs the program again in place of a worker process: use one worker, .*\n"
+        if closed:  # the way to the supervisor, too: so there are two
+            line += r"aioecho: worker 1 \(process \d+\) ended with exit status 1 before it was ready\n"
+        assert re.fullmatch(line, errors)
+
+
+def test_an_order_is_kept_in_memory_or_else_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def read(descriptor: int) -> bytes:
+        with open(descriptor, "rb") as file:
+            return os.pread(file.fileno(), 100, 0)
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nonexistent"))
+    assert read(store_order(b"an order")) == b"an order"
+    monkeypatch.delattr(os, "memfd_create")
+    with pytest.raises(aioecho.AioechoError, match=r"^cannot store what workers are to do: .*: set TMPDIR"):
+        store_order(b"an order")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert read(store_order(b"an order")) == b"an order"
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_program_without_the_guard_is_told_so(folder: Path) -> None:
@@ -282,7 +510,7 @@ if __name__ == "__main__":
 
 def test_workers_serve_several_handlers_blocking_ones_among_them(folder: Path) -> None:
     with running(folder, MAPPING) as (program, endpoint):
-        # Those that are bound once and those that each worker has: they do not change places.
+        # Sockets that are bound once and sockets that every worker has do not change places.
         expected = {
             endpoint: b"blocking",
             f"unix:{folder}/fast.sock": b"fast",
@@ -305,7 +533,7 @@ def can_connect(endpoint: str) -> bool:
     return True
 
 
-def test_several_handlers_take_no_socket_that_is_nobodys() -> None:
+def test_several_handlers_take_no_socket_without_a_handler() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock, pytest.raises(TypeError, match="no handler class is named"):
         aioecho.serve({Nothing: "tcp://127.0.0.1:0"}, sock=sock)
 
@@ -323,7 +551,7 @@ class Here(aioecho.StreamRequestHandler):
         await self.send(b"%d" % os.getpid())
 
 def set_patience(*_):
-    supervisor.START_PATIENCE = 0.2 if os.path.exists("hang") else 60
+    supervisor.START_TIMEOUT = 0.2 if os.path.exists("hang") else 60
 
 if __name__ == "__main__":
     signal.signal(signal.SIGUSR2, set_patience)
@@ -661,7 +889,7 @@ def test_usr1_logs_the_stats_of_all(folder: Path) -> None:
             assert len(re.findall(r"stats of worker \d", program.stderr())) == 2
         program.signal(signal.SIGHUP)
         eventually(lambda: "replaced all" in program.stderr() and len(workers_of(program)) == 2)
-        # The counts of those that are gone are kept, once they are gone.
+        # The counts of ended workers are kept, once they have ended.
         expected = total + "accepted=11 active=0 completed=11"
         eventually(lambda: program.signal(signal.SIGUSR1) or expected in program.stderr())
         assert program.stop() == 0
@@ -741,13 +969,13 @@ def test_a_change_while_it_starts_is_made(folder: Path, number: int, count: int)
 
 def test_a_change_while_it_binds_is_none(folder: Path) -> None:
     with ExitStack() as lock:
-        # Whoever starts in a folder waits its turn there, for a second.
+        # A start in a folder waits its turn there, for a second.
         lock.callback(os.close, descriptor := os.open(folder, os.O_RDONLY))
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         command = ("serve", "handlers:Obedient", "--workers", "2", "--bind", "unix:app.sock")
         with Program.aioecho(*command, cwd=folder) as program:
             opened = Path(f"/proc/{program.process.pid}/fd")
-            eventually(lambda: program.catches(TTOU) and any(each.resolve() == folder for each in opened.iterdir()))
+            eventually(lambda: program.catches(TTOU) and any(link.resolve() == folder for link in opened.iterdir()))
             for number in (HUP, TTIN, TTOU):
                 program.signal(number)
             time.sleep(0.1)  # for it to hear them: it does nothing then that could be waited for
@@ -785,7 +1013,7 @@ def test_two_stops_in_service_are_no_worse_than_one_if_there_is_nothing_to_cut_o
 
 
 @pytest.mark.parametrize(("number", "count"), [(HUP, 2), (TTIN, 3), (TTOU, 1)], ids=ids)
-def test_a_change_in_service_loses_nobody(folder: Path, number: int, count: int) -> None:
+def test_a_change_in_service_loses_no_client(folder: Path, number: int, count: int) -> None:
     with serving(folder) as (program, endpoint), talking(endpoint, b"sleep 0.3\n") as (busy, _):
         before = workers_of(program)
         program.signal(number)
@@ -874,7 +1102,7 @@ def test_what_outlasts_the_grace_is_cut_off_with_status_1(folder: Path) -> None:
 
 
 def test_a_worker_that_hangs_is_killed_in_the_end(folder: Path) -> None:
-    with serving(folder, PATIENCE=0.5) as (program, endpoint), talking(endpoint, b"block 30\n") as (_, pid):
+    with serving(folder, STOP_TIMEOUT=0.5) as (program, endpoint), talking(endpoint, b"block 30\n") as (_, pid):
         began = time.monotonic()
         program.signal(TERM)
         eventually(lambda: len(workers_of(program)) == 1)

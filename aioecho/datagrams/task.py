@@ -25,14 +25,12 @@ from functools import partial
 from operator import is_
 from sys import getrefcount
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from weakref import getweakrefcount
 
+from aioecho.datagrams.serving import DatagramServing
 from aioecho.runtime.driver import Driver, Waiter, steps
 from aioecho.serving.handlers import BaseRequestHandler, DatagramRequestHandler
-
-if TYPE_CHECKING:  # the server is above
-    from aioecho.datagrams.server import DatagramServer
 
 __all__ = ["DatagramTask", "Job", "report_end", "run_handler"]
 
@@ -44,7 +42,7 @@ _send: Any = CoroutineType.send
 class Job(Protocol):
     """A handler that is run: for whom, and how it ended."""
 
-    server: "DatagramServer"
+    server: DatagramServing
     client_address: Any
     request: Any
     handler: Any
@@ -85,7 +83,7 @@ def report_end(job: Job, error: BaseException) -> bool:
     job.outcome, job.reason = "failed", "error"
     if not isinstance(error, Exception):  # the program ends
         return False
-    job.server._call_handle_error(job.request, job.client_address)
+    job.server.call_handle_error(job.request, job.client_address)
     return True
 
 
@@ -122,15 +120,15 @@ class _FirstStep:
 
 
 def _make_parked_task(
-    coroutine: Coroutine[Any, Any, None], *, loop: asyncio.AbstractEventLoop, context: Context
+    coroutine: Coroutine[Any, Any, None], *, loop: asyncio.AbstractEventLoop, context: Context, name: str
 ) -> "asyncio.Task[None]":
     """Make a task that has taken its first step. No other task may be current."""
     if sys.version_info >= (3, 12):
-        return asyncio.Task(coroutine, loop=loop, context=context, eager_start=True)
+        return asyncio.Task(coroutine, loop=loop, context=context, name=name, eager_start=True)
     # Python 3.11 has no such option, and a datagram cannot step a coroutine whose task has its first step still before it:
     # that would resume the handler from its first wait.
     first: Any = _FirstStep()
-    task = asyncio.Task(coroutine, loop=first, context=context)
+    task = asyncio.Task(coroutine, loop=first, context=context, name=name)
     asyncio.Future.__init__(task, loop=loop)  # nothing else of a task refers to the loop
     context.run(first.step)
     return task
@@ -183,7 +181,7 @@ class DatagramTask(Driver):
     resume: Callable[[], Any]
     """Steps the coroutine; returns what it waits for."""
 
-    def __init__(self, server: "DatagramServer", request: Any = None, client_address: Any = None) -> None:
+    def __init__(self, server: DatagramServing, request: Any = None, client_address: Any = None) -> None:
         self.server = server
         self.request, self.client_address, self.handler = request, client_address, None
         self.outcome, self.reason = "completed", "finished"
@@ -195,17 +193,17 @@ class DatagramTask(Driver):
         loop = asyncio.get_running_loop()
         self.parking = _Parking(loop)
         self.parking.driver = self
-        context = server._context.copy()
+        context = server.task_context.copy()
         coroutine = self._serve(context)
         self.resume = partial(context.run, _send, coroutine, None)
-        self.start(coroutine, loop, context, asyncio.Task if request is not None else _make_parked_task)
+        self.start(coroutine, loop, context, "datagram", asyncio.Task if request is not None else _make_parked_task)
 
     def __call__(self, task: "asyncio.Task[None]") -> None:
         """Count how it has ended."""
         self.parking.driver = None  # which refers to it: without the cycle both go at once
         if self.handler is None and self.outcome == "completed":  # its task was cancelled before it began
             self.outcome = self.reason = "cancelled"
-        self.server._account(self, task)
+        self.server.task_ended(self, task)
 
     def __repr__(self) -> str:
         return f"<DatagramTask with {self.client_address!r}, handler={self.handler!r}>"
@@ -220,11 +218,11 @@ class DatagramTask(Driver):
         """Serve datagrams until a handler waits, or does something to the task: the task's coroutine."""
         server, parking = self.server, self.parking
         task: Any = asyncio.current_task()
-        self._task = task  # parking is told of it before the task's constructor has returned
+        self.task = task  # parking is told of it before the task's constructor has returned
         if self.request is None:
             yield parking
         weak_references, name = getweakrefcount(task), task.get_name()
-        pristine = server._context
+        pristine = server.task_context
         variables = len(pristine)
         # With as few operations as it goes: this is most of what a datagram costs.
         while (request := self.request) is not None:
@@ -332,7 +330,7 @@ class DatagramTask(Driver):
         """
         if not self.is_entered:
             try:
-                _enter_task(self.parking.get_loop(), self._task)
+                _enter_task(self.parking.get_loop(), self.task)
             except RuntimeError:
                 return False
             self.is_entered = True
@@ -342,7 +340,7 @@ class DatagramTask(Driver):
         """Make the task the current one no longer."""
         if self.is_entered:
             self.is_entered = False
-            _leave_task(self.parking.get_loop(), self._task)
+            _leave_task(self.parking.get_loop(), self.task)
 
     def is_stepping(self) -> bool:
         """Return whether its handler takes its first step right now."""
@@ -361,7 +359,7 @@ class DatagramTask(Driver):
 
     def count_end(self) -> None:
         """Count it when its task has ended."""
-        self._task.add_done_callback(self, context=self.server._context)
+        self.task.add_done_callback(self, context=self.server.task_context)
 
     def reset(self) -> None:
         """Forget the last handler."""
@@ -376,8 +374,8 @@ class DatagramTask(Driver):
     def give_up(self) -> None:
         """Count it as ended, though its handler goes on."""
         self.outcome = self.reason = "cancelled"
-        self._task.remove_done_callback(self)
-        self.server._forget(self)
+        self.task.remove_done_callback(self)
+        self.server.unregister_connection(self)
 
     # What the server asks of those that wait when it stops.
 
@@ -386,7 +384,7 @@ class DatagramTask(Driver):
 
     def cut_off(self) -> None:
         """Cancel the handler."""
-        self._task.cancel()
+        self.task.cancel()
 
     def abort(self) -> None:
         """End the handler even if it swallows its cancellation."""

@@ -5,27 +5,29 @@ import contextlib
 import functools
 import itertools
 import logging
-import os
 import signal
 import ssl as ssl_module
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from aioecho.choice import serve
 from aioecho.datagrams.server import DatagramServer
 from aioecho.exceptions import AioechoError
 from aioecho.net import systemd
 from aioecho.net.endpoints import UDPEndpoint
+from aioecho.runtime.interpreters import is_subinterpreter
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.runtime.stdio import fill_standard_streams
-from aioecho.server import BaseServer
-from aioecho.serving.drain import PATIENCE
+from aioecho.server import serve
+from aioecho.serving.base import BaseServer
+from aioecho.serving.drain import STAGE_TIMEOUT
 from aioecho.stats import DrainReport
+from aioecho.workers.guard import check_can_start_workers, refuse_start_in_worker
+from aioecho.workers.order import Order
+from aioecho.workers.processors import count_processors
 from aioecho.workers.supervisor import Supervisor
-from aioecho.workers.worker import Order, refuse_if_loading
 
-__all__ = ["check_sessions", "count_processors", "run", "run_server", "run_workers"]
+__all__ = ["check_sessions", "run", "run_server", "run_workers"]
 
 logger = logging.getLogger("aioecho.workers")
 
@@ -48,26 +50,29 @@ def run(
     Args:
         RequestHandlerClass, endpoints: as for :func:`aioecho.serve`, and `options` are :class:`aioecho.BaseServer`'s,
             such as `grace`, the seconds that handlers have to finish. Limits are for each process.
-        workers: processes that serve; "auto" is as many as there are processors. Unless it is 1, this process serves
-            nothing: it starts them, and replaces those that die. SIGHUP replaces all, one after another, losing
-            nothing; SIGTTIN and SIGTTOU add and remove one; SIGUSR1 logs their stats. They import the handler and its
-            options, and so the program, if these are defined in it: it has to call run() under
-            ``if __name__ == "__main__":``.
-        loop: "uvloop", "asyncio", or "auto", which is uvloop if it is installed.
+        workers: processes that serve. "auto" is as many as this process has processors to use: those that it may be
+            scheduled on, or fewer by the CPU quota of its control group (rounded up). Unless it is 1, this process serves
+            nothing: it starts the workers, and replaces a worker that dies. SIGHUP replaces all, one after another, and no
+            client is lost; SIGTTIN and SIGTTOU add and remove one; SIGUSR1 logs their stats. Workers import the handler and
+            its options, and so the program, if these are defined in it: it has to call run() under
+            ``if __name__ == "__main__":``. A frozen program (PyInstaller) can't have workers.
+        loop: "uvloop", "asyncio", or "auto", which is uvloop if it is installed, and asyncio's loop in a subinterpreter.
         reuse_port: give each worker a TCP or UDP socket of its own (SO_REUSEPORT), and let the kernel divide the clients.
             Datagram sessions need that with several workers, as all of a peer's datagrams then reach the same one.
         max_requests: replace a worker when it has had so many connections, or datagrams or their sessions, and up to
             `max_requests_jitter` more, chosen for each worker, so that they do not all go at the same time.
         ssl: a context, or a function that returns one, which worker processes need, as a context can't be sent to them.
 
-    `reuse_port` and `max_requests` make a worker process of even one. In a thread other than the main one it serves too,
-    without workers, but no signal reaches it. If the program was started with stdin, stdout or stderr closed, it gets
-    /dev/null there: else a socket would.
+    `reuse_port` and `max_requests` make a worker process of even one. In a thread other than the main one, and in a
+    subinterpreter, it serves without workers, and no signal reaches it. If the program was started with stdin, stdout or
+    stderr closed, it gets /dev/null there: a socket would be put in that place otherwise.
 
     Raises:
         SystemExit: with one line that says why, if it can't listen, or its workers can't live: it is the program.
         ValueError, TypeError: an argument makes no sense, or can't be sent to workers.
-        RuntimeError: an event loop runs in this thread.
+        RuntimeError: an event loop runs in this thread; or workers are wanted, and this is not the main thread of the main
+            interpreter.
+        ImportError: "uvloop" was asked for, and is not installed or cannot be loaded here.
     """
     if asyncio._get_running_loop() is not None:
         raise RuntimeError(
@@ -75,7 +80,7 @@ def run(
             " or aioecho.run_in_thread()"
         )
     try:
-        refuse_if_loading()
+        refuse_start_in_worker()
         fill_standard_streams()
         if workers == 1 and not reuse_port and max_requests is None:
             context = ssl() if callable(ssl) else ssl
@@ -127,20 +132,23 @@ def run_workers(
     max_requests_jitter: int = 0,
     when_serving: Callable[[Sequence[str]], object] = lambda names: None,
 ) -> DrainReport:
-    """Do what :func:`run` does with worker processes, in each of which `make_server` is called with its endpoints.
+    """Do what :func:`run` does with worker processes. Every worker calls `make_server` with its endpoints.
 
-    `server` is one that was made but not started, as each is to be; it never is. `make_server` is given a list for each of
-    its endpoints, as a host may have several addresses. `when_serving` is called with the names
+    `server` was made as the workers' servers will be, and is never started. `make_server` gets a list for every endpoint, as
+    a host may have several addresses. `when_serving` is called with the names
     of the endpoints once all workers accept.
 
     Raises:
         EndpointError: it can't listen.
         AioechoError: a worker ended before it was ready, or workers died too often.
         ValueError, TypeError: as for :func:`run`.
-        RuntimeError: this is not the main thread.
+        RuntimeError: this is not the main thread of the main interpreter.
     """
-    if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("worker processes are started from the main thread alone, as signals reach no other")
+    if not _gets_signals():
+        where = "interpreter" if is_subinterpreter() else "thread"
+        raise RuntimeError(f"worker processes are started from the main {where} alone, as signals reach no other")
+    refuse_start_in_worker()
+    check_can_start_workers()
     _check_count("max_requests", max_requests, least=1)
     _check_count("max_requests_jitter", max_requests_jitter, least=0)
     if workers == "auto":
@@ -181,14 +189,6 @@ def _check_count(name: str, value: object, *, least: int) -> None:
         raise ValueError(f"{name} must be a whole number from {least}, not {value!r}")
 
 
-def count_processors() -> int:
-    """Return how many processors this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on Linux
-        return os.cpu_count() or 1
-
-
 def run_server(
     server: BaseServer, *, loop: str = "auto", when_serving: Callable[[BaseServer], object] = lambda server: None
 ) -> DrainReport:
@@ -209,7 +209,7 @@ async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseSe
 
     def stop() -> None:
         if not stopping:
-            systemd.notify_stopping(server.grace + 3 * PATIENCE)
+            systemd.notify_stopping(server.grace + 3 * STAGE_TIMEOUT)
         starting.cancel()
         stopping.add(loop.create_task(server.shutdown(0 if stopping else None)))
 
@@ -234,10 +234,15 @@ async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseSe
         return report
 
 
+def _gets_signals() -> bool:
+    """Tell whether Python's signal handlers can be set here, and are called."""
+    return threading.current_thread() is threading.main_thread() and not is_subinterpreter()
+
+
 @contextlib.contextmanager
 def _signals(loop: asyncio.AbstractEventLoop, actions: dict[signal.Signals, Callable[[], None]]) -> Iterator[None]:
     """Do in the loop what a signal stands for, as far as this thread gets them."""
-    if threading.current_thread() is not threading.main_thread():
+    if not _gets_signals():
         yield
         return
     for number, action in actions.items():

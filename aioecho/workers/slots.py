@@ -1,0 +1,121 @@
+"""What the supervisor knows of its workers: the processes with their states, and the slots that they serve in."""
+
+import asyncio
+import enum
+import logging
+import math
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+from aioecho.net.binding import BoundSocket
+from aioecho.workers.channel import Channel
+
+__all__ = ["WorkerProcess", "WorkerSlot", "WorkerState"]
+
+logger = logging.getLogger("aioecho.processes")
+
+
+class WorkerState(enum.Enum):
+    """Where a worker is in its life, as the supervisor sees it."""
+
+    LOADING = "imports what it serves"
+    STARTING = "was told to serve"
+    SERVING = "accepts"
+    LEAVING = "was told to leave, and drains"
+    DISCARDED = "was killed before it served, as it is not needed"
+    HUNG = "was killed, as it did not do in time what was expected"
+
+
+class WorkerProcess:
+    """A worker process, and what is known of it."""
+
+    def __init__(self, slot: "WorkerSlot", process: "subprocess.Popen[bytes]", channel: Channel) -> None:
+        self.slot = slot
+        self.process = process
+        self.channel = channel
+        self.state = WorkerState.LOADING
+        self.serving_since: float | None = None
+        self.failure: str | None = None
+        self.report: dict[str, Any] | None = None
+        self.stats: dict[str, int] = {}
+        self.pinged_at: float | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def __str__(self) -> str:
+        return f"worker {self.slot.number} (process {self.process.pid})"
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it was told to leave, so that its end needs no successor."""
+        return self.state in (WorkerState.LEAVING, WorkerState.DISCARDED)
+
+    @property
+    def may_have_clients(self) -> bool:
+        """Whether it was told to serve, so that connections may be lost with it."""
+        if self.state is WorkerState.HUNG:
+            return self.serving_since is not None
+        return self.state in (WorkerState.STARTING, WorkerState.SERVING, WorkerState.LEAVING)
+
+    def leave(self, how: str, timeout: float) -> None:
+        """Tell it to leave, "retire" or "drain", within `timeout` seconds. Kill it if it has not begun to accept."""
+        if self.may_have_clients:
+            self.state = WorkerState.LEAVING
+            self.channel.send(how)
+            self.kill_after(timeout)
+        else:
+            self.state = WorkerState.DISCARDED
+            self.process.kill()
+
+    def kill_after(self, seconds: float | None, why: str = "does not end") -> None:
+        """Kill it so many seconds from now, and log `why`; None is never. This replaces the deadline of an earlier call."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if seconds is not None and seconds != math.inf:
+            self._deadline = asyncio.get_running_loop().call_later(seconds, self.kill, why)
+
+    def kill(self, why: str) -> None:
+        """Kill it, as it hangs, and log `why`."""
+        logger.error("%s %s, and is killed", self, why)
+        if not self.is_leaving:
+            self.state = WorkerState.HUNG
+        self.failure = self.failure or why
+        self.process.kill()
+
+    def abandon(self) -> None:
+        """Kill it without a word, and wait until it is gone."""
+        self.process.kill()
+        self.process.wait()
+        self.channel.sock.close()
+
+
+class WorkerSlot:
+    """A place for a worker: the one that serves, and perhaps its successor, which is about to replace it.
+
+    Args:
+        number: counts from 1, for people.
+        sockets: what the slot's workers serve on, a list for every endpoint.
+        own: the sockets among them that no other slot has.
+    """
+
+    def __init__(self, number: int, sockets: Sequence[Sequence[BoundSocket]], own: Sequence[BoundSocket]) -> None:
+        self.number = number
+        self.sockets = sockets
+        self.own = own
+        self.worker: WorkerProcess | None = None
+        self.successor: WorkerProcess | None = None
+        self.deaths = 0
+        self.crashes = 0
+        self.restart: asyncio.TimerHandle | None = None
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether its worker accepts."""
+        return self.worker is not None and self.worker.serving_since is not None
+
+    def close(self) -> None:
+        """Close the sockets that are this slot's alone, and start no worker any more."""
+        if self.restart is not None:
+            self.restart.cancel()
+        for bound in self.own:
+            bound.close()

@@ -1,0 +1,65 @@
+"""The sockets that workers serve on: bound once by the supervisor, and shared, or divided between the slots."""
+
+from collections.abc import Sequence
+
+from aioecho.net.binding import BoundSocket, bind_endpoint, bind_sibling
+from aioecho.net.endpoints import Endpoint, HostEndpoint
+
+__all__ = ["SupervisorSockets"]
+
+
+class SupervisorSockets:
+    """The sockets of all endpoints.
+
+    Args:
+        endpoints: where to listen.
+        backlog: clients that the kernel queues for a socket.
+        reuse_port: bind TCP and UDP endpoints for every slot apart.
+    """
+
+    def __init__(self, endpoints: Sequence[Endpoint], *, backlog: int, reuse_port: bool) -> None:
+        self._endpoints = endpoints
+        self._backlog = backlog
+        self._reuse_port = reuse_port
+        # For every endpoint: whether each slot has its own sockets, and the first slot's.
+        self._bound: list[tuple[bool, list[BoundSocket]]] = []
+
+    @property
+    def names(self) -> list[str]:
+        """The endpoint strings of where they listen, in order and without doubles, with real ports."""
+        return list(dict.fromkeys(bound.name for _, group in self._bound for bound in group))
+
+    async def bind(self) -> None:
+        """Bind all of them.
+
+        Raises:
+            EndpointError: one can't be listened on. The others stay bound until :meth:`close`.
+        """
+        for endpoint in self._endpoints:
+            # A Unix socket can't be bound twice, nor an inherited one.
+            is_divided = self._reuse_port and isinstance(endpoint, HostEndpoint)
+            bound = await bind_endpoint(endpoint, backlog=self._backlog, reuse_port=is_divided)
+            self._bound.append((is_divided, bound))
+
+    def of_slot(self, own: list[BoundSocket], *, is_first: bool) -> list[list[BoundSocket]]:
+        """Return what a new slot serves on, for every endpoint. Append to `own` the sockets that are bound for it alone.
+
+        Raises:
+            EndpointError: another socket can't be bound. `own` has the sockets that were, for the caller to close.
+        """
+        sockets: list[list[BoundSocket]] = []
+        for is_divided, bound in self._bound:
+            if is_first or not is_divided:
+                sockets.append(bound)
+                continue
+            sockets.append([])
+            for first in bound:
+                own.append(bind_sibling(first))
+                sockets[-1].append(own[-1])
+        return sockets
+
+    def close(self) -> None:
+        """Close all but the slots' own."""
+        for _, group in self._bound:
+            for bound in group:
+                bound.close()
