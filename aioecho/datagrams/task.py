@@ -382,6 +382,10 @@ class DatagramTask(Driver):
     def drain(self) -> None:
         """Do nothing: it has all that it will get, and finishes."""
 
+    def is_in_message(self) -> bool:
+        """Return False: a datagram is a whole message."""
+        return False
+
     def cut_off(self) -> None:
         """Cancel the handler."""
         self.task.cancel()
