@@ -10,7 +10,7 @@ import ssl as ssl_module
 import struct
 import sys
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 from aioecho.runtime.driver import Waiter
 from aioecho.streams.reader import DEFAULT_LIMIT, Buffer, StreamReader
@@ -251,9 +251,6 @@ class StreamProtocol(Waiter, asyncio.Protocol):
         self.is_tls = True
         self._stays_open_at_eof = False  # it complains of a protocol that wants to stay half open
         self.transport = self.reader._transport = transport
-        # uvloop forgets what it has received, and not passed on to a reader that is paused, when the peer closes. So let
-        # it receive no more than it passes on: it then learns of the end when all before it was read.
-        cast(Any, transport).set_read_buffer_limits(high=1, low=0)
 
     data_received = Waiter.deliver  # type: ignore[assignment] # resumes whoever waits for data
 
