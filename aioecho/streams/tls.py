@@ -65,11 +65,14 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         "_error",
         "_has_ended",
         "_incoming",
+        "_is_in_record",
         "_is_server_side",
         "_loop",
+        "_most",
         "_object",
         "_outgoing",
         "_protocol",
+        "_read",
         "_server_hostname",
         "_shutdown_timeout",
         "_state",
@@ -77,11 +80,14 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         "_timer",
         "_transport",
         "_waiter",
+        "_write",
     )
 
     _object: ssl.SSLObject
     _incoming: ssl.MemoryBIO
     _outgoing: ssl.MemoryBIO
+    _read: Callable[[int], bytes]
+    _write: Callable[[Buffer], int]
     _deliver: Callable[[bytes], object]
 
     def __init__(
@@ -105,6 +111,8 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         self._server_hostname = server_hostname
         self._shutdown_timeout = shutdown_timeout
         self._state = _HANDSHAKE
+        self._most = -1  # bytes: for how many at once data_received() may take the short way
+        self._is_in_record = False  # OpenSSL may have a part of a record
         self._has_ended = False  # the peer has sent close_notify, or closed its direction of the connection
         self._error: Exception | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -140,6 +148,10 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         self._object = self._context.wrap_bio(
             self._incoming, self._outgoing, self._is_server_side, self._server_hostname
         )
+        # The object's own methods do no more than call these, for every message.
+        made: Any = self._object
+        inner = made._sslobj if type(made) is ssl.SSLObject and hasattr(made, "_sslobj") else made
+        self._read, self._write = inner.read, inner.write
 
     def _time_out(self, seconds: float) -> None:
         self._timer = None
@@ -152,31 +164,32 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Decrypt and deliver."""
-        if self._state is not _OPEN or self._has_ended or len(data) > SLICE:
+        if len(data) > self._most:
             self._receive(data)
             return
-        # The way that most data go: they are one record, or the rest of one.
+        # The way that most data go: they are one record, or the rest of one. So much has to be read as came, but where a part
+        # of the record came before.
         incoming = self._incoming
         incoming.write(data)
         try:
-            chunk = self._object.read(RECORD)
+            chunk = self._read(RECORD if self._is_in_record else len(data))
         except SSLWantReadError:
+            self._is_in_record = True
             if self._outgoing.pending:
                 self._flush()
         except SSLError as error:
             self._fail(error)
         else:
-            if chunk and not incoming.pending:
-                if self._outgoing.pending:
-                    self._flush()
-                self._deliver(chunk)
-                return
-            chunks = [chunk] if chunk else []
-            if chunk:
+            if not chunk:
+                self._end()
+                self._pass_on([])
+            elif incoming.pending:
+                chunks = [chunk]
                 self._process(chunks)
+                self._pass_on(chunks)
             else:
-                self._has_ended = True
-            self._pass_on(chunks)
+                self._is_in_record = False
+                self._deliver(chunk)
 
     def _receive(self, data: bytes) -> None:
         """Decrypt any number of bytes, in any state, and deliver them in one piece."""
@@ -200,11 +213,11 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
             if self._state is _HANDSHAKE:
                 self._object.do_handshake()
                 self._open()
-            while chunk := self._object.read(RECORD):
+            while chunk := self._read(RECORD):
                 chunks.append(chunk)
-            self._has_ended = True
+            self._end()
         except SSLWantReadError:
-            pass
+            self._is_in_record = True  # perhaps
         except SSLError as error:
             self._fail(error)
             return
@@ -212,12 +225,14 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
             self._flush()
 
     def _open(self) -> None:
-        self._state = _OPEN
+        self._state, self._most = _OPEN, SLICE
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         protocol, take, waiter = self._protocol, self._take, self._waiter
-        assert protocol is not None and take is not None and waiter is not None
+        assert protocol is not None
+        assert take is not None
+        assert waiter is not None
         self._deliver = protocol.data_received
         self._take = self._waiter = None
         take(self)
@@ -238,10 +253,14 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         if self._state is not _OPEN:
             return False  # the transport closes
         if not self._has_ended:
-            self._has_ended = True
+            self._end()
             assert self._protocol is not None
             self._protocol.eof_received()
         return True
+
+    def _end(self) -> None:
+        self._has_ended = True
+        self._most = -1
 
     def pause_writing(self) -> None:
         """Pass it on to the stream's protocol."""
@@ -256,7 +275,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Pass it on to the stream's protocol, or fail the handshake."""
         protocol, waiter = self._protocol, self._waiter
-        self._state = _LOST
+        self._state, self._most = _LOST, -1
         # Else all of them would be a cycle, for the garbage collector to undo.
         self._protocol = self._take = self._waiter = None
         self._deliver = _drop
@@ -272,7 +291,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
     def _fail(self, error: Exception) -> None:
         """Send the alert that says why, if OpenSSL has made one, and end the handshake or the connection with `error`."""
         is_handshake = self._state is _HANDSHAKE
-        self._state = _LOST
+        self._state, self._most = _LOST, -1
         if hasattr(self, "_object") and self._outgoing.pending:
             self._flush()
         if not is_handshake:
@@ -293,7 +312,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         try:
             if len(data) <= RECORD:
                 if data:
-                    self._object.write(data)
+                    self._write(data)
                     self._transport.write(self._outgoing.read())
             else:
                 self._write_much(data)
@@ -301,7 +320,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
             self._fail(error)
 
     def _write_much(self, data: Buffer) -> None:
-        write, outgoing = self._object.write, self._outgoing
+        write, outgoing = self._write, self._outgoing
         records: list[bytes] = []
         with memoryview(data) as given, given.cast("B") as view:
             for start in range(0, len(view), RECORD):
@@ -324,7 +343,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
     def close(self) -> None:
         """Close in good order: send close_notify after all that was written, and wait until the peer closes too."""
         if self._state is _OPEN:
-            self._state = _CLOSING
+            self._state, self._most = _CLOSING, -1
             if self._shutdown_timeout < FOR_EVER:
                 self._timer = self._loop.call_later(self._shutdown_timeout, self._time_out, self._shutdown_timeout)
             self._shut_down()
@@ -352,7 +371,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         """Close at once; what is unsent is lost."""
         if self._state is _OPEN:
             self._state = _CLOSING
-            self._has_ended = True  # what comes still is dropped
+            self._end()  # what comes still is dropped
         self._transport.abort()
 
     def is_closing(self) -> bool:
