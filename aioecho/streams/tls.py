@@ -290,6 +290,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
 
     def _fail(self, error: Exception) -> None:
         """Send the alert that says why, if OpenSSL has made one, and end the handshake or the connection with `error`."""
+        error = error.with_traceback(None)  # whose frames refer to this
         is_handshake = self._state is _HANDSHAKE
         self._state, self._most = _LOST, -1
         if hasattr(self, "_object") and self._outgoing.pending:
@@ -471,5 +472,9 @@ async def start_tls(
         server_hostname=server_hostname,
         shutdown_timeout=ssl_shutdown_timeout or DEFAULT_SHUTDOWN_TIMEOUT,
     )
-    await made.start(received, ssl_handshake_timeout or DEFAULT_HANDSHAKE_TIMEOUT)
+    try:
+        await made.start(received, ssl_handshake_timeout or DEFAULT_HANDSHAKE_TIMEOUT)
+    except BaseException:
+        del made  # the traceback refers to this frame, and the reader to the exception
+        raise
     return made
