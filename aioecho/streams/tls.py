@@ -36,8 +36,8 @@ RECORD = 2**14
 # A whole record fits in, with its header, its MAC and padding.
 SLICE = RECORD + 2**9
 
-# Records that are delivered, or passed to the socket's transport, in one piece. From 128 KiB on malloc() maps memory for it, whose
-# pages cost more than the decryption.
+# Records that are delivered, or passed to the socket's transport, in one piece. From 128 KiB on malloc() maps memory for it,
+# whose pages cost more than the decryption.
 RECORDS_AT_ONCE = 4
 
 Buffer = bytes | bytearray | memoryview
