@@ -5,11 +5,11 @@ Write a handler class with an ``async def handle(self)``, and give it to :func:`
 """
 
 from aioecho.background import BackgroundServer, run_in_thread
-from aioecho.choice import serve
 from aioecho.config import Limits, Timeouts
 from aioecho.datagrams.server import DatagramServer, UDPServer, UnixDatagramServer
 from aioecho.exceptions import AioechoError, ConnectionTimeout, EndpointError
-from aioecho.server import BaseServer, TCPServer, UnixStreamServer
+from aioecho.server import TCPServer, UnixStreamServer, serve
+from aioecho.serving.base import BaseServer
 from aioecho.serving.handlers import (
     BaseRequestHandler,
     DatagramRequestHandler,
@@ -17,8 +17,8 @@ from aioecho.serving.handlers import (
     StreamRequestHandler,
 )
 from aioecho.stats import DatagramStats, DrainReport, Stats
-from aioecho.streams.protocol import StreamWriter
 from aioecho.streams.reader import StreamReader
+from aioecho.streams.writer import StreamWriter
 from aioecho.workers.program import run
 
 __version__ = "0.1.0"

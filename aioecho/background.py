@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
-from aioecho.choice import serve
 from aioecho.runtime.interpreters import is_subinterpreter
 from aioecho.runtime.loops import end_other_tasks, loop_factory
-from aioecho.server import BaseServer
+from aioecho.server import serve
+from aioecho.serving.base import BaseServer
 from aioecho.stats import DrainReport, Stats
 
 __all__ = ["BackgroundServer", "run_in_thread"]
@@ -76,8 +76,7 @@ class BackgroundServer:
         """
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self.server.begin_shutdown(grace)
-        pool = self.server._threads
-        if hasattr(self._own, "is_one") or (pool is not None and pool.owns_this_thread()):
+        if hasattr(self._own, "is_one") or self.server.owns_this_thread():
             return None
         self._thread.join()
         if self._error is not None:

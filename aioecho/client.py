@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 from aioecho.exceptions import EndpointError
 from aioecho.net.endpoints import TCPEndpoint, UDPEndpoint, UnixDatagramEndpoint, UnixEndpoint, parse_endpoint, resolve
-from aioecho.streams.protocol import StreamProtocol, StreamWriter
+from aioecho.streams.protocol import StreamProtocol
 from aioecho.streams.reader import StreamReader
+from aioecho.streams.writer import StreamWriter
 
 __all__ = ["connect", "exchange", "explain"]
 
@@ -57,7 +58,7 @@ async def connect(
                 except BaseException:
                     sock.close()
                     raise
-            writer = protocol.make_writer()
+            writer = StreamWriter(protocol.transport, protocol, protocol.reader, protocol._loop)
             if ssl is not None:
                 host = where.host or "localhost" if isinstance(where, TCPEndpoint) else ""
                 await writer.start_tls(ssl, server_hostname=server_hostname or host)

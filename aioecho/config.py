@@ -1,18 +1,20 @@
 """What a user sets on a server: limits and timeouts. Values are checked when an object is made, so that a server never
 meets a bad one."""
 
+import ssl as ssl_module
 from dataclasses import dataclass
 from math import inf
-from typing import Literal, TypeGuard
+from typing import Any, Literal, TypeGuard, TypeVar
 
-__all__ = ["Limits", "Timeouts"]
+__all__ = ["Limits", "Timeouts", "check_ssl", "check_type"]
 
+T = TypeVar("T")
 
 MOST = 2**31 - 1
 """The largest count: what listen() takes."""
 
 MOST_BYTES = 2**20
-"""The longest datagram, in bytes: so many are allocated for each before it is read."""
+"""The longest datagram, in bytes: so many are allocated for a datagram before it is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,10 @@ class Limits:
     """Bytes: asyncio's `limit`. The longest line, and half of what is buffered of a peer that sends faster than its
     handler reads."""
 
+    max_frame: int | None = 2**24
+    """Bytes: the most of a frame whose length comes first, and of what readexactly() and read(-1) read. Each connection may
+    hold so much. Over it FrameTooLong is raised. None: as much as a peer announces."""
+
     max_handlers: int = 1024
     """Datagrams: handlers at once. At the limit datagrams wait in the server's queue."""
 
@@ -78,7 +84,7 @@ class Limits:
     handler ignores drain(). A single write() may be larger."""
 
     def __post_init__(self) -> None:
-        for name in ("max_connections", "max_per_host", "max_write_buffer"):
+        for name in ("max_connections", "max_per_host", "max_write_buffer", "max_frame"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
         _check_count("backlog", self.backlog)
@@ -164,3 +170,29 @@ def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None
 def _check_seconds(name: str, value: object) -> None:
     if value is not None and not (_is_number(value) and value > 0):
         raise ValueError(f"{name} must be a number of seconds above 0, or None, not {value!r}")
+
+
+def check_type(name: str, value: Any, kind: type[T]) -> T:
+    """Return `value`; raise TypeError, naming it, unless it is of the class `kind`, which is one of aioecho's."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be an aioecho.{kind.__name__}, not {value!r}")
+    return value
+
+
+def check_ssl(ssl: Any) -> None:
+    """Raise TypeError or ValueError if a server cannot serve TLS 1.2 or later with this; None is no TLS.
+
+    Where a context leaves the least version to OpenSSL, set it to TLS 1.2.
+    """
+    if ssl is None:
+        return
+    if not isinstance(ssl, ssl_module.SSLContext):
+        raise TypeError(f"ssl must be an ssl.SSLContext, not {ssl!r}")
+    minimum, maximum, tls_1_2 = ssl.minimum_version, ssl.maximum_version, ssl_module.TLSVersion.TLSv1_2
+    if maximum != ssl_module.TLSVersion.MAXIMUM_SUPPORTED and maximum < tls_1_2:
+        raise ValueError(f"ssl allows no version after {maximum.name}: set its maximum_version to MAXIMUM_SUPPORTED")
+    if minimum == ssl_module.TLSVersion.MINIMUM_SUPPORTED:
+        # No version was chosen: Debian's and Ubuntu's default contexts say this, where python.org's say TLSv1_2.
+        ssl.minimum_version = tls_1_2
+    elif minimum < tls_1_2:
+        raise ValueError(f"ssl allows {minimum.name}: set its minimum_version to TLSv1_2 or TLSv1_3")

@@ -1,7 +1,9 @@
 """What a server counts."""
 
 from collections import Counter
+from copy import copy
 from dataclasses import dataclass, field
+from typing import Self
 
 __all__ = ["DatagramStats", "DrainReport", "Stats"]
 
@@ -15,27 +17,35 @@ class Stats:
 
     accepted: int = 0
     active: int = 0
-    """Those that have not ended yet."""
+    """Connections that have not ended yet."""
     completed: int = 0
     """The handler returned and everything it wrote was sent."""
     failed: int = 0
     """The handler raised, or its connection broke."""
     cancelled: int = 0
-    """Cut off: the handler was cancelled, or what it wrote was thrown away."""
+    """The handler was cancelled, or what it wrote was thrown away."""
     rejected: int = 0
-    """No handler was made: refused by verify_request, a TLS handshake that failed."""
+    """No handler was made: verify_request returned False, or the TLS handshake failed, or a limit was reached."""
 
     reasons: Counter[str] = field(default_factory=Counter)
     """Why connections ended: counts by reason, which add up to those that ended."""
 
     accept_errors: int = 0
-    """Times that accepting failed, for want of descriptors or memory or because of one incoming connection."""
+    """Times that accepting failed, for lack of descriptors or memory or because of one incoming connection."""
+
+    def copy(self) -> Self:
+        """Return the counts as they stand now."""
+        copied = copy(self)
+        for name, value in vars(copied).items():
+            if isinstance(value, Counter):
+                setattr(copied, name, value.copy())
+        return copied
 
 
 @dataclass
 class DatagramStats(Stats):
-    """A datagram server's counters. What :class:`Stats` counts in connections are here handlers: one for each datagram, or
-    one for each session.
+    """A datagram server's counters. What :class:`Stats` counts in connections is counted in handlers here: one for every
+    datagram, or one for every session.
 
     Besides, at any moment ``received == handled + queued + sum(drops.values())``, in datagrams. What was sent to the server
     is `received`, `kernel_drops` and what the kernel still holds.
@@ -44,11 +54,11 @@ class DatagramStats(Stats):
     received: int = 0
     """Datagrams read from the server's sockets."""
     handled: int = 0
-    """Those that a handler was given."""
+    """Datagrams that were given to a handler."""
     queued: int = 0
-    """Those that wait for a handler, or in a session's queue."""
+    """Datagrams that wait for a handler, or in a session's queue."""
     drops: Counter[str] = field(default_factory=Counter)
-    """Those that no handler was given, by reason: "queue full" (``Limits.max_queue``), "session queue full"
+    """Datagrams that no handler was given, by reason: "queue full" (``Limits.max_queue``), "session queue full"
     (``Limits.max_session_queue``), "too many sessions" (``Limits.max_sessions``), "truncated" (longer than
     ``Limits.max_datagram``), "refused" (by verify_request), "no thread" (the
     system had none for a blocking handler), "session ended" (its handler left them unread), "stopped" (they
@@ -56,21 +66,21 @@ class DatagramStats(Stats):
 
     kernel_drops: int = 0
     """Datagrams that found no room in a socket (``Limits.receive_buffer``). 0 where the system does not tell; Linux does.
-    Of a socket that worker processes share, each counts all."""
+    Where worker processes share a socket, every process counts all of its drops."""
     receive_errors: int = 0
-    """Times that reading failed: an ICMP error that was waiting, want of memory."""
+    """Times that reading failed: an ICMP error that was waiting, lack of memory."""
     send_drops: int = 0
-    """Replies for which the socket had no room, and nobody waited, or for longer than ``Timeouts.send``."""
+    """Replies for which the socket had no room, and which were not awaited, or not sent within ``Timeouts.send``."""
     send_errors: int = 0
     """Replies that the system would not send, as their peer is unreachable or nowhere."""
 
 
 @dataclass(frozen=True)
 class DrainReport:
-    """How the connections ended that were open when a shutdown began. Each counts once.
+    """How the connections ended that were open when a shutdown began. Every connection counts once.
 
-    `completed` ended by themselves within the grace; `cancelled` were cancelled when it was over; `aborted` were cut off
-    with data unsent, or would not end when cancelled. `seconds` is how long it took.
+    `completed` ended by themselves within the grace; `cancelled` were cancelled when it was over; `aborted` were aborted
+    with data unsent, or did not end when cancelled. `seconds` is how long the shutdown took.
     """
 
     completed: int

@@ -8,6 +8,7 @@ import os
 import signal
 import ssl
 import time
+import zlib
 from collections.abc import AsyncIterator, Generator
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,9 @@ import aioecho
 
 # Of the stack that debug mode notes with each call. The ten that are usual took a quarter of the processor's time.
 asyncio.constants.DEBUG_STACK_DEPTH = 2
+
+# Seconds that what a test leaves has to end by itself.
+LEFT_FOR = 5.0
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Any]:
@@ -64,11 +68,19 @@ class Turns:
         fcntl.flock(self._locks[2], fcntl.LOCK_UN)  # also where a process that was forked has it open
 
 
-# Only .ci/run sets this. By themselves the tests of one Python run one after the other, in the order of their files.
+# Only .ci/run sets these. By themselves the tests of one Python run one after the other, in the order of their files.
+SHARD = os.environ.get("AIOECHO_TESTS_SHARD")
 TURNS = Turns(os.environ["AIOECHO_TESTS_TURNS"]) if "AIOECHO_TESTS_TURNS" in os.environ else None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if SHARD is not None:
+        number, count = map(int, SHARD.split("/"))
+        # By their functions, so that what is parametrized stays together, and the same in any process.
+        others = [item for item in items if zlib.crc32(item.nodeid.partition("[")[0].encode()) % count != number - 1]
+        config.hook.pytest_deselected(items=others)
+        left_out = set(others)
+        items[:] = [item for item in items if item not in left_out]
     if TURNS is not None:
         items.sort(key=TURNS.of)
 
@@ -140,9 +152,8 @@ async def nothing_is_left_behind(request: pytest.FixtureRequest) -> AsyncIterato
         # Not the loops' own: epoll, eventfd, and the descriptor that libuv keeps in reserve.
         return tasks or {n: what for n, what in descriptors.items() if "event" not in what and what != "/dev/null"}
 
-    for _ in range(500):
-        if not left():
-            break
+    deadline = time.monotonic() + LEFT_FOR
+    while left() and time.monotonic() < deadline:
         gc.collect()
         await asyncio.sleep(0.01)
     loop.set_exception_handler(None)
@@ -176,7 +187,17 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     known_client = ssl.create_default_context()
     authority.configure_trust(known_client)
     client_certificate.configure_cert(known_client)
-    return SimpleNamespace(server=server, client=client, mutual=mutual, known_client=known_client, files=files)
+
+    def as_debians() -> ssl.SSLContext:
+        """Return a new context as Debian's and Ubuntu's Pythons make it, which leaves the versions to OpenSSL."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        server_certificate.configure_cert(context)
+        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+        return context
+
+    return SimpleNamespace(
+        server=server, client=client, mutual=mutual, known_client=known_client, files=files, as_debians=as_debians
+    )
 
 
 def check_identity(server: aioecho.BaseServer) -> None:

@@ -5,7 +5,6 @@ import contextlib
 import gc
 import http.client
 import http.server
-import importlib.util
 import io
 import logging
 import os
@@ -23,6 +22,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+from helpers import skip_without
 from programs import Program, connect, read_line
 
 import aioecho
@@ -44,8 +44,7 @@ sys.exit(not result.wasSuccessful())
 
 
 def test_cpythons_own_tests_pass_with_the_module_swapped_in() -> None:
-    if importlib.util.find_spec("test.test_socketserver") is None:
-        pytest.skip("this Python comes without its test package")
+    skip_without("test.test_socketserver")
     done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SWAPPED], capture_output=True, text=True, timeout=50
     )
@@ -604,13 +603,15 @@ def test_a_handler_may_shut_the_server_down() -> None:
 
 @pytest.mark.parametrize("way", ["an option", "a listening socket that was wrapped"])
 def test_a_silent_client_does_not_hold_up_tls(way: str, tls: SimpleNamespace) -> None:
+    context = tls.as_debians()
+
     class Server(socketserver.ThreadingTCPServer):
         if way == "an option":
-            aioecho_options: ClassVar = {"ssl": tls.server}
+            aioecho_options: ClassVar = {"ssl": context}
 
     server = Server(("127.0.0.1", 0), Upper)
     if way != "an option":
-        server.socket = tls.server.wrap_socket(server.socket, server_side=True)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     with serving(server), socket.create_connection(server.server_address):
         with (
             socket.create_connection(server.server_address, timeout=30) as plain,

@@ -139,11 +139,31 @@ def test_ssl_that_is_no_context_is_refused(thing: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.MINIMUM_SUPPORTED])
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1])
 def test_a_context_that_allows_less_than_tls_1_2_is_refused(version: ssl.TLSVersion) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = version
-    with pytest.raises(ValueError, match=f"ssl allows {version.name}.*TLSv1_2"):
+    with pytest.raises(ValueError, match=f"ssl allows {version.name}.*TLSv1_2") as caught:
+        aioecho.TCPServer(ANYWHERE, Echo, ssl=context)
+    assert "\n" not in str(caught.value)
+    assert context.minimum_version is version
+
+
+def test_a_context_that_leaves_the_versions_to_openssl_gets_tls_1_2() -> None:
+    # As the default contexts of Debian's and Ubuntu's Pythons do.
+    for make in (aioecho.TCPServer, lambda *arguments, **options: aioecho.serve(Echo, "tcp://127.0.0.1:0", **options)):
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+        assert make(ANYWHERE, Echo, ssl=context).ssl is context
+        assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+def test_a_context_that_allows_nothing_from_tls_1_2_on_is_refused() -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+    context.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.raises(ValueError, match="ssl allows no version after TLSv1_1: set its maximum_version"):
         aioecho.TCPServer(ANYWHERE, Echo, ssl=context)
 
 

@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers import LOOPS
 from programs import Program, connect
 from subjects import Subject
 from timing import in_time
 
 pytestmark = pytest.mark.exclusive  # they judge by the clock, and load the machine
-
-LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 
 
 @contextlib.contextmanager
@@ -69,7 +68,7 @@ def test_ten_thousand_stay_idle_and_then_echo(loop: str) -> None:
             print(f"resident memory per idle connection on {loop}: {each:.0f} bytes")  # shown with -rP
             assert each < {"asyncio": 6_000, "uvloop": 4_096}[loop]
             before_idling, began = server.ask(), time.monotonic()
-            time.sleep(2)  # time is the subject
+            time.sleep(1)  # time is the subject
             share = (server.ask()["cpu"] - before_idling["cpu"]) / (time.monotonic() - began)
             print(f"share of a processor that they take, idle: {share:.1%}")
             for number, sock in enumerate(clients):
@@ -107,8 +106,8 @@ def test_ten_thousand_requests_in_flight_at_sigterm_are_all_answered(loop: str) 
 
 @pytest.mark.slow
 @LOOPS
-def test_a_thousand_that_reset_in_mid_reply_are_gone_within_a_second(loop: str) -> None:
-    count = 1_000
+def test_hundreds_that_reset_in_mid_reply_are_gone_within_a_second(loop: str) -> None:
+    count = 500  # to fill the kernel's buffers of as many takes most of the time
     with Subject(loop, "torrent") as server:
         with connect(server.endpoint) as sock:
             sock.sendall(b"100\n")

@@ -439,7 +439,6 @@ sys.exit(bool(report.cancelled or report.aborted))
 """
 
 
-@pytest.mark.exclusive
 @pytest.mark.slow
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_two_thousand_requests_in_flight_at_sigterm_are_all_answered(loop: str) -> None:

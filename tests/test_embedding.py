@@ -11,19 +11,10 @@ from typing import Any
 
 import pytest
 from conftest import check_identity, open_descriptors, settle
+from helpers import ask
 
 import aioecho
 from aioecho.echo import Daytime, Echo, Upper
-
-
-async def ask(address: Any, sent: bytes) -> bytes:
-    reader, writer = await asyncio.open_connection(*address[:2])
-    writer.write(sent)
-    writer.write_eof()
-    received = await reader.read()
-    writer.close()
-    await writer.wait_closed()
-    return received
 
 
 def handlers() -> dict[signal.Signals, Any]:

@@ -15,27 +15,19 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Coroutine, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import check_identity, open_descriptors, settle
+from helpers import ANYWHERE, LOOPS, reset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import aioecho
 from aioecho.echo import DatagramUpper, Echo, Upper
 from aioecho.runtime.loops import loop_factory
-
-ANYWHERE = ("127.0.0.1", 0)
-LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-
-
-def reset(sock: socket.socket) -> None:
-    """Close it so that the peer gets a reset."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
-
 
 # Of the system
 
@@ -102,7 +94,8 @@ def with_full_selector(test: Callable[[FullSelector], Coroutine[Any, Any, None]]
 
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
         runner.run(main())
-    assert not errors
+    # A transport of 3.11.2, which is paused before it reads, watches its socket nonetheless, and reports that it could not.
+    assert not [context for context in errors if "_SelectorTransport._add_reader" not in context["message"]]
 
 
 def test_a_connection_that_can_not_be_watched_is_closed_and_others_are_served(caplog: pytest.LogCaptureFixture) -> None:
@@ -111,7 +104,7 @@ def test_a_connection_that_can_not_be_watched_is_closed_and_others_are_served(ca
     async def test(selector: FullSelector) -> None:
         async with aioecho.TCPServer(ANYWHERE, Upper) as server:
             for refusals in (0, 1, 0, 1, 1, 0):
-                selector.refusals = refusals  # the client is in another thread, and so needs none
+                selector.refusals = refusals * 100  # the client is in another thread, and so needs none
                 reply = await asyncio.to_thread(ask, server.server_address)
                 assert reply == (b"" if refusals else b"HELLO\n")
                 await settle(lambda: not server.connections)
@@ -323,6 +316,19 @@ class Stubborn(aioecho.StreamRequestHandler):
         await asyncio.sleep(0)
 
 
+class Unhurried(ThreadPoolExecutor):
+    """Begins nothing before the loop turns, such as to resolve a name."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(1)
+        self._loop = loop
+
+    def submit(self, fn: Any, /, *arguments: Any, **options: Any) -> Any:
+        turned = threading.Event()
+        self._loop.call_soon(turned.set)
+        return super().submit(lambda: (turned.wait(), fn(*arguments, **options))[1])
+
+
 def what_is_there(folder: Path) -> Any:
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     # Not the loops' own: epoll, eventfd, and the descriptor that libuv keeps in reserve from its first connection on.
@@ -336,6 +342,8 @@ async def test_cancelled_at_any_await_it_leaves_nothing(method: str, tmp_path: P
         async with server:
             await server.serve_forever()
 
+    # A name that is resolved by the time it is awaited suspends nothing from 3.14 on, and so here it takes a turn of the loop.
+    asyncio.get_running_loop().set_default_executor(Unhurried(asyncio.get_running_loop()))
     await asyncio.get_running_loop().getaddrinfo("localhost", 0)  # the thread that resolves names has descriptors
     has_ended, number, most = False, 0, 0
     while not has_ended:
@@ -411,17 +419,21 @@ async def test_a_thousand_starts_and_stops_leave_nothing(tmp_path: Path) -> None
             writer.close()
         check_identity(server)
 
-    for _ in range(700):  # by then the heap has settled
-        await once()
-    await asyncio.sleep(0)
-    before = measure()
-    for _ in range(1_000):
-        await once()
-    await asyncio.sleep(0)
-    after = measure()
-    print(f"memory grew by {after[3] - before[3]} bytes")
-    assert after[:3] == before[:3]
-    assert after[3] - before[3] < 3_000_000  # 3 KB each: less than a server and what belongs to it
+    async def grown_by_500() -> int:
+        before = measure()
+        for _ in range(500):
+            await once()
+        await asyncio.sleep(0)
+        after = measure()
+        assert after[:3] == before[:3]
+        return after[3] - before[3]
+
+    await once()
+    # The heap settles some time, and when depends on the Python and its C library. What is left behind grows each time.
+    growths: list[int] = []
+    while len(growths) < 2 or growths[-1] > 1_500_000:  # 3 KB each: less than a server and what belongs to it
+        growths.append(await grown_by_500())
+        assert len(growths) < 8, growths
     assert not list(tmp_path.iterdir())
 
 

@@ -13,28 +13,13 @@ from typing import Any
 
 import pytest
 from conftest import check_identity, settle
+from helpers import ANYWHERE, LOOPS, ask
 from programs import connect, read_line
 from subjects import Subject
 from timing import in_time
 
 import aioecho
 from aioecho.echo import Echo, Upper
-
-ANYWHERE = ("127.0.0.1", 0)
-LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-
-
-async def ask(server: aioecho.BaseServer, data: bytes = b"x\n", host: str = "127.0.0.1") -> bytes:
-    """Send a line and the end of the stream from this address, and return all that comes back."""
-    reader, writer = await asyncio.open_connection(*server.server_address[:2], local_addr=(host, 0))
-    writer.write(data)
-    writer.write_eof()
-    try:
-        return await reader.read()
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
 
 
 class Client:
@@ -79,7 +64,6 @@ class Counted(Upper):
         type(self).live -= 1
 
 
-@pytest.mark.exclusive
 @pytest.mark.slow
 async def test_a_thousand_clients_for_ten_places_are_all_served_and_never_eleven_at_once() -> None:
     class Ten(Counted):

@@ -12,8 +12,8 @@ from programs import Program
 
 import aioecho
 from aioecho import client
-from aioecho.choice import are_for_datagrams
 from aioecho.echo import DatagramEcho, Echo
+from aioecho.server import StreamServer, are_for_datagrams
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def send(*arguments: str, stdin: bytes | None = None) -> tuple[int, bytes, str]:
 def test_the_server_follows_from_the_endpoints() -> None:
     for endpoint in ("udp://127.0.0.1:0", "udp://[::1]:0", "unixgram:x", "unixgram:@x"):
         assert type(aioecho.serve(DatagramEcho, endpoint)) is aioecho.DatagramServer
-    assert type(aioecho.serve(Echo, "tcp://127.0.0.1:0", "unix:x")) is aioecho.BaseServer
+    assert type(aioecho.serve(Echo, "tcp://127.0.0.1:0", "unix:x")) is StreamServer
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams, socket.socket() as stream:
         assert are_for_datagrams(f"fd://{datagrams.fileno()}")
         assert not are_for_datagrams(f"fd://{stream.fileno()}")

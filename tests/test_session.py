@@ -212,17 +212,17 @@ async def test_datagrams_between_a_sessions_end_and_the_next_are_kept_in_order(p
                     seen[-1].append(data)
 
     class Server(aioecho.UDPServer):
-        def _account(self, session: Any, task: Any) -> None:
+        def task_ended(self, session: Any, task: Any) -> None:
             # As if the loop were busy between the end of the handler and that of its task.
             if ended.is_set():
-                super()._account(session, task)
+                super().task_ended(session, task)
             else:
                 ending.set()
                 asyncio.get_running_loop().create_task(self.account_late(session, task))
 
         async def account_late(self, session: Any, task: Any) -> None:
             await ended.wait()
-            super()._account(session, task)
+            super().task_ended(session, task)
 
     async with Server(("127.0.0.1", 0), Slow) as server:
         peer.send(b"1", server.server_address)
@@ -233,6 +233,21 @@ async def test_datagrams_between_a_sessions_end_and_the_next_are_kept_in_order(p
         ended.set()
         await settle(lambda: server.stats.handled == 4)
         assert seen == [[b"1"], [b"2", b"3", b"4"]]
+        check(server)
+
+
+async def test_a_handler_that_shuts_its_server_down_does_not_wait_for_itself(peer: Peer) -> None:
+    class Quit(aioecho.DatagramSessionHandler):
+        async def handle(self) -> None:
+            await anext(self.datagrams)
+            await self.server.shutdown(20)
+            await self.reply(b"good bye")
+
+    async with aioecho.UDPServer(("127.0.0.1", 0), Quit) as server:
+        assert await peer.ask(b"quit", server.server_address) == b"good bye"
+        report = await server.shutdown()
+        assert (server.stats.completed, report.cancelled) == (1, 0)
+        assert report.seconds < 5
         check(server)
 
 
@@ -307,7 +322,6 @@ async def test_at_the_cap_new_peers_are_dropped_and_known_ones_served(peer: Peer
             assert await others[1].ask(b"", address) == b"1 "
 
 
-@pytest.mark.exclusive
 @pytest.mark.slow
 async def test_a_flood_of_spoofed_peers_is_bounded_and_known_peers_are_served(peer: Peer) -> None:
     most = 0

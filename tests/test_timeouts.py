@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import uvloop
 from conftest import check_identity, settle
+from helpers import ANYWHERE, LOOPS
 from programs import connect
 from subjects import Subject
 from timing import in_time, within
@@ -30,9 +31,6 @@ from aioecho.echo import Echo, Upper
 from aioecho.serving.connection import Connection
 
 pytestmark = pytest.mark.timed  # nearly all of them judge by the clock
-
-ANYWHERE = ("127.0.0.1", 0)
-LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 
 # Seconds by which a busy machine may be later than it should be; for the measure itself see "± 10 %" below.
 LATE = 0.25
@@ -345,7 +343,7 @@ async def test_a_connection_ends_at_its_age_and_not_all_of_them_together() -> No
                 writer.write(b"x\n")
                 if not await reader.readline():
                     break
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.05)
         ages.append(time.monotonic() - began)
         writer.close()
 
@@ -471,18 +469,21 @@ async def test_a_peer_that_takes_slowly_gets_everything(how: str) -> None:
 async def test_a_peer_that_takes_little_of_much_gets_its_time() -> None:
     kind = type("S", (Sending,), {"outcomes": []})
     async with aioecho.TCPServer(ANYWHERE, kind, timeouts=Timeouts(write=0.5)) as server:
+        # Accepted sockets inherit it. What counts as progress is a part of it, and systems give megabytes, more or less.
+        server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 200_000)
         sock = await asyncio.to_thread(narrow, server.server_address)
         with sock:
             sock.sendall(b"return\n")
             sock.setblocking(False)
             loop = asyncio.get_running_loop()
             began, taken = time.monotonic(), 0
-            while time.monotonic() - began < 1.5:
+            # For three times the timeout, and by the clock: 307,200 bytes at most, on a fast machine and on a slow one. In
+            # the time of the timeout it is a quarter of the kernel's buffer, less than lets a transport write once more.
+            for turn in range(1, 76):
                 with within(0.5):
                     taken += len(await loop.sock_recv(sock, 4096))
-                    await asyncio.sleep(0.002)
+                    await asyncio.sleep(began + 0.02 * turn - time.monotonic())
             assert server.stats.active == 1, taken
-            assert taken < 10_000_000 / 4
         await settle(lambda: not server.connections)
 
 
@@ -551,7 +552,7 @@ async def test_those_that_wait_are_visited_when_something_may_be_due_and_not_bef
         for _ in range(16):
             talks[0][1].write(b"x")  # of a message that takes long
             await asyncio.sleep(0.05)
-        assert visits < 10 * 3  # in 16 rounds
+        assert visits < 10 * 3  # in 16 sweeps
         async with asyncio.timeout(3):
             assert await talks[0][0].read() == b""
         assert kind.outcomes[0][0] == "message"
@@ -576,7 +577,7 @@ async def test_a_message_ends_when_its_time_is_over_and_not_at_the_next_round() 
         await asyncio.gather(*map(talk, range(8)))
         await settle(lambda: server.stats.reasons["message"] == 8)
     assert message <= min(took)
-    in_time(max(took), message + 0.04, "a message")  # in rounds of a tenth of a second
+    in_time(max(took), message + 0.04, "a message")  # in sweeps a tenth of a second apart
 
 
 @pytest.mark.parametrize("begun", [b"", b"hel"], ids=["idle", "message"])
@@ -596,7 +597,7 @@ async def test_a_loop_that_is_held_up_is_not_the_peers_fault(begun: bytes) -> No
             loop = asyncio.get_running_loop()
             assert await loop.sock_recv(client, 100) == b"so\n"
             reader, writer = await asyncio.open_connection(*server.server_address)
-            await asyncio.sleep(0.1)  # some rounds
+            await asyncio.sleep(0.1)  # some sweeps
             writer.write(b"hold up\n")
             assert await reader.readline() == b"hold up\n"
             assert await loop.sock_recv(client, 100) == b"hello\n"
@@ -624,7 +625,7 @@ async def test_what_is_written_to_one_that_waits_counts_from_then() -> None:
         with narrow(server.server_address) as sock:
             sock.sendall(b"hello\n")
             await settle(lambda: server.stats.active == 1)
-            await asyncio.sleep(0.2)  # some rounds
+            await asyncio.sleep(0.2)  # some sweeps
             (connection,) = server.connections
             connection.request[1].write(bytes(10_000_000))
             async with asyncio.timeout(0.44 + 2 * LATE):
@@ -753,16 +754,16 @@ def p99(server: Subject, seconds: float) -> float:
 @pytest.mark.slow
 @LOOPS
 def test_two_thousand_slow_loris_are_gone_in_time_and_disturb_nobody(loop: str) -> None:
-    message = 2.0
+    message = 1.5
     with Subject(loop, "upper", timeouts={"message": message}) as server:
         p99(server, 0.2)
-        before = p99(server, 1.0)
+        before = p99(server, 0.6)
         host, port = server.address
-        command = [sys.executable, "-c", DRIP, host, str(port), "2000", "0.8"]
+        command = [sys.executable, "-c", DRIP, host, str(port), "2000", "0.6"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as dripping:
             assert dripping.stdout is not None
             assert dripping.stdout.readline() == "dripping\n"
-            during = p99(server, 1.0)
+            during = p99(server, 0.6)
             count, first, last = dripping.stdout.readline().split()
         print(f"{loop}: p99 {before * 1e6:.0f} us before, {during * 1e6:.0f} us during; ended from {first} to {last} s")
         assert int(count) == 2_000
@@ -779,7 +780,7 @@ def test_two_thousand_slow_loris_are_gone_in_time_and_disturb_nobody(loop: str) 
 @pytest.mark.slow
 @LOOPS
 def test_a_hundred_that_never_read_cost_little_and_end_in_time(loop: str) -> None:
-    write, count = 2.0, 100
+    write, count = 1.0, 100
     with Subject(loop, "torrent", timeouts={"write": write}) as server, contextlib.ExitStack() as stack:
         with connect(server.endpoint) as sock:  # what is made once is made before it counts
             sock.sendall(b"1000000\n")
@@ -831,7 +832,7 @@ def test_a_hundred_that_never_read_cost_little_and_end_in_time(loop: str) -> Non
 async def test_five_hundred_that_never_say_hello_and_garbage_are_gone_in_time_and_disturb_nobody(
     tls: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    handshake = 1.5
+    handshake = 1.0
 
     async def shake_hands(address: Any) -> float:
         began = time.monotonic()

@@ -1,19 +1,22 @@
-"""Too late is tried again, and nothing else is; each in a pytest of its own."""
+"""Too late is tried again, and nothing else is; on a busy machine it is skipped in the end. Each in a pytest of its own."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from programs import ROOT
-from timing import ATTEMPTS, TooLate, in_time, within
+from timing import ATTEMPTS, ATTEMPTS_WHEN_BUSY, TooLate, in_time, within
 
 HEAD = """
 import asyncio, os, time
-import pytest, timing
+import conftest, pytest, timing
 from timing import in_time, within
 
 timing.PAUSE = 0.01
+timing.processor_seconds = lambda: (0.0, 0.0)  # no other program uses anything
+conftest.LEFT_FOR = 0.1
 runs = []
 """
 
@@ -34,7 +37,8 @@ def run(folder: Path, tests: str, *options: str) -> str:
         "-p",
         "no:cacheprovider",
     ]
-    done = subprocess.run([*command, *options, folder], capture_output=True, text=True, timeout=50)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AIOECHO_TESTS_")}
+    done = subprocess.run([*command, *options, folder], capture_output=True, text=True, timeout=50, env=environment)
     assert done.stderr == ""
     return done.stdout
 
@@ -68,6 +72,33 @@ def test_what_is_always_too_late_fails(tmp_path: Path) -> None:
     assert f"\nrun {ATTEMPTS}\n" in output
     assert output.count(", attempt ") == ATTEMPTS
     assert "TooLate: it took 2, and less than 1 is in time" in output
+
+
+def test_what_is_too_late_each_time_on_a_busy_machine_is_skipped_and_says_so(tmp_path: Path) -> None:
+    output = run(
+        tmp_path,
+        """
+busy = lambda: (time.monotonic() * os.cpu_count(), 0.0)  # other programs use all
+
+def test_late():
+    timing.processor_seconds = busy
+    runs.append(1)
+    in_time(2, 1)
+
+def test_otherwise():
+    assert 2 < 1
+
+def test_late_and_idle_once():
+    runs.append(1)
+    timing.processor_seconds = (lambda: (0.0, 0.0)) if len(runs) == 5 else busy
+    in_time(2, 1)
+""",
+        "-rs",
+    )
+    assert "2 failed, 1 skipped in" in output
+    assert "the machine is busy: it took 2, and less than 1 is in time; others took" in output
+    assert output.count("test_late, attempt ") == ATTEMPTS_WHEN_BUSY
+    assert output.count("test_late_and_idle_once, attempt ") == ATTEMPTS
 
 
 def test_what_fails_by_anything_else_fails_at_once(tmp_path: Path) -> None:

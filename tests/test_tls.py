@@ -38,6 +38,20 @@ async def test_lines_come_back_over_tls(tls: SimpleNamespace) -> None:
         await settle(lambda: server.stats.completed == 1)
 
 
+class BlockingUpper(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        for line in self.rfile:
+            self.wfile.write(line.upper())
+
+
+@pytest.mark.parametrize("kind", [Upper, BlockingUpper])
+async def test_a_context_that_leaves_the_versions_to_openssl_serves_tls_1_2(kind: Any, tls: SimpleNamespace) -> None:
+    async with aioecho.serve(kind, "tcp://127.0.0.1:0", ssl=tls.as_debians()) as server:
+        assert await ask(server, tls.client, b"hello\n", 6) == b"HELLO\n"
+        assert server.ssl is not None
+        assert server.ssl.minimum_version is ssl.TLSVersion.TLSv1_2
+
+
 async def test_a_client_must_show_its_certificate_where_that_is_asked_for(tls: SimpleNamespace) -> None:
     class Names(aioecho.StreamRequestHandler):
         async def handle(self) -> None:

@@ -1,12 +1,14 @@
-"""Upper bounds of time: what is late because the machine is busy gets another try, and what is late each time fails.
+"""Upper bounds of time: what is late gets another try, and what is late each time fails, unless the machine was busy each time.
 
 How long something takes depends on what else the machine does, and no bound that means anything holds on every machine at every
 moment. So tests state such bounds by :func:`in_time` and :func:`within`, and one that fails by nothing else is run again, as if
-it had not been, after a pause. All else fails at once: replies, counts, lower bounds, memory, what is left behind. What was
-repeated is listed at the end, so that it shows when a bound is no good. conftest.py registers this module as a plugin.
+it had not been, after a pause. If other programs took most of the processors during each attempt, time can not be judged, and
+the test is skipped with that as the reason. All else fails at once: replies, counts, lower bounds, memory, what is left behind.
+What was repeated is listed at the end, so that it shows when a bound is no good. conftest.py registers this module as a plugin.
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -21,6 +23,12 @@ ATTEMPTS = 5
 
 # Seconds between the first two attempts, growing by as many with each: what has kept the machine busy may be over by then.
 PAUSE = 1.0
+
+# The share of all processors from which on the other programs leave too little for a bound of time to mean anything.
+BUSY = 0.5
+
+# How often a test may run at the most if the machine was busy each time: it hardly becomes idle within seconds.
+ATTEMPTS_WHEN_BUSY = 3
 
 
 class TooLate(AssertionError):
@@ -50,6 +58,33 @@ def within(seconds: float) -> Iterator[None]:
     in_time(time.monotonic() - began, seconds)
 
 
+def processor_seconds() -> tuple[float, float]:
+    """Return what all programs have used of the processors, and what this one has with its children that have ended.
+
+    Only Linux tells; elsewhere the machine never seems busy.
+    """
+    own = sum(os.times()[:4])
+    try:
+        with open("/proc/stat") as stat:
+            user, nice, system, _, _, irq, softirq, steal = map(int, stat.readline().split()[1:9])
+    except (OSError, ValueError):
+        return own, own
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK"), own
+
+
+class Others:
+    """What other programs use of the processors, from when it is made."""
+
+    def __init__(self) -> None:
+        self._began, (self._all, self._own) = time.monotonic(), processor_seconds()
+
+    def share(self) -> float:
+        """Return the share of all processors that they have used by now."""
+        used, own = processor_seconds()
+        available = (time.monotonic() - self._began) * (os.cpu_count() or 1)
+        return ((used - self._all) - (own - self._own)) / available
+
+
 # The plugin
 
 
@@ -67,13 +102,27 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     """Run a test, in place of pytest itself, and again if it was too late."""
     hook = item.ihook
     hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    was_busy = True  # each time
     for attempt in range(1, ATTEMPTS + 1):
         item.stash[LATE] = None
+        others = Others()
         reports = runtestprotocol(item, log=False, nextitem=nextitem)
         late, failed = item.stash[LATE], [report.when for report in reports if report.failed]
         if late is None or failed != ["call"]:  # what the fixtures find at its end is no matter of time
             break
+        share = others.share()
+        was_busy = was_busy and share >= BUSY
+        late = f"{late}; others took {max(0, share):.0%} of the processors"
         item.config.stash[REPEATED].append(f"{item.nodeid}, attempt {attempt} of {ATTEMPTS}: {late}")
+        if was_busy and attempt == ATTEMPTS_WHEN_BUSY:
+            for report in reports:
+                if report.when == "call":
+                    path, line, _ = item.location
+                    report.outcome, report.longrepr = (
+                        "skipped",
+                        (path, line or 0, f"Skipped: the machine is busy: {late}"),
+                    )
+            break
         if attempt < ATTEMPTS:
             time.sleep(PAUSE * attempt)
             restart_timeout(item)

@@ -2,13 +2,14 @@
 
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from aioecho.net.datagram_socket import DatagramTransport, connected_probe, is_writable
-from aioecho.runtime.threads import Threaded, ThreadPool
-
-if TYPE_CHECKING:  # the server is above, and makes these
-    from aioecho.datagrams.server import DatagramServer
+from aioecho.blocking.request import Threaded
+from aioecho.blocking.view import ServerView
+from aioecho.net.datagram_socket import DatagramTransport
+from aioecho.net.room import connected_probe, is_writable
+from aioecho.runtime.threads import ThreadPool
+from aioecho.serving.base import BaseServer
 
 __all__ = ["ReplySocket", "ThreadedDatagram"]
 
@@ -19,10 +20,10 @@ class ReplySocket:
     It sends from the address that the peer has asked. It is for handlers' threads.
     """
 
-    def __init__(self, transport: DatagramTransport, patience: float | None) -> None:
-        self._send = transport._send
+    def __init__(self, transport: DatagramTransport, send_timeout: float | None) -> None:
+        self._send = transport.send_now
         self._sock: socket.socket = transport.get_extra_info("socket")
-        self._patience = patience
+        self._send_timeout = send_timeout
 
     def sendto(self, data: bytes | bytearray | memoryview, *flags_and_address: Any) -> int:
         """Send a datagram, with the arguments of socket.sendto(); wait until there is room, for ``Timeouts.send`` at most.
@@ -33,7 +34,7 @@ class ReplySocket:
             TimeoutError: there was no room.
             OSError: the system will not send it, to that address or at all.
         """
-        deadline = None if self._patience is None else time.monotonic() + self._patience
+        deadline = None if self._send_timeout is None else time.monotonic() + self._send_timeout
         while True:
             try:
                 self._send(data, flags_and_address[-1])
@@ -54,15 +55,15 @@ class ReplySocket:
 
     def settimeout(self, value: float | None) -> None:
         """Set how many seconds sendto() waits; None is for ever."""
-        self._patience = value
+        self._send_timeout = value
 
     def gettimeout(self) -> float | None:
         """Return how many seconds sendto() waits; None is for ever."""
-        return self._patience
+        return self._send_timeout
 
     def setblocking(self, flag: bool) -> None:
         """Let sendto() wait for ever, or not at all."""
-        self._patience = None if flag else 0.0
+        self._send_timeout = None if flag else 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
@@ -76,11 +77,9 @@ class ThreadedDatagram(Threaded):
 
     __slots__ = ()
 
-    _server: "DatagramServer"
-
     def __init__(
         self,
-        server: "DatagramServer",
+        server: BaseServer,
         pool: ThreadPool,
         data: bytes,
         client_address: Any,
@@ -91,11 +90,11 @@ class ThreadedDatagram(Threaded):
 
     def _serve(self) -> None:
         try:
-            self.RequestHandlerClass(self.request, self.client_address, self._server)
+            self.RequestHandlerClass(self.request, self.client_address, ServerView(self._server))
             self.outcome, self.reason = "completed", "finished"
         except Exception:
-            self._server._call_handle_error(self.request, self.client_address)
+            self._server.call_handle_error(self.request, self.client_address)
 
     def _return(self) -> None:
         super()._return()
-        self._server._forget(self)
+        self._server.unregister_connection(self)

@@ -23,17 +23,17 @@ import ssl
 import threading
 from collections.abc import Callable
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from aioecho.runtime.threads import Threaded, ThreadPool
+from aioecho.blocking.request import Threaded
+from aioecho.blocking.sockets import CountingRequestSocket, RequestSocket
+from aioecho.blocking.view import ServerView
+from aioecho.runtime.threads import ThreadPool
+from aioecho.serving.base import BaseServer
 from aioecho.serving.connection import FRESH, FRESH_AMONG_OTHERS
+from aioecho.serving.end_record import log_end, logger
 
-if TYPE_CHECKING:  # the server is above, and makes connections
-    from aioecho.server import BaseServer
-
-__all__ = ["RequestSocket", "ThreadedConnection", "end_tls"]
-
-logger = logging.getLogger("aioecho.blocking")
+__all__ = ["ThreadedConnection", "end_tls"]
 
 
 # What a TLS connection whose read side is shut meets is the end of the stream without TLS's own. wrap_socket() makes of
@@ -46,46 +46,6 @@ _wrapping = threading.Lock()
 MOST_READS = 256
 
 
-class RequestSocket(socket.socket):
-    """The socket that a blocking handler gets. Closing it gives its descriptor back to the server."""
-
-    _connection: "ThreadedConnection | None" = None  # None: a copy, made with dup()
-
-    def shutdown(self, how: int) -> None:
-        """Shut down one or both sides."""
-        super().shutdown(how)
-        if self._connection is not None and how != socket.SHUT_RD:
-            self._connection.was_shut = True
-
-    def detach(self) -> int:
-        """Give up the descriptor, mostly to wrap it in TLS."""
-        if self._connection is not None and self.fileno() >= 0:
-            # So that the server can still shut it when it stops. Without, if there is no descriptor for that: were this to
-            # fail in the middle of wrap_socket(), two would own the one there is, and close it twice.
-            with contextlib.suppress(OSError):
-                self._connection.keep()
-        return super().detach()
-
-    def _real_close(
-        self, _ss: Any = socket.socket
-    ) -> None:  # what close() calls, as soon as no file made of it is open
-        if self._connection is None:
-            super()._real_close()  # type: ignore[misc]
-        elif (left := self.take()) is not None:
-            self._connection.give_back(left)
-
-    def leave_open(self) -> None:
-        """Have the server forget it when the handler returns, and not close it; unless it has been closed."""
-        if self._connection is not None and not self._closed:  # type: ignore[attr-defined]  # socket.socket's own
-            self._connection.is_left_open = True
-
-    def take(self) -> socket.socket | None:
-        """Return a socket with the descriptor, which is then no longer this one's; None if it has none."""
-        family, kind, proto = self.family, self.type, self.proto
-        fd = super().detach()
-        return None if fd < 0 else socket.socket(family, kind, proto, fileno=fd)
-
-
 class ThreadedConnection(Threaded):
     """A live connection of a server with a blocking handler, in `server.connections`.
 
@@ -94,7 +54,7 @@ class ThreadedConnection(Threaded):
     """
 
     request: RequestSocket
-    due = inf  # the server's rounds pass it over: for how long its handler waits is for its socket's timeout to say
+    due = inf  # the timeout sweeper never visits it: how long its handler waits is for its socket's timeout to say
 
     __slots__ = (
         "_handshake_error",
@@ -111,20 +71,21 @@ class ThreadedConnection(Threaded):
 
     def __init__(
         self,
-        server: "BaseServer",
+        server: BaseServer,
         pool: ThreadPool,
         sock: socket.socket,
         client_address: Any,
         RequestHandlerClass: Callable[..., Any],
     ) -> None:
-        request = RequestSocket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        make = CountingRequestSocket if logger.isEnabledFor(logging.DEBUG) else RequestSocket
+        request = make(sock.family, sock.type, sock.proto, fileno=sock.detach())
         try:
             if request.gettimeout() is None:  # as in socket.accept(): else socket.setdefaulttimeout() holds for it
                 request.setblocking(True)
         except OSError:
             socket.socket.close(request)
             raise
-        request._connection = self
+        request.owner = self
         super().__init__(server, pool, request, client_address, RequestHandlerClass)
         self.since = self._loop.time()
         self.was_shut = self.is_left_open = False
@@ -143,15 +104,8 @@ class ThreadedConnection(Threaded):
     def log_end(self) -> None:
         """Make the one record of a connection that has ended, at DEBUG."""
         if logger.isEnabledFor(logging.DEBUG):
-            facts = {
-                "client_address": self.client_address,
-                "outcome": self.outcome,
-                "reason": self.reason,
-                "seconds": self._loop.time() - self.since,
-            }
-            logger.debug(
-                "connection from %(client_address)s: %(outcome)s (%(reason)s) after %(seconds).3f s", facts, extra=facts
-            )
+            seconds, request = self._loop.time() - self.since, self.request
+            log_end(self.client_address, self.outcome, self.reason, seconds, request.bytes_in, request.bytes_out)
 
     # In the loop: what the server asks of it when it stops.
 
@@ -163,7 +117,7 @@ class ThreadedConnection(Threaded):
         if self._is_handshaking:
             return  # _handshaken() sees to it
         age = self._loop.time() - self.since
-        fresh = FRESH_AMONG_OTHERS if self._server.leaves_queue else FRESH
+        fresh = FRESH_AMONG_OTHERS if self._server.keep_backlog else FRESH
         if age < fresh:
             self._loop.call_later(fresh - age, self._shut_reading)
         else:
@@ -212,13 +166,13 @@ class ThreadedConnection(Threaded):
                 return
             self._post(self._handshaken)
         try:
-            self.RequestHandlerClass(request, self.client_address, self._server)
+            self.RequestHandlerClass(request, self.client_address, ServerView(self._server))
             self.outcome, self.reason = "completed", "finished"
         except Exception as error:
             if isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError):
                 self.reason = "connection lost"
             if not (self._is_cut_off and isinstance(error, OSError)):  # that one would be our doing
-                self._server._call_handle_error(request, self.client_address)
+                self._server.call_handle_error(request, self.client_address)
         finally:
             if isinstance(request, ssl.SSLSocket):
                 end_tls(request)
@@ -267,7 +221,7 @@ class ThreadedConnection(Threaded):
 
     def _leave(self) -> None:
         left = None if self.is_left_open else self.request.take()
-        self.request._connection = None
+        self.request.owner = None
         for sock in (left, self._kept):
             if sock is not None:
                 sock.close()
@@ -292,7 +246,7 @@ class ThreadedConnection(Threaded):
     def _return(self) -> None:
         super()._return()
         if self._handshake_error is not None:
-            self._server._report_not_begun(self.client_address, "TLS handshake", self._handshake_error)
+            self._server.report_not_begun(self.client_address, "TLS handshake", self._handshake_error)
             self._handshake_error = None  # its traceback holds on to us
         left = None if self.is_left_open else self.request.take()
         if self._kept is not None:
@@ -360,8 +314,8 @@ class ThreadedConnection(Threaded):
         if not self._is_over:
             self._is_over = True
             # The handler may live on, and its socket with it.
-            self.request._connection = None
-            self._server._forget(self)
+            self.request.owner = None
+            self._server.unregister_connection(self)
 
 
 def end_tls(sock: ssl.SSLSocket) -> None:

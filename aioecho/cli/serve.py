@@ -15,14 +15,14 @@ from typing import Any
 
 import click
 
-from aioecho.choice import are_for_datagrams
-from aioecho.choice import serve as make_server_for
 from aioecho.cli.console import Mistake, discard_stdout
 from aioecho.config import Limits
 from aioecho.echo import DATAGRAM_HANDLERS, HANDLERS
 from aioecho.exceptions import AioechoError
 from aioecho.runtime.loops import LOOPS, loop_factory
-from aioecho.server import BaseServer
+from aioecho.server import are_for_datagrams
+from aioecho.server import serve as make_server_for
+from aioecho.serving.base import BaseServer
 from aioecho.serving.drain import DEFAULT_GRACE
 from aioecho.workers.program import check_sessions, run_server, run_workers
 from aioecho.workers.worker import SIGNALS

@@ -60,10 +60,12 @@ from socketserver import (  # noqa: F401 - they are in __all__
 )
 from typing import Any
 
-from aioecho.blocking.streams import RequestSocket, end_tls
+from aioecho.blocking.sockets import RequestSocket
+from aioecho.blocking.streams import end_tls
 from aioecho.runtime.loops import loop_factory
 from aioecho.runtime.threads import report_end_of_thread
-from aioecho.server import BaseServer as _AioechoServer
+from aioecho.server import StreamServer
+from aioecho.serving.base import BaseServer as _AioechoServer
 
 if sys.version_info >= (3, 12):
     from socketserver import ForkingUnixDatagramServer, ForkingUnixStreamServer  # noqa: F401
@@ -149,7 +151,7 @@ class ThreadingMixIn(stdlib.ThreadingMixIn):
         state.is_to_end = True
         state.wake()
         engine = self.aioecho_server
-        if engine is None or engine._threads is None or not engine._threads.owns_this_thread():
+        if engine is None or not engine.owns_this_thread():
             state.has_ended.wait()
 
     def _state(self) -> _State:
@@ -226,7 +228,7 @@ class ThreadingMixIn(stdlib.ThreadingMixIn):
             engine.leave()
 
 
-class _Engine(_AioechoServer):
+class _Engine(StreamServer):
     """Accepts for a server of the standard library's shape, and calls that one's hooks."""
 
     _log_level = logging.DEBUG  # as silent as the standard library's, for those who serve a log
@@ -253,15 +255,15 @@ class _Engine(_AioechoServer):
         if not self.is_serving():
             return
         self.close()
-        if self._threads is not None:
-            busy = self._threads.busy
+        if self.handler_threads is not None:
+            busy = self.handler_threads.busy
             for connection in self.connections:
                 if connection not in busy:
                     connection.cut_off()
-            self._threads.end()
+            self.handler_threads.end()
             if busy and not self.outer.daemon_threads:
                 # When the program exits it waits for this thread, and so for them.
-                threading.Thread(target=self._threads.join).start()
+                threading.Thread(target=self.handler_threads.join).start()
 
 
 class _Request(stdlib.BaseRequestHandler):

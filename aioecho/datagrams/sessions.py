@@ -3,14 +3,12 @@
 import asyncio
 from collections import deque
 from collections.abc import Generator, Hashable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from aioecho.datagrams.serving import DatagramServing
 from aioecho.datagrams.task import report_end, run_handler
+from aioecho.net.datagram_socket import DatagramTransport
 from aioecho.runtime.driver import Driver, Waiter, steps
-
-if TYPE_CHECKING:  # the server is above
-    from aioecho.datagrams.server import DatagramServer
-    from aioecho.net.datagram_socket import DatagramTransport
 
 __all__ = ["Datagrams", "Session"]
 
@@ -23,13 +21,13 @@ class Datagrams:
 
     __slots__ = ("_has_ended", "_is_waited_for", "_news", "_queue", "_server", "_size")
 
-    def __init__(self, server: "DatagramServer", first: bytes) -> None:
+    def __init__(self, server: DatagramServing, first: bytes) -> None:
         self._server = server
         self._news = Waiter(asyncio.get_running_loop())
         self._queue = deque((first,))
         self._size = len(first)
         self._has_ended = self._is_waited_for = False
-        server._stats.queued += 1
+        server.live_stats.queued += 1
 
     def __aiter__(self) -> "Datagrams":
         return self
@@ -54,18 +52,18 @@ class Datagrams:
                 if data is not None:
                     self._queue.appendleft(data)
                     self._size += len(data)
-                    self._server._stats.queued += 1
+                    self._server.live_stats.queued += 1
                 raise
             finally:
                 self._is_waited_for = False
             data = self._news.item
             if data is not None:
                 self._news.item = None
-                self._server._stats.handled += 1
+                self._server.live_stats.handled += 1
                 return data  # type: ignore[no-any-return]
         data = self._queue.popleft()
         self._size -= len(data)
-        counts = self._server._stats
+        counts = self._server.live_stats
         counts.queued -= 1
         counts.handled += 1
         return data
@@ -74,7 +72,7 @@ class Datagrams:
         """Give a datagram to whoever waits, or queue it, or drop it if the queue is full."""
         queue = self._queue
         if queue or not self._news.deliver(data):
-            limits, counts = self._server.limits, self._server._stats
+            limits, counts = self._server.limits, self._server.live_stats
             if queue and (len(queue) >= limits.max_session_queue or self._size + len(data) > limits.max_buffer):
                 counts.drops["session queue full"] += 1
                 return
@@ -97,7 +95,7 @@ class Datagrams:
     def drop(self, reason: str) -> None:
         """Drop what is queued."""
         if self._queue:
-            counts = self._server._stats
+            counts = self._server.live_stats
             counts.queued -= len(self._queue)
             counts.drops[reason] += len(self._queue)
         self._queue.clear()
@@ -128,10 +126,10 @@ class Session(Driver):
 
     def __init__(
         self,
-        server: "DatagramServer",
+        server: DatagramServing,
         key: Hashable,
         client_address: Any,
-        transport: "DatagramTransport",
+        transport: DatagramTransport,
         datagrams: Datagrams,
     ) -> None:
         self.server = server
@@ -145,12 +143,12 @@ class Session(Driver):
         self.was_aborted = self.is_over = False
         self.last_heard = 0
         datagrams.set_driver(self)
-        self.start(self._serve(), asyncio.get_running_loop(), server._context.copy())
-        self._task.add_done_callback(self, context=server._context)
+        self.start(self._serve(), asyncio.get_running_loop(), server.task_context.copy(), "session")
+        self.task.add_done_callback(self, context=server.task_context)
 
     def __call__(self, task: "asyncio.Task[None]") -> None:
         """Count how it has ended."""
-        self.server._account(self, task)
+        self.server.task_ended(self, task)
 
     def __repr__(self) -> str:
         return f"<Session with {self.client_address!r}, handler={self.handler!r}>"
@@ -175,13 +173,12 @@ class Session(Driver):
     def give_up(self) -> None:
         """Count it as ended, though its handler goes on."""
         self.outcome = self.reason = "cancelled"
-        self._task.remove_done_callback(self)
-        self.server._replace(self)
-        self.server._forget(self)
+        self.task.remove_done_callback(self)
+        self.server.replace_session(self)
+        self.server.unregister_connection(self)
 
     def feed(self, data: bytes) -> None:
         """Give the handler a datagram, or keep it for the peer's next session."""
-        self.last_heard = self.server.sweeps
         if not self.is_over:
             self.datagrams.feed(data)
         elif self.successor is None:
@@ -210,7 +207,7 @@ class Session(Driver):
 
     def cut_off(self) -> None:
         """Cancel the handler."""
-        self._task.cancel()
+        self.task.cancel()
 
     def abort(self) -> None:
         """End the handler even if it swallows its cancellation."""

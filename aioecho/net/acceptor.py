@@ -13,12 +13,12 @@ from aioecho.net.binding import BoundSocket
 from aioecho.net.watch import OUT_OF_RESOURCES, ReadWatch, as_os_error
 from aioecho.runtime.logs import BoundedLog
 
-__all__ = ["Listener"]
+__all__ = ["Acceptor"]
 
 logger = logging.getLogger("aioecho.listener")
 
-# More in one turn of the loop would make live connections wait; a burst of clients is taken in over several turns. A
-# turn that finds as many as it looked for looks for twice as many the next time: a lone client costs one accept().
+# More in one turn of the loop would make live connections wait; a burst of clients is accepted over several turns. A turn
+# that finds as many as it looked for looks for twice as many the next time: a lone client costs one accept().
 ACCEPTS_PER_TURN = 64
 
 
@@ -39,9 +39,9 @@ class _AcceptedSocket(socket.socket):
         return functools.partial(kind, family, socket.SOCK_STREAM, proto)
 
     def setsockopt(self, *args: Any) -> None:
-        """Set an option. That Nagle's algorithm can't be switched off is no error: systems say so of a peer that is gone.
+        """Set an option. Ignore that Nagle's algorithm can't be switched off: systems say so when the peer is gone.
 
-        It would leave a transport of asyncio's half made, and in the way of all later ones with the same descriptor.
+        The error would leave a transport of asyncio's half made, and in the way of later ones with the same descriptor.
         """
         try:
             super().setsockopt(*args)
@@ -50,8 +50,9 @@ class _AcceptedSocket(socket.socket):
                 raise
 
 
-class Listener:
-    """Accepts for a server: calls `take(sock, address)` for each connection while `has_room()`, `failed(error)` where it can't.
+class Acceptor:
+    """Accepts on one listening socket: calls `on_accept(sock, address)` for each connection while `has_room()` is true, and
+    `on_error(error)` where accepting failed.
 
     Does not know what a connection is. All methods may be called in any state, and more than once.
     """
@@ -60,16 +61,16 @@ class Listener:
         self,
         bound: BoundSocket,
         *,
-        take: Callable[[socket.socket, Any], None],
+        on_accept: Callable[[socket.socket, Any], None],
         has_room: Callable[[], bool],
-        failed: Callable[[OSError], None],
+        on_error: Callable[[OSError], None],
     ) -> None:
         self.bound = bound
         self.sock = bound.sock
         self._accept_one: Callable[[], tuple[int, Any]] = self.sock._accept  # type: ignore[attr-defined]
-        self._take = take
+        self._on_accept = on_accept
         self._has_room = has_room
-        self._failed = failed
+        self._on_error = on_error
         self._watch = ReadWatch(bound.sock, self._on_readable)
         self._loop = asyncio.get_running_loop()
         self._make_socket = _AcceptedSocket.factory(bound.sock)
@@ -83,23 +84,23 @@ class Listener:
             try:
                 self._watch.start()
             except OSError as error:
-                self._wait_a_while(error)
+                self._retry_later(error)
 
     def pause(self) -> None:
-        """Leave new clients in the kernel's queue until resume()."""
+        """Leave new clients in the kernel's backlog until resume()."""
         self._watch.stop()
 
-    def close(self, *, backlog: int, leave_queue: bool = False) -> None:
-        """Take in the clients that the kernel has queued, at most `backlog` and one, and close the socket.
+    def close(self, *, backlog: int, keep_backlog: bool = False) -> None:
+        """Accept the clients in the kernel's backlog, at most `backlog` and one, and close the socket.
 
-        To close it over a queue would reset clients that think they are connected. Not if others accept from the same
-        socket: `leave_queue` leaves them to those.
+        Closing it would reset them, and they think they are connected. With `keep_backlog` do not accept them: other
+        processes accept from the same socket.
         """
         if self._is_closed:
             return
         if not self._loop.is_closed():
             self.pause()
-            if not leave_queue:
+            if not keep_backlog:
                 self._accept(backlog + 1)
                 self.pause()
         self._is_closed = True
@@ -111,7 +112,7 @@ class Listener:
 
     def _accept(self, most: int) -> bool:
         """Accept at most so many connections; return whether there were as many."""
-        accept, has_room, take, make_socket = self._accept_one, self._has_room, self._take, self._make_socket
+        accept, has_room, on_accept, make_socket = self._accept_one, self._has_room, self._on_accept, self._make_socket
         for _ in range(most):
             if not has_room():
                 self.pause()
@@ -126,19 +127,19 @@ class Listener:
                 if fd >= 0:  # it could not be made a socket
                     os.close(fd)
                 error = as_os_error(caught)
-                # EINVAL: somebody has shut the socket down, perhaps another process that has it too.
+                # EINVAL: the socket was shut down, perhaps by another process that has it too.
                 if error.errno in OUT_OF_RESOURCES or error.errno == errno.EINVAL:
-                    self._wait_a_while(error)
-                    self._failed(error)
+                    self._retry_later(error)
+                    self._on_error(error)
                     return False
                 # By accept(2) the errors of a connection that was lost while it was queued come out here, and the
                 # next one may be sound: ECONNABORTED, EPROTO, EPERM from a firewall, ENETDOWN and its kind.
-                self._failed(error)
+                self._on_error(error)
                 self._log.report("a connection on %s was lost before it was accepted: %s", self.bound.name, error)
                 continue
-            take(sock, address)
+            on_accept(sock, address)
         return True
 
-    def _wait_a_while(self, error: OSError) -> None:
-        self._watch.rest(self.resume)
+    def _retry_later(self, error: OSError) -> None:
+        self._watch.retry_later(self.resume)
         self._log.report("cannot accept on %s for now: %s", self.bound.name, error)

@@ -29,7 +29,7 @@ __all__ = ["BoundSocket", "bind_endpoint", "bind_sibling"]
 PORT_TRIES = 20
 
 # Seconds that a start waits for others that start in the same folder, and between two looks. See _folder_lock().
-LOCK_PATIENCE = 1.0
+LOCK_TIMEOUT = 1.0
 LOCK_INTERVAL = 0.001
 
 
@@ -47,10 +47,10 @@ class BoundSocket:
         self._identity = _identity(path) if path is not None else None
 
     def close(self) -> None:
-        """Close the socket, after removing its path unless somebody else has put another file there."""
+        """Close the socket, after removing its path unless another process has put another file there."""
         path, self._path = self._path, None
         if path is not None:
-            # Before the socket is closed: so long nobody finds the path stale, and puts his own there between these two.
+            # Unlink before closing: while the socket listens, no other process can take the path for stale and bind there.
             with contextlib.suppress(OSError):
                 if _identity(path) == self._identity:
                     os.unlink(path)
@@ -62,7 +62,7 @@ async def bind_endpoint(endpoint: Endpoint, *, backlog: int, reuse_port: bool = 
 
     Those for datagrams are bound: they have no connections to listen for.
 
-    With `reuse_port` others may be bound beside those of a TCP or UDP endpoint: see bind_sibling().
+    With `reuse_port` other sockets may be bound beside the ones of a TCP or UDP endpoint: see bind_sibling().
 
     Raises:
         EndpointError: it can't be listened on; the message names the endpoint and the reason.
@@ -146,7 +146,7 @@ def _bind_all(
     kind: socket.SocketKind,
     reuse_port: bool,
 ) -> None:
-    """Bind a socket to each address, all on the port that the first one gets, and append them to `sockets`."""
+    """Bind a socket to every address, all on the port that the first one gets, and append them to `sockets`."""
     absent: OSError | None = None
     for family, address in addresses:
         try:
@@ -183,7 +183,7 @@ async def _bind_unix(endpoint: PathEndpoint, backlog: int) -> BoundSocket:
             sock.bind(path)
             _listen(sock, backlog)
             return BoundSocket(sock, str(endpoint))
-        # Between finding a path stale and removing it somebody else could start to listen there, and would be removed.
+        # Between finding a path stale and removing it another process could start to listen there, and be removed.
         # Whoever starts through here waits its turn, until the other listens and can be seen to.
         async with _folder_lock(path):
             _remove_stale(endpoint)
@@ -193,7 +193,7 @@ async def _bind_unix(endpoint: PathEndpoint, backlog: int) -> BoundSocket:
             sock.bind(path)
             try:
                 if endpoint.mode is not None:
-                    os.chmod(path, endpoint.mode)  # before listen(): nobody connects under other permissions
+                    os.chmod(path, endpoint.mode)  # before listen(): no client connects under other permissions
                 _listen(sock, backlog)
                 return BoundSocket(sock, str(endpoint), path)
             except BaseException:
@@ -207,7 +207,7 @@ async def _bind_unix(endpoint: PathEndpoint, backlog: int) -> BoundSocket:
 
 
 def _remove_stale(endpoint: PathEndpoint) -> None:
-    """Remove the path of a socket on which nobody listens; raise EndpointError if anything else is there."""
+    """Remove the path of a socket on which no process listens; raise EndpointError if anything else is there."""
     path = endpoint.path
     try:
         mode = os.lstat(path).st_mode
@@ -237,8 +237,8 @@ def _adopt(endpoint: InheritedEndpoint, backlog: int) -> BoundSocket:
     try:
         sock = socket.socket(fileno=endpoint.source) if isinstance(endpoint.source, int) else endpoint.source
         if sock.type != endpoint.type or sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
-            kinds = "TCP or Unix stream" if endpoint.type == socket.SOCK_STREAM else "UDP or Unix datagram"
-            raise _cannot_listen(endpoint, f"it is not a {kinds} socket")
+            wanted = "TCP or Unix stream" if endpoint.type == socket.SOCK_STREAM else "UDP or Unix datagram"
+            raise _cannot_listen(endpoint, f"it is not a {wanted} socket")
         if sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             sock.listen(backlog)
         sock.setblocking(False)  # last: one that can't be used stays as it was
@@ -265,8 +265,8 @@ def _adopt_systemd(endpoint: SystemdEndpoint, backlog: int) -> list[BoundSocket]
             os.set_inheritable(descriptor, False)
             bound.append(_adopt(InheritedEndpoint(descriptor, endpoint.type), backlog))
     except OSError as error:  # the count was wrong, or this one can't be used: they stay as they were
-        for each in bound:
-            each.sock.detach()
+        for bound_socket in bound:
+            bound_socket.sock.detach()
         raise _cannot_listen(endpoint, error.strerror or str(error)) from error
     return bound
 
@@ -296,7 +296,7 @@ async def _folder_lock(path: str) -> AsyncIterator[None]:
         return
     try:
         # Polled, since flock() itself waits for ever or not at all, and anybody may lock a folder such as /tmp.
-        deadline = time.monotonic() + LOCK_PATIENCE
+        deadline = time.monotonic() + LOCK_TIMEOUT
         while not _try_lock(folder) and time.monotonic() < deadline:  # noqa: ASYNC110 - no event tells of it
             await asyncio.sleep(LOCK_INTERVAL)
         yield

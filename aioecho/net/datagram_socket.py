@@ -9,20 +9,20 @@ recvmsg() with room for ancillary data 0.92. So recvmsg() is for sockets that ar
 import asyncio
 import errno
 import logging
-import select
 import socket
-from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
+from aioecho.config import Limits
 from aioecho.net.binding import BoundSocket
 from aioecho.net.kernel import datagram_memory
 from aioecho.net.pktinfo import ROOM_FOR_PKTINFO, Ancillary, address_of, enable_pktinfo, source_from
+from aioecho.net.room import SendRoom, connected_probe, is_writable
 from aioecho.net.watch import OUT_OF_RESOURCES, ReadWatch, as_os_error
 from aioecho.runtime.logs import BoundedLog
 from aioecho.stats import DatagramStats
 
-__all__ = ["DatagramSocket", "DatagramTransport", "connected_probe", "is_writable"]
+__all__ = ["DatagramSocket", "DatagramTransport"]
 
 logger = logging.getLogger("aioecho.datagram_socket")
 
@@ -48,13 +48,14 @@ class DatagramTransport:
     Where the server is bound to every address there is one for each address that peers have asked.
     """
 
-    __slots__ = ("_send", "_socket", "key", "local_address")
+    __slots__ = ("_socket", "key", "local_address", "send_now")
 
     def __init__(
         self, sock: "DatagramSocket", send: Callable[[Any, Any], object], key: object, local_address: Any
     ) -> None:
         self._socket = sock
-        self._send = send
+        self.send_now = send
+        """Called with data and an address: send, or raise BlockingIOError where the socket has no room. Counts nothing."""
         self.key = key
         self.local_address = local_address
         """What it sends from, in the form of a handler's `client_address`."""
@@ -69,7 +70,7 @@ class DatagramTransport:
         Raises:
             OSError: EMSGSIZE: the datagram is too large to be sent at all, the caller's fault.
         """
-        send = self._send  # not called as a method is, which costs more
+        send = self.send_now  # not called as a method is, which costs more
         try:
             send(data, addr)
         except (BlockingIOError, InterruptedError):
@@ -106,97 +107,58 @@ class _Unsent(Awaitable[None]):
     def __await__(self) -> Generator[Any, Any, None]:
         self._is_awaited = True
         transport = self._transport
-        return transport._socket.send_later(transport._send, self._data, self._address).__await__()
+        return transport._socket.send_later(transport.send_now, self._data, self._address).__await__()
 
     def __del__(self) -> None:
         if not self._is_awaited:
             self._transport._socket.stats.send_drops += 1
 
 
-class _Room:
-    """Tells those who wait, one after the other, that a descriptor has become writable."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
-        self._loop = loop
-        self._descriptor = descriptor
-        self._waiting: deque[asyncio.Future[None]] = deque()
-
-    async def wait(self) -> None:
-        """Return when it is this one's turn to try."""
-        if not self._waiting:
-            self._loop.add_writer(self._descriptor, self._on_writable)
-        turn = self._loop.create_future()
-        self._waiting.append(turn)
-        try:
-            await turn
-        finally:
-            self._forget(turn)
-
-    def _on_writable(self) -> None:
-        turn = self._waiting[0]
-        self._forget(turn)
-        if not turn.done():
-            turn.set_result(None)
-
-    def _forget(self, turn: "asyncio.Future[None]") -> None:
-        if turn in self._waiting:
-            self._waiting.remove(turn)
-            if not self._waiting:
-                self._loop.remove_writer(self._descriptor)
-
-    def wake_all(self) -> None:
-        """Let everybody try now, before the descriptor is closed."""
-        while self._waiting:
-            self._on_writable()
-
-
 class DatagramSocket:
-    """Reads for a server: calls `take(data, client_address, transport)` for each datagram, in the order of their coming,
-    and `done()` after those of one turn of the loop.
+    """Reads for a server: calls `on_datagram(data, client_address, transport)` for each datagram, in the order in which they
+    arrive, and `on_turn_end()` after the datagrams of one turn of the loop.
 
-    Does not know what becomes of one. A datagram is read up to `size` bytes; one byte more tells that it was longer.
-    All methods may be called in any state, and more than once.
+    Does not know what becomes of one. A datagram is read up to ``limits.max_datagram`` bytes, and one more, which tells
+    that it was longer. All methods may be called in any state, and more than once.
     """
 
     def __init__(
         self,
         bound: BoundSocket,
         *,
-        take: Callable[[bytes, Any, DatagramTransport], object],
-        done: Callable[[], object],
+        on_datagram: Callable[[bytes, Any, DatagramTransport], object],
+        on_turn_end: Callable[[], object],
         stats: DatagramStats,
-        size: int,
-        receive_buffer: int | None,
-        patience: float | None,
+        limits: Limits,
+        send_timeout: float | None,
     ) -> None:
         self.bound = bound
         self.sock = sock = bound.sock
         self.stats = stats
-        self._take = take
-        self._done = done
-        self._patience = patience
+        self._on_datagram = on_datagram
+        self._on_turn_end = on_turn_end
+        self._send_timeout = send_timeout
         self._loop = asyncio.get_running_loop()
         self._watch = ReadWatch(sock, self._on_readable)
         self._reads = 1
         self._reads_on = self._is_closed = False
         self._log = BoundedLog(logger, logging.WARNING)
         self._send_log = BoundedLog(logger, logging.DEBUG)
-        self._kernel_drops = 0
         # What all that were sent at once are awaited by: of what costs nothing to await, the cheapest.
         self.sent: asyncio.Future[None] = self._loop.create_future()
         self.sent.set_result(None)
-        self._room = _Room(self._loop, sock.fileno())
+        self._room = SendRoom(self._loop, sock.fileno())
         self._transport = DatagramTransport(self, sock.sendto, self, sock.getsockname())
         self._transports: dict[Any, DatagramTransport] = {}  # by the address that was asked
         self._asks_for_address = _is_bound_to_all(sock) and enable_pktinfo(sock)
-        self.set_limits(size=size, receive_buffer=receive_buffer)
-        self.count_kernel_drops(is_start=True)
+        self.set_limits(limits)
+        self._kernel_drops = datagram_memory(sock)[1]  # by the start
 
-    def set_limits(self, *, size: int, receive_buffer: int | None) -> None:
-        """Read up to so many bytes of a datagram from now on; let the kernel keep so many of what is not yet read."""
-        self._size = size + 1
-        if receive_buffer is not None:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    def set_limits(self, limits: Limits) -> None:
+        """Apply `max_datagram` and `receive_buffer` from now on."""
+        self._size = limits.max_datagram + 1
+        if limits.receive_buffer is not None:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, limits.receive_buffer)
 
     # Reading.
 
@@ -206,7 +168,7 @@ class DatagramSocket:
             try:
                 self._watch.start()
             except OSError as error:
-                self._wait_a_while(error)
+                self._retry_later(error)
             else:
                 self._reads_on = True
 
@@ -215,15 +177,15 @@ class DatagramSocket:
         self._reads_on = False
         self._watch.stop()
 
-    def stop(self, *, leave_queue: bool = False) -> None:
+    def stop(self, *, keep_backlog: bool = False) -> None:
         """Read what has come by now, and then no more. It can still send.
 
-        `leave_queue` leaves what has come to others, who read the same socket.
+        With `keep_backlog` read no more at once: other processes read the same socket.
         """
         if self._is_closed or self._loop.is_closed():
             return
         self.pause()
-        if leave_queue:
+        if keep_backlog:
             return
         self._reads_on = True
         # Never more than now take up its memory: one who never stops sending does not put the end off.
@@ -231,7 +193,7 @@ class DatagramSocket:
         try:
             self._read(QUEUED_BY_UNIX if is_unix else datagram_memory(self.sock)[0] // LEAST_TAKEN + 1)
         finally:
-            self._done()
+            self._on_turn_end()
         self.pause()
 
     def close(self) -> None:
@@ -240,7 +202,7 @@ class DatagramSocket:
             if not self._loop.is_closed():
                 self.pause()
                 self._room.wake_all()
-            self.count_kernel_drops()
+            self.stats.kernel_drops += self.new_kernel_drops()
             self._is_closed = True
             self.bound.close()
 
@@ -248,12 +210,12 @@ class DatagramSocket:
         try:
             found_all = self._read(self._reads)
         finally:
-            self._done()
+            self._on_turn_end()
         self._reads = min(2 * self._reads, READS_PER_TURN) if found_all else max(1, self._reads // 2)
 
     def _read(self, most: int) -> bool:
         """Read at most so many datagrams; return whether there were as many."""
-        take, transport = self._take, self._transport
+        on_datagram, transport = self._on_datagram, self._transport
         receive, receive_message, asks = self.sock.recvfrom, self.sock.recvmsg, self._asks_for_address
         for _ in range(most):
             try:
@@ -269,14 +231,14 @@ class DatagramSocket:
                     return False
                 error = as_os_error(caught)
                 if error.errno in OUT_OF_RESOURCES:
-                    self._wait_a_while(error)
+                    self._retry_later(error)
                     return False
                 # What an ICMP message told of a datagram that was sent before: it is not about the next one.
                 self.stats.receive_errors += 1
                 self._log.report("an error was waiting on %s: %s", self.bound.name, error)
                 self._watch_again()
                 continue
-            take(data, address, transport)
+            on_datagram(data, address, transport)
             if not self._reads_on:
                 return False
         return True
@@ -287,10 +249,10 @@ class DatagramSocket:
             self.pause()
             self.resume()
 
-    def _wait_a_while(self, error: OSError) -> None:
+    def _retry_later(self, error: OSError) -> None:
         self.stats.receive_errors += 1
         self._reads_on = False
-        self._watch.rest(self.resume)
+        self._watch.retry_later(self.resume)
         self._log.report("cannot read from %s for now: %s", self.bound.name, error)
 
     def _transport_for(self, ancillary: Ancillary) -> DatagramTransport:
@@ -321,17 +283,13 @@ class DatagramSocket:
 
     # Counting.
 
-    def count_kernel_drops(self, *, is_start: bool = False) -> None:
-        """Add to `stats.kernel_drops` what the kernel has dropped, for want of room in the socket, since the last call.
+    def new_kernel_drops(self) -> int:
+        """Return how many datagrams the kernel has dropped, as the socket had no room, that `stats` does not count yet.
 
         Asked of the socket and not taken from SO_RXQ_OVFL, whose count comes along with a datagram, and so never tells of
         the drops after the last one. It is the same counter.
         """
-        if not self._is_closed:
-            drops = datagram_memory(self.sock)[1]
-            if not is_start:
-                self.stats.kernel_drops += (drops - self._kernel_drops) % 2**32
-            self._kernel_drops = drops
+        return 0 if self._is_closed else (datagram_memory(self.sock)[1] - self._kernel_drops) % 2**32
 
     def count_unsendable(self, error: OSError, address: Any) -> None:
         """Count a datagram that the system would not send; raise the error if it is the sender's fault."""
@@ -350,7 +308,7 @@ class DatagramSocket:
     async def send_later(self, send: Callable[[Any, Any], object], data: bytes, address: Any) -> None:
         """Send when there is room, or drop and count it when there is none in time."""
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._send_timeout):
                 while not self._is_closed:
                     await self._wait_for_room(address)
                     try:
@@ -372,26 +330,7 @@ class DatagramSocket:
             await self._room.wait()
             return
         with connected_probe(address) as probe:
-            await _Room(self._loop, probe.fileno()).wait()
-
-
-def connected_probe(address: Any) -> socket.socket:
-    """Return a socket that is writable when the queue of a Unix socket's peer has room, of which no other socket tells."""
-    probe = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    try:
-        probe.setblocking(False)
-        probe.connect(address)
-    except BaseException:
-        probe.close()
-        raise
-    return probe
-
-
-def is_writable(sock: socket.socket, seconds: float | None = 0) -> bool:
-    """Return whether a socket is writable, or becomes so within so many seconds; None is for ever."""
-    poll = select.poll()
-    poll.register(sock, select.POLLOUT)
-    return bool(poll.poll(None if seconds is None else seconds * 1000))
+            await SendRoom(self._loop, probe.fileno()).wait()
 
 
 def _is_bound_to_all(sock: socket.socket) -> bool:

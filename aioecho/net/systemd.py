@@ -21,7 +21,7 @@ VARIABLES = ("LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "NOTIFY_SOCKET", "WAT
 """The environment that is meant for the process that systemd has started, and not for those that it starts."""
 
 # Seconds that a message may wait for room in systemd's queue, so that a manager that hangs does not take us with it.
-SEND_PATIENCE = 1.0
+SEND_TIMEOUT = 1.0
 
 # What stands for "for ever" in a message, in seconds: a year.
 LONG = 365 * 24 * 3600.0
@@ -56,7 +56,7 @@ def notify(*assignments: str) -> bool:
         address = "\0" + address[1:]
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(SEND_PATIENCE)
+            sock.settimeout(SEND_TIMEOUT)
             sock.connect(address)
             sock.send("\n".join(assignments).encode())
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Watching a socket for something to be read, until there is a want of something, and again a little later."""
+"""Watching a socket for something to read, and trying again later where the system or Python lacks resources."""
 
 import asyncio
 import errno
@@ -8,16 +8,16 @@ from collections.abc import Callable
 
 __all__ = ["OUT_OF_RESOURCES", "ReadWatch", "as_os_error"]
 
-# Seconds until what failed for want of something is tried again. So long at the most a client waits after a descriptor has come
-# free elsewhere in the process: what a server itself sets free it notices at once.
+# Seconds until what failed for lack of resources is tried again. A client waits no longer after a descriptor was closed
+# elsewhere in the process; a descriptor that the server itself closes is noticed at once.
 RETRY_AFTER = 0.1
 
 OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-"""What a call fails with for want of something that comes free again: descriptors, memory."""
+"""What a call fails with for lack of descriptors or memory, which may come free again."""
 
 
 def as_os_error(error: OSError | MemoryError) -> OSError:
-    """Return Python's own want of memory as the system's; other errors as they are."""
+    """Return a MemoryError as the system's ENOMEM; an OSError as it is."""
     return error if isinstance(error, OSError) else OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
 
@@ -43,7 +43,7 @@ class ReadWatch:
             OSError: epoll watches no more for this user, or there is no memory.
         """
         if not self.is_on:
-            self._give_up_retry()
+            self._cancel_retry()
             try:
                 # The number and not the object: uvloop keeps, and after close() warns of, a socket that it was given.
                 self._loop.add_reader(self._sock.fileno(), self._on_readable)
@@ -53,19 +53,20 @@ class ReadWatch:
 
     def stop(self) -> None:
         """Watch no more."""
-        self._give_up_retry()
+        self._cancel_retry()
         if self.is_on:
             self.is_on = False
             self._loop.remove_reader(self._sock.fileno())
 
-    def rest(self, then: Callable[[], None]) -> None:
-        """Watch no more, as the socket stays readable and the loop would spin; call `then` in a while, if neither start()
-        nor stop() comes before.
+    def retry_later(self, retry: Callable[[], None]) -> None:
+        """Watch no more, for the socket stays readable and the loop would spin; call `retry` after RETRY_AFTER seconds.
+
+        It is not called if start() or stop() is called before.
         """
         self.stop()
-        self._retry = self._loop.call_later(RETRY_AFTER, then)
+        self._retry = self._loop.call_later(RETRY_AFTER, retry)
 
-    def _give_up_retry(self) -> None:
+    def _cancel_retry(self) -> None:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None

@@ -101,7 +101,7 @@ class Waiter:
         driver = self._driver
         if driver is None:
             return self._resume_task(item) or self.buffer_unawaited(item)
-        loop, task = self._loop, driver._task
+        loop, task = self._loop, driver.task
         try:
             _enter_task(loop, task)
         except RuntimeError:
@@ -117,18 +117,16 @@ class Waiter:
             return True
         _leave_task(loop, task)
         if yielded is not self:
+            self.note_hand_over()
             driver._hand_over(yielded)
         return True
+
+    def note_hand_over(self) -> None:
+        """Do nothing about a coroutine that awaits something else now. To be overridden."""
 
     def buffer_unawaited(self, item: Any) -> bool:
         """Do nothing with an item that no coroutine could be resumed with, and return False. To be overridden."""
         return False
-
-    def heed(self) -> None:
-        """Do nothing about an error that the next wait will meet. To be overridden."""
-
-    def stir(self) -> None:
-        """Do nothing about a wait that has begun. To be overridden."""
 
     def _resume_task(self, item: Any) -> bool:
         callback = self._callback
@@ -154,7 +152,7 @@ class Waiter:
         if callback is None:
             # One is between being resumed and waiting again, and must not wait for what has already come.
             self._fired = True
-        elif self._driver is not None and self._driver._is_running():
+        elif self._driver is not None and self._driver.is_running():
             # What it will wait for is not known yet.
             self._loop.call_soon(self._wake_if_parked)
         else:
@@ -187,7 +185,7 @@ class Waiter:
     def add_done_callback(self, callback: Callable[["Waiter"], object], *, context: Context | None = None) -> None:
         """Keep the one task's wake-up."""
         driver = self.driver
-        self._park(callback, context, driver if driver is not None and current_task() is driver._task else None)
+        self._park(callback, context, driver if driver is not None and current_task() is driver.task else None)
 
     def cancel(self, msg: Any = None) -> bool:
         """Resume the task that waits with CancelledError; return False where nothing waits any more."""
@@ -197,7 +195,7 @@ class Waiter:
             return driver._cancel_awaited(msg)
         if self._callback is None:
             return False
-        if self._driver is not None and self._driver._is_running():
+        if self._driver is not None and self._driver.is_running():
             # It cancels itself, and remembers; it has to be resumed for the error to be thrown at its next wait.
             self._driver = None
             self._loop.call_soon(self._wake_if_parked)
@@ -224,19 +222,28 @@ class Driver:
         "_cancels",
         "_coroutine",
         "_is_abandoned",
-        "_task",
         "_waiter",
         "_wake_up",
+        "task",
     )
 
     _awaited: Any
     _coroutine: "CoroutineType[Any, Any, Any]"
-    _task: "asyncio.Task[Any]"
+    task: "asyncio.Task[Any]"
     _waiter: Waiter | None  # where the task is parked, also while it is stepped from there
     _wake_up: Callable[[Any], object] | None  # the task's own, while what it awaits was told only of _resume()
 
-    def start(self, coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop, context: Context) -> None:
+    def start(
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        loop: asyncio.AbstractEventLoop,
+        context: Context,
+        name: str,
+        make_task: Callable[..., "asyncio.Task[Any]"] = asyncio.Task,
+    ) -> None:
         """Make the task. It is of the plain kind, whatever the loop's task factory.
+
+        A `name` that many share costs less than one for each would.
 
         An eager task would run before its caller is ready, and a factory that wraps coroutines would hide the one that is
         to be stepped.
@@ -245,7 +252,7 @@ class Driver:
         self._waiter = self._wake_up = self._awaited = None
         self._cancels = 0
         self._is_abandoned = False
-        self._task = asyncio.Task(coroutine, loop=loop, context=context)
+        self.task = make_task(coroutine, loop=loop, context=context, name=name)
 
     async def hand_back(self) -> None:
         """Let the task take over, if an event steps the coroutine.
@@ -256,8 +263,8 @@ class Driver:
             try:
                 await _turn()
             except asyncio.CancelledError as error:
-                self._task.uncancel()
-                self._task.cancel(*error.args)
+                self.task.uncancel()
+                self.task.cancel(*error.args)
 
     def abandon(self) -> None:
         """Close what the coroutine awaits, in the loop's next turn, as it swallows CancelledError. Cancel the task too.
@@ -265,14 +272,14 @@ class Driver:
         It meets GeneratorExit where it waits, as at the end of a program, and what awaits it meets an error.
         """
         self._is_abandoned = True
-        self._task.get_loop().call_soon(self._close_inner)
+        self.task.get_loop().call_soon(self._close_inner)
 
     def give_up(self) -> None:
         """Do nothing about one that swallows even that. To be overridden."""
 
     def _close_inner(self) -> None:
         inner: Any = self._coroutine.cr_await
-        task = self._task
+        task = self.task
         if not hasattr(inner, "close"):  # a future, or nothing as it has ended
             return
         loop = task.get_loop()
@@ -289,14 +296,15 @@ class Driver:
 
     def _is_current(self) -> bool:
         """Return whether the coroutine runs as its task; False while it is closed from outside."""
-        return asyncio._get_running_loop() is not None and current_task() is self._task
+        return asyncio._get_running_loop() is not None and current_task() is self.task
 
-    def _is_running(self) -> bool:
+    def is_running(self) -> bool:
+        """Tell whether the coroutine runs right now."""
         return self._coroutine.cr_running
 
     def _hand_over(self, yielded: Any) -> None:
         """Let the task wait for what its coroutine has yielded in an event's step."""
-        waiter, task = self._waiter, self._task
+        waiter, task = self._waiter, self.task
         assert waiter is not None
         has_cancelled_itself = waiter._driver is None
         callback, waiter._callback = waiter._callback, None
@@ -334,15 +342,15 @@ class Driver:
         wake_up = self._wake_up
         assert wake_up is not None
         self._wake_up = self._awaited = None
-        _discard_from_awaited_by(awaited, self._task)
+        _discard_from_awaited_by(awaited, self.task)
         wake_up(awaited)
 
     def _is_cancelled_anew(self) -> bool:
-        return self._task.cancelling() != self._cancels
+        return self.task.cancelling() != self._cancels
 
     def _cancel_awaited(self, msg: Any) -> bool:
         """Do what cancelling a task does to what it awaits: return False if that is running or cannot be cancelled."""
-        self._cancels = self._task.cancelling()
+        self._cancels = self.task.cancelling()
         return self._awaited is not None and bool(self._awaited.cancel(msg=msg))
 
     def _fail(self, error: BaseException) -> None:

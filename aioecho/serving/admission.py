@@ -1,4 +1,4 @@
-"""Who is let in: what a server's limits say of a client that has come, before anything is done for it."""
+"""Admission: what a server's limits say of a client that was accepted, before anything is done for it."""
 
 import asyncio
 from collections import Counter
@@ -9,7 +9,7 @@ from aioecho.config import Limits
 
 __all__ = ["Admission"]
 
-# Seconds by which clients may come early after others came late: event loops keep time to a millisecond or worse.
+# Seconds by which a client may be accepted early after another was late: event loops keep time to a millisecond or worse.
 SLACK = 0.02
 
 
@@ -18,9 +18,9 @@ class _Connections(Sized, Iterable[Any], Protocol):
 
 
 class Admission:
-    """Applies the limits on accepting. `connections` are those that live, each with a `client_address`; they change.
+    """Applies the limits on accepting. `connections` are the live ones, a collection that changes; they have `client_address`.
 
-    `retry` is called when there may be room again for another reason than that a connection has ended.
+    `retry` is called when there may be room again for another reason than the end of a connection.
     """
 
     def __init__(self, limits: Limits, connections: _Connections, retry: Callable[[], None]) -> None:
@@ -28,25 +28,25 @@ class Admission:
         self._connections = connections
         self._retry = retry
         self._hosts: Counter[str] = Counter()  # kept while max_per_host is set
-        self._next = 0.0  # when accept_rate lets the next one in
+        self._next = 0.0  # when accept_rate allows the next accept
         self._timer: asyncio.TimerHandle | None = None
         self._is_paused = self._is_closing = False
 
     def apply(self, limits: Limits) -> None:
-        """Set other `limits`, which hold now; connections that are too many by them are left alone."""
+        """Set other `limits`, which hold now. They close no connection that is too many by them."""
         self.limits = limits
-        hosts = (_host_of(each.client_address) for each in self._connections)
+        hosts = (_host_of(connection.client_address) for connection in self._connections)
         self._hosts = Counter(host for host in hosts if host is not None)
         self._next = 0.0
         self._retry()
 
     @property
     def is_paused(self) -> bool:
-        """Whether nobody is let in until resume()."""
+        """Whether no client is accepted until resume()."""
         return self._is_paused
 
     def pause(self) -> None:
-        """Let nobody in until resume()."""
+        """Accept no client until resume()."""
         self._is_paused = True
 
     def resume(self) -> None:
@@ -60,13 +60,13 @@ class Admission:
         return self._is_closing
 
     def close(self) -> None:
-        """Let in those who wait in the kernel's queue as far as max_connections goes, and set no timer any more."""
+        """Apply max_connections alone from now on, to the clients in the kernel's backlog, and set no timer any more."""
         self._is_closing = True
         if self._timer is not None:
             self._timer.cancel()
 
     def has_room(self) -> bool:
-        """Tell whether to accept the next client now."""
+        """Return whether to accept the next client now."""
         limits = self.limits
         if limits.max_connections is not None and limits.overflow == "wait" and self._is_full():
             return False
@@ -83,7 +83,7 @@ class Admission:
         return True
 
     def admit(self, client_address: Any) -> str | None:
-        """Count a client that was accepted; return why to disconnect it at once, if so."""
+        """Count a client that was accepted. Return the reason to disconnect it at once, or None to serve it."""
         limits = self.limits
         if limits.accept_rate is not None:
             now = asyncio.get_running_loop().time()
@@ -97,7 +97,7 @@ class Admission:
         return None
 
     def leave(self, client_address: Any) -> None:
-        """Count that a client's connection has ended which was admitted."""
+        """Count the end of a connection that was admitted."""
         if self._hosts and (host := _host_of(client_address)) is not None and host in self._hosts:
             self._hosts[host] -= 1
             if self._hosts[host] <= 0:

@@ -1,7 +1,7 @@
-"""A server's drain: the stages in which all that it has at work comes to its end, and how much of it came to which.
+"""A server's drain: the stages in which its connections come to their end, and how many ended at which stage.
 
-Whoever is at work may finish until the grace is over. Then handlers are cancelled; those that swallow that are aborted; and
-those that withstand even that are left behind, so that nothing holds the end up.
+A handler may finish until the grace is over. Then it is cancelled. If it swallows the cancellation, its connection is
+aborted. If even that does not end it, the drain ends without it, so that nothing holds a stop up.
 """
 
 import asyncio
@@ -12,45 +12,49 @@ from typing import Any, Protocol
 
 from aioecho.stats import DrainReport
 
-__all__ = ["DEFAULT_GRACE", "PATIENCE", "Drain", "Served", "check_grace"]
+__all__ = ["DEFAULT_GRACE", "Drain", "Served", "check_grace"]
 
 logger = logging.getLogger("aioecho.drain")
 
 DEFAULT_GRACE = 30.0
 """Seconds that handlers have to finish when a server stops."""
 
-PATIENCE = 0.25
-"""Seconds, when the grace is over, from each of the three stages that follow to the next."""
+STAGE_TIMEOUT = 0.25
+"""Seconds, when the grace is over, from one of the three stages that follow to the next."""
 
 
 class Served(Protocol):
-    """What a server keeps of each connection, or of each datagram's handler, while it lasts."""
+    """A live connection, or a datagram's handler, as a drain sees it."""
 
     client_address: Any
     outcome: str
     reason: str
     was_aborted: bool
 
+    @property
+    def task(self) -> "asyncio.Task[Any] | None":
+        """The task of its handler; None for a blocking handler."""
+
     def drain(self) -> None:
-        """Let it end when there is nothing left to do."""
+        """End it when there is nothing left to do."""
 
     def cut_off(self) -> None:
         """Cancel the handler."""
 
     def abort(self) -> None:
-        """End it, whatever it does."""
+        """End it, whatever its handler does."""
 
 
 class Drain:
-    """Drains a server, from when it is made, in a task of its own. Until :meth:`shorten` is called the grace has no end.
+    """Drains a server in a task of its own, which the constructor starts. Until :meth:`shorten` is called the grace has no end.
 
     Args:
-        served: all that is at work. They come and go; the server has each that goes counted with :meth:`count`.
-        close: takes in what has come by now, and no more from then on.
-        is_idle: tells whether nobody is at work, nor waits to be.
-        drop_waiting: gives up those who wait for a handler, when the grace is over.
-        release: frees what the server has besides, when all have ended, or were left behind.
-        level: of the log's record of the end.
+        served: the live connections, a collection that changes. The server calls :meth:`count` for each one that ends.
+        close: accepts what the kernel has queued by now, and stops accepting.
+        is_idle: returns whether no handler runs, and no request waits for one.
+        drop_waiting: drops the requests that wait for a handler, when the grace is over.
+        release: releases the server's other resources, at the end.
+        level: the level of the log record of the end.
     """
 
     def __init__(
@@ -72,14 +76,14 @@ class Drain:
         self._counts = {"completed": 0, "cancelled": 0, "aborted": 0}
         self._deadline = float("inf")
         self._timer: asyncio.TimerHandle | None = None  # for the next stage
-        self._all_ended: asyncio.Future[None] | None = None  # None: it has not come to wait for that
+        self._all_ended: asyncio.Future[None] | None = None  # None: it does not wait for that yet
         self._loop = loop = asyncio.get_running_loop()
         self._began = loop.time()
-        # Of the plain kind, whatever the loop's factory: an eager one would begin before the server knows that it drains.
+        # A plain task, whatever the loop's factory makes: an eager one would begin before the server knows that it drains.
         self._task = asyncio.Task(self._run(), loop=loop)
 
     def shorten(self, grace: float) -> None:
-        """Let the grace be over `grace` seconds from now, unless it is earlier, or all is over."""
+        """Set the deadline to `grace` seconds from now if that is earlier than the present one."""
         deadline = self._loop.time() + grace
         if deadline < self._deadline and not self._task.done():
             self._deadline = deadline
@@ -88,7 +92,7 @@ class Drain:
             self._timer = self._loop.call_at(deadline, self._cut_off)
 
     async def wait(self) -> DrainReport:
-        """Return when all is over. If this is cancelled, the grace is over at once."""
+        """Return when the drain has ended. If the wait is cancelled, the grace is over at once."""
         try:
             return await asyncio.shield(self._task)
         except asyncio.CancelledError:
@@ -98,9 +102,9 @@ class Drain:
             raise
 
     def count(self, ended: Served) -> None:
-        """Count how one of the served has ended; if it was the last, so has the drain."""
+        """Count how a connection has ended; if it was the last one, end the drain."""
         if self._all_ended is not None and self._all_ended.done():
-            return  # it was left behind, and has been counted then
+            return  # the drain has ended without it, and counted it then
         how = "aborted" if ended.was_aborted else "cancelled" if ended.outcome == "cancelled" else "completed"
         self._counts[how] += 1
         self._end_if_idle()
@@ -115,8 +119,8 @@ class Drain:
             # By the second turn the loop has polled, and delivered all that had come before.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-            for each in tuple(self._served):
-                each.drain()
+            for connection in tuple(self._served):
+                connection.drain()
             if not self._is_idle():
                 self._all_ended = self._loop.create_future()
                 await self._all_ended
@@ -133,7 +137,7 @@ class Drain:
         return report
 
     def report(self) -> DrainReport:
-        """Return how it stands."""
+        """Return the counts as they stand now."""
         return DrainReport(**self._counts, seconds=self._loop.time() - self._began)
 
     # The stages after the grace.
@@ -141,20 +145,20 @@ class Drain:
     def _cut_off(self) -> None:
         self._drop_waiting()
         self._end_if_idle()
-        for each in tuple(self._served):
-            each.cut_off()
-        self._timer = self._loop.call_later(PATIENCE, self._abort)
+        for connection in tuple(self._served):
+            connection.cut_off()
+        self._timer = self._loop.call_later(STAGE_TIMEOUT, self._abort)
 
     def _abort(self) -> None:
-        for each in tuple(self._served):
-            if not each.was_aborted:
-                logger.warning("would not end when cancelled, and was cut off: %r", each)
-            each.abort()
-        self._timer = self._loop.call_later(PATIENCE, self._leave_behind)
+        for connection in tuple(self._served):
+            if not connection.was_aborted:
+                logger.warning("would not end when cancelled, and was cut off: %r", connection)
+            connection.abort()
+        self._timer = self._loop.call_later(STAGE_TIMEOUT, self._leave_behind)
 
     def _leave_behind(self) -> None:
-        if self._all_ended is None:  # the loop was held up so long that the drain has not come to wait for its end
-            self._timer = self._loop.call_later(PATIENCE, self._leave_behind)
+        if self._all_ended is None:  # the loop was blocked so long that _run() has not come this far
+            self._timer = self._loop.call_later(STAGE_TIMEOUT, self._leave_behind)
         elif not self._all_ended.done():
             logger.error("left behind, as they would not end: %r", list(self._served))
             self._counts["aborted"] += len(self._served)

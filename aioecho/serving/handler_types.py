@@ -1,4 +1,7 @@
-"""Kinds of handler classes: for streams or for datagrams, ours or socketserver's, and what is none at all."""
+"""Types of handler classes: for streams, datagrams or sessions, aioecho's or socketserver's, and what is none at all.
+
+A handler class of aioecho's says what it is for by its attribute `serves`: see BaseRequestHandler.
+"""
 
 import functools
 import inspect
@@ -6,19 +9,18 @@ import socket
 import sys
 from typing import Any
 
-from aioecho.serving.handlers import DatagramRequestHandler, DatagramSessionHandler, StreamRequestHandler
-
 __all__ = [
     "check_handler_class",
-    "check_kind",
+    "check_socket_type",
     "is_blocking",
     "makes_sessions",
     "serves_datagrams",
     "undo_partial",
 ]
 
-FOR_STREAMS: tuple[type, ...] = (StreamRequestHandler,)
-FOR_DATAGRAMS: tuple[type, ...] = (DatagramRequestHandler, DatagramSessionHandler)
+# Values of `serves`, and the handler classes of socketserver's that serve the same.
+FOR_DATAGRAMS = ("datagrams", "sessions")
+OF_SOCKETSERVER = {"StreamRequestHandler": "streams", "DatagramRequestHandler": "datagrams"}
 
 
 def undo_partial(RequestHandlerClass: Any) -> Any:
@@ -43,18 +45,18 @@ def is_blocking(RequestHandlerClass: Any) -> bool:
 
 def makes_sessions(RequestHandlerClass: Any) -> bool:
     """Tell whether this is a handler class for a peer's datagrams together, or a functools.partial of one."""
-    plain = undo_partial(RequestHandlerClass)
-    return inspect.isclass(plain) and issubclass(plain, DatagramSessionHandler)
+    return _serves(undo_partial(RequestHandlerClass)) == "sessions"
 
 
 def serves_datagrams(RequestHandlerClass: Any) -> bool | None:
-    """Tell whether this is a handler class of ours for datagrams, or one for streams; None if it is neither."""
-    if inspect.isclass(RequestHandlerClass):
-        if issubclass(RequestHandlerClass, FOR_STREAMS):
-            return False
-        if issubclass(RequestHandlerClass, FOR_DATAGRAMS):
-            return True
-    return None
+    """Tell whether this is a handler class of aioecho's for datagrams, or one for streams; None if it is neither."""
+    serves = _serves(RequestHandlerClass)
+    return None if serves is None else serves in FOR_DATAGRAMS
+
+
+def _serves(plain: Any) -> str | None:
+    serves = getattr(plain, "serves", None) if inspect.isclass(plain) else None
+    return serves if serves == "streams" or serves in FOR_DATAGRAMS else None
 
 
 def check_handler_class(RequestHandlerClass: Any) -> None:
@@ -89,19 +91,19 @@ def _makes_generators(function: Any) -> bool:
     )
 
 
-def check_kind(RequestHandlerClass: Any, socket_type: int, endpoint: object) -> None:
+def check_socket_type(RequestHandlerClass: Any, socket_type: int, endpoint: object) -> None:
     """Raise TypeError if this is for datagrams and the sockets are for streams, as at `endpoint`, or the other way round."""
-    takes, does_not, wrong = (
-        ("datagrams", "streams", FOR_DATAGRAMS)
-        if socket_type == socket.SOCK_STREAM
-        else ("streams", "datagrams", FOR_STREAMS)
-    )
     plain = undo_partial(RequestHandlerClass)
-    if inspect.isclass(plain) and issubclass(plain, wrong + _same_of_socketservers(wrong)):
-        raise TypeError(f"{plain.__qualname__} is a handler of {takes}: it can't serve {does_not}, as on {endpoint}")
+    serves = _serves_of_socketservers(plain) if is_blocking(plain) else _serves(plain)
+    if serves is None or (serves in FOR_DATAGRAMS) == (socket_type == socket.SOCK_DGRAM):
+        return
+    takes, does_not = ("datagrams", "streams") if serves in FOR_DATAGRAMS else ("streams", "datagrams")
+    raise TypeError(f"{plain.__qualname__} is a handler of {takes}: it can't serve {does_not}, as on {endpoint}")
 
 
-def _same_of_socketservers(kinds: tuple[type, ...]) -> tuple[type, ...]:
-    """Return the handler classes of socketserver's that have the names of these."""
-    socketserver = sys.modules.get("socketserver")
-    return tuple(getattr(socketserver, kind.__name__) for kind in kinds if hasattr(socketserver, kind.__name__))
+def _serves_of_socketservers(plain: type) -> str | None:
+    socketserver = sys.modules["socketserver"]
+    for name, serves in OF_SOCKETSERVER.items():
+        if issubclass(plain, getattr(socketserver, name)):
+            return serves
+    return None

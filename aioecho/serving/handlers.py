@@ -1,33 +1,47 @@
 """The classes that a handler is made from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Coroutine
+from time import monotonic
+from typing import Any, ClassVar, Literal, Protocol
 
 from aioecho.config import Timeouts
-from aioecho.streams.protocol import StreamWriter
+from aioecho.framing import Framing
+from aioecho.net.datagram_socket import DatagramTransport
+from aioecho.serving.base import BaseServer
+from aioecho.streams.frames import Frames
 from aioecho.streams.reader import StreamReader
-
-if TYPE_CHECKING:  # the server is above, and a handler has one
-    from aioecho.datagrams.sessions import Datagrams
-    from aioecho.net.datagram_socket import DatagramTransport
-    from aioecho.server import BaseServer
+from aioecho.streams.writer import StreamWriter
 
 __all__ = ["BaseRequestHandler", "DatagramRequestHandler", "DatagramSessionHandler", "StreamRequestHandler"]
+
+
+class Datagrams(Protocol):
+    """What one peer sends, in order: see :class:`DatagramSessionHandler`. The datagram server makes it."""
+
+    def __aiter__(self) -> "Datagrams":
+        """Return itself."""
+
+    def __anext__(self) -> Coroutine[Any, Any, bytes]:
+        """Return the peer's next datagram."""
 
 
 class BaseRequestHandler(ABC):
     """One object for each request, as in socketserver; its methods are coroutines and run in the request's own task.
 
     To be overridden: :meth:`handle`, and where needed :meth:`setup` and :meth:`finish`. The constructor only stores its
-    arguments: whoever overrides it does no more than that, and takes `(request, client_address, server)`.
+    arguments: an override does no more than that, and takes `(request, client_address, server)`.
     """
+
+    serves: ClassVar[Literal["streams", "datagrams", "sessions"] | None] = None
+    """What the endpoints have to be for: "streams", "datagrams" with a handler for each, or "sessions", which are datagrams
+    with a handler for each peer. None: anything."""
 
     timeouts: Timeouts | None = None
     """What to wait for, and how long, in place of the server's `timeouts`. Of the class or the object; `handshake`, `session`
     and `send` are the class's."""
 
-    def __init__(self, request: Any, client_address: Any, server: "BaseServer") -> None:
+    def __init__(self, request: Any, client_address: Any, server: BaseServer) -> None:
         self.request = request
         self.client_address = client_address
         self.server = server
@@ -53,11 +67,16 @@ class StreamRequestHandler(BaseRequestHandler):
     Unix sockets.
     """
 
+    serves = "streams"
+
+    framing: Framing | None = None
+    """How :attr:`frames` and :meth:`send_frame` cut the stream into frames: an object of aioecho.framing, of the class."""
+
     request: tuple[StreamReader, StreamWriter]
     reader: StreamReader
     writer: StreamWriter
 
-    def __init__(self, request: tuple[StreamReader, StreamWriter], client_address: Any, server: "BaseServer") -> None:
+    def __init__(self, request: tuple[StreamReader, StreamWriter], client_address: Any, server: BaseServer) -> None:
         # Not through super(): there is an object for every connection, and this is half the time.
         self.request = request
         self.client_address = client_address
@@ -72,35 +91,77 @@ class StreamRequestHandler(BaseRequestHandler):
             OSError: the connection broke.
             ConnectionTimeout: the peer took nothing for the time of Timeouts.write.
         """
-        # The two written out, as far as there is nothing to wait for: each would cost as much as all of this.
+        # The two calls written out, as far as there is nothing to wait for: either would cost as much as all of this.
         writer = self.writer
         protocol, transport = writer._protocol, writer._transport
         if protocol._is_special:
-            writer.write(data)
+            collected = protocol._collected
+            if collected is not None and type(data) is bytes:
+                collected.append(data)
+                collected.room -= len(data)
+                if collected.room < 0 or monotonic() > collected.flush_at:
+                    protocol.flush()
+            else:
+                writer.write(data)
+            if protocol._is_special < 2 and not transport.is_closing():
+                return
             del data  # asyncio's transport on 3.11 has a copy: not to hold both while the peer takes nothing
             await writer.drain()
             return
+        protocol.unanswered = False
         transport.write(data)
         if protocol._is_special or transport.is_closing():
             del data
             await writer.drain()
+
+    @property
+    def frames(self) -> Frames:
+        """What ``async for frame in self.frames`` goes through: the frames of the stream, as :attr:`framing` has it.
+
+        See :meth:`StreamReader.frames` for what it raises. Raises TypeError if the class has no framing.
+        """
+        if self.framing is None:
+            raise self._no_framing()
+        return self.reader.frames(self.framing)
+
+    async def send_frame(self, frame: bytes) -> None:
+        """Send one frame: :meth:`send` what :attr:`framing` makes of it.
+
+        Raises, beside what :meth:`send` does:
+            ValueError: the framing has no way to write this frame.
+            TypeError: the class has no framing.
+        """
+        framing, writer = self.framing, self.writer
+        if framing is None:
+            raise self._no_framing()
+        if writer._protocol._collected is None:
+            await self.send(framing.join(frame))
+            return
+        writer.write(framing.join(frame))
+        if writer._protocol._is_special > 1:
+            await writer.drain()
+
+    def _no_framing(self) -> TypeError:
+        return TypeError(f"{type(self).__qualname__} has no framing: set the class attribute, as `framing = Lines()`")
 
 
 class DatagramRequestHandler(BaseRequestHandler):
     """One object for each datagram. `request` is `(data, transport)`, and `data` the datagram's bytes, maybe none.
 
     `client_address` is `(host, port)` for IPv4, `(host, port, flowinfo, scope_id)` for IPv6, and for Unix sockets a path,
-    bytes that start with NUL, or None, to which nothing can be sent. Anybody can put any address there: a datagram proves
-    nothing about who sent it, so a reply that is larger than its request makes a weapon of the server.
+    bytes that start with NUL, or None, to which nothing can be sent. A sender can put any address there: a datagram proves
+    nothing about its sender, so a reply that is larger than its request makes a weapon of the server.
 
-    Handlers run side by side and end in any order. While one waits it keeps nobody else waiting; one that never waits costs
+    Handlers run side by side and end in any order. A handler that waits does not delay the others; one that never waits costs
     no task of its own, though :func:`asyncio.current_task` is a task as in any coroutine.
     """
 
-    request: tuple[bytes, "DatagramTransport"]
+    serves = "datagrams"
+
+    request: tuple[bytes, DatagramTransport]
     data: bytes
 
-    def __init__(self, request: tuple[bytes, "DatagramTransport"], client_address: Any, server: "BaseServer") -> None:
+    def __init__(self, request: tuple[bytes, DatagramTransport], client_address: Any, server: BaseServer) -> None:
         # Not through super(): there is an object for every datagram, and the call is a tenth of what it costs.
         self.request = request
         self.client_address = client_address
@@ -129,12 +190,12 @@ class DatagramSessionHandler(BaseRequestHandler):
     :class:`DatagramRequestHandler`; all Unix sockets without a name are one peer.
     """
 
-    request: tuple["Datagrams", "DatagramTransport"]
-    datagrams: "Datagrams"
+    serves = "sessions"
 
-    def __init__(
-        self, request: tuple["Datagrams", "DatagramTransport"], client_address: Any, server: "BaseServer"
-    ) -> None:
+    request: tuple[Datagrams, DatagramTransport]
+    datagrams: Datagrams
+
+    def __init__(self, request: tuple[Datagrams, DatagramTransport], client_address: Any, server: BaseServer) -> None:
         super().__init__(request, client_address, server)
         self.datagrams = request[0]
 

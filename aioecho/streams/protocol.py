@@ -1,165 +1,36 @@
-"""The stream pair that a handler talks through: its writer, and the one asyncio protocol that feeds its reader.
+"""The one asyncio protocol of streams: it feeds a reader, and is what the writer goes by.
 
-Both are asyncio's with the same behaviour to the letter.
+What a handler writes while it has more of its peer's requests to read is collected, and goes to the transport in one piece:
+uvloop makes a system call of every write.
 """
 
 import asyncio
 import contextlib
 import socket
-import ssl as ssl_module
 import struct
-import sys
-from collections.abc import Iterable
+from time import monotonic
 from typing import Any
 
-from aioecho.runtime.driver import Waiter
-from aioecho.streams.reader import DEFAULT_LIMIT, Buffer, StreamReader
-from aioecho.streams.tls import FOR_EVER, start_tls
+from aioecho.config import Limits
+from aioecho.streams.reader import DEFAULT_LIMIT, Buffer, Collected, News, StreamReader
+from aioecho.streams.records import BIG
 
-__all__ = [
-    "CountingStreamProtocol",
-    "StreamProtocol",
-    "StreamReader",
-    "StreamWriter",
-    "reset_when_closed",
-]
+__all__ = ["CountingStreamProtocol", "StreamProtocol", "reset_when_closed"]
 
 # The most that asyncio's transports read at a time. By themselves they ask for 256 KiB, for which malloc() maps memory at each
 # read and unmaps it, as it does from 128 KiB on unless its heap happens to have room. That was measured as twice the processor
 # time of a short message, and 3.5 KiB more for an idle connection.
 READ_BYTES = 2**17 - 2**12
 
-# asyncio's transports forgot their high-water mark in writelines(), so that drain() never waited (CVE-2024-12254). This can
-# go with the last Python that has it.
-WRITELINES_NEVER_PAUSES = (3, 12) <= sys.version_info < (3, 12, 9) or (3, 13) <= sys.version_info < (3, 13, 2)
+# Bytes that are collected at the most, and seconds for which they are.
+COLLECTED, COLLECTED_FOR = 2**16, 0.001
 
 
-class StreamWriter(asyncio.StreamWriter):
-    """asyncio's StreamWriter. Made by the server."""
-
-    _transport: asyncio.Transport
-    _protocol: "StreamProtocol"
-    _reader: StreamReader | None
-    _loop: asyncio.AbstractEventLoop
-
-    def __init__(
-        self,
-        transport: asyncio.Transport,
-        protocol: "StreamProtocol",
-        reader: StreamReader | None,
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
-        # Not super().__init__(): it makes a future that nothing uses, for every connection.
-        self._transport = transport
-        self._protocol = protocol
-        self._reader = reader
-        self._loop = loop
-
-    def write(self, data: Buffer) -> None:
-        """Send `data` as soon as the peer takes it; does not wait: :meth:`drain` does.
-
-        A server's stream is cut off if more than Limits.max_write_buffer waits to be sent already.
-        """
-        protocol = self._protocol
-        if not protocol._is_special or protocol.note_write(data):
-            self._transport.write(data)
-
-    def writelines(self, data: Iterable[Buffer]) -> None:
-        """Send all of `data`, in order."""
-        if WRITELINES_NEVER_PAUSES or self._protocol._is_special:
-            self.write(b"".join(data))
-        else:
-            self._transport.writelines(data)
-
-    def close(self) -> None:
-        """Close the connection when all that was written is sent."""
-        transport, reader = self._transport, self._reader
-        if not transport.is_closing():  # one of asyncio's for TLS that is closed twice can't be aborted any more
-            if self._protocol.is_tls:
-                self._protocol.stir()  # it waits until its peer closes too, which has its time
-                if reader is not None and reader._paused:
-                    transport.resume_reading()  # or asyncio's would not see that its peer closes too
-            transport.close()
-
-    def write_eof(self) -> None:
-        """End this direction when all that was written is sent. Does nothing on a connection that is lost."""
-        if not self._protocol.is_lost:  # uvloop's transport would raise RuntimeError
-            try:
-                self._transport.write_eof()
-            except OSError:  # asyncio's: the peer has reset the connection, and the loop does not know yet
-                if self._reader is None or self._reader._paused:
-                    self._transport.abort()  # else it will learn that, and with what it broke, when it reads
-
-    async def drain(self) -> None:
-        """Wait, once more than the high-water mark waits to be sent, until it is no more than the low-water mark.
-
-        Raises:
-            ConnectionResetError: the connection is gone.
-            OSError: what the reader would raise.
-        """
-        reader, protocol, transport = self._reader, self._protocol, self._transport
-        if not protocol._is_special and not transport.is_closing():
-            return
-        if reader is not None and reader._exception is not None:
-            raise reader._exception
-        if transport.is_closing():
-            # Give connection_lost() a turn to run, else a loop of write() and drain() would never learn of it.
-            await asyncio.sleep(0)
-        if protocol.paused_since is not None or protocol.is_lost:
-            await protocol._drain_helper()
-
-    async def start_tls(
-        self,
-        sslcontext: ssl_module.SSLContext,
-        *,
-        server_hostname: str | None = None,
-        ssl_handshake_timeout: float | None = None,
-        ssl_shutdown_timeout: float | None = None,
-    ) -> None:
-        """Go over to TLS on this connection, on the side that this program has in it (server or client).
-
-        What the reader had buffered is taken for the beginning of the handshake. So a client may send its hello right
-        behind the command that asks for TLS, and nobody can slip plain text in between the two (CVE-2011-0411).
-
-        Raises:
-            ssl.SSLError, ConnectionError: the handshake failed. The connection is closed.
-        """
-        protocol, reader, transport = self._protocol, self._reader, self._transport
-        await self.drain()
-        received = reader._take(len(reader._buffer)) if reader is not None else b""
-        if isinstance(protocol, CountingStreamProtocol):
-            protocol.bytes_in -= len(received)
-        transport.pause_reading()  # what comes now is TLS's; uvloop would read on before it gets to start that
-        try:
-            if reader is not None and reader._eof:  # the loop's TLS would wait for it until its time is over
-                raise ConnectionResetError("the peer has closed the connection before the TLS handshake")
-            self._transport = await start_tls(
-                self._loop,
-                transport,
-                protocol,
-                sslcontext,
-                received,
-                protocol.replace_transport,
-                server_side=protocol.is_server_side,
-                server_hostname=server_hostname,
-                ssl_handshake_timeout=ssl_handshake_timeout,
-                # By itself it would count, on the server's side, while a large reply is still being sent.
-                ssl_shutdown_timeout=ssl_shutdown_timeout or (FOR_EVER if protocol.is_server_side else None),
-            )
-        except BaseException as error:
-            # The loops' TLS does not tell the protocol under it of a connection that is lost in mid-handshake.
-            transport.abort()
-            if reader is not None and isinstance(error, OSError):
-                reader.set_exception(error)  # now, for whoever asks whether this is the peer's doing
-            self._loop.call_soon(protocol.connection_lost, error if isinstance(error, Exception) else None)
-            raise
-
-
-class StreamProtocol(Waiter, asyncio.Protocol):
+class StreamProtocol(News, asyncio.Protocol):
     """Connects a transport with a reader and a writer, and is what the reader waits for.
 
-    `is_server_side` says which side start_tls() takes; `max_unsent` is Limits.max_write_buffer. `reader` is there from the
-    start, `transport` from the time that it calls connection_made(); then :meth:`make_writer` makes the writer. `is_lost`
+    `is_server_side` says which side start_tls() takes; `limits` are a server's. `reader` is there from the
+    start, `transport` from the time that it calls connection_made(). `is_lost`
     and `lost_with` tell whether and how it ended, `cut_for` why this side has cut it off, and `peer_has_closed` whether the
     peer has sent its last. `due` is when its timeouts are looked at next, and `paused_since` since when drain() waits, if it
     does, in the loop's time. `bytes_in` and `bytes_out` count what is read and written, with `counts`.
@@ -168,14 +39,16 @@ class StreamProtocol(Waiter, asyncio.Protocol):
     """
 
     __slots__ = (
+        "_collected",
         "_is_special",
-        "_max_unsent",
+        "_limits",
         "_socket_transport",
         "_stays_open_at_eof",
         "_waiting_to_close",
         "_waiting_to_write",
         "cut_for",
         "due",
+        "is_breathing",
         "is_lost",
         "is_server_side",
         "is_tls",
@@ -197,18 +70,20 @@ class StreamProtocol(Waiter, asyncio.Protocol):
         loop: asyncio.AbstractEventLoop,
         *,
         limit: int = DEFAULT_LIMIT,
-        max_unsent: int | None = None,
+        limits: Limits | None = None,
         is_server_side: bool,
     ) -> None:
-        Waiter.__init__(self, loop)
+        News.__init__(self, loop)
         self.reader = StreamReader(limit, loop, _news=self)
-        self._max_unsent = max_unsent
+        self._limits = limits
         self.is_server_side = is_server_side
         self.lost_with: Exception | None = None
         self.cut_for: str | None = None
-        self.peer_has_closed = self.is_lost = self.is_tls = False
+        self.peer_has_closed = self.is_lost = self.is_tls = self.is_breathing = False
         self.due = 0.0
-        self._is_special = self.counts
+        # What a write and a drain() look at: 0, nothing; 1, whether to collect; 2, everything.
+        self._is_special = 2 if self.counts else 0
+        self._collected = None
         self._stays_open_at_eof = True
         self.paused_since: float | None = None
         self._waiting_to_write: tuple[asyncio.Future[None], ...] = ()
@@ -242,17 +117,13 @@ class StreamProtocol(Waiter, asyncio.Protocol):
         """Tell whether the loop reads the socket: not while somebody has paused the transport."""
         return self._socket_transport.is_reading()
 
-    def make_writer(self) -> StreamWriter:
-        """Return a writer; to keep it here would tie the two into a cycle, for the garbage collector to undo."""
-        return StreamWriter(self.transport, self, self.reader, self._loop)
-
     def replace_transport(self, transport: asyncio.Transport) -> None:
         """Take the TLS transport in place of the one under it."""
         self.is_tls = True
         self._stays_open_at_eof = False  # it complains of a protocol that wants to stay half open
         self.transport = self.reader._transport = transport
 
-    data_received = Waiter.deliver  # type: ignore[assignment] # resumes whoever waits for data
+    data_received = News.deliver  # type: ignore[assignment] # resumes whoever waits for data
 
     def buffer_unawaited(self, data: bytes | None) -> bool:
         """Buffer what nobody waits for. What comes after the end of the stream is dropped. None is the news of the end."""
@@ -275,10 +146,8 @@ class StreamProtocol(Waiter, asyncio.Protocol):
     def discard(self) -> None:
         """Drop whatever comes from now on, and close the connection once the peer has closed its direction."""
         self._stays_open_at_eof = False
-        self.reader._buffer.clear()
+        self.reader._drop(len(self.reader._buffer))
         self.reader.feed_eof()
-        if self.reader._paused:
-            self.reader._maybe_resume_transport()  # type: ignore[attr-defined]
 
     def note_write(self, data: Buffer) -> bool:
         """Return whether to write `data`; if too much waits to be sent already, cut the connection off.
@@ -287,9 +156,11 @@ class StreamProtocol(Waiter, asyncio.Protocol):
         """
         if self.due:
             self.stir()
+        self.unanswered = False
         if self.is_lost or self.cut_for is not None:
             return False
-        if self._max_unsent is not None and self.unsent() > self._max_unsent:
+        most = self._limits.max_write_buffer if self._limits is not None else None
+        if most is not None and self.unsent() > most:
             self.cut("write buffer")
             return False
         return True
@@ -298,6 +169,7 @@ class StreamProtocol(Waiter, asyncio.Protocol):
         """Cut the connection off: throw away what is unsent. `cut_for` is the first such reason."""
         if not self.is_lost:
             self.cut_for = self.cut_for or reason
+            self._collected = None
             self.stir()
             if self.paused_since is not None:
                 reset_when_closed(self.transport)
@@ -306,7 +178,69 @@ class StreamProtocol(Waiter, asyncio.Protocol):
     def unsent(self) -> int:
         """Return how many bytes wait that the kernel has not taken."""
         # The TLS transport of a server's stream holds nothing back but for moments: aioecho.streams.tls.
-        return self._socket_transport.get_write_buffer_size()
+        size = self._socket_transport.get_write_buffer_size()
+        return size if self._collected is None else size + COLLECTED - self._collected.room
+
+    @property
+    def max_frame(self) -> int | None:  # type: ignore[override]
+        """Limits.max_frame; None for a client's stream."""
+        return self._limits.max_frame if self._limits is not None else None
+
+    # Collecting.
+
+    def note_input(self, size: int) -> None:
+        """Let writes be collected while there is more to read, and let the loop run before it reads on after much."""
+        if not self._is_special:
+            self._is_special = 1
+        if (
+            size >= BIG
+            and self.reader._transport is not None
+            and self.transport.is_reading()
+            and not isinstance(self._loop, asyncio.SelectorEventLoop)
+        ):
+            self.transport.pause_reading()
+            self.is_breathing = True
+            self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        is_breathing, self.is_breathing = self.is_breathing, False
+        if is_breathing and not (self.reader._paused or self.is_lost or self.transport.is_closing()):
+            self.transport.resume_reading()
+
+    def write(self, data: Buffer) -> None:
+        """Write what the writer does not hand to the transport itself: collect it, look at everything, or both."""
+        collected = self._collected
+        if len(data) >= COLLECTED or (collected is None and not self.reader._has_input()):
+            if collected is not None:
+                self.flush()
+            if self.note_write(data):
+                self.transport.write(data)
+            return
+        if collected is None:
+            self._collected = collected = Collected(COLLECTED, monotonic() + COLLECTED_FOR)
+            driver = self._driver
+            if driver is None or not driver.is_running():  # else note_hand_over() comes at the latest
+                self._loop.call_soon(self.note_hand_over)
+            if not self._is_special:
+                self._is_special = 1
+        collected.append(bytes(data))  # what is no bytes object may be changed by its owner
+        collected.room -= len(data)
+        if collected.room < 0 or monotonic() > collected.flush_at:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand what was collected to the transport."""
+        collected, self._collected = self._collected, None
+        if collected:
+            data = collected[0] if len(collected) == 1 else b"".join(collected)
+            if self.note_write(data):
+                self.transport.write(data)
+        self.heed()
+
+    def note_hand_over(self) -> None:
+        """Flush for a handler that waits for something else than its stream."""
+        if self._collected is not None:
+            self.flush()
 
     def interrupt_drains(self, exc: Exception) -> bool:
         """Raise `exc` in every drain() that waits; return whether any does."""
@@ -316,20 +250,23 @@ class StreamProtocol(Waiter, asyncio.Protocol):
         return bool(waiting)
 
     def heed(self) -> None:
-        """Let writers look at everything before they write, or after, as long as there is anything to look at."""
-        self._is_special = (
+        """Find out what writes and drain() have to look at."""
+        if (
             self.counts
             or self.due > 0
             or self.paused_since is not None
             or self.is_lost
             or self.cut_for is not None
             or self.reader._exception is not None
-        )
+        ):
+            self._is_special = 2
+        else:
+            self._is_special = 1 if self._collected is not None or self.reader._received else 0
 
     def rest(self, until: float) -> None:
         """Let nobody look at its timeouts until then, or until a read comes to wait or something is written."""
         self.due = until
-        self._is_special = True  # for the next write to tell
+        self._is_special = 2  # for the next write to tell
 
     def stir(self) -> None:
         """Let its timeouts be looked at soon."""
@@ -353,7 +290,8 @@ class StreamProtocol(Waiter, asyncio.Protocol):
         if self.is_lost:
             return
         self.is_lost = True
-        self._is_special = True
+        self._collected = None
+        self._is_special = 2
         self.lost_with = exc
         reader = self.reader
         if exc is not None:

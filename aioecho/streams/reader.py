@@ -1,18 +1,25 @@
 """The stream that a handler reads.
 
-It is asyncio's with the same behaviour to the letter. What differs is how data gets to a coroutine that waits for it: at
-once, through a Waiter of aioecho.runtime.driver, and as the chunk that the transport made, with no copy into a buffer and out
-of it again.
+It is asyncio's with the same behaviour to the letter. Two things differ. Data gets to a coroutine that waits for it at once,
+through a Waiter of aioecho.runtime.driver, and as the chunk that the transport made, with no copy into a buffer and out of
+it again. And where a chunk holds many lines, it is split once: lines are handed out of a list. What is split and not handed
+out is still in the buffer, so that every other method reads the same bytes.
 """
 
 import asyncio
 from asyncio import IncompleteReadError, LimitOverrunError
 from collections.abc import Callable, Generator, Iterable
+from io import BytesIO
+from time import monotonic
 from typing import Any, Literal, SupportsIndex
 
+from aioecho.exceptions import FrameTooLong, LineTooLong
+from aioecho.framing import Framing
 from aioecho.runtime.driver import Waiter, steps
+from aioecho.streams.frames import Batches, Frames
+from aioecho.streams.records import ALL, BATCH, BIG, LEAST_BATCH, SLICE, find_separator, skip_record
 
-__all__ = ["DEFAULT_LIMIT", "Buffer", "StreamReader"]
+__all__ = ["DEFAULT_LIMIT", "Buffer", "Collected", "News", "StreamReader"]
 
 DEFAULT_LIMIT = 2**16
 """Bytes: asyncio's default for the longest line, and half of what a reader buffers before it pauses the transport."""
@@ -30,26 +37,88 @@ class _Slow:
 _SLOW = _Slow()
 
 
-class StreamReader(asyncio.StreamReader):
-    """asyncio's StreamReader, faster.
+class Collected(list[bytes]):
+    """What was written and is not handed to the transport yet: `room` bytes more, and until `flush_at` by monotonic()."""
 
-    Made by the server. Anybody may call :meth:`feed_data`, :meth:`feed_eof` and :meth:`set_exception`, as with asyncio's.
+    __slots__ = ("flush_at", "room")
+
+    def __init__(self, room: int, flush_at: float) -> None:
+        self.room = room
+        self.flush_at = flush_at
+
+
+class News(Waiter):
+    """What a reader waits for, and what it tells. Here nothing listens: for a reader without a transport."""
+
+    __slots__ = ("unanswered",)
+
+    unanswered: bool
+    """Whether something was read since something was written last."""
+
+    max_frame: int | None = None
+    """The most bytes of what readexactly() and read(-1) read, and of a frame whose length comes first."""
+
+    _collected: "Collected | None" = None
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self.unanswered = False
+
+    def heed(self) -> None:
+        """Do nothing about what a write has to look at. To be overridden, as all here."""
+
+    def stir(self) -> None:
+        """Do nothing about a wait that has begun."""
+
+    def note_input(self, size: int) -> None:
+        """Do nothing about `size` bytes that were buffered."""
+
+    def flush(self) -> None:
+        """Write nothing."""
+
+
+# Bytes that are split at a time, so that what is split is not much more than what is handed out soon.
+PIECE = 2**14
+
+# Bytes of a read after which more such are expected.
+SHORT = 2**11
+
+
+class StreamReader(asyncio.StreamReader):
+    """asyncio's StreamReader, faster, and with :meth:`frames` and :meth:`batches`.
+
+    Made by the server. Any code may call :meth:`feed_data`, :meth:`feed_eof` and :meth:`set_exception`, as with asyncio's.
     On every version of Python `readuntil` takes a tuple of separators too, as it does in 3.13's.
     """
 
-    # asyncio's own names: its methods that are inherited (repr, at_eof, feed_data, ...) go by them.
-    _buffer: bytearray
+    # asyncio's own names: its methods that are inherited (repr, at_eof, ...) go by them.
     _eof: bool
     _exception: BaseException | None
     _limit: int
     _loop: asyncio.AbstractEventLoop
     _paused: bool
     _transport: asyncio.ReadTransport | None
-    _awaited: "Waiter | _Slow | None"  # what a read waits for; else None if the next may wait without looking further
+
+    _news: News
+    _awaited: "News | _Slow | None"  # what a read waits for; else None if the next may wait without looking further
+    _unawaited: "_Slow | None"  # what _awaited is, or will be, when no read waits
+
+    _received: bytearray  # what asyncio calls its buffer, and more: bytes at its front that were handed out
+    _piece: bytes = b""  # a copy of its front to read from
+    _at: int = 0  # and so many bytes of that were handed out
+    _split: int = 0  # or so many bytes of it were split into records
+    _lines: list[bytes] = []  # noqa: RUF012 - of these the next to hand out, in reverse, all but the last,
+    _further_lines: list[bytes] = []  # noqa: RUF012 - and the ones after them
+    _holder: Frames | None = None  # or what holds them, if they are frames
+    _scan: tuple[Frames | Batches, int, int] | None = None  # how far which of these has looked at what is buffered
+
+    _skip: Any = None  # what is to be skipped before the next record: see skip_record()
+    _batch: int = LEAST_BATCH  # records between two looks at the clock
+    _left: int = LEAST_BATCH  # records to hand out before the next look at the clock
+    _slice_end: float = 0.0  # when the loop is to run
 
     _ends_when: Callable[[], bool] | None = None
     _interruption: Exception | None = None
-    _unawaited: "_Slow | None"  # what _awaited is, or will be, when nobody waits
     _message_began: float | None = None  # when a read came to wait for the rest of what it has begun to read
     _seen: float | None = None  # when a visitor first found the wait that goes on, or that there is none
 
@@ -58,7 +127,7 @@ class StreamReader(asyncio.StreamReader):
         limit: int = DEFAULT_LIMIT,
         loop: asyncio.AbstractEventLoop | None = None,
         *,
-        _news: Waiter | None = None,
+        _news: News | None = None,
     ) -> None:
         if loop is None or limit <= 0:
             super().__init__(limit, loop)  # which finds the one, or raises for the other
@@ -66,19 +135,28 @@ class StreamReader(asyncio.StreamReader):
         # What asyncio's does, without the two calls for each connection: of it and of a property.
         self._loop = loop
         self._limit = limit
-        self._buffer = bytearray()
+        self._received = bytearray()
         self._eof = self._paused = False
         self._transport = self._exception = None
-        self._news = _news if _news is not None else Waiter(loop)
+        self._news = _news if _news is not None else News(loop)
         self._awaited = self._unawaited = None  # not as the class's, which 3.11 would look up anew for every read
 
     @property
-    def _waiter(self) -> "Waiter | _Slow | None":  # what asyncio's own methods look for
+    def _waiter(self) -> "News | _Slow | None":  # what asyncio's own methods look for
         return self._awaited or None
 
     @_waiter.setter
-    def _waiter(self, waiter: Waiter | None) -> None:
+    def _waiter(self, waiter: News | None) -> None:
         self._awaited = waiter
+
+    @property
+    def _buffer(self) -> bytearray:  # likewise
+        self._settle()
+        return self._received
+
+    @_buffer.setter
+    def _buffer(self, buffer: bytearray) -> None:
+        self._received = buffer
 
     def _slow_down(self) -> None:
         """Let every read look at everything before it waits, until :meth:`_speed_up` finds nothing to look at any more."""
@@ -88,22 +166,27 @@ class StreamReader(asyncio.StreamReader):
 
     def _speed_up(self) -> None:
         if self._unawaited is not None and not (
-            self._buffer
+            self._received
             or self._eof
             or self._paused
             or self._exception is not None
             or self._interruption is not None
             or self._ends_when is not None
             or self._seen is not None
+            or self._skip is not None
+            or self._news._collected is not None
         ):
             self._unawaited = None
             if self._awaited is _SLOW:
                 self._awaited = None
+            self._news.heed()
 
     def feed_data(self, data: Iterable[SupportsIndex]) -> None:
-        """Buffer `data`, and wake whoever waits for it."""
-        self._slow_down()
-        super().feed_data(data)
+        """Buffer `data`, and wake the coroutine that waits for it."""
+        assert not self._eof, "feed_data after feed_eof"
+        if data:
+            self._keep(data)  # type: ignore[arg-type]
+            self._wakeup_waiter()
 
     def feed_eof(self) -> None:
         """End the stream after what is buffered."""
@@ -116,6 +199,7 @@ class StreamReader(asyncio.StreamReader):
 
     def set_exception(self, exc: BaseException) -> None:
         """Make this and every later read raise `exc`."""
+        self._settle()
         self._exception = exc
         self._slow_down()
         if self._news is not None:  # the connection is not lost
@@ -161,7 +245,7 @@ class StreamReader(asyncio.StreamReader):
         return ("idle", self._seen) if self._message_began is None else ("message", self._message_began)
 
     def _end_if_idle(self) -> None:
-        waits = self._awaited and not self._buffer and not self._eof
+        waits = self._awaited and not self._received and not self._eof
         if waits and self._ends_when is not None and self._ends_when():
             self.feed_eof()
 
@@ -169,7 +253,6 @@ class StreamReader(asyncio.StreamReader):
         if self._awaited:
             self._awaited.wake()
 
-    @steps
     def _wait(self, func_name: str) -> Generator[Any, None, None]:
         """Wait for news, and then look: at the buffer, at the end of the stream. Wakes without news are possible."""
         if self._awaited:
@@ -178,6 +261,9 @@ class StreamReader(asyncio.StreamReader):
             raise self._exception
         if self._interruption is not None:  # of a read that was cancelled before it met it
             self._take_interruption()
+        news = self._news
+        if news._collected is not None:
+            news.flush()
         if self._paused:
             # To wait while the transport is paused would be for ever: readexactly() of more than the limit.
             self._paused = False
@@ -186,32 +272,39 @@ class StreamReader(asyncio.StreamReader):
             if self._ends_when is not None:
                 # A TLS transport may hold data of its own, which it delivers in the next turn.
                 self._loop.call_soon(self._loop.call_soon, self._end_if_idle)
-        elif self._ends_when is not None and not self._buffer and self._ends_when():
+        elif self._ends_when is not None and not self._received and self._ends_when():
             self._eof = True
             return
         if self._message_began is None:  # else the wait that a visitor has seen goes on, though some more has come
             if self._seen is not None:
                 self._seen = None
-                self._news.stir()
-            if self._buffer:
+                news.stir()
+            if self._received or self._skip is not None:
                 self._message_began = self._loop.time()
         self._speed_up()
-        self._awaited = self._news
+        self._awaited = news
         try:
-            yield self._news
+            yield news
         finally:
             self._awaited = self._unawaited
             self._keep_item()
+        self._settle()  # another coroutine may have read meanwhile
+        self._slice_end = monotonic() + SLICE
         if self._interruption is not None:
             self._raise_interruption()
-        if self._exception is not None and not self._buffer:
+        if self._exception is not None and not self._received:
             raise self._exception
 
     def _keep(self, chunk: bytes | memoryview) -> None:
         """Buffer a chunk that was handed over, or the rest of one."""
         self._slow_down()
-        self._buffer.extend(chunk)
-        if len(self._buffer) > 2 * self._limit and not self._paused and self._transport is not None:
+        if not self._received and type(chunk) is bytes and self._exception is None and self._skip is None:
+            self._piece = chunk  # and _at is 0
+        self._received += chunk
+        news = self._news
+        if news is not None:  # the connection is not lost
+            news.note_input(len(chunk))
+        if len(self._received) > 2 * self._limit and not self._paused and self._transport is not None:
             try:
                 self._transport.pause_reading()
             except NotImplementedError:
@@ -226,22 +319,100 @@ class StreamReader(asyncio.StreamReader):
             self._keep(chunk)
 
     def _take(self, size: int) -> bytes:
-        """Take `size` bytes, or as many as there are, from the front of the buffer."""
-        buffer = self._buffer
-        if size >= len(buffer):
-            data = bytes(buffer)
-            buffer.clear()
+        """Take `size` bytes, or as many as there are, from the front of the settled buffer."""
+        received = self._received
+        if size >= len(received):
+            data = bytes(received)
+            received.clear()
+        elif size <= SHORT:
+            self._piece = piece = bytes(memoryview(received)[:PIECE])
+            self._at = size
+            data = piece[:size]
         else:
-            data = bytes(memoryview(buffer)[:size])
-            del buffer[:size]
-        self._message_began = None
-        if self._paused:
-            self._maybe_resume_transport()  # type: ignore[attr-defined]
-        self._speed_up()
+            data = bytes(memoryview(received)[:size])
+            del received[:size]
+        self._note_taken()
         return data
 
+    def _drop(self, size: int) -> None:
+        """Remove `size` bytes from the front of the settled buffer."""
+        del self._received[:size]
+        self._note_taken()
+
+    def _note_taken(self) -> None:
+        self._message_began = self._scan = None
+        news = self._news
+        if news is not None:
+            news.unanswered = True
+        if self._paused and len(self._received) <= self._limit:
+            assert self._transport is not None
+            self._paused = False
+            self._transport.resume_reading()
+        if not self._received:
+            self._speed_up()
+
+    def _settle(self) -> None:
+        """Make the buffer what it is for asyncio: remove what was handed out, and forget what was split off."""
+        if self._piece:
+            self._piece = b""
+            at, self._at = self._at, 0
+            if at:
+                self._drop(at)
+        elif self._split:
+            split, self._split = self._split, 0
+            if self._holder is not None:
+                holder, self._holder = self._holder, None
+                split = holder.put_back(self._received, split)
+            elif self._lines or self._further_lines:
+                split -= sum(map(len, self._lines)) + sum(map(len, self._further_lines))
+            self._lines = self._further_lines = []
+            self._drop(split)
+
+    def _catch_up(self) -> None:
+        """Write what was collected, as all that was buffered is read; then the next read may wait without looking further."""
+        if self._news is not None and self._news._collected is not None:
+            self._news.flush()
+            self._speed_up()
+
+    def _has_input(self) -> bool:
+        """Tell whether more is buffered than was handed out."""
+        return len(self._received) > (self._split or self._at) or bool(
+            self._lines or self._further_lines or (self._holder is not None and self._holder.has_more())
+        )
+
+    def _is_due(self) -> bool:
+        """Tell whether the loop is to run before another record is handed out; asked for each that is buffered."""
+        self._left -= 1
+        if self._left > 0:
+            return False
+        self._left = self._batch
+        return self._is_slice_over()
+
+    def _is_slice_over(self) -> bool:
+        """Tell whether the loop is to run; the next look at the clock comes after more records, or fewer."""
+        if monotonic() > self._slice_end:
+            self._batch = max(self._batch // 2, LEAST_BATCH)
+            return True
+        self._batch = min(self._batch * 2, BATCH)
+        return False
+
+    def _breathe(self) -> Generator[Any, None, None]:
+        """Let the loop run: other connections have their turn."""
+        yield
+        self._slice_end = monotonic() + SLICE
+
+    def _look(self) -> Generator[Any, None, None]:
+        """Do what comes before a read that does not find its way short."""
+        self._settle()
+        if self._exception is not None:
+            raise self._exception
+        if self._skip is not None:
+            yield from skip_record(self)
+        elif self._received and self._is_due():
+            yield from self._breathe()
+
     # In read(), readline(), its twin __anext__() and readexactly(), the way that most calls go comes first: nothing is
-    # buffered, so wait, and return the chunk that is handed over. It is _wait() written out, and saves its coroutine.
+    # buffered, so wait, and return the chunk that is handed over. It is _wait() written out, and saves its generator.
 
     @steps
     def read(self, n: int = -1) -> Generator[Any, None, bytes]:
@@ -251,6 +422,7 @@ class StreamReader(asyncio.StreamReader):
 
         Raises:
             RuntimeError: another coroutine waits for data already.
+            FrameTooLong: `n` is negative, and more comes than Limits.max_frame: the peer's fault.
             OSError: the connection broke.
         """
         if self._awaited is None and n > 0:
@@ -266,35 +438,59 @@ class StreamReader(asyncio.StreamReader):
             if chunk is not None:
                 waiter.item = None
                 if len(chunk) <= n:
+                    waiter.unanswered = True
+                    if len(chunk) >= BIG:
+                        waiter.note_input(len(chunk))
                     return chunk
                 self._keep(memoryview(chunk)[n:])
+                waiter.unanswered = True
                 return chunk[:n]
             if self._interruption is not None:
                 self._raise_interruption()
-            if self._buffer:
-                return self._take(n)
-        if self._exception is not None:
-            raise self._exception
+        return (yield from self._read(n))
+
+    def _read(self, n: int) -> Generator[Any, None, bytes]:
+        piece = self._piece
+        if piece:
+            at = self._at
+            if n > 0 and at + n < len(piece) and self._left > 0:
+                self._left -= 1
+                self._at = at + n
+                return piece[at : at + n]
+        yield from self._look()
         if n == 0:
             return b""
         if n < 0:
-            blocks = []
-            while block := (yield from self.read(self._limit).__await__()):
-                blocks.append(block)
-            return b"".join(blocks)
-        while not self._buffer and not self._eof:
-            yield from self._wait("read").__await__()
-        return self._take(n) if self._buffer else b""
+            return (yield from self._read_all())
+        while not self._received and not self._eof:
+            yield from self._wait("read")
+        return self._take(n) if self._received else b""
+
+    def _read_all(self) -> Generator[Any, None, bytes]:
+        blocks: list[bytes] = []
+        size = 0
+        most = self._news.max_frame if self._news is not None else None
+        while block := (yield from self._read(self._limit)):
+            blocks.append(block)
+            size += len(block)
+            if most is not None and size > most:
+                self._skip_from_now(None)
+                raise FrameTooLong(None, most)
+        return b"".join(blocks)
 
     @steps
     def readline(self) -> Generator[Any, None, bytes]:
         r"""Read up to and with the next b"\n"; at the end of the stream, what is left, which may be b"".
 
         Raises:
-            ValueError: the line is longer than the limit. It is removed, as far as it has come.
+            LineTooLong, a ValueError: the line is longer than the limit: the peer's fault. The next read skips the rest of it.
             RuntimeError: another coroutine waits for data already.
             OSError: the connection broke.
         """
+        if self._lines:
+            return self._lines.pop()
+        if self._awaited is not None and (line := self._buffered_line()):
+            return line
         if self._awaited is None:
             self._awaited = waiter = self._news
             try:
@@ -307,16 +503,23 @@ class StreamReader(asyncio.StreamReader):
             chunk: bytes | None = waiter.item
             if chunk is not None:
                 waiter.item = None
-                end = chunk.find(b"\n") + 1
-                if end == len(chunk) <= self._limit:
+                if chunk.find(b"\n") + 1 == len(chunk) <= self._limit:
+                    waiter.unanswered = True
                     return chunk
                 self._keep(chunk)
+                self._slice_end = monotonic() + SLICE
+                if line := self._buffered_line():
+                    return line
             elif self._interruption is not None:
                 self._raise_interruption()
-        return self._buffered_line() or (yield from self._readline().__await__())
+        return (yield from self._readline())
 
     @steps
     def __anext__(self) -> Generator[Any, None, bytes]:
+        if self._lines:
+            return self._lines.pop()
+        if self._awaited is not None and (line := self._buffered_line()):
+            return line
         if self._awaited is None:
             self._awaited = waiter = self._news
             try:
@@ -329,37 +532,84 @@ class StreamReader(asyncio.StreamReader):
             chunk: bytes | None = waiter.item
             if chunk is not None:
                 waiter.item = None
-                end = chunk.find(b"\n") + 1
-                if end == len(chunk) <= self._limit:
+                if chunk.find(b"\n") + 1 == len(chunk) <= self._limit:
+                    waiter.unanswered = True
                     return chunk
                 self._keep(chunk)
+                self._slice_end = monotonic() + SLICE
+                if line := self._buffered_line():
+                    return line
             elif self._interruption is not None:
                 self._raise_interruption()
-        line = self._buffered_line() or (yield from self._readline().__await__())
+        line = yield from self._readline()
         if line:
             return line
         raise StopAsyncIteration
 
     def _buffered_line(self) -> bytes:
-        """Take a whole line from the buffer, or nothing if that takes more than a look."""
-        end = self._buffer.find(b"\n") + 1
-        return self._take(end) if 0 < end <= self._limit and self._exception is None else b""
+        """Hand out a whole line of the buffer, or nothing if that takes more than a look."""
+        further = self._further_lines
+        if further:
+            if self._is_slice_over():
+                return b""
+            batch = self._batch
+            self._lines = lines = further[-batch:]
+            del further[-batch:]
+            return lines.pop()
+        if self._split:
+            self._settle()
+        if not self._received:
+            self._catch_up()
+            return b""
+        if self._exception is not None or self._skip is not None or self._is_due():
+            return b""
+        piece, at = self._piece, self._at
+        if not piece:
+            piece = bytes(memoryview(self._received)[:PIECE])
+        most = at + self._limit + 1
+        end = piece.find(b"\n", at, most) + 1
+        if not end:
+            return b""
+        # Where three lines or more are there, split all but the last: after that one it can be told whether a reply was
+        # written since the handler read.
+        last = piece.rfind(b"\n", end, most)
+        if last > end:
+            before_last = piece.rfind(b"\n", end, last) + 1
+            if before_last:
+                lines = BytesIO(piece[at:before_last]).readlines()
+                lines.reverse()
+                self._piece, self._at = b"", 0
+                self._split = before_last
+                self._message_began = self._scan = None
+                batch = self._batch
+                if len(lines) > batch:
+                    self._further_lines, lines = lines, lines[-batch:]
+                    del self._further_lines[-batch:]
+                self._lines = lines
+                return lines.pop()
+        self._settle()
+        return self._take(end - at)
 
-    async def _readline(self) -> bytes:
+    def _readline(self) -> Generator[Any, None, bytes]:
+        while self._received and monotonic() > self._slice_end:
+            yield from self._breathe()
+            if line := self._buffered_line():
+                return line
         try:
-            return await self.readuntil(b"\n")
+            return (yield from self._read_until([b"\n"], "readuntil"))
         except IncompleteReadError as error:
             return error.partial
         except LimitOverrunError as error:
-            if self._buffer.startswith(b"\n", error.consumed):
-                del self._buffer[: error.consumed + 1]
-            else:
-                self._buffer.clear()
-            self._message_began = None
-            self._maybe_resume_transport()  # type: ignore[attr-defined]
-            raise ValueError(error.args[0]) from error
+            size = error.consumed
+            if self._received.startswith(b"\n", size):
+                self._drop(size + 1)
+                raise LineTooLong(size, self._limit, size + 1) from None
+            self._drop(len(self._received))
+            self._skip_from_now(b"\n")
+            raise LineTooLong(None, self._limit) from None
 
-    async def readuntil(self, separator: Buffer | tuple[Buffer, ...] = b"\n") -> bytes:  # type: ignore[override]
+    @steps
+    def readuntil(self, separator: Buffer | tuple[Buffer, ...] = b"\n") -> Generator[Any, None, bytes]:  # type: ignore[override]
         """Read up to and with `separator`, or with the one of a tuple of separators that ends first.
 
         Raises:
@@ -369,49 +619,54 @@ class StreamReader(asyncio.StreamReader):
             RuntimeError: another coroutine waits for data already.
             OSError: the connection broke.
         """
+        piece = self._piece
+        if piece and type(separator) is bytes and separator:
+            at = self._at
+            end = piece.find(separator, at, at + self._limit + len(separator)) + len(separator)
+            if len(separator) <= end < len(piece) and self._left > 0:
+                self._left -= 1
+                self._at = end
+                return piece[at:end]
         separators = sorted(separator, key=len) if isinstance(separator, tuple) else [separator]
         if not separators:
             raise ValueError("Separator should contain at least one element")
-        shortest, longest = len(separators[0]), len(separators[-1])
-        if shortest == 0:
+        if not separators[0]:
             raise ValueError("Separator should be at least one-byte string")
-        if self._exception is not None:
-            raise self._exception
-        buffer = self._buffer
+        return (yield from self._read_until(separators, "readuntil"))
+
+    def _read_until(self, separators: list[Buffer], func_name: str) -> Generator[Any, None, bytes]:
+        yield from self._look()
+        received = self._received
         searched = 0  # before this offset no separator starts
         while True:
-            if len(buffer) - searched >= shortest:
-                # Shortest first, so that of two which end together the later start counts.
-                found = [(start + len(s), start) for s in separators if (start := buffer.find(s, searched)) != -1]
-                if found:
-                    end, start = min(found, key=_end_of_match)
-                    if start > self._limit:
-                        raise LimitOverrunError("Separator is found, but chunk is longer than limit", start)
-                    return self._take(end)
-                searched = max(0, len(buffer) + 1 - longest)
+            found = find_separator(received, separators, searched)
+            if found is not None:
+                start, end = found
+                if start > self._limit:
+                    raise LimitOverrunError("Separator is found, but chunk is longer than limit", start)
+                return self._take(end)
+            if len(received) - searched >= len(separators[0]):
+                searched = max(0, len(received) + 1 - len(separators[-1]))
                 if searched > self._limit:
                     raise LimitOverrunError("Separator is not found, and chunk exceed the limit", searched)
             if self._eof:
-                raise IncompleteReadError(self._take(len(buffer)), None)
-            await self._wait("readuntil")
+                raise IncompleteReadError(self._take(len(received)), None)
+            yield from self._wait(func_name)
 
     @steps
     def readexactly(self, n: int) -> Generator[Any, None, bytes]:
-        """Read exactly `n` bytes; the limit does not bound them.
+        """Read exactly `n` bytes. Limits.max_frame bounds them in a server.
 
         Raises:
             IncompleteReadError: the stream ended before; its `partial` holds what came.
+            FrameTooLong, a ValueError: `n` is over Limits.max_frame: the peer's fault, if `n` is its. The next read skips them.
             ValueError: `n` is negative.
             RuntimeError: another coroutine waits for data already.
             OSError: the connection broke.
         """
-        if n < 0:
-            raise ValueError("readexactly size can not be less than zero")
-        if self._exception is not None:
-            raise self._exception
-        if n == 0:
-            return b""
-        if self._awaited is None:
+        if self._awaited is not None and not self._received:
+            self._catch_up()
+        if self._awaited is None and 0 < n <= self._limit:
             self._awaited = waiter = self._news
             try:
                 yield waiter
@@ -424,16 +679,70 @@ class StreamReader(asyncio.StreamReader):
             if chunk is not None:
                 waiter.item = None
                 if len(chunk) == n:
+                    waiter.unanswered = True
                     return chunk
                 self._keep(chunk)
+                self._slice_end = monotonic() + SLICE
             elif self._interruption is not None:
                 self._raise_interruption()
-        while len(self._buffer) < n:
+        elif n < 0:
+            raise ValueError("readexactly size can not be less than zero")
+        piece = self._piece
+        if piece:
+            at = self._at
+            if at + n < len(piece) and self._left > 0 <= n:
+                self._left -= 1
+                self._at = at + n
+                return piece[at : at + n]
+        yield from self._look()
+        if n > self._limit:
+            self._check_size(n)
+        received = self._received
+        if n == 0:
+            return b""
+        while len(received) < n:
             if self._eof:
-                raise IncompleteReadError(self._take(len(self._buffer)), n)
-            yield from self._wait("readexactly").__await__()
+                raise IncompleteReadError(self._take(len(received)), n)
+            yield from self._wait("readexactly")
         return self._take(n)
 
+    def _check_size(self, n: int) -> None:
+        most = self._news.max_frame if self._news is not None else None
+        if most is not None and n > most:
+            self._skip_from_now(n)
+            raise FrameTooLong(n, most, n)
 
-def _end_of_match(match: tuple[int, int]) -> int:
-    return match[0]
+    def _skip_from_now(self, what: Any) -> None:
+        """Have the next read skip what skip_record() calls `what`; None is all that comes."""
+        self._skip = ALL if what is None else what
+        self._slow_down()
+
+    def frames(self, framing: Framing) -> Frames:
+        """Return what ``async for frame in reader.frames(framing)`` goes through: the frames of the stream, as bytes.
+
+        It ends where the stream ends between two frames. Raises, where the loop asks for a frame:
+
+            FrameTooLong: a frame is longer than the framing's `max_size`, or else than the server's limit that
+                `framing.limit` names: the peer's fault. The next read skips the rest of it.
+            FramingError: the peer sent what the framing does not allow.
+            IncompleteReadError: the stream ended in mid-frame; its `partial` holds what came of it.
+            ConnectionTimeout: see Timeouts; `message` counts from a frame's first byte.
+            RuntimeError: another coroutine waits for data already.
+            OSError: the connection broke.
+        """
+        return Frames(self, self._bound(framing))
+
+    def batches(self, framing: Framing) -> Batches:
+        """As :meth:`frames`, but ``async for frames in ...`` gives lists: all whole frames that have come, at least one.
+
+        For ingest: a list costs about as much as a frame.
+        """
+        return Batches(self, self._bound(framing))
+
+    def _bound(self, framing: Framing) -> Framing:
+        if not isinstance(framing, Framing):
+            raise TypeError(f"framing must be an aioecho.framing.Framing, as Lines(), not {framing!r}")
+        if framing.limit == "max_buffer":
+            return framing.limited(self._limit)
+        most = self._news.max_frame if self._news is not None else None
+        return framing if most is None else framing.limited(most)

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 
 from aioecho.exceptions import AioechoError
-from aioecho.server import BaseServer
+from aioecho.serving.base import BaseServer
 from aioecho.workers.main_module import find_main, import_main
 
 __all__ = ["Order", "read_order", "store_order"]

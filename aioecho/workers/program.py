@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from aioecho.choice import serve
 from aioecho.datagrams.server import DatagramServer
 from aioecho.exceptions import AioechoError
 from aioecho.net import systemd
@@ -19,8 +18,9 @@ from aioecho.net.endpoints import UDPEndpoint
 from aioecho.runtime.interpreters import is_subinterpreter
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.runtime.stdio import fill_standard_streams
-from aioecho.server import BaseServer
-from aioecho.serving.drain import PATIENCE
+from aioecho.server import serve
+from aioecho.serving.base import BaseServer
+from aioecho.serving.drain import STAGE_TIMEOUT
 from aioecho.stats import DrainReport
 from aioecho.workers.guard import check_can_start_workers, refuse_start_in_worker
 from aioecho.workers.order import Order
@@ -209,7 +209,7 @@ async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseSe
 
     def stop() -> None:
         if not stopping:
-            systemd.notify_stopping(server.grace + 3 * PATIENCE)
+            systemd.notify_stopping(server.grace + 3 * STAGE_TIMEOUT)
         starting.cancel()
         stopping.add(loop.create_task(server.shutdown(0 if stopping else None)))
 

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from aioecho.exceptions import AioechoError
 from aioecho.runtime.loops import end_other_tasks, loop_factory
-from aioecho.server import BaseServer
+from aioecho.serving.base import BaseServer
 from aioecho.workers.channel import Channel
 from aioecho.workers.guard import loading, remove_mark
 from aioecho.workers.order import Order, read_order
@@ -128,7 +128,7 @@ class _Worker:
         while True:
             order = await self._orders.get()
             if order == "retire":
-                self._server.leaves_queue = True
+                self._server.keep_backlog = True
             stop = asyncio.get_running_loop().create_task(self._server.shutdown(0 if order == "end" else None))
             self._stops.add(stop)
 
@@ -149,4 +149,4 @@ class _Worker:
             if accepted % limit == 0:
                 self._channel.send("replace")
 
-        self._server.when_taken = count
+        self._server.on_accept = count

@@ -1,0 +1,174 @@
+"""A request with a blocking handler: verified in the event loop, handled in a thread of a bounded pool, ended in the loop."""
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aioecho.runtime.threads import ThreadPool, report_end_of_thread
+from aioecho.serving.base import BaseServer
+
+__all__ = ["Threaded"]
+
+logger = logging.getLogger("aioecho.threads")
+
+
+class Threaded:
+    """A request and its blocking handler, in a thread or waiting for one, in `server.connections`.
+
+    `handler` is always None: its constructor returns when all is done. `thread` is None until it has one.
+    """
+
+    task = None  # it has a thread
+
+    __slots__ = (
+        "RequestHandlerClass",
+        "_context",
+        "_has_returned",
+        "_is_cut_off",
+        "_loop",
+        "_pool",
+        "_server",
+        "_verifying",
+        "client_address",
+        "handler",
+        "outcome",
+        "reason",
+        "request",
+        "thread",
+        "was_aborted",
+    )
+
+    def __init__(
+        self,
+        server: BaseServer,
+        pool: ThreadPool,
+        request: Any,
+        client_address: Any,
+        RequestHandlerClass: Callable[..., Any],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._server, self._pool = server, pool
+        self.RequestHandlerClass = RequestHandlerClass
+        self.request = request
+        self.client_address = client_address
+        self.handler: Any = None
+        self.thread: threading.Thread | None = None
+        self.outcome, self.reason = "failed", "error"
+        self.was_aborted = self._is_cut_off = self._has_returned = False
+        self._context = contextvars.copy_context()  # what a handler sets there is nobody else's
+        self._verifying: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        thread = "no thread yet" if self.thread is None else f"thread={self.thread.name!r}"
+        return f"<{type(self).__name__} from {self.client_address!r}, {thread}>"
+
+    # In the loop: its beginning.
+
+    def begin(self) -> None:
+        """Verify it, and have it run in a thread."""
+        try:
+            verified = self._server.verify_request(self.request, self.client_address)
+            if verified is not True and inspect.isawaitable(verified):
+                self._verifying = self._loop.create_task(self._verify(verified))
+                self._verifying.add_done_callback(self._when_verified)
+                return
+        except Exception:
+            self._server.call_handle_error(self.request, self.client_address)
+            self._return()
+        else:
+            self._go_on(verified)
+
+    async def _verify(self, verified: Awaitable[bool]) -> None:
+        try:
+            self._go_on(await verified)
+        except Exception:
+            self._server.call_handle_error(self.request, self.client_address)
+            self._return()
+
+    def _when_verified(self, task: asyncio.Task[None]) -> None:
+        self._verifying = None
+        if task.cancelled():
+            self.outcome = self.reason = "cancelled"
+        if task.cancelled() or task.exception() is not None:
+            self._return()
+
+    def _go_on(self, verified: Any) -> None:
+        if self._is_cut_off:
+            self._return()
+            return
+        if not verified:
+            self.outcome, self.reason = "rejected", "refused"
+            self._return()
+            return
+        try:
+            self._pool.submit(self)
+        except RuntimeError as error:
+            self.outcome, self.reason = "rejected", "no thread"
+            logger.error("no thread for %s: %s", self.client_address, error)
+            self._return()
+
+    # In the loop: what the server asks of it when it stops.
+
+    def drain(self) -> None:
+        """Let the handler end when there is nothing left to do."""
+
+    def cut_off(self) -> None:
+        """Do without the handler if it has not begun; else interrupt it, as far as that is possible."""
+        self._is_cut_off = True
+        if self._verifying is not None and not self._verifying.done():
+            self._verifying.cancel()
+        elif self._pool.withdraw(self):
+            self._return()
+        else:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        """Make what the handler waits for end, where that can be done."""
+
+    def abort(self) -> None:
+        """Cut it off. Its thread can't be ended: what else the handler waits for, it goes on waiting for."""
+        self.was_aborted = True
+        if not self._has_returned:
+            self.cut_off()
+
+    # In its thread.
+
+    def run(self) -> None:
+        """Serve the connection; raises nothing."""
+        self.thread = threading.current_thread()
+        try:
+            self._context.run(self._serve)
+        except BaseException:
+            report_end_of_thread()  # as if the thread was this handler's alone; nothing is said of SystemExit
+        if not self._post(self._returned):
+            self._leave()
+
+    def _serve(self) -> None:
+        """Make the handler, which does the work, and set the outcome."""
+        raise NotImplementedError
+
+    def _leave(self) -> None:
+        """The loop is closed: there is nobody else to clean up."""
+
+    def _post(self, callback: Callable[..., object], *arguments: Any) -> bool:
+        try:
+            self._loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError:  # the loop is closed: this handler was left behind
+            return False
+        return True
+
+    # In the loop again.
+
+    def _returned(self) -> None:
+        self._pool.finished(self)
+        self._return()
+
+    def _return(self) -> None:
+        """The handler has returned, or there will be none."""
+        self._has_returned = True
+        if self._is_cut_off and self.outcome != "rejected":
+            self.outcome = self.reason = "cancelled"

@@ -1,0 +1,54 @@
+"""What a datagram's task and a session need of their server, which is above them and makes them."""
+
+import asyncio
+from collections.abc import Awaitable
+from contextvars import Context
+from typing import Any, Protocol
+
+from aioecho.config import Limits, Timeouts
+from aioecho.serving.drain import Served
+from aioecho.stats import DatagramStats
+
+__all__ = ["DatagramServing"]
+
+
+class DatagramServing(Protocol):
+    """A datagram server, as its handlers' tasks see it. For most see :class:`~aioecho.serving.registry.Registry`."""
+
+    RequestHandlerClass: Any
+    live_stats: DatagramStats
+    task_context: Context
+
+    @property
+    def limits(self) -> Limits:
+        """The limits that hold now."""
+
+    @property
+    def handler_timeouts(self) -> Timeouts:
+        """The timeouts of the handler class, or else the server's."""
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether a shutdown has begun."""
+
+    @property
+    def is_special(self) -> bool:
+        """Whether each datagram is to be counted as its handler begins, and not only when it has ended."""
+
+    def verify_request(self, request: Any, client_address: Any) -> bool | Awaitable[bool]:
+        """Call the hook."""
+
+    def call_handle_error(self, request: Any, client_address: Any) -> None:
+        """Call the hook, for the exception that is being handled."""
+
+    def register_connection(self, connection: Served) -> None:
+        """Count a handler as active until its end is counted."""
+
+    def unregister_connection(self, connection: Any) -> None:
+        """Count a handler that has ended."""
+
+    def task_ended(self, ended: Any, task: "asyncio.Task[None]") -> None:
+        """Count a handler whose task has ended."""
+
+    def replace_session(self, ended: Any) -> None:
+        """Forget a session that has ended; what its peer has sent since goes to a new one."""

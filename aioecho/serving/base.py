@@ -1,0 +1,312 @@
+"""The base of all servers: what they are made with, and their life from the start to the end of a shutdown."""
+
+import asyncio
+import contextvars
+import logging
+import socket
+import ssl as ssl_module
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, Self
+
+from aioecho.config import Limits, Timeouts, check_ssl
+from aioecho.net.binding import BoundSocket, bind_endpoint
+from aioecho.net.endpoints import Endpoint, InheritedEndpoint, parse_endpoint
+from aioecho.serving.drain import DEFAULT_GRACE, Drain, check_grace
+from aioecho.serving.handler_types import check_handler_class, check_socket_type
+from aioecho.serving.registry import Registry
+from aioecho.stats import DrainReport
+
+__all__ = ["BaseServer", "ListeningSocket"]
+
+logger = logging.getLogger("aioecho.server")
+
+
+class ListeningSocket(Protocol):
+    """What a server has for each socket that it listens on. Its methods may be called in any state, and more than once."""
+
+    @property
+    def sock(self) -> socket.socket:
+        """The socket."""
+
+    def resume(self) -> None:
+        """Accept, or read, from now on, as long as there is room."""
+
+    def pause(self) -> None:
+        """Leave what comes to the kernel, until resume()."""
+
+    def stop(self, *, keep_backlog: bool) -> None:
+        """Accept, or read, what the kernel has queued, and no more from then on.
+
+        With `keep_backlog` do not: other processes have the same socket, and are to get what is queued.
+        """
+
+    def set_limits(self, limits: Limits) -> None:
+        """Apply other limits than the socket was made with."""
+
+
+class BaseServer(Registry):
+    """Serves connections, each with a handler object of its own and in a task of its own.
+
+    Args:
+        server_address: an endpoint string, or several of them, which then share one set of limits, one drain and one
+            `stats`. Subclasses take the address forms of socketserver.
+        RequestHandlerClass: anything that, called with `(request, client_address, server)`, gives a handler: a subclass
+            of StreamRequestHandler, or a functools.partial of one that binds more arguments. A handler class of
+            socketserver's, or a partial of one, is called in a thread, with a blocking socket: see Limits.max_threads.
+            Or, if `server_address` is None, a mapping: of every handler class to its endpoints.
+        ssl: serve TLS 1.2 or later with this context, on all endpoints. A context whose `minimum_version` is
+            MINIMUM_SUPPORTED, which is the default of many distributions' Pythons, leaves the choice to OpenSSL: it is
+            set to TLSv1_2 on that very context. A context that names an older version is rejected.
+        limits: see Limits.
+        timeouts: see Timeouts.
+        grace: seconds, for shutdown() and at the end of ``async with``.
+        sock: a bound stream socket to serve on besides, or instead of an address, which then is None. It becomes the
+            server's, which closes it; a path that it is bound to is left alone.
+
+    ``async with`` starts it, and at the end shuts it down. The constructor only stores. To be overridden:
+    :meth:`verify_request`, :meth:`handle_error`. No signal is handled here: :func:`aioecho.run` does that.
+
+    Raises:
+        ValueError, TypeError: an argument makes no sense; the message names it.
+    """
+
+    # What a subclass for datagrams has otherwise.
+    _socket_type: ClassVar[int] = socket.SOCK_STREAM
+    _log_level: ClassVar[int] = logging.INFO  # of its start and its end
+
+    def __init__(
+        self,
+        server_address: Any,
+        RequestHandlerClass: Callable[..., Any] | Mapping[Callable[..., Any], Any],
+        *,
+        ssl: ssl_module.SSLContext | None = None,
+        limits: Limits | None = None,
+        timeouts: Timeouts | None = None,
+        grace: float = DEFAULT_GRACE,
+        sock: socket.socket | None = None,
+    ) -> None:
+        if isinstance(RequestHandlerClass, Mapping):
+            if server_address is not None:
+                raise TypeError("the endpoints of several handler classes are given with them, and nowhere else")
+            if sock is not None:
+                raise TypeError("no handler class is named for sock: give its descriptor with one, as fd://N")
+            served = list(RequestHandlerClass.items())
+        else:
+            served = [(RequestHandlerClass, server_address)]
+        check_ssl(ssl)
+        check_grace(grace)
+        self.endpoints: list[Endpoint] = []
+        self._handler_classes: list[Any] = []  # of each endpoint, where there are several
+        for handler_class, address in served:
+            check_handler_class(handler_class)
+            self.endpoints += [] if address is None else self._parse_address(address)
+            if isinstance(RequestHandlerClass, Mapping):
+                self._handler_classes += [handler_class] * (len(self.endpoints) - len(self._handler_classes))
+        if sock is not None:
+            self.endpoints.append(InheritedEndpoint(sock, self._socket_type))
+        if not self.endpoints:
+            raise ValueError("a server needs an address or a socket to listen on")
+        for handler_class, _ in served:
+            self._check_endpoints(handler_class)
+        self.grace = grace
+        self._address = server_address
+        self._listeners: Sequence[ListeningSocket] = []
+        self._names: list[str] = []
+        self._was_started = False
+        self._stopping: asyncio.Future[None] | None = None  # what serve_forever() waits for
+        super().__init__(RequestHandlerClass, ssl=ssl, limits=limits, timeouts=timeouts)
+
+    def _parse_address(self, address: Any) -> list[Endpoint]:
+        texts = [address] if isinstance(address, str) else address
+        return [parse_endpoint(text, self._socket_type) for text in texts]
+
+    def _check_endpoints(self, RequestHandlerClass: Any) -> None:
+        """Raise if the endpoints are not for this kind of server, or the handler is not for them."""
+        for endpoint in self.endpoints:
+            if endpoint.type != self._socket_type:
+                raise ValueError(
+                    f"{endpoint} is not for {type(self).__name__}: aioecho.serve() finds the server for it"
+                )
+        check_socket_type(RequestHandlerClass, self._socket_type, self.endpoints[0])
+
+    # What it is.
+
+    @property
+    def server_address(self) -> Any:
+        """Where the first socket listens, as getsockname() tells it; before the start, the address as it was given."""
+        return self._address
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The endpoint strings of where it listens, in order, with real ports, none twice. Empty before the start."""
+        return tuple(dict.fromkeys(self._names))
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """The listening sockets; empty when it does not serve."""
+        return tuple(listener.sock for listener in self._listeners)
+
+    def is_serving(self) -> bool:
+        """Whether it accepts connections."""
+        return bool(self._listeners)
+
+    # Life.
+
+    async def start(self) -> None:
+        """Listen on every endpoint, or on none, and accept.
+
+        Raises:
+            EndpointError: an endpoint can't be listened on.
+            RuntimeError: it was started before, or has been closed. To serve again, make another server.
+        """
+        if self._was_started or self._is_ending():
+            raise RuntimeError("a server can be started once, and not after its end")
+        self._was_started = True
+        self.event_loop = asyncio.get_running_loop()
+        # Not the context of an accept: a handler, or another thread, may be what makes the server accept again.
+        self.task_context = contextvars.copy_context()
+        bound: list[BoundSocket] = []
+        handler_classes: list[Any] = []  # of each socket
+        try:
+            for index, endpoint in enumerate(self.endpoints):
+                bound += await bind_endpoint(endpoint, backlog=self.limits.backlog)
+                handler_class = self._handler_classes[index] if index < len(self._handler_classes) else None
+                handler_classes += [handler_class] * (len(bound) - len(handler_classes))
+            if self._is_ending():
+                raise RuntimeError("the server was closed while it was starting")
+            self._listeners = self._make_listeners(bound, handler_classes)
+            self._names = [bound_socket.name for bound_socket in bound]
+            # socketserver's name, for its handlers; after the end it is closed, as there
+            self.socket = self._listeners[0].sock
+            self._address = self.socket.getsockname()
+            self._resume_listeners()
+        except BaseException:
+            self.keep_backlog = True  # clients that have connected by now are not served
+            self.close()
+            for bound_socket in bound:
+                bound_socket.close()
+            raise
+        logger.log(self._log_level, "listening on %s", ", ".join(self.names))
+
+    def _is_ending(self) -> bool:
+        return self._drain is not None or self.admission.is_closing
+
+    def _make_listeners(self, bound: list[BoundSocket], handler_classes: list[Any]) -> Sequence[ListeningSocket]:
+        """Return what accepts on, or reads, the sockets `bound` for this server.
+
+        `handler_classes` has the handler class of every socket, or None where all have the same: `RequestHandlerClass`.
+        """
+        raise NotImplementedError
+
+    def _apply_limits(self, limits: Limits) -> None:
+        for listener in self._listeners:
+            listener.set_limits(limits)
+
+    def _resume_listeners(self) -> None:
+        if not self.admission.is_paused:
+            for listener in self._listeners:
+                listener.resume()
+
+    async def serve_forever(self) -> None:
+        """Start, if that was not done, and return when the server has been shut down. If cancelled, shut it down."""
+        if not self._was_started:
+            await self.start()
+        try:
+            if self._drain is None:
+                self._stopping = self._stopping or asyncio.get_running_loop().create_future()
+                await asyncio.shield(self._stopping)
+        finally:
+            await self.shutdown()
+
+    def close(self) -> None:
+        """Stop accepting, for good. Connections that are live, or in the kernel's backlog, are served to their end.
+
+        Clients in the backlog for which there is no room, by `limits` or for lack of descriptors, are reset. If the attribute
+        `keep_backlog` was set to True, the backlog is not accepted: other processes accept from the same sockets.
+        """
+        self.admission.close()
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            listener.stop(keep_backlog=self.keep_backlog)
+
+    def pause(self) -> None:
+        """Leave new clients in the kernel's queue, until :meth:`resume`. Live connections are served on."""
+        self.admission.pause()
+        for listener in self._listeners:
+            listener.pause()
+
+    def resume(self) -> None:
+        """Accept again, after :meth:`pause`: first the clients that have queued meanwhile."""
+        self.admission.resume()
+
+    async def shutdown(self, grace: float | None = None) -> DrainReport:
+        """Stop: accept no more, let handlers finish for at most `grace` seconds, and cancel the rest.
+
+        A handler that waits for data from its peer, and has read all that the peer has sent, meets the end of its stream; a
+        handler at work finishes, and meets that end at its next read. When the grace is over handlers are cancelled, and
+        a handler that swallows that is named in the log, and its connection aborted. Called again, the shorter grace wins,
+        and both calls return the same report. If the call is cancelled, the grace is over at once.
+
+        May be awaited in any event loop; in a thread without one call :meth:`begin_shutdown`. In a handler's own task it
+        returns at once, with the report as it stands then: to wait for all handlers would be to wait for itself.
+
+        Raises:
+            ValueError: `grace` is no number of seconds.
+        """
+        check_grace(self.grace if grace is None else grace)
+        loop = self.event_loop
+        if loop is not None and loop is not asyncio.get_running_loop() and not loop.is_closed():
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.shutdown(grace), loop))
+        drain = self._begin_shutdown(grace)
+        this = asyncio.current_task()
+        if any(connection.task is this for connection in self.connections):
+            return drain.report()
+        return await drain.wait()
+
+    def begin_shutdown(self, grace: float | None = None) -> None:
+        """Begin what :meth:`shutdown` does, and return at once. May be called in any thread, once the server is started.
+
+        Raises:
+            ValueError: `grace` is no number of seconds.
+            RuntimeError: the server has not been started, or its loop is closed.
+        """
+        check_grace(self.grace if grace is None else grace)
+        if self.event_loop is None:
+            raise RuntimeError("the server has not been started")
+        self.event_loop.call_soon_threadsafe(self._begin_shutdown, grace)
+
+    def _begin_shutdown(self, grace: float | None) -> Drain:
+        if self._drain is None:
+            self._drain = Drain(
+                self._connections,
+                close=self.close,
+                is_idle=self._is_idle,
+                drop_waiting=self._drop_waiting,
+                release=self._release,
+                level=self._log_level if self._names else logging.DEBUG,  # the end of one that never served is no news
+            )
+            if self._stopping is not None:
+                self._stopping.set_result(None)
+        self._drain.shorten(self.grace if grace is None else grace)
+        return self._drain
+
+    # What a drain asks of it.
+
+    def _is_idle(self) -> bool:
+        return not self._connections
+
+    def _drop_waiting(self) -> None:
+        """Do nothing: no request waits for a handler here."""
+
+    async def _release(self) -> None:
+        if self.handler_threads is not None:
+            await self.handler_threads.close()
+        self.timeout_sweeper.stop()
+
+    async def __aenter__(self) -> Self:
+        if not self._was_started:
+            await self.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.shutdown()

@@ -1,0 +1,235 @@
+"""The live connections of a server, and what they need of it: counters, hooks, timeouts, threads, their reports."""
+
+import asyncio
+import contextvars
+import functools
+import logging
+import ssl as ssl_module
+import sys
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, ClassVar
+
+from aioecho.config import Limits, Timeouts, check_type
+from aioecho.exceptions import ConnectionTimeout
+from aioecho.runtime.logs import BoundedLog
+from aioecho.runtime.threads import ThreadPool
+from aioecho.serving.admission import Admission
+from aioecho.serving.drain import Drain, Served
+from aioecho.serving.handler_types import undo_partial
+from aioecho.serving.sweeper import TimeoutSweeper
+from aioecho.stats import Stats
+from aioecho.streams.reader import StreamReader
+from aioecho.streams.tls import FOR_EVER
+
+__all__ = ["Registry"]
+
+logger = logging.getLogger("aioecho.server")
+
+
+class Registry:
+    """The part of :class:`~aioecho.serving.base.BaseServer` that handlers, connections and datagrams' tasks deal with.
+
+    The attributes that follow are for them. They are not for users, although they have no underscore.
+
+    `event_loop`: the server's event loop; None before the start.
+    `task_context`: a copy of the context of start(). The task of every connection runs in a copy of it.
+    `admission`, `timeout_sweeper`: what applies the limits, and the timeouts.
+    `handler_threads`: the threads of blocking handlers; None until the first one needs a thread.
+    `keep_backlog`: whether the end of accepting leaves what the kernel has queued to other processes, which have the same
+    sockets. `on_accept`: called for every connection, or datagram's handler, that is registered. Workers set the two.
+    `live_stats`: what `stats` tells.
+    """
+
+    # What a subclass for datagrams has otherwise.
+    _what: ClassVar[str] = "connection"
+
+    live_stats: Stats
+
+    def __init__(
+        self,
+        RequestHandlerClass: Any,
+        *,
+        ssl: ssl_module.SSLContext | None,
+        limits: Limits | None,
+        timeouts: Timeouts | None,
+    ) -> None:
+        self.RequestHandlerClass = RequestHandlerClass
+        self.ssl = ssl
+        self.live_stats = self._make_stats()
+        self.keep_backlog = False
+        self.on_accept: Callable[[], object] | None = None
+        self.event_loop: asyncio.AbstractEventLoop | None = None
+        self.handler_threads: ThreadPool | None = None
+        self._connections: set[Any] = set()
+        self.admission = Admission(
+            check_type("limits", limits if limits is not None else Limits(), Limits),
+            self._connections,
+            self._resume_listeners,
+        )
+        self.timeout_sweeper = TimeoutSweeper(self._connections)
+        self._timeouts = check_type("timeouts", timeouts if timeouts is not None else Timeouts(), Timeouts)
+        self._drain: Drain | None = None  # made when a shutdown begins
+        self.task_context = contextvars.copy_context()
+        self._not_begun_log = BoundedLog(logger, logging.WARNING)
+        self._cut_log = BoundedLog(logger, logging.WARNING)
+
+    def _make_stats(self) -> Stats:
+        return Stats()
+
+    def _resume_listeners(self) -> None:
+        raise NotImplementedError
+
+    # What users see of it.
+
+    @property
+    def connections(self) -> Collection[Any]:
+        """The live connections: a copy, as they come and go."""
+        return frozenset(self._connections)
+
+    @property
+    def stats(self) -> Stats:
+        """What it has counted since it started."""
+        return self.live_stats
+
+    @property
+    def limits(self) -> Limits:
+        """The limits that hold now. They may be replaced at any time: the new ones hold for new connections, and close none."""
+        return self.admission.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._apply_limits(check_type("limits", limits, Limits))
+        self.admission.apply(limits)
+        if self.handler_threads is not None:
+            self.handler_threads.resize(limits.max_threads)
+
+    def _apply_limits(self, limits: Limits) -> None:
+        """Tell the sockets of other limits than they were made with."""
+        raise NotImplementedError
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """The timeouts of handlers whose class has none of its own. They may be replaced at any time."""
+        return self._timeouts
+
+    @timeouts.setter
+    def timeouts(self, timeouts: Timeouts) -> None:
+        self._timeouts = check_type("timeouts", timeouts, Timeouts)
+        self._timeouts_changed()
+
+    def _timeouts_changed(self) -> None:
+        for connection in self._connections:
+            connection.timeouts_changed()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether a shutdown has begun."""
+        return self._drain is not None
+
+    # Hooks.
+
+    def verify_request(self, request: Any, client_address: Any) -> bool | Awaitable[bool]:
+        """Return whether to serve a connection; may be a coroutine function. With TLS, called after the handshake.
+
+        For a blocking handler called in the loop too, with its socket, and before the handshake.
+        """
+        return True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Report the exception that is being handled, which a handler raised. The server goes on whatever it was.
+
+        For a blocking handler called in its thread, as by socketserver, and so perhaps in several threads at once.
+
+        As it is here: an ERROR record with the traceback; at DEBUG, without one, what the peer alone causes: a lost
+        connection, a stream that ends in the middle of a message, a timeout.
+        """
+        error = sys.exception()
+        # What a stream breaks with may be any OSError: that the peer's host has vanished is a TimeoutError. But a
+        # ConnectionRefusedError is that of another connection, which the handler opens itself.
+        reader = request[0] if isinstance(request, tuple) else None
+        is_broken = isinstance(reader, StreamReader) and isinstance(error, OSError) and reader.exception() is error
+        is_the_peers = isinstance(error, ConnectionError | asyncio.IncompleteReadError | ConnectionTimeout)
+        if is_broken or (is_the_peers and not isinstance(error, ConnectionRefusedError)):
+            logger.debug("the connection from %s ended in mid-request: %r", client_address, error)
+        else:
+            logger.exception("the handler of the connection from %s raised", client_address)
+
+    def call_handle_error(self, request: Any, client_address: Any) -> None:
+        """Call the hook for the exception that is being handled, and report what the hook itself raises."""
+        try:
+            self.handle_error(request, client_address)
+        except Exception:
+            logger.exception("handle_error raised, for the %s from %s", self._what, client_address)
+
+    def report_not_begun(self, client_address: Any, what: str, error: BaseException) -> None:
+        """Log that a connection could not get its `what`, at a bounded rate: the peer decides how often that happens."""
+        self._not_begun_log.report("no %s with %s: %s", what, client_address, str(error) or type(error).__name__)
+
+    # What holds for a connection.
+
+    def timeouts_of(self, handler: Any) -> Timeouts:
+        """Return the timeouts of a handler object or, before it is made, of its class."""
+        if isinstance(handler, functools.partial):
+            handler = undo_partial(handler)
+        timeouts = getattr(handler, "timeouts", None)
+        return timeouts if isinstance(timeouts, Timeouts) else self._timeouts
+
+    def tls_timeouts(self, RequestHandlerClass: Any) -> dict[str, Any]:
+        """Return the timeouts that the loop's TLS applies to a connection with this handler class, in seconds."""
+        timeouts = self.timeouts_of(RequestHandlerClass)
+        return {
+            "ssl_handshake_timeout": min(timeouts.handshake or FOR_EVER, FOR_EVER),
+            # It would also count while a large reply is still being sent: a connection times its end itself.
+            "ssl_shutdown_timeout": FOR_EVER,
+        }
+
+    def get_handler_threads(self) -> ThreadPool:
+        """Return the threads for blocking handlers, and make them for the first one."""
+        if self.handler_threads is None:
+            self.handler_threads = ThreadPool(self.limits.max_threads)
+        return self.handler_threads
+
+    def owns_this_thread(self) -> bool:
+        """Tell whether the caller runs in a thread of this server's blocking handlers. May be called in any thread."""
+        return self.handler_threads is not None and self.handler_threads.owns_this_thread()
+
+    # Registering, and counting.
+
+    def register_connection(self, connection: Served) -> None:
+        """Count a connection as active until its end is counted."""
+        self.live_stats.accepted += 1
+        self.live_stats.active += 1
+        self._connections.add(connection)
+        if self.on_accept is not None:
+            self.on_accept()
+
+    def unregister_connection(self, connection: Any) -> None:
+        """Count an ended connection, by its `outcome` and its `reason`; it makes room for another."""
+        self._count_end(connection)
+        self.admission.leave(connection.client_address)
+        connection.log_end()
+        if connection.reason in ("write buffer", "shed"):
+            self._cut_log.report("cut off the connection from %s: %s", connection.client_address, connection.reason)
+        self._resume_listeners()
+
+    def task_ended(self, connection: Any, task: "asyncio.Task[None]") -> None:
+        """Count a connection whose task has ended; report an error that the task ends with."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            what, address = self._what, connection.client_address
+            if isinstance(error, Exception):
+                logger.error("aioecho itself failed with the %s from %s", what, address, exc_info=error)
+            elif not isinstance(error, KeyboardInterrupt | SystemExit):  # these the loop raises
+                logger.error("the handler of the %s from %s raised", what, address, exc_info=error)
+        self.unregister_connection(connection)
+
+    def _count_end(self, connection: Served) -> None:
+        self._connections.discard(connection)
+        stats, outcome = self.live_stats, connection.outcome
+        stats.active -= 1
+        if outcome == "completed":
+            stats.completed += 1
+        else:
+            setattr(stats, outcome, getattr(stats, outcome) + 1)
+        stats.reasons[connection.reason] += 1
+        if self._drain is not None:
+            self._drain.count(connection)

@@ -1,0 +1,163 @@
+"""The stream that a handler writes: asyncio's with the same behaviour to the letter."""
+
+import asyncio
+import ssl as ssl_module
+import sys
+from collections.abc import Iterable
+from time import monotonic
+
+from aioecho.streams.protocol import CountingStreamProtocol, StreamProtocol
+from aioecho.streams.reader import Buffer, StreamReader
+from aioecho.streams.tls import FOR_EVER, start_tls
+
+__all__ = ["StreamWriter"]
+
+# asyncio's transports forgot their high-water mark in writelines(), so that drain() never waited (CVE-2024-12254). This can
+# go with the last Python that has it.
+WRITELINES_NEVER_PAUSES = (3, 12) <= sys.version_info < (3, 12, 9) or (3, 13) <= sys.version_info < (3, 13, 2)
+
+
+class StreamWriter(asyncio.StreamWriter):
+    """asyncio's StreamWriter. Made by the server."""
+
+    _transport: asyncio.Transport
+    _protocol: "StreamProtocol"
+    _reader: StreamReader | None
+    _loop: asyncio.AbstractEventLoop
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        protocol: "StreamProtocol",
+        reader: StreamReader | None,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        # Not super().__init__(): it makes a future that nothing uses, for every connection.
+        self._transport = transport
+        self._protocol = protocol
+        self._reader = reader
+        self._loop = loop
+
+    def write(self, data: Buffer) -> None:
+        """Send `data` as soon as the peer takes it; does not wait: :meth:`drain` does.
+
+        A server's stream is cut off if more than Limits.max_write_buffer waits to be sent already.
+        """
+        protocol = self._protocol
+        if not protocol._is_special:
+            protocol.unanswered = False
+            self._transport.write(data)
+            return
+        collected = protocol._collected
+        if collected is None or type(data) is not bytes:
+            protocol.write(data)
+            return
+        # StreamProtocol.write() for what is collected: most records come here.
+        collected.append(data)
+        collected.room -= len(data)
+        if collected.room < 0 or monotonic() > collected.flush_at:
+            protocol.flush()
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """The transport; what was written has been handed to it."""
+        self._protocol.flush()
+        return self._transport
+
+    def writelines(self, data: Iterable[Buffer]) -> None:
+        """Send all of `data`, in order."""
+        if WRITELINES_NEVER_PAUSES or self._protocol._is_special:
+            self.write(b"".join(data))
+        else:
+            self._protocol.unanswered = False
+            self._transport.writelines(data)
+
+    def close(self) -> None:
+        """Close the connection when all that was written is sent."""
+        transport, reader = self._transport, self._reader
+        if self._protocol._collected is not None:
+            self._protocol.flush()
+        if not transport.is_closing():  # one of asyncio's for TLS that is closed twice can't be aborted any more
+            if self._protocol.is_tls:
+                self._protocol.stir()  # it waits until its peer closes too, which has its time
+                if reader is not None and reader._paused:
+                    transport.resume_reading()  # or asyncio's would not see that its peer closes too
+            transport.close()
+
+    def write_eof(self) -> None:
+        """End this direction when all that was written is sent. Does nothing on a connection that is lost."""
+        self._protocol.flush()
+        if not self._protocol.is_lost:  # uvloop's transport would raise RuntimeError
+            try:
+                self._transport.write_eof()
+            except OSError:  # asyncio's: the peer has reset the connection, and the loop does not know yet
+                if self._reader is None or self._reader._paused:
+                    self._transport.abort()  # else it will learn that, and with what it broke, when it reads
+
+    async def drain(self) -> None:
+        """Wait, once more than the high-water mark waits to be sent, until it is no more than the low-water mark.
+
+        Raises:
+            ConnectionResetError: the connection is gone.
+            OSError: what the reader would raise.
+        """
+        reader, protocol, transport = self._reader, self._protocol, self._transport
+        if protocol._is_special < 2 and not transport.is_closing():
+            return
+        if protocol._collected is not None and (protocol.paused_since is not None or transport.is_closing()):
+            protocol.flush()
+        if reader is not None and reader._exception is not None:
+            raise reader._exception
+        if transport.is_closing():
+            # Give connection_lost() a turn to run, else a loop of write() and drain() would never learn of it.
+            await asyncio.sleep(0)
+        if protocol.paused_since is not None or protocol.is_lost:
+            await protocol._drain_helper()
+
+    async def start_tls(
+        self,
+        sslcontext: ssl_module.SSLContext,
+        *,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> None:
+        """Go over to TLS on this connection, on the side that this program has in it (server or client).
+
+        What the reader had buffered is taken for the beginning of the handshake. So a client may send its hello right
+        behind the command that asks for TLS, and nobody can slip plain text in between the two (CVE-2011-0411).
+
+        Raises:
+            ssl.SSLError, ConnectionError: the handshake failed. The connection is closed.
+        """
+        protocol, reader, transport = self._protocol, self._reader, self._transport
+        protocol.flush()
+        await self.drain()
+        received = reader._take(len(reader._buffer)) if reader is not None else b""
+        if isinstance(protocol, CountingStreamProtocol):
+            protocol.bytes_in -= len(received)
+        protocol.is_breathing = False
+        transport.pause_reading()  # what comes now is TLS's; uvloop would read on before it gets to start that
+        try:
+            if reader is not None and reader._eof:  # the loop's TLS would wait for it until its time is over
+                raise ConnectionResetError("the peer has closed the connection before the TLS handshake")
+            self._transport = await start_tls(
+                self._loop,
+                transport,
+                protocol,
+                sslcontext,
+                received,
+                protocol.replace_transport,
+                server_side=protocol.is_server_side,
+                server_hostname=server_hostname,
+                ssl_handshake_timeout=ssl_handshake_timeout,
+                # By itself it would count, on the server's side, while a large reply is still being sent.
+                ssl_shutdown_timeout=ssl_shutdown_timeout or (FOR_EVER if protocol.is_server_side else None),
+            )
+        except BaseException as error:
+            # The loops' TLS does not tell the protocol under it of a connection that is lost in mid-handshake.
+            transport.abort()
+            if reader is not None and isinstance(error, OSError):
+                reader.set_exception(error)  # now, for whoever asks whether this is the peer's doing
+            self._loop.call_soon(protocol.connection_lost, error if isinstance(error, Exception) else None)
+            raise

@@ -1,0 +1,55 @@
+"""What the tests of several modules do alike."""
+
+import asyncio
+import contextlib
+import importlib.util
+import socket
+import struct
+from typing import Any
+
+import pytest
+
+import aioecho
+
+__all__ = ["ANYWHERE", "LOOPS", "ask", "close", "reset", "skip_without"]
+
+ANYWHERE = ("127.0.0.1", 0)
+
+# For tests that start a loop elsewhere, in a thread or a process.
+LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+
+
+async def ask(where: aioecho.BaseServer | tuple[Any, ...], request: bytes = b"x\n", **options: Any) -> bytes:
+    """Send a server, or an address, a request and the end of the stream, and return all that comes back."""
+    address = where if isinstance(where, tuple) else where.server_address
+    reader, writer = await asyncio.open_connection(*address[:2], **options)
+    writer.write(request)
+    if writer.can_write_eof():
+        writer.write_eof()
+    try:
+        return await reader.read()
+    finally:
+        await close(writer)
+
+
+async def close(writer: asyncio.StreamWriter) -> None:
+    """Close a stream and wait until it is, however it ended."""
+    writer.close()
+    with contextlib.suppress(OSError):  # ssl.SSLError is one
+        await writer.wait_closed()
+
+
+def reset(sock: socket.socket) -> None:
+    """Close it so that the peer gets a reset."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def skip_without(module: str) -> None:
+    """Skip the test where there is no such module, as distributions leave out most of the package `test`."""
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # of the package that has it
+        found = None
+    if found is None:
+        pytest.skip(f"this Python comes without {module}")
