@@ -19,14 +19,15 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from sys import getrefcount
 from types import CoroutineType
-from typing import Any, Protocol, cast
+from typing import Any, cast
 from weakref import getweakrefcount
 
 from aioecho.datagrams.serving import DatagramServing
 from aioecho.runtime.driver import ALWAYS_AWAITED, as_raised, cancelled_error, is_future
+from aioecho.serving.ends import Ended, Reason
 from aioecho.serving.handlers import BaseRequestHandler, DatagramRequestHandler
 
-__all__ = ["Exchange", "Job", "report_end", "run_handler", "serve"]
+__all__ = ["Exchange", "serve"]
 
 new_object: Any = object.__new__
 
@@ -34,52 +35,26 @@ _NOTHING: Any = object()
 _ENDED: Any = object()
 
 
-class Job(Protocol):
-    """A handler that is run: for whom, and how it ended."""
-
-    server: DatagramServing
-    client_address: Any
-    request: Any
-    handler: Any
-    outcome: str
-    reason: str
-
-    @property
-    def was_abandoned(self) -> bool:
-        """Whether the handler is being closed, as it swallowed its cancellation."""
-
-
-async def run_handler(job: Job, verified: bool | Awaitable[bool]) -> None:
+async def _run_handler(exchange: "Exchange", verified: bool | Awaitable[bool]) -> None:
     """Make the handler, if `verified` says so, and await its methods."""
     if verified is not True:
         if inspect.isawaitable(verified):
             verified = await verified
         if not verified:
-            job.outcome, job.reason = "rejected", "refused"
+            exchange.reason = "refused"
             return
-    job.handler = handler = job.server.RequestHandlerClass(job.request, job.client_address, job.server)
-    await _run_methods(job, handler)
+    server = exchange.server
+    exchange.handler = handler = server.RequestHandlerClass(exchange.request, exchange.client_address, server)
+    await _run_methods(exchange, handler)
 
 
-async def _run_methods(job: Job, handler: Any) -> None:
+async def _run_methods(exchange: "Exchange", handler: Any) -> None:
     await handler.setup()
     try:
         await handler.handle()
     finally:
-        if not job.was_abandoned:
+        if not exchange._abandoned:
             await handler.finish()
-
-
-def report_end(job: Job, error: BaseException) -> bool:
-    """Set the outcome for the error that is being handled, which a handler raised; return whether that settles it."""
-    if isinstance(error, asyncio.CancelledError | GeneratorExit):  # the latter meets those who swallow the former
-        job.outcome = job.reason = "cancelled"
-        return False
-    job.outcome, job.reason = "failed", "error"
-    if not isinstance(error, Exception):  # the program ends
-        return False
-    job.server.call_handle_error(job.request, job.client_address)
-    return True
 
 
 async def _await(awaitable: Awaitable[Any]) -> None:
@@ -132,7 +107,7 @@ def serve(exchange: "Exchange", request: Any, client_address: Any) -> bool | Non
             if type(coro) is not CoroutineType:
                 coro = _await(coro)
         else:
-            coro = run_handler(exchange, verified)
+            coro = _run_handler(exchange, verified)
         # Like coro.send(None), but no StopIteration is made to tell of its end.
         yielded = next(coro.__await__(), _ENDED)
     except BaseException as error:
@@ -154,7 +129,7 @@ def serve(exchange: "Exchange", request: Any, client_address: Any) -> bool | Non
     return False
 
 
-class Exchange(Coroutine[Any, Any, None]):
+class Exchange(Ended, Coroutine[Any, Any, None]):
     """A datagram whose handler runs, in `server.connections`; and what the server's next datagrams are served with.
 
     `client_address` is the sender's. To do anything with it is its handler's. To its task it is both the coroutine that it
@@ -180,7 +155,6 @@ class Exchange(Coroutine[Any, Any, None]):
         "is_entered",
         "is_retired",
         "is_special",
-        "outcome",
         "plain_kind",
         "pristine",
         "reason",
@@ -202,7 +176,7 @@ class Exchange(Coroutine[Any, Any, None]):
     def __init__(self, server: DatagramServing) -> None:
         self.server = server
         self.request = self.client_address = self.handler = None
-        self.outcome, self.reason = "completed", "finished"
+        self.reason: Reason = "finished"
         self.was_aborted = self.is_counted = self.is_entered = False
         self._callback = self._cancelled = self._coro = self._end = self._parked_in = None
         self.plain_kind: type | None = None  # the last class that was found to be plain
@@ -219,11 +193,6 @@ class Exchange(Coroutine[Any, Any, None]):
     def __repr__(self) -> str:
         return f"<Exchange with {self.client_address!r}, handler={self.handler!r}>"
 
-    @property
-    def was_abandoned(self) -> bool:
-        """Whether it is being closed, as it swallowed its cancellation."""
-        return self._abandoned
-
     # What the server does with it.
 
     def settle(self, context: Context, is_intact: bool) -> bool:
@@ -235,7 +204,7 @@ class Exchange(Coroutine[Any, Any, None]):
             if is_intact and self._end is None and not self.is_retired and not task._must_cancel:  # type: ignore[union-attr]
                 return True
             if self._end is None:
-                self._end = asyncio.CancelledError() if self.outcome == "cancelled" else StopIteration()
+                self._end = asyncio.CancelledError() if self.reason == "cancelled" else StopIteration()
         self._wake()
         return False
 
@@ -250,7 +219,7 @@ class Exchange(Coroutine[Any, Any, None]):
         """Take note that the handler has ended with an error."""
         self.is_special = True
         try:
-            if not report_end(self, error) and not isinstance(error, asyncio.CancelledError):
+            if not self.report_end(error, self.server) and not isinstance(error, asyncio.CancelledError):
                 self._end = error
         except BaseException as end:  # of handle_error(), and not an Exception: for the task to end the program with
             self._end = end
@@ -280,7 +249,7 @@ class Exchange(Coroutine[Any, Any, None]):
         return self.is_entered and self.request is not None
 
     async def _begin_later(self) -> None:
-        await run_handler(self, self.server.verify_request(self.request, self.client_address))
+        await _run_handler(self, self.server.verify_request(self.request, self.client_address))
 
     def _resume(self, error: BaseException | None) -> Any:
         coro = self._coro
@@ -296,7 +265,7 @@ class Exchange(Coroutine[Any, Any, None]):
         except StopIteration:
             raise
         except BaseException as end:
-            if not report_end(self, end):
+            if not self.report_end(end, self.server):
                 raise
         raise StopIteration
 
@@ -308,7 +277,7 @@ class Exchange(Coroutine[Any, Any, None]):
     def reset(self) -> None:
         """Forget the last handler."""
         self.request = self._coro = self.handler = None
-        self.outcome, self.reason, self.is_counted = "completed", "finished", False
+        self.reason, self.is_counted = "finished", False
         self.is_special = self._callback is None or self.server.is_special
 
     def retire(self) -> "asyncio.Task[None] | None":

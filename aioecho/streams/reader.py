@@ -577,7 +577,7 @@ class StreamReader(asyncio.StreamReader):
                 if searched > self._limit:
                     raise LimitOverrunError("Separator is not found, and chunk exceed the limit", searched)
             if self._eof:
-                raise IncompleteReadError(self._take(len(received)), None)
+                raise IncompleteReadError(self._take(len(received)) if received else b"", None)
             yield from self._wait(func_name)
 
     @steps
@@ -620,7 +620,7 @@ class StreamReader(asyncio.StreamReader):
             return b""
         while len(received) < n:
             if self._eof:
-                raise IncompleteReadError(self._take(len(received)), n)
+                raise IncompleteReadError(self._take(len(received)) if received else b"", n)
             yield from self._wait("readexactly")
         return self._take(n)
 
