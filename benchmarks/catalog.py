@@ -10,7 +10,15 @@ __all__ = ["BASELINE", "CANDIDATE", "CANDIDATES", "SERVERS", "Server", "by_name"
 
 BASELINE = "threading"  # what every ratio is against
 CANDIDATE = "aioecho"  # the pictures and the summary show its ratios
-CANDIDATES = (CANDIDATE, "aioecho-workers", "aioecho-blocking", "aioecho-blocking-10")  # the sentences are about these
+# The sentences are about these.
+CANDIDATES = (
+    CANDIDATE,
+    "aioecho-batches",
+    "aioecho-readexactly",
+    "aioecho-workers",
+    "aioecho-blocking",
+    "aioecho-blocking-10",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +26,9 @@ class Server:
     """One server: `module` under `benchmarks.servers` with `arguments`, and the module that it needs (`requires`).
 
     `datagram_label`: what it is called where it serves UDP, empty where it can't. `example`: it has the example of the
-    scenario of that name.
+    scenario of that name. `only_records`: it does nothing but the scenario `records`.
     `max_clients`: how many connections it serves at a time; more would wait for ever. `threads`: its threads or
-    processes come and go, so its processor time is read from the kernel's totals, which count in steps of 10 ms.
+    processes come and go, so what ended ones used counts too.
     `why_limited` explains `max_clients` to readers of the report.
     """
 
@@ -36,6 +44,7 @@ class Server:
     tls: bool = False
     datagram_label: str = ""
     example: bool = False
+    only_records: bool = False
     threads: bool = False
     colour: str = "#777777"
     marker: str = "o"
@@ -96,6 +105,46 @@ SERVERS = (
         colour="#0072b2",
         marker="p",
         dash=":",
+    ),
+    Server(
+        name="aioecho-batches",
+        label="aioecho (batches, uvloop)",
+        module="aioecho_handlers",
+        arguments=("--reads", "batches"),
+        requires="aioecho.framing",
+        only_records=True,
+        colour="#0072b2",
+        marker="<",
+    ),
+    Server(
+        name="aioecho-batches-asyncio",
+        label="aioecho (batches, asyncio's loop)",
+        module="aioecho_handlers",
+        arguments=("--reads", "batches", "--loop", "asyncio"),
+        requires="aioecho.framing",
+        only_records=True,
+        colour="#56b4e9",
+        marker="<",
+    ),
+    Server(
+        name="aioecho-readexactly",
+        label="aioecho (readexactly, uvloop)",
+        module="aioecho_handlers",
+        arguments=("--reads", "readexactly"),
+        requires="aioecho.framing",
+        only_records=True,
+        colour="#0072b2",
+        marker=">",
+    ),
+    Server(
+        name="aioecho-readexactly-asyncio",
+        label="aioecho (readexactly, asyncio's loop)",
+        module="aioecho_handlers",
+        arguments=("--reads", "readexactly", "--loop", "asyncio"),
+        requires="aioecho.framing",
+        only_records=True,
+        colour="#56b4e9",
+        marker=">",
     ),
     Server(
         name="threading",
@@ -161,6 +210,15 @@ SERVERS = (
         colour="#000000",
         marker=".",
         dash=":",
+    ),
+    Server(
+        name="batch",
+        label="batch Protocol (uvloop)",
+        module="asyncio_batch",
+        requires="uvloop",
+        only_records=True,
+        colour="#000000",
+        marker="+",
     ),
     Server(name="trio", label="trio", module="trio_streams", requires="trio", peer=True, lines=False),
     Server(name="anyio", label="AnyIO (uvloop)", module="anyio_streams", requires="anyio", peer=True),

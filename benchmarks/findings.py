@@ -17,6 +17,8 @@ __all__ = [
     "format_ratio",
     "format_si",
     "label_of",
+    "name_load",
+    "title_of",
     "write_sentences",
 ]
 
@@ -59,10 +61,7 @@ def find(rows: Iterable[Row], candidates: Sequence[str] = CANDIDATES) -> list[Fi
                     why = f"{label_of(at_fault.server, row.scenario)}: {at_fault.why}"
                     found.append(Finding(row, name, "open", None, why))
                 continue
-            if not ratio.differs:
-                verdict = "same"
-            else:
-                verdict = "better" if (ratio.value > 1) == FIGURES[name].more_is_better else "worse"
+            verdict = "same" if not ratio.differs else "better" if ratio.value > 1 else "worse"
             found.append(Finding(row, name, verdict, ratio))
     return found
 
@@ -71,6 +70,16 @@ def label_of(server: str, scenario: str) -> str:
     """Say what a server is called in a scenario: with datagrams the standard library's has another name."""
     found = by_name(server)
     return (SCENARIOS[scenario].datagrams and found.datagram_label) or found.label
+
+
+def title_of(figure: str, scenario: str) -> str:
+    """Say what a figure is called in a scenario: what is counted may be messages, records or connections."""
+    return FIGURES[figure].title.replace("message", SCENARIOS[scenario].unit)
+
+
+def name_load(row: Row) -> str:
+    """Say where a row stands on its scenario's axis."""
+    return SCENARIOS[row.scenario].loads.get(row.x) or format_si(row.x)
 
 
 def format_si(number: float) -> str:
@@ -102,12 +111,16 @@ def describe_cell(row: Row) -> str:
         "churn": "a connection per message, {} at a time",
         "arrivals": "a connection per message at {} % of capacity",
         "tls": "TLS at a fixed rate, {} client{s}",
+        "tls-16k": "TLS, 16 KiB messages, {} client{s}",
+        "records": "records, {}",
+        "server-first": "connections that the server ends, {} at a time",
+        "client-first": "connections that the client ends, {} at a time",
         "idle": "{} idle connections",
         "udp": "datagrams as fast as it goes, {} client{s}",
         "udp-rate": "datagrams at {} % of capacity",
         "example": "the tutorials' example, {} clients at once",
     }
-    text = short.get(row.scenario, row.scenario + " {}").format(format_si(row.x), s="" if row.x == 1 else "s")
+    text = short.get(row.scenario, row.scenario + " {}").format(name_load(row), s="" if row.x == 1 else "s")
     return text if row.pinned else f"{text}, all processors"
 
 
@@ -120,8 +133,8 @@ def write_sentences(findings: Iterable[Finding], verdicts: tuple[str, ...], *, b
     for finding in findings:
         is_main = finding.figure == MAIN_FIGURE[SCENARIOS[finding.row.scenario].measure]
         if finding.verdict in verdicts and (is_main or finding.verdict != "same" or not brief):
-            title = FIGURES[finding.figure].title
-            said = finding.why if finding.ratio is None else f"{title} {format_ratio(finding.ratio)} times"
+            title = title_of(finding.figure, finding.row.scenario)
+            said = finding.why if finding.ratio is None else f"{title} {format_ratio(finding.ratio)} times as good"
             if finding.verdict == "same":
                 said += ", no difference shown"
             server = finding.row.server

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from .catalog import SERVERS
+from .senders import AT_A_TIME, SENDERS
 
 __all__ = ["SCENARIOS", "Cell", "Plan", "Scenario", "make_plan"]
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """One question; `axis` names what varies along its cells, `measure` is the figure that heads its ratios."""
+    """One question; `axis` names what varies along its cells, `measure` is the figure that heads its ratios.
+
+    `unit`: what is counted. `loads`: where cells differ in more than a number, what each of them is, by its `x`.
+    """
 
     name: str
     title: str
@@ -20,6 +24,8 @@ class Scenario:
     axis: str
     measure: str = "rate"  # "rate", "cpu", "memory" or "time"
     datagrams: bool = False
+    unit: str = "message"
+    loads: Mapping[int, str] = field(default_factory=dict)
 
 
 SCENARIOS = {
@@ -78,7 +84,47 @@ SCENARIOS = {
             "percent of capacity",
             "cpu",
         ),
+        Scenario(
+            "records",
+            "Records",
+            "One client sends records in large pieces: so many at once and then waits for as many replies, or all one way, "
+            "and the server counts them. What does one record cost the server?",
+            "load",
+            "cpu",
+            unit="record",
+            loads={
+                1: "64-byte lines, 16 in flight",
+                2: "64-byte lines, 256 in flight",
+                3: "100-byte lines, one way",
+                4: "64-byte frames, 256 in flight",
+            },
+        ),
+        Scenario(
+            "server-first",
+            "Connections that the server ends",
+            "So many clients come at once, again and again at a fixed pace. The handler reads one request, replies and "
+            "returns, as the tutorials' own does. What does one connection cost?",
+            "clients at a time",
+            "cpu",
+            unit="connection",
+        ),
+        Scenario(
+            "client-first",
+            "Connections that the client ends",
+            "So many clients come at once, again and again at a fixed pace. The handler echoes, and the client closes "
+            "when it has its reply. What does one connection cost?",
+            "clients at a time",
+            "cpu",
+            unit="connection",
+        ),
         Scenario("tls", "TLS, at a fixed rate", "Open loop at half of capacity, 64-byte messages.", "clients", "cpu"),
+        Scenario(
+            "tls-16k",
+            "TLS, 16 KiB messages, at a fixed rate",
+            "Open loop at half of capacity, messages of 16 KiB.",
+            "clients",
+            "cpu",
+        ),
         Scenario(
             "udp",
             "Datagrams, as fast as it goes",
@@ -113,7 +159,8 @@ class Cell:
 
     `pinned`: server and generator each keep to a processor of their own; otherwise the server may use all of them.
     `fraction`: open loop at this share of what the slowest of the servers carries in closed loop, or of what the
-    generator can send at fixed times if that is less.
+    generator can send at fixed times if that is less. `sender`: a client of `senders` loads it, with `depth` in flight, and
+    not the load generator.
     """
 
     scenario: str
@@ -130,6 +177,7 @@ class Cell:
     fraction: float | None = None
     idle: bool = False
     example: bool = False
+    sender: str = ""
 
     @property
     def datagrams(self) -> bool:
@@ -139,6 +187,8 @@ class Cell:
     @property
     def mode(self) -> str:
         """What the servers must do, as their `--mode` says."""
+        if self.sender:
+            return SENDERS[self.sender].mode
         return "example" if self.example else "udp" if self.datagrams else "lines" if self.lines else "echo"
 
     @property
@@ -163,6 +213,11 @@ class Plan:
     warmup_s: float
 
     @property
+    def sending_s(self) -> float:
+        """How long a sender's load is measured, in seconds: less, for it counts hundreds of thousands of records."""
+        return self.duration_s / 2
+
+    @property
     def total_s(self) -> float:
         """Estimate how long all of it takes, in seconds."""
         turns = self.repeats * sum(self.cost_s(cell, server) for cell in self.cells for server in cell.servers)
@@ -179,11 +234,15 @@ class Plan:
             return 1.0 + cell.clients / 2500
         if cell.example:
             return 0.3 + cell.clients / 4000 + cell.delay_s * (5 if server == "aioecho-blocking-10" else 1)
+        if cell.sender:
+            return self.sending_s + self.warmup_s + 0.15
         return self.duration_s + self.warmup_s + 0.1 + cell.clients / 5000 + 7 * cell.delay_s
 
 
 _SPECIAL = ("aioecho-workers", "aioecho-blocking", "aioecho-blocking-10")  # asked only where they have something to say
-_CORE = tuple(server.name for server in SERVERS if not server.peer and server.name not in _SPECIAL)
+_CORE = tuple(
+    server.name for server in SERVERS if not (server.peer or server.only_records) and server.name not in _SPECIAL
+)
 _PEERS = tuple(server.name for server in SERVERS if server.peer)
 _ALL = ("aioecho", "aioecho-blocking", *_CORE[1:], *_PEERS)
 _MAIN = ("aioecho", "aioecho-asyncio", "threading", "streams", "streams-asyncio", "protocol")
@@ -191,6 +250,9 @@ _FEW = ("aioecho", "threading", "streams", "protocol")
 _WAITING = ("aioecho", "aioecho-blocking", "threading", "streams")
 _EXAMPLE = ("aioecho", "aioecho-blocking", "aioecho-blocking-10", "threading")
 _WORKERS = ("aioecho", "aioecho-workers", "threading", "streams", "protocol")
+_STREAMS = ("aioecho", "aioecho-asyncio", "threading", "forking", "streams", "streams-asyncio")
+_RECORDS = (*_STREAMS, "batch")
+_CONNECTIONS = (*_STREAMS, "protocol")
 _UDP = ("aioecho", "threading", "protocol")
 
 
@@ -210,6 +272,7 @@ def make_plan(name: str, scenarios: Iterable[str] = (), servers: Iterable[str] =
             and (limits[server].tls or not cell.tls)
             and (limits[server].datagram_label or not cell.datagrams)
             and (limits[server].example or not cell.example)
+            and (cell.scenario == "records" or not limits[server].only_records)
         )
         if cell.scenario in wanted and able:
             kept.append(Cell(**{**cell.__dict__, "servers": able}))
@@ -219,17 +282,41 @@ def make_plan(name: str, scenarios: Iterable[str] = (), servers: Iterable[str] =
     return Plan(name, tuple(kept), 5, *((0.3, 0.1) if name == "quick" else (0.8, 0.25)))
 
 
+def _records(number: int, servers: tuple[str, ...]) -> Cell:
+    """Make a cell of the scenario `records` by its number among the scenario's loads."""
+    sender, depth, size = {
+        1: ("lines", 16, 64),
+        2: ("lines", 256, 64),
+        3: ("one-way", 0, 100),
+        4: ("frames", 256, 64),
+    }[number]
+    return Cell(scenario="records", x=number, clients=1, sender=sender, depth=depth, size_bytes=size, servers=servers)
+
+
+def _connections(scenario: str, servers: tuple[str, ...]) -> Cell:
+    return Cell(scenario=scenario, x=AT_A_TIME, clients=AT_A_TIME, depth=AT_A_TIME, sender=scenario, servers=servers)
+
+
 def _quick_cells() -> list[Cell]:
     return [
         *(Cell(scenario="clients", x=n, clients=n, servers=_FEW) for n in (1, 100, 1000)),
         Cell(scenario="rate", x=50, fraction=0.5, servers=_FEW),
         Cell(scenario="arrivals", x=50, fraction=0.5, clients=50, churn=True, servers=_FEW),
         Cell(scenario="sizes", x=65_536, fraction=0.5, clients=10, size_bytes=65_536, servers=_FEW),
-        Cell(scenario="lines-rate", x=50, fraction=0.5, lines=True, servers=_FEW),
+        _records(2, ("aioecho", "threading", "streams", "batch")),
+        _records(3, ("aioecho-batches", "aioecho", "threading", "batch")),
+        _connections("server-first", _FEW),
+        Cell(scenario="tls", x=1, clients=1, tls=True, fraction=0.5, servers=("aioecho", "threading")),
         *(Cell(scenario="slow", x=n, clients=n, delay_s=0.1, servers=("aioecho", "threading")) for n in (100, 1000)),
         Cell(scenario="udp-rate", x=50, fraction=0.5, servers=_UDP),
         Cell(scenario="idle", x=1000, clients=1000, idle=True, servers=("aioecho", "threading")),
-        Cell(scenario="clients", x=100, clients=100, pinned=False, servers=_WORKERS),
+        Cell(
+            scenario="clients",
+            x=100,
+            clients=100,
+            pinned=False,
+            servers=("aioecho", "aioecho-workers", "threading", "streams"),
+        ),
     ]
 
 
@@ -254,7 +341,15 @@ def _full_cells() -> list[Cell]:
         Cell(scenario="udp-rate", x=50, fraction=0.5, servers=_UDP),
         Cell(scenario="example", x=50, clients=50, delay_s=2.0, example=True, servers=_EXAMPLE),
         Cell(scenario="example", x=5000, clients=5000, delay_s=2.0, example=True, servers=_WAITING),
-        *(Cell(scenario="tls", x=n, clients=n, tls=True, fraction=0.5, servers=_FEW) for n in (10, 100)),
+        *(_records(number, _RECORDS) for number in (1, 2)),
+        _records(3, ("aioecho-batches", "aioecho-batches-asyncio", *_RECORDS)),
+        _records(4, ("aioecho-readexactly", "aioecho-readexactly-asyncio", *_RECORDS)),
+        *(_connections(scenario, _CONNECTIONS) for scenario in ("server-first", "client-first")),
+        *(
+            Cell(scenario=scenario, x=n, clients=n, size_bytes=size, tls=True, fraction=0.5, servers=_MAIN)
+            for scenario, size in (("tls", 64), ("tls-16k", 16_384))
+            for n in (1, 64)
+        ),
         *(
             Cell(scenario="idle", x=n, clients=n, idle=True, servers=_MAIN + _PEERS if n == 1000 else _MAIN)
             for n in (100, 1000, 5000)

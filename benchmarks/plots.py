@@ -1,7 +1,8 @@
 """Pictures of a run: figures against clients, and the candidate's ratios to the baseline as bars.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; every line has a marker and a dash of its own as
-well.
+Each has a title and units of its own, and is narrow enough for a telephone (390 pixels) to show it without shrinking its
+text below what can be read. Colours are Okabe and Ito's, which colour-blind readers can tell apart; every line has a
+marker and a dash of its own as well.
 """
 
 from __future__ import annotations
@@ -13,42 +14,57 @@ from typing import Any
 from .catalog import BASELINE, CANDIDATE, SERVERS, by_name
 from .findings import MAIN_FIGURE, describe_cell, find
 from .plan import SCENARIOS
-from .stats import FIGURES, Row
+from .stats import Row
 
 __all__ = ["draw_all"]
 
 _BETTER, _WORSE, _SAME = "#0072b2", "#d55e00", "#999999"
+_WIDTH = 4.8  # inches: 460 pixels of a browser
 
 
 def draw_all(rows: Sequence[Row], folder: Path) -> dict[str, str]:
     """Draw what there are rows for, each as PNG and SVG into `folder`; names without ending -> what each shows."""
-    drawings: dict[str, tuple[str, Callable[[], Any]]] = {
-        "ratios": ("aioecho against ThreadingTCPServer", lambda: _draw_ratios(rows)),
+    drawings: dict[str, tuple[str, Callable[[str], Any]]] = {
+        "ratios": ("aioecho against ThreadingTCPServer", lambda title: _draw_ratios(rows)),
         "throughput": (
             "Messages a second against clients",
-            lambda: _draw_lines(rows, "clients", "achieved_rate", "messages a second"),
+            lambda title: _draw_lines(title, rows, "clients", "achieved_rate", "messages a second"),
+        ),
+        "records": (
+            "Processor time per record",
+            lambda title: _draw_costs(title, rows, ("records",)),
+        ),
+        "connections": (
+            "Processor time per connection",
+            lambda title: _draw_costs(title, rows, ("server-first", "client-first")),
+        ),
+        "tls": (
+            "Processor time per TLS message",
+            lambda title: _draw_costs(title, rows, ("tls", "tls-16k")),
         ),
         "slow": (
             "A slow handler: messages a second against clients",
-            lambda: _draw_lines(rows, "slow", "achieved_rate", "messages a second", ideal=10.0),
+            lambda title: _draw_lines(title, rows, "slow", "achieved_rate", "messages a second", ideal=10.0),
         ),
         "latency": (
             "99th percentile of latency at a fixed rate",
-            lambda: _draw_lines(rows, "rate", "p99_us", "p99 latency, microseconds", linear_x=True),
+            lambda title: _draw_lines(title, rows, "rate", "p99_us", "p99 latency, microseconds", linear_x=True),
         ),
         "processor": (
             "Processor time per message against clients",
-            lambda: _draw_lines(rows, "clients", "server_cpu_us", "processor time per message, microseconds"),
+            lambda title: _draw_lines(
+                title, rows, "clients", "server_cpu_us", "processor time per message, microseconds"
+            ),
         ),
         "memory": (
             "Memory against idle connections",
-            lambda: _draw_lines(rows, "idle", "memory_kib", "memory of the server, MiB", scale=1 / 1024),
+            lambda title: _draw_lines(title, rows, "idle", "memory_kib", "memory of the server, MiB", scale=1 / 1024),
         ),
-        "peers": ("Every server, 100 clients", lambda: _draw_bars(rows)),
+        "peers": ("Messages a second of every server, 100 clients", lambda title: _draw_bars(title, rows)),
     }
     drawn = {}
     for name, (title, draw) in drawings.items():
-        figure = draw()
+        figure = draw(title)
         if figure is not None:
             drawn[name] = title
             for ending in ("png", "svg"):
@@ -57,18 +73,22 @@ def draw_all(rows: Sequence[Row], folder: Path) -> dict[str, str]:
     return drawn
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
+    """Make a figure, its sizes in inches, and its axes: a list, one below another, where there are several panels."""
     import matplotlib
     from matplotlib.figure import Figure
 
     matplotlib.rcParams["svg.hashsalt"] = "aioecho"  # the same rows give the same file
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    every = figure.subplots(panels, squeeze=False)[:, 0]
+    for axes in every:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    return figure, every if panels > 1 else every[0]
 
 
 def _draw_lines(
+    title: str,
     rows: Sequence[Row],
     scenario: str,
     name: str,
@@ -83,7 +103,7 @@ def _draw_lines(
     mine = [row for row in mine if not by_name(row.server).peer]
     if len({row.x for row in mine}) < 2:
         return None
-    figure, axes = _figure(9, 4.6)
+    figure, axes = _figure(_WIDTH, 5.6)
     xs = sorted({row.x for row in mine})
     shown = [server for server in SERVERS if any(row.server == server.name for row in mine)]
     for i, server in enumerate(shown):
@@ -120,11 +140,72 @@ def _draw_lines(
     axes.minorticks_off()
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda value, position: f"{value:,.10g}")
-    axes.set(xlabel=SCENARIOS[scenario].axis, ylabel=label)
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel(SCENARIOS[scenario].axis, fontsize=9)
+    axes.set_ylabel(label, fontsize=9)
     if any(row.status == "bound" for row in mine):
         axes.plot([], [], "o", mfc="white", mec="#555555", ms=9, linestyle="none", label="generator-bound")
     axes.grid(True, which="major", alpha=0.25)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    figure.legend(loc="outside lower left", ncols=2, fontsize=8, frameon=False, columnspacing=1)
+    return figure
+
+
+def _draw_costs(title: str, rows: Sequence[Row], scenarios: Sequence[str]) -> Any:
+    """Draw what each server uses for one record, connection or message, a panel for each load, least to greatest as a line.
+
+    Behind a bar: its figure and how many times as good as the baseline it is; white where the generator set the pace.
+    """
+    mine = [row for row in rows if row.pinned and row.scenario in scenarios and "server_cpu_us" in row.figures]
+    loads = sorted({(scenarios.index(row.scenario), row.x) for row in mine})
+    if not loads:
+        return None
+    panels = [
+        sorted(
+            (row for row in mine if (scenarios.index(row.scenario), row.x) == load),
+            key=lambda row: -[server.name for server in SERVERS].index(row.server),
+        )
+        for load in loads
+    ]
+    figure, every = _figure(_WIDTH, 0.9 + sum(0.65 + 0.2 * len(panel) for panel in panels), len(panels))
+    from matplotlib.ticker import MaxNLocator
+
+    for axes, panel in zip(every if len(panels) > 1 else [every], panels, strict=True):
+        medians = sorted(row.figures["server_cpu_us"].median for row in panel)
+        # One that costs many times what the others do is cut at the edge, or nothing would be seen of them.
+        most = medians[-2] * 1.3 if len(medians) > 2 and medians[-1] > 4 * medians[-2] else medians[-1]
+        for y, row in enumerate(panel):
+            spread, ratio, server = row.figures["server_cpu_us"], row.ratios.get("server_cpu_us"), by_name(row.server)
+            bound = row.status == "bound"
+            axes.barh(y, spread.median, color="white" if bound else server.colour, edgecolor=server.colour, height=0.7)
+            is_cut = spread.median > most
+            if not is_cut:
+                axes.plot([spread.least, min(spread.greatest, 1.3 * most)], [y, y], color="#555555", linewidth=1)
+            text = f"{spread.median:,.0f}" if spread.median >= 100 else f"{spread.median:.3g}"
+            if ratio is not None:
+                text += f" ({ratio.value:.2f})" if ratio.value < 10 else f" ({ratio.value:.0f})"
+            if is_cut:
+                text += ", cut"
+            axes.annotate(
+                text,
+                (1.75 * most if is_cut else min(max(spread.greatest, spread.median), 1.3 * most), y),
+                (-4 if is_cut else 4, 0),
+                textcoords="offset points",
+                ha="right" if is_cut else "left",
+                va="center",
+                fontsize=8,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+            )
+        axes.set_yticks(range(len(panel)), [by_name(row.server).label for row in panel], fontsize=8)
+        axes.set_xlim(0, 1.75 * most)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_title(describe_cell(panel[0]), fontsize=9, loc="right")
+        axes.grid(True, axis="x", alpha=0.25)
+    unit = SCENARIOS[scenarios[0]].unit
+    figure.suptitle(f"{title}, microseconds: shorter is better", fontsize=10)
+    figure.supxlabel(
+        f"microseconds of the server's processor per {unit}\n(in brackets: times as good as {by_name(BASELINE).label})",
+        fontsize=8,
+    )
     return figure
 
 
@@ -136,18 +217,25 @@ def _draw_ratios(rows: Sequence[Row]) -> Any:
         if ratio is None or finding.figure != MAIN_FIGURE[SCENARIOS[finding.row.scenario].measure]:
             continue
         value, low, high = ratio.value, ratio.low, ratio.high
-        if not FIGURES[finding.figure].more_is_better:
-            value, low, high = 1 / value, 1 / high, 1 / low
         what = {"achieved_rate": "messages/s", "server_cpu_us": "processor time"}
         what |= {"connection_kib": "memory", "elapsed_s": "time"}
         colour = {"better": _BETTER, "worse": _WORSE, "same": _SAME}[finding.verdict]
         bars.append((f"{describe_cell(finding.row)}: {what[finding.figure]}", value, low, high, colour))
     if not bars:
         return None
-    figure, axes = _figure(9, 1.3 + 0.3 * len(bars))
+    figure, axes = _figure(_WIDTH, 1.2 + 0.36 * len(bars))
     positions = range(len(bars), 0, -1)
-    for y, (_, value, low, high, colour) in zip(positions, bars, strict=True):
-        axes.barh(y, value - 1, left=1, color=colour, height=0.65)
+    for y, (label, value, low, high, colour) in zip(positions, bars, strict=True):
+        axes.text(  # above its bar
+            0,
+            y + 0.25,
+            label,
+            transform=axes.get_yaxis_transform(),
+            va="bottom",
+            fontsize=7.5,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3},
+        )
+        axes.barh(y, value - 1, left=1, color=colour, height=0.4)
         axes.plot([low, high], [y, y], color="black", linewidth=1.2)
         text = f"{value:.2f}" if value < 10 else f"{value:.1f}"
         at, side = (max(high, value), "left") if value >= 1 else (min(low, value), "right")
@@ -159,6 +247,7 @@ def _draw_ratios(rows: Sequence[Row]) -> Any:
             ha=side,
             va="center",
             fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3},
         )
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
@@ -168,32 +257,42 @@ def _draw_ratios(rows: Sequence[Row]) -> Any:
     ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if axes.get_xlim()[0] <= t <= axes.get_xlim()[1]]
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.minorticks_off()
-    axes.set_yticks(list(positions), [bar[0] for bar in bars], fontsize=9)
+    axes.set_yticks([])
+    axes.set_ylim(0.5, len(bars) + 0.9)
+    axes.spines["left"].set_visible(False)
     candidate, baseline = by_name(CANDIDATE).label, by_name(BASELINE).label
-    axes.set_xlabel("times better, with 95 % interval")
-    axes.set_title(f"{candidate} against {baseline} (left of 1: {baseline} is better)", fontsize=11, loc="right")
+    axes.set_xlabel(f"times as good, with 95 % interval (left of 1: {baseline} is better)", fontsize=8)
+    axes.set_title(f"{candidate} against {baseline}", fontsize=10, loc="left")
     axes.grid(True, axis="x", alpha=0.25)
     return figure
 
 
-def _draw_bars(rows: Sequence[Row]) -> Any:
+def _draw_bars(title: str, rows: Sequence[Row]) -> Any:
     """Draw every server's throughput at 100 clients, greatest first."""
     mine = [row for row in rows if row.pinned and row.scenario == "clients" and row.x == 100 and row.figures]
     if not any(by_name(row.server).peer for row in mine):
         return None
+    from matplotlib.ticker import MaxNLocator
+
     mine.sort(key=lambda row: row.figures["achieved_rate"].median)
-    figure, axes = _figure(8, 0.9 + 0.32 * len(mine))
+    figure, axes = _figure(_WIDTH, 1.1 + 0.27 * len(mine))
+    axes.set_title(title, fontsize=10, loc="right")
     for y, row in enumerate(mine):
         spread = row.figures["achieved_rate"]
         server = by_name(row.server)
         bound = row.status == "bound"
         axes.barh(y, spread.median, color="white" if bound else server.colour, edgecolor=server.colour, height=0.65)
         axes.plot([spread.least, spread.greatest], [y, y], color="black", linewidth=1.2)
-        text = f" {spread.median:,.0f}" + (" or more (generator-bound)" if bound else "")
+        text = f" {spread.median:,.0f}" + (" or more" if bound else "")
         axes.text(max(spread.greatest, spread.median), y, text, va="center", fontsize=8)
-    axes.set_yticks(range(len(mine)), [by_name(row.server).label for row in mine], fontsize=9)
+    axes.set_yticks(range(len(mine)), [by_name(row.server).label for row in mine], fontsize=8)
     axes.set_xlim(0, max(row.figures["achieved_rate"].greatest for row in mine) * 1.5)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.set(xlabel="messages a second, 100 clients, 64 bytes, closed loop, one processor")
+    axes.xaxis.set_major_locator(MaxNLocator(3))
+    axes.set_xlabel(
+        "messages a second, 64 bytes, closed loop, one processor\n(or more: white bars, the generator set the pace)",
+        fontsize=8,
+        loc="right",
+    )
     axes.grid(True, axis="x", alpha=0.25)
     return figure

@@ -22,12 +22,16 @@ README_BRIEF = "<!-- benchmarks:begin brief -->"
 _METHOD = (
     "Every server is a process of its own and sends back what it gets; every reply is compared with what was sent.",
     "Figures are medians, least and greatest in brackets; servers take turns, round after round. Ratios are of "
-    "medians, their 95 % intervals by bootstrap over rounds.",
+    "medians, their 95 % intervals by bootstrap over rounds. They say how many times as good as the baseline a server is: "
+    "above 1 it is better, whichever way the figure counts.",
     "A row in which a message was lost is void. A row in which the generator used over 90 % of its processor is "
     "generator-bound: its figures are a lower bound for the server and give no ratio. At a fixed rate such a turn is "
     f"first taken again, at most {RETAKES} times, and while the run has time to spare for that.",
     f"Capacity is what the slowest of a table's servers carried in closed loop just before, or {GENERATOR_RATE:,} "
     "messages a second if that is less: what the generator can send at fixed times.",
+    "The processor time of records and of connections that are named by their end is what the server uses from the first "
+    "byte until it is at rest again, divided by their number. Their client sends large pieces and compares replies as a "
+    "whole.",
     "Closed loop hides stalls (while a server stands still nothing is sent), so compare latencies in the open-loop "
     "tables, where they count from the moment a message was due.",
 )

@@ -19,11 +19,15 @@ from .burst import send_burst
 from .catalog import by_name, find_missing
 from .plan import Cell, Plan
 from .processes import HOST, ServerProcess, choose_processors
+from .senders import Sent, send
 
 __all__ = ["GENERATOR_RATE", "RETAKES", "Sample", "find_done", "last_run", "read_lines", "run_plan"]
 
 # Messages a second that an open loop can send with processor time to spare, on a slow machine too.
 GENERATOR_RATE = 25_000
+
+# The share of a processor over which a generator counts as the one that set the pace, as in the load generator.
+GENERATOR_BOUND_SHARE = 0.9
 
 # How often, at most, a turn at a fixed rate is taken again that was generator-bound: others use the machine too.
 RETAKES = 2
@@ -138,6 +142,8 @@ class _Run:
                             figures = self._measure_idle(cell, name)
                         elif cell.example and name in servers:
                             figures = self._measure_example(cell, servers[name])
+                        elif cell.sender and name in servers:
+                            figures = self._measure_sender(cell, servers[name])
                         elif name in servers:
                             figures = self._measure(cell, servers, name)
                         else:
@@ -216,10 +222,8 @@ class _Run:
     def _load(self, cell: Cell, process: ServerProcess, rate: float | None, duration_s: float) -> Sample:
         read: list[tuple[float, float]] = []
 
-        coarse = cell.churn or cell.datagrams or cell.clients > 200
-
         def on_window(opening: bool) -> None:
-            read.append((process.cpu_s(coarse=coarse), time.perf_counter()))
+            read.append((process.cpu_s(), time.perf_counter()))
 
         result = load(
             LoadSettings(
@@ -261,6 +265,31 @@ class _Run:
         figures: Sample = {"elapsed_s": round(burst.elapsed_s, 3), "errors": burst.lost, "problem": burst.problem}
         process.settle()
         return figures
+
+    def _measure_sender(self, cell: Cell, process: ServerProcess) -> Sample:
+        """Measure what a record or a connection costs: the processor time until the server is at rest again."""
+
+        def load_for(duration_s: float) -> Sent:
+            sent = send(cell.sender, (HOST, process.port), cell.depth, cell.size_bytes, duration_s)
+            process.settle()
+            return sent
+
+        load_for(self.plan.warmup_s)
+        before = process.cpu_s()
+        sent = load_for(self.plan.sending_s)
+        cpu_s = process.cpu_s() - before
+        share = sent.own_cpu_s / sent.elapsed_s
+        return {
+            "achieved_rate": round(sent.count / sent.elapsed_s, 3),
+            "messages": sent.count,
+            "server_cpu_us": round(cpu_s / sent.count * 1e6, 4) if sent.count else None,
+            "server_cpu_share": round(cpu_s / sent.elapsed_s, 4),
+            "generator_cpu_share": round(share, 4),
+            "generator_bound": share > GENERATOR_BOUND_SHARE,
+            "memory_kib": process.memory_kib(),
+            "errors": int(sent.problem is not None),
+            "problem": sent.problem,
+        }
 
     def _measure_idle(self, cell: Cell, name: str) -> Sample:
         """Measure what a fresh server's memory grows by when so many clients say one thing and stay."""

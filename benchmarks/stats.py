@@ -70,7 +70,8 @@ class Row:
     """One server at one cell.
 
     `status`: "measured", "bound" (the generator set the pace: figures, but no ratio) or "void" (messages were lost: no
-    figures). `why` says so in words. `ratios` are against the baseline in the same cell, by figure.
+    figures). `why` says so in words. `ratios` say, by figure, how many times as good as the baseline in the same cell it is:
+    above 1 it is better, whichever way the figure counts.
     """
 
     pinned: bool
@@ -99,6 +100,8 @@ def summarise(values: Sequence[float]) -> Spread:
 
 def compute_ratio(candidate: Sequence[float], baseline: Sequence[float]) -> Ratio:
     """Compute how many times the baseline's median the candidate's is, from repeats taken in turns.
+
+    Where less is better, give them the other way round: a ratio above 1 then still says that the candidate is better.
 
     The interval comes from resampling rounds, each with both its values, since the two of one round met the machine in
     the same mood; 10,000 times, percentiles 2.5 and 97.5.
@@ -150,9 +153,11 @@ def _make_row(cell: str, server: str, turns: dict[str, dict[int, Sample]]) -> Ro
     if server != BASELINE and baseline and status == "measured" and _judge(baseline.values())[0] == "measured":
         for name in figures:
             rounds = [i for i in mine if i in baseline and _has(mine[i], name) and _has(baseline[i], name)]
-            theirs = [baseline[i][name] for i in rounds]
-            if rounds and min(theirs) > 0:
-                ratios[name] = compute_ratio([mine[i][name] for i in rounds], theirs)
+            ours, theirs = [mine[i][name] for i in rounds], [baseline[i][name] for i in rounds]
+            if rounds and min(theirs) > 0 and min(ours) > 0:
+                ratios[name] = (
+                    compute_ratio(ours, theirs) if FIGURES[name].more_is_better else compute_ratio(theirs, ours)
+                )
     shares: dict[str, Any] = {
         name: float(np.median(values))
         for name in ("server_cpu_share", "generator_cpu_share", "offered_rate")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .catalog import BASELINE, CANDIDATE, SERVERS, by_name
-from .findings import MAIN_FIGURE, describe_cell, find, format_ratio, format_si, label_of
+from .findings import MAIN_FIGURE, describe_cell, find, format_ratio, label_of, name_load, title_of
 from .plan import SCENARIOS
 from .stats import FIGURES, Row, Spread
 
@@ -53,15 +53,24 @@ def _make_table(rows: Sequence[Row]) -> Table:
         columns = {"seconds": "elapsed_s"}
         ratios = ("elapsed_s",)
     else:
-        columns = {"messages/s": "achieved_rate", "p50, us": "p50_us", "p99, us": "p99_us"}
-        columns |= {"processor us/message": "server_cpu_us", "memory, MiB": "memory_kib"}
+        columns = {f"{scenario.unit}s/s": "achieved_rate", "p50, us": "p50_us", "p99, us": "p99_us"}
+        columns |= {f"processor us/{scenario.unit}": "server_cpu_us", "memory, MiB": "memory_kib"}
         ratios = ("achieved_rate", "server_cpu_us") if scenario.measure == "rate" else ("server_cpu_us", "p99_us")
-    names = {"achieved_rate": "messages", "server_cpu_us": "processor time", "p99_us": "p99"}
+    has_figures = any(row.figures for row in rows)
+    known = {name for row in rows for name in row.figures}  # not every kind of load has latencies
+    columns = {title: name for title, name in columns.items() if name in known or not has_figures}
+    ratios = tuple(name for name in ratios if name in known or not has_figures)
+    names = {"achieved_rate": f"{scenario.unit}s", "server_cpu_us": "processor time", "p99_us": "p99"}
     names |= {"connection_kib": "per connection", "elapsed_s": "seconds"}
-    header = (scenario.axis, "server", *columns, *(f"{names[name]}, times {baseline}" for name in ratios))
+    header = (
+        scenario.axis,
+        "server",
+        *columns,
+        *(f"{names[name]}, times as good as {baseline}" for name in ratios),
+    )
     body, last = [], None
     for row in rows:
-        x = "" if row.x == last else format_si(row.x)
+        x = "" if row.x == last else name_load(row)
         last = row.x
         label = label_of(row.server, scenario.name)
         if row.status == "void":
@@ -80,7 +89,7 @@ def _make_table(rows: Sequence[Row]) -> Table:
     if offered:
         rates = ", ".join(f"{rate:,.0f}" for _, rate in offered)
         note += f" Offered, messages a second: {rates}."
-    return Table(scenario.title, note, header, tuple(body), (True, False, *[True] * (len(header) - 2)))
+    return Table(scenario.title, note, header, tuple(body), (not scenario.loads, False, *[True] * (len(header) - 2)))
 
 
 def _write(spread: Spread | None, name: str) -> str:
@@ -89,7 +98,7 @@ def _write(spread: Spread | None, name: str) -> str:
         return "-"
     scale, digits = (1024, 1) if name == "memory_kib" else (1, 0)
     if name in ("server_cpu_us", "connection_kib", "elapsed_s"):
-        digits = 2
+        digits = 2 if spread.median >= 1 else 3
     median, least, greatest = (
         f"{value / scale:,.{digits}f}" for value in (spread.median, spread.least, spread.greatest)
     )
@@ -111,9 +120,8 @@ def make_summary(rows: Sequence[Row], loads: Sequence[tuple[str, int]] | None = 
             continue
         theirs = baselines[row.pinned, row.scenario, row.x].figures[finding.figure]
         mine = row.figures[finding.figure]
-        figure = FIGURES[finding.figure]
-        digits = 0 if mine.median >= 1000 else 1
-        what = f"{figure.title}, {figure.unit}"
+        digits = 0 if mine.median >= 1000 else 1 if mine.median >= 1 else 2
+        what = f"{title_of(finding.figure, row.scenario)}, {FIGURES[finding.figure].unit}"
         body.append(
             (
                 describe_cell(row),
@@ -130,7 +138,7 @@ def make_summary(rows: Sequence[Row], loads: Sequence[tuple[str, int]] | None = 
         if any(SCENARIOS[row.scenario].datagrams for row in rows)
         else by_name(BASELINE).label,
         by_name(CANDIDATE).label,
-        "ratio (95 % interval)",
+        "times as good (95 % interval)",
     )
     return Table("", "", header, tuple(body), (False, False, True, True, True))
 

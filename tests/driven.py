@@ -21,5 +21,5 @@ def drive(coroutine: Coroutine[Any, Any, Any], protocol: StreamProtocol) -> "asy
         finally:
             await driver.hand_back()
 
-    driver.start(outermost(), asyncio.get_running_loop(), contextvars.copy_context())
+    driver.start(outermost(), asyncio.get_running_loop(), contextvars.copy_context(), "driven")
     return driver.task

@@ -1,7 +1,9 @@
 """The benchmark suite: its arithmetic on known data, its data file, its plan, its report, and one small real run."""
 
+import contextlib
 import importlib.util
 import json
+import re
 import socketserver
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from benchmarks.cli import main
 from benchmarks.findings import find, write_sentences
 from benchmarks.plan import SCENARIOS, Cell, Plan, make_plan
 from benchmarks.processes import ROOT, ServerProcess
+from benchmarks.senders import SENDERS, make_record, send
 from benchmarks.stats import compute_ratio, make_rows, summarise
 from benchmarks.tables import make_summary, make_tables, to_markdown
 
@@ -106,9 +109,15 @@ def test_rows_carry_medians_and_ratios_against_the_baseline():
     assert ours.status == theirs.status == "measured"
     assert ours.figures["achieved_rate"].median == 40
     assert ours.ratios["achieved_rate"].value == 2
-    assert ours.ratios["server_cpu_us"].value == pytest.approx(0.5)
+    assert ours.ratios["server_cpu_us"].value == pytest.approx(2), "half the cost is twice as good"
     assert ours.ratios["p99_us"].value == 1
     assert theirs.ratios == {}
+
+
+def test_a_figure_of_nought_gives_no_ratio():
+    rows = make_rows([*samples("aioecho", [20], server_cpu_us=0.0), *samples(BASELINE, [10])])
+    assert "server_cpu_us" not in row_of(rows, "aioecho").ratios
+    assert row_of(rows, "aioecho").ratios["achieved_rate"].value == 2
 
 
 def test_a_row_with_an_error_in_any_repeat_is_void():
@@ -293,6 +302,17 @@ def test_capacity_is_found_for_each_kind_of_load(monkeypatch):
     ]
 
 
+def test_what_only_does_records_is_asked_for_nothing_else():
+    for name in ("quick", "full"):
+        for cell in make_plan(name).cells:
+            assert ("batch" in cell.servers) == (cell.scenario == "records")
+    cells = [cell for cell in make_plan("full").cells if cell.scenario == "records"]
+    assert [cell.x for cell in cells] == list(SCENARIOS["records"].loads)
+    for cell in make_plan("full").cells:
+        if cell.sender or cell.tls:
+            assert {"aioecho", "aioecho-asyncio", "streams", "streams-asyncio"} < set(cell.servers), "both loops"
+
+
 # The report.
 
 
@@ -374,6 +394,51 @@ def test_words_for_other_candidates_datagrams_and_partial_data():
     assert "the tutorials' example" in to_markdown(make_summary(rows))
 
 
+def cost(server, cell, us):
+    """Turns of a scenario that has no latencies."""
+    figures = {"achieved_rate": 1e6 / us, "server_cpu_us": us, "memory_kib": 2048, "errors": 0, "problem": None}
+    return [
+        {"kind": "sample", "cell": f"pinned/{cell}", "server": server, "repeat": repeat, **figures}
+        for repeat in range(3)
+    ]
+
+
+def record_lines():
+    return [
+        *(line for x in SCENARIOS["records"].loads for line in cost("aioecho", f"records/{x}", 0.4)),
+        *(line for x in SCENARIOS["records"].loads for line in cost(BASELINE, f"records/{x}", 3.2)),
+        *cost("batch", "records/2", 0.16),
+        *cost("aioecho", "server-first/16", 100),
+        *cost(BASELINE, "server-first/16", 50),
+    ]
+
+
+def test_records_and_connections_have_words_and_tables_of_their_own():
+    rows = make_rows(record_lines())
+    better = write_sentences(find(rows), ("better",))
+    assert "records, 64-byte lines, 256 in flight: processor time per record 8.00 (8.00-8.00) times as good" in better
+    assert write_sentences(find(rows), ("worse",)) == [
+        "connections that the server ends, 16 at a time: processor time per connection 0.50 (0.50-0.50) times as good"
+    ]
+    records, connections = make_tables(rows, pinned=True)
+    assert records.header == (
+        "load",
+        "server",
+        "records/s",
+        "processor us/record",
+        "memory, MiB",
+        "processor time, times as good as ThreadingTCPServer",
+    )
+    assert ("64-byte lines, 256 in flight", "aioecho (uvloop)") in {row[:2] for row in records.rows}
+    assert "connections/s" in connections.header
+    [batch] = [row for row in records.rows if row[1] == "batch Protocol (uvloop)"]
+    assert batch[3] == "0.160 (0.160-0.160)"
+    assert batch[5] == "20.0 (20.0-20.0)"
+    assert "| records, 100-byte lines, one way | processor time per record, us | 3.20 | 0.40 | 8.00 (8.00-8.00) |" in (
+        to_markdown(make_summary(rows))
+    )
+
+
 def test_tables_mark_void_and_bound_rows():
     tables = make_tables(make_rows(run_lines()), pinned=True)
     text = "\n".join(map(to_markdown, tables))
@@ -389,7 +454,7 @@ def test_tables_mark_void_and_bound_rows():
 
 def test_the_report_is_written_whole(tmp_path):
     data = tmp_path / "quick.jsonl"
-    data.write_text("".join(json.dumps(line) + "\n" for line in run_lines()))
+    data.write_text("".join(json.dumps(line) + "\n" for line in [*run_lines(), *record_lines()]))
     outcome = CliRunner().invoke(main, ["report", str(data)])
     assert outcome.exit_code == 0, outcome.output
     page = (tmp_path / "quick" / "report.html").read_text()
@@ -399,8 +464,10 @@ def test_the_report_is_written_whole(tmp_path):
     assert "src=" not in page, "nothing is loaded from elsewhere"
     assert "trio is not installed" in page
     text = (tmp_path / "quick" / "report.md").read_text()
-    for name in ("ratios", "throughput"):
+    for name in ("ratios", "throughput", "records", "connections"):
         assert f"({name}.svg)" in text
+        width = re.search(r'<svg [^>]*?width="([0-9.]+)pt"', (tmp_path / "quick" / f"{name}.svg").read_text())
+        assert float(width[1]) / 72 * 96 < 390 * 1.25, "text of 8 points is still 7 pixels high on a telephone"
         assert (tmp_path / "quick" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "ThreadingTCPServer as good or better:" in text
 
@@ -439,7 +506,7 @@ def test_list_names_servers_and_scenarios():
 # Real servers.
 
 
-@pytest.mark.parametrize("name", [server.name for server in SERVERS if not server.peer])
+@pytest.mark.parametrize("name", [server.name for server in SERVERS if not server.peer and not server.only_records])
 @pytest.mark.parametrize("mode", ["echo", "lines"])
 def test_each_server_echoes(name, mode):
     from aioecho.load.run import LoadSettings, load
@@ -485,6 +552,88 @@ def test_the_example_is_served_to_many_at_once(name):
     in_time(burst.elapsed_s, (1.0 if name.endswith("-10") else 0.4) + 1)
 
 
+@pytest.mark.parametrize(
+    ("sender", "names"),
+    [
+        ("lines", ["batch"]),
+        ("frames", ["aioecho", "aioecho-readexactly", "threading", "streams", "batch"]),
+        ("one-way", ["aioecho", "aioecho-batches", "threading", "streams", "batch"]),
+        ("server-first", ["aioecho", "threading", "streams", "protocol"]),
+    ],
+)
+def test_servers_answer_records_and_requests(sender, names):
+    with contextlib.ExitStack() as stack:
+        processes = [ServerProcess(by_name(name), ("--mode", SENDERS[sender].mode)) for name in names]
+        for process in processes:  # side by side: starting takes most of the time
+            process.launch()
+            stack.callback(process.stop)
+        for name, process in zip(names, processes, strict=True):
+            process.wait_until_listening()
+            before = process.cpu_s()
+            sent = send(sender, ("127.0.0.1", process.port), 16, 64, 0.02)
+            assert (sent.problem, sent.count % 16) == (None, 0), name
+            assert sent.count >= 16, name
+            assert sent.own_cpu_s < sent.elapsed_s + 0.01, name
+            process.settle()
+            assert process.cpu_s() > before, name
+
+
+def test_the_processor_time_of_ended_threads_counts():
+    with ServerProcess(by_name("threading"), ("--mode", "lines")) as process:
+        before = process.cpu_s()
+        sent = send("lines", ("127.0.0.1", process.port), 16, 64, 0.1)
+        process.settle()
+        used = process.cpu_s() - before
+    assert sent.problem is None
+    assert used > sent.count * 0.2e-6, "no thread is left that used it"
+
+
+@pytest.fixture
+def answering():
+    """Start a server of one connection after another, each answered by a function of (request bytes) -> reply bytes."""
+    with contextlib.ExitStack() as stack:
+
+        def start(answer):
+            class Handler(socketserver.BaseRequestHandler):
+                def handle(self):
+                    while data := self.request.recv(1 << 20):
+                        reply = answer(data)
+                        if reply is None:
+                            return
+                        self.request.sendall(reply)
+                    self.request.sendall(b"0\n")  # a wrong count, or too many replies
+
+            server = stack.enter_context(socketserver.TCPServer(("127.0.0.1", 0), Handler))
+            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(server.shutdown)
+            return server.server_address
+
+        yield start
+
+
+@pytest.mark.parametrize(
+    ("sender", "answer", "problem"),
+    [
+        ("lines", bytes.upper, "a reply differs from its record"),
+        ("frames", lambda data: None, "the server closed early"),
+        ("lines", lambda data: data, "more replies than records"),
+        ("one-way", lambda data: b"", r"\d+ lines were sent, and the server says b'0\\n'"),
+        ("server-first", lambda data: None, r"expected b'REQUEST 0 X+', got b''|reset"),
+        ("client-first", bytes.upper, r"expected b'request 0 x+', got b'REQUEST 0 X+'"),
+    ],
+)
+def test_a_wrong_or_missing_reply_is_told(answering, sender, answer, problem):
+    sent = send(sender, answering(answer), 1, 64, 0.01)
+    assert re.search(problem, sent.problem)
+
+
+def test_a_record_is_as_long_as_it_says():
+    assert make_record("lines", 64) == b"x" * 63 + b"\n"
+    assert make_record("frames", 64) == b"\0\0\0\x3c" + b"y" * 60
+
+
 def test_a_burst_tells_of_wrong_and_missing_replies():
     with ServerProcess(by_name("threading"), ("--mode", "echo")) as process:
         burst = send_burst(("127.0.0.1", process.port), 3, 0.3)  # neither upper case, nor does it ever close
@@ -507,6 +656,7 @@ def test_a_small_run_measures_and_leaves_out_what_is_missing(tmp_path, monkeypat
         Cell(scenario="idle", x=20, clients=20, idle=True, servers=("threading", "streams")),
         Cell(scenario="udp", x=2, clients=2, servers=("threading", "protocol")),
         Cell(scenario="example", x=3, clients=3, delay_s=0.05, example=True, servers=("threading",)),
+        Cell(scenario="records", x=2, clients=1, sender="lines", depth=256, servers=("threading", "batch")),
         Cell(scenario="tls", x=2, clients=2, tls=True, fraction=0.1, servers=("threading", "streams")),
     )
     monkeypatch.setattr(runner, "find_missing", lambda server: server.requires if server.name == "trio" else "")
@@ -523,7 +673,9 @@ def test_a_small_run_measures_and_leaves_out_what_is_missing(tmp_path, monkeypat
         next(ln for ln in lines if ln["kind"] == "calibration")["slowest_rate"] / 2, rel=2
     )
     assert steady.figures["server_cpu_us"].median > 1
-    expected = {"clients", "rate", "slow", "idle", "udp", "example"} | (
+    [batch] = [row for row in rows if row.server == "batch"]
+    assert 0 < batch.figures["server_cpu_us"].median < 50
+    expected = {"clients", "rate", "slow", "idle", "udp", "example", "records"} | (
         {"tls"} if runner.shutil.which("openssl") else set()
     )
     assert {row.scenario for row in rows} == expected

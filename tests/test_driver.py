@@ -590,7 +590,7 @@ async def test_an_abandoned_coroutine_ends_though_it_swallows_cancellation() -> 
         except BaseException:
             raise (asyncio.CancelledError() if driver._is_abandoned else AssertionError()) from None
 
-    driver.start(outermost(), asyncio.get_running_loop(), contextvars.copy_context())
+    driver.start(outermost(), asyncio.get_running_loop(), contextvars.copy_context(), "driven")
     task = driver.task
     for _ in range(3):
         await asyncio.sleep(0)

@@ -146,7 +146,7 @@ class Session(HandlerRun):
         self.was_aborted = self.is_over = False
         self.last_heard = 0
         datagrams.set_driver(self)
-        self.start(self._serve(), asyncio.get_running_loop(), server.task_context.copy())
+        self.start(self._serve(), asyncio.get_running_loop(), server.task_context.copy(), "session")
         self.task.add_done_callback(self, context=server.task_context)
 
     def __call__(self, task: "asyncio.Task[None]") -> None:

@@ -110,17 +110,19 @@ class LengthPrefixed(Framing):
 
         Raises ValueError if it is longer than the length field can tell, or too short.
         """
-        head = self.offset + self.size
-        length = len(frame) - self.adjust - (0 if self.strip else head)
-        if not self.strip and len(frame) < head:
-            raise ValueError(f"a frame must begin with its header of {head} bytes, but has only {len(frame)}")
-        if not 0 <= length < 256**self.size:
+        length = len(frame) - self.adjust
+        try:
+            if self.strip:
+                return length.to_bytes(self.size, self.byteorder) + frame
+            head = self.offset + self.size
+            if len(frame) < head:
+                raise ValueError(f"a frame must begin with its header of {head} bytes, but has only {len(frame)}")
+            length -= head
+            return b"%b%b%b" % (frame[: self.offset], length.to_bytes(self.size, self.byteorder), frame[head:])
+        except OverflowError:
             raise ValueError(
                 f"a frame of {len(frame)} bytes has the length {length} here, which {self.size} bytes cannot tell"
-            )
-        if self.strip:
-            return length.to_bytes(self.size, self.byteorder) + frame
-        return b"%b%b%b" % (frame[: self.offset], length.to_bytes(self.size, self.byteorder), frame[head:])
+            ) from None
 
 
 @lru_cache

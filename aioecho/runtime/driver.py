@@ -117,8 +117,12 @@ class Waiter:
             return True
         _leave_task(loop, task)
         if yielded is not self:
+            self.note_hand_over()
             driver._hand_over(yielded)
         return True
+
+    def note_hand_over(self) -> None:
+        """Do nothing about a coroutine that awaits something else now. To be overridden."""
 
     def buffer_unawaited(self, item: Any) -> bool:
         """Do nothing with an item that no coroutine could be resumed with, and return False. To be overridden."""
@@ -148,7 +152,7 @@ class Waiter:
         if callback is None:
             # One is between being resumed and waiting again, and must not wait for what has already come.
             self._fired = True
-        elif self._driver is not None and self._driver._is_running():
+        elif self._driver is not None and self._driver.is_running():
             # What it will wait for is not known yet.
             self._loop.call_soon(self._wake_if_parked)
         else:
@@ -191,7 +195,7 @@ class Waiter:
             return driver._cancel_awaited(msg)
         if self._callback is None:
             return False
-        if self._driver is not None and self._driver._is_running():
+        if self._driver is not None and self._driver.is_running():
             # It cancels itself, and remembers; it has to be resumed for the error to be thrown at its next wait.
             self._driver = None
             self._loop.call_soon(self._wake_if_parked)
@@ -229,8 +233,12 @@ class Driver:
     _waiter: Waiter | None  # where the task is parked, also while it is stepped from there
     _wake_up: Callable[[Any], object] | None  # the task's own, while what it awaits was told only of _resume()
 
-    def start(self, coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop, context: Context) -> None:
+    def start(
+        self, coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop, context: Context, name: str
+    ) -> None:
         """Make the task. It is of the plain kind, whatever the loop's task factory.
+
+        A `name` that many share costs less than one for each would.
 
         An eager task would run before its caller is ready, and a factory that wraps coroutines would hide the one that is
         to be stepped.
@@ -239,7 +247,7 @@ class Driver:
         self._waiter = self._wake_up = self._awaited = None
         self._cancels = 0
         self._is_abandoned = False
-        self.task = asyncio.Task(coroutine, loop=loop, context=context)
+        self.task = asyncio.Task(coroutine, loop=loop, context=context, name=name)
 
     async def hand_back(self) -> None:
         """Let the task take over, if an event steps the coroutine.
@@ -285,7 +293,8 @@ class Driver:
         """Return whether the coroutine runs as its task; False while it is closed from outside."""
         return asyncio._get_running_loop() is not None and current_task() is self.task
 
-    def _is_running(self) -> bool:
+    def is_running(self) -> bool:
+        """Tell whether the coroutine runs right now."""
         return self._coroutine.cr_running
 
     def _hand_over(self, yielded: Any) -> None:

@@ -71,8 +71,7 @@ class Connection(TimedConnection):
         self._protocol = kind(
             loop,
             limit=limits.max_buffer,
-            max_unsent=limits.max_write_buffer,
-            max_frame=limits.max_frame,
+            limits=limits,
             is_server_side=True,
         )
         self._protocol.driver = self
@@ -83,7 +82,8 @@ class Connection(TimedConnection):
             opened = opening.send(None)
         except Exception as error:  # also StopIteration
             opened = error
-        self.start(self._live((opening, opened)), loop, server.task_context.copy())
+        name = getattr(RequestHandlerClass, "__qualname__", "connection")
+        self.start(self._live((opening, opened)), loop, server.task_context.copy(), name)
         self.task.add_done_callback(self, context=server.task_context)
 
     def __call__(self, task: "asyncio.Task[None]") -> None:

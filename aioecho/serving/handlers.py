@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Coroutine
+from time import monotonic
 from typing import Any, ClassVar, Literal, Protocol
 
 from aioecho.config import Timeouts
@@ -94,7 +95,14 @@ class StreamRequestHandler(BaseRequestHandler):
         writer = self.writer
         protocol, transport = writer._protocol, writer._transport
         if protocol._is_special:
-            writer.write(data)
+            collected = protocol._collected
+            if collected is not None and type(data) is bytes:
+                collected.append(data)
+                collected.room -= len(data)
+                if collected.room < 0 or monotonic() > collected.flush_at:
+                    protocol.flush()
+            else:
+                writer.write(data)
             if protocol._is_special < 2 and not transport.is_closing():
                 return
             del data  # asyncio's transport on 3.11 has a copy: not to hold both while the peer takes nothing
@@ -112,7 +120,9 @@ class StreamRequestHandler(BaseRequestHandler):
 
         See :meth:`StreamReader.frames` for what it raises. Raises TypeError if the class has no framing.
         """
-        return self.reader.frames(self._get_framing())
+        if self.framing is None:
+            raise self._no_framing()
+        return self.reader.frames(self.framing)
 
     async def send_frame(self, frame: bytes) -> None:
         """Send one frame: :meth:`send` what :attr:`framing` makes of it.
@@ -121,14 +131,18 @@ class StreamRequestHandler(BaseRequestHandler):
             ValueError: the framing has no way to write this frame.
             TypeError: the class has no framing.
         """
-        await self.send(self._get_framing().join(frame))
+        framing, writer = self.framing, self.writer
+        if framing is None:
+            raise self._no_framing()
+        if writer._protocol._collected is None:
+            await self.send(framing.join(frame))
+            return
+        writer.write(framing.join(frame))
+        if writer._protocol._is_special > 1:
+            await writer.drain()
 
-    def _get_framing(self) -> Framing:
-        if self.framing is None:
-            raise TypeError(
-                f"{type(self).__qualname__} has no framing: set the class attribute, as `framing = Lines()`"
-            )
-        return self.framing
+    def _no_framing(self) -> TypeError:
+        return TypeError(f"{type(self).__qualname__} has no framing: set the class attribute, as `framing = Lines()`")
 
 
 class DatagramRequestHandler(BaseRequestHandler):

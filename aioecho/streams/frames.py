@@ -2,13 +2,12 @@
 
 from asyncio import IncompleteReadError
 from collections.abc import Generator
-from time import monotonic
 from typing import Any
 
 from aioecho.exceptions import FrameTooLong, FramingError
 from aioecho.framing import Framing
 from aioecho.runtime.driver import steps
-from aioecho.streams.records import BATCH, RecordReader
+from aioecho.streams.records import RecordReader
 
 __all__ = ["Batches", "Frames"]
 
@@ -81,11 +80,11 @@ class Frames(_Reading):
         reader = self._reader
         if self._last is not None:
             if self._further:
-                if monotonic() > reader._slice_end:
+                if reader._is_slice_over():
                     yield from reader._breathe()
                 if self._further:  # no other read came in between
-                    self._frames = self._further[-BATCH:]
-                    del self._further[-BATCH:]
+                    self._frames = self._further[-reader._batch :]
+                    del self._further[-reader._batch :]
                     return self._frames.pop()
             if self._last is not None:
                 last, self._last = self._last, None
@@ -101,9 +100,10 @@ class Frames(_Reading):
         frames.reverse()
         reader._split, reader._holder = used, self
         reader._message_began = reader._scan = None
-        if len(frames) > BATCH:
-            self._further = frames[:-BATCH]
-            frames = frames[-BATCH:]
+        batch = reader._batch
+        if len(frames) > batch:
+            self._further = frames[:-batch]
+            frames = frames[-batch:]
         self._frames = frames
         return frames.pop()
 

@@ -11,7 +11,8 @@ import struct
 from time import monotonic
 from typing import Any, cast
 
-from aioecho.streams.reader import DEFAULT_LIMIT, Buffer, News, StreamReader
+from aioecho.config import Limits
+from aioecho.streams.reader import DEFAULT_LIMIT, Buffer, Collected, News, StreamReader
 from aioecho.streams.records import BIG
 
 __all__ = ["CountingStreamProtocol", "StreamProtocol", "reset_when_closed"]
@@ -28,7 +29,7 @@ COLLECTED, COLLECTED_FOR = 2**16, 0.001
 class StreamProtocol(News, asyncio.Protocol):
     """Connects a transport with a reader and a writer, and is what the reader waits for.
 
-    `is_server_side` says which side start_tls() takes; `max_unsent` is Limits.max_write_buffer. `reader` is there from the
+    `is_server_side` says which side start_tls() takes; `limits` are a server's. `reader` is there from the
     start, `transport` from the time that it calls connection_made(). `is_lost`
     and `lost_with` tell whether and how it ended, `cut_for` why this side has cut it off, and `peer_has_closed` whether the
     peer has sent its last. `due` is when its timeouts are looked at next, and `paused_since` since when drain() waits, if it
@@ -39,10 +40,8 @@ class StreamProtocol(News, asyncio.Protocol):
 
     __slots__ = (
         "_collected",
-        "_flush_at",
         "_is_special",
-        "_max_unsent",
-        "_room",
+        "_limits",
         "_socket_transport",
         "_stays_open_at_eof",
         "_waiting_to_close",
@@ -54,7 +53,6 @@ class StreamProtocol(News, asyncio.Protocol):
         "is_server_side",
         "is_tls",
         "lost_with",
-        "max_frame",
         "paused_since",
         "peer_has_closed",
         "reader",
@@ -72,14 +70,12 @@ class StreamProtocol(News, asyncio.Protocol):
         loop: asyncio.AbstractEventLoop,
         *,
         limit: int = DEFAULT_LIMIT,
-        max_unsent: int | None = None,
-        max_frame: int | None = None,
+        limits: Limits | None = None,
         is_server_side: bool,
     ) -> None:
         News.__init__(self, loop)
         self.reader = StreamReader(limit, loop, _news=self)
-        self._max_unsent = max_unsent
-        self.max_frame = max_frame
+        self._limits = limits
         self.is_server_side = is_server_side
         self.lost_with: Exception | None = None
         self.cut_for: str | None = None
@@ -88,7 +84,6 @@ class StreamProtocol(News, asyncio.Protocol):
         # What a write and a drain() look at: 0, nothing; 1, whether to collect; 2, everything.
         self._is_special = 2 if self.counts else 0
         self._collected = None
-        self._room, self._flush_at = 0, 0.0
         self._stays_open_at_eof = True
         self.paused_since: float | None = None
         self._waiting_to_write: tuple[asyncio.Future[None], ...] = ()
@@ -167,7 +162,8 @@ class StreamProtocol(News, asyncio.Protocol):
         self.unanswered = False
         if self.is_lost or self.cut_for is not None:
             return False
-        if self._max_unsent is not None and self.unsent() > self._max_unsent:
+        most = self._limits.max_write_buffer if self._limits is not None else None
+        if most is not None and self.unsent() > most:
             self.cut("write buffer")
             return False
         return True
@@ -186,7 +182,12 @@ class StreamProtocol(News, asyncio.Protocol):
         """Return how many bytes wait that the kernel has not taken."""
         # The TLS transport of a server's stream holds nothing back but for moments: aioecho.streams.tls.
         size = self._socket_transport.get_write_buffer_size()
-        return size if self._collected is None else size + COLLECTED - self._room
+        return size if self._collected is None else size + COLLECTED - self._collected.room
+
+    @property
+    def max_frame(self) -> int | None:  # type: ignore[override]
+        """Limits.max_frame; None for a client's stream."""
+        return self._limits.max_frame if self._limits is not None else None
 
     # Collecting.
 
@@ -219,14 +220,15 @@ class StreamProtocol(News, asyncio.Protocol):
                 self.transport.write(data)
             return
         if collected is None:
-            self._collected = collected = []
-            self._room, self._flush_at = COLLECTED, monotonic() + COLLECTED_FOR
-            self._loop.call_soon(self._flush_late)
+            self._collected = collected = Collected(COLLECTED, monotonic() + COLLECTED_FOR)
+            driver = self._driver
+            if driver is None or not driver.is_running():  # else note_hand_over() comes at the latest
+                self._loop.call_soon(self.note_hand_over)
             if not self._is_special:
                 self._is_special = 1
         collected.append(bytes(data))  # what is no bytes object may be changed by its owner
-        self._room -= len(data)
-        if self._room < 0 or monotonic() > self._flush_at:
+        collected.room -= len(data)
+        if collected.room < 0 or monotonic() > collected.flush_at:
             self.flush()
 
     def flush(self) -> None:
@@ -238,7 +240,7 @@ class StreamProtocol(News, asyncio.Protocol):
                 self.transport.write(data)
         self.heed()
 
-    def _flush_late(self) -> None:
+    def note_hand_over(self) -> None:
         """Flush for a handler that waits for something else than its stream."""
         if self._collected is not None:
             self.flush()

@@ -17,9 +17,9 @@ from aioecho.exceptions import FrameTooLong, LineTooLong
 from aioecho.framing import Framing
 from aioecho.runtime.driver import Waiter, steps
 from aioecho.streams.frames import Batches, Frames
-from aioecho.streams.records import ALL, BATCH, BIG, SLICE, find_separator, skip_record
+from aioecho.streams.records import ALL, BATCH, BIG, LEAST_BATCH, SLICE, find_separator, skip_record
 
-__all__ = ["DEFAULT_LIMIT", "Buffer", "News", "StreamReader"]
+__all__ = ["DEFAULT_LIMIT", "Buffer", "Collected", "News", "StreamReader"]
 
 DEFAULT_LIMIT = 2**16
 """Bytes: asyncio's default for the longest line, and half of what a reader buffers before it pauses the transport."""
@@ -37,6 +37,16 @@ class _Slow:
 _SLOW = _Slow()
 
 
+class Collected(list[bytes]):
+    """What was written and is not handed to the transport yet: `room` bytes more, and until `flush_at` by monotonic()."""
+
+    __slots__ = ("flush_at", "room")
+
+    def __init__(self, room: int, flush_at: float) -> None:
+        self.room = room
+        self.flush_at = flush_at
+
+
 class News(Waiter):
     """What a reader waits for, and what it tells. Here nothing listens: for a reader without a transport."""
 
@@ -48,7 +58,7 @@ class News(Waiter):
     max_frame: int | None = None
     """The most bytes of what readexactly() and read(-1) read, and of a frame whose length comes first."""
 
-    _collected: list[bytes] | None = None
+    _collected: "Collected | None" = None
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
@@ -70,6 +80,9 @@ class News(Waiter):
 # Bytes that are split at a time, so that what is split is not much more than what is handed out soon.
 PIECE = 2**14
 
+# Bytes of a read after which more such are expected.
+SHORT = 2**11
+
 
 class StreamReader(asyncio.StreamReader):
     """asyncio's StreamReader, faster, and with :meth:`frames` and :meth:`batches`.
@@ -90,15 +103,18 @@ class StreamReader(asyncio.StreamReader):
     _awaited: "News | _Slow | None"  # what a read waits for; else None if the next may wait without looking further
     _unawaited: "_Slow | None"  # what _awaited is, or will be, when no read waits
 
-    _received: bytearray  # what asyncio calls its buffer, and more: the first _split bytes were split into records
-    _split: int = 0
-    _lines: list[bytes] = []  # of these the next to hand out, in reverse, all but the last record,  # noqa: RUF012
-    _further_lines: list[bytes] = []  # and those after them  # noqa: RUF012
+    _received: bytearray  # what asyncio calls its buffer, and more: bytes at its front that were handed out
+    _piece: bytes = b""  # a copy of its front to read from
+    _at: int = 0  # and so many bytes of that were handed out
+    _split: int = 0  # or so many bytes of it were split into records
+    _lines: list[bytes] = []  # noqa: RUF012 - of these the next to hand out, in reverse, all but the last,
+    _further_lines: list[bytes] = []  # noqa: RUF012 - and the ones after them
     _holder: Frames | None = None  # or what holds them, if they are frames
     _scan: tuple[Frames | Batches, int, int] | None = None  # how far which of these has looked at what is buffered
 
     _skip: Any = None  # what is to be skipped before the next record: see skip_record()
-    _left: int = BATCH  # records to hand out before the next look at the clock
+    _batch: int = LEAST_BATCH  # records between two looks at the clock
+    _left: int = LEAST_BATCH  # records to hand out before the next look at the clock
     _slice_end: float = 0.0  # when the loop is to run
 
     _ends_when: Callable[[], bool] | None = None
@@ -272,6 +288,7 @@ class StreamReader(asyncio.StreamReader):
         finally:
             self._awaited = self._unawaited
             self._keep_item()
+        self._settle()  # another coroutine may have read meanwhile
         self._slice_end = monotonic() + SLICE
         if self._interruption is not None:
             self._raise_interruption()
@@ -281,6 +298,8 @@ class StreamReader(asyncio.StreamReader):
     def _keep(self, chunk: bytes | memoryview) -> None:
         """Buffer a chunk that was handed over, or the rest of one."""
         self._slow_down()
+        if not self._received and type(chunk) is bytes and self._exception is None and self._skip is None:
+            self._piece = chunk  # and _at is 0
         self._received += chunk
         news = self._news
         if news is not None:  # the connection is not lost
@@ -300,11 +319,15 @@ class StreamReader(asyncio.StreamReader):
             self._keep(chunk)
 
     def _take(self, size: int) -> bytes:
-        """Take `size` bytes, or as many as there are, from the front of the buffer, of which nothing is split."""
+        """Take `size` bytes, or as many as there are, from the front of the settled buffer."""
         received = self._received
         if size >= len(received):
             data = bytes(received)
             received.clear()
+        elif size <= SHORT:
+            self._piece = piece = bytes(memoryview(received)[:PIECE])
+            self._at = size
+            data = piece[:size]
         else:
             data = bytes(memoryview(received)[:size])
             del received[:size]
@@ -312,7 +335,7 @@ class StreamReader(asyncio.StreamReader):
         return data
 
     def _drop(self, size: int) -> None:
-        """Remove `size` bytes from the front of the buffer, of which nothing is split."""
+        """Remove `size` bytes from the front of the settled buffer."""
         del self._received[:size]
         self._note_taken()
 
@@ -329,8 +352,13 @@ class StreamReader(asyncio.StreamReader):
             self._speed_up()
 
     def _settle(self) -> None:
-        """Make the buffer what it is for asyncio: remove the records that were handed out, and forget the split ones."""
-        if self._split:
+        """Make the buffer what it is for asyncio: remove what was handed out, and forget what was split off."""
+        if self._piece:
+            self._piece = b""
+            at, self._at = self._at, 0
+            if at:
+                self._drop(at)
+        elif self._split:
             split, self._split = self._split, 0
             if self._holder is not None:
                 holder, self._holder = self._holder, None
@@ -340,9 +368,15 @@ class StreamReader(asyncio.StreamReader):
             self._lines = self._further_lines = []
             self._drop(split)
 
+    def _catch_up(self) -> None:
+        """Write what was collected, as all that was buffered is read; then the next read may wait without looking further."""
+        if self._news is not None and self._news._collected is not None:
+            self._news.flush()
+            self._speed_up()
+
     def _has_input(self) -> bool:
         """Tell whether more is buffered than was handed out."""
-        return len(self._received) > self._split or bool(
+        return len(self._received) > (self._split or self._at) or bool(
             self._lines or self._further_lines or (self._holder is not None and self._holder.has_more())
         )
 
@@ -351,8 +385,16 @@ class StreamReader(asyncio.StreamReader):
         self._left -= 1
         if self._left > 0:
             return False
-        self._left = BATCH
-        return monotonic() > self._slice_end
+        self._left = self._batch
+        return self._is_slice_over()
+
+    def _is_slice_over(self) -> bool:
+        """Tell whether the loop is to run; the next look at the clock comes after more records, or fewer."""
+        if monotonic() > self._slice_end:
+            self._batch = max(self._batch // 2, LEAST_BATCH)
+            return True
+        self._batch = min(self._batch * 2, BATCH)
+        return False
 
     def _breathe(self) -> Generator[Any, None, None]:
         """Let the loop run: other connections have their turn."""
@@ -361,8 +403,7 @@ class StreamReader(asyncio.StreamReader):
 
     def _look(self) -> Generator[Any, None, None]:
         """Do what comes before a read that does not find its way short."""
-        if self._split:
-            self._settle()
+        self._settle()
         if self._exception is not None:
             raise self._exception
         if self._skip is not None:
@@ -409,6 +450,13 @@ class StreamReader(asyncio.StreamReader):
         return (yield from self._read(n))
 
     def _read(self, n: int) -> Generator[Any, None, bytes]:
+        piece = self._piece
+        if piece:
+            at = self._at
+            if n > 0 and at + n < len(piece) and self._left > 0:
+                self._left -= 1
+                self._at = at + n
+                return piece[at : at + n]
         yield from self._look()
         if n == 0:
             return b""
@@ -441,6 +489,8 @@ class StreamReader(asyncio.StreamReader):
         """
         if self._lines:
             return self._lines.pop()
+        if self._awaited is not None and (line := self._buffered_line()):
+            return line
         if self._awaited is None:
             self._awaited = waiter = self._news
             try:
@@ -458,14 +508,18 @@ class StreamReader(asyncio.StreamReader):
                     return chunk
                 self._keep(chunk)
                 self._slice_end = monotonic() + SLICE
+                if line := self._buffered_line():
+                    return line
             elif self._interruption is not None:
                 self._raise_interruption()
-        return self._buffered_line() or (yield from self._readline())
+        return (yield from self._readline())
 
     @steps
     def __anext__(self) -> Generator[Any, None, bytes]:
         if self._lines:
             return self._lines.pop()
+        if self._awaited is not None and (line := self._buffered_line()):
+            return line
         if self._awaited is None:
             self._awaited = waiter = self._news
             try:
@@ -483,9 +537,11 @@ class StreamReader(asyncio.StreamReader):
                     return chunk
                 self._keep(chunk)
                 self._slice_end = monotonic() + SLICE
+                if line := self._buffered_line():
+                    return line
             elif self._interruption is not None:
                 self._raise_interruption()
-        line = self._buffered_line() or (yield from self._readline())
+        line = yield from self._readline()
         if line:
             return line
         raise StopAsyncIteration
@@ -494,42 +550,51 @@ class StreamReader(asyncio.StreamReader):
         """Hand out a whole line of the buffer, or nothing if that takes more than a look."""
         further = self._further_lines
         if further:
-            if monotonic() > self._slice_end:
+            if self._is_slice_over():
                 return b""
-            self._lines = lines = further[-BATCH:]
-            del further[-BATCH:]
+            batch = self._batch
+            self._lines = lines = further[-batch:]
+            del further[-batch:]
             return lines.pop()
         if self._split:
             self._settle()
-        received = self._received
-        if not received or self._exception is not None or self._skip is not None or self._is_due():
+        if not self._received:
+            self._catch_up()
             return b""
-        most = self._limit + 1
-        end = received.find(b"\n", 0, most) + 1
+        if self._exception is not None or self._skip is not None or self._is_due():
+            return b""
+        piece, at = self._piece, self._at
+        if not piece:
+            piece = bytes(memoryview(self._received)[:PIECE])
+        most = at + self._limit + 1
+        end = piece.find(b"\n", at, most) + 1
         if not end:
             return b""
         # Where three lines or more are there, split all but the last: after that one it can be told whether a reply was
         # written since the handler read.
-        if len(received) - end > 1:
-            last = received.rfind(b"\n", end, min(most, PIECE))
-            if last > end:
-                before_last = received.rfind(b"\n", end, last) + 1
-                if before_last:
-                    lines = BytesIO(memoryview(received)[:before_last]).readlines()
-                    lines.reverse()
-                    self._split = before_last
-                    self._message_began = self._scan = None
-                    if len(lines) > BATCH:
-                        self._further_lines, lines = lines, lines[-BATCH:]
-                        del self._further_lines[-BATCH:]
-                    self._lines = lines
-                    return lines.pop()
-        return self._take(end)
+        last = piece.rfind(b"\n", end, most)
+        if last > end:
+            before_last = piece.rfind(b"\n", end, last) + 1
+            if before_last:
+                lines = BytesIO(piece[at:before_last]).readlines()
+                lines.reverse()
+                self._piece, self._at = b"", 0
+                self._split = before_last
+                self._message_began = self._scan = None
+                batch = self._batch
+                if len(lines) > batch:
+                    self._further_lines, lines = lines, lines[-batch:]
+                    del self._further_lines[-batch:]
+                self._lines = lines
+                return lines.pop()
+        self._settle()
+        return self._take(end - at)
 
     def _readline(self) -> Generator[Any, None, bytes]:
-        if self._further_lines:
+        while self._received and monotonic() > self._slice_end:
             yield from self._breathe()
-            return self._buffered_line() or (yield from self._readline())
+            if line := self._buffered_line():
+                return line
         try:
             return (yield from self._read_until([b"\n"], "readuntil"))
         except IncompleteReadError as error:
@@ -554,6 +619,14 @@ class StreamReader(asyncio.StreamReader):
             RuntimeError: another coroutine waits for data already.
             OSError: the connection broke.
         """
+        piece = self._piece
+        if piece and type(separator) is bytes and separator:
+            at = self._at
+            end = piece.find(separator, at, at + self._limit + len(separator)) + len(separator)
+            if len(separator) <= end < len(piece) and self._left > 0:
+                self._left -= 1
+                self._at = end
+                return piece[at:end]
         separators = sorted(separator, key=len) if isinstance(separator, tuple) else [separator]
         if not separators:
             raise ValueError("Separator should contain at least one element")
@@ -591,6 +664,8 @@ class StreamReader(asyncio.StreamReader):
             RuntimeError: another coroutine waits for data already.
             OSError: the connection broke.
         """
+        if self._awaited is not None and not self._received:
+            self._catch_up()
         if self._awaited is None and 0 < n <= self._limit:
             self._awaited = waiter = self._news
             try:
@@ -612,10 +687,17 @@ class StreamReader(asyncio.StreamReader):
                 self._raise_interruption()
         elif n < 0:
             raise ValueError("readexactly size can not be less than zero")
-        received = self._received
-        if self._split or self._exception is not None or self._skip is not None or self._is_due() or n > self._limit:
-            yield from self._look()
+        piece = self._piece
+        if piece:
+            at = self._at
+            if at + n < len(piece) and self._left > 0 <= n:
+                self._left -= 1
+                self._at = at + n
+                return piece[at : at + n]
+        yield from self._look()
+        if n > self._limit:
             self._check_size(n)
+        received = self._received
         if n == 0:
             return b""
         while len(received) < n:

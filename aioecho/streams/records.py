@@ -5,13 +5,13 @@ from typing import Any, Protocol
 
 from aioecho.framing import Framing
 
-__all__ = ["ALL", "BATCH", "BIG", "SLICE", "RecordReader", "find_separator", "skip_record"]
+__all__ = ["ALL", "BATCH", "BIG", "LEAST_BATCH", "SLICE", "RecordReader", "find_separator", "skip_record"]
 
-SLICE = 0.0005
+SLICE = 0.00025
 """Seconds that a handler is given records that are buffered, before the loop runs: other connections have their turn."""
 
-BATCH = 32
-"""Records that are handed out between two looks at the clock."""
+LEAST_BATCH, BATCH = 4, 64
+"""Records that are handed out between two looks at the clock: the fewer, the longer a handler takes for them."""
 
 BIG = 2**16
 """Bytes: a chunk after which the loop has a turn before it reads on. libuv reads a socket up to 32 times in a row."""
@@ -32,11 +32,12 @@ class RecordReader(Protocol):
     _holder: Any
     _scan: Any
     _skip: Any
-    _slice_end: float
+    _batch: int
     _message_began: float | None
 
     def _look(self) -> Generator[Any, None, None]: ...
     def _wait(self, func_name: str) -> Generator[Any, None, None]: ...
+    def _is_slice_over(self) -> bool: ...
     def _breathe(self) -> Generator[Any, None, None]: ...
     def _settle(self) -> None: ...
     def _take(self, size: int) -> bytes: ...

@@ -54,8 +54,8 @@ class StreamWriter(asyncio.StreamWriter):
             return
         # StreamProtocol.write() for what is collected: most records come here.
         collected.append(data)
-        protocol._room -= len(data)
-        if protocol._room < 0 or monotonic() > protocol._flush_at:
+        collected.room -= len(data)
+        if collected.room < 0 or monotonic() > collected.flush_at:
             protocol.flush()
 
     @property

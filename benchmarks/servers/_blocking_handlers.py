@@ -40,6 +40,34 @@ class Lines(Echo):
             self.wfile.write(line)
 
 
+class Frames(Echo):
+    """Send back each frame."""
+
+    def handle(self) -> None:
+        """Serve one connection."""
+        while head := self.rfile.read(4):
+            self.wfile.write(head + self.rfile.read(int.from_bytes(head, "big")))
+
+
+class Count(Echo):
+    """Count lines."""
+
+    def handle(self) -> None:
+        """Serve one connection."""
+        count = 0
+        for _ in self.rfile:
+            count += 1
+        self.wfile.write(b"%d\n" % count)
+
+
+class Once(socketserver.BaseRequestHandler):
+    """Answer one request in upper case, and return: the server ends the connection."""
+
+    def handle(self) -> None:
+        """Serve one connection."""
+        self.request.sendall(self.request.recv(1024).upper())
+
+
 class Example(socketserver.BaseRequestHandler):
     """Answer one request in upper case, after a while."""
 
@@ -63,5 +91,8 @@ HANDLERS: dict[str, type[socketserver.BaseRequestHandler]] = {
     "echo": Echo,
     "lines": Lines,
     "example": Example,
+    "once": Once,
+    "frames": Frames,
+    "count": Count,
     "udp": DatagramEcho,
 }

@@ -26,17 +26,26 @@ class Options:
     tls: ssl.SSLContext | None
     workers: int
     threads: int
+    reads: str
 
 
 def read_options() -> Options:
     """Read the command line; exits with usage where it is wrong."""
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
-    parser.add_argument("--mode", choices=("echo", "lines", "udp", "example"), default="echo")
+    parser.add_argument(
+        "--mode", choices=("echo", "lines", "udp", "example", "once", "frames", "count"), default="echo"
+    )
     parser.add_argument("--delay", type=float, default=0.0, help="seconds to wait before each reply")
     parser.add_argument("--loop", choices=("asyncio", "uvloop"), default="uvloop")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=10_000, help="the most that a pool may have")
+    parser.add_argument(
+        "--reads",
+        choices=("each", "readexactly", "batches"),
+        default="each",
+        help="where there are several ways to read records",
+    )
     parser.add_argument("--cert")
     parser.add_argument("--key")
     given = parser.parse_args()
@@ -44,4 +53,4 @@ def read_options() -> Options:
     if given.cert:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.load_cert_chain(given.cert, given.key)
-    return Options(given.port, given.mode, given.delay, given.loop, tls, given.workers, given.threads)
+    return Options(given.port, given.mode, given.delay, given.loop, tls, given.workers, given.threads, given.reads)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import aioecho
+from aioecho.framing import LengthPrefixed
+from aioecho.framing import Lines as LineFraming
 
 from ._options import BACKLOG, HOST, READ_BYTES, read_options
 
 options = read_options()
+LINES = LineFraming()
 
 
 class Echo(aioecho.StreamRequestHandler):
@@ -32,6 +36,58 @@ class Lines(aioecho.StreamRequestHandler):
             await self.send(line)
 
 
+class Frames(aioecho.StreamRequestHandler):
+    """Send back each frame."""
+
+    framing = LengthPrefixed(4)
+
+    async def handle(self) -> None:
+        """Serve one connection."""
+        async for frame in self.frames:
+            await self.send_frame(frame)
+
+
+class FramesByReadexactly(aioecho.StreamRequestHandler):
+    """Send back each frame: its length is read, then its body."""
+
+    async def handle(self) -> None:
+        """Serve one connection."""
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                head = await self.reader.readexactly(4)
+                await self.send(head + await self.reader.readexactly(int.from_bytes(head, "big")))
+
+
+class Count(aioecho.StreamRequestHandler):
+    """Count lines."""
+
+    async def handle(self) -> None:
+        """Serve one connection."""
+        count = 0
+        async for _ in self.reader:
+            count += 1
+        await self.send(b"%d\n" % count)
+
+
+class CountByBatches(aioecho.StreamRequestHandler):
+    """Count lines, all that have come at a time."""
+
+    async def handle(self) -> None:
+        """Serve one connection."""
+        count = 0
+        async for lines in self.reader.batches(LINES):
+            count += len(lines)
+        await self.send(b"%d\n" % count)
+
+
+class Once(aioecho.StreamRequestHandler):
+    """Answer one request in upper case, and return: the server ends the connection."""
+
+    async def handle(self) -> None:
+        """Serve one connection."""
+        await self.send((await self.reader.read(1024)).upper())
+
+
 class Example(aioecho.StreamRequestHandler):
     """Answer one request in upper case, after a while."""
 
@@ -50,7 +106,15 @@ class DatagramEcho(aioecho.DatagramRequestHandler):
         self.reply(self.data)
 
 
-HANDLERS: dict[str, Any] = {"echo": Echo, "lines": Lines, "example": Example, "udp": DatagramEcho}
+HANDLERS: dict[str, Any] = {
+    "echo": Echo,
+    "lines": Lines,
+    "example": Example,
+    "once": Once,
+    "udp": DatagramEcho,
+    "frames": FramesByReadexactly if options.reads == "readexactly" else Frames,
+    "count": CountByBatches if options.reads == "batches" else Count,
+}
 
 
 def main() -> None:

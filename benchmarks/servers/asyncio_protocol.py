@@ -41,6 +41,15 @@ class Lines(Echo):
             self.transport.write(line + b"\n")
 
 
+class Once(Echo):
+    """Answer one request in upper case, and end the connection."""
+
+    def data_received(self, data: bytes) -> None:
+        """Reply, and close."""
+        self.transport.write(data.upper())
+        self.transport.close()
+
+
 class DatagramEcho(asyncio.DatagramProtocol):
     """Send back each datagram."""
 
@@ -57,7 +66,7 @@ class DatagramEcho(asyncio.DatagramProtocol):
 
 async def main() -> None:
     """Serve until killed."""
-    protocol = Lines if options.mode == "lines" else Echo
+    protocol = {"lines": Lines, "once": Once}.get(options.mode, Echo)
     loop = asyncio.get_running_loop()
     if options.mode == "udp":
         await loop.create_datagram_endpoint(DatagramEcho, (HOST, options.port))

@@ -30,10 +30,38 @@ async def lines(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             await writer.drain()
 
 
+async def frames(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send back each frame."""
+    with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError), contextlib.closing(writer):
+        while True:
+            head = await reader.readexactly(4)
+            writer.write(head + await reader.readexactly(int.from_bytes(head, "big")))
+            await writer.drain()
+
+
+async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Count lines."""
+    with contextlib.suppress(ConnectionError), contextlib.closing(writer):
+        number = 0
+        async for _ in reader:
+            number += 1
+        writer.write(b"%d\n" % number)
+        await writer.drain()
+
+
+async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer one request in upper case, and return: the server ends the connection."""
+    with contextlib.suppress(ConnectionError), contextlib.closing(writer):
+        writer.write((await reader.read(1024)).upper())
+        await writer.drain()
+
+
+HANDLERS = {"echo": echo, "lines": lines, "frames": frames, "count": count, "once": once}
+
+
 async def main() -> None:
     """Serve until killed."""
-    handle = lines if options.mode == "lines" else echo
-    server = await asyncio.start_server(handle, HOST, options.port, backlog=BACKLOG, ssl=options.tls)
+    server = await asyncio.start_server(HANDLERS[options.mode], HOST, options.port, backlog=BACKLOG, ssl=options.tls)
     await server.serve_forever()
 
 
