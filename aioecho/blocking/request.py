@@ -62,7 +62,7 @@ class Threaded(Ended):
         self.thread: threading.Thread | None = None
         self.reason: Reason = "error"
         self.was_aborted = self._is_cut_off = self._has_returned = False
-        self._context = contextvars.copy_context()  # what a handler sets there is nobody else's
+        self._context = contextvars.copy_context()  # what a handler sets there no other handler sees
         self._verifying: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -163,7 +163,7 @@ class Threaded(Ended):
                 self.report_end(error, self._server, request)
 
     def _leave(self) -> None:
-        """The loop is closed: there is nobody else to clean up."""
+        """Clean up in the thread, as the loop is closed."""
 
     def _post(self, callback: Callable[..., object], *arguments: Any) -> bool:
         try:

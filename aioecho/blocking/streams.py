@@ -259,7 +259,7 @@ class ThreadedConnection(Threaded):
         if self._kept is not None:
             if self._server.ssl is not None and left is None:
                 left = self._kept
-            else:  # TLS of the handler's own, who closes it
+            else:  # the handler itself has wrapped it in TLS, and closes it
                 self._kept.close()
             self._kept = None
         if left is not None:

@@ -100,7 +100,7 @@ class Ended:
         Return False if the task is to end with that error: a cancellation, or the end of the program.
         """
         is_settled = isinstance(error, Exception)
-        # mypy looks for the slot in this class. It is in those that derive from it: of several bases one alone may have slots.
+        # mypy looks for the slot in this class. The derived classes have it: of several bases one alone may have slots.
         self.reason = self._find_reason(error)  # type: ignore[misc]
         if is_settled and self.reason != "finished":
             server.call_handle_error(self.request if request is None else request, self.client_address, self)
