@@ -67,7 +67,7 @@ class Threaded(Ended):
 
     def __repr__(self) -> str:
         thread = "no thread yet" if self.thread is None else f"thread={self.thread.name!r}"
-        return f"<{type(self).__name__} from {self.client_address!r}, {thread}>"
+        return f"<{type(self).__name__} from {format_address(self.client_address)}, {thread}>"
 
     # In the loop: its beginning.
 

@@ -9,6 +9,7 @@ from typing import Any
 from aioecho.datagrams.serving import DatagramServing
 from aioecho.net.datagram_socket import DatagramTransport
 from aioecho.runtime.driver import Driver, Waiter, steps
+from aioecho.runtime.logs import format_address
 from aioecho.serving.ends import Reason
 from aioecho.serving.running import HandlerRun
 
@@ -154,7 +155,7 @@ class Session(HandlerRun):
         self._server.task_ended(self, task)
 
     def __repr__(self) -> str:
-        return f"<Session with {self.client_address!r}, handler={self.handler!r}>"
+        return f"<Session with {format_address(self.client_address)}, handler={self.handler!r}>"
 
     async def _serve(self) -> None:
         end: BaseException | None = None

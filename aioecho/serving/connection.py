@@ -11,6 +11,7 @@ from typing import Any, cast
 from aioecho.net.kernel import (
     nothing_more_of,
 )
+from aioecho.runtime.logs import format_address
 from aioecho.serving.base import BaseServer
 from aioecho.serving.end_record import log_end, logger
 from aioecho.serving.ends import Reason
@@ -95,7 +96,7 @@ class Connection(TimedConnection):
         return self._protocol
 
     def __repr__(self) -> str:
-        return f"<Connection from {self.client_address!r}, handler={self.handler!r}>"
+        return f"<Connection from {format_address(self.client_address)}, handler={self.handler!r}>"
 
     def log_end(self) -> None:
         """Make the one record of a connection that has ended, at DEBUG."""

@@ -68,6 +68,9 @@ OUTCOMES: Mapping[str, Outcome] = {
 # What an OSError may be beside a ConnectionError when the peer's host has vanished.
 VANISHED = {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN}
 
+# What a stream raises that its peer or the network has caused. A ConnectionTimeout is an OSError.
+OF_STREAMS = (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, LineTooLong, FrameTooLong, FramingError)
+
 # What the timeout of a blocking socket says of itself, in the socket module and in ssl.
 TIMED_OUT = {"timed out", "The read operation timed out", "The write operation timed out"}
 
@@ -214,7 +217,7 @@ def find_other_stream(error: BaseException, stream: object) -> Any:
     """Return the peer's address of another stream than `stream`, which raised `error`; None if there is none, or no address."""
     if isinstance(error, BaseExceptionGroup):
         return next(filter(None, (find_other_stream(inner, stream) for inner in error.exceptions)), None)
-    owner = _find_owner(error)
+    owner = _find_owner(error) if isinstance(error, OF_STREAMS) else None
     if owner is None or _is_same(owner, stream):
         return None
     try:
