@@ -139,7 +139,8 @@ class Timeouts:
 
     linger: float | None = 0.5
     """For a peer to close its side after the handler has returned, while what it still sends is discarded. Closing over
-    unread data resets the connection, and a reset can destroy the reply on its way."""
+    unread data resets the connection, and a reset can destroy the reply on its way. At a stop, also the seconds of silence
+    after which a peer is taken to have nothing more to say. 0: at once, which discards what is on its way."""
 
     session: float | None = 60.0
     """For a session's peer to send another datagram. Then the session's `datagrams` end, and so does its handler."""
@@ -148,8 +149,10 @@ class Timeouts:
     """For a full socket to take a datagram that a handler awaits to be sent. Then it is dropped and counted."""
 
     def __post_init__(self) -> None:
-        for name in ("handshake", "idle", "message", "write", "max_age", "linger", "session", "send"):
+        for name in ("handshake", "idle", "message", "write", "max_age", "session", "send"):
             _check_seconds(name, getattr(self, name))
+        if self.linger != 0 or isinstance(self.linger, bool):
+            _check_seconds("linger", self.linger)
         if not _is_number(self.max_age_jitter) or not 0 <= self.max_age_jitter <= 1:
             raise ValueError(f"max_age_jitter must be a part from 0 to 1, not {self.max_age_jitter!r}")
 

@@ -400,6 +400,113 @@ async def test_what_is_noted_of_a_task_is_not_met_by_the_next_handler(peer: Peer
     assert seen == [(False, None)] * 6
 
 
+async def test_a_value_that_is_equal_to_the_servers_is_not_met_by_the_next_handler(peer: Peer) -> None:
+    class Same:
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = None  # type: ignore[assignment]
+
+    variable = contextvars.ContextVar[Any]("variable")
+    servers = Same()
+    seen: list[Any] = []
+
+    async def handle(self: Any) -> None:
+        seen.append(variable.get() is servers)
+        if self.data == b"set":
+            asyncio.get_running_loop().call_soon(int)  # keeps a copy of the context as it was
+            variable.set(Same())
+        await self.reply(self.data)
+
+    token = variable.set(servers)
+    async with serving(handler(handle)) as (_, address):
+        for data in (b"", b"set", b"", b"set", b""):
+            await peer.ask(data, address)
+    variable.reset(token)
+    assert seen == [True] * 5
+
+
+async def test_handlers_that_reset_what_they_set_share_one_task(peer: Peer) -> None:
+    unset, ours = contextvars.ContextVar[Any]("unset"), contextvars.ContextVar[Any]("ours")
+    seen = set()
+
+    async def handle(self: Any) -> None:
+        seen.add(id(asyncio.current_task()))
+        tokens = [(variable, variable.set(object())) for variable in (unset, ours)]
+        await self.reply(self.data)
+        for variable, token in tokens:
+            variable.reset(token)
+
+    token = ours.set([])
+    async with serving(handler(handle)) as (_, address):
+        for _ in range(20):
+            await peer.ask(b"", address)
+    ours.reset(token)
+    assert len(seen) <= 2
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_handlers_context_is_its_tasks_from_the_start(waits: bool, peer: Peer) -> None:
+    variable = contextvars.ContextVar[Any]("variable")
+
+    async def handle(self: Any) -> None:
+        token = variable.set(self.data)
+        if waits:
+            await asyncio.sleep(0)
+        if sys.version_info >= (3, 12):
+            assert asyncio.current_task().get_context()[variable] == self.data
+        variable.reset(token)  # of the same context still
+        await self.reply(self.data)
+
+    async with serving(handler(handle)) as (server, address):
+        for _ in range(3):
+            assert await peer.ask(b"x", address) == b"x"
+        await settle(lambda: server.stats.completed == 3)
+
+
+async def test_a_task_factory_that_wraps_coroutines_changes_nothing(peer: Peer) -> None:
+    def factory(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> Any:
+        async def wrapped() -> Any:
+            return await coro
+
+        return asyncio.Task(wrapped(), loop=loop, **options)
+
+    async def handle(self: Any) -> None:
+        if self.data != b"at once":
+            await asyncio.sleep(0.001)
+        await self.reply(self.data)
+
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(factory)
+    try:
+        async with serving(handler(handle), limits=aioecho.Limits(max_handlers=2)) as (server, address):
+            for number in range(6):
+                peer.send(b"%d" % number, address)
+            assert sorted([(await peer.receive())[0] for _ in range(6)]) == [b"%d" % number for number in range(6)]
+            for data in (b"at once", b"waits", b"at once"):
+                assert await peer.ask(data, address) == data
+            await settle(lambda: server.stats.completed == 9)
+    finally:
+        loop.set_task_factory(None)
+
+
+async def test_some_that_wait_among_many_that_do_not_are_each_served_once(peer: Peer) -> None:
+    async def handle(self: Any) -> None:
+        if int(self.data) % 7 == 3:
+            await asyncio.sleep(0)
+        await self.reply(self.data)
+
+    async with serving(handler(handle)) as (server, address):
+        for start in range(0, 300, 60):
+            for number in range(start, start + 60):
+                peer.send(b"%d" % number, address)
+            replies = [int((await peer.receive())[0]) for _ in range(60)]
+            assert sorted(replies) == list(range(start, start + 60))
+            at_once = [number for number in replies if number % 7 != 3]
+            assert at_once == sorted(at_once)
+        await settle(lambda: server.stats.completed == 300)
+
+
 def test_a_handle_error_that_ends_the_program_ends_it() -> None:
     class Server(aioecho.UDPServer):
         def handle_error(self, request: Any, client_address: Any) -> None:
@@ -1131,7 +1238,7 @@ async def test_a_handler_that_swallows_its_cancellation_is_cut_off(
         report = await server.shutdown(0)
         assert (report.completed, report.cancelled, report.aborted) == (0, 0, 1)
         assert server.stats.cancelled == 1
-    assert "would not end when cancelled, and was cut off: <Exchange with ('127.0.0.1'" in caplog.text
+    assert "would not end when cancelled, and was cut off: <DatagramTask with ('127.0.0.1'" in caplog.text
 
 
 async def test_close_stops_reading_and_the_socket_closes_after_the_last_handler(peer: Peer) -> None:
@@ -1159,6 +1266,24 @@ async def test_a_handler_may_stop_its_server(peer: Peer) -> None:
             peer.send(b"%d" % number, address)
         assert [(await peer.receive())[0] for _ in range(5)] == [b"0", b"1", b"2", b"3", b"4"]
         await settle(lambda: sock.fileno() == -1)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_handler_that_awaits_the_shutdown_of_its_server_does_not_wait_for_itself(
+    waits: bool, peer: Peer
+) -> None:
+    async def handle(self: Any) -> None:
+        if waits:
+            await asyncio.sleep(0)
+        report = await self.server.shutdown(20)
+        assert (report.completed, report.cancelled, report.aborted) == (0, 0, 0)
+        await self.reply(self.data)
+
+    async with serving(handler(handle)) as (server, address):
+        peer.send(b"x", address)
+        assert (await peer.receive())[0] == b"x"
+        report = await server.shutdown()
+        assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
 
 
 async def test_close_serves_what_the_kernel_has_queued_and_closes_the_socket(peer: Peer) -> None:

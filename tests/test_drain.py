@@ -126,7 +126,8 @@ async def test_what_was_sent_before_is_answered_however_much_it_is() -> None:
         assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
 
 
-async def test_one_who_never_stops_sending_does_not_put_the_end_off() -> None:
+async def test_a_peer_that_never_stops_sending_is_cancelled_when_the_grace_is_over() -> None:
+    """Nothing tells whether its message is over: an end would be made up."""
     async with aioecho.TCPServer(("127.0.0.1", 0), Echo) as server:
         stop = False
 
@@ -146,11 +147,12 @@ async def test_one_who_never_stops_sending_does_not_put_the_end_off() -> None:
         flooding = asyncio.create_task(asyncio.to_thread(flood))
         await settle(lambda: server.stats.active == 1)
         await asyncio.sleep(0.2)  # time is the subject: past FRESH, in full flood
-        report = await server.shutdown(20)
+        report = await server.shutdown(1)
         stop = True
         await flooding
-        assert report.seconds < 10
-        assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+        assert 1 <= report.seconds < 5
+        assert report.completed == 0
+        assert report.cancelled + report.aborted == 1
 
 
 async def test_clients_in_the_accept_queue_are_served() -> None:

@@ -119,6 +119,10 @@ class Threaded(Ended):
     def drain(self) -> None:
         """Let the handler end when there is nothing left to do."""
 
+    def is_in_message(self) -> bool:
+        """Return False: a datagram is a whole message."""
+        return False
+
     def cut_off(self) -> None:
         """Do without the handler if it has not begun; else interrupt it, as far as that is possible."""
         self._is_cut_off = True

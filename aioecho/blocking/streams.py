@@ -132,6 +132,10 @@ class ThreadedConnection(Threaded):
             self._has_shut_reading = True
             self._shut(socket.SHUT_RD)
 
+    def is_in_message(self) -> bool:
+        """Return False: a datagram is a whole message."""
+        return False
+
     def cut_off(self) -> None:
         """End both directions, so that a handler that waits for its peer meets an end or an error."""
         if self._has_returned:

@@ -6,14 +6,13 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextvars import Context
 from typing import Any
 
 from aioecho.blocking.datagrams import ThreadedDatagram
 from aioecho.config import Limits, Timeouts
 from aioecho.datagrams.session_table import SessionTable
 from aioecho.datagrams.sessions import Session
-from aioecho.datagrams.task import Exchange, serve
+from aioecho.datagrams.task import DatagramTask
 from aioecho.net.binding import BoundSocket
 from aioecho.net.datagram_socket import DatagramSocket, DatagramTransport
 from aioecho.net.endpoints import Endpoint, UDPEndpoint, UnixDatagramEndpoint
@@ -85,7 +84,7 @@ class DatagramServer(BaseServer):
         self._sockets: list[DatagramSocket] = []
         self._is_stopping = False
         # Handlers for single datagrams.
-        self._spare: Exchange | None = None
+        self._spare: DatagramTask | None = None
         self._at_once = 0  # handlers that ended without waiting, which live_stats does not count
         self._queue: deque[tuple[tuple[bytes, DatagramTransport], Any]] = deque()
         self._begins_queued = False
@@ -118,13 +117,13 @@ class DatagramServer(BaseServer):
         running = self._first_step()
         return frozenset(self._connections if running is None else {*self._connections, running})
 
-    def _first_step(self) -> Exchange | None:
+    def _first_step(self) -> DatagramTask | None:
         """Return the handler that takes its first step right now, if it is not registered; nearly all never are."""
-        exchange = self._spare
-        if exchange is None or exchange.is_counted or not exchange.is_stepping():
+        spare = self._spare
+        if spare is None or spare.is_counted or not spare.is_stepping():
             return None
         # None for another thread, which only looks on: the step may end meanwhile.
-        return exchange if asyncio._get_running_loop() is self.event_loop else None
+        return spare if asyncio._get_running_loop() is self.event_loop else None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Report the exception that is being handled, which a handler raised. The server goes on whatever it was.
@@ -245,23 +244,25 @@ class DatagramServer(BaseServer):
         return not self._listeners or self.on_accept is not None
 
     def _take_datagram(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
-        exchange = self._spare
+        spare = self._spare
         if (
-            exchange is None
-            or exchange.is_special
-            or exchange.request is not None  # it is in its handler that this one was read
+            spare is None
+            or spare.is_special
+            or spare.request is not None  # it is in its handler that this one was read
             or len(data) > self._longest
             or len(self._connections) >= self._most
             or self._queue
+            or not (spare.is_entered or spare.enter())
         ):
             self._take_special(data, client_address, transport)
             return
-        context = exchange.pristine.copy()
-        is_intact = context.run(serve, exchange, (data, transport), client_address)
-        if is_intact and not exchange.is_special:
+        spare.request = (data, transport)
+        spare.client_address = client_address
+        yielded = spare.resume()
+        if yielded is spare.parking and not spare.is_special:
             self._at_once += 1  # as nearly all do, so this is all that is done for them
         else:
-            self._settle(exchange, context, is_intact, (data, transport), client_address)
+            self._settle(spare, yielded)
 
     def _take_special(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
         """Take a datagram that may have to wait or to be dropped, or whose handler is to be counted as it begins."""
@@ -287,41 +288,34 @@ class DatagramServer(BaseServer):
             spare.leave()
 
     def _begin(self, request: tuple[bytes, DatagramTransport], client_address: Any) -> None:
-        exchange = self._spare
-        if exchange is not None and exchange.is_stepping():  # it is in its handler that this one was read
-            exchange = Exchange(self)
-        elif exchange is None or exchange.is_retired:
-            self._spare = exchange = Exchange(self)
-        context = exchange.pristine.copy()
-        is_intact = context.run(serve, exchange, request, client_address)
-        self._settle(exchange, context, is_intact, request, client_address)
+        spare = self._spare
+        if spare is None or spare.is_retired or spare.request is not None or not spare.enter():
+            if asyncio.current_task() is not None:
+                later = DatagramTask(self, request, client_address)
+                self._register(later)
+                later.count_end()
+                return
+            self._spare = spare = DatagramTask(self)
+            spare.enter()
+        spare.request = request
+        spare.client_address = client_address
+        self._settle(spare, spare.resume())
 
-    def _settle(
-        self,
-        exchange: Exchange,
-        context: Context,
-        is_intact: bool | None,
-        request: tuple[bytes, DatagramTransport],
-        client_address: Any,
-    ) -> None:
-        """Do what remains to be done about a datagram after serve() has returned `is_intact`."""
-        if exchange is self._spare:
+    def _settle(self, task: DatagramTask, yielded: Any) -> None:
+        """Do what remains to be done about a datagram after its task was resumed and has yielded something."""
+        if task is self._spare:
             self._spare = None
-        exchange.leave()
-        if is_intact is None:
-            exchange.serve_later(request, client_address)
-            is_free = False
-        else:
-            is_free = exchange.settle(context, is_intact)
-        if not exchange.is_counted:
-            self._register(exchange)
+        task.leave()
+        is_free = task.settle(yielded)
+        if not task.is_counted:
+            self._register(task)
         if is_free:
-            self._count_end(exchange)
-            exchange.reset()
-            self._spare = exchange
+            self._count_end(task)
+            task.reset()
+            self._spare = task
             self._close_if_done()
         else:
-            exchange.count_end()
+            task.count_end()
 
     def _take_for_thread(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
         stats, limits = self.live_stats, self.limits
@@ -337,7 +331,7 @@ class DatagramServer(BaseServer):
             stats.drops["queue full"] += 1
 
     def _count_end(self, connection: Any) -> None:
-        if connection.outcome == "rejected" and isinstance(connection, Exchange | ThreadedDatagram):
+        if connection.outcome == "rejected" and isinstance(connection, DatagramTask | ThreadedDatagram):
             self.live_stats.handled -= 1
             self.live_stats.drops[connection.reason] += 1
         elif (
@@ -347,11 +341,11 @@ class DatagramServer(BaseServer):
             self.live_stats.drops["stopped"] += 1
         super()._count_end(connection)
 
-    def _register(self, exchange: Exchange) -> None:
-        exchange.is_counted = exchange.is_special = True
+    def _register(self, task: DatagramTask) -> None:
+        task.is_counted = task.is_special = True
         self.live_stats.received += 1
         self.live_stats.handled += 1
-        self.register_connection(exchange)
+        self.register_connection(task)
 
     def _begin_queued(self) -> None:
         """Begin datagrams that wait in the queue, as far as there is room; the rest in the loop's next turn."""

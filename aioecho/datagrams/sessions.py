@@ -209,6 +209,10 @@ class Session(HandlerRun):
         """Let the datagrams end after those that have come."""
         self.datagrams.end()
 
+    def is_in_message(self) -> bool:
+        """Return False: a datagram is a whole message."""
+        return False
+
     def cut_off(self) -> None:
         """Cancel the handler."""
         self.task.cancel()

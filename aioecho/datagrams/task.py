@@ -1,60 +1,45 @@
-"""One datagram and its handler: a task for those handlers that wait, and next to nothing for those that do not.
+"""One datagram and its handler: a task for a handler that waits, and next to nothing for one that does not.
 
 A handler that never waits, as most that serve datagrams, needs no task of its own but for :func:`asyncio.current_task` to be
-one. So a server keeps a task that is parked, and the event of a datagram's coming steps the handler's coroutine as that
-task, as :mod:`~aioecho.runtime.driver` does it. If the coroutine ends in that step, the task is still parked, and there for
-the next datagram. If it waits for anything, the task is the handler's from then on, and goes on with it as any task does.
+one. So a server keeps a spare task that is parked, and a datagram that arrives steps the task's own coroutine, as
+:mod:`~aioecho.runtime.driver` does it. That coroutine makes the handler and awaits it. If the handler ends in that step, the
+coroutine parks again in the same step, and serves the next datagram. If the handler waits, the task goes on with it as any
+task does, and ends with it.
 
 The rule: what one handler has done to its task is never met by the next. A task that a handler has cancelled, named, kept,
-also by a weak reference, or hung a callback on ends with that handler. And each handler has a context of its own.
+also by a weak reference, or added a callback to ends with that handler. So does a task in whose context a handler has left
+another value than it found: a task has one context for its whole life, and each handler starts in one that is as the server's.
 """
 
 import asyncio
-import contextlib
-import functools
 import inspect
+import sys
 from abc import ABCMeta
-from asyncio.tasks import _enter_task, _leave_task  # documented for whoever steps coroutines: docs, "Extending asyncio"
-from collections.abc import Awaitable, Callable, Coroutine
+from asyncio.tasks import (
+    _enter_task,
+    _leave_task,
+)  # documented for code that steps coroutines: docs, "Extending asyncio"
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
+from functools import partial
+from operator import is_
 from sys import getrefcount
 from types import CoroutineType
-from typing import Any, cast
+from typing import Any
 from weakref import getweakrefcount
 
 from aioecho.datagrams.serving import DatagramServing
-from aioecho.runtime.driver import ALWAYS_AWAITED, as_raised, cancelled_error, is_future
-from aioecho.serving.ends import Ended, Reason
+from aioecho.runtime.driver import Waiter, steps
+from aioecho.runtime.logs import format_address
+from aioecho.serving.ends import Reason
 from aioecho.serving.handlers import BaseRequestHandler, DatagramRequestHandler
+from aioecho.serving.running import HandlerRun
 
-__all__ = ["Exchange", "serve"]
+__all__ = ["DatagramTask"]
 
 new_object: Any = object.__new__
 
-_NOTHING: Any = object()
-_ENDED: Any = object()
-
-
-async def _run_handler(exchange: "Exchange", verified: bool | Awaitable[bool]) -> None:
-    """Make the handler, if `verified` says so, and await its methods."""
-    if verified is not True:
-        if inspect.isawaitable(verified):
-            verified = await verified
-        if not verified:
-            exchange.reason = "refused"
-            return
-    server = exchange.server
-    exchange.handler = handler = server.RequestHandlerClass(exchange.request, exchange.client_address, server)
-    await _run_methods(exchange, handler)
-
-
-async def _run_methods(exchange: "Exchange", handler: Any) -> None:
-    await handler.setup()
-    try:
-        await handler.handle()
-    finally:
-        if not exchange._abandoned:
-            await handler.finish()
+_send: Any = CoroutineType.send
 
 
 async def _await(awaitable: Awaitable[Any]) -> None:
@@ -72,314 +57,290 @@ def _is_plain(kind: Any) -> bool:
     )
 
 
-def serve(exchange: "Exchange", request: Any, client_address: Any) -> bool | None:
-    """Serve a datagram, as far as that goes without waiting, in the current context, which is to be of its own.
-
-    Return whether it was served and nothing has been done to the task, so that it can serve another; None if there is
-    another current task, where nothing can be done. In the first case the task stays the current one, as another datagram
-    mostly follows, until :meth:`Exchange.leave`. :meth:`Exchange.settle` is to follow unless nothing is special about it.
-    """
-    # All in one function, and with as few operations as it goes: this is most of what a datagram costs.
-    loop, task, server = exchange._loop, exchange.task, exchange.server
-    if not exchange.is_entered:
-        try:
-            _enter_task(loop, task)  # type: ignore[arg-type]
-        except RuntimeError:
-            return None
-        exchange.is_entered = True
-    references = getrefcount(task)
-    exchange.request = request
-    exchange.client_address = client_address
-    try:
-        verified = server.verify_request(request, client_address)
-        if verified is True:
-            kind = server.RequestHandlerClass
-            if kind is exchange.plain_kind:
-                # The constructor written out: to call a class takes half as long again.
-                exchange.handler = handler = new_object(kind)
-                handler.request = request
-                handler.client_address = client_address
-                handler.server = server
-                handler.data = request[0]
-                coro = handler.handle()
-            else:
-                coro = exchange.begin()
-            if type(coro) is not CoroutineType:
-                coro = _await(coro)
-        else:
-            coro = _run_handler(exchange, verified)
-        # Like coro.send(None), but no StopIteration is made to tell of its end.
-        yielded = next(coro.__await__(), _ENDED)
-    except BaseException as error:
-        exchange.report(error)
-        yielded = _ENDED
-    if yielded is _ENDED:
-        if (
-            getrefcount(task) == references
-            and getweakrefcount(task) == exchange._weak_references
-            and task.get_name() is exchange._name  # type: ignore[union-attr]
-            and task._callbacks is None  # type: ignore[union-attr]
-        ):
-            exchange.request = exchange.handler = None
-            return True
-    else:
-        exchange._coro = coro
-        exchange._yielded = yielded
-    exchange.leave()
-    return False
+def _is_as(context: Context, other: Context) -> bool:
+    """Return whether two contexts of the same size have the same values, and not only equal ones."""
+    return all(map(is_, map(context.get, other), other.values()))
 
 
-class Exchange(Ended, Coroutine[Any, Any, None]):
-    """A datagram whose handler runs, in `server.connections`; and what the server's next datagrams are served with.
+class _FirstStep:
+    """In place of a loop while a task is made: keeps the task's first step, which the task asks the loop to call."""
 
-    `client_address` is the sender's. To do anything with it is its handler's. To its task it is both the coroutine that it
-    runs and, while it is parked, what it waits for.
+    step: Callable[[], object]
+
+    def call_soon(self, step: Callable[[], object], *, context: Context) -> None:
+        self.step = step
+
+    def get_debug(self) -> bool:
+        return False
+
+
+def _make_parked_task(
+    coroutine: Coroutine[Any, Any, None], *, loop: asyncio.AbstractEventLoop, context: Context, name: str
+) -> "asyncio.Task[None]":
+    """Make a task that has taken its first step. No other task may be current."""
+    if sys.version_info >= (3, 12):
+        return asyncio.Task(coroutine, loop=loop, context=context, name=name, eager_start=True)
+    # Python 3.11 has no such option, and a datagram cannot step a coroutine whose task has its first step still before it:
+    # that would resume the handler from its first wait.
+    first: Any = _FirstStep()
+    task = asyncio.Task(coroutine, loop=first, context=context, name=name)
+    asyncio.Future.__init__(task, loop=loop)  # nothing else of a task refers to the loop
+    context.run(first.step)
+    return task
+
+
+class _Parking(Waiter):
+    """Where a spare task waits for its next datagram."""
+
+    __slots__ = ()
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Cancel the wait, or what the handler awaits, and let the task serve no other datagram."""
+        driver = self.driver
+        assert isinstance(driver, DatagramTask)
+        driver.is_special = driver.is_retired = True
+        return super().cancel(msg)
+
+
+class DatagramTask(HandlerRun):
+    """A datagram whose handler runs, in `server.connections`; or the server's spare task, which serves its next datagrams.
+
+    `client_address` is the sender's. To do anything with it is its handler's.
+
+    With a `request`, a new task serves it from the loop's next turn on. Without one the task is parked: set `request` and
+    `client_address`, :meth:`enter`, and call `resume`. If that returns `parking`, the handler has ended, and the task can
+    serve the next datagram unless `is_special` was set meanwhile. In any other case call :meth:`leave` and then
+    :meth:`settle`. No other task may be current where a task is made that is to be parked.
     """
 
     __slots__ = (
-        "_abandoned",
-        "_callback",
-        "_cancelled",
-        "_context",
-        "_coro",
         "_end",
-        "_loop",
-        "_name",
-        "_parked_in",
+        "_server",
         "_short_kind",
-        "_weak_references",
-        "_yielded",
         "client_address",
         "handler",
         "is_counted",
         "is_entered",
         "is_retired",
         "is_special",
+        "parking",
         "plain_kind",
-        "pristine",
         "reason",
         "request",
-        "server",
-        "task",
+        "resume",
         "was_aborted",
     )
 
-    _asyncio_future_blocking = ALWAYS_AWAITED
-
-    _callback: Callable[["Exchange"], object] | None
-    _cancelled: asyncio.CancelledError | None
-    _coro: Coroutine[Any, Any, None] | None
     _end: BaseException | None
-    _parked_in: Context | None
-    task: "asyncio.Task[None] | None"
+    resume: Callable[[], Any]
+    """Steps the coroutine; returns what it waits for."""
 
-    def __init__(self, server: DatagramServing) -> None:
-        self.server = server
-        self.request = self.client_address = self.handler = None
+    def __init__(self, server: DatagramServing, request: Any = None, client_address: Any = None) -> None:
+        self._server = server
+        self.request, self.client_address, self.handler = request, client_address, None
         self.reason: Reason = "finished"
-        self.was_aborted = self.is_counted = self.is_entered = False
-        self._callback = self._cancelled = self._coro = self._end = self._parked_in = None
+        self.was_aborted = self.is_counted = self.is_entered = self.is_retired = False
+        self.is_special = server.is_special
         self.plain_kind: type | None = None  # the last class that was found to be plain
         self._short_kind: type | None = None  # the last that has neither a setup() nor a finish() of its own
-        self._yielded = _NOTHING
-        self._abandoned = self.is_retired = False
-        self.is_special = True  # until it is parked
-        self._context = self.pristine = server.task_context
-        self._loop = loop = asyncio.get_running_loop()
-        self.task = task = asyncio.Task(self, loop=loop, context=server.task_context.copy())
-        self._name = task.get_name()
-        self._weak_references = getweakrefcount(task)
+        self._end = None
+        loop = asyncio.get_running_loop()
+        self.parking = _Parking(loop)
+        self.parking.driver = self
+        context = server.task_context.copy()
+        coroutine = self._serve(context)
+        self.resume = partial(context.run, _send, coroutine, None)
+        self.start(coroutine, loop, context, "datagram", asyncio.Task if request is not None else _make_parked_task)
+
+    def __call__(self, task: "asyncio.Task[None]") -> None:
+        """Count how it has ended."""
+        self.parking.driver = None  # which refers to it: without the cycle both go at once
+        if self.handler is None and self.reason == "finished":  # its task was cancelled before it began
+            self.reason = "cancelled"
+        self._server.task_ended(self, task)
 
     def __repr__(self) -> str:
-        return f"<Exchange with {self.client_address!r}, handler={self.handler!r}>"
+        return f"<DatagramTask with {format_address(self.client_address)}, handler={self.handler!r}>"
 
-    # What the server does with it.
-
-    def settle(self, context: Context, is_intact: bool) -> bool:
-        """Let the task go on after serve(), which ran in `context`, unless it can serve another; return whether it can."""
-        self._context = context
-        if self._yielded is _NOTHING:
-            task = self.task
-            # cancelling() is 0 if a cancellation was taken back, and this stays.
-            if is_intact and self._end is None and not self.is_retired and not task._must_cancel:  # type: ignore[union-attr]
-                return True
-            if self._end is None:
-                self._end = asyncio.CancelledError() if self.reason == "cancelled" else StopIteration()
-        self._wake()
-        return False
-
-    def serve_later(self, request: Any, client_address: Any) -> None:
-        """Let the task serve a datagram."""
-        self.request, self.client_address = request, client_address
-        self._context = self.pristine.copy()
-        self._coro = self._begin_later()
-        self._wake()
-
-    def report(self, error: BaseException) -> None:
-        """Take note that the handler has ended with an error."""
-        self.is_special = True
+    @steps
+    def _serve(self, context: Context) -> Generator[Any, None, None]:
+        """Serve datagrams until a handler waits, or does something to the task: the task's coroutine."""
+        server, parking = self._server, self.parking
+        task: Any = asyncio.current_task()
+        self.task = task  # parking is told of it before the task's constructor has returned
+        if self.request is None:
+            yield parking
+        weak_references, name = getweakrefcount(task), task.get_name()
+        pristine = server.task_context
+        variables = len(pristine)
+        # With as few operations as it goes: this is most of what a datagram costs.
+        while (request := self.request) is not None:
+            references = getrefcount(task)
+            try:
+                verified = server.verify_request(request, self.client_address)
+                if verified is True:
+                    kind = server.RequestHandlerClass
+                    if kind is self.plain_kind:
+                        # The constructor written out: to call a class takes half as long again.
+                        self.handler = handler = new_object(kind)
+                        handler.request = request
+                        handler.client_address = self.client_address
+                        handler.server = server
+                        handler.data = request[0]
+                        coro = handler.handle()
+                    else:
+                        coro = self._begin()
+                    if type(coro) is not CoroutineType:
+                        coro = _await(coro)
+                else:
+                    coro = self._judge(verified)
+                yield from coro
+            except BaseException as error:
+                end = self._report(error)
+                if self._waiter is None and end is not None:
+                    raise end from error.__cause__
+                if end is not None and not isinstance(end, asyncio.CancelledError):
+                    self._end, self.is_retired = end, True
+            if self._waiter is None:  # the handler has waited: the task itself goes on here
+                return
+            request = handler = coro = None
+            if (
+                getrefcount(task) == references
+                and getweakrefcount(task) == weak_references
+                and task.get_name() is name
+                and task._callbacks is None
+                # `==` would be wrong: it takes equal values for the same, and values decide what is equal.
+                and len(context) == variables
+                and (not variables or _is_as(context, pristine))
+                and not self.is_retired
+            ):
+                self.request = self.handler = None
+                yield parking
+            else:
+                self.is_special = self.is_retired = True
+                yield parking
+                break
+        parking.driver = None
         try:
-            if not self.report_end(error, self.server) and not isinstance(error, asyncio.CancelledError):
-                self._end = error
-        except BaseException as end:  # of handle_error(), and not an Exception: for the task to end the program with
-            self._end = end
+            if self._end is not None:
+                raise self._end
+            if self.reason == "cancelled":
+                raise asyncio.CancelledError
+        finally:
+            self._end = None  # its traceback refers to this frame
 
-    def leave(self) -> None:
-        """Let the task be the current one no longer, which serve() has made it."""
-        if self.is_entered:
-            self.is_entered = False
-            _leave_task(self._loop, self.task)  # type: ignore[arg-type]
+    def _report(self, error: BaseException) -> BaseException | None:
+        """Report what a handler raised; return what its task is to end with, or None."""
+        self.is_special = True
+        # What awaits a coroutine that was closed meets an error of Python's.
+        end = asyncio.CancelledError() if self._is_abandoned else error
+        try:
+            return None if self.report_end(end, self._server) else end
+        except BaseException as worse:  # of handle_error(), and not an Exception: it ends the program
+            return worse
 
-    def begin(self) -> Any:
+    def _begin(self) -> Any:
         """Make the handler and call its methods, or let a coroutine do that; return what to await."""
-        make = self.server.RequestHandlerClass
-        self.handler = handler = make(self.request, self.client_address, self.server)
+        make = self._server.RequestHandlerClass
+        self.handler = handler = make(self.request, self.client_address, self._server)
         kind = type(handler)
+        if self._waiter is None:
+            self._show_handler()
         if kind is not self._short_kind:
             if kind.setup is not BaseRequestHandler.setup or kind.finish is not BaseRequestHandler.finish:
-                return _run_methods(self, handler)
+                return self.run_methods(handler)
             self._short_kind = kind
             if kind is make and _is_plain(kind):
                 self.plain_kind = kind
         # With no coroutine around it: that would be a tenth of what a datagram costs.
         return handler.handle()
 
+    async def _judge(self, verified: Any) -> None:
+        """Begin, if `verified` says so."""
+        if inspect.isawaitable(verified):
+            verified = await verified
+        if verified:
+            await self._begin()
+        else:
+            self.reason = "refused"
+
+    def _show_handler(self) -> None:
+        """Name the coroutine, which names the task where a task is shown, after the handler: Upper.handle."""
+        name = getattr(getattr(self.handler, "handle", None), "__qualname__", None)
+        if isinstance(name, str):
+            self._coroutine.__qualname__ = name
+
+    # What the server does with it.
+
+    def enter(self) -> bool:
+        """Make the task the current one; return False if another one is.
+
+        It stays the current one until :meth:`leave`, as another datagram mostly follows.
+        """
+        if not self.is_entered:
+            try:
+                _enter_task(self.parking.get_loop(), self.task)
+            except RuntimeError:
+                return False
+            self.is_entered = True
+        return True
+
+    def leave(self) -> None:
+        """Make the task the current one no longer."""
+        if self.is_entered:
+            self.is_entered = False
+            _leave_task(self.parking.get_loop(), self.task)
+
     def is_stepping(self) -> bool:
-        """Whether its handler takes its first step right now."""
+        """Return whether its handler takes its first step right now."""
         return self.is_entered and self.request is not None
 
-    async def _begin_later(self) -> None:
-        await _run_handler(self, self.server.verify_request(self.request, self.client_address))
-
-    def _resume(self, error: BaseException | None) -> Any:
-        coro = self._coro
-        assert coro is not None
-        try:
-            if error is None:
-                return coro.send(None)
-            if not self._abandoned:
-                return coro.throw(error)
-            with contextlib.suppress(Exception):  # it may swallow even that
-                coro.close()
-            raise error
-        except StopIteration:
-            raise
-        except BaseException as end:
-            if not self.report_end(end, self.server):
-                raise
-        raise StopIteration
+    def settle(self, yielded: Any) -> bool:
+        """Let the task go on after `resume` has returned `yielded`; return True if it can serve another datagram instead."""
+        if yielded is not self.parking:
+            self._show_handler()
+            self._hand_over(yielded)
+        elif self.is_retired:
+            self.parking.wake()
+        else:
+            return True
+        return False
 
     def count_end(self) -> None:
-        """Let the server count it when its task has ended."""
-        assert self.task is not None
-        self.task.add_done_callback(functools.partial(self.server.task_ended, self), context=self.server.task_context)
+        """Count it when its task has ended."""
+        self.task.add_done_callback(self, context=self._server.task_context)
 
     def reset(self) -> None:
         """Forget the last handler."""
-        self.request = self._coro = self.handler = None
         self.reason, self.is_counted = "finished", False
-        self.is_special = self._callback is None or self.server.is_special
+        self.is_special = self._server.is_special
 
-    def retire(self) -> "asyncio.Task[None] | None":
-        """End the task, of one that is free; return it if it takes a while to."""
-        self.is_retired = True
-        self._wake()
-        return self.task
+    def retire(self) -> None:
+        """End a spare task."""
+        self.is_special = self.is_retired = True
+        self.parking.wake()
+
+    def give_up(self) -> None:
+        """Count it as ended, though its handler goes on."""
+        self.reason = "cancelled"
+        self.task.remove_done_callback(self)
+        self._server.unregister_connection(self)
 
     # What the server asks of those that wait when it stops.
 
     def drain(self) -> None:
         """Do nothing: it has all that it will get, and finishes."""
 
+    def is_in_message(self) -> bool:
+        """Return False: a datagram is a whole message."""
+        return False
+
     def cut_off(self) -> None:
         """Cancel the handler."""
-        if self.task is not None:
-            self.task.cancel()
+        self.task.cancel()
 
     def abort(self) -> None:
         """End the handler even if it swallows its cancellation."""
-        self.was_aborted = self._abandoned = True
+        self.was_aborted = True
+        self.abandon()
         self.cut_off()
-
-    # The part of asyncio.Future's interface that a task uses on what it awaits.
-
-    def get_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the task's loop."""
-        return self._loop
-
-    def add_done_callback(self, callback: Callable[["Exchange"], object], *, context: Context | None = None) -> None:
-        """Keep the task's wake-up."""
-        self._callback, self._parked_in = callback, context
-        if self.is_retired:
-            self._wake()
-        else:
-            self.is_special = self.server.is_special
-
-    def cancel(self, msg: Any = None) -> bool:
-        """Do as that for which the handler waits would do: return False if it can't be cancelled, or just runs."""
-        if self.is_stepping():
-            self.is_special = self.is_retired = True
-            return False  # it cancels itself, and the task remembers
-        if self._callback is None:
-            yielded = self._yielded
-            return bool(is_future(yielded) and yielded.cancel(msg=msg))
-        self._cancelled = cancelled_error(msg)
-        self.is_retired = True
-        self._wake()
-        return True
-
-    def result(self) -> None:
-        """Raise CancelledError if the task was cancelled while it was parked."""
-        cancelled, self._cancelled = self._cancelled, None
-        if cancelled is not None:
-            raise cancelled
-
-    def _wake(self) -> None:
-        callback, self._callback = self._callback, None
-        if callback is not None:
-            self._loop.call_soon(callback, self, context=self._parked_in)
-
-    # A coroutine's interface, by which the task resumes it.
-
-    def send(self, value: Any) -> Any:
-        """Go on; return what to wait for."""
-        return self._proceed(None)
-
-    __next__ = cast(Callable[["Exchange"], Any], lambda self: self._proceed(None))
-
-    def throw(self, *error: Any) -> Any:
-        """Go on with an error; return what to wait for."""
-        return self._proceed(as_raised(error))
-
-    def close(self) -> None:
-        """Close the handler's coroutine."""
-        if self._coro is not None:
-            self._coro.close()
-
-    def __await__(self) -> Any:
-        return self
-
-    def _proceed(self, error: BaseException | None) -> Any:
-        try:
-            if self._end is not None:
-                raise self._end if error is None else error  # it had asked for its cancellation before it ended
-            if self._coro is None:
-                if error is not None:
-                    raise error
-                if self.is_retired:
-                    raise StopIteration
-                return self  # and the task is parked
-            yielded, self._yielded = self._yielded, _NOTHING
-            if yielded is not _NOTHING:
-                if error is None:
-                    if yielded is not None:
-                        return yielded
-                    # It wanted to sleep a turn, and that turn is over.
-                elif is_future(yielded) and yielded.cancel(msg=error.args[0] if error.args else None):
-                    return yielded  # and the error comes from there, as for any task that is cancelled while it runs
-            return self._context.run(self._resume, error)
-        except BaseException:
-            self.is_retired = True
-            # The task has this, and this the task: without the cycle both go as soon as nobody needs them.
-            self.task = self._coro = self._end = None
-            raise

@@ -234,7 +234,12 @@ class Driver:
     _wake_up: Callable[[Any], object] | None  # the task's own, while what it awaits was told only of _resume()
 
     def start(
-        self, coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop, context: Context, name: str
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        loop: asyncio.AbstractEventLoop,
+        context: Context,
+        name: str,
+        make_task: Callable[..., "asyncio.Task[Any]"] = asyncio.Task,
     ) -> None:
         """Make the task. It is of the plain kind, whatever the loop's task factory.
 
@@ -247,7 +252,7 @@ class Driver:
         self._waiter = self._wake_up = self._awaited = None
         self._cancels = 0
         self._is_abandoned = False
-        self.task = asyncio.Task(coroutine, loop=loop, context=context, name=name)
+        self.task = make_task(coroutine, loop=loop, context=context, name=name)
 
     async def hand_back(self) -> None:
         """Let the task take over, if an event steps the coroutine.

@@ -6,17 +6,17 @@ import socket
 import ssl as ssl_module
 import sys
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import Any, cast
 
-from aioecho.net.kernel import (
-    nothing_more_of,
-)
+from aioecho.net.kernel import BYTES_RECEIVED, LAST_DATA_RECV, nothing_more_of, tcp_info
 from aioecho.runtime.logs import format_address
 from aioecho.serving.base import BaseServer
 from aioecho.serving.end_record import log_end, logger
 from aioecho.serving.ends import Reason
 from aioecho.serving.handlers import BaseRequestHandler
 from aioecho.serving.timeouts import CLOSED, HANDLE, OPEN, PREPARE, TimedConnection
+from aioecho.streams.ending import StreamDrain
 from aioecho.streams.protocol import (
     CountingStreamProtocol,
     StreamProtocol,
@@ -44,7 +44,7 @@ class Connection(TimedConnection):
     # It ends in exactly one of the server's counters, by its `reason`, in its task's done-callback, which it is
     # itself: a bound method for each connection would cost some bytes.
 
-    __slots__ = ("client_address", "reason", "was_aborted")
+    __slots__ = ("_has_sent_eof", "client_address", "reason", "was_aborted")
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Connection(TimedConnection):
         self.request: tuple[StreamReader, StreamWriter] | None = None
         self.handler: Any = None
         self.reason: Reason = "handshake"
-        self.was_aborted = self._is_cut_off = False
+        self.was_aborted = self._is_cut_off = self._has_sent_eof = False
         self._stage = OPEN
         self._linger: asyncio.TimerHandle | None = None
         self._stalled: tuple[float, int, int] | None = None  # since when, and at which counts of bytes
@@ -121,7 +121,25 @@ class Connection(TimedConnection):
             self._end_stream()
 
     def _end_stream(self) -> None:
-        self._protocol.reader.end_when(nothing_more_of(self._sock))
+        """Let reads that wait between messages get the end of the stream; tell a peer that only sends to stop first."""
+        protocol, linger = self._protocol, self._timeouts().linger
+        if self.request is None or protocol.is_lost:
+            return
+        one_way = bool(getattr(self.handler, "one_way", False))
+        if one_way and not self._has_sent_eof and not protocol.is_tls:
+            self._has_sent_eof = True
+            self.request[1].write_eof()
+            if linger is not None:
+                self._loop.call_later(linger, self._end_stream)
+            return
+        sock = self._sock
+        protocol.reader.begin_drain(
+            StreamDrain(protocol.reader, nothing_more_of(sock), lambda: _silence(sock), linger, one_way)
+        )
+
+    def is_in_message(self) -> bool:
+        """Tell whether a message is in progress: cancelling the handler cuts it."""
+        return self.request is not None and self._protocol.reader.is_in_message()
 
     def stop(self) -> None:
         """Cancel what runs, the handler mostly."""
@@ -308,7 +326,7 @@ class Connection(TimedConnection):
                 transport.close()
             # It waits until its peer closes too; so it does if its handler has closed it.
             self._start_linger(protocol)
-        elif protocol.peer_has_closed or transport.is_closing():
+        elif protocol.peer_has_closed or transport.is_closing() or self._has_sent_eof:
             transport.close()
         else:
             assert self.request is not None
@@ -331,3 +349,12 @@ class Connection(TimedConnection):
                 self.reason = "unsent"
             reset_when_closed(protocol.transport)
         protocol.transport.abort()
+
+
+def _silence(sock: socket.socket) -> float | None:
+    """Return for how many seconds a peer has sent nothing, infinity if it never has; None where the system does not tell."""
+    received = tcp_info(sock, BYTES_RECEIVED)
+    milliseconds = tcp_info(sock, LAST_DATA_RECV)
+    if received is None or milliseconds is None:
+        return None
+    return milliseconds / 1000 if received else inf

@@ -44,6 +44,9 @@ class Served(Protocol):
     def drain(self) -> None:
         """End it when there is nothing left to do."""
 
+    def is_in_message(self) -> bool:
+        """Tell whether a message is in progress: cancelling the handler cuts it."""
+
     def cut_off(self) -> None:
         """Cancel the handler."""
 
@@ -79,7 +82,8 @@ class Drain:
         self._drop_waiting = drop_waiting
         self._release = release
         self._level = level
-        self._counts = {"completed": 0, "cancelled": 0, "aborted": 0}
+        self._counts = {"completed": 0, "cancelled": 0, "aborted": 0, "unfinished": 0}
+        self._in_message: set[Served] = set()  # when they were cancelled
         self._deadline = float("inf")
         self._timer: asyncio.TimerHandle | None = None  # for the next stage
         self._all_ended: asyncio.Future[None] | None = None  # None: it does not wait for that yet
@@ -113,6 +117,8 @@ class Drain:
             return  # the drain has ended without it, and counted it then
         how = "aborted" if ended.was_aborted else "cancelled" if ended.outcome == "cancelled" else "completed"
         self._counts[how] += 1
+        if how != "completed" and ended in self._in_message:
+            self._counts["unfinished"] += 1
         self._end_if_idle()
 
     def _end_if_idle(self) -> None:
@@ -152,6 +158,8 @@ class Drain:
         self._drop_waiting()
         self._end_if_idle()
         for connection in tuple(self._served):
+            if connection.is_in_message():
+                self._in_message.add(connection)
             connection.cut_off()
         self._timer = self._loop.call_later(STAGE_TIMEOUT, self._abort)
 

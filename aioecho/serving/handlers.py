@@ -9,6 +9,7 @@ from aioecho.config import Timeouts
 from aioecho.framing import Framing
 from aioecho.net.datagram_socket import DatagramTransport
 from aioecho.serving.base import BaseServer
+from aioecho.streams.ending import Unbroken
 from aioecho.streams.frames import Frames
 from aioecho.streams.reader import StreamReader
 from aioecho.streams.writer import StreamWriter
@@ -69,6 +70,10 @@ class StreamRequestHandler(BaseRequestHandler):
 
     serves = "streams"
 
+    one_way: ClassVar[bool] = False
+    """Whether peers only send, and wait for no reply, as to a sink of logs or metrics. A server that stops then tells a
+    peer first that it will read no more, and reads on for Timeouts.linger: what is on its way is not lost."""
+
     framing: Framing | None = None
     """How :attr:`frames` and :meth:`send_frame` cut the stream into frames: an object of aioecho.framing, of the class."""
 
@@ -113,6 +118,14 @@ class StreamRequestHandler(BaseRequestHandler):
         if protocol._is_special or transport.is_closing():
             del data
             await writer.drain()
+
+    def unbroken(self) -> Unbroken:
+        """Return what keeps a stop off an exchange in steps: ``async with self.unbroken(): ...``.
+
+        A server that stops does not end the stream while the handler is in such a block, until the grace is over. Without
+        one, a handler that has answered all that it has read meets the end of its stream at the next read.
+        """
+        return Unbroken(self.reader.hold)
 
     @property
     def frames(self) -> Frames:

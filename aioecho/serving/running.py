@@ -96,6 +96,19 @@ class HandlerRun(Ended, Driver):
         # What awaits a coroutine that was closed meets an error of Python's.
         return asyncio.CancelledError() if self._is_abandoned else error
 
+    async def run_methods(self, handler: Any) -> None:
+        """Await setup(), handle() and finish() of a handler that was made, where nothing is to be done in between."""
+        await self._set_up(handler)
+        try:
+            await self.handle()
+        finally:
+            if self._is_to_finish():
+                await handler.finish()
+
+    def _is_to_finish(self) -> bool:
+        handler = self.handler
+        return handler is not None and not self._is_abandoned and type(handler).finish is not BaseRequestHandler.finish
+
     async def finish_handler(self, end: BaseException | None) -> None:
         """Call finish(), if there is a handler; set the reason, and report what went wrong.
 
@@ -108,13 +121,8 @@ class HandlerRun(Ended, Driver):
                 if end is not None:
                     raise end
             finally:
-                handler = self.handler
-                if (
-                    handler is not None
-                    and not self._is_abandoned
-                    and type(handler).finish is not BaseRequestHandler.finish
-                ):
-                    await handler.finish()
+                if self._is_to_finish():
+                    await self.handler.finish()
         except BaseException:
             error = sys.exception()
             assert error is not None

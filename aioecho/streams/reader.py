@@ -8,7 +8,7 @@ out is still in the buffer, so that every other method reads the same bytes.
 
 import asyncio
 from asyncio import IncompleteReadError, LimitOverrunError
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 from io import BytesIO
 from time import monotonic
 from typing import Any, Literal, SupportsIndex
@@ -16,6 +16,7 @@ from typing import Any, Literal, SupportsIndex
 from aioecho.exceptions import FrameTooLong, LineTooLong
 from aioecho.framing import Framing
 from aioecho.runtime.driver import Waiter, steps
+from aioecho.streams.ending import StreamDrain
 from aioecho.streams.frames import Batches, Frames
 from aioecho.streams.records import ALL, BATCH, BIG, LEAST_BATCH, SLICE, find_separator, skip_record
 
@@ -117,7 +118,9 @@ class StreamReader(asyncio.StreamReader):
     _left: int = LEAST_BATCH  # records to hand out before the next look at the clock
     _slice_end: float = 0.0  # when the loop is to run
 
-    _ends_when: Callable[[], bool] | None = None
+    _drain: StreamDrain | None = None  # while the server stops
+    _holds: int = 0  # the unbroken() blocks that the handler is in
+    _is_ended_by_drain: bool = False
     _interruption: Exception | None = None
     _message_began: float | None = None  # when a read came to wait for the rest of what it has begun to read
     _seen: float | None = None  # when a visitor first found the wait that goes on, or that there is none
@@ -171,7 +174,7 @@ class StreamReader(asyncio.StreamReader):
             or self._paused
             or self._exception is not None
             or self._interruption is not None
-            or self._ends_when is not None
+            or self._drain is not None
             or self._seen is not None
             or self._skip is not None
             or self._news._collected is not None
@@ -206,14 +209,35 @@ class StreamReader(asyncio.StreamReader):
             self._news.heed()  # for drain(), which raises it too
         self._wakeup_waiter()
 
-    def end_when(self, no_more_comes: Callable[[], bool]) -> None:
-        """End the stream at the first wait for data, with none buffered, at which `no_more_comes()` is true.
-
-        For a server that stops: what the peer has sent by then is still read. Asked at once if a reader waits already.
-        """
-        self._ends_when = no_more_comes
+    def begin_drain(self, drain: StreamDrain) -> None:
+        """Let `drain` decide, from now on, whether a read that waits gets the end of the stream."""
+        if self._drain is not None:
+            self._drain.stop()
+        drain.holds = self._holds
+        self._drain = drain
         self._slow_down()
-        self._end_if_idle()
+        self._wakeup_waiter()  # a read that waits already asks too
+
+    def hold(self, count: int) -> None:
+        """Count the blocks in which a drain does not end the stream: add `count` to them."""
+        self._holds += count
+        if self._drain is not None:
+            self._drain.holds = self._holds
+            if not self._holds:
+                self._wakeup_waiter()
+
+    @property
+    def end(self) -> str | None:
+        """What has ended the stream: "peer", or "drain", as the server stops. None if it has not ended.
+
+        What the peer had sent may still be buffered.
+        """
+        return None if not self._eof else "drain" if self._is_ended_by_drain else "peer"
+
+    def is_in_message(self) -> bool:
+        """Tell whether a message is in progress: a part of a record has come, or a request was not answered yet."""
+        news = self._news
+        return self._has_input() or self._skip is not None or (news is not None and news.unanswered)
 
     def interrupt(self, exc: Exception) -> None:
         """Raise `exc` in the read that waits now; later ones go on as if nothing had been."""
@@ -244,16 +268,11 @@ class StreamReader(asyncio.StreamReader):
             return None
         return ("idle", self._seen) if self._message_began is None else ("message", self._message_began)
 
-    def _end_if_idle(self) -> None:
-        waits = self._awaited and not self._received and not self._eof
-        if waits and self._ends_when is not None and self._ends_when():
-            self.feed_eof()
-
     def _wakeup_waiter(self) -> None:
         if self._awaited:
             self._awaited.wake()
 
-    def _wait(self, func_name: str) -> Generator[Any, None, None]:
+    def _wait(self, func_name: str, began: bool = False) -> Generator[Any, None, None]:
         """Wait for news, and then look: at the buffer, at the end of the stream. Wakes without news are possible."""
         if self._awaited:
             raise RuntimeError(f"{func_name}() called while another coroutine is already waiting for incoming data")
@@ -269,11 +288,11 @@ class StreamReader(asyncio.StreamReader):
             self._paused = False
             assert self._transport is not None
             self._transport.resume_reading()
-            if self._ends_when is not None:
+            if self._drain is not None:
                 # A TLS transport may hold data of its own, which it delivers in the next turn.
-                self._loop.call_soon(self._loop.call_soon, self._end_if_idle)
-        elif self._ends_when is not None and not self._received and self._ends_when():
-            self._eof = True
+                self._loop.call_soon(self._loop.call_soon, self._wakeup_waiter)
+        elif self._drain is not None and self._drain.may_end(func_name, began):
+            self._eof = self._is_ended_by_drain = True
             return
         if self._message_began is None:  # else the wait that a visitor has seen goes on, though some more has come
             if self._seen is not None:
@@ -449,7 +468,7 @@ class StreamReader(asyncio.StreamReader):
                 self._raise_interruption()
         return (yield from self._read(n))
 
-    def _read(self, n: int) -> Generator[Any, None, bytes]:
+    def _read(self, n: int, began: bool = False) -> Generator[Any, None, bytes]:
         piece = self._piece
         if piece:
             at = self._at
@@ -463,14 +482,14 @@ class StreamReader(asyncio.StreamReader):
         if n < 0:
             return (yield from self._read_all())
         while not self._received and not self._eof:
-            yield from self._wait("read")
+            yield from self._wait("read", began)
         return self._take(n) if self._received else b""
 
     def _read_all(self) -> Generator[Any, None, bytes]:
         blocks: list[bytes] = []
         size = 0
         most = self._news.max_frame if self._news is not None else None
-        while block := (yield from self._read(self._limit)):
+        while block := (yield from self._read(self._limit, bool(blocks))):
             blocks.append(block)
             size += len(block)
             if most is not None and size > most:

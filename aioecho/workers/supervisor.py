@@ -96,7 +96,7 @@ class Supervisor:
         self._watchdog = WorkerWatchdog(self._workers)
         self._stopping_since = 0.0
         self._failure: str | None = None
-        self._drained = {"completed": 0, "cancelled": 0, "aborted": 0}
+        self._drained = {"completed": 0, "cancelled": 0, "aborted": 0, "unfinished": 0}
 
     async def run(self) -> DrainReport:
         """Serve until told to stop, and return what became of all workers' connections then.
