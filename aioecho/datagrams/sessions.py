@@ -168,7 +168,9 @@ class Session(HandlerRun):
                     await self.handle()
             except BaseException:
                 end = self.end_with(sys.exception())
-            await self.finish_handler(end)
+            finishing = self.finish_handler(end)
+            if finishing is not None:
+                await finishing
         finally:
             del end  # its traceback refers to this frame
             self.finish()

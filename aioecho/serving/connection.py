@@ -294,7 +294,9 @@ class Connection(TimedConnection):
         """Let the handler clean up, report what went wrong, and close."""
         protocol, request = self._protocol, self.request
         try:
-            await self.finish_handler(end)
+            finishing = self.finish_handler(end)
+            if finishing is not None:
+                await finishing
         except (Exception, asyncio.CancelledError):
             raise
         except BaseException:  # the program ends
@@ -318,7 +320,7 @@ class Connection(TimedConnection):
         """Send what was written, and close so that the peer can read it."""
         transport = protocol.transport
         unsent = protocol.unsent()
-        if self._is_cut_off or self.outcome == "cancelled" or self.reason == "write":
+        if self._is_cut_off or self.reason == "cancelled" or self.reason == "write":
             self._cut_short(protocol)
         elif protocol.is_tls:
             protocol.discard()

@@ -25,8 +25,8 @@ class HandlerRun(Ended, Driver):
     """A request whose handler runs in a task of its own: a connection, a session.
 
     Its task's coroutine calls :meth:`prepare`, and if there is a `handler` then, :meth:`handle`, and awaits what they
-    return. At the end it awaits :meth:`finish_handler`. The coroutine is not here: while a handler waits its frame stays, and
-    a connection's has to be as small as can be.
+    return. At the end it calls :meth:`finish_handler`, likewise. The coroutine is not here: while a handler waits its frame
+    stays, and a connection's has to be as small as can be.
     """
 
     __slots__ = ()
@@ -109,11 +109,19 @@ class HandlerRun(Ended, Driver):
         handler = self.handler
         return handler is not None and not self._is_abandoned and type(handler).finish is not BaseRequestHandler.finish
 
-    async def finish_handler(self, end: BaseException | None) -> None:
+    def finish_handler(self, end: BaseException | None) -> Awaitable[None] | None:
         """Call finish(), if there is a handler; set the reason, and report what went wrong.
 
-        `end` is what was raised before. Raises what the task is to end with.
+        `end` is what was raised before. Return what has to be awaited for that, if anything. That raises what the task is to
+        end with.
         """
+        if end is not None or self._is_to_finish():
+            return self._finish_handler(end)
+        if self.handler is not None:
+            self.reason = "finished"  # type: ignore[misc] # see Ended
+        return None
+
+    async def _finish_handler(self, end: BaseException | None) -> None:
         try:
             try:
                 if self.handler is not None:
