@@ -1,8 +1,10 @@
 """TLS endpoints: handshakes that fail, peers that are silent, certificates of clients, and the end in good order."""
 
+import array
 import asyncio
 import contextlib
 import functools
+import gc
 import logging
 import socket
 import socketserver
@@ -605,3 +607,192 @@ async def test_a_tls_peer_that_takes_nothing_is_given_up(tls: SimpleNamespace, d
             client.say(b"")
             await settle(lambda: server.stats.failed == server.stats.reasons["write"] == 1)
         check_identity(server)
+
+
+# What comes in unusual pieces.
+
+
+@pytest.mark.parametrize("how", ["at once", "STARTTLS"])
+async def test_a_client_is_read_on_though_much_came_with_the_end_of_its_handshake(
+    tls: SimpleNamespace, how: str
+) -> None:
+    size = 10_000
+
+    async def handle(self: Any) -> None:
+        if how == "STARTTLS":
+            await self.reader.readline()
+            await self.send(b"go ahead\n")
+            await self.writer.start_tls(tls.server)
+        await self.send(b"%d" % len(await self.reader.readexactly(2 * size)))
+
+    def talk() -> bytes:
+        with HalfCloser(server.server_address, tls) as client:
+            if how == "STARTTLS":
+                client.sock.sendall(b"STARTTLS\n")
+                assert client.sock.recv(100) == b"go ahead\n"
+            client.shake_hands()
+            client.say(b"x" * size)
+            client.say(b"x" * size)
+            return client.read()
+
+    handler = type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle})
+    options: Any = {} if how == "STARTTLS" else {"ssl": tls.server}
+    timeouts, limits = aioecho.Timeouts(idle=5, message=5), aioecho.Limits(max_buffer=4096)
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler, timeouts=timeouts, limits=limits, **options) as server:
+        assert await asyncio.to_thread(talk) == b"%d" % (2 * size)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_records_may_be_cut_and_joined_anywhere(tls: SimpleNamespace, version: ssl.TLSVersion) -> None:
+    def read(client: HalfCloser, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            data += client.read_some()
+        return data
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Echo, ssl=tls.server) as server:
+        with HalfCloser(server.server_address, tls, version) as client:
+            client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await asyncio.to_thread(client.shake_hands)
+            client.say(b"")
+            cut = 0
+            while True:
+                cut += 1
+                client.session.write(b"a" * 5)
+                client.session.write(b"b" * 40)
+                wire = client.outgoing.read()
+                if cut == len(wire):
+                    break
+                client.sock.sendall(wire[:cut])
+                await settle()
+                client.sock.sendall(wire[cut:])
+                assert await asyncio.to_thread(read, client, 45) == b"a" * 5 + b"b" * 40
+
+
+async def test_all_kinds_of_buffers_are_sent_whole_over_tls(tls: SimpleNamespace) -> None:
+    numbers = array.array("I", range(50_000))
+    pieces: list[Any] = [b"", b"bytes", bytearray(b"x" * 100_000), memoryview(numbers), memoryview(numbers)[:5000], b""]
+
+    async def handle(self: Any) -> None:
+        for piece in pieces:
+            self.writer.write(piece)
+        self.writer.writelines(pieces)
+
+    handler = type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle})
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler, ssl=tls.server) as server:
+        with HalfCloser(server.server_address, tls) as client:
+            got = await asyncio.to_thread(client.ask, b"")
+        assert got == b"".join(map(bytes, pieces)) * 2
+
+
+# What goes wrong.
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_client_is_told_by_an_alert_that_its_certificate_is_missing(
+    tls: SimpleNamespace, version: ssl.TLSVersion
+) -> None:
+    async with aioecho.TCPServer(("127.0.0.1", 0), Echo, ssl=tls.mutual) as server:
+        with HalfCloser(server.server_address, tls, version) as client, pytest.raises(ssl.SSLError, match="alert"):
+            await asyncio.to_thread(client.ask, b"")
+        await settle(lambda: server.stats.rejected == 1)
+
+
+async def test_a_record_that_was_tampered_with_ends_the_connection(tls: SimpleNamespace) -> None:
+    met: list[BaseException] = []
+
+    async def handle(self: Any) -> None:
+        try:
+            await self.reader.read(100)
+        except OSError as error:
+            met.append(error)
+            raise
+
+    handler = type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle})
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler, ssl=tls.server) as server:
+        with HalfCloser(server.server_address, tls) as client:
+            await asyncio.to_thread(client.shake_hands)
+            client.flush()
+            client.session.write(b"hello")
+            wire = bytearray(client.outgoing.read())
+            wire[-1] ^= 1
+            client.sock.sendall(wire)
+            with pytest.raises(ssl.SSLError, match="alert bad record mac"):
+                await asyncio.to_thread(client.read)
+        await settle(lambda: server.stats.reasons["connection lost"] == server.stats.failed == 1)
+        assert isinstance(met[0], ssl.SSLError)
+        check_identity(server)
+
+
+async def test_tls_begins_with_a_clients_first_byte(tls: SimpleNamespace) -> None:
+    """Until then a connection costs what one without TLS does."""
+    before = tls.server.session_stats()["accept"]
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server) as server:
+        silent = [socket.create_connection(server.server_address) for _ in range(5)]
+        await settle(lambda: server.stats.active == 5)
+        await settle()
+        assert tls.server.session_stats()["accept"] == before
+        assert await ask(server, tls.client, b"hello\n", 6) == b"HELLO\n"
+        assert tls.server.session_stats()["accept"] == before + 1
+        for sock in silent:
+            sock.close()
+        await settle(lambda: server.stats.rejected == 5)
+
+
+async def test_a_handler_learns_of_the_session_even_when_it_is_over(tls: SimpleNamespace) -> None:
+    told: dict[str, Any] = {}
+
+    class Tell(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            await self.reader.read()
+
+        async def finish(self) -> None:
+            self.writer.transport.abort()
+            await asyncio.sleep(0.01)
+            for name in ("ssl_object", "peercert", "cipher", "compression", "sslcontext", "peername", "none"):
+                told[name] = self.writer.get_extra_info(name, "default")
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Tell, ssl=tls.mutual) as server:
+        _, writer = await connect(server.names[0], ssl=tls.known_client)
+        cipher = writer.get_extra_info("cipher")
+        writer.close()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+        await settle(lambda: told)
+    assert isinstance(told["ssl_object"], ssl.SSLObject)
+    assert told["ssl_object"].version() == "TLSv1.3"
+    assert told["peercert"]["subjectAltName"][0][1] == "client@example.org"
+    assert told["cipher"] == cipher
+    assert told["sslcontext"] is tls.mutual
+    assert told["peername"][0] == "127.0.0.1"
+    assert (told["compression"], told["none"]) == (None, "default")
+
+
+@pytest.mark.parametrize("end", ["FIN", "close_notify", "garbage", "gone"])
+async def test_a_tls_connection_leaves_no_reference_cycle(tls: SimpleNamespace, end: str) -> None:
+    def talk() -> None:
+        with HalfCloser(server.server_address, tls) as client:
+            if end in ("garbage", "gone"):
+                client.sock.sendall(b"GET / HTTP/1.0\r\n\r\n"[: 3 if end == "gone" else None])
+                return
+            client.shake_hands()
+            client.say(b"hello\n")
+            assert client.read_some() == b"HELLO\n"
+            if end == "close_notify":
+                client.say(b"", "close_notify")
+                client.read()
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server) as server:
+        gc.collect()
+        gc.disable()
+        try:
+            await asyncio.to_thread(talk)
+            await settle(lambda: server.stats.accepted == 1 and not server.connections)
+            await settle()
+            kinds = [type(each).__name__ for each in gc.get_objects()]
+        finally:
+            gc.enable()
+        # A reader whose exception was raised is in a cycle with it, by its traceback, as asyncio's is.
+        freed = {"TLSTransport", "SSLObject"} | (
+            set() if end in ("garbage", "gone") else {"StreamProtocol", "StreamReader"}
+        )
+        assert not freed & set(kinds)

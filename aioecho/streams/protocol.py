@@ -9,7 +9,7 @@ import contextlib
 import socket
 import struct
 from time import monotonic
-from typing import Any, cast
+from typing import Any
 
 from aioecho.config import Limits
 from aioecho.streams.reader import DEFAULT_LIMIT, Buffer, Collected, News, StreamReader
@@ -122,9 +122,6 @@ class StreamProtocol(News, asyncio.Protocol):
         self.is_tls = True
         self._stays_open_at_eof = False  # it complains of a protocol that wants to stay half open
         self.transport = self.reader._transport = transport
-        # uvloop forgets what it has received, and not passed on to a reader that is paused, when the peer closes. So let
-        # it receive no more than it passes on: it then learns of the end when all before it was read.
-        cast(Any, transport).set_read_buffer_limits(high=1, low=0)
 
     data_received = News.deliver  # type: ignore[assignment] # resumes whoever waits for data
 

@@ -1,152 +1,447 @@
-"""TLS over a connection: the loop's own, made to end as a plain connection ends.
+"""TLS over a connection: a transport that drives an ssl.SSLObject, on any loop and over any transport of its own.
 
-Both loops' TLS (asyncio's sslproto in 3.11 to 3.13, uvloop's in 0.23) lets a connection end in ways in which replies are
-lost. It begins to shut down as soon as its peer says that it will send no more (close_notify, as of Go's CloseWrite), or
-closes its direction of the TCP connection; what is written from then on is thrown away. And it closes the transport under
-it while it holds back data of its own, which was too much for that transport's buffer: asyncio's never sends them in 3.12
-and 3.13, and keeps the loop busy with errors instead (cpython#115514, mended in later releases of both).
+The loops' own TLS is not used, for what it does to a connection:
 
-So a :class:`Link` stands between the socket's transport and the loop's TLS. It tells the stream's protocol of the end, and
-the loop's TLS only when this side has closed too; and it never lets the loop's TLS hold anything back: what waits to be
-sent waits in the socket's transport alone, which tells the stream's protocol when that is too much.
+- It begins to shut down as soon as its peer sends close_notify, or closes its direction of the TCP connection, and throws away
+  what is written from then on. So a reply to a client that half-closes is lost (asyncio's in 3.11 to 3.15, uvloop's in 0.23).
+- asyncio's closes the transport under it while it still holds back data, and never sends them in 3.12 and 3.13
+  (cpython#115514). uvloop's forgets what a paused reader has not read when its peer closes.
+- asyncio's allocates a buffer of 256 KiB for each connection, and uvloop's one for each read.
+- Both meet the end of what has come by an exception, for every message, which costs more than the decryption.
 
-The rule of this module: it uses what protocols and transports offer each other, and nothing that is private to a loop.
+This one holds nothing back. What is written is encrypted and passed to the socket's transport at once, which tells the stream's
+protocol when too much is unsent there. What is read is decrypted and delivered in the same call.
 """
 
 import asyncio
-import contextlib
+import enum
 import ssl
-from collections.abc import Callable
-from contextvars import ContextVar
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Iterable
+from ssl import SSLError, SSLWantReadError, SSLZeroReturnError
+from typing import Any
 
-__all__ = ["FOR_EVER", "Link", "start_tls"]
+__all__ = ["FOR_EVER", "TLSTransport", "start_tls"]
 
-# Seconds, for timers of the loop's TLS that can't be switched off.
 FOR_EVER = 1e6
+"""Seconds: a timeout that never ends."""
 
-# Whether the TLS that is being made is this module's: asyncio's may meet the end before anything else can tell.
-_is_ours: ContextVar[bool] = ContextVar("_is_ours", default=False)
+# Seconds that asyncio's documentation promises for both.
+DEFAULT_HANDSHAKE_TIMEOUT = 60.0
+DEFAULT_SHUTDOWN_TIMEOUT = 30.0
 
+# Bytes: the most plaintext in a TLS record, and so the most that SSL_read returns.
+RECORD = 2**14
 
-class Stream(Protocol):
-    """The stream's protocol, as a :class:`Link` sees it."""
+# Bytes: the most that is passed to OpenSSL at once. Its memory BIOs never shrink, so this bounds what an idle connection keeps.
+# A whole record fits in, with its header, its MAC and padding.
+SLICE = RECORD + 2**9
 
-    def pause_writing(self) -> None:
-        """Let drain() wait."""
+# Records that are delivered, or passed to the socket's transport, in one piece. From 128 KiB on malloc() maps memory for it,
+# whose pages cost more than the decryption.
+RECORDS_AT_ONCE = 4
 
-    def resume_writing(self) -> None:
-        """Let drain() return."""
-
-    def eof_received(self) -> object:
-        """End the stream."""
-
-
-_read = ssl.SSLObject.read  # for every message, and super() costs more
-
-
-class _TLSObject(ssl.SSLObject):
-    # To others that use the same context, and are not linked, it behaves as any SSLObject.
-
-    _hides_end: bool
-    _has_ended = False
-    _peer_sends_no_more = False
-    _tell_end: Callable[[], object] | None = None
-
-    def __new__(cls, *args: Any, **options: Any) -> "_TLSObject":
-        made = super().__new__(cls)
-        made._hides_end = _is_ours.get()
-        return made
-
-    def read(self, len: int = 1024, buffer: Any = None) -> Any:
-        # At b"" the loops would shut down. So to them it looks as if nothing had come.
-        data = _read(self, len, buffer)
-        if data or not self._hides_end:
-            return data
-        if not self._has_ended:
-            self._has_ended = True
-            if self._tell_end is not None:
-                self._tell_end()
-        raise ssl.SSLWantReadError
-
-    def unwrap(self) -> None:
-        # asyncio calls this while its peer may still be sending. To unwrap over unread data is an error, and for that it
-        # throws away what is unsent. uvloop reads first, as is done here.
-        with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError):
-            while self.read(2**16):
-                pass
-        try:
-            super().unwrap()
-        except ssl.SSLWantReadError:  # it waits for the peer to say that it closes too
-            if not self._peer_sends_no_more:
-                raise
-
-    def tell_end(self, tell: Callable[[], object]) -> None:
-        """Call `tell` at the peer's close_notify, or now if that has come already."""
-        self._hides_end, self._tell_end = True, tell
-        if self._has_ended:
-            tell()
+Buffer = bytes | bytearray | memoryview
 
 
-class Link(asyncio.BufferedProtocol):
-    """Connects the socket's transport with the loop's TLS, and both with the stream's protocol."""
+class _State(enum.Enum):
+    HANDSHAKE = "handshake"
+    OPEN = "open"
+    CLOSING = "closing"  # close_notify is sent, and the peer's has not come
+    LOST = "lost"
 
-    __slots__ = ("_loop", "_object", "_stream", "_tls", "_transport", "buffer_updated", "get_buffer")
 
-    # The loop's TLS's own: they cost a read no call more.
-    get_buffer: Callable[[int], bytearray]  # type: ignore[assignment]
-    buffer_updated: Callable[[int], None]  # type: ignore[assignment]
+_HANDSHAKE, _OPEN, _CLOSING, _LOST = _State
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, tls: Any, stream: Stream) -> None:
+
+class TLSTransport(asyncio.Transport, asyncio.Protocol):
+    """The transport of a stream over TLS, and at the same time the protocol of the socket's transport under it.
+
+    close() sends close_notify and waits until the peer closes too; what the peer sends until then is dropped. Renegotiation
+    (TLS 1.2) is not supported: a write that needs it fails, and aborts the connection.
+    """
+
+    __slots__ = (
+        "_context",
+        "_deliver",
+        "_error",
+        "_has_ended",
+        "_incoming",
+        "_is_in_record",
+        "_is_server_side",
+        "_loop",
+        "_most",
+        "_object",
+        "_outgoing",
+        "_protocol",
+        "_read",
+        "_server_hostname",
+        "_shutdown_timeout",
+        "_state",
+        "_take",
+        "_timer",
+        "_transport",
+        "_waiter",
+        "_write",
+    )
+
+    _object: ssl.SSLObject
+    _incoming: ssl.MemoryBIO
+    _outgoing: ssl.MemoryBIO
+    _read: Callable[[int], bytes]
+    _write: Callable[[Buffer], int]
+    _deliver: Callable[[bytes], object]
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        transport: asyncio.Transport,
+        protocol: asyncio.Protocol,
+        context: ssl.SSLContext,
+        take: Callable[[asyncio.Transport], object],
+        *,
+        server_side: bool,
+        server_hostname: str | None,
+        shutdown_timeout: float,
+    ) -> None:
         self._loop = loop
-        self._tls = tls
-        self._stream = stream
-        self._object: _TLSObject | None = None  # there is one once the handshake is done
-        self._transport: asyncio.Transport | None = None
-        self.get_buffer, self.buffer_updated = tls.get_buffer, tls.buffer_updated
+        self._transport = transport
+        self._protocol: asyncio.Protocol | None = protocol
+        self._context = context
+        self._take: Callable[[asyncio.Transport], object] | None = take
+        self._is_server_side = server_side
+        self._server_hostname = server_hostname
+        self._shutdown_timeout = shutdown_timeout
+        self._state = _HANDSHAKE
+        self._most = -1  # bytes: for how many at once data_received() may take the short way
+        self._is_in_record = False  # OpenSSL may have a part of a record
+        self._has_ended = False  # the peer has sent close_notify, or closed its direction of the connection
+        self._error: Exception | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiter: asyncio.Future[None] | None = None
 
-    def take(self, transport: asyncio.Transport) -> None:
-        """Begin to look after the end, of what is now the TLS transport."""
-        made = transport.get_extra_info("ssl_object")
-        if isinstance(made, _TLSObject):
-            self._transport, self._object = transport, made
-            made.tell_end(self._end_soon)
+    def start(self, received: bytes, timeout: float) -> "asyncio.Future[None]":
+        """Begin the handshake; the future tells how it ends. `timeout` is in seconds. The transport has to be paused.
 
-    def _end_soon(self) -> None:
-        # What was read before it is passed on in this turn.
-        self._loop.call_soon(self._end)
+        On a server's side nothing is allocated for TLS until the client's first byte comes.
 
-    def _end(self) -> None:
-        self._stream.eof_received()
+        Raises:
+            ValueError: the context wants to check a host name, and there is none.
+        """
+        self._transport.set_protocol(self)
+        if not self._is_server_side:
+            self._make_object()
+        self._waiter = waiter = self._loop.create_future()
+        if timeout < FOR_EVER:
+            self._timer = self._loop.call_later(timeout, self._time_out, timeout)
+        try:
+            if received:
+                self._receive(received)
+            elif not self._is_server_side:
+                self._process([])
+            self._transport.resume_reading()
+        except BaseException:
+            waiter.cancel()
+            raise
+        return waiter
 
-    def pause_writing(self) -> None:
-        """Tell the stream; the loop's TLS goes on to pass on all that it has."""
-        self._stream.pause_writing()
+    def _make_object(self) -> None:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._object = self._context.wrap_bio(
+            self._incoming, self._outgoing, self._is_server_side, self._server_hostname
+        )
+        # The object's own methods do no more than call these, for every message.
+        made: Any = self._object
+        inner = made._sslobj if type(made) is ssl.SSLObject and hasattr(made, "_sslobj") else made
+        self._read, self._write = inner.read, inner.write
 
-    def resume_writing(self) -> None:
-        """Tell the stream."""
-        self._stream.resume_writing()
+    def _time_out(self, seconds: float) -> None:
+        self._timer = None
+        if self._state is _HANDSHAKE:
+            self._fail(ConnectionAbortedError(f"the TLS handshake took longer than {seconds} seconds"))
+        else:
+            self.abort()
 
-    def eof_received(self) -> Any:
-        """Tell the stream; the loop's TLS if it has to do with it: in the handshake, and once this side has closed."""
-        tls_object, transport = self._object, self._transport
-        if tls_object is None or transport is None:
-            return self._tls.eof_received()
-        tls_object._peer_sends_no_more = True
-        if transport.is_closing():
-            return self._tls.eof_received()
-        self._stream.eof_received()
+    # What the socket's transport calls.
+
+    def data_received(self, data: bytes) -> None:
+        """Decrypt and deliver."""
+        if len(data) > self._most:
+            self._receive(data)
+            return
+        # The way that most data go: they are one record, or the rest of one. So much has to be read as came, but where a part
+        # of the record came before.
+        incoming = self._incoming
+        incoming.write(data)
+        try:
+            chunk = self._read(RECORD if self._is_in_record else len(data))
+        except SSLWantReadError:
+            self._is_in_record = True
+            if self._outgoing.pending:
+                self._flush()
+        except SSLError as error:
+            self._fail(error)
+        else:
+            if not chunk:
+                self._end()
+                self._pass_on([])
+            elif incoming.pending:
+                chunks = [chunk]
+                self._process(chunks)
+                self._pass_on(chunks)
+            else:
+                self._is_in_record = False
+                self._deliver(chunk)
+
+    def _receive(self, data: bytes) -> None:
+        """Decrypt any number of bytes, in any state, and deliver them."""
+        if self._state is _HANDSHAKE and self._is_server_side and not hasattr(self, "_object"):
+            self._make_object()
+        chunks: list[bytes] = []
+        view = memoryview(data)
+        for start in range(0, len(view), SLICE):
+            if self._has_ended or self._state is _LOST:
+                break
+            self._incoming.write(view[start : start + SLICE])
+            self._process(chunks)
+            if len(chunks) >= RECORDS_AT_ONCE:
+                self._deliver(b"".join(chunks))
+                chunks.clear()
+        self._pass_on(chunks)
+
+    def _process(self, chunks: list[bytes]) -> None:
+        """Do what the state demands with what is in the incoming BIO; append to `chunks` what is to be delivered."""
+        if self._state is _CLOSING:
+            self._shut_down()
+            return
+        try:
+            if self._state is _HANDSHAKE:
+                self._object.do_handshake()
+                self._open()
+            while chunk := self._read(RECORD):
+                chunks.append(chunk)
+            self._end()
+        except SSLWantReadError:
+            self._is_in_record = True  # perhaps
+        except SSLError as error:
+            self._fail(error)
+            return
+        if self._outgoing.pending:
+            self._flush()
+
+    def _open(self) -> None:
+        self._state, self._most = _OPEN, SLICE
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        protocol, take, waiter = self._protocol, self._take, self._waiter
+        assert protocol is not None
+        assert take is not None
+        assert waiter is not None
+        self._deliver = protocol.data_received
+        self._take = self._waiter = None
+        take(self)
+        if not waiter.done():
+            waiter.set_result(None)
+
+    def _pass_on(self, chunks: list[bytes]) -> None:
+        if chunks and self._protocol is not None:
+            self._deliver(b"".join(chunks))
+        # The handler, which may have been resumed, may have closed meanwhile.
+        if self._has_ended and self._state is _OPEN and self._protocol is not None:
+            self._protocol.eof_received()
+
+    def eof_received(self) -> bool:
+        """End the stream; the other direction stays open."""
+        if self._state is _HANDSHAKE:
+            self._fail(ConnectionResetError("the peer closed the connection during the TLS handshake"))
+        if self._state is not _OPEN:
+            return False  # the transport closes
+        if not self._has_ended:
+            self._end()
+            assert self._protocol is not None
+            self._protocol.eof_received()
         return True
 
+    def _end(self) -> None:
+        self._has_ended = True
+        self._most = -1
+
+    def pause_writing(self) -> None:
+        """Pass it on to the stream's protocol."""
+        if self._protocol is not None:
+            self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Pass it on to the stream's protocol."""
+        if self._protocol is not None:
+            self._protocol.resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the loop's TLS, which tells the stream."""
-        tls = self._tls
-        if self._object is not None:
-            self._object._tell_end = None
+        """Pass it on to the stream's protocol, or fail the handshake."""
+        protocol, waiter = self._protocol, self._waiter
+        self._state, self._most = _LOST, -1
         # Else all of them would be a cycle, for the garbage collector to undo.
-        self._tls = self._object = self._transport = None
-        del self.get_buffer, self.buffer_updated
-        tls.connection_lost(exc)
+        self._protocol = self._take = self._waiter = None
+        self._deliver = _drop
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if waiter is not None:
+            if not waiter.done():
+                waiter.set_exception(exc or ConnectionResetError("the connection was lost during the TLS handshake"))
+        elif protocol is not None:
+            protocol.connection_lost(exc or self._error)
+
+    def _fail(self, error: Exception) -> None:
+        """Send the alert that says why, if OpenSSL has made one, and end the handshake or the connection with `error`."""
+        error = error.with_traceback(None)  # whose frames refer to this
+        is_handshake = self._state is _HANDSHAKE
+        self._state, self._most = _LOST, -1
+        if hasattr(self, "_object") and self._outgoing.pending:
+            self._flush()
+        if not is_handshake:
+            self._error = error
+            self._transport.abort()
+        elif self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(error)
+
+    def _flush(self) -> None:
+        self._transport.write(self._outgoing.read())
+
+    # What a stream calls.
+
+    def write(self, data: Buffer) -> None:
+        """Send `data`. Does nothing on a transport that is closing."""
+        if self._state is not _OPEN:
+            return
+        try:
+            if len(data) <= RECORD:
+                if data:
+                    self._write(data)
+                    self._transport.write(self._outgoing.read())
+            else:
+                self._write_much(data)
+        except SSLError as error:
+            self._fail(error)
+
+    def _write_much(self, data: Buffer) -> None:
+        write, outgoing = self._write, self._outgoing
+        records: list[bytes] = []
+        with memoryview(data) as given, given.cast("B") as view:
+            for start in range(0, len(view), RECORD):
+                write(view[start : start + RECORD])
+                records.append(outgoing.read())
+                if len(records) == RECORDS_AT_ONCE:
+                    self._transport.write(b"".join(records))
+                    records.clear()
+        if records:
+            self._transport.write(b"".join(records))
+
+    def writelines(self, list_of_data: Iterable[Buffer]) -> None:
+        """Send all of them, in order."""
+        self.write(b"".join(list_of_data))
+
+    def can_write_eof(self) -> bool:
+        """Return False: write_eof() raises NotImplementedError, as that of the loops' TLS does."""
+        return False
+
+    def close(self) -> None:
+        """Close in good order: send close_notify after all that was written, and wait until the peer closes too."""
+        if self._state is _OPEN:
+            self._state, self._most = _CLOSING, -1
+            if self._shutdown_timeout < FOR_EVER:
+                self._timer = self._loop.call_later(self._shutdown_timeout, self._time_out, self._shutdown_timeout)
+            self._shut_down()
+        elif self._state is _HANDSHAKE:
+            self.abort()
+
+    def _shut_down(self) -> None:
+        # To unwrap over unread data is an error. That is raised for the peer's close_notify too, which has not come.
+        is_over = self._has_ended
+        try:
+            _discard(self._object)
+            self._object.unwrap()
+            is_over = True
+        except SSLWantReadError:
+            pass
+        except SSLError:  # such as of a peer that did not close so much as break off
+            is_over = True
+        if self._outgoing.pending:
+            self._flush()
+        if is_over:
+            self._has_ended = True
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once; what is unsent is lost."""
+        if self._state is _OPEN:
+            self._state = _CLOSING
+            self._end()  # what comes still is dropped
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        """Return whether it is closing or closed."""
+        return self._state is not _OPEN or self._transport.is_closing()
+
+    def pause_reading(self) -> None:
+        """Let the socket's transport read no more."""
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Let the socket's transport read."""
+        self._transport.resume_reading()
+
+    def is_reading(self) -> bool:
+        """Return whether the socket's transport reads."""
+        return self._transport.is_reading()
+
+    def get_write_buffer_size(self) -> int:
+        """Return how many bytes, encrypted, the kernel has not taken."""
+        return self._transport.get_write_buffer_size()
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        """Return the socket's transport's: (low, high), in bytes."""
+        return self._transport.get_write_buffer_limits()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Set the socket's transport's, in bytes."""
+        self._transport.set_write_buffer_limits(high, low)
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Deliver to another protocol from now on."""
+        assert isinstance(protocol, asyncio.Protocol)
+        self._protocol, self._deliver = protocol, protocol.data_received
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """Return the protocol that data are delivered to."""
+        assert self._protocol is not None
+        return self._protocol
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return what the ssl module tells of the connection, or what the socket's transport does."""
+        if name == "sslcontext":
+            return self._context
+        if name in ("ssl_object", "peercert", "cipher", "compression") and hasattr(self, "_object"):
+            made = self._object
+            if name == "ssl_object":
+                return made
+            if name == "peercert":
+                return made.getpeercert()
+            return made.cipher() if name == "cipher" else made.compression()
+        return self._transport.get_extra_info(name, default)
+
+
+def _discard(tls_object: ssl.SSLObject) -> None:
+    """Read, and drop, all that has come."""
+    try:
+        while tls_object.read(RECORD):
+            pass
+    except (SSLWantReadError, SSLZeroReturnError):
+        pass
+
+
+def _drop(data: bytes) -> None:
+    """Deliver to nothing."""
 
 
 async def start_tls(
@@ -156,53 +451,34 @@ async def start_tls(
     context: ssl.SSLContext,
     received: bytes,
     take: Callable[[asyncio.Transport], object],
-    **options: Any,
+    *,
+    server_side: bool,
+    server_hostname: str | None = None,
+    ssl_handshake_timeout: float | None = None,
+    ssl_shutdown_timeout: float | None = None,
 ) -> asyncio.Transport:
     """Return a TLS transport over `transport`, of which `stream` has `received` bytes that belong to the handshake.
 
-    `take` is called with it before any data comes. The `options` are those of loop.start_tls().
+    `transport` has to be paused. `take` is called with the new one before any data comes. The timeouts are in seconds, 60 and
+    30 if they are None.
 
     Raises:
         ssl.SSLError, ConnectionError: the handshake failed.
+        ValueError: the context wants to check a host name, and there is none.
     """
-    link: Link | None = None
-
-    async def start() -> asyncio.Transport:
-        _is_ours.set(True)  # in this task's own context
-        made = await loop.start_tls(transport, stream, _with_own_objects(context), **options)
-        assert made is not None
-        if link is not None:
-            link.take(made)
-        take(made)
-        return made
-
-    def connect() -> None:
-        nonlocal link
-        tls = transport.get_protocol()
-        if tls is not None and tls is not stream:  # it is, if all was cancelled or lost before it began
-            link = Link(loop, tls, cast(Stream, stream))
-            transport.set_protocol(link)
-            if received:
-                loop.call_soon(_feed, link, received)
-
-    # A task of the plain kind, whatever the loop's factory: its first step has to come in the loop's next turn. In it the
-    # loop asks for a call of connection_made(), before which the link is there.
-    starting = asyncio.Task(start(), loop=loop)
-    loop.call_soon(connect)
-    return await starting
-
-
-def _with_own_objects(context: ssl.SSLContext) -> ssl.SSLContext:
-    if getattr(context, "sslobject_class", None) is ssl.SSLObject:
-        context.sslobject_class = _TLSObject
-    return context
-
-
-def _feed(link: Link, data: bytes) -> None:
-    """Hand `data` to the TLS protocol that has just been connected, before the socket is read again."""
-    while data and link._tls is not None:
-        view = memoryview(link.get_buffer(len(data)))
-        size = min(len(view), len(data))
-        view[:size] = data[:size]
-        link.buffer_updated(size)
-        data = data[size:]
+    made = TLSTransport(
+        loop,
+        transport,
+        stream,
+        context,
+        take,
+        server_side=server_side,
+        server_hostname=server_hostname,
+        shutdown_timeout=ssl_shutdown_timeout or DEFAULT_SHUTDOWN_TIMEOUT,
+    )
+    try:
+        await made.start(received, ssl_handshake_timeout or DEFAULT_HANDSHAKE_TIMEOUT)
+    except BaseException:
+        del made  # the traceback refers to this frame, and the reader to the exception
+        raise
+    return made
