@@ -115,11 +115,12 @@ class HandlerRun(Ended, Driver):
         `end` is what was raised before. Return what has to be awaited for that, if anything. That raises what the task is to
         end with.
         """
-        if end is not None or self._is_to_finish():
-            return self._finish_handler(end)
-        if self.handler is not None:
-            self.reason = "finished"  # type: ignore[misc] # see Ended
-        return None
+        handler = self.handler
+        if end is None and (handler is None or type(handler).finish is BaseRequestHandler.finish):
+            if handler is not None:
+                self.reason = "finished"  # type: ignore[misc] # see Ended
+            return None
+        return self._finish_handler(end)
 
     async def _finish_handler(self, end: BaseException | None) -> None:
         try:
