@@ -7,7 +7,14 @@ Write a handler class with an ``async def handle(self)``, and give it to :func:`
 from aioecho.background import BackgroundServer, run_in_thread
 from aioecho.config import Limits, Timeouts
 from aioecho.datagrams.server import DatagramServer, UDPServer, UnixDatagramServer
-from aioecho.exceptions import AioechoError, ConnectionTimeout, EndpointError
+from aioecho.exceptions import (
+    AioechoError,
+    ConnectionTimeout,
+    EndpointError,
+    FrameTooLong,
+    FramingError,
+    LineTooLong,
+)
 from aioecho.server import TCPServer, UnixStreamServer, serve
 from aioecho.serving.base import BaseServer
 from aioecho.serving.handlers import (
@@ -35,7 +42,10 @@ __all__ = [
     "DatagramStats",
     "DrainReport",
     "EndpointError",
+    "FrameTooLong",
+    "FramingError",
     "Limits",
+    "LineTooLong",
     "Stats",
     "StreamReader",
     "StreamRequestHandler",

@@ -22,6 +22,10 @@ __all__ = ["CountingStreamProtocol", "StreamProtocol", "reset_when_closed"]
 # time of a short message, and 3.5 KiB more for an idle connection.
 READ_BYTES = 2**17 - 2**12
 
+# Waits in mid-message, with nothing written in between, for which the kernel is asked to acknowledge at once. It is Linux's.
+QUICK_ACKS = 16
+TCP_QUICKACK = getattr(socket, "TCP_QUICKACK", 12)
+
 # Bytes that are collected at the most, and seconds for which they are.
 COLLECTED, COLLECTED_FOR = 2**16, 0.001
 
@@ -76,6 +80,8 @@ class StreamProtocol(News, asyncio.Protocol):
         News.__init__(self, loop)
         self.reader = StreamReader(limit, loop, _news=self)
         self._limits = limits
+        if limits is not None and limits.max_frame is not None and limits.max_frame < DEFAULT_LIMIT:
+            self.reader._unchecked = limits.max_frame
         self.is_server_side = is_server_side
         self.lost_with: Exception | None = None
         self.cut_for: str | None = None
@@ -156,7 +162,6 @@ class StreamProtocol(News, asyncio.Protocol):
         """
         if self.due:
             self.stir()
-        self.unanswered = False
         if self.is_lost or self.cut_for is not None:
             return False
         most = self._limits.max_write_buffer if self._limits is not None else None
@@ -180,6 +185,20 @@ class StreamProtocol(News, asyncio.Protocol):
         # The TLS transport of a server's stream holds nothing back but for moments: aioecho.streams.tls.
         size = self._socket_transport.get_write_buffer_size()
         return size if self._collected is None else size + COLLECTED - self._collected.room
+
+    def wait_in_message(self) -> None:
+        """Have the kernel acknowledge at once what came of a message: its peer may hold the rest back until then.
+
+        A client that writes a length and then the body waits, by Nagle's algorithm, for the acknowledgement of the length, and
+        the kernel delays it by 40 ms in the hope of a reply to send it with. Not again and again for a peer that only sends.
+        """
+        if self.unanswered <= QUICK_ACKS:
+            self.unanswered += 1
+            try:
+                sock = self._socket_transport.get_extra_info("socket")
+                sock.setsockopt(socket.IPPROTO_TCP, TCP_QUICKACK, 1)
+            except (OSError, AttributeError):  # no TCP, or closed
+                self.unanswered = QUICK_ACKS + 1
 
     @property
     def max_frame(self) -> int | None:  # type: ignore[override]
@@ -210,6 +229,7 @@ class StreamProtocol(News, asyncio.Protocol):
     def write(self, data: Buffer) -> None:
         """Write what the writer does not hand to the transport itself: collect it, look at everything, or both."""
         collected = self._collected
+        self.unanswered = 0
         if len(data) >= COLLECTED or (collected is None and not self.reader._has_input()):
             if collected is not None:
                 self.flush()

@@ -53,8 +53,8 @@ class News(Waiter):
 
     __slots__ = ("unanswered",)
 
-    unanswered: bool
-    """Whether something was read since something was written last."""
+    unanswered: int
+    """Above 0 if something was read since something was written last, and by as much as :meth:`wait_in_message` was called."""
 
     max_frame: int | None = None
     """The most bytes of what readexactly() and read(-1) read, and of a frame whose length comes first."""
@@ -63,13 +63,16 @@ class News(Waiter):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
-        self.unanswered = False
+        self.unanswered = 0
 
     def heed(self) -> None:
         """Do nothing about what a write has to look at. To be overridden, as all here."""
 
     def stir(self) -> None:
         """Do nothing about a wait that has begun."""
+
+    def wait_in_message(self) -> None:
+        """Do nothing about a wait for the rest of what was read, or that was not answered."""
 
     def note_input(self, size: int) -> None:
         """Do nothing about `size` bytes that were buffered."""
@@ -113,6 +116,7 @@ class StreamReader(asyncio.StreamReader):
     _holder: Frames | None = None  # or what holds them, if they are frames
     _scan: tuple[Frames | Batches, int, int] | None = None  # how far which of these has looked at what is buffered
 
+    _unchecked: int = DEFAULT_LIMIT  # bytes that readexactly() reads without looking at max_frame
     _skip: Any = None  # what is to be skipped before the next record: see skip_record()
     _batch: int = LEAST_BATCH  # records between two looks at the clock
     _left: int = LEAST_BATCH  # records to hand out before the next look at the clock
@@ -237,7 +241,7 @@ class StreamReader(asyncio.StreamReader):
     def is_in_message(self) -> bool:
         """Tell whether a message is in progress: a part of a record has come, or a request was not answered yet."""
         news = self._news
-        return self._has_input() or self._skip is not None or (news is not None and news.unanswered)
+        return self._has_input() or self._skip is not None or bool(news is not None and news.unanswered)
 
     def interrupt(self, exc: Exception) -> None:
         """Raise `exc` in the read that waits now; later ones go on as if nothing had been."""
@@ -302,6 +306,8 @@ class StreamReader(asyncio.StreamReader):
                 self._message_began = self._loop.time()
         self._speed_up()
         self._awaited = news
+        if news.unanswered or self._received:
+            news.wait_in_message()
         try:
             yield news
         finally:
@@ -362,7 +368,7 @@ class StreamReader(asyncio.StreamReader):
         self._message_began = self._scan = None
         news = self._news
         if news is not None:
-            news.unanswered = True
+            news.unanswered = news.unanswered or 1
         if self._paused and len(self._received) <= self._limit:
             assert self._transport is not None
             self._paused = False
@@ -446,6 +452,8 @@ class StreamReader(asyncio.StreamReader):
         """
         if self._awaited is None and n > 0:
             self._awaited = waiter = self._news
+            if waiter.unanswered:
+                waiter.wait_in_message()
             try:
                 yield waiter
             except BaseException:
@@ -457,12 +465,12 @@ class StreamReader(asyncio.StreamReader):
             if chunk is not None:
                 waiter.item = None
                 if len(chunk) <= n:
-                    waiter.unanswered = True
+                    waiter.unanswered = waiter.unanswered or 1
                     if len(chunk) >= BIG:
                         waiter.note_input(len(chunk))
                     return chunk
                 self._keep(memoryview(chunk)[n:])
-                waiter.unanswered = True
+                waiter.unanswered = waiter.unanswered or 1
                 return chunk[:n]
             if self._interruption is not None:
                 self._raise_interruption()
@@ -512,6 +520,8 @@ class StreamReader(asyncio.StreamReader):
             return line
         if self._awaited is None:
             self._awaited = waiter = self._news
+            if waiter.unanswered:
+                waiter.wait_in_message()
             try:
                 yield waiter
             except BaseException:
@@ -523,7 +533,7 @@ class StreamReader(asyncio.StreamReader):
             if chunk is not None:
                 waiter.item = None
                 if chunk.find(b"\n") + 1 == len(chunk) <= self._limit:
-                    waiter.unanswered = True
+                    waiter.unanswered = waiter.unanswered or 1
                     return chunk
                 self._keep(chunk)
                 self._slice_end = monotonic() + SLICE
@@ -541,6 +551,8 @@ class StreamReader(asyncio.StreamReader):
             return line
         if self._awaited is None:
             self._awaited = waiter = self._news
+            if waiter.unanswered:
+                waiter.wait_in_message()
             try:
                 yield waiter
             except BaseException:
@@ -552,7 +564,7 @@ class StreamReader(asyncio.StreamReader):
             if chunk is not None:
                 waiter.item = None
                 if chunk.find(b"\n") + 1 == len(chunk) <= self._limit:
-                    waiter.unanswered = True
+                    waiter.unanswered = waiter.unanswered or 1
                     return chunk
                 self._keep(chunk)
                 self._slice_end = monotonic() + SLICE
@@ -685,8 +697,10 @@ class StreamReader(asyncio.StreamReader):
         """
         if self._awaited is not None and not self._received:
             self._catch_up()
-        if self._awaited is None and 0 < n <= self._limit:
+        if self._awaited is None and 0 < n <= self._unchecked:
             self._awaited = waiter = self._news
+            if waiter.unanswered:
+                waiter.wait_in_message()
             try:
                 yield waiter
             except BaseException:
@@ -698,7 +712,7 @@ class StreamReader(asyncio.StreamReader):
             if chunk is not None:
                 waiter.item = None
                 if len(chunk) == n:
-                    waiter.unanswered = True
+                    waiter.unanswered = waiter.unanswered or 1
                     return chunk
                 self._keep(chunk)
                 self._slice_end = monotonic() + SLICE
@@ -714,7 +728,7 @@ class StreamReader(asyncio.StreamReader):
                 self._at = at + n
                 return piece[at : at + n]
         yield from self._look()
-        if n > self._limit:
+        if n > self._unchecked:
             self._check_size(n)
         received = self._received
         if n == 0:

@@ -24,6 +24,7 @@ class StreamWriter(asyncio.StreamWriter):
     _protocol: "StreamProtocol"
     _reader: StreamReader | None
     _loop: asyncio.AbstractEventLoop
+    _has_ended = False
 
     def __init__(
         self,
@@ -45,15 +46,19 @@ class StreamWriter(asyncio.StreamWriter):
         """
         protocol = self._protocol
         if not protocol._is_special:
-            protocol.unanswered = False
+            protocol.unanswered = 0
             self._transport.write(data)
             return
         collected = protocol._collected
         if collected is None or type(data) is not bytes:
-            protocol.write(data)
+            if self._has_ended:
+                self._transport.write(data)  # which raises what asyncio's does
+            else:
+                protocol.write(data)
             return
         # StreamProtocol.write() for what is collected: most records come here.
         collected.append(data)
+        protocol.unanswered = 0
         collected.room -= len(data)
         if collected.room < 0 or monotonic() > collected.flush_at:
             protocol.flush()
@@ -69,7 +74,7 @@ class StreamWriter(asyncio.StreamWriter):
         if WRITELINES_NEVER_PAUSES or self._protocol._is_special:
             self.write(b"".join(data))
         else:
-            self._protocol.unanswered = False
+            self._protocol.unanswered = 0
             self._transport.writelines(data)
 
     def close(self) -> None:
@@ -87,6 +92,7 @@ class StreamWriter(asyncio.StreamWriter):
     def write_eof(self) -> None:
         """End this direction when all that was written is sent. Does nothing on a connection that is lost."""
         self._protocol.flush()
+        self._has_ended = True
         if not self._protocol.is_lost:  # uvloop's transport would raise RuntimeError
             try:
                 self._transport.write_eof()

@@ -1,0 +1,194 @@
+"""What a stop does to messages in progress: it never makes up an end of the stream."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from conftest import settle
+
+import aioecho
+from aioecho.framing import LengthPrefixed
+
+seen: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_seen_yet() -> None:
+    seen.clear()
+
+
+class Store(aioecho.StreamRequestHandler):
+    """Stores an upload that ends with its stream."""
+
+    async def handle(self) -> None:
+        data = await self.reader.read()
+        seen.append((len(data), self.reader.end))
+        await self.send(b"stored %d\n" % len(data))
+
+
+class StoreByPieces(aioecho.StreamRequestHandler):
+    async def handle(self) -> None:
+        size = 0
+        while data := await self.reader.read(10_000):
+            size += len(data)
+        seen.append((size, self.reader.end))
+        await self.send(b"stored %d\n" % size)
+
+
+class Pay(aioecho.StreamRequestHandler):
+    async def handle(self) -> None:
+        async for line in self.reader:
+            seen.append(line)
+            await self.send(b"done: " + line)
+
+
+class Framed(aioecho.StreamRequestHandler):
+    framing = LengthPrefixed(4)
+
+    async def handle(self) -> None:
+        async for frame in self.frames:
+            seen.append(frame)
+            await self.send_frame(frame)
+
+
+class Exact(aioecho.StreamRequestHandler):
+    async def handle(self) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                size = int.from_bytes(await self.reader.readexactly(4), "big")
+                seen.append(await self.reader.readexactly(size))
+                await self.send(b"ok")
+
+
+@contextlib.asynccontextmanager
+async def stopping(kind: Any, first: bytes, grace: float = 10) -> AsyncIterator[tuple[Any, Any, "asyncio.Task[Any]"]]:
+    """Serve, send the first part of a message, and begin a stop; give the client's streams and the stop."""
+    async with aioecho.TCPServer(("127.0.0.1", 0), kind) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        writer.write(first)
+        await settle(lambda: len(server.connections) == 1)
+        await asyncio.sleep(0.12)  # time is the subject: past aioecho.serving.connection.FRESH
+        stop = asyncio.create_task(server.shutdown(grace))
+        await settle(lambda: not server.is_serving())
+        await settle()
+        try:
+            yield reader, writer, stop
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+            await stop
+
+
+@pytest.mark.parametrize("kind", [Store, StoreByPieces])
+async def test_half_an_upload_is_not_taken_for_a_whole_one(kind: Any) -> None:
+    async with stopping(kind, b"x" * 40_000) as (reader, writer, stop):
+        writer.write(b"x" * 20_000)
+        writer.write_eof()
+        assert await reader.read() == b"stored 60000\n"
+        assert seen == [(60_000, "peer")]
+        report = await stop
+    assert (report.completed, report.cancelled, report.unfinished) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("kind", [Store, StoreByPieces, Exact, Framed])
+async def test_a_message_that_does_not_end_within_the_grace_is_cancelled_and_counted(kind: Any) -> None:
+    async with stopping(kind, b"\0\0\0\x20half", grace=0.2) as (reader, _, stop):
+        report = await stop
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+    assert seen == []
+    assert (report.completed, report.cancelled, report.unfinished) == (0, 1, 1)
+
+
+async def test_a_line_in_progress_is_completed_and_answered() -> None:
+    async with stopping(Pay, b"pay 10") as (reader, writer, stop):
+        writer.write(b"00\n")
+        assert await reader.readline() == b"done: pay 1000\n"
+        assert await reader.read() == b""
+        report = await stop
+    assert seen == [b"pay 1000\n"]
+    assert (report.completed, report.unfinished) == (1, 0)
+
+
+@pytest.mark.parametrize(("kind", "answer"), [(Framed, b"\0\0\0\4body"), (Exact, b"ok")])
+async def test_a_frame_whose_body_is_on_its_way_is_read(kind: Any, answer: bytes) -> None:
+    async with stopping(kind, b"\0\0\0\4") as (reader, writer, stop):
+        writer.write(b"body")
+        assert await reader.read() == answer
+        report = await stop
+    assert seen == [b"body"]
+    assert (report.completed, report.unfinished) == (1, 0)
+
+
+@pytest.mark.parametrize("kind", [Pay, Framed, Exact, Store, StoreByPieces])
+async def test_a_connection_between_messages_ends_at_once(kind: Any) -> None:
+    async with stopping(kind, b"") as (reader, writer, stop):
+        assert await reader.read() in (b"", b"stored 0\n")
+        writer.close()
+        report = await stop
+    assert report.seconds < 0.3  # and not the linger
+    assert (report.completed, report.cancelled, report.unfinished) == (1, 0, 0)
+
+
+async def test_an_exchange_in_steps_is_not_broken() -> None:
+    class Steps(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            await self.reader.readline()
+            async with self.unbroken():
+                for number in range(20):
+                    await self.send(b"%d\n" % number)
+                    seen.append(await self.reader.readline())
+            assert await self.reader.readline() == b""  # now it ends
+            seen.append(self.reader.end)
+
+    async with stopping(Steps, b"go\n") as (reader, writer, stop):
+        for number in range(20):
+            assert await reader.readline() == b"%d\n" % number
+            writer.write(b"ack\n")
+        assert await reader.read() == b""
+        report = await stop
+    assert seen == [*[b"ack\n"] * 20, "drain"]
+    assert (report.completed, report.cancelled) == (1, 0)
+
+
+async def test_a_peer_that_only_sends_is_told_first_and_loses_nothing_that_it_sent() -> None:
+    class Sink(aioecho.StreamRequestHandler):
+        one_way = True
+
+        async def handle(self) -> None:
+            async for line in self.reader:
+                seen.append(line)
+
+    sent = 0
+
+    def send_until_told(address: Any) -> None:
+        """Send lines as a logger does, which looks whether its peer has ended before each."""
+        nonlocal sent
+        with socket.create_connection(address) as sock:
+            while not told.is_set():
+                sock.sendall(b"line %d\n" % sent)
+                sent += 1
+                sock.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    if not sock.recv(1):
+                        return
+                sock.setblocking(True)
+
+    told = threading.Event()
+    server = aioecho.TCPServer(("127.0.0.1", 0), Sink)
+    await server.start()
+    sending = asyncio.create_task(asyncio.to_thread(send_until_told, server.server_address))
+    await settle(lambda: len(seen) > 100)
+    await asyncio.sleep(0.12)  # time is the subject: no fresh connection any more
+    report = await server.shutdown(5)
+    told.set()
+    await sending
+    assert report.seconds < 3
+    assert report.cancelled == report.aborted == 0
+    assert sent - len(seen) <= 1
+    assert seen == [b"line %d\n" % number for number in range(len(seen))]
