@@ -81,7 +81,7 @@ class _ListeningSocket:
         stats.accepted += 1
         stats.rejected += 1
         stats.reasons[reason] += 1
-        log_end(address, "rejected", reason)
+        log_end(address, reason)
 
     def _cannot_accept(self, error: OSError) -> None:
         server = self._server

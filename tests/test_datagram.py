@@ -1238,7 +1238,7 @@ async def test_a_handler_that_swallows_its_cancellation_is_cut_off(
         report = await server.shutdown(0)
         assert (report.completed, report.cancelled, report.aborted) == (0, 0, 1)
         assert server.stats.cancelled == 1
-    assert "would not end when cancelled, and was cut off: <DatagramTask with ('127.0.0.1'" in caplog.text
+    assert "would not end when cancelled, and was cut off: <DatagramTask with 127.0.0.1:" in caplog.text
 
 
 async def test_close_stops_reading_and_the_socket_closes_after_the_last_handler(peer: Peer) -> None:

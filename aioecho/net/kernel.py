@@ -14,6 +14,7 @@ __all__ = [
     "LAST_DATA_RECV",
     "TICK",
     "datagram_memory",
+    "is_broken",
     "nothing_more_of",
     "tcp_info",
     "unacknowledged",
@@ -22,6 +23,9 @@ __all__ = [
 
 # Where the kernel tells these in its struct tcp_info (linux/tcp.h), and how wide they are. The times are in milliseconds.
 BYTES_ACKED, BYTES_RECEIVED, LAST_DATA_RECV, LAST_ACK_RECV = (120, "=Q"), (128, "=Q"), (52, "=I"), (56, "=I")
+
+# The state of a connection, and the one that it has after a reset or when it was given up (TCP_CLOSE in linux/tcp_states.h).
+STATE, BROKEN = (0, "=B"), 7
 
 # Seconds. The kernel tells times no more exactly than its timer ticks.
 TICK = 0.01
@@ -83,6 +87,12 @@ def tcp_info(sock: socket.socket, field: tuple[int, str]) -> int | None:
     except OSError:
         return None
     return int(struct.unpack_from(layout, info, start)[0]) if len(info) >= end else None
+
+
+def is_broken(sock: socket.socket) -> bool | None:
+    """Tell whether a TCP connection was reset or given up; None where that is not known: of a closed or another socket."""
+    state = tcp_info(sock, STATE)
+    return None if state is None else state == BROKEN
 
 
 def datagram_memory(sock: socket.socket) -> tuple[int, int]:

@@ -27,9 +27,15 @@ class Served(Protocol):
     """A live connection, or a datagram's handler, as a drain sees it."""
 
     client_address: Any
-    outcome: str
-    reason: str
     was_aborted: bool
+
+    @property
+    def outcome(self) -> str:
+        """How it ended: "completed", "failed", "cancelled" or "rejected"."""
+
+    @property
+    def reason(self) -> str:
+        """Why it ended."""
 
     @property
     def task(self) -> "asyncio.Task[Any] | None":

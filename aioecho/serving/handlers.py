@@ -108,7 +108,7 @@ class StreamRequestHandler(BaseRequestHandler):
             collected = protocol._collected
             if collected is not None and type(data) is bytes:
                 collected.append(data)
-                protocol.unanswered = 0
+                protocol.unanswered = False
                 collected.room -= len(data)
                 if collected.room < 0 or monotonic() > collected.flush_at:
                     protocol.flush()
@@ -119,7 +119,7 @@ class StreamRequestHandler(BaseRequestHandler):
             del data  # asyncio's transport on 3.11 has a copy: not to hold both while the peer takes nothing
             await writer.drain()
             return
-        protocol.unanswered = 0
+        protocol.unanswered = False
         transport.write(data)
         if protocol._is_special or transport.is_closing():
             del data
