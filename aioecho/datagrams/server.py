@@ -5,7 +5,7 @@ import logging
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextvars import Context
 from typing import Any
 
@@ -185,6 +185,10 @@ class DatagramServer(BaseServer):
 
     def _is_idle(self) -> bool:
         return not (self._connections or self._queue)
+
+    def sockets_to_close_in_child(self) -> Iterable[int]:
+        """Return the descriptors of its sockets that are open now, for a process that was forked."""
+        return [sock.sock.fileno() for sock in self._sockets]
 
     def _close_if_done(self) -> None:
         """Close the sockets when no handler can have anything to send any more."""
