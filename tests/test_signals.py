@@ -181,8 +181,18 @@ class Forks(aioecho.StreamRequestHandler):
     """Forks a child that does not end by itself, tells its process id, and echoes."""
 
     async def handle(self) -> None:
-        child = multiprocessing.get_context("fork").Process(target=signal.pause)
+        read, write = os.pipe()
+
+        def wait() -> None:
+            # An interrupt that comes before is lost if it comes in what Python, or a library, does after a fork.
+            os.write(write, b"x")
+            signal.pause()
+
+        child = multiprocessing.get_context("fork").Process(target=wait)
         child.start()
+        os.read(read, 1)
+        os.close(read)
+        os.close(write)
         await self.send(b"%d\n" % (child.pid or 0))
         while line := await self.reader.readline():
             await self.send(line)

@@ -16,7 +16,7 @@ from aioecho.net.endpoints import UDPEndpoint
 from aioecho.runtime.interpreters import is_subinterpreter
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.runtime.stdio import fill_standard_streams
-from aioecho.server import serve
+from aioecho.server import Service, serve
 from aioecho.serving.base import BaseServer
 from aioecho.serving.drain import STAGE_TIMEOUT
 from aioecho.stats import DrainReport
@@ -176,8 +176,10 @@ def run_workers(
 
 def check_sessions(server: BaseServer, *, reuse_port: bool) -> None:
     """Raise ValueError if several processes can't serve this, as any would get any datagram of a peer's session."""
-    is_divided = reuse_port and all(isinstance(endpoint, UDPEndpoint) for endpoint in server.endpoints)
-    if isinstance(server, DatagramServer) and server.has_sessions and not is_divided:
+    parts = server.parts if isinstance(server, Service) else [server]
+    sessions = [part for part in parts if isinstance(part, DatagramServer) and part.has_sessions]
+    endpoints = [endpoint for part in sessions for endpoint in part.endpoints]
+    if sessions and not (reuse_port and all(isinstance(endpoint, UDPEndpoint) for endpoint in endpoints)):
         raise ValueError(
             "a peer's datagrams would go to several workers, and sessions need them in one: give each worker a socket of"
             " its own, with reuse_port (--reuse-port) and udp:// endpoints"

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from aioecho.exceptions import AioechoError
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.serving.base import BaseServer
+from aioecho.stats import DatagramStats, ServiceStats, Stats
 from aioecho.workers.channel import Channel
 from aioecho.workers.guard import loading, remove_mark
 from aioecho.workers.order import Order, read_order
@@ -141,11 +142,14 @@ class _Worker:
                 self._stops.add(stop)
 
     def _stats(self) -> dict[str, int]:
-        stats = vars(self._server.stats)
-        counts = {name: value for name, value in stats.items() if isinstance(value, int)}
-        if "drops" in stats:  # of datagrams: without them the counts would not add up
-            counts["drops"] = sum(stats["drops"].values())
-        return counts
+        stats = self._server.stats
+        if isinstance(stats, ServiceStats):
+            return {
+                f"{kind}.{name}": count
+                for kind, of_kind in (("streams", stats.streams), ("datagrams", stats.datagrams))
+                for name, count in _counts_of(of_kind).items()
+            }
+        return _counts_of(stats)
 
     def _count(self, limit: int) -> None:
         """Ask to be replaced after `limit` connections, and again after as many if that has failed."""
@@ -158,3 +162,10 @@ class _Worker:
                 self._channel.send("replace")
 
         self._server.on_accept = count
+
+
+def _counts_of(stats: Stats) -> dict[str, int]:
+    counts = {name: value for name, value in vars(stats).items() if isinstance(value, int)}
+    if isinstance(stats, DatagramStats):  # without its drops the counts would not add up
+        counts["drops"] = sum(stats.drops.values())
+    return counts
