@@ -222,6 +222,8 @@ class Service(BaseServer):
             (datagrams if is_for_datagrams else streams)[handler_class] = texts
             kind = socket.SOCK_DGRAM if is_for_datagrams else socket.SOCK_STREAM
             self.endpoints += [parse_endpoint(text, kind) for text in texts]
+        if ssl is not None and not streams:
+            raise ValueError("ssl is for streams: TLS does not go over datagrams")
         parts: list[_StreamPart | _DatagramPart] = [_StreamPart(None, streams, ssl=ssl, **options)] if streams else []
         parts += [
             _DatagramPart(texts, handler_class, sessions=sessions, **options)

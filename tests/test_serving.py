@@ -38,7 +38,7 @@ def test_the_server_follows_from_the_endpoints() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams, socket.socket() as stream:
         assert are_for_datagrams(f"fd://{datagrams.fileno()}")
         assert not are_for_datagrams(f"fd://{stream.fileno()}")
-        with pytest.raises(ValueError, match=r"sock is for streams and fd://\d+ is for datagrams: give a handler class for each"):
+        with pytest.raises(ValueError, match=r"sock is for streams and fd://\d+ is for datagrams: give a handler cl"):
             are_for_datagrams(f"fd://{datagrams.fileno()}", sock=stream)
         assert not are_for_datagrams(f"fd://{datagrams.fileno()}", RequestHandlerClass=Echo)
         assert are_for_datagrams(sock=stream, RequestHandlerClass=DatagramEcho)

@@ -26,7 +26,7 @@ __all__ = ["DatagramServer", "UDPServer", "UnixDatagramServer"]
 
 logger = logging.getLogger("aioecho.datagram")
 
-ONE_HANDLER_CLASS = "several handler classes in one server are for streams: make a server for each of datagrams"
+ONE_HANDLER_CLASS = "several handler classes go to aioecho.serve(), which makes a server for each"
 
 # Datagrams that waited for room, whose handlers begin in one turn of the loop.
 BEGUN_PER_TURN = 64

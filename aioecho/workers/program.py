@@ -179,7 +179,9 @@ def check_sessions(server: BaseServer, *, reuse_port: bool) -> None:
     parts = server.parts if isinstance(server, Service) else [server]
     sessions = [part for part in parts if isinstance(part, DatagramServer) and part.has_sessions]
     endpoints = [endpoint for part in sessions for endpoint in part.endpoints]
-    if sessions and not (reuse_port and all(isinstance(endpoint, UDPEndpoint) for endpoint in endpoints)):
+    if sessions and not (
+        reuse_port and all(isinstance(endpoint, UDPEndpoint) and not endpoint.is_multicast for endpoint in endpoints)
+    ):
         raise ValueError(
             "a peer's datagrams would go to several workers, and sessions need them in one: give each worker a socket of"
             " its own, with reuse_port (--reuse-port) and udp:// endpoints"
