@@ -5,10 +5,11 @@ Write a handler class with an ``async def handle(self)``, and give it to :func:`
 """
 
 from aioecho.background import BackgroundServer, run_in_thread
+from aioecho.choice import serve
 from aioecho.config import Limits, Timeouts
 from aioecho.datagrams.server import DatagramServer, UDPServer, UnixDatagramServer
 from aioecho.exceptions import AioechoError, ConnectionTimeout, EndpointError
-from aioecho.server import TCPServer, UnixStreamServer, serve
+from aioecho.server import TCPServer, UnixStreamServer
 from aioecho.serving.base import BaseServer
 from aioecho.serving.handlers import (
     BaseRequestHandler,

@@ -14,8 +14,9 @@ from programs import Program, connect, read_line
 from programs import ask as ask_endpoint
 
 import aioecho
+from aioecho.choice import Service
 from aioecho.echo import DatagramEcho, DatagramUpper, Echo, Upper
-from aioecho.server import Service, StreamServer
+from aioecho.server import StreamServer
 
 TCP, UDP = "tcp://127.0.0.1:0", "udp://127.0.0.1:0"
 

@@ -12,8 +12,9 @@ from programs import Program
 
 import aioecho
 from aioecho import client
+from aioecho.choice import are_for_datagrams
 from aioecho.echo import DatagramEcho, Echo
-from aioecho.server import StreamServer, are_for_datagrams
+from aioecho.server import StreamServer
 
 
 @pytest.fixture

@@ -17,13 +17,14 @@ from typing import Any
 
 import click
 
+from aioecho.choice import are_for_datagrams
+from aioecho.choice import serve as make_server_for
 from aioecho.cli.console import Mistake, discard_stdout
 from aioecho.config import Limits
 from aioecho.echo import DATAGRAM_HANDLERS, HANDLERS
 from aioecho.exceptions import AioechoError
 from aioecho.runtime.loops import LOOPS, loop_factory
-from aioecho.server import are_for_datagrams
-from aioecho.server import serve as make_server_for
+from aioecho.server import StdioServer
 from aioecho.serving.base import BaseServer
 from aioecho.serving.drain import DEFAULT_GRACE
 from aioecho.workers.program import check_sessions, run_server, run_workers
@@ -55,8 +56,8 @@ class _Workers(click.IntRange):
 @click.option(
     "-b", "--bind", "endpoints", multiple=True, metavar="[HANDLER=]ENDPOINT",
     help="tcp://HOST:PORT, unix:PATH or unix:PATH?mode=660; for datagrams udp://HOST:PORT or unixgram:PATH; for either"
-    " fd://N or systemd:NAME. May be repeated, for streams and datagrams together too, and each with a handler of its own: echo=udp://HOST:PORT."
-    " Port 0 is any free one.",
+    " fd://N or systemd:NAME; stdio: is the one connection on stdin and stdout. May be repeated, for streams and datagrams"
+    " together too, and each with a handler of its own: echo=udp://HOST:PORT. Port 0 is any free one.",
 )  # fmt: skip
 @click.option("--host", help=f"Listen on this TCP host; short for --bind.  [default: {_DEFAULT_HOST}]")
 @click.option("--port", type=click.IntRange(0, 65535), help=f"Listen on this TCP port.  [default: {_DEFAULT_PORT}]")
@@ -108,7 +109,8 @@ def serve_command(
     log_level: str,
     app_dir: str,
 ) -> None:
-    """Serve HANDLER: echo (the default), upper, discard, chargen, daytime, time, or a class of yours as module:Class.
+    """Serve HANDLER: echo (the default), upper, discard, chargen, daytime, time, agent, or a class of
+    yours as module:Class.
 
     The ready-made ones serve streams or datagrams, as the endpoints are. Never offer them over UDP to a network that you do
     not trust.
@@ -142,10 +144,13 @@ def serve_command(
         log_format=f"%(asctime)s %(levelname)s %(name)s{'[%(process)d]' if supervised else ''}: %(message)s",
     )
     server = make_server([[text] for text in bind])
+    is_stdio = isinstance(server, StdioServer)
     try:
         loop_factory(loop)
         if workers != 1:
             check_sessions(server, reuse_port=reuse_port)
+        if supervised and is_stdio:
+            raise ValueError("stdio: is one connection, and no workers share it")
     except (ImportError, ValueError) as error:
         raise Mistake(str(error)) from error
     try:
@@ -161,10 +166,13 @@ def serve_command(
                 when_serving=_announce,
             )
         else:
-            report = run_server(server, loop=loop, when_serving=lambda server: _announce(server.names))
+            report = run_server(
+                server, loop=loop, when_serving=lambda server: None if is_stdio else _announce(server.names)
+            )
     except AioechoError as error:
         raise click.ClickException(str(error)) from error
-    status = 1 if report.cancelled or report.aborted else 0
+    has_failed = is_stdio and not server.stats.completed
+    status = 1 if report.cancelled or report.aborted or has_failed else 0
     _let_signals_end(status)
     sys.exit(status)
 

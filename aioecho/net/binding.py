@@ -22,11 +22,13 @@ from aioecho.net.endpoints import (
     HostEndpoint,
     InheritedEndpoint,
     PathEndpoint,
+    StdioEndpoint,
     SystemdEndpoint,
     UDPEndpoint,
     resolve,
     socket_name,
 )
+from aioecho.net.stdio import take_standard_streams
 
 __all__ = ["BoundSocket", "bind_endpoint", "bind_sibling"]
 
@@ -79,6 +81,8 @@ async def bind_endpoint(endpoint: Endpoint, *, backlog: int, reuse_port: bool = 
         return await _bind_host(endpoint, backlog, reuse_port)
     if isinstance(endpoint, PathEndpoint):
         return [await _bind_unix(endpoint, backlog)]
+    if isinstance(endpoint, StdioEndpoint):
+        return [BoundSocket(take_standard_streams(), str(endpoint))]
     if isinstance(endpoint, SystemdEndpoint):
         return _adopt_systemd(endpoint, backlog)
     return [_adopt(endpoint, backlog)]

@@ -12,6 +12,7 @@
 ``fd://N``                           a listening or bound socket that this process inherited as descriptor N
 ``systemd:NAME``                     the sockets that systemd has passed under this name, for streams or for datagrams:
                                      FileDescriptorName= in the socket unit, by default its own, such as ``echo.socket``
+``stdio:``                           the one connection that the program was started with, on descriptors 0 and 1
 ===================================  ==========================================================================
 """
 
@@ -31,6 +32,7 @@ __all__ = [
     "HostEndpoint",
     "InheritedEndpoint",
     "PathEndpoint",
+    "StdioEndpoint",
     "SystemdEndpoint",
     "TCPEndpoint",
     "UDPEndpoint",
@@ -42,7 +44,7 @@ __all__ = [
 ]
 
 FORMS = (
-    "tcp://HOST:PORT, unix:PATH, unix:PATH?mode=660, fd://N, systemd:NAME, or, for datagrams, udp://HOST:PORT or"
+    "tcp://HOST:PORT, unix:PATH, unix:PATH?mode=660, fd://N, systemd:NAME, stdio:, or, for datagrams, udp://HOST:PORT or"
     " unixgram:PATH"
 )
 
@@ -191,8 +193,18 @@ class SystemdEndpoint:
         return f"systemd:{self.name}"
 
 
+@dataclass(frozen=True)
+class StdioEndpoint:
+    """The one connection that the program was started with, on its descriptors 0 and 1."""
+
+    type: ClassVar[int] = socket.SOCK_STREAM
+
+    def __str__(self) -> str:
+        return "stdio:"
+
+
 Endpoint = Union[  # noqa: UP007 - shown as one name in signatures
-    TCPEndpoint, UDPEndpoint, UnixEndpoint, UnixDatagramEndpoint, InheritedEndpoint, SystemdEndpoint
+    TCPEndpoint, UDPEndpoint, UnixEndpoint, UnixDatagramEndpoint, InheritedEndpoint, SystemdEndpoint, StdioEndpoint
 ]
 
 
@@ -245,6 +257,8 @@ def parse_endpoint(text: str, inherited_type: int = socket.SOCK_STREAM) -> Endpo
         if number > MOST_FD:  # of which socket.socket() would take the lower bits, and so another one
             raise ValueError(f"bad endpoint {text!r}: a descriptor is at most {MOST_FD}")
         return InheritedEndpoint(number, inherited_type)
+    if text == "stdio:":
+        return StdioEndpoint()
     if match := re.fullmatch(r"systemd:(?P<name>[^:/]+)", text):
         return SystemdEndpoint(match["name"], inherited_type)
     raise ValueError(f"bad endpoint {text!r}: expected {FORMS}")

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from aioecho.config import Timeouts
 from aioecho.framing import Framing
 from aioecho.net.datagram_socket import DatagramTransport
+from aioecho.net.kernel import Credentials, peer_credentials
 from aioecho.serving.base import BaseServer
 from aioecho.streams.frames import Frames
 from aioecho.streams.reader import StreamReader
@@ -122,6 +123,15 @@ class StreamRequestHandler(BaseRequestHandler):
             TypeError: the class has no framing.
         """
         await self.send(self._get_framing().join(frame))
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """The process id, user id and group id of the peer, as the kernel noted them when it connected.
+
+        None if this is no Unix socket, and on other systems than Linux. Raises OSError if the connection is closed.
+        """
+        sock = self.writer.get_extra_info("socket")
+        return None if sock is None else peer_credentials(sock)
 
     def _get_framing(self) -> Framing:
         if self.framing is None:

@@ -9,14 +9,14 @@ import ssl as ssl_module
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from aioecho.choice import Service, serve
 from aioecho.datagrams.server import DatagramServer
 from aioecho.exceptions import AioechoError
 from aioecho.net import systemd
-from aioecho.net.endpoints import UDPEndpoint
+from aioecho.net.endpoints import StdioEndpoint, UDPEndpoint
 from aioecho.runtime.interpreters import is_subinterpreter
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.runtime.stdio import fill_standard_streams
-from aioecho.server import Service, serve
 from aioecho.serving.base import BaseServer
 from aioecho.serving.drain import STAGE_TIMEOUT
 from aioecho.stats import DrainReport
@@ -147,6 +147,8 @@ def run_workers(
     if not gets_signals():
         where = "interpreter" if is_subinterpreter() else "thread"
         raise RuntimeError(f"worker processes are started from the main {where} alone, as signals reach no other")
+    if any(isinstance(endpoint, StdioEndpoint) for endpoint in server.endpoints):
+        raise ValueError("stdio: is one connection: it needs one worker, without reuse_port and max_requests")
     refuse_start_in_worker()
     check_can_start_workers()
     _check_count("max_requests", max_requests, least=1)
