@@ -84,7 +84,7 @@ def test_send_gives_up_on_a_reply_that_does_not_come() -> None:
 def test_mistakes_at_the_command_line_are_one_line(tmp_path: Path) -> None:
     for arguments, message in (
         (
-            ["serve", "--bind", "tcp://127.0.0.1:0", "--bind", "udp://127.0.0.1:0"],
+            ["serve", "aioecho.echo:Echo", "--bind", "tcp://127.0.0.1:0", "--bind", "udp://127.0.0.1:0"],
             "tcp://127.0.0.1:0 is for streams and udp://127.0.0.1:0 is for datagrams: give a handler class for each",
         ),
         (

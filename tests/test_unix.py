@@ -35,7 +35,7 @@ async def test_a_peer_of_the_network_has_no_credentials() -> None:
 
 
 class Closed:
-    """A pipe whose write end was passed: its read end meets the end once nobody has the other one."""
+    """A pipe whose write end was passed: its read end meets the end once no process has the other end."""
 
     def __init__(self) -> None:
         self.read, self.write = os.pipe()

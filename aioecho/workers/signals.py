@@ -81,7 +81,7 @@ def log_stop(logger: logging.Logger, number: int, count: int, what: str, grace: 
     At WARNING for Ctrl-C, if it waits: a person sits there, and without any configuration that is what logging shows.
     """
     name = signal.Signals(number).name
-    whose = "" if of is None else f" of {of}"
+    of_what = "" if of is None else f" of {of}"
     if not count:
         logger.info("%s: stopping", name)
         return
@@ -90,7 +90,7 @@ def log_stop(logger: logging.Logger, number: int, count: int, what: str, grace: 
     logger.log(
         logging.WARNING if is_loud else logging.INFO,
         "%s: stopping; waiting for %d %s%s, %s; a second signal ends them at once",
-        *(name, count, what if count == 1 else f"{what}s", whose, limit),
+        *(name, count, what if count == 1 else f"{what}s", of_what, limit),
     )
 
 
