@@ -5,7 +5,7 @@ import logging
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from aioecho.blocking.datagrams import ThreadedDatagram
@@ -26,7 +26,7 @@ __all__ = ["DatagramServer", "UDPServer", "UnixDatagramServer"]
 
 logger = logging.getLogger("aioecho.datagram")
 
-ONE_HANDLER_CLASS = "several handler classes in one server are for streams: make a server for each of datagrams"
+ONE_HANDLER_CLASS = "several handler classes go to aioecho.serve(), which makes a server for each"
 
 # Datagrams that waited for room, whose handlers begin in one turn of the loop.
 BEGUN_PER_TURN = 64
@@ -196,6 +196,10 @@ class DatagramServer(BaseServer):
 
     def _is_idle(self) -> bool:
         return not (self._connections or self._queue)
+
+    def sockets_to_close_in_child(self) -> Iterable[int]:
+        """Return the descriptors of its sockets that are open now, for a process that was forked."""
+        return [sock.sock.fileno() for sock in self._sockets]
 
     def _close_if_done(self) -> None:
         """Close the sockets when no handler can have anything to send any more."""

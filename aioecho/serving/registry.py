@@ -122,6 +122,11 @@ class Registry:
             connection.timeouts_changed()
 
     @property
+    def what_it_serves(self) -> str:
+        """What `connections` are, for people: "connection", or "datagram"."""
+        return self._what
+
+    @property
     def is_draining(self) -> bool:
         """Whether a shutdown has begun."""
         return self._drain is not None
