@@ -232,19 +232,20 @@ async def test_a_fast_sender_does_not_starve_others(how: str) -> None:
             fast.sendall(b"f" + LINE * 1000)
             while not handled:
                 time.sleep(0.001)
-            for _ in range(20):
+            while handled < 1000 and len(waited) < 20:
                 before = handled
                 other.sendall(b"ping")
                 assert other.recv(4) == b"ping"
                 waited.append(handled - before)
-            assert handled < 1000
             fast.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         return waited
 
     async with aioecho.TCPServer(("127.0.0.1", 0), handler(handle), grace=0.1) as server:
         asyncio.get_running_loop().slow_callback_duration = 10
         waited = await asyncio.to_thread(ask, server.server_address)
-    assert sorted(waited)[10] <= 20  # of a thousand that are there
+    # Of a thousand records that were there. A client that had to wait for all of them would have waited for once.
+    assert len(waited) > 5
+    assert sorted(waited)[len(waited) // 2] <= 100
 
 
 @pytest.mark.parametrize("how", ["frames", "exactly"])
