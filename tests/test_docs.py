@@ -248,6 +248,41 @@ def test_frames_come_back_and_too_long_ones_do_not() -> None:
         frames = b"".join(struct.pack("!I", len(text)) + text for text in (b"one", b"", b"three"))
         assert ask_server(server, frames) == frames.upper()
         assert ask_server(server, struct.pack("!I", 2**31)) == b""
+        while server.connections:  # it has ended for its client, and is counted a moment later
+            time.sleep(0.001)
+    assert server.stats.failed == 1
+
+
+@runs("upload")
+def test_netstrings_follow_a_line() -> None:
+    with served(BLOCKS["upload"]) as server:
+        assert ask_server(server, b"a file\n3:one,5:three,") == b"a file: 8 bytes\n"
+
+
+@runs("batches")
+def test_lines_come_in_lists() -> None:
+    with served(BLOCKS["batches"]) as server:
+        assert ask_server(server, b"".join(b"%d\n" % number for number in range(100))) == b""
+    assert server.server.RequestHandlerClass.rows == [b"%d" % number for number in range(100)]
+
+
+@runs("statements")
+def test_a_framing_of_ones_own_is_two_functions() -> None:
+    with served(BLOCKS["statements"]) as server:
+        assert ask_server(server, b"one; two;") == b"done: one;done: two;"
+        assert ask_server(server, b"x" * 2**20 + b";") == b""  # over the limit for lines
+
+
+@runs("too-long")
+def test_after_a_line_too_long_the_next_is_whole() -> None:
+    with served(BLOCKS["too-long"]) as server:
+        sent = b"one\n" + b"x" * 100_000 + b"two\nthree\n"
+        assert ask_server(server, sent) == b"ONE\na line has 65536 bytes at most\nTHREE\n"
+
+
+def test_the_table_of_framings_has_them_all() -> None:
+    named = re.findall(r"^\| `(\w+)` \|.*\|.*\|$", read_page("streams.md"), re.MULTILINE)
+    assert set(aioecho.framing.__all__) - {"Buffer", "Framing"} <= set(named)
 
 
 # datagrams.md
