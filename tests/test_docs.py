@@ -410,6 +410,24 @@ def test_a_stop_loses_no_reply() -> None:
     assert output_of(BLOCKS["stop"]) == "b'LAST WORDS\\n'\n1 0 0\n"
 
 
+@runs("steps")
+def test_a_stop_breaks_no_exchange_that_is_held_together() -> None:
+    assert output_of(BLOCKS["steps"]).splitlines() == [*(rf"b'block {number}\n'" for number in range(3)), "b''", "1 0"]
+    broken = BLOCKS["steps"].replace("async with self.unbroken():", "if True:")
+    assert r"b'block 2\n'" not in output_of(broken).splitlines()
+
+
+@runs("sink")
+def test_a_sink_tells_its_clients_first() -> None:
+    with served(BLOCKS["sink"]) as server, connect(server.names[0]) as sock:
+        sock.sendall(b"one\n")
+        time.sleep(0.15)  # no fresh connection any more
+        server.server.begin_shutdown(5)
+        assert sock.recv(1) == b""
+        sock.sendall(b"two\n")
+    assert server.server.RequestHandlerClass.lines == [b"one\n", b"two\n"]
+
+
 # tls.md
 
 
