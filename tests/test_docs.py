@@ -515,6 +515,11 @@ def test_it_runs_in_the_lifespan_of_a_web_application(tmp_path: Path) -> None:
             assert "Traceback" not in server.stderr()
 
 
+@runs("names")
+def test_tasks_have_the_names_of_their_handlers() -> None:
+    assert output_of(BLOCKS["names"]) == "b'Upper\\n'\n['Upper for Ann']\n"
+
+
 @runs("tasks")
 def test_it_runs_beside_other_tasks() -> None:
     assert output_of(BLOCKS["tasks"]) == "b'ONE OF MANY TASKS\\n'\n"
