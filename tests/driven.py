@@ -16,10 +16,19 @@ def drive(coroutine: Coroutine[Any, Any, Any], protocol: StreamProtocol) -> "asy
     protocol.driver = driver = Driver()
 
     async def outermost() -> Any:
+        driver.step_inner(coroutine)
+        result = None
         try:
-            return await coroutine
-        finally:
-            await driver.hand_back()
+            result = await coroutine
+            error = driver.take_inner_end(None)
+        except BaseException as raised:
+            error = driver.take_inner_end(raised)
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
+        return result
 
     driver.start(outermost(), asyncio.get_running_loop(), contextvars.copy_context(), "driven")
     return driver.task

@@ -99,8 +99,7 @@ async def test_of_a_line_too_long_nothing_is_taken_for_a_line(cut: int) -> None:
             try:
                 line = await self.reader.readline()
             except aioecho.LineTooLong as error:
-                assert error.limit == 2**16
-                seen.append(type(error))
+                seen.append(error.limit)
                 continue
             if not line:
                 return
@@ -108,7 +107,7 @@ async def test_of_a_line_too_long_nothing_is_taken_for_a_line(cut: int) -> None:
 
     stream = b"first\n" + b"A" * 200_000 + b"DELETE *\nPING\n"
     await talk(handler(handle), stream[:cut], stream[cut:])
-    assert seen == [b"first\n", aioecho.LineTooLong, b"PING\n"]
+    assert seen == [b"first\n", 2**16, b"PING\n"]
 
 
 async def test_the_frame_after_one_too_long_is_whole() -> None:

@@ -192,3 +192,74 @@ async def test_a_peer_that_only_sends_is_told_first_and_loses_nothing_that_it_se
     assert report.cancelled == report.aborted == 0
     assert sent - len(seen) <= 1
     assert seen == [b"line %d\n" % number for number in range(len(seen))]
+
+
+class Blocks(aioecho.DatagramSessionHandler):
+    """Sends blocks, the next when the last was acknowledged, as TFTP does."""
+
+    async def handle(self) -> None:
+        await anext(self.datagrams)
+        for number in range(20):
+            await self.reply(b"block %d" % number)
+            seen.append(await anext(self.datagrams))
+
+
+async def test_a_session_whose_peer_acknowledges_step_by_step_is_not_cut() -> None:
+    loop = asyncio.get_running_loop()
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as newcomer,
+    ):
+        sock.setblocking(False)
+        async with aioecho.UDPServer(("127.0.0.1", 0), Blocks) as server:
+            address = server.server_address
+
+            async def receive() -> bytes:
+                received = loop.create_future()
+                loop.add_reader(sock, lambda: received.done() or received.set_result(sock.recv(100)))
+                try:
+                    return await received  # type: ignore[no-any-return]
+                finally:
+                    loop.remove_reader(sock)
+
+            sock.sendto(b"read", address)
+            assert await receive() == b"block 0"
+            stop = asyncio.create_task(server.shutdown(10))
+            await settle(lambda: not server.is_serving())
+            newcomer.sendto(b"read", address)
+            for number in range(1, 20):
+                sock.sendto(b"ack", address)
+                assert await receive() == b"block %d" % number
+            sock.sendto(b"ack", address)
+            report = await stop
+            assert server.stats.drops["stopped"] == 1
+    assert seen == [b"ack"] * 20
+    assert (report.completed, report.cancelled) == (1, 0)
+    assert report.seconds < 5
+
+
+async def test_a_session_ends_a_second_after_its_last_datagram_unless_it_is_unbroken() -> None:
+    ends: list[float] = []
+
+    class Waits(aioecho.DatagramSessionHandler):
+        async def handle(self) -> None:
+            async with contextlib.AsyncExitStack() as stack:
+                if await anext(self.datagrams) == b"unbroken":
+                    await stack.enter_async_context(self.unbroken())
+                async for _ in self.datagrams:
+                    pass
+            ends.append(asyncio.get_running_loop().time())
+
+    async with aioecho.UDPServer(("127.0.0.1", 0), Waits) as server:
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as held,
+        ):
+            began = asyncio.get_running_loop().time()
+            sock.sendto(b"x", server.server_address)
+            held.sendto(b"unbroken", server.server_address)
+            await settle(lambda: len(server.connections) == 2)
+            report = await server.shutdown(2)
+    assert len(ends) == 1
+    assert 0.9 < ends[0] - began < 1.8
+    assert (report.completed, report.cancelled) == (1, 1)

@@ -169,6 +169,8 @@ class DatagramServer(BaseServer):
     def close(self) -> None:
         """Serve what has come by now, and then read no more, once and for all. Handlers that run can still reply.
 
+        Sessions that live get their peers' datagrams as long as they live; a peer without one gets none.
+
         If the attribute `keep_backlog` was set to True, what has come is left to other processes, which read the same sockets.
         """
         self.admission.close()
@@ -180,6 +182,10 @@ class DatagramServer(BaseServer):
             for sock in self._sockets:
                 sock.stop(keep_backlog=self.keep_backlog)
             self._is_stopping = False
+            self._sessions.is_closed = True
+            if len(self._sessions) and not self.keep_backlog:
+                for sock in self._sockets:
+                    sock.resume()
         self._close_if_done()
 
     def _is_idle(self) -> bool:

@@ -22,6 +22,8 @@ class SessionTable:
         self._sessions: dict[Hashable, Session] = {}
         self._sweeps = 0
         self._timer: asyncio.TimerHandle | None = None  # for the next sweep
+        self.is_closed = False
+        """Whether datagrams of peers that have no session are dropped, as the server stops."""
 
     def receive(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
         """Give a datagram to its peer's session, begin one for it, or drop it."""
@@ -35,6 +37,8 @@ class SessionTable:
         if session is not None:
             session.last_heard = self._sweeps
             session.feed(data)
+        elif self.is_closed:
+            stats.drops["stopped"] += 1
         elif len(self._sessions) < limits.max_sessions:
             self._begin(key, client_address, transport, Datagrams(self._server, data))
         else:
@@ -48,6 +52,9 @@ class SessionTable:
             session.drain()
         if self._timer is None:
             self._sweep_later()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
 
     def replace(self, ended: Session) -> None:
         """Forget a session that has ended; what its peer has sent since goes to a new one."""

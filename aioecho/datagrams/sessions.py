@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Generator, Hashable
+from time import monotonic
 from typing import Any
 
 from aioecho.datagrams.serving import DatagramServing
@@ -19,7 +20,13 @@ class Datagrams:
     Made by the server. One coroutine at a time can wait for the next.
     """
 
-    __slots__ = ("_has_ended", "_is_waited_for", "_news", "_queue", "_server", "_size")
+    __slots__ = ("_has_ended", "_is_waited_for", "_news", "_queue", "_server", "_size", "holds", "last_active")
+
+    holds: int
+    """How many `unbroken()` blocks the handler is in."""
+
+    last_active: float
+    """When a datagram came or went last, by monotonic()."""
 
     def __init__(self, server: DatagramServing, first: bytes) -> None:
         self._server = server
@@ -27,6 +34,7 @@ class Datagrams:
         self._queue = deque((first,))
         self._size = len(first)
         self._has_ended = self._is_waited_for = False
+        self.holds, self.last_active = 0, monotonic()
         server.live_stats.queued += 1
 
     def __aiter__(self) -> "Datagrams":
@@ -71,6 +79,7 @@ class Datagrams:
     def feed(self, data: bytes) -> None:
         """Give a datagram to whoever waits, or queue it, or drop it if the queue is full."""
         queue = self._queue
+        self.last_active = monotonic()
         if queue or not self._news.deliver(data):
             limits, counts = self._server.limits, self._server.live_stats
             if queue and (len(queue) >= limits.max_session_queue or self._size + len(data) > limits.max_buffer):
@@ -88,6 +97,13 @@ class Datagrams:
         if self._is_waited_for:
             self._news.wake()
 
+    def hold(self, count: int) -> None:
+        """Count the blocks in which a drain does not end the session: add `count` to them."""
+        self.holds += count
+        driver = self._news.driver
+        if not self.holds and self._server.is_draining and isinstance(driver, Session):
+            driver.drain()
+
     def set_driver(self, driver: Driver | None) -> None:
         """Let the handler's task be stepped by a datagram that comes."""
         self._news.driver = driver
@@ -100,6 +116,10 @@ class Datagrams:
             counts.drops[reason] += len(self._queue)
         self._queue.clear()
         self._size = 0
+
+
+# Seconds without a datagram after which a session's exchange is over, when the server stops.
+QUIET = 1.0
 
 
 class Session(Driver):
@@ -202,8 +222,17 @@ class Session(Driver):
         self.datagrams.drop("refused" if self.outcome == "rejected" else "stopped" if is_cut_off else "session ended")
 
     def drain(self) -> None:
-        """Let the datagrams end after those that have come."""
-        self.datagrams.end()
+        """Let the datagrams end after those that have come, once none has come or gone for QUIET seconds.
+
+        Not while the handler is in an `unbroken()` block.
+        """
+        if self.is_over or self.datagrams.holds:
+            return  # the end of the block asks again
+        left = self.datagrams.last_active + QUIET - monotonic()
+        if left > 0:
+            asyncio.get_running_loop().call_later(left, self.drain)
+        else:
+            self.datagrams.end()
 
     def is_in_message(self) -> bool:
         """Return False: a datagram is a whole message."""

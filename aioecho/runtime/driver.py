@@ -10,8 +10,9 @@ except for the turn of the loop that is saved.
 The whole chain is native: the task's coroutine is a plain one that awaits plain ones. So everything that looks into a task
 (``python -m asyncio ps``, asyncio.print_call_graph(), Task.get_stack(), sampling profilers) shows where a handler waits.
 
-The rules of this module: either the task or the event steps the coroutine, and neither while another task is current. A
-coroutine never ends in an event's step: its outermost function calls :meth:`Driver.hand_back` before it returns.
+The rules of this module: either the task or the event steps the coroutine, and neither while another task is current. The
+outermost coroutine never ends in an event's step: it calls :meth:`Driver.hand_back` before it returns. The one that it awaits
+may: :meth:`Driver.step_inner`.
 """
 
 import asyncio
@@ -110,10 +111,14 @@ class Waiter:
         # its task is current.
         self.item = item
         try:
-            yielded = self._context.run(_send, driver._coroutine, None)  # type: ignore[union-attr]
+            yielded = self._context.run(_send, driver._stepped, None)  # type: ignore[union-attr]
         except BaseException as error:
             _leave_task(loop, task)
-            driver._fail(error)
+            if driver._stepped is driver._coroutine:
+                driver._fail(error)
+            else:
+                self.note_hand_over()
+                driver._end_inner(error)
             return True
         _leave_task(loop, task)
         if yielded is not self:
@@ -222,6 +227,7 @@ class Driver:
         "_cancels",
         "_coroutine",
         "_is_abandoned",
+        "_stepped",
         "_waiter",
         "_wake_up",
         "task",
@@ -229,6 +235,7 @@ class Driver:
 
     _awaited: Any
     _coroutine: "CoroutineType[Any, Any, Any]"
+    _stepped: Any  # what an event steps: that, or the coroutine that it awaits, or what that one has ended with in such a step
     task: "asyncio.Task[Any]"
     _waiter: Waiter | None  # where the task is parked, also while it is stepped from there
     _wake_up: Callable[[Any], object] | None  # the task's own, while what it awaits was told only of _resume()
@@ -248,11 +255,38 @@ class Driver:
         An eager task would run before its caller is ready, and a factory that wraps coroutines would hide the one that is
         to be stepped.
         """
-        self._coroutine = cast("CoroutineType[Any, Any, Any]", coroutine)
+        self._coroutine = self._stepped = cast("CoroutineType[Any, Any, Any]", coroutine)
         self._waiter = self._wake_up = self._awaited = None
         self._cancels = 0
         self._is_abandoned = False
         self.task = make_task(coroutine, loop=loop, context=context, name=name)
+
+    def step_inner(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Have events step a coroutine that the outermost one is about to await: that saves a step of the outermost one.
+
+        When it has ended, the outermost one calls :meth:`take_inner_end`.
+        """
+        self._stepped = coroutine
+
+    def take_inner_end(self, error: BaseException | None) -> BaseException | None:
+        """Return what the inner coroutine has raised, None if it returned. `error` is what awaiting it has raised."""
+        end, self._stepped = self._stepped, self._coroutine
+        if not isinstance(end, BaseException):
+            return error
+        # It ended in an event's step, and awaiting it then raised Python's own error.
+        if isinstance(error, asyncio.CancelledError):
+            # The task was cancelled since: this counts at the next wait, as for a coroutine that is about to end.
+            self.task.uncancel()
+            self.task.cancel(*error.args)
+        return None if isinstance(end, StopIteration) else end
+
+    def note_inner_end(self, end: BaseException | None) -> None:
+        """Do nothing about the end of the inner coroutine in an event's step. To be overridden."""
+
+    def _end_inner(self, error: BaseException) -> None:
+        self._stepped = error
+        self.note_inner_end(None if isinstance(error, StopIteration) else error)
+        self._hand_over(None)
 
     async def hand_back(self) -> None:
         """Let the task take over, if an event steps the coroutine.
@@ -300,7 +334,7 @@ class Driver:
 
     def is_running(self) -> bool:
         """Tell whether the coroutine runs right now."""
-        return self._coroutine.cr_running
+        return self._coroutine.cr_running or getattr(self._stepped, "cr_running", False)
 
     def _hand_over(self, yielded: Any) -> None:
         """Let the task wait for what its coroutine has yielded in an event's step."""

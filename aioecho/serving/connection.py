@@ -179,6 +179,7 @@ class Connection(TimedConnection):
                 self._stage = HANDLE
                 awaitable = None
                 await self._handle()
+                self.take_inner_end(None)
         except BaseException:
             end = self._end_with(sys.exception())
         self._close_if_done(end)
@@ -229,7 +230,8 @@ class Connection(TimedConnection):
         if isinstance(error, GeneratorExit) and not self._is_current():
             raise error  # the program has ended
         # What awaits a coroutine that was closed meets an error of Python's.
-        return asyncio.CancelledError() if self._is_abandoned else error
+        end = self.take_inner_end(error)
+        return asyncio.CancelledError() if self._is_abandoned else end
 
     def _close_if_done(self, end: BaseException | None) -> None:
         """Close, if handle() has returned, the peer has closed, and nothing is unsent or to be cleaned up: most often."""
@@ -247,6 +249,10 @@ class Connection(TimedConnection):
             self.outcome, self.reason = "completed", "finished"
             self._stage = CLOSED
             protocol.transport.close()  # the loop has closed the socket by the time that the end is accounted for
+
+    def note_inner_end(self, end: BaseException | None) -> None:
+        """Close at once, if handle() has returned and nothing is left to do."""
+        self._close_if_done(end)
 
     def give_up(self) -> None:
         """Count it as ended, though its handler goes on."""
@@ -313,6 +319,7 @@ class Connection(TimedConnection):
         if type(handling) is CoroutineType:
             # What names the task, where a task is shown: Upper.handle.
             self._coroutine.__qualname__ = handling.__qualname__
+            self.step_inner(handling)
             return handling
         if inspect.isawaitable(handling):
             return handling

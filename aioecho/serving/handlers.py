@@ -20,6 +20,11 @@ __all__ = ["BaseRequestHandler", "DatagramRequestHandler", "DatagramSessionHandl
 class Datagrams(Protocol):
     """What one peer sends, in order: see :class:`DatagramSessionHandler`. The datagram server makes it."""
 
+    last_active: float
+
+    def hold(self, count: int) -> None:
+        """Count the blocks in which a drain does not end them."""
+
     def __aiter__(self) -> "Datagrams":
         """Return itself."""
 
@@ -213,6 +218,15 @@ class DatagramSessionHandler(BaseRequestHandler):
         super().__init__(request, client_address, server)
         self.datagrams = request[0]
 
+    def unbroken(self) -> Unbroken:
+        """Return what keeps a stop off an exchange in steps: ``async with self.unbroken(): ...``.
+
+        A server that stops does not end the datagrams while the handler is in such a block, until the grace is over. Without
+        one, they end as soon as no datagram has come or gone for a second.
+        """
+        return Unbroken(self.datagrams.hold)
+
     def reply(self, data: bytes | bytearray | memoryview) -> Awaitable[None]:
         """Send a datagram to the peer; see :meth:`DatagramRequestHandler.reply`."""
+        self.datagrams.last_active = monotonic()
         return self.request[1].sendto(data, self.client_address)

@@ -465,8 +465,9 @@ class StreamReader(asyncio.StreamReader):
             if chunk is not None:
                 waiter.item = None
                 if len(chunk) <= n:
-                    waiter.unanswered = waiter.unanswered or 1
-                    if len(chunk) >= BIG:
+                    if not waiter.unanswered:
+                        waiter.unanswered = 1
+                    if n >= BIG <= len(chunk):
                         waiter.note_input(len(chunk))
                     return chunk
                 self._keep(memoryview(chunk)[n:])
