@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import logging
-import os
 import re
 import shlex
 import shutil
@@ -589,34 +588,35 @@ def test_the_walks_go_through_files_that_exist() -> None:
 
 @runs("waiting", "ps", "pstree")
 @pytest.mark.skipif(sys.version_info < (3, 14), reason="asyncio has these tools from Python 3.14 on")
-def test_the_tools_show_handlers_as_on_the_page() -> None:
-    names = execute(BLOCKS["waiting"].replace('if __name__ == "__main__":', "if False:"))
-    with ExitStack() as stack:
-        for name, scheme in (("Upper", "tcp"), ("Peer", "udp"), ("Slow", "udp")):
-            server = stack.enter_context(aioecho.run_in_thread(names[name], f"{scheme}://127.0.0.1:0", grace=0))
-            kind = socket.SOCK_STREAM if scheme == "tcp" else socket.SOCK_DGRAM
-            client = stack.enter_context(socket.socket(socket.AF_INET, kind))
-            client.connect(server.server_address)
-            client.sendall(b"hello\n")
-            while not server.connections:
-                time.sleep(0.001)
-        time.sleep(0.1)  # they wait by now
-        found = {}
-        for tool in ("ps", "pstree"):
-            command = [sys.executable, "-m", "asyncio", tool, str(os.getpid())]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode and re.search("[Pp]ermission|not permitted", done.stdout + done.stderr):
-                pytest.skip("this process may not look into another")
-            found[tool] = done.stdout
-    rows = [row for row in BLOCKS["ps"].splitlines() if " -> " in row]
+def test_the_tools_show_handlers_as_on_the_page(tmp_path: Path) -> None:
+    rows = [row.split(maxsplit=3)[2:] for row in BLOCKS["ps"].splitlines() if " -> " in row]
     assert len(rows) == 4
-    for row in rows[1:]:
-        name, stack_shown = row.split(maxsplit=2)[2].split(maxsplit=1)
-        assert re.search(rf"\b{name} +{re.escape(stack_shown)} ", found["ps"]), found["ps"]
-    shown = re.sub(r" \S*?((?:aioecho|asyncio)/\w+(?:/\w+)?\.py|<block>):\d+", r" \1", found["pstree"])
-    expected = re.sub(r":\d+", "", BLOCKS["pstree"]).replace("server.py", "<block>")
-    for tree in expected.split("└── (T) ")[2:]:
-        assert tree in shown, (tree, shown)
+    text, numbers = BLOCKS["waiting"], []
+    with ExitStack() as stack:
+        for port, kind in ((7001, socket.SOCK_STREAM), (7002, socket.SOCK_DGRAM), (7003, socket.SOCK_DGRAM)):
+            bound, client = (stack.enter_context(socket.socket(socket.AF_INET, kind)) for _ in range(2))
+            bound.bind(("127.0.0.1", 0))
+            if kind == socket.SOCK_STREAM:
+                bound.listen()
+            client.connect(bound.getsockname())
+            client.sendall(b"hello\n")
+            text = text.replace(f'("127.0.0.1", {port})', f'"fd://{bound.fileno()}"')
+            numbers.append(bound.fileno())
+        (tmp_path / "server.py").write_text(text)
+        with Program(sys.executable, "server.py", cwd=tmp_path, pass_fds=numbers) as program:
+
+            def look(tool: str) -> str:
+                command = [sys.executable, "-m", "asyncio", tool, str(program.process.pid)]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode and re.search("[Pp]ermission|not permitted", done.stdout + done.stderr):
+                    pytest.skip("this process may not look into another")
+                return done.stdout
+
+            while not all(re.search(rf" {name} +{re.escape(shown)} ", look("ps")) for name, shown in rows):
+                assert program.process.poll() is None, program.stderr()
+            tree = re.sub(r" \S*?((?:aioecho/|asyncio/)\w+(?:/\w+)?\.py|server\.py):(\d+)", r" \1", look("pstree"))
+    for task in re.sub(r":\d+", "", BLOCKS["pstree"]).split("└── (T) ")[1:]:
+        assert task in tree, tree
 
 
 # benchmarks.md
