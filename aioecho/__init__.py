@@ -5,6 +5,7 @@ Write a handler class with an ``async def handle(self)``, and give it to :func:`
 """
 
 from aioecho.background import BackgroundServer, run_in_thread
+from aioecho.choice import serve
 from aioecho.config import Limits, Timeouts
 from aioecho.datagrams.server import DatagramServer, UDPServer, UnixDatagramServer
 from aioecho.exceptions import (
@@ -15,7 +16,7 @@ from aioecho.exceptions import (
     FramingError,
     LineTooLong,
 )
-from aioecho.server import TCPServer, UnixStreamServer, serve
+from aioecho.server import TCPServer, UnixStreamServer
 from aioecho.serving.base import BaseServer
 from aioecho.serving.handlers import (
     BaseRequestHandler,

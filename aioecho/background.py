@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
+from aioecho.choice import serve
 from aioecho.runtime.interpreters import is_subinterpreter
 from aioecho.runtime.loops import end_other_tasks, loop_factory
-from aioecho.server import serve
 from aioecho.serving.base import BaseServer
 from aioecho.stats import DrainReport, Stats
 

@@ -32,7 +32,7 @@ class Limits:
 
     max_per_host: int | None = None
     """Connections at once from one address. The one too many is disconnected at once. Clients behind one router share an
-    address; those of Unix sockets have none, and are not limited."""
+    address; clients of Unix sockets have none, and are not limited."""
 
     accept_rate: float | None = None
     """Connections a second, evenly spaced. Clients that come faster wait in the kernel's queue."""
@@ -112,9 +112,10 @@ class Timeouts:
     connection. They are looked at together, by one timer: one may be up to a tenth late, or 10 ms if that is more.
     A handler class may have an attribute `timeouts`, which takes the place of its server's.
 
-    To blocking handlers `handshake` and `linger`, those of the server, and `send` alone apply. How long one waits for its peer
-    is, as under socketserver, for its socket's timeout to say: the attribute `timeout` of socketserver.StreamRequestHandler,
-    or ``request.settimeout()``, in verify_request() for instance. Without, a silent peer keeps its thread.
+    To blocking handlers only `handshake`, `linger` and `send` apply, as the server has them. The timeout of its socket
+    says how long a blocking handler waits for its peer, as under socketserver: set the attribute `timeout` of
+    socketserver.StreamRequestHandler, or call ``request.settimeout()``, in verify_request() for instance. Its TimeoutError
+    ends the connection with the reason "timeout". Without a timeout a silent peer keeps its thread.
     """
 
     handshake: float | None = 10.0

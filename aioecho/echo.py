@@ -19,6 +19,7 @@ __all__ = [
     "DATAGRAM_HANDLERS",
     "HANDLERS",
     "SMALL_SERVICES",
+    "Agent",
     "Chargen",
     "DatagramChargen",
     "DatagramDaytime",
@@ -105,6 +106,33 @@ class Time(StreamRequestHandler):
         await self.send(_time())
 
 
+class Agent(StreamRequestHandler):
+    """Answer HAProxy's agent-check with a line, and close: how much of its weight this server is to get.
+
+    `up ready 75%` where ``Limits.max_connections`` leaves a quarter of them in use, besides the agent's own; `up ready` without
+    such a limit; `drain` when the server stops. What is read is ignored.
+
+    A class for other figures overrides :meth:`percent`.
+    """
+
+    def percent(self) -> int | None:
+        """Return the part of its weight that the server is to get, from 1 to 100, or None to say nothing of it."""
+        most = self.server.limits.max_connections
+        if most is None:
+            return None
+        others = len(self.server.connections) - 1
+        return max(1, round(100 * (most - others) / most))
+
+    async def handle(self) -> None:
+        """Send the line."""
+        if self.server.is_draining:
+            await self.send(b"drain\n")
+            return
+        percent = self.percent()
+        # "ready" undoes the "drain" of a server that was stopped and has been started again.
+        await self.send(b"up ready\n" if percent is None else b"up ready %d%%\n" % percent)
+
+
 def _daytime() -> bytes:
     return datetime.now(UTC).strftime("%A, %B %d, %Y %H:%M:%S-UTC\r\n").encode("ascii")
 
@@ -127,6 +155,7 @@ HANDLERS: dict[str, type[StreamRequestHandler]] = {
     "chargen": Chargen,
     "daytime": Daytime,
     "time": Time,
+    "agent": Agent,
 }
 """The handlers by the names that the command line knows them by."""
 

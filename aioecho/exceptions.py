@@ -1,4 +1,4 @@
-"""The error types of aioecho. The system's OSError passes through wherever nobody would catch it apart."""
+"""The error types of aioecho. The system's OSError passes through where no caller would catch it apart."""
 
 from typing import ClassVar
 
@@ -28,7 +28,7 @@ class ConnectionTimeout(AioechoError, TimeoutError):
     """One of the server's timeouts has passed: the peer's fault. Raised where a handler reads or drains.
 
     `which` names the field of Timeouts, "idle", "message", "write" or "max_age", and `seconds` is its value. The stream
-    can be used on, for a last word: each is raised once.
+    can be used on, for a last word: a timeout is raised once.
     """
 
     def __init__(self, which: str, seconds: float) -> None:

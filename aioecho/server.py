@@ -1,31 +1,28 @@
-"""Servers for streams, which make a connection of each client that they accept; and the choice of a server by endpoints."""
+"""Servers for streams, which make a connection of each client that they accept."""
 
 import asyncio
+import logging
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from aioecho.blocking.streams import ThreadedConnection
 from aioecho.config import Limits
-from aioecho.datagrams.server import ONE_HANDLER_CLASS, DatagramServer
-from aioecho.net import systemd
 from aioecho.net.acceptor import Acceptor
 from aioecho.net.binding import BoundSocket
 from aioecho.net.endpoints import (
     Endpoint,
-    InheritedEndpoint,
-    SystemdEndpoint,
+    StdioEndpoint,
     TCPEndpoint,
     UnixEndpoint,
-    parse_endpoint,
 )
 from aioecho.net.watch import OUT_OF_RESOURCES
 from aioecho.serving.base import BaseServer, ListeningSocket
 from aioecho.serving.connection import Connection
 from aioecho.serving.end_record import log_end
-from aioecho.serving.handler_types import is_blocking, serves_datagrams
+from aioecho.serving.handler_types import is_blocking
 
-__all__ = ["StreamServer", "TCPServer", "UnixStreamServer", "are_for_datagrams", "serve"]
+__all__ = ["StdioServer", "StreamServer", "TCPServer", "UnixStreamServer"]
 
 
 class _ListeningSocket:
@@ -81,7 +78,7 @@ class _ListeningSocket:
         stats.accepted += 1
         stats.rejected += 1
         stats.reasons[reason] += 1
-        log_end(address, "rejected", reason)
+        log_end(address, reason)
 
     def _cannot_accept(self, error: OSError) -> None:
         server = self._server
@@ -100,11 +97,74 @@ class _ListeningSocket:
 class StreamServer(BaseServer):
     """A server on any number of endpoints for streams. See :class:`BaseServer`."""
 
+    def _check_endpoints(self, RequestHandlerClass: Any) -> None:
+        if any(isinstance(endpoint, StdioEndpoint) for endpoint in self.endpoints) and (
+            len(self.endpoints) > 1 or not isinstance(self, StdioServer)
+        ):
+            raise ValueError("stdio: is one connection: give it to aioecho.serve() or run(), and no other endpoint")
+        super()._check_endpoints(RequestHandlerClass)
+
     def _make_listeners(self, bound: list[BoundSocket], handler_classes: list[Any]) -> Sequence[ListeningSocket]:
         return [
             _ListeningSocket(self, bound_socket, handler_class)
             for bound_socket, handler_class in zip(bound, handler_classes, strict=True)
         ]
+
+
+class _Stdio(_ListeningSocket):
+    """In place of a listening socket: one connection, which is there already."""
+
+    def __init__(self, server: "StdioServer", bound: BoundSocket, handler_class: Any) -> None:
+        super().__init__(server, bound, handler_class)
+        self._bound = bound
+        self._stdio_server = server
+        self._has_begun = False
+        self.resume, self.pause = self._begin, self._do_nothing
+
+    def _begin(self) -> None:
+        if self._has_begun:
+            return
+        self._has_begun = True
+        try:
+            address = self.sock.getpeername()
+        except OSError:  # it is gone already
+            address = ""
+        self._accepted(self.sock, address)
+        self._stdio_server.end_if_over()
+
+    def _do_nothing(self) -> None:
+        pass
+
+    def stop(self, *, keep_backlog: bool) -> None:
+        """Close the connection if it has no handler."""
+        if not self._has_begun:
+            self._has_begun = True
+            self._bound.close()
+
+    def set_limits(self, limits: Limits) -> None:
+        """Do nothing: there is one connection."""
+
+
+class StdioServer(StreamServer):
+    """Serves the one connection on the program's standard streams, and is shut down when that has ended."""
+
+    _log_level = logging.DEBUG  # it starts and ends with each connection
+
+    def _make_listeners(self, bound: list[BoundSocket], handler_classes: list[Any]) -> Sequence[ListeningSocket]:
+        return [
+            _Stdio(self, bound_socket, handler_class)
+            for bound_socket, handler_class in zip(bound, handler_classes, strict=True)
+        ]
+
+    def unregister_connection(self, connection: Any) -> None:
+        """Count the connection, and begin the shutdown."""
+        super().unregister_connection(connection)
+        self.end_if_over()
+
+    def end_if_over(self) -> None:
+        """Begin the shutdown if the connection was ended, or rejected."""
+        if not self._connections:
+            self._begin_shutdown(None)
 
 
 # BaseServer(address, Handler) serves streams too, and so do classes that users derive from it. What makes connections is
@@ -136,68 +196,3 @@ class UnixStreamServer(StreamServer):
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
         return [UnixEndpoint.at(address, self._mode)]
-
-
-def serve(
-    RequestHandlerClass: Callable[..., Any] | Mapping[Callable[..., Any], Any], *endpoints: str, **options: Any
-) -> BaseServer:
-    """Return a server on all of `endpoints`, to be used with ``async with``.
-
-    It is a :class:`BaseServer` for streams or, where the endpoints are for datagrams, a :class:`DatagramServer`, whose
-    options it takes.
-
-    Or with several handler classes for streams, async and blocking ones, with an endpoint or a list of them for every class:
-    ``serve({Chat: "tcp://127.0.0.1:7000", Legacy: ["tcp://127.0.0.1:7001", "unix:legacy.sock"]})``.
-
-    Raises:
-        ValueError: they are for both; that takes two servers. Or an argument makes no sense.
-    """
-    if isinstance(RequestHandlerClass, Mapping):
-        if any(serves_datagrams(handler_class) for handler_class in RequestHandlerClass):
-            raise TypeError(ONE_HANDLER_CLASS)
-        return StreamServer(endpoints or None, RequestHandlerClass, **options)
-    if are_for_datagrams(*endpoints, sock=options.get("sock"), RequestHandlerClass=RequestHandlerClass):
-        return DatagramServer(endpoints or None, RequestHandlerClass, **options)
-    return StreamServer(endpoints or None, RequestHandlerClass, **options)
-
-
-def are_for_datagrams(
-    *endpoints: str, sock: socket.socket | None = None, RequestHandlerClass: Callable[..., Any] | None = None
-) -> bool:
-    """Return whether endpoints, and a socket object, are for datagrams.
-
-    A socket that exists is for what the handler class serves, if that is known, and else for what it can do: with the wrong
-    one the server itself says so when it starts.
-
-    Raises:
-        ValueError: some are and some are not, or one is no endpoint.
-    """
-    wanted = serves_datagrams(RequestHandlerClass)
-    found = {text: _is_for_datagrams(text, wanted) for text in endpoints}
-    if sock is not None:
-        found["sock"] = sock.type == socket.SOCK_DGRAM if wanted is None else wanted
-    if len(set(found.values())) > 1:
-        stream, datagram = (next(text for text, is_one in found.items() if is_one is which) for which in (False, True))
-        raise ValueError(f"{stream} is for streams and {datagram} is for datagrams: that takes two servers")
-    return any(found.values())
-
-
-def _is_for_datagrams(text: str, wanted: bool | None) -> bool:
-    endpoint = parse_endpoint(text)
-    if not isinstance(endpoint, InheritedEndpoint | SystemdEndpoint):
-        return endpoint.type == socket.SOCK_DGRAM
-    if wanted is not None:
-        return wanted
-    if isinstance(endpoint, SystemdEndpoint):
-        descriptor = next((number for name, number in systemd.listen_fds() if name == endpoint.name), -1)
-    else:
-        assert isinstance(endpoint.source, int)
-        descriptor = endpoint.source
-    try:
-        sock = socket.socket(fileno=descriptor)
-    except (OSError, ValueError):  # no socket: the server says so when it tries to listen on it
-        return False
-    try:
-        return sock.type == socket.SOCK_DGRAM
-    finally:
-        sock.detach()

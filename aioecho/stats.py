@@ -5,7 +5,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Self
 
-__all__ = ["DatagramStats", "DrainReport", "Stats"]
+__all__ = ["DatagramStats", "DrainReport", "ServiceStats", "Stats"]
 
 
 @dataclass
@@ -73,6 +73,26 @@ class DatagramStats(Stats):
     """Replies for which the socket had no room, and which were not awaited, or not sent within ``Timeouts.send``."""
     send_errors: int = 0
     """Replies that the system would not send, as their peer is unreachable or nowhere."""
+
+
+@dataclass
+class ServiceStats(DatagramStats):
+    """The counters of a server for streams and datagrams: those of each kind, and besides their sums."""
+
+    streams: Stats = field(default_factory=Stats)
+    """In connections."""
+    datagrams: DatagramStats = field(default_factory=DatagramStats)
+    """In handlers, and in datagrams."""
+
+    def add(self, stats: Stats) -> None:
+        """Add the counters of a server of one kind."""
+        of_kind = self.datagrams if isinstance(stats, DatagramStats) else self.streams
+        for total in (self, of_kind):
+            for name, value in vars(stats).items():
+                if isinstance(value, Counter):
+                    getattr(total, name).update(value)
+                else:
+                    setattr(total, name, getattr(total, name) + value)
 
 
 @dataclass(frozen=True)

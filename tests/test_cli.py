@@ -638,7 +638,7 @@ def test_a_signal_when_all_is_over_ends_what_is_left_with_the_status(folder: Pat
     )
     with serving("stays:Slow", cwd=folder) as (server, _):
         server.signal()
-        while not server.catches(signal.SIGHUP):  # which it does then alone
+        while not server.catches(signal.SIGTTIN):  # which it does then alone
             time.sleep(0.01)
         server.signal()
         assert server.wait() == 0

@@ -1238,7 +1238,7 @@ async def test_a_handler_that_swallows_its_cancellation_is_cut_off(
         report = await server.shutdown(0)
         assert (report.completed, report.cancelled, report.aborted) == (0, 0, 1)
         assert server.stats.cancelled == 1
-    assert "would not end when cancelled, and was cut off: <DatagramTask with ('127.0.0.1'" in caplog.text
+    assert "would not end when cancelled, and was cut off: <DatagramTask with 127.0.0.1:" in caplog.text
 
 
 async def test_close_stops_reading_and_the_socket_closes_after_the_last_handler(peer: Peer) -> None:
@@ -1357,9 +1357,8 @@ def test_mistakes_are_named() -> None:
         aioecho.TCPServer("udp://127.0.0.1:0", Echo)
     with pytest.raises(ValueError, match=r"unix:x is not for DatagramServer"):
         aioecho.DatagramServer("unix:x", DatagramEcho)
-    for make in (functools.partial(aioecho.DatagramServer, None), aioecho.serve):
-        with pytest.raises(TypeError, match="several handler classes in one server are for streams"):
-            make({DatagramEcho: "udp://127.0.0.1:0"})
+    with pytest.raises(TypeError, match=r"several handler classes go to aioecho\.serve\(\)"):
+        aioecho.DatagramServer(None, {DatagramEcho: "udp://127.0.0.1:0"})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="ssl is for streams"):
         aioecho.UDPServer(("127.0.0.1", 0), DatagramEcho, ssl=object())
     with pytest.raises(ValueError, match=r"expected a \(host, port\)"):

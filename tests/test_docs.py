@@ -540,11 +540,11 @@ def test_a_client_connects_or_says_why_not(tmp_path: Path, monkeypatch: pytest.M
 
 
 @runs("serve")
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 def test_the_servers_of_the_command_line_serve(certificates: SimpleNamespace, number: int) -> None:
     Path("chat.py").write_text(BLOCKS["room.py"])
     lines = BLOCKS["serve"].splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
     # What names a port is given another: these may be taken.
     command = re.sub(r":7000\b|--port 7000", lambda match: match[0].replace("7000", "0"), lines[number])
     if command == lines[number]:
@@ -560,7 +560,27 @@ def test_the_servers_of_the_command_line_serve(certificates: SimpleNamespace, nu
             assert read_line(sock) == (b"HELLO\n" if "upper" in command else b"hello\n")
         if "app.sock" in command:
             assert server.listening() == "unix:app.sock"
+        if "udp" in command:
+            assert server.listening().startswith("udp://127.0.0.1:")
         assert server.stop() == 0
+
+
+@runs("stdio")
+def test_a_shell_can_have_one_connection_served() -> None:
+    with Program("sh", "-c", BLOCKS["stdio"].replace("python ", f"'{sys.executable}' ")) as program:
+        assert program.end() == (0, b"ONE\nTWO\n", "")
+
+
+@runs("together")
+def test_streams_and_datagrams_are_served_together(tmp_path: Path) -> None:
+    (tmp_path / "together.py").write_text(
+        "import logging\nlogging.basicConfig(level='INFO')\n" + BLOCKS["together"].replace("9999", "0")
+    )
+    with Program(sys.executable, tmp_path / "together.py") as program:
+        while (found := re.search(r"tcp://\S+", program.stderr())) is None or "udp://" not in program.stderr():
+            assert program.process.poll() is None, program.stderr()
+        assert ask(found[0], b"hello\n") == b"HELLO\n"
+        assert program.stop() == 0
 
 
 @runs("send")
@@ -746,6 +766,48 @@ def test_behind_haproxy_one_server_can_be_stopped(tmp_path: Path) -> None:
     command = ("haproxy", "-db", "-f", tmp_path / "haproxy.cfg")
     with behind(BLOCKS["haproxy.cfg"], *command) as (servers, endpoint):
         check_that_one_can_be_stopped(servers, endpoint)
+
+
+@runs("agent.cfg", "agent")
+@pytest.mark.skipif(shutil.which("haproxy") is None, reason="there is no haproxy on this machine")
+def test_a_server_that_hangs_is_taken_out_by_haproxys_check_of_its_agent(tmp_path: Path) -> None:
+    command = re.sub(r":9\d01\b", ":0", BLOCKS["agent"])
+    with Program(sys.executable, *shlex.split(command)[1:]) as server, socket.socket() as sock:
+        served, agent = (server.listening().rpartition(":")[2] for _ in range(2))
+        sock.bind(("127.0.0.1", 0))
+        proxied = "{}:{}".format(*sock.getsockname())
+        sock.close()
+        text = (
+            BLOCKS["agent.cfg"].replace(":9001", f":{served}").replace("9101", agent).replace("127.0.0.1:9000", proxied)
+        )
+        # Sooner than a page would have it.
+        text = (
+            text.replace("inter 2s", "inter 100")
+            .replace("check 1s", "check 300")
+            .replace("inter 100 ", "inter 100 fall 1 ", 1)
+        )
+        text = text.replace("defaults\n", "global\n    stats socket " + str(tmp_path / "stats") + "\n\ndefaults\n", 1)
+        (tmp_path / "agent.cfg").write_text(text)
+
+        def status() -> tuple[str, str]:
+            row = ask(f"unix:{tmp_path}/stats", b"show stat echo 4 -1\n").decode().splitlines()[1].split(",")
+            return row[17], row[18]
+
+        with Program("haproxy", "-db", "-f", tmp_path / "agent.cfg") as proxy:
+            while True:
+                assert proxy.process.poll() is None, proxy.stderr()
+                with contextlib.suppress(OSError, IndexError):
+                    if status() == ("UP", "100"):
+                        break
+                time.sleep(0.02)
+            assert ask(f"tcp://{proxied}", b"hello\n") == b"HELLO\n"
+            server.signal(signal.SIGSTOP)
+            while status()[0] != "DOWN":
+                time.sleep(0.02)
+            server.signal(signal.SIGCONT)
+            while status()[0] != "UP":
+                time.sleep(0.02)
+        assert server.stop() == 0
 
 
 @runs("nginx.conf")

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from conftest import check_identity, settle
+from helpers import ask, close
 
 import aioecho
-from aioecho.echo import HANDLERS, Chargen, Daytime, Discard, Echo, Time, Upper
+from aioecho.echo import HANDLERS, Agent, Chargen, Daytime, Discard, Echo, Time, Upper
 
 
 async def replies(handler: Any, sent: bytes) -> bytes:
@@ -42,6 +43,7 @@ def test_the_ready_made_handlers_have_these_names() -> None:
         "chargen": Chargen,
         "daytime": Daytime,
         "time": Time,
+        "agent": Agent,
     } == HANDLERS
 
 
@@ -187,3 +189,32 @@ async def test_chargen_leaves_the_loop_to_others() -> None:
         await taking
         noise_writer.close()
         await asyncio.gather(writer.wait_closed(), noise_writer.wait_closed())
+
+
+# For a proxy
+
+
+async def agent_says(server: aioecho.BaseServer) -> bytes:
+    return await ask(server.sockets[-1].getsockname(), b"")
+
+
+async def test_the_agent_tells_how_much_room_there_is() -> None:
+    served = {Echo: "tcp://127.0.0.1:0", Agent: "tcp://127.0.0.1:0"}
+    async with aioecho.serve(served, limits=aioecho.Limits(max_connections=4)) as server:
+        assert await agent_says(server) == b"up ready 100%\n"
+        _, writer = await asyncio.open_connection(*server.server_address)
+        await settle(lambda: server.stats.active == 1)
+        assert await agent_says(server) == b"up ready 75%\n"
+        await close(writer)
+    async with aioecho.serve(served) as server:
+        assert await agent_says(server) == b"up ready\n"
+
+
+async def test_the_agent_of_a_server_that_stops_says_drain() -> None:
+    async with aioecho.serve(Agent, "tcp://127.0.0.1:0") as server:
+        server.pause()
+        with socket.create_connection(server.server_address) as sock:  # it waits to be accepted when the stop begins
+            sock.setblocking(False)
+            stopping = asyncio.create_task(server.shutdown())
+            assert await asyncio.get_running_loop().sock_recv(sock, 100) == b"drain\n"
+        await stopping

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import pwd
 import socket
 import stat
 import threading
@@ -14,9 +15,17 @@ import pytest
 from conftest import open_descriptors
 
 import aioecho
-from aioecho.echo import Echo
+from aioecho import client
+from aioecho.echo import DatagramEcho, Echo
 from aioecho.net.binding import bind_endpoint
-from aioecho.net.endpoints import InheritedEndpoint, TCPEndpoint, UnixEndpoint, parse_endpoint
+from aioecho.net.endpoints import (
+    InheritedEndpoint,
+    StdioEndpoint,
+    TCPEndpoint,
+    UDPEndpoint,
+    UnixEndpoint,
+    parse_endpoint,
+)
 
 HAS_IPV6 = Path("/proc/net/if_inet6").exists() and "00000000000000000000000000000001" in Path(
     "/proc/net/if_inet6"
@@ -93,6 +102,10 @@ async def error_of(server: aioecho.BaseServer) -> aioecho.EndpointError:
         ("unix:/run/app.sock?mode=660", UnixEndpoint("/run/app.sock", 0o660)),
         ("unix:/run/app.sock?mode=0600", UnixEndpoint("/run/app.sock", 0o600)),
         ("unix:/run/app.sock?mode=000", UnixEndpoint("/run/app.sock", 0)),
+        ("unix:/run/app.sock?mode=660&owner=www&group=33", UnixEndpoint("/run/app.sock", 0o660, "www", "33")),
+        ("udp://*:9?broadcast&reuse_port=1", UDPEndpoint("", 9, broadcast=True, reuse_port=True)),
+        ("udp://239.1.2.3:9?interface=eth0", UDPEndpoint("239.1.2.3", 9, interface="eth0")),
+        ("stdio:", StdioEndpoint()),
         ("unix:@app", UnixEndpoint("\0app")),
         ("fd://3", InheritedEndpoint(3)),
     ],
@@ -102,7 +115,12 @@ def test_an_endpoint_string_names_an_endpoint(text: str, endpoint: object) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["tcp://127.0.0.1:9999", "tcp://[::1]:7000", "tcp://*:80", "unix:/run/app.sock", "unix:@app", "fd://3"]
+    "text",
+    [
+        *("tcp://127.0.0.1:9999", "tcp://[::1]:7000", "tcp://*:80", "unix:/run/app.sock", "unix:@app", "fd://3"),
+        *("tcp://[fe80::1%lo]:7", "udp://*:9?broadcast&reuse_port", "udp://[ff02::1%lo]:9?interface=lo", "stdio:"),
+        *("unix:/run/app.sock?mode=660&owner=www&group=33", "unixgram:x?mode=006", "systemd:web"),
+    ],
 )
 def test_an_endpoint_shows_as_the_string_it_came_from(text: str) -> None:
     assert str(parse_endpoint(text)) == text
@@ -135,6 +153,12 @@ def test_an_endpoint_shows_as_the_string_it_came_from(text: str) -> None:
         ("unix:/run/app.sock?mode=", "octal, such as mode=660"),
         ("unix:/run/app.sock?user=me", "octal, such as mode=660"),
         ("unix:@app?mode=660", "no mode"),
+        ("unix:@app?owner=me", "no owner"),
+        ("unix:/run/app.sock?group=", "octal, such as mode=660"),
+        ("udp://127.0.0.1:9?interface=lo", "interface= is for the address of a multicast group"),
+        ("udp://127.0.0.1:9?broadcast=maybe", "after ? comes broadcast, reuse_port, or interface="),
+        ("udp://127.0.0.1:9?mode=660", "after ? comes broadcast, reuse_port, or interface="),
+        ("tcp://127.0.0.1:9?reuse_port", "tcp:// takes no options"),
         ("unix:@", "there is no name behind @"),
         ("unixgram:@", "there is no name behind @"),
         ("fd://", "fd://N"),
@@ -681,3 +705,113 @@ async def test_the_cause_is_the_systems_error(taken: int) -> None:
     error = await error_of(aioecho.TCPServer(("127.0.0.1", taken), Echo))
     assert isinstance(error.__cause__, OSError)
     assert error.__cause__.errno == errno.EADDRINUSE
+
+
+# Options
+
+
+async def test_a_datagram_server_may_be_bound_beside_another_with_reuse_port() -> None:
+    async with aioecho.serve(DatagramEcho, "udp://127.0.0.1:0?reuse_port") as one:
+        name = one.names[0]
+        async with aioecho.serve(DatagramEcho, f"{name}?reuse_port") as two:
+            assert two.server_address == one.server_address
+        with pytest.raises(aioecho.EndpointError, match="in use"):
+            await aioecho.serve(DatagramEcho, name).start()
+
+
+@pytest.mark.parametrize("option", ["?broadcast", ""])
+async def test_a_handler_sends_to_broadcast_addresses_if_it_may(option: str) -> None:
+    class Announces(aioecho.DatagramRequestHandler):
+        async def handle(self) -> None:
+            await self.request[1].sendto(b"here", ("127.255.255.255", int(self.data)))
+            await self.reply(b"sent")
+
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as hears,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asks,
+    ):
+        hears.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        hears.bind(("127.255.255.255", 0))
+        for sock in (hears, asks):
+            sock.settimeout(10)
+        async with aioecho.serve(Announces, f"udp://127.0.0.1:0{option}") as server:
+            asks.sendto(b"%d" % hears.getsockname()[1], server.server_address)
+            assert await asyncio.to_thread(asks.recv, 10) == b"sent"
+            assert server.stats.send_errors == (0 if option else 1)  # type: ignore[attr-defined]
+            if option:
+                assert hears.recv(10) == b"here"
+
+
+@pytest.mark.parametrize("interface", ["lo", "127.0.0.1"])
+async def test_a_multicast_group_is_joined_on_an_interface(interface: str) -> None:
+    endpoint = f"udp://239.1.2.3:0?interface={interface}"
+    async with aioecho.serve(DatagramEcho, endpoint) as server:
+        port = server.server_address[1]
+        assert server.names == (f"udp://239.1.2.3:{port}",)
+        # Another program may be in the group too; each gets a copy.
+        async with aioecho.serve(DatagramEcho, endpoint.replace(":0", f":{port}")) as other:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(10)
+                sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
+                sock.sendto(b"all", ("239.1.2.3", port))
+                for _ in range(2):
+                    data, address = await asyncio.to_thread(sock.recvfrom, 10)
+                    assert (data, address) == (b"all", ("127.0.0.1", port))
+            assert (server.stats.accepted, other.stats.accepted) == (1, 1)
+
+
+async def test_an_interface_that_is_not_there_is_named() -> None:
+    error = await error_of(aioecho.serve(DatagramEcho, "udp://239.1.2.3:0?interface=nix9"))
+    assert str(error).endswith("?interface=nix9: no network interface is called 'nix9'")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("scheme", ["unix", "unixgram"])
+async def test_the_path_is_given_an_owner_and_a_group(folder: Path, scheme: str) -> None:
+    handler = Echo if scheme == "unix" else DatagramEcho
+    async with aioecho.serve(handler, f"{scheme}:app.sock?mode=660&owner=nobody&group=12") as server:
+        found = os.stat("app.sock")
+        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (pwd.getpwnam("nobody").pw_uid, 12, 0o660)
+        assert server.names == (f"{scheme}:app.sock",)
+
+
+@pytest.mark.parametrize("option", ["owner", "group"])
+async def test_an_owner_that_does_not_exist_is_named(folder: Path, option: str) -> None:
+    error = await error_of(aioecho.serve(Echo, f"unix:app.sock?{option}=no-such-name"))
+    what = "user" if option == "owner" else "group"
+    assert str(error).endswith(f": no {what} is called 'no-such-name'")
+    assert os.listdir() == []
+
+
+def link_local() -> str | None:
+    """Return a link-local address of this machine, with its interface."""
+    if HAS_IPV6:
+        for line in Path("/proc/net/if_inet6").read_text("ascii").splitlines():
+            digits, _, _, scope, _, interface = line.split()
+            if scope == "20":
+                return f"{socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))}%{interface}"
+    return None
+
+
+@pytest.mark.skipif(link_local() is None, reason="this machine has no link-local address")
+async def test_a_link_local_address_is_named_so_that_it_can_be_used() -> None:
+    async with aioecho.serve(Echo, f"tcp://[{link_local()}]:0") as server:
+        name = server.names[0]
+        assert name == f"tcp://[{link_local()}]:{server.server_address[1]}"
+        reader, writer = await client.connect(name)
+        writer.write(b"hello")
+        writer.write_eof()
+        assert await reader.read() == b"hello"
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.skipif(link_local() is None, reason="this machine has no link-local address, and so no route to groups")
+async def test_a_multicast_group_of_ipv6_is_joined_on_an_interface() -> None:
+    interface = (link_local() or "").partition("%")[2]
+    async with aioecho.serve(DatagramEcho, f"udp://[ff15::1234]:0?interface={interface}") as server:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(10)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket.if_nametoindex(interface))
+            sock.sendto(b"all", ("ff15::1234", server.server_address[1]))
+            assert await asyncio.to_thread(sock.recv, 10) == b"all"

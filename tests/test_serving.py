@@ -12,8 +12,9 @@ from programs import Program
 
 import aioecho
 from aioecho import client
+from aioecho.choice import are_for_datagrams
 from aioecho.echo import DatagramEcho, Echo
-from aioecho.server import StreamServer, are_for_datagrams
+from aioecho.server import StreamServer
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_the_server_follows_from_the_endpoints() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams, socket.socket() as stream:
         assert are_for_datagrams(f"fd://{datagrams.fileno()}")
         assert not are_for_datagrams(f"fd://{stream.fileno()}")
-        with pytest.raises(ValueError, match=r"sock is for streams and fd://\d+ is for datagrams: that takes two serv"):
+        with pytest.raises(ValueError, match=r"sock is for streams and fd://\d+ is for datagrams: give a handler cl"):
             are_for_datagrams(f"fd://{datagrams.fileno()}", sock=stream)
         assert not are_for_datagrams(f"fd://{datagrams.fileno()}", RequestHandlerClass=Echo)
         assert are_for_datagrams(sock=stream, RequestHandlerClass=DatagramEcho)
@@ -83,8 +84,8 @@ def test_send_gives_up_on_a_reply_that_does_not_come() -> None:
 def test_mistakes_at_the_command_line_are_one_line(tmp_path: Path) -> None:
     for arguments, message in (
         (
-            ["serve", "--bind", "tcp://127.0.0.1:0", "--bind", "udp://127.0.0.1:0"],
-            "tcp://127.0.0.1:0 is for streams and udp://127.0.0.1:0 is for datagrams: that takes two servers",
+            ["serve", "aioecho.echo:Echo", "--bind", "tcp://127.0.0.1:0", "--bind", "udp://127.0.0.1:0"],
+            "tcp://127.0.0.1:0 is for streams and udp://127.0.0.1:0 is for datagrams: give a handler class for each",
         ),
         (
             ["serve", "aioecho.echo:Echo", "--bind", "udp://127.0.0.1:0"],

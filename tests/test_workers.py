@@ -1120,3 +1120,36 @@ def test_a_signal_to_the_whole_group_is_one(folder: Path) -> None:
             os.killpg(program.process.pid, number)
             assert read_line(busy) == b"sleep 0.3\n"
             assert program.wait() == 0
+
+
+def test_a_stop_says_what_the_workers_wait_for_and_that_a_signal_ended_it(folder: Path) -> None:
+    with serving(folder) as (program, endpoint), talking(endpoint, b"sleep 30\n"), talking(endpoint, b"sleep 30\n"):
+        program.signal(INT)
+        told = (
+            r"SIGINT: stopping; waiting for (\d) connections? of worker \d \(process \d+\), at most [\d.]+ s; a second"
+        )
+        eventually(lambda: sum(map(int, re.findall(told, program.stderr()))) == 2)
+        program.signal(TERM)
+        assert program.wait() == 1
+        counts = re.findall(r"cut off by a second signal, SIGTERM: (\d) cancelled", program.stderr())
+        assert sum(map(int, counts)) == 2
+        assert "grace was over" not in program.stderr()
+
+
+def test_a_process_that_a_worker_forks_ends_at_sigterm(folder: Path) -> None:
+    (folder / "forks.py").write_text(
+        "import multiprocessing, os, signal, aioecho\n"
+        "class Forks(aioecho.StreamRequestHandler):\n"
+        "    async def handle(self):\n"
+        "        child = multiprocessing.get_context('fork').Process(target=signal.pause)\n"
+        "        child.start()\n"
+        "        os.kill(child.pid, signal.SIGTERM)\n"
+        "        child.join()\n"
+        "        await self.send(b'%d\\n' % child.exitcode)\n"
+    )
+    command = ("serve", "forks:Forks", "--bind", "tcp://127.0.0.1:0", "--workers", "2")
+    with Program.aioecho(*command, cwd=folder) as program:
+        endpoint = program.listening()
+        with connect(endpoint) as sock:
+            assert read_line(sock) == b"-15\n"
+        assert program.stop() == 0

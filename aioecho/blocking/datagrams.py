@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 from aioecho.blocking.request import Threaded
-from aioecho.blocking.view import ServerView
 from aioecho.net.datagram_socket import DatagramTransport
 from aioecho.net.room import connected_probe, is_writable
 from aioecho.runtime.threads import ThreadPool
@@ -87,13 +86,6 @@ class ThreadedDatagram(Threaded):
     ) -> None:
         request = (data, ReplySocket(transport, server.timeouts.send))
         super().__init__(server, pool, request, client_address, server.RequestHandlerClass)
-
-    def _serve(self) -> None:
-        try:
-            self.RequestHandlerClass(self.request, self.client_address, ServerView(self._server))
-            self.outcome, self.reason = "completed", "finished"
-        except Exception:
-            self._server.call_handle_error(self.request, self.client_address)
 
     def _return(self) -> None:
         super()._return()

@@ -8,21 +8,25 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from aioecho.blocking.view import ServerView
+from aioecho.runtime.logs import format_address
 from aioecho.runtime.threads import ThreadPool, report_end_of_thread
 from aioecho.serving.base import BaseServer
+from aioecho.serving.ends import Ended, Reason
 
 __all__ = ["Threaded"]
 
 logger = logging.getLogger("aioecho.threads")
 
 
-class Threaded:
+class Threaded(Ended):
     """A request and its blocking handler, in a thread or waiting for one, in `server.connections`.
 
     `handler` is always None: its constructor returns when all is done. `thread` is None until it has one.
     """
 
     task = None  # it has a thread
+    _was_lost = False  # whether the connection broke before it was cut off
 
     __slots__ = (
         "RequestHandlerClass",
@@ -35,7 +39,6 @@ class Threaded:
         "_verifying",
         "client_address",
         "handler",
-        "outcome",
         "reason",
         "request",
         "thread",
@@ -57,14 +60,14 @@ class Threaded:
         self.client_address = client_address
         self.handler: Any = None
         self.thread: threading.Thread | None = None
-        self.outcome, self.reason = "failed", "error"
+        self.reason: Reason = "error"
         self.was_aborted = self._is_cut_off = self._has_returned = False
-        self._context = contextvars.copy_context()  # what a handler sets there is nobody else's
+        self._context = contextvars.copy_context()  # what a handler sets there no other handler sees
         self._verifying: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         thread = "no thread yet" if self.thread is None else f"thread={self.thread.name!r}"
-        return f"<{type(self).__name__} from {self.client_address!r}, {thread}>"
+        return f"<{type(self).__name__} from {format_address(self.client_address)}, {thread}>"
 
     # In the loop: its beginning.
 
@@ -76,8 +79,8 @@ class Threaded:
                 self._verifying = self._loop.create_task(self._verify(verified))
                 self._verifying.add_done_callback(self._when_verified)
                 return
-        except Exception:
-            self._server.call_handle_error(self.request, self.client_address)
+        except Exception as error:
+            self.report_end(error, self._server)
             self._return()
         else:
             self._go_on(verified)
@@ -85,14 +88,14 @@ class Threaded:
     async def _verify(self, verified: Awaitable[bool]) -> None:
         try:
             self._go_on(await verified)
-        except Exception:
-            self._server.call_handle_error(self.request, self.client_address)
+        except Exception as error:
+            self.report_end(error, self._server)
             self._return()
 
     def _when_verified(self, task: asyncio.Task[None]) -> None:
         self._verifying = None
         if task.cancelled():
-            self.outcome = self.reason = "cancelled"
+            self.reason = "cancelled"
         if task.cancelled() or task.exception() is not None:
             self._return()
 
@@ -101,14 +104,14 @@ class Threaded:
             self._return()
             return
         if not verified:
-            self.outcome, self.reason = "rejected", "refused"
+            self.reason = "refused"
             self._return()
             return
         try:
             self._pool.submit(self)
         except RuntimeError as error:
-            self.outcome, self.reason = "rejected", "no thread"
-            logger.error("no thread for %s: %s", self.client_address, error)
+            self.reason = "no thread"
+            logger.error("no thread for %s: %s", format_address(self.client_address), error)
             self._return()
 
     # In the loop: what the server asks of it when it stops.
@@ -152,11 +155,19 @@ class Threaded:
             self._leave()
 
     def _serve(self) -> None:
-        """Make the handler, which does the work, and set the outcome."""
-        raise NotImplementedError
+        """Make the handler, which does the work, and set the reason."""
+        self._call_handler(self.request)
+
+    def _call_handler(self, request: Any) -> None:
+        try:
+            self.RequestHandlerClass(request, self.client_address, ServerView(self._server))
+            self.reason = "finished"
+        except Exception as error:
+            if not (self._is_cut_off and isinstance(error, OSError)):  # that one would be our doing
+                self.report_end(error, self._server, request)
 
     def _leave(self) -> None:
-        """The loop is closed: there is nobody else to clean up."""
+        """Clean up in the thread, as the loop is closed."""
 
     def _post(self, callback: Callable[..., object], *arguments: Any) -> bool:
         try:
@@ -174,5 +185,5 @@ class Threaded:
     def _return(self) -> None:
         """The handler has returned, or there will be none."""
         self._has_returned = True
-        if self._is_cut_off and self.outcome != "rejected":
-            self.outcome = self.reason = "cancelled"
+        if self._is_cut_off and self.outcome != "rejected" and self.reason != "connection lost":
+            self.reason = "connection lost" if self._was_lost else "cancelled"

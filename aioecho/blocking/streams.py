@@ -27,7 +27,7 @@ from typing import Any
 
 from aioecho.blocking.request import Threaded
 from aioecho.blocking.sockets import CountingRequestSocket, RequestSocket
-from aioecho.blocking.view import ServerView
+from aioecho.net.kernel import is_broken
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
 from aioecho.serving.connection import FRESH, FRESH_AMONG_OTHERS
@@ -57,6 +57,7 @@ class ThreadedConnection(Threaded):
     due = inf  # the timeout sweeper never visits it: how long its handler waits is for its socket's timeout to say
 
     __slots__ = (
+        "_handlers_socket",
         "_handshake_error",
         "_has_shut_reading",
         "_is_handshaking",
@@ -64,6 +65,7 @@ class ThreadedConnection(Threaded):
         "_kept",
         "_left",
         "_linger",
+        "_was_lost",
         "is_left_open",
         "since",
         "was_shut",
@@ -88,7 +90,8 @@ class ThreadedConnection(Threaded):
         request.owner = self
         super().__init__(server, pool, request, client_address, RequestHandlerClass)
         self.since = self._loop.time()
-        self.was_shut = self.is_left_open = False
+        self.was_shut = self.is_left_open = self._was_lost = False
+        self._handlers_socket: socket.socket = request  # or what TLS was wrapped around it
         self._handshake_error: OSError | None = None
         self._is_handshaking = server.ssl is not None
         self._has_shut_reading = self._is_over = False
@@ -105,7 +108,7 @@ class ThreadedConnection(Threaded):
         """Make the one record of a connection that has ended, at DEBUG."""
         if logger.isEnabledFor(logging.DEBUG):
             seconds, request = self._loop.time() - self.since, self.request
-            log_end(self.client_address, self.outcome, self.reason, seconds, request.bytes_in, request.bytes_out)
+            log_end(self.client_address, self.reason, seconds, request.bytes_in, request.bytes_out)
 
     # In the loop: what the server asks of it when it stops.
 
@@ -142,6 +145,7 @@ class ThreadedConnection(Threaded):
             super().cut_off()
 
     def _interrupt(self) -> None:
+        self._was_lost = is_broken(self._kept or self.request) is True
         self._shut(socket.SHUT_RDWR)
 
     def abort(self) -> None:
@@ -158,6 +162,14 @@ class ThreadedConnection(Threaded):
 
     # In its thread.
 
+    def get_stream(self) -> socket.socket:
+        """Return the socket that the handler has."""
+        return self._handlers_socket
+
+    def is_peer_lost(self) -> bool:
+        """Tell whether the connection broke; True where the system does not tell, as of Unix sockets."""
+        return is_broken(self._kept or self.request) is not False
+
     def _serve(self) -> None:
         request: socket.socket = self.request
         if self._server.ssl is not None:
@@ -165,18 +177,13 @@ class ThreadedConnection(Threaded):
                 request = self._wrap(self._server.ssl)
             except OSError as error:
                 # The peer's fault or bad luck: garbage, silence, gone. It may be a flood of them.
-                self.outcome, self.reason = "rejected", "handshake"
+                self.reason = "handshake"
                 self._handshake_error = error
                 return
             self._post(self._handshaken)
+            self._handlers_socket = request
         try:
-            self.RequestHandlerClass(request, self.client_address, ServerView(self._server))
-            self.outcome, self.reason = "completed", "finished"
-        except Exception as error:
-            if isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError):
-                self.reason = "connection lost"
-            if not (self._is_cut_off and isinstance(error, OSError)):  # that one would be our doing
-                self._server.call_handle_error(request, self.client_address)
+            self._call_handler(request)
         finally:
             if isinstance(request, ssl.SSLSocket):
                 end_tls(request)
@@ -256,7 +263,7 @@ class ThreadedConnection(Threaded):
         if self._kept is not None:
             if self._server.ssl is not None and left is None:
                 left = self._kept
-            else:  # TLS of the handler's own, who closes it
+            else:  # the handler itself has wrapped it in TLS, and closes it
                 self._kept.close()
             self._kept = None
         if left is not None:

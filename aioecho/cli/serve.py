@@ -1,10 +1,12 @@
 """The shell command `serve`: options in, a server or its workers run until a signal, and an exit status."""
 
+import dataclasses
 import functools
 import importlib
 import itertools
 import logging
 import os
+import re
 import signal
 import ssl
 import sys
@@ -15,13 +17,14 @@ from typing import Any
 
 import click
 
+from aioecho.choice import are_for_datagrams
+from aioecho.choice import serve as make_server_for
 from aioecho.cli.console import Mistake, discard_stdout
 from aioecho.config import Limits
 from aioecho.echo import DATAGRAM_HANDLERS, HANDLERS
 from aioecho.exceptions import AioechoError
 from aioecho.runtime.loops import LOOPS, loop_factory
-from aioecho.server import are_for_datagrams
-from aioecho.server import serve as make_server_for
+from aioecho.server import StdioServer
 from aioecho.serving.base import BaseServer
 from aioecho.serving.drain import DEFAULT_GRACE
 from aioecho.workers.program import check_sessions, run_server, run_workers
@@ -32,6 +35,8 @@ __all__ = ["serve_command"]
 logger = logging.getLogger("aioecho.cli")
 
 _DEFAULT_HOST, _DEFAULT_PORT = "127.0.0.1", 9999
+
+_ENDPOINT = re.compile("(tcp|udp|fd)://|(unix|unixgram|systemd|stdio):")
 
 
 class _Workers(click.IntRange):
@@ -49,9 +54,10 @@ class _Workers(click.IntRange):
 @click.command("serve")
 @click.argument("handler", default="echo")
 @click.option(
-    "-b", "--bind", "endpoints", multiple=True, metavar="ENDPOINT",
+    "-b", "--bind", "endpoints", multiple=True, metavar="[HANDLER=]ENDPOINT",
     help="tcp://HOST:PORT, unix:PATH or unix:PATH?mode=660; for datagrams udp://HOST:PORT or unixgram:PATH; for either"
-    " fd://N or systemd:NAME. May be repeated. Port 0 is any free one.",
+    " fd://N or systemd:NAME; stdio: is the one connection on stdin and stdout. May be repeated, for streams and datagrams"
+    " together too, and each with a handler of its own: echo=udp://HOST:PORT. Port 0 is any free one.",
 )  # fmt: skip
 @click.option("--host", help=f"Listen on this TCP host; short for --bind.  [default: {_DEFAULT_HOST}]")
 @click.option("--port", type=click.IntRange(0, 65535), help=f"Listen on this TCP port.  [default: {_DEFAULT_PORT}]")
@@ -103,7 +109,8 @@ def serve_command(
     log_level: str,
     app_dir: str,
 ) -> None:
-    """Serve HANDLER: echo (the default), upper, discard, chargen, daytime, time, or a class of yours as module:Class.
+    """Serve HANDLER: echo (the default), upper, discard, chargen, daytime, time, agent, or a class of
+    yours as module:Class.
 
     The ready-made ones serve streams or datagrams, as the endpoints are. Never offer them over UDP to a network that you do
     not trust.
@@ -124,30 +131,26 @@ def serve_command(
     if host is not None or port is not None or not bind:
         host = _DEFAULT_HOST if host is None else host
         bind.append(f"tcp://{f'[{host}]' if ':' in host else host}:{_DEFAULT_PORT if port is None else port}")
-    try:
-        for_datagrams = are_for_datagrams(*bind)
-    except ValueError as error:
-        raise Mistake(str(error)) from error
+    served, bind = _sort_by_handler([_split_bind(text, handler) for text in bind])
     make_server = functools.partial(
         _make_server,
-        handler=handler,
-        for_datagrams=for_datagrams,
+        served=served,
         app_dir=str(Path(app_dir).resolve()),
         tls=(ssl_certfile, ssl_keyfile, ssl_keyfile_password, ssl_ca_certs),
-        limits=(
-            {"max_handlers": limit_concurrency, "max_sessions": limit_concurrency}
-            if for_datagrams and limit_concurrency is not None
-            else {"backlog": backlog, "max_connections": limit_concurrency}
-        ),
+        backlog=backlog,
+        limit_concurrency=limit_concurrency,
         grace=grace,
         log_level=log_level.upper(),
         log_format=f"%(asctime)s %(levelname)s %(name)s{'[%(process)d]' if supervised else ''}: %(message)s",
     )
-    server = make_server(bind)
+    server = make_server([[text] for text in bind])
+    is_stdio = isinstance(server, StdioServer)
     try:
         loop_factory(loop)
         if workers != 1:
             check_sessions(server, reuse_port=reuse_port)
+        if supervised and is_stdio:
+            raise ValueError("stdio: is one connection, and no workers share it")
     except (ImportError, ValueError) as error:
         raise Mistake(str(error)) from error
     try:
@@ -163,10 +166,13 @@ def serve_command(
                 when_serving=_announce,
             )
         else:
-            report = run_server(server, loop=loop, when_serving=lambda server: _announce(server.names))
+            report = run_server(
+                server, loop=loop, when_serving=lambda server: None if is_stdio else _announce(server.names)
+            )
     except AioechoError as error:
         raise click.ClickException(str(error)) from error
-    status = 1 if report.cancelled or report.aborted else 0
+    has_failed = is_stdio and not server.stats.completed
+    status = 1 if report.cancelled or report.aborted or has_failed else 0
     _let_signals_end(status)
     sys.exit(status)
 
@@ -178,14 +184,33 @@ def _let_signals_end(status: int) -> None:
             signal.signal(number, lambda *_: os._exit(status))
 
 
+def _split_bind(text: str, default: str) -> tuple[str, str]:
+    """Return the handler and the endpoint that ``HANDLER=ENDPOINT``, or an endpoint alone, names."""
+    # An endpoint may have a = in its path or its options, and a handler a colon: what begins like an endpoint is one.
+    match = None if _ENDPOINT.match(text) else re.fullmatch(r"(?P<handler>[^=/?]+)=(?P<endpoint>.+)", text)
+    return (default, text) if match is None else (match["handler"], match["endpoint"])
+
+
+def _sort_by_handler(binds: list[tuple[str, str]]) -> tuple[list[tuple[str, bool]], list[str]]:
+    """Return the handler of every endpoint, with whether it is for datagrams, and the endpoints: one handler's together."""
+    groups: dict[tuple[str, bool], list[str]] = {}
+    try:
+        for handler, endpoint in binds:
+            groups.setdefault((handler, are_for_datagrams(endpoint)), []).append(endpoint)
+    except ValueError as error:
+        raise Mistake(str(error)) from error
+    served = [of_handler for of_handler, endpoints in groups.items() for _ in endpoints]
+    return served, list(itertools.chain(*groups.values()))
+
+
 def _make_server(
-    endpoints: list[str],
+    endpoints: list[list[str]],
     *,
-    handler: str,
-    for_datagrams: bool,
+    served: list[tuple[str, bool]],
     app_dir: str,
     tls: tuple[str | None, str | None, str | None, str | None],
-    limits: dict[str, int | None],
+    backlog: int,
+    limit_concurrency: int | None,
     grace: float,
     log_level: str,
     log_format: str,
@@ -193,17 +218,28 @@ def _make_server(
     """Make the server that the command line describes. Each process does: modules and certificates are not sent to workers."""
     logging.basicConfig(level=log_level, format=log_format)
     context = _tls_context(*tls)
-    # Outside of the `try`: what the user's own module raises comes with a traceback.
-    handler_class = _find_handler(handler, app_dir, DATAGRAM_HANDLERS if for_datagrams else HANDLERS)
+    by_class: dict[Any, list[str]] = {}
+    for (handler, for_datagrams), group in zip(served, endpoints, strict=True):
+        # Outside of the `try`: what the user's own module raises comes with a traceback.
+        handler_class = _find_handler(handler, app_dir, DATAGRAM_HANDLERS if for_datagrams else HANDLERS)
+        by_class.setdefault(handler_class, []).extend(group)
+    limits = Limits(backlog=backlog, max_connections=limit_concurrency)
+    if limit_concurrency is not None:
+        limits = dataclasses.replace(limits, max_handlers=limit_concurrency, max_sessions=limit_concurrency)
     try:
-        return make_server_for(handler_class, *endpoints, ssl=context, limits=Limits(**limits), grace=grace)  # type: ignore[arg-type]
+        if len(by_class) > 1:
+            return make_server_for(by_class, ssl=context, limits=limits, grace=grace)
+        ((handler_class, texts),) = by_class.items()
+        return make_server_for(handler_class, *texts, ssl=context, limits=limits, grace=grace)
     except (TypeError, ValueError) as error:
         raise Mistake(str(error)) from error
 
 
-def _make_server_in_worker(make_server: Callable[[list[str]], BaseServer], endpoints: list[list[str]]) -> BaseServer:
+def _make_server_in_worker(
+    make_server: Callable[[list[list[str]]], BaseServer], endpoints: list[list[str]]
+) -> BaseServer:
     try:
-        return make_server(list(itertools.chain(*endpoints)))
+        return make_server(endpoints)
     except Mistake as error:  # certificates or a handler that were there at the start, and no longer are
         raise AioechoError(error.message) from error
 
@@ -232,7 +268,8 @@ def _find_handler(name: str, folder: str, ready_made: Mapping[str, Any]) -> Any:
             f"no handler is called {name!r}: the ready-made ones are {', '.join(ready_made)}; for your own say module:Class"
         )
     where = str(Path(folder).resolve())
-    sys.path.insert(0, where)
+    if where not in sys.path[:1]:  # by a handler before it
+        sys.path.insert(0, where)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

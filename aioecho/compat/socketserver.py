@@ -6,7 +6,7 @@ and is the standard library's own object but for ThreadingMixIn and the servers 
 What these gain, in :meth:`~ThreadingMixIn.serve_forever`: threads are bounded and used again; at a stop, clients in the
 queue are still taken in, handlers that wait for data meet the end of it, and others have a grace to finish; a reply is not
 lost to a reset when its client still sends; running out of descriptors stops nothing; TLS handshakes, by `aioecho_options`
-or because the listening socket was wrapped, are done in the connection's thread, so that a silent client holds up nobody.
+or because the listening socket was wrapped, are done in the connection's thread, so that a silent client delays no other.
 
 What is left to the standard library, as it can't be the same thing on an event loop:
 
@@ -70,8 +70,8 @@ from aioecho.serving.base import BaseServer as _AioechoServer
 if sys.version_info >= (3, 12):
     from socketserver import ForkingUnixDatagramServer, ForkingUnixStreamServer  # noqa: F401
 
-# Classes say that they are socketserver's, as those of CPython's _pydecimal do that they are decimal's: this module is to be
-# put in the other's place, also in sys.modules.
+# Classes say that they are socketserver's, as the classes of CPython's _pydecimal say that they are decimal's: this module is
+# to be put in the other's place, also in sys.modules.
 __name__ = "socketserver"
 
 __all__ = list(stdlib.__all__)
@@ -231,7 +231,7 @@ class ThreadingMixIn(stdlib.ThreadingMixIn):
 class _Engine(StreamServer):
     """Accepts for a server of the standard library's shape, and calls that one's hooks."""
 
-    _log_level = logging.DEBUG  # as silent as the standard library's, for those who serve a log
+    _log_level = logging.DEBUG  # as silent as the standard library's, also in a program that serves a log
 
     def __init__(self, outer: Any, sock: socket.socket, options: dict[str, Any]) -> None:
         super().__init__(None, _Request, sock=sock, **options)

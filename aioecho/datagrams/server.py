@@ -5,7 +5,7 @@ import logging
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from aioecho.blocking.datagrams import ThreadedDatagram
@@ -16,8 +16,9 @@ from aioecho.datagrams.task import DatagramTask
 from aioecho.net.binding import BoundSocket
 from aioecho.net.datagram_socket import DatagramSocket, DatagramTransport
 from aioecho.net.endpoints import Endpoint, UDPEndpoint, UnixDatagramEndpoint
-from aioecho.runtime.logs import BoundedLog
+from aioecho.runtime.logs import BoundedLog, format_address
 from aioecho.serving.base import BaseServer
+from aioecho.serving.end_record import handlers_part
 from aioecho.serving.handler_types import is_blocking, makes_sessions
 from aioecho.stats import DatagramStats
 
@@ -25,7 +26,7 @@ __all__ = ["DatagramServer", "UDPServer", "UnixDatagramServer"]
 
 logger = logging.getLogger("aioecho.datagram")
 
-ONE_HANDLER_CLASS = "several handler classes in one server are for streams: make a server for each of datagrams"
+ONE_HANDLER_CLASS = "several handler classes go to aioecho.serve(), which makes a server for each"
 
 # Datagrams that waited for room, whose handlers begin in one turn of the loop.
 BEGUN_PER_TURN = 64
@@ -127,10 +128,15 @@ class DatagramServer(BaseServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Report the exception that is being handled, which a handler raised. The server goes on whatever it was.
 
-        As it is here: an ERROR record with the traceback, at most one in a second, as anybody can send anything.
+        As it is here: an ERROR record with the handler's part of the traceback, at most one in a second, as any peer can send
+        anything. Where :meth:`is_peers_fault`, a record at DEBUG without a traceback.
         """
         error = sys.exception()
-        self._error_log.report("the handler of a datagram from %s raised", client_address, exc_info=error)
+        address = format_address(client_address)
+        if error is None or self.is_peers_fault(error):
+            logger.debug("a datagram from %s was not handled to its end: %r", address, error)
+        else:
+            self._error_log.report("the handler of a datagram from %s raised", address, exc_info=handlers_part(error))
 
     @property
     def handler_timeouts(self) -> Timeouts:
@@ -190,6 +196,10 @@ class DatagramServer(BaseServer):
 
     def _is_idle(self) -> bool:
         return not (self._connections or self._queue)
+
+    def sockets_to_close_in_child(self) -> Iterable[int]:
+        """Return the descriptors of its sockets that are open now, for a process that was forked."""
+        return [sock.sock.fileno() for sock in self._sockets]
 
     def _close_if_done(self) -> None:
         """Close the sockets when no handler can have anything to send any more."""

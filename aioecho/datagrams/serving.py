@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from aioecho.config import Limits, Timeouts
 from aioecho.serving.drain import Served
+from aioecho.serving.ends import Ended
 from aioecho.stats import DatagramStats
 
 __all__ = ["DatagramServing"]
@@ -38,7 +39,7 @@ class DatagramServing(Protocol):
     def verify_request(self, request: Any, client_address: Any) -> bool | Awaitable[bool]:
         """Call the hook."""
 
-    def call_handle_error(self, request: Any, client_address: Any) -> None:
+    def call_handle_error(self, request: Any, client_address: Any, ended: Ended) -> None:
         """Call the hook, for the exception that is being handled."""
 
     def register_connection(self, connection: Served) -> None:

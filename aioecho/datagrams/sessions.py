@@ -1,15 +1,18 @@
 """One peer's datagrams and the handler that they all go to."""
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import Generator, Hashable
 from time import monotonic
 from typing import Any
 
 from aioecho.datagrams.serving import DatagramServing
-from aioecho.datagrams.task import report_end, run_handler
 from aioecho.net.datagram_socket import DatagramTransport
 from aioecho.runtime.driver import Driver, Waiter, steps
+from aioecho.runtime.logs import format_address
+from aioecho.serving.ends import Reason
+from aioecho.serving.running import HandlerRun
 
 __all__ = ["Datagrams", "Session"]
 
@@ -122,7 +125,7 @@ class Datagrams:
 QUIET = 1.0
 
 
-class Session(Driver):
+class Session(HandlerRun):
     """A peer whose handler runs, in `server.connections`. `client_address` is the peer's.
 
     Its life: live, in which it is fed; over, from when its datagrams are told to end or its handler has ended, in which what
@@ -130,16 +133,16 @@ class Session(Driver):
     """
 
     __slots__ = (
+        "_RequestHandlerClass",
+        "_server",
         "client_address",
         "datagrams",
         "handler",
         "is_over",
         "key",
         "last_heard",
-        "outcome",
         "reason",
         "request",
-        "server",
         "successor",
         "was_aborted",
     )
@@ -152,14 +155,15 @@ class Session(Driver):
         transport: DatagramTransport,
         datagrams: Datagrams,
     ) -> None:
-        self.server = server
+        self._server = server
+        self._RequestHandlerClass = server.RequestHandlerClass
         self.key = key
         self.client_address = client_address
         self.datagrams = datagrams
         self.request = (datagrams, transport)
         self.handler: Any = None
         self.successor: Datagrams | None = None
-        self.outcome, self.reason = "completed", "finished"
+        self.reason: Reason = "finished"
         self.was_aborted = self.is_over = False
         self.last_heard = 0
         datagrams.set_driver(self)
@@ -168,41 +172,43 @@ class Session(Driver):
 
     def __call__(self, task: "asyncio.Task[None]") -> None:
         """Count how it has ended."""
-        self.server.task_ended(self, task)
+        self._server.task_ended(self, task)
 
     def __repr__(self) -> str:
-        return f"<Session with {self.client_address!r}, handler={self.handler!r}>"
-
-    @property
-    def was_abandoned(self) -> bool:
-        """Whether it is being closed, as it swallowed its cancellation."""
-        return self._is_abandoned
+        return f"<Session with {format_address(self.client_address)}, handler={self.handler!r}>"
 
     async def _serve(self) -> None:
+        end: BaseException | None = None
         try:
-            await run_handler(self, self.server.verify_request(self.request, self.client_address))
-        except BaseException as error:
-            # What awaits a coroutine that was closed meets an error of Python's.
-            end = asyncio.CancelledError() if self._is_abandoned else error
-            if not report_end(self, end):
-                raise end from error.__cause__
+            try:
+                awaitable = self.prepare()
+                if awaitable is not None:
+                    await awaitable
+                if self.handler is not None:
+                    await self.handle()
+            except BaseException:
+                end = self.end_with(sys.exception())
+            finishing = self.finish_handler(end)
+            if finishing is not None:
+                await finishing
         finally:
+            del end  # its traceback refers to this frame
             self.finish()
             await self.hand_back()
 
     def give_up(self) -> None:
         """Count it as ended, though its handler goes on."""
-        self.outcome = self.reason = "cancelled"
+        self.reason = "cancelled"
         self.task.remove_done_callback(self)
-        self.server.replace_session(self)
-        self.server.unregister_connection(self)
+        self._server.replace_session(self)
+        self._server.unregister_connection(self)
 
     def feed(self, data: bytes) -> None:
         """Give the handler a datagram, or keep it for the peer's next session."""
         if not self.is_over:
             self.datagrams.feed(data)
         elif self.successor is None:
-            self.successor = Datagrams(self.server, data)
+            self.successor = Datagrams(self._server, data)
         else:
             self.successor.feed(data)
 
@@ -216,9 +222,9 @@ class Session(Driver):
         self.is_over = True
         self.datagrams.set_driver(None)
         self.datagrams.end()
-        if self.handler is None and self.outcome == "completed":  # its task was cancelled before it began
-            self.outcome = self.reason = "cancelled"
-        is_cut_off = self.outcome == "cancelled" and self.server.is_draining
+        if self.handler is None and self.reason == "finished":  # its task was cancelled before it began
+            self.reason = "cancelled"
+        is_cut_off = self.outcome == "cancelled" and self._server.is_draining
         self.datagrams.drop("refused" if self.outcome == "rejected" else "stopped" if is_cut_off else "session ended")
 
     def drain(self) -> None:

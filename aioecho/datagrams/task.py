@@ -25,66 +25,21 @@ from functools import partial
 from operator import is_
 from sys import getrefcount
 from types import CoroutineType
-from typing import Any, Protocol
+from typing import Any
 from weakref import getweakrefcount
 
 from aioecho.datagrams.serving import DatagramServing
-from aioecho.runtime.driver import Driver, Waiter, steps
+from aioecho.runtime.driver import Waiter, steps
+from aioecho.runtime.logs import format_address
+from aioecho.serving.ends import Reason
 from aioecho.serving.handlers import BaseRequestHandler, DatagramRequestHandler
+from aioecho.serving.running import HandlerRun
 
-__all__ = ["DatagramTask", "Job", "report_end", "run_handler"]
+__all__ = ["DatagramTask"]
 
 new_object: Any = object.__new__
 
 _send: Any = CoroutineType.send
-
-
-class Job(Protocol):
-    """A handler that is run: for whom, and how it ended."""
-
-    server: DatagramServing
-    client_address: Any
-    request: Any
-    handler: Any
-    outcome: str
-    reason: str
-
-    @property
-    def was_abandoned(self) -> bool:
-        """Whether the handler is being closed, as it swallowed its cancellation."""
-
-
-async def run_handler(job: Job, verified: bool | Awaitable[bool]) -> None:
-    """Make the handler, if `verified` says so, and await its methods."""
-    if verified is not True:
-        if inspect.isawaitable(verified):
-            verified = await verified
-        if not verified:
-            job.outcome, job.reason = "rejected", "refused"
-            return
-    job.handler = handler = job.server.RequestHandlerClass(job.request, job.client_address, job.server)
-    await _run_methods(job, handler)
-
-
-async def _run_methods(job: Job, handler: Any) -> None:
-    await handler.setup()
-    try:
-        await handler.handle()
-    finally:
-        if not job.was_abandoned:
-            await handler.finish()
-
-
-def report_end(job: Job, error: BaseException) -> bool:
-    """Set the outcome for the error that is being handled, which a handler raised; return whether that settles it."""
-    if isinstance(error, asyncio.CancelledError | GeneratorExit):  # the latter meets those who swallow the former
-        job.outcome = job.reason = "cancelled"
-        return False
-    job.outcome, job.reason = "failed", "error"
-    if not isinstance(error, Exception):  # the program ends
-        return False
-    job.server.call_handle_error(job.request, job.client_address)
-    return True
 
 
 async def _await(awaitable: Awaitable[Any]) -> None:
@@ -147,7 +102,7 @@ class _Parking(Waiter):
         return super().cancel(msg)
 
 
-class DatagramTask(Driver):
+class DatagramTask(HandlerRun):
     """A datagram whose handler runs, in `server.connections`; or the server's spare task, which serves its next datagrams.
 
     `client_address` is the sender's. To do anything with it is its handler's.
@@ -160,6 +115,7 @@ class DatagramTask(Driver):
 
     __slots__ = (
         "_end",
+        "_server",
         "_short_kind",
         "client_address",
         "handler",
@@ -167,13 +123,11 @@ class DatagramTask(Driver):
         "is_entered",
         "is_retired",
         "is_special",
-        "outcome",
         "parking",
         "plain_kind",
         "reason",
         "request",
         "resume",
-        "server",
         "was_aborted",
     )
 
@@ -182,9 +136,9 @@ class DatagramTask(Driver):
     """Steps the coroutine; returns what it waits for."""
 
     def __init__(self, server: DatagramServing, request: Any = None, client_address: Any = None) -> None:
-        self.server = server
+        self._server = server
         self.request, self.client_address, self.handler = request, client_address, None
-        self.outcome, self.reason = "completed", "finished"
+        self.reason: Reason = "finished"
         self.was_aborted = self.is_counted = self.is_entered = self.is_retired = False
         self.is_special = server.is_special
         self.plain_kind: type | None = None  # the last class that was found to be plain
@@ -201,22 +155,17 @@ class DatagramTask(Driver):
     def __call__(self, task: "asyncio.Task[None]") -> None:
         """Count how it has ended."""
         self.parking.driver = None  # which refers to it: without the cycle both go at once
-        if self.handler is None and self.outcome == "completed":  # its task was cancelled before it began
-            self.outcome = self.reason = "cancelled"
-        self.server.task_ended(self, task)
+        if self.handler is None and self.reason == "finished":  # its task was cancelled before it began
+            self.reason = "cancelled"
+        self._server.task_ended(self, task)
 
     def __repr__(self) -> str:
-        return f"<DatagramTask with {self.client_address!r}, handler={self.handler!r}>"
-
-    @property
-    def was_abandoned(self) -> bool:
-        """Whether the handler is being closed, as it swallowed its cancellation."""
-        return self._is_abandoned
+        return f"<DatagramTask with {format_address(self.client_address)}, handler={self.handler!r}>"
 
     @steps
     def _serve(self, context: Context) -> Generator[Any, None, None]:
         """Serve datagrams until a handler waits, or does something to the task: the task's coroutine."""
-        server, parking = self.server, self.parking
+        server, parking = self._server, self.parking
         task: Any = asyncio.current_task()
         self.task = task  # parking is told of it before the task's constructor has returned
         if self.request is None:
@@ -275,7 +224,7 @@ class DatagramTask(Driver):
         try:
             if self._end is not None:
                 raise self._end
-            if self.outcome == "cancelled":
+            if self.reason == "cancelled":
                 raise asyncio.CancelledError
         finally:
             self._end = None  # its traceback refers to this frame
@@ -286,20 +235,20 @@ class DatagramTask(Driver):
         # What awaits a coroutine that was closed meets an error of Python's.
         end = asyncio.CancelledError() if self._is_abandoned else error
         try:
-            return None if report_end(self, end) else end
+            return None if self.report_end(end, self._server) else end
         except BaseException as worse:  # of handle_error(), and not an Exception: it ends the program
             return worse
 
     def _begin(self) -> Any:
         """Make the handler and call its methods, or let a coroutine do that; return what to await."""
-        make = self.server.RequestHandlerClass
-        self.handler = handler = make(self.request, self.client_address, self.server)
+        make = self._server.RequestHandlerClass
+        self.handler = handler = make(self.request, self.client_address, self._server)
         kind = type(handler)
         if self._waiter is None:
             self._show_handler()
         if kind is not self._short_kind:
             if kind.setup is not BaseRequestHandler.setup or kind.finish is not BaseRequestHandler.finish:
-                return _run_methods(self, handler)
+                return self.run_methods(handler)
             self._short_kind = kind
             if kind is make and _is_plain(kind):
                 self.plain_kind = kind
@@ -313,7 +262,7 @@ class DatagramTask(Driver):
         if verified:
             await self._begin()
         else:
-            self.outcome, self.reason = "rejected", "refused"
+            self.reason = "refused"
 
     def _show_handler(self) -> None:
         """Name the coroutine, which names the task where a task is shown, after the handler: Upper.handle."""
@@ -359,12 +308,12 @@ class DatagramTask(Driver):
 
     def count_end(self) -> None:
         """Count it when its task has ended."""
-        self.task.add_done_callback(self, context=self.server.task_context)
+        self.task.add_done_callback(self, context=self._server.task_context)
 
     def reset(self) -> None:
         """Forget the last handler."""
-        self.outcome, self.reason, self.is_counted = "completed", "finished", False
-        self.is_special = self.server.is_special
+        self.reason, self.is_counted = "finished", False
+        self.is_special = self._server.is_special
 
     def retire(self) -> None:
         """End a spare task."""
@@ -373,9 +322,9 @@ class DatagramTask(Driver):
 
     def give_up(self) -> None:
         """Count it as ended, though its handler goes on."""
-        self.outcome = self.reason = "cancelled"
+        self.reason = "cancelled"
         self.task.remove_done_callback(self)
-        self.server.unregister_connection(self)
+        self._server.unregister_connection(self)
 
     # What the server asks of those that wait when it stops.
 

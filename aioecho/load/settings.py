@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from aioecho.net.endpoints import (
     InheritedEndpoint,
+    StdioEndpoint,
     SystemdEndpoint,
     TCPEndpoint,
     UDPEndpoint,
@@ -127,11 +128,12 @@ def parse_target(text: str) -> TCPEndpoint | UnixEndpoint | UDPEndpoint | UnixDa
         ValueError: it names none, or one that only a server can use; the message says what was expected (caller).
     """
     where = parse_endpoint(text)
-    if isinstance(where, InheritedEndpoint | SystemdEndpoint) or (
+    if isinstance(where, InheritedEndpoint | StdioEndpoint | SystemdEndpoint) or (
         isinstance(where, TCPEndpoint | UDPEndpoint) and not where.port
     ):
         raise ValueError(f"no server can be reached at {text!r}: expected {_FORMS}, with the server's port")
-    return where
+    # Permissions are for a server to set.
+    return type(where)(where.path) if isinstance(where, UnixEndpoint | UnixDatagramEndpoint) else where
 
 
 def is_datagram(endpoint: str) -> bool:

@@ -4,9 +4,13 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import grp
+import ipaddress
 import os
+import pwd
 import socket
 import stat
+import struct
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -18,10 +22,13 @@ from aioecho.net.endpoints import (
     HostEndpoint,
     InheritedEndpoint,
     PathEndpoint,
+    StdioEndpoint,
     SystemdEndpoint,
+    UDPEndpoint,
     resolve,
     socket_name,
 )
+from aioecho.net.stdio import take_standard_streams
 
 __all__ = ["BoundSocket", "bind_endpoint", "bind_sibling"]
 
@@ -39,9 +46,12 @@ class BoundSocket:
     `close()` also removes its path, while that is still ours to remove.
     """
 
-    def __init__(self, sock: socket.socket, name: str, path: str | None = None) -> None:
+    def __init__(
+        self, sock: socket.socket, name: str, path: str | None = None, endpoint: HostEndpoint | None = None
+    ) -> None:
         self.sock = sock
         self.name = name
+        self.endpoint = endpoint
         # Absolute: the program may change its folder meanwhile.
         self._path = os.path.abspath(path) if path is not None else None
         self._identity = _identity(path) if path is not None else None
@@ -71,6 +81,8 @@ async def bind_endpoint(endpoint: Endpoint, *, backlog: int, reuse_port: bool = 
         return await _bind_host(endpoint, backlog, reuse_port)
     if isinstance(endpoint, PathEndpoint):
         return [await _bind_unix(endpoint, backlog)]
+    if isinstance(endpoint, StdioEndpoint):
+        return [BoundSocket(take_standard_streams(), str(endpoint))]
     if isinstance(endpoint, SystemdEndpoint):
         return _adopt_systemd(endpoint, backlog)
     return [_adopt(endpoint, backlog)]
@@ -82,14 +94,15 @@ def bind_sibling(bound: BoundSocket) -> BoundSocket:
     Raises:
         EndpointError: it can't be had: `bound` was not bound with `reuse_port`, or the system does not offer it.
     """
+    assert bound.endpoint is not None
     sock = socket.socket(bound.sock.family, bound.sock.type)
     try:
-        _prepare(sock, reuse_port=True)
+        _prepare(sock, bound.endpoint, reuse_port=True)
         sock.bind(bound.sock.getsockname())
     except OSError as error:
         sock.close()
         raise EndpointError(f"cannot listen again on {bound.name}: {error.strerror or error}", error.errno) from error
-    return BoundSocket(sock, bound.name)
+    return BoundSocket(sock, bound.name, endpoint=bound.endpoint)
 
 
 def _cannot_listen(endpoint: object, error: OSError | str) -> EndpointError:
@@ -103,7 +116,9 @@ async def _bind_host(endpoint: HostEndpoint, backlog: int, reuse_port: bool) -> 
     for tries_left in reversed(range(PORT_TRIES)):
         sockets: list[socket.socket] = []
         try:
-            _bind_all(addresses, sockets, endpoint.type, reuse_port)
+            _bind_all(addresses, sockets, endpoint, reuse_port)
+            for sock in sockets:
+                _join_group(sock, endpoint)
             # Only after all are bound: none may serve if one can't.
             for sock in sockets:
                 _listen(sock, backlog)
@@ -117,9 +132,9 @@ async def _bind_host(endpoint: HostEndpoint, backlog: int, reuse_port: bool) -> 
         else:
             break
     if len(sockets) == 1:
-        return [BoundSocket(sockets[0], socket_name(sockets[0]))]
+        return [BoundSocket(sockets[0], socket_name(sockets[0]), endpoint=endpoint)]
     name = str(type(endpoint)(endpoint.host, sockets[0].getsockname()[1]))
-    return [BoundSocket(sock, name) for sock in sockets]
+    return [BoundSocket(sock, name, endpoint=endpoint) for sock in sockets]
 
 
 def _listen(sock: socket.socket, backlog: int) -> None:
@@ -127,12 +142,16 @@ def _listen(sock: socket.socket, backlog: int) -> None:
         sock.listen(backlog)
 
 
-def _prepare(sock: socket.socket, *, reuse_port: bool) -> None:
+def _prepare(sock: socket.socket, endpoint: HostEndpoint, *, reuse_port: bool) -> None:
     """Set what is to be set before bind()."""
     sock.setblocking(False)
-    if sock.type == socket.SOCK_STREAM:
-        # For datagrams it would let others share the port, and the last one get them all.
+    if sock.type == socket.SOCK_STREAM or endpoint.is_multicast:
+        # For other datagrams it would let others share the port, and the last one get them all; of a group's all get a copy.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if isinstance(endpoint, UDPEndpoint):
+        reuse_port = reuse_port or endpoint.reuse_port
+        if endpoint.broadcast:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
     if reuse_port:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     if sock.family == socket.AF_INET6:
@@ -140,24 +159,56 @@ def _prepare(sock: socket.socket, *, reuse_port: bool) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
 
 
+def _join_group(sock: socket.socket, endpoint: HostEndpoint) -> None:
+    """Join the multicast group that a socket is bound to, and send to groups through the same interface."""
+    if not (isinstance(endpoint, UDPEndpoint) and endpoint.is_multicast):
+        return
+    group, interface, index = sock.getsockname()[0], endpoint.interface, 0
+    address = "0.0.0.0"  # the one that the routing table says
+    if interface is not None:
+        try:
+            address = str(ipaddress.IPv4Address(interface))
+        except ValueError:
+            index = _interface_index(interface)
+    if sock.family == socket.AF_INET6:
+        index = index or sock.getsockname()[3]
+        sock.setsockopt(
+            socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, socket.inet_pton(sock.family, group) + struct.pack("@I", index)
+        )
+        if index:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+        return
+    own = struct.pack("@4si", socket.inet_aton(address), index)
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton(group) + own)
+    if interface is not None:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, bytes(4) + own)
+
+
+def _interface_index(name: str) -> int:
+    try:
+        return socket.if_nametoindex(name)
+    except OSError as error:
+        raise OSError(errno.ENODEV, f"no network interface is called {name!r}") from error
+
+
 def _bind_all(
     addresses: list[tuple[socket.AddressFamily, Any]],
     sockets: list[socket.socket],
-    kind: socket.SocketKind,
+    endpoint: HostEndpoint,
     reuse_port: bool,
 ) -> None:
     """Bind a socket to every address, all on the port that the first one gets, and append them to `sockets`."""
     absent: OSError | None = None
     for family, address in addresses:
         try:
-            sock = socket.socket(family, kind)
+            sock = socket.socket(family, endpoint.type)
         except OSError as error:
             if error.errno != errno.EAFNOSUPPORT:
                 raise
             absent = error  # the kernel lacks this family
             continue
         sockets.append(sock)
-        _prepare(sock, reuse_port=reuse_port)
+        _prepare(sock, endpoint, reuse_port=reuse_port)
         if len(sockets) > 1:
             address = (address[0], sockets[0].getsockname()[1], *address[2:])
         try:
@@ -182,20 +233,24 @@ async def _bind_unix(endpoint: PathEndpoint, backlog: int) -> BoundSocket:
         if path.startswith("\0"):
             sock.bind(path)
             _listen(sock, backlog)
-            return BoundSocket(sock, str(endpoint))
+            return BoundSocket(sock, endpoint.name)
         # Between finding a path stale and removing it another process could start to listen there, and be removed.
         # Whoever starts through here waits its turn, until the other listens and can be seen to.
         async with _folder_lock(path):
             _remove_stale(endpoint)
+            owner, group = _user_number(endpoint.owner), _group_number(endpoint.group)
             if endpoint.mode is not None and endpoint.type == socket.SOCK_DGRAM:
                 # Whoever may, can send as soon as it is bound. On Linux the path gets no more than the socket has.
-                os.fchmod(sock.fileno(), endpoint.mode)
+                is_given_away = owner >= 0 or group >= 0
+                os.fchmod(sock.fileno(), endpoint.mode & 0o700 if is_given_away else endpoint.mode)
             sock.bind(path)
             try:
+                if owner >= 0 or group >= 0:
+                    os.chown(path, owner, group)
                 if endpoint.mode is not None:
                     os.chmod(path, endpoint.mode)  # before listen(): no client connects under other permissions
                 _listen(sock, backlog)
-                return BoundSocket(sock, str(endpoint), path)
+                return BoundSocket(sock, endpoint.name, path)
             except BaseException:
                 os.unlink(path)
                 raise
@@ -204,6 +259,25 @@ async def _bind_unix(endpoint: PathEndpoint, backlog: int) -> BoundSocket:
         if isinstance(error, EndpointError) or not isinstance(error, OSError):
             raise
         raise _cannot_listen(endpoint, error) from error
+
+
+def _user_number(name: str | None) -> int:
+    """Return a user's number, or -1 for None, which chown() leaves as it is."""
+    if name is None or name.isdecimal():
+        return -1 if name is None else int(name)
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise OSError(errno.EINVAL, f"no user is called {name!r}") from None
+
+
+def _group_number(name: str | None) -> int:
+    if name is None or name.isdecimal():
+        return -1 if name is None else int(name)
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise OSError(errno.EINVAL, f"no group is called {name!r}") from None
 
 
 def _remove_stale(endpoint: PathEndpoint) -> None:

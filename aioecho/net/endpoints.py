@@ -3,12 +3,16 @@
 ===================================  ==========================================================================
 ``tcp://HOST:PORT``                  HOST is a name, an IPv4 address, an IPv6 address in brackets, or ``*`` (or nothing)
                                      for every address of both kinds. Port 0 is chosen once, the same for all addresses.
-``udp://HOST:PORT``                  likewise, for datagrams
-``unix:PATH``, ``unix:PATH?mode=660``  a Unix stream socket, with file permissions in octal. ``unix:@NAME`` has no file.
+``udp://HOST:PORT``                  likewise, for datagrams. Options follow a ``?``, with ``&`` between them: ``broadcast``,
+                                     to send to broadcast addresses; ``reuse_port``, for other processes to bind it too;
+                                     ``interface=NAME``, which joins the multicast group HOST on this interface
+``unix:PATH``, ``unix:PATH?mode=660``  a Unix stream socket, with file permissions in octal, ``owner=`` and ``group=``.
+                                     ``unix:@NAME`` has no file.
 ``unixgram:PATH``                    likewise, for datagrams
 ``fd://N``                           a listening or bound socket that this process inherited as descriptor N
 ``systemd:NAME``                     the sockets that systemd has passed under this name, for streams or for datagrams:
                                      FileDescriptorName= in the socket unit, by default its own, such as ``echo.socket``
+``stdio:``                           the one connection that the program was started with, on descriptors 0 and 1
 ===================================  ==========================================================================
 """
 
@@ -17,7 +21,7 @@ import ipaddress
 import os
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, Union
 from urllib.parse import parse_qsl
 
@@ -28,6 +32,7 @@ __all__ = [
     "HostEndpoint",
     "InheritedEndpoint",
     "PathEndpoint",
+    "StdioEndpoint",
     "SystemdEndpoint",
     "TCPEndpoint",
     "UDPEndpoint",
@@ -39,9 +44,11 @@ __all__ = [
 ]
 
 FORMS = (
-    "tcp://HOST:PORT, unix:PATH, unix:PATH?mode=660, fd://N, systemd:NAME, or, for datagrams, udp://HOST:PORT or"
+    "tcp://HOST:PORT, unix:PATH, unix:PATH?mode=660, fd://N, systemd:NAME, stdio:, or, for datagrams, udp://HOST:PORT or"
     " unixgram:PATH"
 )
+
+UDP_FLAGS = ("broadcast", "reuse_port")
 
 # A C int.
 MOST_FD = 2**31 - 1
@@ -69,6 +76,14 @@ class HostEndpoint:
                 return cls(host or "", port)
         raise ValueError(f"expected a (host, port) with a port from 0 to 65535, not {address!r}")
 
+    @property
+    def is_multicast(self) -> bool:
+        """Whether `host` is the address of a multicast group."""
+        try:
+            return ipaddress.ip_address(self.host).is_multicast
+        except ValueError:
+            return False
+
     def __str__(self) -> str:
         return f"{self.scheme}://{_bracketed(self.host) or '*'}:{self.port}"
 
@@ -80,11 +95,24 @@ class TCPEndpoint(HostEndpoint):
     type = socket.SOCK_STREAM
 
 
+@dataclass(frozen=True)
 class UDPEndpoint(HostEndpoint):
     """`host` and `port` are as in :class:`TCPEndpoint`."""
 
+    broadcast: bool = False
+    """Whether replies may go to broadcast addresses (SO_BROADCAST)."""
+    reuse_port: bool = False
+    """Whether other processes may bind the same address and port, and share what comes (SO_REUSEPORT)."""
+    interface: str | None = None
+    """The interface on which the multicast group `host` is joined, by its name or its IPv4 address."""
+
     scheme = "udp"
     type = socket.SOCK_DGRAM
+
+    def __str__(self) -> str:
+        flags = [name for name in UDP_FLAGS if getattr(self, name)]
+        options = flags + ([] if self.interface is None else [f"interface={self.interface}"])
+        return super().__str__() + (f"?{'&'.join(options)}" if options else "")
 
 
 @dataclass(frozen=True)
@@ -93,6 +121,9 @@ class PathEndpoint:
 
     path: str
     mode: int | None = None
+    owner: str | None = None
+    """A user's name or number."""
+    group: str | None = None
 
     scheme: ClassVar[str]
     type: ClassVar[socket.SocketKind]
@@ -115,8 +146,15 @@ class PathEndpoint:
         assert isinstance(found, cls)
         return found
 
-    def __str__(self) -> str:
+    @property
+    def name(self) -> str:
+        """The endpoint string of where it is, for clients: without its permissions."""
         return f"{self.scheme}:{'@' + self.path[1:] if self.path.startswith(chr(0)) else self.path}"
+
+    def __str__(self) -> str:
+        options = [] if self.mode is None else [f"mode={self.mode:03o}"]
+        options += [f"{what}={value}" for what in ("owner", "group") if (value := getattr(self, what)) is not None]
+        return self.name + (f"?{'&'.join(options)}" if options else "")
 
 
 class UnixEndpoint(PathEndpoint):
@@ -155,8 +193,18 @@ class SystemdEndpoint:
         return f"systemd:{self.name}"
 
 
+@dataclass(frozen=True)
+class StdioEndpoint:
+    """The one connection that the program was started with, on its descriptors 0 and 1."""
+
+    type: ClassVar[int] = socket.SOCK_STREAM
+
+    def __str__(self) -> str:
+        return "stdio:"
+
+
 Endpoint = Union[  # noqa: UP007 - shown as one name in signatures
-    TCPEndpoint, UDPEndpoint, UnixEndpoint, UnixDatagramEndpoint, InheritedEndpoint, SystemdEndpoint
+    TCPEndpoint, UDPEndpoint, UnixEndpoint, UnixDatagramEndpoint, InheritedEndpoint, SystemdEndpoint, StdioEndpoint
 ]
 
 
@@ -170,7 +218,8 @@ def parse_endpoint(text: str, inherited_type: int = socket.SOCK_STREAM) -> Endpo
     if not isinstance(text, str):
         raise TypeError(f"an endpoint is a string, {FORMS}, not {text!r}")
     if match := re.fullmatch(
-        r"(?P<scheme>tcp|udp)://(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:\[\]/]*)):(?P<port>[0-9]+)/?", text
+        r"(?P<scheme>tcp|udp)://(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:\[\]/]*)):(?P<port>[0-9]+)/?(?:\?(?P<query>.*))?",
+        text,
     ):
         if match["ipv6"] is not None and not _is_ipv6(match["ipv6"]):
             raise ValueError(
@@ -180,30 +229,55 @@ def parse_endpoint(text: str, inherited_type: int = socket.SOCK_STREAM) -> Endpo
         if port > 65535:
             raise ValueError(f"bad endpoint {text!r}: a port is at most 65535")
         host = match["ipv6"] or match["host"] or ""
-        kind = TCPEndpoint if match["scheme"] == "tcp" else UDPEndpoint
-        return kind("" if host == "*" else host, port)
+        host = "" if host == "*" else host
+        if match["scheme"] == "udp":
+            return _with_options(text, UDPEndpoint(host, port), match["query"])
+        if match["query"] is not None:
+            raise ValueError(f"bad endpoint {text!r}: tcp:// takes no options after a ?")
+        return TCPEndpoint(host, port)
     if match := re.fullmatch(r"(?P<scheme>unix|unixgram):(?://(?=/))?(?P<path>[^?]+)(?:\?(?P<query>.*))?", text):
-        path, mode = match["path"], None
+        path = match["path"]
+        options: dict[str, Any] = {}
         for name, value in parse_qsl(match["query"] or "", keep_blank_values=True):
-            if name != "mode" or not re.fullmatch("[0-7]{3,4}", value):
+            is_mode = name == "mode" and re.fullmatch("[0-7]{3,4}", value)
+            if not is_mode and not (name in ("owner", "group") and value):
                 raise ValueError(
-                    f"bad endpoint {text!r}: after ? comes mode= with permissions in octal, such as mode=660"
+                    f"bad endpoint {text!r}: after ? comes mode= with permissions in octal, such as mode=660, or owner= or"
+                    " group= with a name or a number"
                 )
             if path.startswith("@"):
-                raise ValueError(f"bad endpoint {text!r}: a name behind @ has no file, and so no mode")
-            mode = int(value, 8)
+                raise ValueError(f"bad endpoint {text!r}: a name behind @ has no file, and so no {name}")
+            options[name] = int(value, 8) if is_mode else value
         if path == "@":
             raise ValueError(f"bad endpoint {text!r}: there is no name behind @")
         path_kind = UnixEndpoint if match["scheme"] == "unix" else UnixDatagramEndpoint
-        return path_kind("\0" + path[1:] if path.startswith("@") else path, mode)
+        return path_kind("\0" + path[1:] if path.startswith("@") else path, **options)
     if match := re.fullmatch(r"fd://(?P<fd>[0-9]+)", text):
         number = int(match["fd"])
         if number > MOST_FD:  # of which socket.socket() would take the lower bits, and so another one
             raise ValueError(f"bad endpoint {text!r}: a descriptor is at most {MOST_FD}")
         return InheritedEndpoint(number, inherited_type)
+    if text == "stdio:":
+        return StdioEndpoint()
     if match := re.fullmatch(r"systemd:(?P<name>[^:/]+)", text):
         return SystemdEndpoint(match["name"], inherited_type)
     raise ValueError(f"bad endpoint {text!r}: expected {FORMS}")
+
+
+def _with_options(text: str, endpoint: UDPEndpoint, query: str | None) -> UDPEndpoint:
+    options: dict[str, Any] = {}
+    for name, value in parse_qsl(query or "", keep_blank_values=True):
+        if name in UDP_FLAGS and value in ("", "1"):
+            options[name] = True
+        elif name == "interface" and value:
+            if not endpoint.is_multicast:
+                raise ValueError(f"bad endpoint {text!r}: interface= is for the address of a multicast group")
+            options[name] = value
+        else:
+            raise ValueError(
+                f"bad endpoint {text!r}: after ? comes broadcast, reuse_port, or interface= with the name of one"
+            )
+    return replace(endpoint, **options)
 
 
 async def resolve(endpoint: HostEndpoint) -> list[tuple[socket.AddressFamily, Any]]:
@@ -235,7 +309,13 @@ def socket_name(sock: socket.socket) -> str:
     if sock.family == socket.AF_UNIX:
         path = os.fsdecode(address)
         return str(UnixEndpoint(path) if is_stream else UnixDatagramEndpoint(path))
-    return str((TCPEndpoint if is_stream else UDPEndpoint)(address[0], address[1]))
+    host = address[0]
+    if sock.family == socket.AF_INET6 and address[3]:  # a link-local address says nothing without its interface
+        try:
+            host += f"%{socket.if_indextoname(address[3])}"
+        except OSError:
+            host += f"%{address[3]}"
+    return str((TCPEndpoint if is_stream else UDPEndpoint)(host, address[1]))
 
 
 def _bracketed(host: str) -> str:

@@ -6,6 +6,7 @@ import struct
 import sys
 import termios
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 __all__ = [
     "BYTES_ACKED",
@@ -13,8 +14,11 @@ __all__ = [
     "LAST_ACK_RECV",
     "LAST_DATA_RECV",
     "TICK",
+    "Credentials",
     "datagram_memory",
+    "is_broken",
     "nothing_more_of",
+    "peer_credentials",
     "tcp_info",
     "unacknowledged",
     "unread",
@@ -22,6 +26,9 @@ __all__ = [
 
 # Where the kernel tells these in its struct tcp_info (linux/tcp.h), and how wide they are. The times are in milliseconds.
 BYTES_ACKED, BYTES_RECEIVED, LAST_DATA_RECV, LAST_ACK_RECV = (120, "=Q"), (128, "=Q"), (52, "=I"), (56, "=I")
+
+# The state of a connection, and the one that it has after a reset or when it was given up (TCP_CLOSE in linux/tcp_states.h).
+STATE, BROKEN = (0, "=B"), 7
 
 # Seconds. The kernel tells times no more exactly than its timer ticks.
 TICK = 0.01
@@ -32,8 +39,30 @@ SO_MEMINFO = 55 if sys.platform == "linux" else None
 # What SO_MEMINFO gives, of which the first is the bytes that wait to be read and the last the datagrams dropped so far.
 MEMINFO = struct.Struct("@9I")
 
+SO_PEERCRED: int | None = getattr(socket, "SO_PEERCRED", None)
+UCRED = struct.Struct("@iII")
+
 # The least that either loop takes from a full socket in one read, in bytes; asyncio's takes READ_BYTES of aioecho.streams.
 LEAST_READ = 2**16
+
+
+class Credentials(NamedTuple):
+    """The process at the other end of a Unix socket, as it was when it connected."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def peer_credentials(sock: Any) -> Credentials | None:
+    """Return the peer's credentials (SO_PEERCRED); None for a socket that is no Unix socket, and on other systems than Linux.
+
+    Raises:
+        OSError: the socket is closed.
+    """
+    if sock.family != socket.AF_UNIX or SO_PEERCRED is None:
+        return None
+    return Credentials(*UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, SO_PEERCRED, UCRED.size)))
 
 
 def unread(sock: socket.socket) -> int:
@@ -83,6 +112,12 @@ def tcp_info(sock: socket.socket, field: tuple[int, str]) -> int | None:
     except OSError:
         return None
     return int(struct.unpack_from(layout, info, start)[0]) if len(info) >= end else None
+
+
+def is_broken(sock: socket.socket) -> bool | None:
+    """Tell whether a TCP connection was reset or given up; None where that is not known: of a closed or another socket."""
+    state = tcp_info(sock, STATE)
+    return None if state is None else state == BROKEN
 
 
 def datagram_memory(sock: socket.socket) -> tuple[int, int]:

@@ -1,9 +1,40 @@
-"""Log records about a condition that repeats, at a bounded rate."""
+"""What log records have in common: a peer's address as text, and a bounded rate for a condition that repeats."""
 
 import logging
+import socket
 import time
+from types import TracebackType
+from typing import Any
 
-__all__ = ["BoundedLog"]
+__all__ = ["BoundedLog", "ErrorInfo", "format_address"]
+
+ErrorInfo = BaseException | tuple[type[BaseException], BaseException, TracebackType | None] | None
+"""What logging takes as `exc_info`."""
+
+
+def format_address(address: Any) -> str:
+    """Return a peer's address as text: 127.0.0.1:52240, [::1]:52240, [fe80::1%eth0]:52240, a path, @name, or "unix socket".
+
+    `address` is as accept() or recvfrom() gave it. Anything else is given as str() has it.
+    """
+    if isinstance(address, tuple) and len(address) in (2, 4):
+        host, port = address[:2]
+        if ":" not in str(host):
+            return f"{host}:{port}"
+        if len(address) == 4 and address[3] and "%" not in host:
+            host += f"%{_name_of_interface(address[3])}"
+        return f"[{host}]:{port}"
+    if isinstance(address, bytes):  # a name in Linux's abstract namespace, mostly
+        name = address.decode("utf-8", "backslashreplace")
+        return f"@{name[1:]}" if name.startswith("\0") else name or "unix socket"
+    return str(address) if address else "unix socket"
+
+
+def _name_of_interface(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:  # it is gone
+        return str(index)
 
 
 class BoundedLog:
@@ -16,7 +47,7 @@ class BoundedLog:
         self._last = float("-inf")
         self._kept_back = 0
 
-    def report(self, message: str, *args: object, exc_info: BaseException | None = None) -> None:
+    def report(self, message: str, *args: object, exc_info: ErrorInfo = None) -> None:
         """Log ``message % args``, with the traceback of `exc_info`, unless the last record is too recent."""
         now = time.monotonic()
         if now - self._last < self._every:

@@ -10,6 +10,8 @@ from collections import deque
 from queue import SimpleQueue
 from typing import Any, Protocol
 
+from aioecho.runtime.logs import format_address
+
 __all__ = ["Job", "ThreadPool", "report_end_of_thread"]
 
 logger = logging.getLogger("aioecho.threads")
@@ -114,7 +116,7 @@ class ThreadPool:
             logger.error(
                 "thread %s would not end, with the connection from %s, and is left behind:\n%s",
                 thread.name,
-                job.client_address,
+                format_address(job.client_address),
                 stack,
             )
 

@@ -5,12 +5,14 @@ import contextvars
 import logging
 import socket
 import ssl as ssl_module
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, Self
 
 from aioecho.config import Limits, Timeouts, check_ssl
 from aioecho.net.binding import BoundSocket, bind_endpoint
 from aioecho.net.endpoints import Endpoint, InheritedEndpoint, parse_endpoint
+from aioecho.net.forks import close_in_forked_children, is_forked_by_multiprocessing
 from aioecho.serving.drain import DEFAULT_GRACE, Drain, check_grace
 from aioecho.serving.handler_types import check_handler_class, check_socket_type
 from aioecho.serving.registry import Registry
@@ -174,6 +176,7 @@ class BaseServer(Registry):
                 handler_classes += [handler_class] * (len(bound) - len(handler_classes))
             if self._is_ending():
                 raise RuntimeError("the server was closed while it was starting")
+            close_in_forked_children(self)
             self._listeners = self._make_listeners(bound, handler_classes)
             self._names = [bound_socket.name for bound_socket in bound]
             # socketserver's name, for its handlers; after the end it is closed, as there
@@ -275,7 +278,27 @@ class BaseServer(Registry):
             raise RuntimeError("the server has not been started")
         self.event_loop.call_soon_threadsafe(self._begin_shutdown, grace)
 
-    def _begin_shutdown(self, grace: float | None) -> Drain:
+    def end_at_once(self, why: str) -> None:
+        """Begin a shutdown without any grace, or end the grace of one that has begun. In the server's event loop only.
+
+        `why` is for the log, where it follows "cut off": "by SIGTERM", for instance.
+        """
+        self._begin_shutdown(0, why)
+
+    def sockets_to_close_in_child(self) -> Iterable[int]:
+        """Return the descriptors of its sockets that are open now, for a process that was forked.
+
+        A child keeps the connection whose blocking handler has forked it, unless multiprocessing has.
+        """
+        thread = None if is_forked_by_multiprocessing() else threading.current_thread()
+        for sock in self.sockets:
+            yield sock.fileno()
+        for connection in self._connections:
+            if getattr(connection, "thread", None) is None or connection.thread is not thread:
+                sock = connection.request if hasattr(connection, "thread") else connection._sock
+                yield sock.fileno()
+
+    def _begin_shutdown(self, grace: float | None, why: str | None = None) -> Drain:
         if self._drain is None:
             self._drain = Drain(
                 self._connections,
@@ -287,7 +310,7 @@ class BaseServer(Registry):
             )
             if self._stopping is not None:
                 self._stopping.set_result(None)
-        self._drain.shorten(self.grace if grace is None else grace)
+        self._drain.shorten(self.grace if grace is None else grace, why)
         return self._drain
 
     # What a drain asks of it.

@@ -1,7 +1,6 @@
 """One connection's life: a transport for the accepted socket, its handler, and the end in good order."""
 
 import asyncio
-import inspect
 import logging
 import socket
 import ssl as ssl_module
@@ -9,12 +8,13 @@ import sys
 from collections.abc import Awaitable, Callable
 from math import inf
 from types import CoroutineType
-from typing import Any
+from typing import Any, cast
 
-from aioecho.exceptions import ConnectionTimeout
 from aioecho.net.kernel import BYTES_RECEIVED, LAST_DATA_RECV, nothing_more_of, tcp_info
+from aioecho.runtime.logs import format_address
 from aioecho.serving.base import BaseServer
 from aioecho.serving.end_record import log_end, logger
+from aioecho.serving.ends import Reason
 from aioecho.serving.handlers import BaseRequestHandler
 from aioecho.serving.timeouts import CLOSED, HANDLE, OPEN, PREPARE, TimedConnection
 from aioecho.streams.ending import StreamDrain
@@ -42,10 +42,10 @@ class Connection(TimedConnection):
     anything else with it is its handler's.
     """
 
-    # It ends in exactly one of the server's counters, by `outcome` and `reason`, in its task's done-callback, which it is
+    # It ends in exactly one of the server's counters, by its `reason`, in its task's done-callback, which it is
     # itself: a bound method for each connection would cost some bytes.
 
-    __slots__ = ("_has_sent_eof", "client_address", "outcome", "reason", "was_aborted")
+    __slots__ = ("_has_sent_eof", "client_address", "reason", "was_aborted")
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Connection(TimedConnection):
         self.since = loop.time()
         self.request: tuple[StreamReader, StreamWriter] | None = None
         self.handler: Any = None
-        self.outcome, self.reason = "rejected", "handshake"
+        self.reason: Reason = "handshake"
         self.was_aborted = self._is_cut_off = self._has_sent_eof = False
         self._stage = OPEN
         self._linger: asyncio.TimerHandle | None = None
@@ -97,13 +97,13 @@ class Connection(TimedConnection):
         return self._protocol
 
     def __repr__(self) -> str:
-        return f"<Connection from {self.client_address!r}, handler={self.handler!r}>"
+        return f"<Connection from {format_address(self.client_address)}, handler={self.handler!r}>"
 
     def log_end(self) -> None:
         """Make the one record of a connection that has ended, at DEBUG."""
         if logger.isEnabledFor(logging.DEBUG):
             seconds, protocol = self._loop.time() - self.since, self._protocol
-            log_end(self.client_address, self.outcome, self.reason, seconds, protocol.bytes_in, protocol.bytes_out)
+            log_end(self.client_address, self.reason, seconds, protocol.bytes_in, protocol.bytes_out)
 
     # What the server asks of a connection when it stops.
 
@@ -178,10 +178,10 @@ class Connection(TimedConnection):
             if self.handler is not None:
                 self._stage = HANDLE
                 awaitable = None
-                await self._handle()
+                await self.handle()
                 self.take_inner_end(None)
         except BaseException:
-            end = self._end_with(sys.exception())
+            end = self.end_with(sys.exception())
         self._close_if_done(end)
         if self._waiter is not None:
             await self.hand_back()
@@ -225,13 +225,16 @@ class Connection(TimedConnection):
         if awaitable is not None:
             await awaitable
 
-    def _end_with(self, error: BaseException | None) -> BaseException | None:
-        """Return what handle(), or what comes before, has ended with."""
-        if isinstance(error, GeneratorExit) and not self._is_current():
-            raise error  # the program has ended
-        # What awaits a coroutine that was closed meets an error of Python's.
-        end = self.take_inner_end(error)
-        return asyncio.CancelledError() if self._is_abandoned else end
+    def handle(self) -> Awaitable[None]:
+        """Call handle(); return what is to be awaited, which an event may step."""
+        handling = super().handle()
+        if isinstance(handling, CoroutineType):
+            self.step_inner(handling)
+        return handling
+
+    def end_with(self, error: BaseException | None) -> BaseException | None:
+        """Return what handle(), or what comes before it, has ended with, given the exception that it raised."""
+        return super().end_with(self.take_inner_end(error))
 
     def _close_if_done(self, end: BaseException | None) -> None:
         """Close, if handle() has returned, the peer has closed, and nothing is unsent or to be cleaned up: most often."""
@@ -246,7 +249,7 @@ class Connection(TimedConnection):
             and getattr(type(self.handler), "finish", None) is BaseRequestHandler.finish
             and protocol.transport.get_write_buffer_size() == 0
         ):
-            self.outcome, self.reason = "completed", "finished"
+            self.reason = "finished"
             self._stage = CLOSED
             protocol.transport.close()  # the loop has closed the socket by the time that the end is accounted for
 
@@ -256,7 +259,7 @@ class Connection(TimedConnection):
 
     def give_up(self) -> None:
         """Count it as ended, though its handler goes on."""
-        self.outcome = self.reason = "cancelled"
+        self.reason = "cancelled"
         self.task.remove_done_callback(self)
         self._protocol.driver = None
         self._server.unregister_connection(self)
@@ -280,89 +283,40 @@ class Connection(TimedConnection):
             await verifying
 
     def _verify(self, request: tuple[StreamReader, StreamWriter]) -> Awaitable[None] | None:
-        server = self._server
         self.request = request
-        self.outcome, self.reason = "failed", "error"
-        if server.is_draining:
+        self.reason = "error"
+        if self._server.is_draining:
             self.drain()
-        verified = server.verify_request(request, self.client_address)
-        return self._make_handler() if verified is True else self._judge(verified)
+        return self.prepare()
 
-    async def _judge(self, verified: Any) -> None:
-        if inspect.isawaitable(verified):
-            self._server.timeout_sweeper.keep(self._timeouts())
-            verified = await verified
-        if not verified:
-            self.outcome, self.reason = "rejected", "refused"
-            return
-        making = self._make_handler()
-        if making is not None:
-            await making
-
-    def _make_handler(self) -> Awaitable[None] | None:
-        make = self._RequestHandlerClass
-        handler = make(self.request, self.client_address, self._server)
-        if type(handler).setup is not BaseRequestHandler.setup:
-            return self._set_up(handler)
-        self.handler = handler
-        self._server.timeout_sweeper.keep(self._timeouts())
-        return None
-
-    async def _set_up(self, handler: Any) -> None:
-        self._server.timeout_sweeper.keep(self._timeouts())
-        await handler.setup()
-        self.handler = handler
+    def note_wait(self) -> None:
+        """Let the timeouts of the handler, or of its class, begin to count."""
         self._server.timeout_sweeper.keep(self._timeouts())
 
-    def _handle(self) -> Awaitable[None]:
-        handling: Awaitable[None] = self.handler.handle()
-        if type(handling) is CoroutineType:
-            # What names the task, where a task is shown: Upper.handle.
-            self._coroutine.__qualname__ = handling.__qualname__
-            self.step_inner(handling)
-            return handling
-        if inspect.isawaitable(handling):
-            return handling
-        raise TypeError(  # so it is no coroutine function
-            f"{type(self.handler).__qualname__}.handle() returned {handling!r}, which can't be awaited: define it"
-            " as `async def handle(self)`"
-        )
+    # How it ends.
+
+    def get_stream(self) -> StreamReader:
+        """Return the reader."""
+        return self._protocol.reader
+
+    def is_peer_lost(self) -> bool:
+        """Tell whether the connection broke."""
+        return self._protocol.lost_with is not None
+
+    def is_answered(self) -> bool:
+        """Tell whether nothing was read since the last write; what a handler that never answers reads does not count."""
+        return not self._protocol.unanswered or bool(getattr(self.handler, "one_way", False))
 
     async def _finish(self, end: BaseException | None) -> None:
         """Let the handler clean up, report what went wrong, and close."""
         protocol, request = self._protocol, self.request
         try:
-            try:
-                if self.handler is not None:
-                    self.outcome, self.reason = "completed", "finished"
-                if end is not None:
-                    raise end
-            finally:
-                handler = self.handler
-                if (
-                    handler is not None
-                    and not self._is_abandoned
-                    and type(handler).finish is not BaseRequestHandler.finish
-                ):
-                    await handler.finish()
-        except asyncio.CancelledError:
-            self.outcome = self.reason = "cancelled"
+            finishing = self.finish_handler(end)
+            if finishing is not None:
+                await finishing
+        except (Exception, asyncio.CancelledError):
             raise
-        except Exception as error:
-            if self._is_abandoned:  # finish() was closed
-                self.outcome = self.reason = "cancelled"
-                raise asyncio.CancelledError from None
-            self.outcome, self.reason = "failed", "error"
-            if isinstance(error, ConnectionTimeout):
-                self.reason = error.which
-            elif isinstance(error, OSError) and (
-                error is protocol.reader.exception()
-                or (isinstance(error, ConnectionError) and protocol.lost_with is not None)
-            ):
-                self.reason = "connection lost"
-            self._server.call_handle_error(request, self.client_address)
         except BaseException:  # the program ends
-            self.outcome, self.reason = "failed", "error"
             if request is not None:
                 protocol.transport.abort()
             raise
@@ -377,13 +331,13 @@ class Connection(TimedConnection):
                 if self._linger is not None:
                     self._linger.cancel()
             if protocol.cut_for is not None:
-                self.outcome, self.reason = "failed", protocol.cut_for
+                self.reason = cast(Reason, protocol.cut_for)
 
     async def _close(self, protocol: StreamProtocol) -> None:
         """Send what was written, and close so that the peer can read it."""
         transport = protocol.transport
         unsent = protocol.unsent()
-        if self._is_cut_off or self.outcome == "cancelled" or self.reason == "write":
+        if self._is_cut_off or self.reason == "cancelled" or self.reason == "write":
             self._cut_short(protocol)
         elif protocol.is_tls:
             protocol.discard()
@@ -405,13 +359,13 @@ class Connection(TimedConnection):
             await protocol.wait_lost()
             raise
         if unsent and protocol.lost_with is not None and self.outcome == "completed":
-            self.outcome, self.reason = "failed", "connection lost"
+            self.reason = "connection lost"
 
     def _cut_short(self, protocol: StreamProtocol) -> None:
         if self._is_unsent(protocol):
             self.was_aborted = True
             if self.outcome == "completed":
-                self.outcome, self.reason = "cancelled", "unsent"
+                self.reason = "unsent"
             reset_when_closed(protocol.transport)
         protocol.transport.abort()
 

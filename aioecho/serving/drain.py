@@ -22,14 +22,22 @@ DEFAULT_GRACE = 30.0
 STAGE_TIMEOUT = 0.25
 """Seconds, when the grace is over, from one of the three stages that follow to the next."""
 
+OVER = "when the grace was over"
+
 
 class Served(Protocol):
     """A live connection, or a datagram's handler, as a drain sees it."""
 
     client_address: Any
-    outcome: str
-    reason: str
     was_aborted: bool
+
+    @property
+    def outcome(self) -> str:
+        """How it ended: "completed", "failed", "cancelled" or "rejected"."""
+
+    @property
+    def reason(self) -> str:
+        """Why it ended."""
 
     @property
     def task(self) -> "asyncio.Task[Any] | None":
@@ -79,6 +87,7 @@ class Drain:
         self._counts = {"completed": 0, "cancelled": 0, "aborted": 0, "unfinished": 0}
         self._in_message: set[Served] = set()  # when they were cancelled
         self._deadline = float("inf")
+        self._why = OVER
         self._timer: asyncio.TimerHandle | None = None  # for the next stage
         self._all_ended: asyncio.Future[None] | None = None  # None: it does not wait for that yet
         self._loop = loop = asyncio.get_running_loop()
@@ -86,11 +95,15 @@ class Drain:
         # A plain task, whatever the loop's factory makes: an eager one would begin before the server knows that it drains.
         self._task = asyncio.Task(self._run(), loop=loop)
 
-    def shorten(self, grace: float) -> None:
-        """Set the deadline to `grace` seconds from now if that is earlier than the present one."""
+    def shorten(self, grace: float, why: str | None = None) -> None:
+        """Set the deadline to `grace` seconds from now if that is earlier than the present one.
+
+        The log says `why` handlers were cancelled then. None: the grace was over.
+        """
         deadline = self._loop.time() + grace
         if deadline < self._deadline and not self._task.done():
             self._deadline = deadline
+            self._why = OVER if why is None else why
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = self._loop.call_at(deadline, self._cut_off)
@@ -136,9 +149,7 @@ class Drain:
             self._timer.cancel()
         report = self.report()
         if report.cancelled or report.aborted:
-            logger.warning(
-                "cut off when the grace was over: %d cancelled, %d aborted", report.cancelled, report.aborted
-            )
+            logger.warning("cut off %s: %d cancelled, %d aborted", self._why, report.cancelled, report.aborted)
         logger.log(self._level, "shut down in %.3f s", report.seconds)
         return report
 

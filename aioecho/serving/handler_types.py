@@ -35,7 +35,7 @@ def is_blocking(RequestHandlerClass: Any) -> bool:
     # No call of undo_partial() where there is nothing to undo: this is asked for each connection.
     if isinstance(RequestHandlerClass, functools.partial):
         RequestHandlerClass = undo_partial(RequestHandlerClass)
-    socketserver = sys.modules.get("socketserver")  # if nobody has imported it, it is none
+    socketserver = sys.modules.get("socketserver")  # if no module has imported it, this is no class of it
     return (
         socketserver is not None
         and isinstance(RequestHandlerClass, type)

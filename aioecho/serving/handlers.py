@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from aioecho.config import Timeouts
 from aioecho.framing import Framing
 from aioecho.net.datagram_socket import DatagramTransport
+from aioecho.net.kernel import Credentials, peer_credentials
 from aioecho.serving.base import BaseServer
 from aioecho.streams.ending import Unbroken
 from aioecho.streams.frames import Frames
@@ -108,7 +109,7 @@ class StreamRequestHandler(BaseRequestHandler):
             collected = protocol._collected
             if collected is not None and type(data) is bytes:
                 collected.append(data)
-                protocol.unanswered = 0
+                protocol.unanswered = False
                 collected.room -= len(data)
                 if collected.room < 0 or monotonic() > collected.flush_at:
                     protocol.flush()
@@ -119,7 +120,7 @@ class StreamRequestHandler(BaseRequestHandler):
             del data  # asyncio's transport on 3.11 has a copy: not to hold both while the peer takes nothing
             await writer.drain()
             return
-        protocol.unanswered = 0
+        protocol.unanswered = False
         transport.write(data)
         if protocol._is_special or transport.is_closing():
             del data
@@ -162,6 +163,15 @@ class StreamRequestHandler(BaseRequestHandler):
 
     def _no_framing(self) -> TypeError:
         return TypeError(f"{type(self).__qualname__} has no framing: set the class attribute, as `framing = Lines()`")
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """The process id, user id and group id of the peer, as the kernel noted them when it connected.
+
+        None if this is no Unix socket, and on other systems than Linux. Raises OSError if the connection is closed.
+        """
+        sock = self.writer.get_extra_info("socket")
+        return None if sock is None else peer_credentials(sock)
 
 
 class DatagramRequestHandler(BaseRequestHandler):

@@ -10,15 +10,15 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Any, ClassVar
 
 from aioecho.config import Limits, Timeouts, check_type
-from aioecho.exceptions import ConnectionTimeout
-from aioecho.runtime.logs import BoundedLog
+from aioecho.runtime.logs import BoundedLog, format_address
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.admission import Admission
 from aioecho.serving.drain import Drain, Served
+from aioecho.serving.end_record import handlers_part
+from aioecho.serving.ends import OUTCOMES, Ended, ending, find_other_stream, find_peers_reason
 from aioecho.serving.handler_types import undo_partial
 from aioecho.serving.sweeper import TimeoutSweeper
 from aioecho.stats import Stats
-from aioecho.streams.reader import StreamReader
 from aioecho.streams.tls import FOR_EVER
 
 __all__ = ["Registry"]
@@ -122,6 +122,11 @@ class Registry:
             connection.timeouts_changed()
 
     @property
+    def what_it_serves(self) -> str:
+        """What `connections` are, for people: "connection", or "datagram"."""
+        return self._what
+
+    @property
     def is_draining(self) -> bool:
         """Whether a shutdown has begun."""
         return self._drain is not None
@@ -140,30 +145,57 @@ class Registry:
 
         For a blocking handler called in its thread, as by socketserver, and so perhaps in several threads at once.
 
-        As it is here: an ERROR record with the traceback; at DEBUG, without one, what the peer alone causes: a lost
-        connection, a stream that ends in the middle of a message, a timeout.
+        As it is here: an ERROR record with the handler's part of the traceback, or, where :meth:`is_peers_fault`, a record at
+        DEBUG without one.
         """
         error = sys.exception()
-        # What a stream breaks with may be any OSError: that the peer's host has vanished is a TimeoutError. But a
-        # ConnectionRefusedError is that of another connection, which the handler opens itself.
-        reader = request[0] if isinstance(request, tuple) else None
-        is_broken = isinstance(reader, StreamReader) and isinstance(error, OSError) and reader.exception() is error
-        is_the_peers = isinstance(error, ConnectionError | asyncio.IncompleteReadError | ConnectionTimeout)
-        if is_broken or (is_the_peers and not isinstance(error, ConnectionRefusedError)):
-            logger.debug("the connection from %s ended in mid-request: %r", client_address, error)
+        address = format_address(client_address)
+        if error is None or self.is_peers_fault(error):
+            logger.debug("the connection from %s ended in mid-request: %r", address, error)
+            return
+        ended = ending.get()
+        other = find_other_stream(error, ended.get_stream() if ended is not None else None)
+        if other is None:
+            logger.error("the handler of the connection from %s raised", address, exc_info=handlers_part(error))
         else:
-            logger.exception("the handler of the connection from %s raised", client_address)
+            logger.error(
+                "the handler of the connection from %s raised what the connection with %s met",
+                address,
+                format_address(other),
+                exc_info=handlers_part(error),
+            )
 
-    def call_handle_error(self, request: Any, client_address: Any) -> None:
+    def is_peers_fault(self, error: BaseException) -> bool:
+        """Tell whether an error that a handler raised is its peer's doing, or the network's, and no mistake of the handler's.
+
+        For :meth:`handle_error`, with the exception that is being handled. It is so for a connection that broke, a timeout, a
+        line or a frame that is too long, a stream that ended in mid-message, what a framing does not allow; and for an
+        exception group all of whose errors are such. It is not so for an error of another connection that the handler uses.
+        Elsewhere than in `handle_error` the request is not known: then the type alone decides, and a lost connection is no
+        peer's doing.
+        """
+        return find_peers_reason(error, ending.get() or Ended()) is not None
+
+    def call_handle_error(self, request: Any, client_address: Any, ended: Ended) -> None:
         """Call the hook for the exception that is being handled, and report what the hook itself raises."""
+        token = ending.set(ended)
         try:
             self.handle_error(request, client_address)
         except Exception:
-            logger.exception("handle_error raised, for the %s from %s", self._what, client_address)
+            logger.exception("handle_error raised, for the %s from %s", self._what, format_address(client_address))
+        finally:
+            ending.reset(token)
 
     def report_not_begun(self, client_address: Any, what: str, error: BaseException) -> None:
-        """Log that a connection could not get its `what`, at a bounded rate: the peer decides how often that happens."""
-        self._not_begun_log.report("no %s with %s: %s", what, client_address, str(error) or type(error).__name__)
+        """Log that a connection could not get its `what`, at a bounded rate: the peer decides how often that happens.
+
+        At DEBUG if the peer has just closed the connection, as a health check does that only opens it.
+        """
+        address, reason = format_address(client_address), str(error) or type(error).__name__
+        if isinstance(error, ConnectionError | ssl_module.SSLEOFError | ssl_module.SSLZeroReturnError):
+            logger.debug("no %s with %s: %s", what, address, reason)
+        else:
+            self._not_begun_log.report("no %s with %s: %s", what, address, reason)
 
     # What holds for a connection.
 
@@ -204,27 +236,28 @@ class Registry:
             self.on_accept()
 
     def unregister_connection(self, connection: Any) -> None:
-        """Count an ended connection, by its `outcome` and its `reason`; it makes room for another."""
+        """Count an ended connection, by its `reason`; it makes room for another."""
         self._count_end(connection)
         self.admission.leave(connection.client_address)
         connection.log_end()
         if connection.reason in ("write buffer", "shed"):
-            self._cut_log.report("cut off the connection from %s: %s", connection.client_address, connection.reason)
+            address = format_address(connection.client_address)
+            self._cut_log.report("cut off the connection from %s: %s", address, connection.reason)
         self._resume_listeners()
 
     def task_ended(self, connection: Any, task: "asyncio.Task[None]") -> None:
         """Count a connection whose task has ended; report an error that the task ends with."""
         if not task.cancelled() and (error := task.exception()) is not None:
-            what, address = self._what, connection.client_address
+            what, address = self._what, format_address(connection.client_address)
             if isinstance(error, Exception):
                 logger.error("aioecho itself failed with the %s from %s", what, address, exc_info=error)
             elif not isinstance(error, KeyboardInterrupt | SystemExit):  # these the loop raises
-                logger.error("the handler of the %s from %s raised", what, address, exc_info=error)
+                logger.error("the handler of the %s from %s raised", what, address, exc_info=handlers_part(error))
         self.unregister_connection(connection)
 
     def _count_end(self, connection: Served) -> None:
         self._connections.discard(connection)
-        stats, outcome = self.live_stats, connection.outcome
+        stats, outcome = self.live_stats, OUTCOMES[connection.reason]
         stats.active -= 1
         if outcome == "completed":
             stats.completed += 1

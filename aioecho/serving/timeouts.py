@@ -10,8 +10,8 @@ from typing import Any
 from aioecho.config import Timeouts
 from aioecho.exceptions import ConnectionTimeout
 from aioecho.net.kernel import BYTES_ACKED, LAST_ACK_RECV, LAST_DATA_RECV, TICK, tcp_info, unacknowledged, unread
-from aioecho.runtime.driver import Driver
 from aioecho.serving.base import BaseServer
+from aioecho.serving.running import HandlerRun
 from aioecho.streams.protocol import StreamProtocol
 from aioecho.streams.reader import StreamReader
 from aioecho.streams.writer import StreamWriter
@@ -25,7 +25,7 @@ PROBES = 1 / 16
 OPEN, PREPARE, HANDLE, CLOSED = range(4)
 
 
-class TimedConnection(Driver):
+class TimedConnection(HandlerRun):
     """The part of a :class:`~aioecho.serving.connection.Connection` that knows the time."""
 
     __slots__ = (

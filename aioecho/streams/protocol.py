@@ -87,8 +87,8 @@ class StreamProtocol(News, asyncio.Protocol):
         self.cut_for: str | None = None
         self.peer_has_closed = self.is_lost = self.is_tls = self.is_breathing = False
         self.due = 0.0
-        # What a write and a drain() look at: 0, nothing; 1, whether to collect; 2, everything.
-        self._is_special = 2 if self.counts else 0
+        # What a write and a drain() look at: nothing if False, which is cheaper to test than 0; 1: whether to collect; 2: all.
+        self._is_special: int = 2 if self.counts else False
         self._collected = None
         self._stays_open_at_eof = True
         self.paused_since: float | None = None
@@ -229,7 +229,7 @@ class StreamProtocol(News, asyncio.Protocol):
     def write(self, data: Buffer) -> None:
         """Write what the writer does not hand to the transport itself: collect it, look at everything, or both."""
         collected = self._collected
-        self.unanswered = 0
+        self.unanswered = False
         if len(data) >= COLLECTED or (collected is None and not self.reader._has_input()):
             if collected is not None:
                 self.flush()
@@ -281,7 +281,7 @@ class StreamProtocol(News, asyncio.Protocol):
         ):
             self._is_special = 2
         else:
-            self._is_special = 1 if self._collected is not None or self.reader._received else 0
+            self._is_special = 1 if self._collected is not None or self.reader._received else False
 
     def rest(self, until: float) -> None:
         """Leave its timeouts alone until then, or until a read comes to wait or something is written."""

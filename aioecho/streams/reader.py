@@ -63,7 +63,7 @@ class News(Waiter):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
-        self.unanswered = 0
+        self.unanswered = False
 
     def heed(self) -> None:
         """Do nothing about what a write has to look at. To be overridden, as all here."""
@@ -368,7 +368,7 @@ class StreamReader(asyncio.StreamReader):
         self._message_began = self._scan = None
         news = self._news
         if news is not None:
-            news.unanswered = news.unanswered or 1
+            news.unanswered = news.unanswered or True
         if self._paused and len(self._received) <= self._limit:
             assert self._transport is not None
             self._paused = False
@@ -466,12 +466,12 @@ class StreamReader(asyncio.StreamReader):
                 waiter.item = None
                 if len(chunk) <= n:
                     if not waiter.unanswered:
-                        waiter.unanswered = 1
-                    if n >= BIG <= len(chunk):
+                        waiter.unanswered = True
+                    if n > BIG and len(chunk) >= BIG:
                         waiter.note_input(len(chunk))
                     return chunk
                 self._keep(memoryview(chunk)[n:])
-                waiter.unanswered = waiter.unanswered or 1
+                waiter.unanswered = waiter.unanswered or True
                 return chunk[:n]
             if self._interruption is not None:
                 self._raise_interruption()
@@ -534,7 +534,7 @@ class StreamReader(asyncio.StreamReader):
             if chunk is not None:
                 waiter.item = None
                 if chunk.find(b"\n") + 1 == len(chunk) <= self._limit:
-                    waiter.unanswered = waiter.unanswered or 1
+                    waiter.unanswered = waiter.unanswered or True
                     return chunk
                 self._keep(chunk)
                 self._slice_end = monotonic() + SLICE
@@ -565,7 +565,7 @@ class StreamReader(asyncio.StreamReader):
             if chunk is not None:
                 waiter.item = None
                 if chunk.find(b"\n") + 1 == len(chunk) <= self._limit:
-                    waiter.unanswered = waiter.unanswered or 1
+                    waiter.unanswered = waiter.unanswered or True
                     return chunk
                 self._keep(chunk)
                 self._slice_end = monotonic() + SLICE
@@ -682,7 +682,7 @@ class StreamReader(asyncio.StreamReader):
                 if searched > self._limit:
                     raise LimitOverrunError("Separator is not found, and chunk exceed the limit", searched)
             if self._eof:
-                raise IncompleteReadError(self._take(len(received)), None)
+                raise IncompleteReadError(self._take(len(received)) if received else b"", None)
             yield from self._wait(func_name)
 
     @steps
@@ -713,7 +713,7 @@ class StreamReader(asyncio.StreamReader):
             if chunk is not None:
                 waiter.item = None
                 if len(chunk) == n:
-                    waiter.unanswered = waiter.unanswered or 1
+                    waiter.unanswered = waiter.unanswered or True
                     return chunk
                 self._keep(chunk)
                 self._slice_end = monotonic() + SLICE
@@ -736,7 +736,7 @@ class StreamReader(asyncio.StreamReader):
             return b""
         while len(received) < n:
             if self._eof:
-                raise IncompleteReadError(self._take(len(received)), n)
+                raise IncompleteReadError(self._take(len(received)) if received else b"", n)
             yield from self._wait("readexactly")
         return self._take(n)
 

@@ -46,7 +46,7 @@ class StreamWriter(asyncio.StreamWriter):
         """
         protocol = self._protocol
         if not protocol._is_special:
-            protocol.unanswered = 0
+            protocol.unanswered = False
             self._transport.write(data)
             return
         collected = protocol._collected
@@ -58,7 +58,7 @@ class StreamWriter(asyncio.StreamWriter):
             return
         # StreamProtocol.write() for what is collected: most records come here.
         collected.append(data)
-        protocol.unanswered = 0
+        protocol.unanswered = False
         collected.room -= len(data)
         if collected.room < 0 or monotonic() > collected.flush_at:
             protocol.flush()
@@ -74,7 +74,7 @@ class StreamWriter(asyncio.StreamWriter):
         if WRITELINES_NEVER_PAUSES or self._protocol._is_special:
             self.write(b"".join(data))
         else:
-            self._protocol.unanswered = 0
+            self._protocol.unanswered = False
             self._transport.writelines(data)
 
     def close(self) -> None:

@@ -1,37 +1,37 @@
 """A server as a program of its own: its event loop, its signals, its processes, its end."""
 
 import asyncio
-import contextlib
 import functools
 import itertools
 import logging
 import signal
 import ssl as ssl_module
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from aioecho.choice import Service, serve
 from aioecho.datagrams.server import DatagramServer
 from aioecho.exceptions import AioechoError
 from aioecho.net import systemd
-from aioecho.net.endpoints import UDPEndpoint
+from aioecho.net.endpoints import StdioEndpoint, UDPEndpoint
 from aioecho.runtime.interpreters import is_subinterpreter
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.runtime.stdio import fill_standard_streams
-from aioecho.server import serve
 from aioecho.serving.base import BaseServer
 from aioecho.serving.drain import STAGE_TIMEOUT
 from aioecho.stats import DrainReport
 from aioecho.workers.guard import check_can_start_workers, refuse_start_in_worker
 from aioecho.workers.order import Order
 from aioecho.workers.processors import count_processors
-from aioecho.workers.supervisor import Supervisor
+from aioecho.workers.signals import gets_signals, giving_back, handling, log_stop
+from aioecho.workers.supervisor import SUPERVISOR_SIGNALS, Supervisor
 
 __all__ = ["check_sessions", "run", "run_server", "run_workers"]
 
 logger = logging.getLogger("aioecho.workers")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SERVER_SIGNALS = (*STOP_SIGNALS, signal.SIGHUP, signal.SIGUSR1)
 
 
 def run(
@@ -144,9 +144,11 @@ def run_workers(
         ValueError, TypeError: as for :func:`run`.
         RuntimeError: this is not the main thread of the main interpreter.
     """
-    if not _gets_signals():
+    if not gets_signals():
         where = "interpreter" if is_subinterpreter() else "thread"
         raise RuntimeError(f"worker processes are started from the main {where} alone, as signals reach no other")
+    if any(isinstance(endpoint, StdioEndpoint) for endpoint in server.endpoints):
+        raise ValueError("stdio: is one connection: it needs one worker, without reuse_port and max_requests")
     refuse_start_in_worker()
     check_can_start_workers()
     _check_count("max_requests", max_requests, least=1)
@@ -170,14 +172,18 @@ def run_workers(
         reuse_port=reuse_port,
         when_serving=when_serving,
     )
-    with asyncio.Runner(loop_factory=loop_factory("asyncio")) as runner:
+    with giving_back(SUPERVISOR_SIGNALS), asyncio.Runner(loop_factory=loop_factory("asyncio")) as runner:
         return runner.run(supervisor.run())
 
 
 def check_sessions(server: BaseServer, *, reuse_port: bool) -> None:
     """Raise ValueError if several processes can't serve this, as any would get any datagram of a peer's session."""
-    is_divided = reuse_port and all(isinstance(endpoint, UDPEndpoint) for endpoint in server.endpoints)
-    if isinstance(server, DatagramServer) and server.has_sessions and not is_divided:
+    parts = server.parts if isinstance(server, Service) else [server]
+    sessions = [part for part in parts if isinstance(part, DatagramServer) and part.has_sessions]
+    endpoints = [endpoint for part in sessions for endpoint in part.endpoints]
+    if sessions and not (
+        reuse_port and all(isinstance(endpoint, UDPEndpoint) and not endpoint.is_multicast for endpoint in endpoints)
+    ):
         raise ValueError(
             "a peer's datagrams would go to several workers, and sessions need them in one: give each worker a socket of"
             " its own, with reuse_port (--reuse-port) and udp:// endpoints"
@@ -194,10 +200,12 @@ def run_server(
 ) -> DrainReport:
     """Do what :func:`run` does for a server that was made but not started; call `when_serving` once it accepts.
 
+    Afterwards signals are handled as before, also if this raises.
+
     Raises:
         EndpointError: it can't listen.
     """
-    with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
+    with giving_back(SERVER_SIGNALS), asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
         return runner.run(_serve_until_signal(server, when_serving))
 
 
@@ -207,16 +215,26 @@ async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseSe
     starting = loop.create_task(server.start())
     watchdog = systemd.Watchdog()
 
-    def stop() -> None:
-        if not stopping:
-            systemd.notify_stopping(server.grace + 3 * STAGE_TIMEOUT)
+    def stop(number: signal.Signals) -> None:
+        if stopping:
+            server.end_at_once(f"by a second signal, {number.name}")
+            return
+        systemd.notify_stopping(server.grace + 3 * STAGE_TIMEOUT)
+        log_stop(logger, number, len(server.connections), server.what_it_serves, server.grace)
         starting.cancel()
-        stopping.add(loop.create_task(server.shutdown(0 if stopping else None)))
+        stopping.add(loop.create_task(server.shutdown()))
+
+    def reload() -> None:
+        logger.info("SIGHUP: there is nothing to reload; connections go on")
+        if starting.done() and not stopping:
+            systemd.notify_reloading()
+            systemd.notify("READY=1")
 
     def log_stats() -> None:
         logger.info("stats: %s", server.stats)
 
-    with _signals(loop, {**dict.fromkeys(STOP_SIGNALS, stop), signal.SIGUSR1: log_stats}):
+    stops = {number: functools.partial(stop, number) for number in STOP_SIGNALS}
+    with handling(loop, {**stops, signal.SIGHUP: reload, signal.SIGUSR1: log_stats}):
         try:
             await starting
             when_serving(server)
@@ -232,23 +250,3 @@ async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseSe
         watchdog.stop()
         await end_other_tasks()
         return report
-
-
-def _gets_signals() -> bool:
-    """Tell whether Python's signal handlers can be set here, and are called."""
-    return threading.current_thread() is threading.main_thread() and not is_subinterpreter()
-
-
-@contextlib.contextmanager
-def _signals(loop: asyncio.AbstractEventLoop, actions: dict[signal.Signals, Callable[[], None]]) -> Iterator[None]:
-    """Do in the loop what a signal stands for, as far as this thread gets them."""
-    if not _gets_signals():
-        yield
-        return
-    for number, action in actions.items():
-        loop.add_signal_handler(number, action)
-    try:
-        yield
-    finally:
-        for number in actions:
-            loop.remove_signal_handler(number)

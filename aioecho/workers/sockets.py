@@ -37,7 +37,8 @@ class SupervisorSockets:
         """
         for endpoint in self._endpoints:
             # A Unix socket can't be bound twice, nor an inherited one.
-            is_divided = self._reuse_port and isinstance(endpoint, HostEndpoint)
+            # Each socket in a multicast group gets a copy of every datagram: one that all share gets it once.
+            is_divided = self._reuse_port and isinstance(endpoint, HostEndpoint) and not endpoint.is_multicast
             bound = await bind_endpoint(endpoint, backlog=self._backlog, reuse_port=is_divided)
             self._bound.append((is_divided, bound))
 

@@ -6,12 +6,12 @@ alone. Only at the end of all, when the supervisor has closed its own, the worke
 """
 
 import asyncio
-import contextlib
 import enum
+import functools
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from aioecho.exceptions import AioechoError
 from aioecho.net import systemd
@@ -22,12 +22,17 @@ from aioecho.workers.health import StatsLog, WorkerWatchdog
 from aioecho.workers.order import Order, store_order
 from aioecho.workers.processes import describe_status, start_worker
 from aioecho.workers.rolling import RollingRestart
+from aioecho.workers.signals import handling, log_stop
 from aioecho.workers.slots import WorkerProcess, WorkerSlot, WorkerState
 from aioecho.workers.sockets import SupervisorSockets
+from aioecho.workers.worker import SIGNALS
 
-__all__ = ["Supervisor"]
+__all__ = ["SUPERVISOR_SIGNALS", "Supervisor"]
 
 logger = logging.getLogger("aioecho.supervisor")
+
+SUPERVISOR_SIGNALS = (*SIGNALS, signal.SIGCHLD)
+"""What :meth:`Supervisor.run` handles."""
 
 # Seconds before a worker that has died is replaced: none the first time, then twice as long every time, until one lives.
 FIRST_DELAY = 0.05
@@ -95,6 +100,7 @@ class Supervisor:
         self._stats = StatsLog(self._workers)
         self._watchdog = WorkerWatchdog(self._workers)
         self._stopping_since = 0.0
+        self._stopped_by: signal.Signals | None = None
         self._failure: str | None = None
         self._drained = {"completed": 0, "cancelled": 0, "aborted": 0, "unfinished": 0}
 
@@ -110,7 +116,7 @@ class Supervisor:
         """
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Future[None] = self._loop.create_future()
-        with self._signal_handlers():
+        with handling(self._loop, self._actions()):
             try:
                 self._order = store_order(self._packed_order)
                 await self._start()
@@ -129,24 +135,16 @@ class Supervisor:
         logger.info("all workers have ended, in %.3f s", report.seconds)
         return report
 
-    @contextlib.contextmanager
-    def _signal_handlers(self) -> Iterator[None]:
-        actions = {
-            signal.SIGTERM: self._stop,
-            signal.SIGINT: self._stop,
+    def _actions(self) -> dict[signal.Signals, Callable[[], None]]:
+        return {
+            signal.SIGTERM: functools.partial(self._stop, signal.SIGTERM),
+            signal.SIGINT: functools.partial(self._stop, signal.SIGINT),
             signal.SIGHUP: self._replace_all,
             signal.SIGTTIN: self._add_slot,
             signal.SIGTTOU: self._remove_slot,
             signal.SIGUSR1: self._stats.ask,
             signal.SIGCHLD: self._reap,
         }
-        for number, action in actions.items():
-            self._loop.add_signal_handler(number, action)
-        try:
-            yield
-        finally:
-            for number in actions:
-                self._loop.remove_signal_handler(number)
 
     @property
     def _is_stopping(self) -> bool:
@@ -233,6 +231,9 @@ class Supervisor:
                 case "stats":
                     worker.stats = message["stats"]
                     self._stats.on_answer(worker)
+                case "draining" if self._stopped_by is not None:
+                    if message["count"]:
+                        log_stop(logger, self._stopped_by, message["count"], message["what"], self._grace, str(worker))
                 case "pong":
                     worker.pinged_at = None
                 case "ended":
@@ -372,9 +373,10 @@ class Supervisor:
 
     # The end.
 
-    def _stop(self) -> None:
+    def _stop(self, number: signal.Signals | None = None) -> None:
         if not self._is_stopping:
             self._state = _State.STOPPING
+            self._stopped_by = number
             self._stopping_since = self._loop.time()
             systemd.notify_stopping(self._grace + STOP_TIMEOUT)
             # First: then the last worker that accepts what is queued gets all of it.
@@ -385,7 +387,7 @@ class Supervisor:
         elif self._state is _State.STOPPING:  # once: further signals do not put the end off
             self._state = _State.ENDING
             for worker in self._workers:
-                worker.channel.send("end")
+                worker.channel.send("end", why="" if number is None else f"by a second signal, {number.name}")
                 worker.kill_after(STOP_TIMEOUT)
         self._advance()
 

@@ -3,7 +3,8 @@
 The supervisor starts a fresh interpreter that calls :func:`main`. Between the two is a channel, on which the supervisor
 sends "serve" (once everything is loaded), "retire" (others serve on: leave them what is queued), "drain" (no other serves
 on: accept what is queued), "end" (at once), "stats" and "ping", and the worker "loaded", "failed", "ready", "replace" (start
-my successor), "stats", "pong" and "ended". The end of the stream tells that the other side is gone.
+my successor), "draining" (and how many connections it waits for), "stats", "pong" and "ended". The end of the stream tells
+that the other side is gone.
 """
 
 import asyncio
@@ -22,9 +23,11 @@ from typing import Any, NoReturn
 from aioecho.exceptions import AioechoError
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.serving.base import BaseServer
+from aioecho.stats import DatagramStats, ServiceStats, Stats
 from aioecho.workers.channel import Channel
 from aioecho.workers.guard import loading, remove_mark
 from aioecho.workers.order import Order, read_order
+from aioecho.workers.signals import keep_for_children
 
 __all__ = ["SIGNALS", "main"]
 
@@ -44,6 +47,7 @@ def main(control: int, order: int, sockets: list[list[int]], grace: float) -> No
         grace: the server's, in seconds.
     """
     remove_mark()
+    keep_for_children(SIGNALS)
     for number in SIGNALS:
         # Not SIG_IGN, which the programs that a handler starts would inherit.
         signal.signal(number, lambda *_: None)
@@ -90,13 +94,13 @@ class _Worker:
     async def run(self) -> None:
         """Serve when told to, until told to stop."""
         loop = asyncio.get_running_loop()
-        self._orders: asyncio.Queue[str] = asyncio.Queue()
+        self._orders: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         if self._what.max_requests is not None:
             self._count(self._what.max_requests + random.randint(0, self._what.max_requests_jitter))
         loop.add_reader(self._channel.sock.fileno(), self._read_channel)
         self._channel.send("loaded")
         try:
-            if await self._orders.get() != "serve":
+            if (await self._orders.get())[""] != "serve":
                 return
             await self._server.start()
             # `kill` of one worker: it goes when another is there.
@@ -118,26 +122,34 @@ class _Worker:
                     self._channel.send("stats", stats=self._stats())
                 case "ping":
                     self._channel.send("pong")
-                case other:
-                    self._orders.put_nowait(other)
+                case _:
+                    self._orders.put_nowait(message)
         if self._channel.has_ended:
             asyncio.get_running_loop().remove_reader(self._channel.sock.fileno())
-            self._orders.put_nowait("drain")
+            self._orders.put_nowait({"": "drain"})
 
     async def _obey(self) -> None:
         while True:
             order = await self._orders.get()
-            if order == "retire":
+            if order[""] == "retire":
                 self._server.keep_backlog = True
-            stop = asyncio.get_running_loop().create_task(self._server.shutdown(0 if order == "end" else None))
-            self._stops.add(stop)
+            elif order[""] == "drain":
+                self._channel.send("draining", count=len(self._server.connections), what=self._server.what_it_serves)
+            if order[""] == "end" and order["why"]:
+                self._server.end_at_once(order["why"])
+            else:
+                stop = asyncio.get_running_loop().create_task(self._server.shutdown(0 if order[""] == "end" else None))
+                self._stops.add(stop)
 
     def _stats(self) -> dict[str, int]:
-        stats = vars(self._server.stats)
-        counts = {name: value for name, value in stats.items() if isinstance(value, int)}
-        if "drops" in stats:  # of datagrams: without them the counts would not add up
-            counts["drops"] = sum(stats["drops"].values())
-        return counts
+        stats = self._server.stats
+        if isinstance(stats, ServiceStats):
+            return {
+                f"{kind}.{name}": count
+                for kind, of_kind in (("streams", stats.streams), ("datagrams", stats.datagrams))
+                for name, count in _counts_of(of_kind).items()
+            }
+        return _counts_of(stats)
 
     def _count(self, limit: int) -> None:
         """Ask to be replaced after `limit` connections, and again after as many if that has failed."""
@@ -150,3 +162,10 @@ class _Worker:
                 self._channel.send("replace")
 
         self._server.on_accept = count
+
+
+def _counts_of(stats: Stats) -> dict[str, int]:
+    counts = {name: value for name, value in vars(stats).items() if isinstance(value, int)}
+    if isinstance(stats, DatagramStats):  # without its drops the counts would not add up
+        counts["drops"] = sum(stats.drops.values())
+    return counts
