@@ -248,6 +248,41 @@ def test_frames_come_back_and_too_long_ones_do_not() -> None:
         frames = b"".join(struct.pack("!I", len(text)) + text for text in (b"one", b"", b"three"))
         assert ask_server(server, frames) == frames.upper()
         assert ask_server(server, struct.pack("!I", 2**31)) == b""
+        while server.connections:  # it has ended for its client, and is counted a moment later
+            time.sleep(0.001)
+    assert server.stats.failed == 1
+
+
+@runs("upload")
+def test_netstrings_follow_a_line() -> None:
+    with served(BLOCKS["upload"]) as server:
+        assert ask_server(server, b"a file\n3:one,5:three,") == b"a file: 8 bytes\n"
+
+
+@runs("batches")
+def test_lines_come_in_lists() -> None:
+    with served(BLOCKS["batches"]) as server:
+        assert ask_server(server, b"".join(b"%d\n" % number for number in range(100))) == b""
+    assert server.server.RequestHandlerClass.rows == [b"%d" % number for number in range(100)]
+
+
+@runs("statements")
+def test_a_framing_of_ones_own_is_two_functions() -> None:
+    with served(BLOCKS["statements"]) as server:
+        assert ask_server(server, b"one; two;") == b"done: one;done: two;"
+        assert ask_server(server, b"x" * 2**20 + b";") == b""  # over the limit for lines
+
+
+@runs("too-long")
+def test_after_a_line_too_long_the_next_is_whole() -> None:
+    with served(BLOCKS["too-long"]) as server:
+        sent = b"one\n" + b"x" * 100_000 + b"two\nthree\n"
+        assert ask_server(server, sent) == b"ONE\na line has 65536 bytes at most\nTHREE\n"
+
+
+def test_the_table_of_framings_has_them_all() -> None:
+    named = re.findall(r"^\| `(\w+)` \|.*\|.*\|$", read_page("streams.md"), re.MULTILINE)
+    assert set(aioecho.framing.__all__) - {"Buffer", "Framing"} <= set(named)
 
 
 # datagrams.md
@@ -375,6 +410,24 @@ def test_a_stop_loses_no_reply() -> None:
     assert output_of(BLOCKS["stop"]) == "b'LAST WORDS\\n'\n1 0 0\n"
 
 
+@runs("steps")
+def test_a_stop_breaks_no_exchange_that_is_held_together() -> None:
+    assert output_of(BLOCKS["steps"]).splitlines() == [*(rf"b'block {number}\n'" for number in range(3)), "b''", "1 0"]
+    broken = BLOCKS["steps"].replace("async with self.unbroken():", "if True:")
+    assert r"b'block 2\n'" not in output_of(broken).splitlines()
+
+
+@runs("sink")
+def test_a_sink_tells_its_clients_first() -> None:
+    with served(BLOCKS["sink"]) as server, connect(server.names[0]) as sock:
+        sock.sendall(b"one\n")
+        time.sleep(0.15)  # no fresh connection any more
+        server.server.begin_shutdown(5)
+        assert sock.recv(1) == b""
+        sock.sendall(b"two\n")
+    assert server.server.RequestHandlerClass.lines == [b"one\n", b"two\n"]
+
+
 # tls.md
 
 
@@ -461,6 +514,11 @@ def test_it_runs_in_the_lifespan_of_a_web_application(tmp_path: Path) -> None:
             assert "Traceback" not in server.stderr()
 
 
+@runs("names")
+def test_tasks_have_the_names_of_their_handlers() -> None:
+    assert output_of(BLOCKS["names"]) == "b'Upper\\n'\n['Upper for Ann']\n"
+
+
 @runs("tasks")
 def test_it_runs_beside_other_tasks() -> None:
     assert output_of(BLOCKS["tasks"]) == "b'ONE OF MANY TASKS\\n'\n"
@@ -537,6 +595,48 @@ def test_the_clients_of_the_command_line_are_answered() -> None:
     outcome = CliRunner().invoke(main, shlex.split(usage)[3:])
     assert outcome.exit_code == 0
     assert "Usage: " in outcome.output
+
+
+# internals.md
+
+
+def test_the_walks_go_through_files_that_exist() -> None:
+    named = set(re.findall(r"`((?:\w+/)?\w+\.py)`", read_page("internals.md")))
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / "aioecho" / name).exists()] == []
+
+
+@runs("waiting", "ps", "pstree")
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="asyncio has these tools from Python 3.14 on")
+def test_the_tools_show_handlers_as_on_the_page(tmp_path: Path) -> None:
+    rows = [row.split(maxsplit=3)[2:] for row in BLOCKS["ps"].splitlines() if " -> " in row]
+    assert len(rows) == 4
+    text, numbers = BLOCKS["waiting"], []
+    with ExitStack() as stack:
+        for port, kind in ((7001, socket.SOCK_STREAM), (7002, socket.SOCK_DGRAM), (7003, socket.SOCK_DGRAM)):
+            bound, client = (stack.enter_context(socket.socket(socket.AF_INET, kind)) for _ in range(2))
+            bound.bind(("127.0.0.1", 0))
+            if kind == socket.SOCK_STREAM:
+                bound.listen()
+            client.connect(bound.getsockname())
+            client.sendall(b"hello\n")
+            text = text.replace(f'("127.0.0.1", {port})', f'"fd://{bound.fileno()}"')
+            numbers.append(bound.fileno())
+        (tmp_path / "server.py").write_text(text)
+        with Program(sys.executable, "server.py", cwd=tmp_path, pass_fds=numbers) as program:
+
+            def look(tool: str) -> str:
+                command = [sys.executable, "-m", "asyncio", tool, str(program.process.pid)]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode and re.search("[Pp]ermission|not permitted", done.stdout + done.stderr):
+                    pytest.skip("this process may not look into another")
+                return done.stdout
+
+            while not all(re.search(rf" {name} +{re.escape(shown)} ", look("ps")) for name, shown in rows):
+                assert program.process.poll() is None, program.stderr()
+            tree = re.sub(r" \S*?((?:aioecho/|asyncio/)\w+(?:/\w+)?\.py|server\.py):(\d+)", r" \1", look("pstree"))
+    for task in re.sub(r":\d+", "", BLOCKS["pstree"]).split("└── (T) ")[1:]:
+        assert task in tree, tree
 
 
 # benchmarks.md

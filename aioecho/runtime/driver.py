@@ -56,7 +56,7 @@ def steps(function: Callable[P, Generator[Any, None, T]]) -> Callable[P, Corouti
 
 
 class Waiter:
-    """What one coroutine at a time waits for, again and again, without a future for each time.
+    """What one coroutine at a time waits for, again and again, without a future for every time.
 
     ``yield waiter`` waits, in a function of :func:`steps`. After it :meth:`take` gives what :meth:`deliver` brought, or
     None: a wait can end without news. Any task can wait so, since a waiter has as much of a future as tasks use. The task
@@ -77,7 +77,7 @@ class Waiter:
     _asyncio_future_blocking = ALWAYS_AWAITED
 
     driver: "Driver | None"
-    """Whose task may be stepped from here."""
+    """The driver of the task that may be stepped from here."""
 
     item: Any
     """What was delivered and not yet taken."""
@@ -184,7 +184,7 @@ class Waiter:
     # The part of asyncio.Future's interface that a task uses on what it awaits.
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the loop whose tasks may wait."""
+        """Return the loop. Its tasks may wait."""
         return self._loop
 
     def add_done_callback(self, callback: Callable[["Waiter"], object], *, context: Context | None = None) -> None:
@@ -250,7 +250,7 @@ class Driver:
     ) -> None:
         """Make the task. It is of the plain kind, whatever the loop's task factory.
 
-        A `name` that many share costs less than one for each would.
+        A `name` that many share costs less than one for every task would.
 
         An eager task would run before its caller is ready, and a factory that wraps coroutines would hide the one that is
         to be stepped.

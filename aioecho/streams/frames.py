@@ -112,7 +112,7 @@ class Frames(_Reading):
         return self._last is not None
 
     def put_back(self, received: bytearray, used: int) -> int:
-        """Forget what was not handed out, for another to read; return how many bytes those take that were."""
+        """Forget what was not handed out, for another to read; return how many bytes the ones take that were."""
         if self._last is None:
             return used
         left = len(self._frames) + len(self._further) + 1

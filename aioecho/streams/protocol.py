@@ -39,7 +39,7 @@ class StreamProtocol(News, asyncio.Protocol):
     peer has sent its last. `due` is when its timeouts are looked at next, and `paused_since` since when drain() waits, if it
     does, in the loop's time. `bytes_in` and `bytes_out` count what is read and written, with `counts`.
 
-    The methods with an underscore are those that asyncio.StreamWriter expects of its protocol.
+    The methods with an underscore are the ones that asyncio.StreamWriter expects of its protocol.
     """
 
     __slots__ = (
@@ -120,7 +120,7 @@ class StreamProtocol(News, asyncio.Protocol):
                 raise
 
     def is_socket_read(self) -> bool:
-        """Tell whether the loop reads the socket: not while somebody has paused the transport."""
+        """Tell whether the loop reads the socket: not while the transport is paused."""
         return self._socket_transport.is_reading()
 
     def replace_transport(self, transport: asyncio.Transport) -> None:
@@ -132,7 +132,7 @@ class StreamProtocol(News, asyncio.Protocol):
     data_received = News.deliver  # type: ignore[assignment] # resumes whoever waits for data
 
     def buffer_unawaited(self, data: bytes | None) -> bool:
-        """Buffer what nobody waits for. What comes after the end of the stream is dropped. None is the news of the end."""
+        """Buffer what no read waits for. What comes after the end of the stream is dropped. None is the news of the end."""
         reader = self.reader
         reader._keep_item()
         if data is None:
@@ -158,7 +158,7 @@ class StreamProtocol(News, asyncio.Protocol):
     def note_write(self, data: Buffer) -> bool:
         """Return whether to write `data`; if too much waits to be sent already, cut the connection off.
 
-        Called where that is possible, or the connection lost: then loops would warn for each write, or raise.
+        Called where that is possible, or the connection lost: then loops would warn for every write, or raise.
         """
         if self.due:
             self.stir()
@@ -284,7 +284,7 @@ class StreamProtocol(News, asyncio.Protocol):
             self._is_special = 1 if self._collected is not None or self.reader._received else False
 
     def rest(self, until: float) -> None:
-        """Let nobody look at its timeouts until then, or until a read comes to wait or something is written."""
+        """Leave its timeouts alone until then, or until a read comes to wait or something is written."""
         self.due = until
         self._is_special = 2  # for the next write to tell
 

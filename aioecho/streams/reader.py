@@ -29,7 +29,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class _Slow:
-    """In place of a waiter where nobody waits, and a read has to look before it does; false, as None is."""
+    """In place of a waiter where no read waits, and one has to look before it does; false, as None is."""
 
     def __bool__(self) -> Literal[False]:
         return False
@@ -57,7 +57,7 @@ class News(Waiter):
     """Above 0 if something was read since something was written last, and by as much as :meth:`wait_in_message` was called."""
 
     max_frame: int | None = None
-    """The most bytes of what readexactly() and read(-1) read, and of a frame whose length comes first."""
+    """The most bytes of what readexactly() and read(-1) read, and of a frame that comes after its length."""
 
     _collected: "Collected | None" = None
 
@@ -338,7 +338,7 @@ class StreamReader(asyncio.StreamReader):
                 self._paused = True
 
     def _keep_item(self) -> None:
-        """Buffer a chunk that was handed over to somebody who has not taken it, before anything that came later."""
+        """Buffer a chunk that was handed over to a read that has not taken it, before anything that came later."""
         news = self._news
         if news is not None and (chunk := news.take()) is not None:
             self._keep(chunk)
@@ -406,7 +406,7 @@ class StreamReader(asyncio.StreamReader):
         )
 
     def _is_due(self) -> bool:
-        """Tell whether the loop is to run before another record is handed out; asked for each that is buffered."""
+        """Tell whether the loop is to run before another record is handed out; asked for every one that is buffered."""
         self._left -= 1
         if self._left > 0:
             return False

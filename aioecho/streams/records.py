@@ -24,7 +24,7 @@ WINDOW = 256
 
 
 class RecordReader(Protocol):
-    """What those need of a reader that read its records."""
+    """What code that reads records needs of a reader."""
 
     _received: bytearray
     _eof: bool

@@ -6,7 +6,7 @@ The loops' own TLS is not used, for what it does to a connection:
   what is written from then on. So a reply to a client that half-closes is lost (asyncio's in 3.11 to 3.15, uvloop's in 0.23).
 - asyncio's closes the transport under it while it still holds back data, and never sends them in 3.12 and 3.13
   (cpython#115514). uvloop's forgets what a paused reader has not read when its peer closes.
-- asyncio's allocates a buffer of 256 KiB for each connection, and uvloop's one for each read.
+- asyncio's allocates a buffer of 256 KiB for every connection, and uvloop's one for every read.
 - Both meet the end of what has come by an exception, for every message, which costs more than the decryption.
 
 This one holds nothing back. What is written is encrypted and passed to the socket's transport at once, which tells the stream's

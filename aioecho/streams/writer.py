@@ -131,7 +131,7 @@ class StreamWriter(asyncio.StreamWriter):
         """Go over to TLS on this connection, on the side that this program has in it (server or client).
 
         What the reader had buffered is taken for the beginning of the handshake. So a client may send its hello right
-        behind the command that asks for TLS, and nobody can slip plain text in between the two (CVE-2011-0411).
+        behind the command that asks for TLS, and no third party can slip plain text in between the two (CVE-2011-0411).
 
         Raises:
             ssl.SSLError, ConnectionError: the handshake failed. The connection is closed.
