@@ -62,6 +62,8 @@ class Upper(StreamRequestHandler):
 class Discard(StreamRequestHandler):
     """Discard what is read and send nothing (RFC 863)."""
 
+    one_way = True
+
     async def handle(self) -> None:
         """Read until the end of the stream."""
         while await self.reader.read(CHUNK):
