@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import socketserver
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -263,3 +264,58 @@ async def test_a_session_ends_a_second_after_its_last_datagram_unless_it_is_unbr
     assert len(ends) == 1
     assert 0.9 < ends[0] - began < 1.8
     assert (report.completed, report.cancelled) == (1, 1)
+
+
+class BlockingStore(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        data = self.rfile.read()
+        seen.append(len(data))
+        self.wfile.write(b"stored %d\n" % len(data))
+
+
+class BlockingPay(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        for line in self.rfile:
+            seen.append(line)
+            self.wfile.write(b"done: " + line)
+
+
+async def test_a_blocking_handler_gets_the_whole_of_an_upload() -> None:
+    async with stopping(BlockingStore, b"x" * 40_000) as (reader, writer, stop):
+        writer.write(b"x" * 20_000)
+        writer.write_eof()
+        assert await reader.read() == b"stored 60000\n"
+        report = await stop
+    assert seen == [60_000]
+    assert (report.completed, report.cancelled, report.aborted, report.unfinished) == (1, 0, 0, 0)
+
+
+async def test_a_blocking_handler_completes_the_line_that_it_has_begun_and_then_ends() -> None:
+    async with stopping(BlockingPay, b"pay 10") as (reader, writer, stop):
+        writer.write(b"00\n")
+        assert await reader.readline() == b"done: pay 1000\n"
+        assert await reader.read() == b""
+        report = await stop
+    assert seen == [b"pay 1000\n"]
+    assert report.seconds < 5
+
+
+@pytest.mark.parametrize("kind", [BlockingStore, BlockingPay])
+async def test_a_blocking_handler_meets_an_error_and_no_end_when_the_grace_is_over(kind: Any) -> None:
+    async with stopping(kind, b"pay 10", grace=0.2) as (reader, _, stop):
+        report = await stop
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+    assert seen == []
+    assert report.completed == 0
+    assert report.unfinished == 1
+
+
+@pytest.mark.parametrize("kind", [BlockingStore, BlockingPay])
+async def test_a_blocking_handler_between_messages_ends_at_once(kind: Any) -> None:
+    async with stopping(kind, b"") as (reader, writer, stop):
+        assert await reader.read() in (b"", b"stored 0\n")
+        writer.close()
+        report = await stop
+    assert report.seconds < 0.3
+    assert (report.completed, report.unfinished) == (1, 0)

@@ -1,6 +1,7 @@
 """The socket that a blocking handler gets for a stream. Its descriptor stays the server's, which alone closes it."""
 
 import contextlib
+import errno
 import socket
 from typing import Any, Protocol
 
@@ -12,6 +13,13 @@ class SocketOwner(Protocol):
 
     was_shut: bool
     is_left_open: bool
+    awaits_answer: bool
+
+    def note_answer(self) -> None:
+        """Go on with the drain, which waited until what was read is answered."""
+
+    def has_made_end(self) -> bool:
+        """Tell whether it is the server that has ended the stream, as it stops."""
 
     def keep(self) -> None:
         """Keep a copy of the socket, which is about to be detached."""
@@ -27,6 +35,49 @@ class RequestSocket(socket.socket):
     """The connection; None for a copy, made with dup()."""
 
     bytes_in = bytes_out = 0  # they are counted by CountingRequestSocket alone
+
+    unanswered = False
+    """Whether something was read since something was written last. Then a stop does not end the stream."""
+
+    def recv(self, bufsize: int, flags: int = 0) -> bytes:
+        """Read. Raises ConnectionAbortedError if the server stops in the middle of a message."""
+        data = super().recv(bufsize, flags)
+        if data:
+            self.unanswered = True
+        elif bufsize and self.unanswered:
+            self._check_end()
+        return data
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        """Read into a buffer. Raises ConnectionAbortedError if the server stops in the middle of a message."""
+        count = super().recv_into(buffer, nbytes, flags)
+        if count:
+            self.unanswered = True
+        elif self.unanswered:
+            self._check_end()
+        return count
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Write some of the data."""
+        count = super().send(data, flags)
+        if self.unanswered:
+            self._note_answer()
+        return count
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        """Write all of the data."""
+        super().sendall(data, flags)
+        if self.unanswered:
+            self._note_answer()
+
+    def _note_answer(self) -> None:
+        self.unanswered = False
+        if self.owner is not None and self.owner.awaits_answer:
+            self.owner.note_answer()
+
+    def _check_end(self) -> None:
+        if self.owner is not None and self.owner.has_made_end():
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the server stops")
 
     def shutdown(self, how: int) -> None:
         """Shut down one or both sides."""

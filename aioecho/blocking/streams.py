@@ -27,7 +27,7 @@ from typing import Any
 
 from aioecho.blocking.request import Threaded
 from aioecho.blocking.sockets import CountingRequestSocket, RequestSocket
-from aioecho.net.kernel import is_broken
+from aioecho.net.kernel import has_peer_ended, is_broken
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
 from aioecho.serving.connection import FRESH, FRESH_AMONG_OTHERS
@@ -59,6 +59,7 @@ class ThreadedConnection(Threaded):
     __slots__ = (
         "_handlers_socket",
         "_handshake_error",
+        "_has_said_end",
         "_has_shut_reading",
         "_is_handshaking",
         "_is_over",
@@ -66,6 +67,7 @@ class ThreadedConnection(Threaded):
         "_left",
         "_linger",
         "_was_lost",
+        "awaits_answer",
         "is_left_open",
         "since",
         "was_shut",
@@ -94,7 +96,7 @@ class ThreadedConnection(Threaded):
         self._handlers_socket: socket.socket = request  # or what TLS was wrapped around it
         self._handshake_error: OSError | None = None
         self._is_handshaking = server.ssl is not None
-        self._has_shut_reading = self._is_over = False
+        self._has_shut_reading = self._is_over = self._has_said_end = self.awaits_answer = False
         self._kept: socket.socket | None = None  # the same connection as the socket that was detached
         self._left: socket.socket | None = None  # what has come back, to be closed
         self._linger: asyncio.TimerHandle | None = None
@@ -128,13 +130,26 @@ class ThreadedConnection(Threaded):
 
     def _shut_reading(self) -> None:
         # What has been received stays readable, and replies can be sent. Waiting for data ends.
-        if not self._has_returned:
-            self._has_shut_reading = True
-            self._shut(socket.SHUT_RD)
+        self.awaits_answer = False
+        if self._has_returned:
+            return
+        if getattr(self.RequestHandlerClass, "one_way", False):
+            linger = self._server.timeouts.linger
+            if not self._has_said_end and linger is not None:
+                self._has_said_end = True
+                self._shut(socket.SHUT_WR)
+                self._loop.call_later(linger, self._shut_reading)
+                return
+        elif self.request.unanswered:
+            # In the middle of a message an end would be made up: its rest may be on its way.
+            self.awaits_answer = True
+            return
+        self._has_shut_reading = True
+        self._shut(socket.SHUT_RD)
 
     def is_in_message(self) -> bool:
-        """Return False: a datagram is a whole message."""
-        return False
+        """Tell whether something was read that was not answered; not known of TLS, which is wrapped around the socket."""
+        return self.request.unanswered and not self._has_returned
 
     def cut_off(self) -> None:
         """End both directions, so that a handler that waits for its peer meets an end or an error."""
@@ -161,6 +176,14 @@ class ThreadedConnection(Threaded):
                     socket.socket.shutdown(sock, how)
 
     # In its thread.
+
+    def note_answer(self) -> None:
+        """Go on with the drain, which waited until what was read is answered."""
+        self._post(self._shut_reading)
+
+    def has_made_end(self) -> bool:
+        """Tell whether the server has ended the stream, as it stops, and not the peer."""
+        return (self._has_shut_reading or self._is_cut_off) and has_peer_ended(self._kept or self.request) is False
 
     def get_stream(self) -> socket.socket:
         """Return the socket that the handler has."""

@@ -16,6 +16,7 @@ __all__ = [
     "TICK",
     "Credentials",
     "datagram_memory",
+    "has_peer_ended",
     "is_broken",
     "nothing_more_of",
     "peer_credentials",
@@ -29,6 +30,9 @@ BYTES_ACKED, BYTES_RECEIVED, LAST_DATA_RECV, LAST_ACK_RECV = (120, "=Q"), (128, 
 
 # The state of a connection, and the one that it has after a reset or when it was given up (TCP_CLOSE in linux/tcp_states.h).
 STATE, BROKEN = (0, "=B"), 7
+
+# The states in which a peer may still send: TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2.
+PEER_MAY_SEND = {1, 4, 5}
 
 # Seconds. The kernel tells times no more exactly than its timer ticks.
 TICK = 0.01
@@ -118,6 +122,12 @@ def is_broken(sock: socket.socket) -> bool | None:
     """Tell whether a TCP connection was reset or given up; None where that is not known: of a closed or another socket."""
     state = tcp_info(sock, STATE)
     return None if state is None else state == BROKEN
+
+
+def has_peer_ended(sock: socket.socket) -> bool | None:
+    """Tell whether a TCP peer has ended its stream; None where that is not known: of a closed or another socket."""
+    state = tcp_info(sock, STATE)
+    return None if state is None else state not in PEER_MAY_SEND
 
 
 def datagram_memory(sock: socket.socket) -> tuple[int, int]:
