@@ -229,13 +229,10 @@ class StreamProtocol(News, asyncio.Protocol):
     def write(self, data: Buffer) -> None:
         """Write what the writer does not hand to the transport itself: collect it, look at everything, or both."""
         collected = self._collected
-        self.unanswered = 0
         if len(data) >= COLLECTED or (collected is None and not self.reader._has_input()):
-            if collected is not None:
-                self.flush()
-            if self.note_write(data):
-                self.transport.write(data)
+            self.write_through(data)
             return
+        self.unanswered = 0
         if collected is None:
             self._collected = collected = Collected(COLLECTED, monotonic() + COLLECTED_FOR)
             driver = self._driver
@@ -247,6 +244,14 @@ class StreamProtocol(News, asyncio.Protocol):
         collected.room -= len(data)
         if collected.room < 0 or monotonic() > collected.flush_at:
             self.flush()
+
+    def write_through(self, data: Buffer) -> None:
+        """Hand `data` to the transport now, after what was collected."""
+        self.unanswered = 0
+        if self._collected is not None:
+            self.flush()
+        if self.note_write(data):
+            self.transport.write(data)
 
     def flush(self) -> None:
         """Hand what was collected to the transport."""
