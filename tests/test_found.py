@@ -1,6 +1,7 @@
 """Bugs that were found by reading and by scripts of random calls: what was wrong is told at each."""
 
 import asyncio
+import contextlib
 import socket
 import time
 from collections.abc import Callable
@@ -69,10 +70,8 @@ async def test_a_stop_does_not_wait_for_a_tls_client_that_has_sent_nothing(size:
 
     async def handle(self: Any) -> None:
         is_reading.set()
-        try:
+        with contextlib.suppress(asyncio.IncompleteReadError):
             await (self.reader.readexactly(size) if size > 1 else self.reader.read(size))
-        except asyncio.IncompleteReadError:
-            pass
 
     async with aioecho.TCPServer(ANYWHERE, handler(handle), ssl=tls.server) as server:
         _, writer = await asyncio.open_connection(*server.server_address, ssl=tls.client)
@@ -183,3 +182,52 @@ async def test_a_handlers_pause_reading_holds_after_a_large_chunk() -> None:
                     break
                 await settle()
     assert is_reading == [False]
+
+
+# On uvloop a TLS transport that was closed in the turn after a large chunk was never read again: it met its peer's close_notify
+# only when the time to linger was over.
+async def test_a_tls_stream_that_is_closed_after_a_large_chunk_hears_its_peer_close(tls: Any) -> None:
+    async def handle(self: Any) -> None:
+        await self.reader.readexactly(1)
+        time.sleep(0.2)  # the loop reads nothing meanwhile, so that there is a large piece to read
+        while len(await self.reader.read(2**20)) < 2**16:
+            pass
+        self.writer.close()
+
+    def send(address: Any) -> float:
+        with (
+            socket.create_connection(address) as plain,
+            tls.client.wrap_socket(plain, server_hostname="localhost") as sock,
+        ):
+            sock.sendall(b"x")
+            sock.sendall(b"x" * 2**17)
+            assert sock.recv(1) == b""
+            with contextlib.suppress(OSError):
+                sock.unwrap()
+            return time.monotonic()
+
+    async with aioecho.TCPServer(
+        ANYWHERE, handler(handle), ssl=tls.server, timeouts=aioecho.Timeouts(linger=20)
+    ) as server:
+        ended = await asyncio.to_thread(send, server.server_address)
+        await settle(lambda: server.stats.active == 0, 30)
+        assert time.monotonic() - ended < 10
+
+
+# TLS can't end one direction alone. The error of write_eof() left a writer that no limit held for any more.
+async def test_limits_hold_after_a_write_eof_that_tls_does_not_support(tls: Any) -> None:
+    async def handle(self: Any) -> None:
+        with pytest.raises(NotImplementedError):
+            self.writer.write_eof()
+        assert await self.reader.readline() == b"a\n"
+        for _ in range(200):  # of a size that no kernel takes, to a client that reads nothing
+            self.writer.write(b"x" * 2**18)
+
+    limits = aioecho.Limits(max_write_buffer=2**20)
+    async with aioecho.TCPServer(ANYWHERE, handler(handle), ssl=tls.server, limits=limits) as server:
+        _, writer = await asyncio.open_connection(*server.server_address, ssl=tls.client)
+        writer.write(b"a\nb")
+        await settle(lambda: server.stats.failed == 1)
+        assert server.stats.reasons["write buffer"] == 1
+        writer.transport.abort()
+        await settle()

@@ -223,7 +223,8 @@ class StreamProtocol(News, asyncio.Protocol):
 
     def _read_on(self) -> None:
         is_breathing, self.is_breathing = self.is_breathing, False
-        if is_breathing and not (self.reader._paused or self.is_lost or self.transport.is_closing()):
+        # Not self.transport: TLS's reads on while it closes, for the peer's close_notify.
+        if is_breathing and not (self.reader._paused or self.is_lost or self._socket_transport.is_closing()):
             self.transport.resume_reading()
 
     def write(self, data: Buffer) -> None:

@@ -99,7 +99,7 @@ class StreamWriter(asyncio.StreamWriter):
     def write_eof(self) -> None:
         """End this direction when all that was written is sent. Does nothing on a connection that is lost."""
         self._protocol.flush()
-        self._has_ended = True
+        self._has_ended = self._transport.can_write_eof()  # TLS raises, and goes on
         if not self._protocol.is_lost:  # uvloop's transport would raise RuntimeError
             try:
                 self._transport.write_eof()
