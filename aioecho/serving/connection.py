@@ -336,6 +336,8 @@ class Connection(TimedConnection):
     async def _close(self, protocol: StreamProtocol) -> None:
         """Send what was written, and close so that the peer can read it."""
         transport = protocol.transport
+        if protocol._collected is not None:  # by finish(), or handle_error()
+            protocol.flush()
         unsent = protocol.unsent()
         if self._is_cut_off or self.reason == "cancelled" or self.reason == "write":
             self._cut_short(protocol)

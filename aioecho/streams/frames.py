@@ -82,6 +82,8 @@ class Frames(_Reading):
             if self._further:
                 if reader._is_slice_over():
                     yield from reader._breathe()
+                    if self._frames:  # another coroutine has read meanwhile
+                        return self._frames.pop()
                 if self._further:  # no other read came in between
                     self._frames = self._further[-reader._batch :]
                     del self._further[-reader._batch :]

@@ -223,19 +223,17 @@ class StreamProtocol(News, asyncio.Protocol):
 
     def _read_on(self) -> None:
         is_breathing, self.is_breathing = self.is_breathing, False
-        if is_breathing and not (self.reader._paused or self.is_lost or self.transport.is_closing()):
+        # Not self.transport: TLS's reads on while it closes, for the peer's close_notify.
+        if is_breathing and not (self.reader._paused or self.is_lost or self._socket_transport.is_closing()):
             self.transport.resume_reading()
 
     def write(self, data: Buffer) -> None:
         """Write what the writer does not hand to the transport itself: collect it, look at everything, or both."""
         collected = self._collected
-        self.unanswered = False
         if len(data) >= COLLECTED or (collected is None and not self.reader._has_input()):
-            if collected is not None:
-                self.flush()
-            if self.note_write(data):
-                self.transport.write(data)
+            self.write_through(data)
             return
+        self.unanswered = False
         if collected is None:
             self._collected = collected = Collected(COLLECTED, monotonic() + COLLECTED_FOR)
             driver = self._driver
@@ -247,6 +245,14 @@ class StreamProtocol(News, asyncio.Protocol):
         collected.room -= len(data)
         if collected.room < 0 or monotonic() > collected.flush_at:
             self.flush()
+
+    def write_through(self, data: Buffer) -> None:
+        """Hand `data` to the transport now, after what was collected."""
+        self.unanswered = False
+        if self._collected is not None:
+            self.flush()
+        if self.note_write(data):
+            self.transport.write(data)
 
     def flush(self) -> None:
         """Hand what was collected to the transport."""

@@ -320,6 +320,11 @@ class StreamReader(asyncio.StreamReader):
         if self._exception is not None and not self._received:
             raise self._exception
 
+    @steps
+    def _wait_for_data(self, func_name: str) -> Generator[Any, None, None]:
+        """Wait for news, for code that calls what asyncio's own methods do: its future would be no waiter."""
+        yield from self._wait(func_name)
+
     def _keep(self, chunk: bytes | memoryview) -> None:
         """Buffer a chunk that was handed over, or the rest of one."""
         self._slow_down()
@@ -429,12 +434,13 @@ class StreamReader(asyncio.StreamReader):
     def _look(self) -> Generator[Any, None, None]:
         """Do what comes before a read that does not find its way short."""
         self._settle()
+        if self._received and self._exception is None and self._skip is None and self._is_due():
+            yield from self._breathe()
+            self._settle()  # another coroutine may have read meanwhile
         if self._exception is not None:
             raise self._exception
         if self._skip is not None:
             yield from skip_record(self)
-        elif self._received and self._is_due():
-            yield from self._breathe()
 
     # In read(), readline(), its twin __anext__() and readexactly(), the way that most calls go comes first: nothing is
     # buffered, so wait, and return the chunk that is handed over. It is _wait() written out, and saves its generator.
@@ -625,6 +631,8 @@ class StreamReader(asyncio.StreamReader):
     def _readline(self) -> Generator[Any, None, bytes]:
         while self._received and monotonic() > self._slice_end:
             yield from self._breathe()
+            if self._lines:  # another coroutine has read meanwhile
+                return self._lines.pop()
             if line := self._buffered_line():
                 return line
         try:
@@ -724,7 +732,7 @@ class StreamReader(asyncio.StreamReader):
         piece = self._piece
         if piece:
             at = self._at
-            if at + n < len(piece) and self._left > 0 <= n:
+            if at + n < len(piece) and self._left > 0 <= n <= self._unchecked:
                 self._left -= 1
                 self._at = at + n
                 return piece[at : at + n]

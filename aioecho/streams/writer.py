@@ -25,6 +25,7 @@ class StreamWriter(asyncio.StreamWriter):
     _reader: StreamReader | None
     _loop: asyncio.AbstractEventLoop
     _has_ended = False
+    _shares_transport = False  # what is written to the transport directly is not to overtake what was written here
 
     def __init__(
         self,
@@ -53,6 +54,8 @@ class StreamWriter(asyncio.StreamWriter):
         if collected is None or type(data) is not bytes:
             if self._has_ended:
                 self._transport.write(data)  # which raises what asyncio's does
+            elif self._shares_transport:
+                protocol.write_through(data)
             else:
                 protocol.write(data)
             return
@@ -65,8 +68,12 @@ class StreamWriter(asyncio.StreamWriter):
 
     @property
     def transport(self) -> asyncio.Transport:
-        """The transport; what was written has been handed to it."""
-        self._protocol.flush()
+        """The transport; what was written has been handed to it, and from now on what is written is at once."""
+        protocol = self._protocol
+        protocol.flush()
+        self._shares_transport = True
+        if protocol.is_breathing:
+            protocol._read_on()  # else it would undo a pause_reading()
         return self._transport
 
     def writelines(self, data: Iterable[Buffer]) -> None:
@@ -92,7 +99,7 @@ class StreamWriter(asyncio.StreamWriter):
     def write_eof(self) -> None:
         """End this direction when all that was written is sent. Does nothing on a connection that is lost."""
         self._protocol.flush()
-        self._has_ended = True
+        self._has_ended = self._transport.can_write_eof()  # TLS raises, and goes on
         if not self._protocol.is_lost:  # uvloop's transport would raise RuntimeError
             try:
                 self._transport.write_eof()
@@ -139,7 +146,9 @@ class StreamWriter(asyncio.StreamWriter):
         protocol, reader, transport = self._protocol, self._reader, self._transport
         protocol.flush()
         await self.drain()
+        unanswered = protocol.unanswered
         received = reader._take(len(reader._buffer)) if reader is not None else b""
+        protocol.unanswered = unanswered  # what was taken is no message
         if isinstance(protocol, CountingStreamProtocol):
             protocol.bytes_in -= len(received)
         protocol.is_breathing = False
