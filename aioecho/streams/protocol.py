@@ -12,7 +12,8 @@ from time import monotonic
 from typing import Any
 
 from aioecho.config import Limits
-from aioecho.streams.reader import DEFAULT_LIMIT, Buffer, Collected, News, StreamReader
+from aioecho.streams.news import DEFAULT_LIMIT, Buffer, Collected, News
+from aioecho.streams.reader import StreamReader
 from aioecho.streams.records import BIG
 
 __all__ = ["CountingStreamProtocol", "StreamProtocol", "reset_when_closed"]

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Iterable
 from time import monotonic
 
+from aioecho.streams.news import Buffer
 from aioecho.streams.protocol import CountingStreamProtocol, StreamProtocol
-from aioecho.streams.reader import Buffer, StreamReader
+from aioecho.streams.reader import StreamReader
 from aioecho.streams.tls import FOR_EVER, start_tls
 
 __all__ = ["StreamWriter"]

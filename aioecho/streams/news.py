@@ -1,0 +1,66 @@
+"""What a reader waits for, what it tells, and what was written and collected meanwhile."""
+
+import asyncio
+from typing import Literal
+
+from aioecho.runtime.driver import Waiter
+
+__all__ = ["DEFAULT_LIMIT", "SLOW", "Buffer", "Collected", "News", "Slow"]
+
+DEFAULT_LIMIT = 2**16
+"""Bytes: asyncio's default for the longest line, and half of what a reader buffers before it pauses the transport."""
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Slow:
+    """In place of a waiter where no read waits, and one has to look before it does; false, as None is."""
+
+    def __bool__(self) -> Literal[False]:
+        return False
+
+
+SLOW = Slow()
+
+
+class Collected(list[bytes]):
+    """What was written and is not handed to the transport yet: `room` bytes more, and until `flush_at` by monotonic()."""
+
+    __slots__ = ("flush_at", "room")
+
+    def __init__(self, room: int, flush_at: float) -> None:
+        self.room = room
+        self.flush_at = flush_at
+
+
+class News(Waiter):
+    """What a reader waits for, and what it tells. Here nothing listens: for a reader without a transport."""
+
+    __slots__ = ("unanswered",)
+
+    unanswered: int
+    """Above 0 if something was read since something was written last, and by as much as :meth:`wait_in_message` was called."""
+
+    max_frame: int | None = None
+    """The most bytes of what readexactly() and read(-1) read, and of a frame that comes after its length."""
+
+    _collected: "Collected | None" = None
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self.unanswered = False
+
+    def heed(self) -> None:
+        """Do nothing about what a write has to look at. To be overridden, as all here."""
+
+    def stir(self) -> None:
+        """Do nothing about a wait that has begun."""
+
+    def wait_in_message(self) -> None:
+        """Do nothing about a wait for the rest of what was read, or that was not answered."""
+
+    def note_input(self, size: int) -> None:
+        """Do nothing about `size` bytes that were buffered."""
+
+    def flush(self) -> None:
+        """Write nothing."""
