@@ -247,6 +247,9 @@ class _Stream:
 
     def close(self) -> None:
         self._writer.close()
+        if not self._writer.can_write_eof():
+            # TLS has told the server that this is the end, and would wait for the server's own; the loop ends now.
+            self._writer.transport.abort()
 
 
 class _Datagrams:

@@ -63,6 +63,9 @@ def test_some_limits_can_not_be_none(name: str) -> None:
 @pytest.mark.parametrize("name", SECONDS)
 @pytest.mark.parametrize("value", [0, -1, -0.5, math.nan, True, "10", 1j])
 def test_a_timeout_that_is_no_time_is_refused(name: str, value: object) -> None:
+    if name == "linger" and value == 0 and value is not False:
+        assert aioecho.Timeouts(linger=0).linger == 0  # which discards what is on its way
+        return
     with pytest.raises(ValueError, match=name) as caught:
         aioecho.Timeouts(**{name: value})  # type: ignore[arg-type]
     assert repr(value) in str(caught.value)

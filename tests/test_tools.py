@@ -136,9 +136,9 @@ async def test_a_call_graph_shows_the_line_where_each_handler_waits(tasks: dict[
 
 async def test_a_tasks_repr_names_its_handler(tasks: dict[Any, Any]) -> None:
     for kind, waiting in tasks.items():
-        name = "Session._serve" if kind is Peer else kind.handle.__qualname__
         for task in waiting:
-            assert re.search(rf"coro=<{name}\(\) (running|done|suspended)", repr(task)), repr(task)
+            pattern = rf"coro=<{kind.handle.__qualname__}\(\) (running|done|suspended)"
+            assert re.search(pattern, repr(task)), repr(task)
 
 
 async def test_a_tasks_stack_has_the_handler_behind_its_own_coroutine(tasks: dict[Any, Any]) -> None:

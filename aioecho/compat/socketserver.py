@@ -79,6 +79,11 @@ __all__ = list(stdlib.__all__)
 logger = logging.getLogger("aioecho.compat.socketserver")
 
 
+def __getattr__(name: str) -> Any:
+    """Give what only the standard library's module has, as its `__version__`, which warns from 3.15 on."""
+    return getattr(stdlib, name)
+
+
 class _State:
     """What serve_forever() and shutdown() tell each other, across threads. Assigning and reading an attribute is atomic."""
 

@@ -284,6 +284,8 @@ class Driver:
         """Do nothing about the end of the inner coroutine in an event's step. To be overridden."""
 
     def _end_inner(self, error: BaseException) -> None:
+        assert error.__traceback__ is not None
+        error.__traceback__ = error.__traceback__.tb_next  # without deliver(), which has nothing to do with it
         self._stepped = error
         self.note_inner_end(None if isinstance(error, StopIteration) else error)
         self._hand_over(None)

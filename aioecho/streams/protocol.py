@@ -230,6 +230,8 @@ class StreamProtocol(News, asyncio.Protocol):
 
     def write(self, data: Buffer) -> None:
         """Write what the writer does not hand to the transport itself: collect it, look at everything, or both."""
+        if not isinstance(data, Buffer):
+            raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")  # as asyncio's
         collected = self._collected
         if len(data) >= COLLECTED or (collected is None and not self.reader._has_input()):
             self.write_through(data)
