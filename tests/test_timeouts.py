@@ -818,7 +818,8 @@ def test_a_hundred_that_never_read_cost_little_and_end_in_time(loop: str) -> Non
         print(f"ended from {min(ended):.2f} to {max(ended):.2f} s")
         # The loops' high water, and 64 KiB: what was below it, and the write that went beyond, once. With it all that a
         # connection takes: from 3.12 on asyncio's transport holds a write that is partly sent whole, so there is no less.
-        assert most <= count * (2**16 + 2**16 + 2**13)
+        # And a KiB by which the resident memory, which is counted in pages, differs from run to run.
+        assert most <= count * (2**16 + 2**16 + 2**13 + 2**10)
         assert write * 0.9 <= min(ended)
         assert back <= 2_000_000
         assert after["reasons"]["write"] == after["failed"] == count
