@@ -233,3 +233,18 @@ async def test_limits_hold_after_a_write_eof_that_tls_does_not_support(tls: Any)
         assert server.stats.reasons["write buffer"] == 1
         writer.transport.abort()
         await settle()
+
+
+# A connection whose task was cancelled before its first step stayed open on uvloop, until the garbage collector came.
+async def test_a_connection_that_is_cancelled_before_it_begins_is_closed() -> None:
+    async def handle(self: Any) -> None:
+        """Never called."""
+
+    async with aioecho.TCPServer(ANYWHERE, handler(handle)) as server:
+        server.on_accept = lambda: [connection.task.cancel() for connection in server.connections]
+        with socket.create_connection(server.server_address) as sock:
+            sock.settimeout(5)
+            with contextlib.suppress(ConnectionResetError):
+                assert await asyncio.to_thread(sock.recv, 1) == b""
+            await settle(lambda: server.stats.accepted == 1 and not server.connections)
+        assert server.stats.active == 0

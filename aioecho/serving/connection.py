@@ -90,7 +90,16 @@ class Connection(TimedConnection):
 
     def __call__(self, task: "asyncio.Task[None]") -> None:
         """Count how it has ended."""
-        self._protocol.driver = None  # which refers to it: without the cycle both go at once
+        protocol = self._protocol
+        protocol.driver = None  # which refers to it: without the cycle both go at once
+        if self._stage == OPEN and not protocol.is_lost:
+            # The task was cancelled before its first step, and _live() never ran. By now the transport is there, if there is one.
+            self.reason = "cancelled"
+            transport = getattr(protocol, "transport", None)
+            if transport is not None:
+                transport.abort()
+            else:
+                self._sock.close()
         self._server.task_ended(self, task)
 
     def _get_protocol(self) -> StreamProtocol:
