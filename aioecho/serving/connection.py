@@ -93,7 +93,7 @@ class Connection(TimedConnection):
         protocol = self._protocol
         protocol.driver = None  # which refers to it: without the cycle both go at once
         if self._stage == OPEN and not protocol.is_lost:
-            # The task was cancelled before its first step, and _live() never ran. By now the transport is there, if there is one.
+            # The task was cancelled before its first step: _live() never ran. By now the transport is there, if it was made.
             self.reason = "cancelled"
             transport = getattr(protocol, "transport", None)
             if transport is not None:
