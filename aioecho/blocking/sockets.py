@@ -43,7 +43,7 @@ class RequestSocket(socket.socket):
         """Read. Raises ConnectionAbortedError if the server stops in the middle of a message."""
         data = super().recv(bufsize, flags)
         if data:
-            self.unanswered = True
+            self.unanswered = self.unanswered or not flags & socket.MSG_PEEK
         elif bufsize and self.unanswered:
             self._check_end()
         return data
@@ -52,7 +52,7 @@ class RequestSocket(socket.socket):
         """Read into a buffer. Raises ConnectionAbortedError if the server stops in the middle of a message."""
         count = super().recv_into(buffer, nbytes, flags)
         if count:
-            self.unanswered = True
+            self.unanswered = self.unanswered or not flags & socket.MSG_PEEK
         elif self.unanswered:
             self._check_end()
         return count
