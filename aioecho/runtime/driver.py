@@ -29,7 +29,7 @@ from contextvars import Context
 from types import CoroutineType, FunctionType
 from typing import Any, ParamSpec, TypeVar, cast
 
-__all__ = ["ALWAYS_AWAITED", "Driver", "Waiter", "as_raised", "cancelled_error", "is_future", "steps"]
+__all__ = ["Driver", "Waiter", "steps"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -435,23 +435,9 @@ _add_to_awaited_by: Callable[..., None] = getattr(asyncio, "future_add_to_awaite
 _discard_from_awaited_by: Callable[..., None] = getattr(asyncio, "future_discard_from_awaited_by", _note_nothing)
 
 
-def is_future(thing: Any) -> bool:
-    """Return whether a task could wait for `thing`."""
-    return getattr(thing, "_asyncio_future_blocking", None) is not None
-
-
 def cancelled_error(msg: Any) -> asyncio.CancelledError:
     """Return the error for a cancellation with this message, or None for none."""
     return asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
-
-
-def as_raised(error: tuple[Any, ...]) -> BaseException:
-    """Return the exception that throw() was given, as an instance or in three parts."""
-    kind, value = error[0], error[1] if len(error) > 1 else None
-    if isinstance(value, BaseException):
-        return value
-    raised: BaseException = kind if isinstance(kind, BaseException) else kind() if value is None else kind(value)
-    return raised
 
 
 def _raise(error: BaseException) -> None:
