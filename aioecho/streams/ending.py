@@ -19,6 +19,7 @@ BETWEEN_RECORDS = {"readuntil", "frames"}
 class _Reader(Protocol):
     _received: bytearray
     _skip: Any
+    _holds: int
     _loop: asyncio.AbstractEventLoop
     _news: Any
 
@@ -51,8 +52,6 @@ class StreamDrain:
         self._one_way = one_way
         self._timer: asyncio.TimerHandle | None = None
         self._quiet_since: float | None = None
-        self.holds = 0
-        """How many `unbroken()` blocks the handler is in."""
 
     def may_end(self, kind: str, began: bool) -> bool:
         """Return whether a read that is about to wait gets the end of the stream; if not, have it ask again in time.
@@ -65,7 +64,7 @@ class StreamDrain:
                 self._quiet_since = None  # it was woken by data
             self._timer.cancel()
             self._timer = None
-        if began or reader._received or reader._skip is not None or self.holds or not self._no_more_comes():
+        if began or reader._received or reader._skip is not None or reader._holds or not self._no_more_comes():
             return False
         if self._one_way:
             return True

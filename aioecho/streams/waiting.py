@@ -82,7 +82,6 @@ class WaitingReader(ReceiveBuffer):
         """Let `drain` decide, from now on, whether a read that waits gets the end of the stream."""
         if self._drain is not None:
             self._drain.stop()
-        drain.holds = self._holds
         self._drain = drain
         self._slow_down()
         self._wakeup_waiter()  # a read that waits already asks too
@@ -90,10 +89,8 @@ class WaitingReader(ReceiveBuffer):
     def hold(self, count: int) -> None:
         """Count the blocks in which a drain does not end the stream: add `count` to them."""
         self._holds += count
-        if self._drain is not None:
-            self._drain.holds = self._holds
-            if not self._holds:
-                self._wakeup_waiter()
+        if self._drain is not None and not self._holds:
+            self._wakeup_waiter()
 
     @property
     def end(self) -> str | None:
