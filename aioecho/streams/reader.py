@@ -113,12 +113,20 @@ class StreamReader(WaitingReader, asyncio.StreamReader):
         blocks: list[bytes] = []
         size = 0
         most = self._news.max_frame if self._news is not None else None
-        while block := (yield from self._read(self._limit, bool(blocks))):
-            blocks.append(block)
-            size += len(block)
-            if most is not None and size > most:
-                self._skip_from_now(None)
-                raise FrameTooLong(None, most)
+        try:
+            while block := (yield from self._read(self._limit, bool(blocks))):
+                blocks.append(block)
+                size += len(block)
+                if most is not None and size > most:
+                    self._skip_from_now(None)
+                    raise FrameTooLong(None, most)
+                self._gathered = size
+                if self._news is not None:
+                    self._news.note_memory()
+        finally:
+            self._gathered = 0
+            if self._news is not None:
+                self._news.note_memory()
         return b"".join(blocks)
 
     @steps

@@ -154,7 +154,8 @@ class WaitingReader(ReceiveBuffer):
             # To wait while the transport is paused would be for ever: readexactly() of more than the limit.
             self._paused = False
             assert self._transport is not None
-            self._transport.resume_reading()
+            if news.note_memory():
+                self._transport.resume_reading()
             if self._drain is not None:
                 # A TLS transport may hold data of its own, which it delivers in the next turn.
                 self._loop.call_soon(self._loop.call_soon, self._wakeup_waiter)
