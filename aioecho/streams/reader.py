@@ -14,7 +14,7 @@ from typing import Any
 
 from aioecho.exceptions import FrameTooLong, LineTooLong
 from aioecho.framing import Framing
-from aioecho.runtime.driver import steps
+from aioecho.runtime.steps import steps
 from aioecho.streams.frames import Batches, Frames
 from aioecho.streams.news import DEFAULT_LIMIT, Buffer, News
 from aioecho.streams.records import BIG, SLICE, find_separator

@@ -4,7 +4,7 @@ from collections.abc import Generator, Iterable
 from time import monotonic
 from typing import Any, SupportsIndex
 
-from aioecho.runtime.driver import steps
+from aioecho.runtime.steps import steps
 from aioecho.streams.ending import StreamDrain
 from aioecho.streams.news import SLOW, News, Slow
 from aioecho.streams.receive import ReceiveBuffer
