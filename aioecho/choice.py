@@ -211,6 +211,12 @@ class Service(BaseServer):
         for part in self._parts:
             part.resume()
 
+    def reload_tls(self) -> None:
+        """Load the files that `ssl` names anew, now: see :meth:`BaseServer.reload_tls`."""
+        if self._renewal is None:
+            super().reload_tls()  # which raises
+        self._parts[0].reload_tls()
+
     def _begin_shutdown(self, grace: float | None, why: str | None = None) -> Drain:
         seconds = self.grace if grace is None else grace
         drains = [part.begin_own_shutdown(seconds, why) for part in self._parts]

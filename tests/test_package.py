@@ -64,10 +64,12 @@ def test_importing_aioecho_starts_no_thread_and_touches_no_signal() -> None:
 
 def test_what_users_get_is_this() -> None:
     assert aioecho.__all__ == [
+        "TLS",
         "AioechoError",
         "BackgroundServer",
         "BaseRequestHandler",
         "BaseServer",
+        "CertificateError",
         "ConnectionTimeout",
         "DatagramRequestHandler",
         "DatagramServer",
