@@ -52,9 +52,11 @@ class _Drains:
         self._drains = drains
 
     def report(self) -> DrainReport:
+        """Return the sums of what the parts have counted so far, and the longest of their times."""
         return self._sum([drain.report() for drain in self._drains])
 
     async def wait(self) -> DrainReport:
+        """Wait until every part has drained, and return the report of all."""
         return self._sum(await asyncio.gather(*(drain.wait() for drain in self._drains)))
 
     @staticmethod

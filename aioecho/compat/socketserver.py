@@ -243,6 +243,7 @@ class _Engine(StreamServer):
         self.outer = outer
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Ask the outer server, whose own shutdown_request() ends a request that it does not want."""
         try:
             if self.outer.verify_request(request, client_address):
                 return True
