@@ -83,7 +83,7 @@ async def exchange(
     many lines have come as were sent; but not if the last line was sent without its end, because then nothing tells which
     reply is the last.
 
-    Over datagrams each line of the requests is one datagram. The exchange ends once as many datagrams have come as were sent.
+    Over datagrams every line of the requests is one datagram. The exchange ends once as many datagrams have come as were sent.
     A lost datagram is not sent again.
 
     Args:
