@@ -22,6 +22,7 @@ import trustme
 import uvloop
 
 import aioecho
+from aioecho.datagrams import sessions
 
 
 def _extract_two(frames: Iterable[Any], *, lookup_lines: bool = True, limit: int | None = None, **options: Any) -> Any:
@@ -175,6 +176,12 @@ async def nothing_is_left_behind(request: pytest.FixtureRequest) -> AsyncIterato
     gc.collect()
     await asyncio.sleep(0)
     assert not errors
+
+
+@pytest.fixture
+def sessions_end_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that are not about how long the peer of a session must be silent at a stop: it is a second."""
+    monkeypatch.setattr(sessions, "QUIET", 0.05)
 
 
 @pytest.fixture(scope="session")
