@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import fcntl
 import gc
+import itertools
 import os
 import signal
 import ssl
@@ -11,8 +12,8 @@ import sys
 import time
 import traceback
 import zlib
-from collections.abc import AsyncIterator, Generator, Iterable
-from types import SimpleNamespace
+from collections.abc import AsyncIterator, Generator
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,19 +26,28 @@ import aioecho
 from aioecho.datagrams import sessions
 
 
-def _extract_two(frames: Iterable[Any], *, lookup_lines: bool = True, limit: int | None = None, **options: Any) -> Any:
-    """Extract no more than two frames for the loops, which alone leave out the lines."""
-    return _extract(frames, lookup_lines=lookup_lines, limit=limit if lookup_lines else 2, **options)
+class _Own(tuple[tuple[FrameType, int], ...]):
+    """A function's own frame, without the ones that called it."""
 
 
-def _walk_one(frame: Any) -> Iterable[tuple[Any, int]]:
-    """Walk from a function's own frame no further: futures and tasks note all of it with the place where they were made."""
-    return ((frame, frame.f_lineno),) if frame is sys._getframe(1).f_back else _walk(frame)
+def _walk(frame: FrameType, walk: Any = traceback.walk_stack) -> Any:
+    own = sys._getframe(1).f_back  # futures and tasks note the whole stack of the code that makes them
+    return _Own([(frame, frame.f_lineno)]) if frame is own else walk(frame)
+
+
+def _extract(
+    frames: Any, extract: Any = traceback.StackSummary.extract, lookup_lines: bool = True, **options: Any
+) -> Any:
+    if lookup_lines and not isinstance(frames, _Own):
+        return extract(frames, lookup_lines=lookup_lines, **options)
+    return traceback.StackSummary(  # without a look at the sources, which the loops do not want
+        traceback.FrameSummary(frame.f_code.co_filename, line, frame.f_code.co_name, lookup_line=False)
+        for frame, line in itertools.islice(frames, 2)
+    )
 
 
 # Of the stack that debug mode notes with each callback, future and task. All of it took a third of the processor's time.
-_extract, traceback.StackSummary.extract = traceback.StackSummary.extract, _extract_two  # type: ignore[method-assign,assignment]
-_walk, traceback.walk_stack = traceback.walk_stack, _walk_one  # type: ignore[assignment]
+traceback.walk_stack, traceback.StackSummary.extract = _walk, _extract  # type: ignore[assignment,method-assign]
 
 # Seconds that what a test leaves has to end by itself.
 LEFT_FOR = 5.0
@@ -111,10 +121,19 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
         TURNS.end()
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    # What is imported and collected by now stays: the collections below, of which each test has two, need not look at it.
+def keep_what_there_is() -> None:
+    """Let the garbage collections below, of which each test has two, not look at what there is by now."""
     gc.collect()
     gc.freeze()
+
+
+_number = itertools.count()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    if not next(_number) % 20:  # in the end there would be more of pytest's reports than of all that a test makes
+        keep_what_there_is()
 
 
 def open_descriptors() -> dict[str, str]:
