@@ -11,12 +11,15 @@ import pytest
 
 import aioecho
 
-__all__ = ["ANYWHERE", "LOOPS", "ask", "close", "reset", "skip_without"]
+__all__ = ["ANYWHERE", "LOOPS", "ON_ONE_LOOP", "ask", "close", "reset", "skip_without"]
 
 ANYWHERE = ("127.0.0.1", 0)
 
 # For tests that start a loop elsewhere, in a thread or a process.
 LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+
+# For coroutines that ask nothing of their loop: it would be the same test twice.
+ON_ONE_LOOP = pytest.mark.asyncio(loop_factories=["asyncio"])
 
 
 async def ask(where: aioecho.BaseServer | tuple[Any, ...], request: bytes = b"x\n", **options: Any) -> bytes:
