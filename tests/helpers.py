@@ -3,15 +3,19 @@
 import asyncio
 import contextlib
 import importlib.util
+import re
 import socket
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import aioecho
+from aioecho.cli import main
 
-__all__ = ["ANYWHERE", "LOOPS", "ON_ONE_LOOP", "ask", "close", "reset", "skip_without"]
+__all__ = ["ANYWHERE", "LOOPS", "ON_ONE_LOOP", "ask", "check_mistake", "close", "invoke", "reset", "skip_without"]
 
 ANYWHERE = ("127.0.0.1", 0)
 
@@ -56,3 +60,24 @@ def skip_without(module: str) -> None:
         found = None
     if found is None:
         pytest.skip(f"this Python comes without {module}")
+
+
+def invoke(*arguments: str | Path, cwd: Path | str = ".") -> tuple[int, bytes, str]:
+    """Run the command line to its end in this process: exit status, stdout, stderr. What it raises is raised."""
+    with contextlib.chdir(cwd):
+        outcome = CliRunner().invoke(
+            main, [str(part) for part in arguments], prog_name="python -m aioecho", catch_exceptions=False
+        )
+    return outcome.exit_code, outcome.stdout_bytes, outcome.stderr
+
+
+def check_mistake(outcome: tuple[int, bytes, str], *expected: str, status: int = 2) -> None:
+    """What went wrong is said in one line, without a traceback."""
+    code, output, errors = outcome
+    assert code == status, errors
+    assert output == b""
+    lines = [line for line in errors.splitlines() if not re.match(r"\d{4}-\d\d-\d\d .* INFO ", line)]
+    assert len(lines) == 1, errors
+    assert lines[0].startswith("Error: ")
+    for part in expected:
+        assert part in lines[0]
