@@ -6,6 +6,7 @@ import importlib.util
 import re
 import socket
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,19 @@ from click.testing import CliRunner
 import aioecho
 from aioecho.cli import main
 
-__all__ = ["ANYWHERE", "LOOPS", "ON_ONE_LOOP", "ask", "check_mistake", "close", "invoke", "reset", "skip_without"]
+__all__ = [
+    "ANYWHERE",
+    "LOOPS",
+    "ON_ONE_LOOP",
+    "ask",
+    "ask_by_datagram",
+    "check_mistake",
+    "close",
+    "handler",
+    "invoke",
+    "reset",
+    "skip_without",
+]
 
 ANYWHERE = ("127.0.0.1", 0)
 
@@ -37,6 +50,23 @@ async def ask(where: aioecho.BaseServer | tuple[Any, ...], request: bytes = b"x\
         return await reader.read()
     finally:
         await close(writer)
+
+
+def ask_by_datagram(where: tuple[Any, ...] | str, data: bytes = b"hello") -> bytes:
+    """Send an address, or an endpoint, a datagram, and return the one that comes back."""
+    if isinstance(where, str):
+        host, _, port = where.removeprefix("udp://").rpartition(":")
+        where = (host, int(port))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(10)
+        sock.connect(where)
+        sock.send(data)
+        return sock.recv(2**16)
+
+
+def handler(handle: Callable[[Any], Any], **attributes: Any) -> Any:
+    """Return a handler class for streams, with what else its attributes are."""
+    return type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle, **attributes})
 
 
 async def close(writer: asyncio.StreamWriter) -> None:

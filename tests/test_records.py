@@ -3,12 +3,11 @@
 import asyncio
 import socket
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from conftest import settle
-from helpers import ON_ONE_LOOP, close, reset
+from helpers import ON_ONE_LOOP, close, handler, reset
 from timing import in_time
 
 import aioecho
@@ -16,10 +15,6 @@ from aioecho.framing import COBS, SLIP, Delimited, Framing, LengthPrefixed, Line
 from aioecho.streams.reader import StreamReader
 
 LINE = b"x" * 63 + b"\n"
-
-
-def handler(handle: Callable[[Any], Any], **attributes: Any) -> Any:
-    return type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle, **attributes})
 
 
 async def talk(kind: Any, *pieces: bytes, **options: Any) -> tuple[bytes, aioecho.Stats]:
