@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import importlib.util
+import os
 import re
 import socket
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,11 +95,21 @@ def skip_without(module: str) -> None:
 
 
 def invoke(*arguments: str | Path, cwd: Path | str = ".") -> tuple[int, bytes, str]:
-    """Run the command line to its end in this process: exit status, stdout, stderr. What it raises is raised."""
-    with contextlib.chdir(cwd):
-        outcome = CliRunner().invoke(
-            main, [str(part) for part in arguments], prog_name="python -m aioecho", catch_exceptions=False
-        )
+    """Run the command line to its end in this process: exit status, stdout, stderr. What it raises is raised.
+
+    What it imports from `cwd` is forgotten.
+    """
+    path, modules = sys.path[:], sys.modules.copy()
+    try:
+        with contextlib.chdir(cwd):
+            outcome = CliRunner().invoke(
+                main, [str(part) for part in arguments], prog_name="python -m aioecho", catch_exceptions=False
+            )
+    finally:
+        sys.path[:] = path
+        for name in sys.modules.keys() - modules.keys():
+            if cwd != "." and (getattr(sys.modules[name], "__file__", None) or "").startswith(os.path.realpath(cwd)):
+                del sys.modules[name]
     return outcome.exit_code, outcome.stdout_bytes, outcome.stderr
 
 

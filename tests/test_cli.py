@@ -57,16 +57,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(autouse=True)
-def what_a_command_imports_is_forgotten(tmp_path: Path) -> Iterator[None]:
-    path = sys.path[:]
-    yield
-    sys.path[:] = path
-    for name, module in list(sys.modules.items()):
-        if (getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
-            del sys.modules[name]
-
-
 @contextmanager
 def serving(*arguments: str | Path, **options: object) -> Iterator[tuple[Program, str]]:
     """Run a server on some port; its endpoint comes with it."""
