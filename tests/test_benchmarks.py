@@ -519,7 +519,7 @@ def test_each_server_echoes(name, mode):
             LoadSettings(
                 endpoint=f"tcp://127.0.0.1:{process.port}",
                 connections=1,
-                duration_s=0.3,
+                duration_s=0.1,
                 warmup_s=0,
                 lines=mode == "lines",
             )
