@@ -127,7 +127,11 @@ def keep_what_there_is() -> None:
     gc.freeze()
 
 
-_number = itertools.count()
+def pytest_collection_finish() -> None:
+    keep_what_there_is()
+
+
+_number = itertools.count(1)
 
 
 @pytest.hookimpl(tryfirst=True)
