@@ -52,9 +52,11 @@ class _Drains:
         self._drains = drains
 
     def report(self) -> DrainReport:
+        """Return the sums of what the parts have counted so far, and the longest of their times."""
         return self._sum([drain.report() for drain in self._drains])
 
     async def wait(self) -> DrainReport:
+        """Wait until every part has drained, and return the report of all."""
         return self._sum(await asyncio.gather(*(drain.wait() for drain in self._drains)))
 
     @staticmethod
@@ -68,14 +70,14 @@ class _Drains:
 
 
 class Service(BaseServer):
-    """A server for streams and datagrams, with a handler class for each: one start, one drain, one report.
+    """A server for streams and datagrams, with a handler class per kind: one start, one drain, one report.
 
     `stats` is a :class:`ServiceStats`. A handler's `server` is the part that serves its kind: its `stats` are of that kind, and
-    its `shutdown()` shuts all down. ``Limits`` hold for streams as in a server of their own, and for each handler class of
+    its `shutdown()` shuts all down. ``Limits`` hold for streams as in a server of their own, and for every handler class of
     datagrams. `ssl` is for the streams. In `names` and `sockets` streams come first.
 
     Args:
-        handlers: the handler classes, and an endpoint or a list of them for each.
+        handlers: the handler classes, with the endpoint of every class or a list of them.
         sessions: as for :class:`DatagramServer`, for all handler classes of datagrams.
     """
 
@@ -118,7 +120,7 @@ class Service(BaseServer):
 
     @property
     def parts(self) -> Sequence[BaseServer]:
-        """The servers that it is made of: that for streams, and one for each handler class of datagrams."""
+        """The servers that it is made of: one for streams, and one per handler class of datagrams."""
         return self._parts
 
     @property
@@ -233,8 +235,8 @@ def serve(
 ) -> BaseServer:
     """Return a server on all of `endpoints`, to be used with ``async with``.
 
-    It is a :class:`BaseServer` for streams or, where the endpoints are for datagrams, a :class:`DatagramServer`, whose
-    options it takes.
+    It is a :class:`BaseServer` for streams or, where the endpoints are for datagrams, a :class:`DatagramServer`. It
+    takes the options of that class.
 
     Or with several handler classes, async and blocking ones, with an endpoint or a list of them for every class:
     ``serve({Chat: "tcp://127.0.0.1:7000", Legacy: ["tcp://127.0.0.1:7001", "unix:legacy.sock"]})``. Where some are for

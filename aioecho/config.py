@@ -46,8 +46,8 @@ class Limits:
     it are not refused: their connecting takes seconds longer."""
 
     max_threads: int = 200
-    """Threads for blocking handlers, each of which has one for as long as its connection lasts. At the limit accepted
-    connections wait for one, in order. A thread that is idle is used again, and kept until the server stops. Handlers that
+    """Threads for blocking handlers. A handler has one for as long as its connection lasts. At the limit accepted
+    connections wait for a thread, in order. A thread that is idle is used again, and kept until the server stops. Handlers that
     compute, rather than wait, make the event loop wait as well: see aioecho.blocking for how long."""
 
     max_buffer: int = 2**16
@@ -55,8 +55,8 @@ class Limits:
     handler reads."""
 
     max_frame: int | None = 2**24
-    """Bytes: the most of a frame whose length comes first, and of what readexactly() and read(-1) read. Each connection may
-    hold so much. Over it FrameTooLong is raised. None: as much as a peer announces."""
+    """Bytes: the most of a frame that begins with its length, and of what readexactly() and read(-1) read. Every connection
+    may hold so much. Over it FrameTooLong is raised. None: as much as a peer announces."""
 
     max_memory: int | None = 2**30
     """Bytes that all connections together hold of what came and was not read, and of what was written and is not sent. Over it
@@ -85,8 +85,8 @@ class Limits:
     Linux, doubles. None: as the system has it."""
 
     max_write_buffer: int | None = 2**24
-    """Bytes. A connection on whose stream something is written while more than this waits to be sent is cut off: its
-    handler ignores drain(). A single write() may be larger."""
+    """Bytes. A connection is aborted if its handler writes while more than this waits to be sent: such a handler ignores
+    drain(). A single write() may be larger."""
 
     def __post_init__(self) -> None:
         for name in ("max_connections", "max_per_host", "max_write_buffer", "max_frame"):

@@ -28,7 +28,7 @@ class Stats:
     """No handler was made: verify_request returned False, or the TLS handshake failed, or a limit was reached."""
 
     reasons: Counter[str] = field(default_factory=Counter)
-    """Why connections ended: counts by reason, which add up to those that ended."""
+    """Why connections ended: counts by reason, which add up to `accepted - active`."""
 
     accept_errors: int = 0
     """Times that accepting failed, for lack of descriptors or memory or because of one incoming connection."""
@@ -77,7 +77,7 @@ class DatagramStats(Stats):
 
 @dataclass
 class ServiceStats(DatagramStats):
-    """The counters of a server for streams and datagrams: those of each kind, and besides their sums."""
+    """The counters of a server for streams and datagrams: for either kind, and their sums."""
 
     streams: Stats = field(default_factory=Stats)
     """In connections."""

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import uvloop
 from conftest import check_identity, settle
+from helpers import ON_ONE_LOOP
 
 import aioecho
 from aioecho.echo import DATAGRAM_HANDLERS, SMALL_SERVICES, DatagramDiscard, DatagramEcho, DatagramUpper, Echo
@@ -546,6 +547,7 @@ async def test_an_idle_server_that_its_loop_cancels_leaves_nothing(tmp_path: Pat
     program = (
         "import asyncio, socket, aioecho\nfrom aioecho.echo import DatagramEcho\n"
         "async def main():\n"
+        "    asyncio.get_running_loop().slow_callback_duration = 60\n"  # a busy machine makes any callback slow
         "    server = aioecho.UDPServer(('127.0.0.1', 0), DatagramEcho)\n"
         "    await server.start()\n"
         "    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:\n"
@@ -1391,6 +1393,7 @@ class Outbox:
         return asyncio.sleep(0)
 
 
+@ON_ONE_LOOP
 @pytest.mark.parametrize("name", DATAGRAM_HANDLERS)
 async def test_no_ready_made_handler_answers_a_small_service(name: str) -> None:
     for port in SMALL_SERVICES:
@@ -1421,6 +1424,7 @@ async def test_no_ready_made_handler_answers_itself(name: str, host: str, asked:
                 assert await peer.ask(b"hello", (asked, server.server_address[1]))
 
 
+@ON_ONE_LOOP
 @pytest.mark.parametrize("name", DATAGRAM_HANDLERS)
 @pytest.mark.parametrize("size", [0, 1, 100, 600, 65_507])
 async def test_no_ready_made_handler_answers_with_more_unless_its_protocol_does(

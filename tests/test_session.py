@@ -23,6 +23,8 @@ import aioecho
 
 __all__ = ["peer"]
 
+pytestmark = pytest.mark.usefixtures("sessions_end_soon")
+
 
 def handler(handle: Callable[[Any], Any], **methods: Any) -> type[aioecho.DatagramSessionHandler]:
     return type("Handler", (aioecho.DatagramSessionHandler,), {"handle": handle, **methods})

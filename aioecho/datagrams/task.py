@@ -69,9 +69,11 @@ class _FirstStep:
     step: Callable[[], object]
 
     def call_soon(self, step: Callable[[], object], *, context: Context) -> None:
+        """Keep the step."""
         self.step = step
 
     def get_debug(self) -> bool:
+        """Return False: the task asks before it notes where it was made."""
         return False
 
 

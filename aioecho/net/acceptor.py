@@ -23,7 +23,7 @@ ACCEPTS_PER_TURN = 64
 
 
 class _AcceptedSocket(socket.socket):
-    """A socket as socket.accept() makes it, without the search of three enumerations for each connection."""
+    """A socket as socket.accept() makes it, without the search of three enumerations for every connection."""
 
     __slots__ = ()
 

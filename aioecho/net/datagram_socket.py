@@ -45,7 +45,7 @@ Buffer = bytes | bytearray | memoryview
 class DatagramTransport:
     """Sends from one local address of a server: the second part of a datagram handler's `request`.
 
-    Where the server is bound to every address there is one for each address that peers have asked.
+    Where the server is bound to every address there is one per address that peers have asked.
     """
 
     __slots__ = ("_socket", "key", "local_address", "send_now")
@@ -80,7 +80,7 @@ class DatagramTransport:
         except TypeError:
             if addr is not None:
                 raise
-            # A Unix socket without a name, as it has for one who does not expect a reply.
+            # A Unix socket without a name, as a client has that does not expect a reply.
             self._socket.count_unsendable(OSError(errno.EDESTADDRREQ, "the peer has no address"), addr)
         return self._socket.sent
 
@@ -94,7 +94,7 @@ class DatagramTransport:
 
 
 class _Unsent(Awaitable[None]):
-    """A datagram for which the socket had no room: it is sent if somebody awaits that, and else dropped."""
+    """A datagram for which the socket had no room: it is sent if the handler awaits that, and else dropped."""
 
     __slots__ = ("_address", "_data", "_is_awaited", "_transport")
 
@@ -188,7 +188,7 @@ class DatagramSocket:
         if keep_backlog:
             return
         self._reads_on = True
-        # Never more than now take up its memory: one who never stops sending does not put the end off.
+        # Never more than now take up its memory: a peer that never stops sending does not put the end off.
         is_unix = self.sock.family == socket.AF_UNIX
         try:
             self._read(QUEUED_BY_UNIX if is_unix else datagram_memory(self.sock)[0] // LEAST_TAKEN + 1)
@@ -197,7 +197,7 @@ class DatagramSocket:
         self.pause()
 
     def close(self) -> None:
-        """Stop, and close the socket. Whoever waits to send is told that it is closed."""
+        """Stop, and close the socket. A handler that waits to send is told that it is closed."""
         if not self._is_closed:
             if not self._loop.is_closed():
                 self.pause()
@@ -286,7 +286,7 @@ class DatagramSocket:
     def new_kernel_drops(self) -> int:
         """Return how many datagrams the kernel has dropped, as the socket had no room, that `stats` does not count yet.
 
-        Asked of the socket and not taken from SO_RXQ_OVFL, whose count comes along with a datagram, and so never tells of
+        Asked of the socket and not taken from SO_RXQ_OVFL: that count comes along with a datagram, and so never tells of
         the drops after the last one. It is the same counter.
         """
         return 0 if self._is_closed else (datagram_memory(self.sock)[1] - self._kernel_drops) % 2**32
