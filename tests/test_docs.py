@@ -282,7 +282,7 @@ def test_after_a_line_too_long_the_next_is_whole() -> None:
 
 def test_the_table_of_framings_has_them_all() -> None:
     named = re.findall(r"^\| `(\w+)` \|.*\|.*\|$", read_page("streams.md"), re.MULTILINE)
-    assert set(aioecho.framing.__all__) - {"Buffer", "Framing"} <= set(named)
+    assert set(aioecho.framing.__all__) - {"Buffer", "Framing", "format_framing", "parse_framing"} <= set(named)
 
 
 # datagrams.md
@@ -595,6 +595,20 @@ def test_the_clients_of_the_command_line_are_answered() -> None:
     outcome = CliRunner().invoke(main, shlex.split(usage)[3:])
     assert outcome.exit_code == 0
     assert "Usage: " in outcome.output
+
+
+@runs("framing")
+def test_frames_go_through_the_command_line() -> None:
+    serve, send, load = BLOCKS["framing"].splitlines()
+    with Program(sys.executable, *shlex.split(serve)[1:], "--port", "0") as server:
+        endpoint = server.listening()
+        outcome = CliRunner().invoke(main, shlex.split(send.replace("tcp://127.0.0.1:9999", endpoint))[3:])
+        assert (outcome.exit_code, outcome.output) == (0, "Hello, Server!\n")
+        pytest.importorskip("rich")
+        command = load.replace("tcp://127.0.0.1:9999", endpoint).replace("--duration 5", "--duration 0.2")
+        outcome = CliRunner().invoke(main, shlex.split(command)[3:])
+        assert outcome.exit_code == 0, outcome.output
+        assert "frames (length:4) of 64 bytes" in outcome.output
 
 
 # internals.md

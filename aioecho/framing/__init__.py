@@ -58,6 +58,7 @@ from aioecho.framing.announced import FixedSize, LengthPrefixed, Varint
 from aioecho.framing.base import Buffer, Framing
 from aioecho.framing.decimal import ContentLength, Netstrings, OctetCounted
 from aioecho.framing.separated import Delimited, Lines
+from aioecho.framing.spec import format_framing, parse_framing
 from aioecho.framing.stuffed import COBS, SLIP
 
 __all__ = [
@@ -73,4 +74,6 @@ __all__ = [
     "Netstrings",
     "OctetCounted",
     "Varint",
+    "format_framing",
+    "parse_framing",
 ]
