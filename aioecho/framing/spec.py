@@ -124,7 +124,7 @@ def _read_bytes(what: str, text: str) -> bytes:
 
 
 def format_framing(framing: Framing) -> str:
-    """Return the text for a framing, without what is default but a size. One of your own is ``module:Class``, without its values."""
+    """Return the text for a framing, without what is default but a size. For one of your own that is ``module:Class``."""
     name = next((name for name, kind in FRAMINGS.items() if type(framing) is kind), None)
     if name is None:
         return f"{type(framing).__module__}:{type(framing).__qualname__}"
