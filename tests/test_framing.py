@@ -616,6 +616,67 @@ def test_a_text_that_names_no_framing_gets_one_line_that_says_what_it_could_be(t
     assert "\n" not in str(caught.value)
 
 
+# Datagrams
+
+
+@every_framing
+@few
+@given(parts=st.lists(bytes_of_use, max_size=8))
+def test_the_frames_that_a_datagram_holds_come_out_of_it(framing: Framing, parts: list[bytes]) -> None:
+    frames = [frame for part in parts if (frame := encodable(framing, part)) is not None]
+    assert list(framing.split_datagram(b"".join(map(framing.join, frames)))) == frames
+
+
+@pytest.mark.parametrize(
+    ("framing", "datagram", "frames"),
+    [
+        (Lines(), b"a:1|c\nb:2|c", [b"a:1|c", b"b:2|c"]),
+        (Lines(), b"a:1|c\nb:2|c\n", [b"a:1|c", b"b:2|c"]),
+        (Lines(), b"a\n\nb", [b"a", b"", b"b"]),
+        (Lines(keep_end=True), b"a\nb", [b"a\n", b"b\n"]),
+        (Delimited(b"\r\n"), b"a\r\nb", [b"a", b"b"]),
+        (MLLP, b"\x0ba\x1c\r\x0bb", [b"a", b"b"]),
+        (SLIP(), b"\xc0\xc0", []),
+        (OctetCounted(), b"1 a<1>b\n", [b"a", b"<1>b"]),
+    ],
+    ids=shortly,
+)
+def test_the_last_separator_of_a_datagram_may_be_missing(
+    framing: Framing, datagram: bytes, frames: list[bytes]
+) -> None:
+    assert list(framing.split_datagram(datagram)) == frames
+
+
+@pytest.mark.parametrize(
+    ("framing", "datagram", "error"),
+    [
+        (LengthPrefixed(2), b"\0\1a\0\5b", FramingError),
+        (LengthPrefixed(2), b"\0\1a\0", FramingError),
+        (Netstrings(), b"1:a,1:b", FramingError),
+        (Netstrings(), b"1:a,x", FramingError),
+        (Lines(max_size=3), b"a\nlong\nb", FrameTooLong),
+        (Lines(max_size=3), b"a\nlong", FrameTooLong),
+        (MLLP, b"\x0ba\x1c\rb", FramingError),
+        (SLIP(), b"a\xc0b", FramingError),
+        (FixedSize(1), b"a", None),
+        (FixedSize(2), b"aab", FramingError),
+    ],
+    ids=shortly,
+)
+def test_what_a_datagram_holds_before_what_is_wrong_is_not_lost(
+    framing: Framing, datagram: bytes, error: type[Exception] | None
+) -> None:
+    frames = framing.split_datagram(datagram)
+    assert next(frames) in (b"a", b"aa")
+    if error is None:
+        assert list(frames) == []
+        return
+    with pytest.raises(error) as caught:
+        next(frames)
+    assert isinstance(caught.value, AioechoError)
+    assert list(frames) == []
+
+
 def test_a_separator_that_is_text_is_named() -> None:
     with pytest.raises(TypeError, match="separator must be bytes"):
         Delimited("\n")  # type: ignore[arg-type]
