@@ -373,6 +373,116 @@ def test_the_log_level_decides_what_goes_to_stderr() -> None:
         assert server.stderr() == ""
 
 
+LOUD = """
+import logging
+import aioecho
+
+logger = logging.getLogger("loud")
+
+class Loud(aioecho.StreamRequestHandler):
+    async def handle(self):
+        async for line in self.reader:
+            if line != b"quiet\\n":
+                logger.error("%d %s", self.server.stats.accepted, "x" * 1000)
+            await self.send(line)
+"""
+
+
+@contextmanager
+def loud_server(folder: Path, *arguments: str) -> Iterator[tuple[Program, str, int]]:
+    """A server with much to log; where it listens, and the reading end of the pipe that its stderr is."""
+    (folder / "loud.py").write_text(LOUD)
+    reading, writing = os.pipe()
+    try:
+        try:
+            server = Program.aioecho("serve", "loud:Loud", *ANYWHERE, *arguments, cwd=folder, stderr=writing)
+        finally:
+            os.close(writing)
+        with server:
+            yield server, server.listening(), reading
+    finally:
+        os.close(reading)
+
+
+def talk(sock: socket.socket, count: int) -> None:
+    for number in range(count):
+        sock.sendall(b"%d\n" % number)
+        assert read_line(sock) == b"%d\n" % number
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_log_that_is_not_read_does_not_stop_the_server(folder: Path, workers: str) -> None:
+    with loud_server(folder, "--workers", workers) as (server, endpoint, _):
+        with connect(endpoint) as sock:
+            talk(sock, 2000)  # 2 MB for a pipe of 64 KiB, and a queue of 1 MiB
+        assert server.stop() == 0  # within a second, for which it waits for the reader
+
+
+def test_what_was_dropped_of_a_log_is_counted_when_it_is_read_again(folder: Path) -> None:
+    with (
+        loud_server(folder, "--log-queue", "100000") as (server, endpoint, reading),
+        open(reading, "rb", closefd=False) as log,
+    ):
+        with connect(endpoint) as sock:
+            talk(sock, 1000)
+            logged = dropped = 0
+            while not dropped:
+                line = log.readline()
+                assert line.endswith(b"\n")
+                if match := re.search(
+                    rb" WARNING aioecho\.cli: (\d+) log records were dropped: stderr could not be", line
+                ):
+                    dropped = int(match[1])
+                else:
+                    logged += line.endswith(b"x" * 1000 + b"\n")
+            assert 100 <= logged <= 250  # what the queue holds, and the pipe
+            assert logged + dropped == 1000
+            talk(sock, 20)
+        assert server.stop() == 0
+        rest = log.read()
+        assert rest.count(b"x" * 1000 + b"\n") == 20
+        assert b"dropped" not in rest
+
+
+def test_without_a_queue_the_log_is_written_at_once(folder: Path) -> None:
+    with loud_server(folder, "--log-queue", "0") as (server, endpoint, reading):
+        with connect(endpoint) as sock:
+            talk(sock, 1)
+            assert b"x" * 1000 in os.read(reading, 4096)
+        assert server.stop() == 0
+
+
+def test_a_log_whose_reader_is_gone_does_not_stop_the_server(folder: Path) -> None:
+    with loud_server(folder) as (server, endpoint, reading):
+        with open(os.devnull, "rb") as null:
+            os.dup2(null.fileno(), reading)  # closes it
+        with connect(endpoint) as sock:
+            talk(sock, 100)
+        before = processor_seconds(server)
+        with connect(endpoint) as sock:
+            for _ in range(20):
+                sock.sendall(b"quiet\n")
+                assert read_line(sock) == b"quiet\n"
+                time.sleep(0.05)  # time in which it has nothing to do
+        assert processor_seconds(server) - before < 0.5
+        assert server.stop() == 0
+
+
+def processor_seconds(program: Program) -> float:
+    fields = Path(f"/proc/{program.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_the_end_of_the_log_is_not_lost(folder: Path) -> None:
+    with loud_server(folder) as (server, endpoint, reading), open(reading, "rb", closefd=False) as log:
+        with connect(endpoint) as sock:
+            talk(sock, 30)  # less than the pipe holds
+        assert server.stop() == 0
+        lines = log.read().splitlines()
+    assert sum(line.endswith(b"x" * 1000) for line in lines) == 30
+    assert b" INFO aioecho.drain: shut down in " in lines[-1]
+
+
 def test_at_the_limit_of_connections_clients_wait() -> None:
     with serving("--limit-concurrency", "1") as (server, endpoint):
         with connect(endpoint) as first, connect(endpoint) as second:

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import logging
+import os
 import re
 import shlex
 import shutil
@@ -498,6 +499,34 @@ def test_the_records_of_connections_have_the_fields_that_are_told(capsys: pytest
         logger.handlers = handlers
     assert capsys.readouterr().out == "completed (finished): 6 in, 6 out\n"
     assert "`completed (finished): 6 in, 6 out`" in read_page("logging.md")
+
+
+@runs("log-queue")
+def test_an_application_whose_log_is_not_read_serves_on(tmp_path: Path) -> None:
+    loud = """
+class Echo(aioecho.StreamRequestHandler):
+    async def handle(self):
+        async for line in self.reader:
+            logging.error("x" * 1000)
+            await self.send(line)
+"""
+    text = BLOCKS["log-queue"].replace("from aioecho.echo import Echo", loud).replace("10_000", "100")
+    reading, writing = os.pipe()
+    with open(reading, "rb") as log, socket.create_server(("127.0.0.1", 0)) as listening:
+        program = tmp_path / "program.py"
+        program.write_text(text.replace("tcp://127.0.0.1:9999", f"fd://{listening.fileno()}"))
+        with Program(sys.executable, program, stderr=writing, pass_fds=[listening.fileno()]) as server:
+            os.close(writing)
+            with connect("tcp://{}:{}".format(*listening.getsockname())) as sock:
+                for _ in range(1000):
+                    sock.sendall(b"hello\n")
+                    assert read_line(sock) == b"hello\n"
+            server.signal()
+            *_, last = log
+            assert server.wait() == 0
+    logged = re.fullmatch(rb"INFO:root:(\d+) log records were dropped\n|.*", last)
+    assert logged is not None
+    assert 500 < int(logged[1]) < 900
 
 
 # embedding.md

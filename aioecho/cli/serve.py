@@ -19,6 +19,7 @@ import click
 from aioecho.choice import are_for_datagrams
 from aioecho.choice import serve as make_server_for
 from aioecho.cli.console import Mistake, discard_stdout
+from aioecho.cli.logs import DEFAULT_QUEUE, configure_log, flush_log
 from aioecho.cli.objects import FRAMING_HELP, find_framing, find_object, is_object_name
 from aioecho.config import Limits
 from aioecho.echo import DATAGRAM_HANDLERS, FRAME_HANDLERS, HANDLERS
@@ -88,6 +89,9 @@ class _Workers(click.IntRange):
 @click.option("--ssl-ca-certs", type=click.Path(), help="Ask clients for a certificate that one of these has signed.")
 @click.option("--log-level", type=click.Choice(["critical", "error", "warning", "info", "debug"]), default="info",
               show_default=True, help="The lowest level that is logged, to stderr.")  # fmt: skip
+@click.option("--log-queue", type=click.IntRange(0), default=DEFAULT_QUEUE, show_default=True, metavar="BYTES",
+              help="Records that wait for stderr to be read; more are dropped, and their number is logged. With 0 the server"
+              " waits.")  # fmt: skip
 @click.option("--app-dir", default=".", show_default=True, metavar="FOLDER", help="Look for module:Class here first.")
 def serve_command(
     handler: str,
@@ -110,6 +114,7 @@ def serve_command(
     ssl_keyfile_password: str | None,
     ssl_ca_certs: str | None,
     log_level: str,
+    log_queue: int,
     app_dir: str,
 ) -> None:
     """Serve HANDLER: echo (the default), upper, discard, chargen, daytime, time, agent, or a class of
@@ -145,6 +150,7 @@ def serve_command(
         limit_concurrency=limit_concurrency,
         grace=grace,
         log_level=log_level.upper(),
+        log_queue=log_queue,
         log_format=f"%(asctime)s %(levelname)s %(name)s{'[%(process)d]' if supervised else ''}: %(message)s",
     )
     server = make_server([[text] for text in bind])
@@ -175,6 +181,8 @@ def serve_command(
             )
     except AioechoError as error:
         raise click.ClickException(str(error)) from error
+    finally:
+        flush_log()  # before a line that is not logged, and before a signal can end the process
     has_failed = is_stdio and not server.stats.completed
     status = 1 if report.cancelled or report.aborted or has_failed else 0
     _let_signals_end(status)
@@ -218,10 +226,11 @@ def _make_server(
     limit_concurrency: int | None,
     grace: float,
     log_level: str,
+    log_queue: int,
     log_format: str,
 ) -> BaseServer:
     """Make the server that the command line describes. Each process does: modules and certificates are not sent to workers."""
-    logging.basicConfig(level=log_level, format=log_format)
+    configure_log(log_level, log_format, log_queue)
     context = _tls_context(*tls)
     by_class: dict[Any, list[str]] = {}
     framed = {} if framing is None else _find_framed_handlers(framing, app_dir, served)
