@@ -286,6 +286,61 @@ def test_the_table_of_framings_has_them_all() -> None:
     assert set(aioecho.framing.__all__) - {"Buffer", "Framing", "format_framing", "parse_framing"} <= set(named)
 
 
+@pytest.fixture
+def redis_port(tmp_path: Path) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        program = tmp_path / "program.py"
+        program.write_text(BLOCKS["redis"].replace("tcp://127.0.0.1:6379", f"fd://{listening.fileno()}"))
+        with Program(sys.executable, program, pass_fds=[listening.fileno()]):
+            yield str(listening.getsockname()[1])
+
+
+@runs("redis")
+def test_the_example_speaks_the_protocol_of_redis(redis_port: str) -> None:
+    with connect(f"tcp://127.0.0.1:{redis_port}") as sock, sock.makefile("rb") as replies:
+        # A pipeline, in pieces, with a value that has what ends lines.
+        stream = b"*3\r\n$3\r\nSET\r\n$1\r\nx\r\n$4\r\n1\r\n2\r\n*2\r\n$3\r\nGET\r\n$1\r\nx\r\n"
+        stream += b"PING\r\nINCR n\r\nINCR x\r\nGET y\r\nnone\r\n"
+        for at in range(0, len(stream), 7):
+            sock.sendall(stream[at : at + 7])
+        expected = [b"+OK", b"$4", b"1", b"2", b"+PONG", b":1", b"-ERR value is not an integer", b"$-1"]
+        assert [replies.readline() for _ in expected] == [line + b"\r\n" for line in expected]
+        assert replies.readline().startswith(b"-ERR unknown command")
+        sock.sendall(b"*1\r\nPING\r\n")  # no length before it
+        assert replies.read() == b""
+
+
+@pytest.mark.skipif(shutil.which("redis-cli") is None, reason="there is no redis-cli on this machine")
+def test_redis_cli_is_answered(redis_port: str) -> None:
+    for command, reply in (("set x hello", "OK"), ("get x", "hello"), ("incr n", "1"), ("ping", "PONG"), ("get y", "")):
+        with Program("redis-cli", "-p", redis_port, *command.split()) as client:
+            assert client.end() == (0, reply.encode() + b"\n", "")
+
+
+@pytest.mark.skipif(shutil.which("redis-benchmark") is None, reason="there is no redis-benchmark on this machine")
+def test_redis_benchmark_is_answered(redis_port: str) -> None:
+    command = (
+        "redis-benchmark",
+        "-p",
+        redis_port,
+        "-n",
+        "2000",
+        "-c",
+        "5",
+        "-P",
+        "16",
+        "-t",
+        "ping,set,get,incr",
+        "--csv",
+    )
+    with Program(*command) as client:
+        code, output, _ = client.end()
+    assert code == 0
+    assert [line.split(b",")[0] for line in output.splitlines()[1:]] == [
+        b'"PING_INLINE"', b'"PING_MBULK"', b'"SET"', b'"GET"', b'"INCR"',
+    ]  # fmt: skip
+
+
 # datagrams.md
 
 
