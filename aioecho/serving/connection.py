@@ -71,6 +71,7 @@ class Connection(TimedConnection):
             loop,
             limit=limits.max_buffer,
             limits=limits,
+            budget=server.admission.memory,
             is_server_side=True,
         )
         self._protocol.driver = self

@@ -47,6 +47,9 @@ class News(Waiter):
 
     collected: Collected | None = None
 
+    held: int = 0
+    """Bytes that the server's budget counts for this stream: 0 unless that is much."""
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self.unanswered = False
@@ -62,6 +65,10 @@ class News(Waiter):
 
     def note_input(self, size: int) -> None:
         """Do nothing about `size` bytes that were buffered."""
+
+    def note_memory(self) -> bool:
+        """Do nothing about how much is buffered; return whether more may be."""
+        return True
 
     def flush(self) -> None:
         """Write nothing."""

@@ -11,6 +11,7 @@ import struct
 from time import monotonic
 
 from aioecho.config import Limits
+from aioecho.streams.memory import MemoryBudget
 from aioecho.streams.news import Buffer, Collected, News
 from aioecho.streams.reader import StreamReader
 
@@ -31,12 +32,14 @@ class Outgoing(News):
     """
 
     __slots__ = (
+        "_budget",
         "_limits",
         "_socket_transport",
         "_waiting_to_write",
         "collected",
         "cut_for",
         "due",
+        "held",
         "is_lost",
         "needs_slow_path",
         "paused_since",
@@ -48,6 +51,7 @@ class Outgoing(News):
     transport: asyncio.Transport
     _socket_transport: asyncio.Transport
     _limits: Limits | None
+    _budget: MemoryBudget | None
 
     counts = False  # bytes
 
@@ -56,6 +60,7 @@ class Outgoing(News):
         self.cut_for: str | None = None
         self.is_lost = False
         self.due = 0.0
+        self.held = 0
         self.needs_slow_path = self.counts
         self.collected: Collected | None = None
         self.paused_since: float | None = None
@@ -119,6 +124,8 @@ class Outgoing(News):
         if most is not None and self.unsent() > most:
             self.cut("write buffer")
             return False
+        if self.paused_since is not None:
+            self.note_memory()
         return True
 
     def unsent(self) -> int:
@@ -126,6 +133,23 @@ class Outgoing(News):
         # The TLS transport of a server's stream holds nothing back but for moments: aioecho.streams.tls.
         size = self._socket_transport.get_write_buffer_size()
         return size if self.collected is None else size + COLLECTED - self.collected.room
+
+    def note_memory(self) -> bool:
+        """Tell the server's budget how much is buffered in either direction, if that is more than every stream may buffer.
+
+        Return False if the connection was aborted, for this or something else.
+        """
+        budget, reader = self._budget, self.reader
+        if budget is not None:
+            held = len(reader._received) + reader._gathered
+            if self.paused_since is not None:
+                held += self.unsent()
+            if held <= 2 * reader._limit or self.is_lost:
+                held = 0
+            if held != self.held:
+                self.held = held
+                budget.note(self, held)
+        return self.cut_for is None
 
     def cut(self, reason: str) -> None:
         """Abort the connection: what is unsent is thrown away. `cut_for` is the first such reason."""
@@ -176,11 +200,13 @@ class Outgoing(News):
         if self.collected is not None:
             self.flush()
         self.paused_since = self._loop.time()
+        self.note_memory()
         self.mark_due()
 
     def resume_writing(self) -> None:
         """Let drain() return."""
         self.paused_since = None
+        self.note_memory()
         self.update_slow_path()
         for waiting in self._waiting_to_write:
             set_result(waiting)

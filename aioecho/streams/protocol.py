@@ -5,6 +5,7 @@ import socket
 from typing import Any
 
 from aioecho.config import Limits
+from aioecho.streams.memory import MemoryBudget
 from aioecho.streams.news import DEFAULT_LIMIT, Buffer, News
 from aioecho.streams.outgoing import Outgoing, set_result
 from aioecho.streams.reader import StreamReader
@@ -25,9 +26,10 @@ TCP_QUICKACK = getattr(socket, "TCP_QUICKACK", 12)
 class StreamProtocol(Outgoing, asyncio.Protocol):
     """Connects a transport with a reader and a writer, and is what the reader waits for.
 
-    `is_server_side` says which side start_tls() takes; `limits` are a server's. `reader` is there from the start, `transport`
-    from the time that it calls connection_made(). `lost_with` tells how it ended, and `peer_has_closed` whether the peer has
-    sent its last. `bytes_in` and `bytes_out` count what is read and written, with `counts`.
+    `is_server_side` says which side start_tls() takes; `limits` are a server's, and so is `budget`, which all its streams
+    share. `reader` is there from the start, `transport` from the time that it calls connection_made(). `lost_with` tells how it
+    ended, and `peer_has_closed` whether the peer has sent its last. `bytes_in` and `bytes_out` count what is read and written,
+    with `counts`.
 
     The methods with an underscore are the ones that asyncio.StreamWriter expects of its protocol.
     """
@@ -50,11 +52,13 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         *,
         limit: int = DEFAULT_LIMIT,
         limits: Limits | None = None,
+        budget: MemoryBudget | None = None,
         is_server_side: bool,
     ) -> None:
         Outgoing.__init__(self, loop)
         self.reader = StreamReader(limit, loop, _news=self)
         self._limits = limits
+        self._budget = budget
         if limits is not None and limits.max_frame is not None and limits.max_frame < DEFAULT_LIMIT:
             self.reader._unchecked = limits.max_frame
         self.is_server_side = is_server_side
@@ -171,13 +175,17 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         self.needs_slow_path = True
         self.lost_with = exc
         reader = self.reader
-        if exc is not None:
+        if self.cut_for is not None and exc is None:
+            # No end of the stream that the peer has not sent: what it sent was not all.
+            reader.set_exception(ConnectionAbortedError(f"the server aborted the connection: {self.cut_for}"))
+        elif exc is not None:
             reader.set_exception(exc)
         elif not reader._eof:
             reader.feed_eof()
         if self.item is not None:
             reader._keep_item()
         reader._news = None  # type: ignore[assignment] # no read waits any more, and without the cycle both go at once
+        self.note_memory()
         self.end_drains(exc)
         for waiting in self._waiting_to_close:
             set_result(waiting)

@@ -56,6 +56,8 @@ class ReceiveBuffer:
     _left: int = LEAST_BATCH  # records to hand out before the next look at the clock
     _slice_end: float = 0.0  # when the loop is to run
 
+    _gathered: int = 0  # bytes that read(-1) has taken and not returned yet
+
     _message_began: float | None = None  # when a read came to wait for the rest of what it has begun to read
 
     @property
@@ -91,6 +93,8 @@ class ReceiveBuffer:
                 self._transport = None  # as asyncio: it can't be paused, so never ask again
             else:
                 self._paused = True
+                if news is not None:
+                    news.note_memory()
 
     def _keep_item(self) -> None:
         """Buffer a chunk that was handed over to a read that has not taken it, before anything that came later."""
@@ -124,6 +128,8 @@ class ReceiveBuffer:
         news = self._news
         if news is not None:
             news.unanswered = news.unanswered or True
+            if news.held:
+                news.note_memory()
         if self._paused and len(self._received) <= self._limit:
             assert self._transport is not None
             self._paused = False

@@ -4,7 +4,7 @@ from collections.abc import Generator, Iterable
 from time import monotonic
 from typing import Any, SupportsIndex
 
-from aioecho.runtime.driver import steps
+from aioecho.runtime.steps import steps
 from aioecho.streams.ending import StreamDrain
 from aioecho.streams.news import SLOW, News, Slow
 from aioecho.streams.receive import ReceiveBuffer
@@ -154,7 +154,8 @@ class WaitingReader(ReceiveBuffer):
             # To wait while the transport is paused would be for ever: readexactly() of more than the limit.
             self._paused = False
             assert self._transport is not None
-            self._transport.resume_reading()
+            if news.note_memory():
+                self._transport.resume_reading()
             if self._drain is not None:
                 # A TLS transport may hold data of its own, which it delivers in the next turn.
                 self._loop.call_soon(self._loop.call_soon, self._wakeup_waiter)
