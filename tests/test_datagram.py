@@ -26,6 +26,7 @@ from helpers import ON_ONE_LOOP
 
 import aioecho
 from aioecho.echo import DATAGRAM_HANDLERS, SMALL_SERVICES, DatagramDiscard, DatagramEcho, DatagramUpper, Echo
+from aioecho.framing import Framing, LengthPrefixed, Lines, Netstrings
 from aioecho.net.pktinfo import IP_PKTINFO
 
 
@@ -181,6 +182,52 @@ async def test_a_method_that_raises_is_reported_and_stops_nothing(
     [record] = [r for r in caplog.records if r.levelno == logging.ERROR]
     assert record.exc_info is not None
     assert str(record.exc_info[1]) == f"in {where}"
+
+
+class Metrics(aioecho.DatagramRequestHandler):
+    """As statsd: several lines in a datagram."""
+
+    framing: Framing | None = Lines()
+
+    async def handle(self) -> None:
+        for line in self.frames:
+            await self.reply(line)
+
+
+async def test_a_datagram_may_hold_several_frames(peer: Peer) -> None:
+    async with serving(Metrics) as (server, address):
+        assert await peer.ask(b"a:1|c\nb:2|c", address) == b"a:1|c"
+        assert (await peer.receive())[0] == b"b:2|c"
+        peer.send(b"", address)  # holds none
+        await settle(lambda: server.stats.completed == 2)
+
+
+@pytest.mark.parametrize(
+    ("framing", "datagram", "reason"),
+    [
+        (LengthPrefixed(2), b"\0\1a\0\5b", "framing"),
+        (Netstrings(), b"1:a,x", "framing"),
+        (Lines(max_size=3), b"a\nlong", "too long"),
+    ],
+)
+async def test_a_datagram_that_its_framing_does_not_allow_is_its_senders_fault(
+    framing: Framing, datagram: bytes, reason: str, peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "aioecho.datagram")
+    async with serving(type("Own", (Metrics,), {"framing": framing})) as (server, address):
+        assert await peer.ask(datagram, address) == b"a"  # the frame before it
+        await settle(lambda: server.stats.failed == 1)
+        assert server.stats.reasons == {reason: 1}
+    assert [(r.levelno, r.exc_info) for r in caplog.records if r.name == "aioecho.datagram"] == [(logging.DEBUG, None)]
+
+
+async def test_a_handler_of_datagrams_without_a_framing_is_told_so(
+    peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(type("Own", (Metrics,), {"framing": None})) as (server, address):
+        peer.send(b"x", address)
+        await settle(lambda: server.stats.failed == 1)
+    assert "Own has no framing: set the class attribute, as `framing = Lines()`" in caplog.text
 
 
 async def test_errors_are_logged_at_a_bounded_rate(peer: Peer, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import socketserver
@@ -22,10 +23,26 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+import aioecho
 from aioecho.cli.load import load_command
-from aioecho.load.engine import make_pool
+from aioecho.echo import EchoFrames
+from aioecho.framing import (
+    COBS,
+    SLIP,
+    ContentLength,
+    Delimited,
+    FixedSize,
+    Framing,
+    LengthPrefixed,
+    Lines,
+    Netstrings,
+    OctetCounted,
+    Varint,
+    parse_framing,
+)
 from aioecho.load.hdr_log import encode_histogram
 from aioecho.load.latencies import Latencies
+from aioecho.load.messages import make_pool
 from aioecho.load.report import Condition, remarks, write_hdr, write_plot
 from aioecho.load.run import LoadResult, LoadSettings, load
 from aioecho.load.settings import parse_target
@@ -256,6 +273,199 @@ def test_the_pool_holds_whole_different_messages_and_repeats_its_start(size, lin
         assert all(message.endswith(b"\n") and message.count(b"\n") == 1 for message in messages)
     if size >= 64:
         assert len(set(messages)) == len(messages)
+
+
+# Frames.
+
+
+@contextlib.contextmanager
+def serving_frames(framing, **options):
+    handler = type("Framed", (EchoFrames,), {"framing": framing})
+    with aioecho.run_in_thread(handler, "tcp://127.0.0.1:0", **options) as server:
+        yield server.names[0]
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [
+        Lines(),
+        Delimited(b"\x1c\r", start=b"\x0b"),
+        Delimited(b"x"),
+        LengthPrefixed(2),
+        LengthPrefixed(2, offset=4, strip=False),
+        FixedSize(64),
+        Varint(),
+        Netstrings(),
+        OctetCounted(),
+        ContentLength(),
+        SLIP(),
+        COBS(),
+    ],
+    ids=repr,
+)
+def test_every_framing_is_loaded(framing):
+    with serving_frames(framing) as endpoint:
+        result = run(endpoint, framing=framing, depth=3)
+    assert (result.problem, result.errors) == (None, 0)
+    assert result.messages > 20
+    assert parse_framing(result.framing) == framing
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size_bytes": 1},
+        {"size_bytes": 300_000, "depth": 2},
+        {"churn": True},
+        {"rate": 500.0},
+        {"rate": 500.0, "depth": 3, "size_bytes": 5000},
+        {"rate": 300.0, "churn": True},
+        {"processes": 2, "connections": 2},
+    ],
+    ids=str,
+)
+def test_frames_are_loaded_in_every_way(options):
+    with serving_frames(SLIP(), limits=aioecho.Limits(max_buffer=2**21)) as endpoint:
+        result = run(endpoint, framing=SLIP(), **options)
+    assert (result.problem, result.errors) == (None, 0)
+    assert result.messages > 20
+    if "rate" in options:
+        check_count(result.messages, options["rate"], 0.3)
+
+
+def test_frames_are_loaded_over_tls(certificates):
+    context, ca_file = certificates
+    with serving(echo, context=context) as server:
+        result = run(server.endpoint, framing=LengthPrefixed(4), tls=True, ca_file=ca_file)
+    assert (result.problem, result.errors) == (None, 0)
+    assert result.messages > 20
+
+
+def slip_without_leading_end(sock):
+    """Answer as SLIP implementations do that write END only after a packet: other bytes, the same frames."""
+    buffer = bytearray()
+    while data := sock.recv(65536):
+        buffer += data
+        frames, used, _ = SLIP().split(buffer)
+        del buffer[:used]
+        sock.sendall(b"".join(SLIP().join(frame)[1:] for frame in frames))
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_a_reply_is_the_frame_and_not_the_bytes_it_takes(depth):
+    with serving(slip_without_leading_end) as server:
+        result = run(server.endpoint, framing=SLIP(), depth=depth)
+    assert (result.problem, result.errors) == (None, 0)
+    assert result.messages > 20
+
+
+def in_pieces(sock):
+    """Answer byte by byte."""
+    while data := sock.recv(65536):
+        for byte in data:
+            sock.sendall(bytes((byte,)))
+
+
+def test_a_reply_may_come_in_pieces():
+    with serving(in_pieces) as server:
+        result = run(server.endpoint, framing=Netstrings(), connections=1)
+    assert (result.problem, result.errors) == (None, 0)
+    assert result.messages > 2
+
+
+def other_frame(sock):
+    while sock.recv(65536):
+        sock.sendall(b"64:" + b"x" * 64 + b",")
+
+
+def longer_frame(sock):
+    while sock.recv(65536):
+        sock.sendall(b"99999:")
+
+
+def twice_the_frame(sock):
+    while data := sock.recv(65536):
+        sock.sendall(data * 2)
+
+
+def half_more(sock):
+    while data := sock.recv(65536):
+        sock.sendall(data + data[:10])
+
+
+def no_frame(sock):
+    while sock.recv(65536):
+        sock.sendall(b"hello\n")
+
+
+@pytest.mark.parametrize(
+    ("handle", "said"),
+    [
+        (other_frame, "expected the frame b"),
+        (longer_frame, "frame of 99999 bytes, over the limit of 64 bytes"),
+        (twice_the_frame, "more than it was sent"),
+        (half_more, "more than it was sent"),
+        (no_frame, "the peer sent no length"),
+    ],
+)
+def test_frames_that_are_wrong_are_noticed(handle, said):
+    with serving(handle) as server:
+        result = run(server.endpoint, framing=Netstrings())
+    assert result.errors_wrong_bytes == result.errors > 0
+    assert said in result.problem
+
+
+class Overlooks(Framing):
+    """A framing that finds no end and does not look at its max_size."""
+
+    def split(self, buffer, scanned=0):
+        return ([], 0, len(buffer) + 1) if len(buffer) > 64 else ([bytes(buffer)], len(buffer), len(buffer) + 1)
+
+    def join(self, frame):
+        return frame
+
+
+def test_a_framing_that_overlooks_its_limit_does_not_buffer_for_ever():
+    with serving(lambda sock: echo_much(sock)) as server:
+        result = run(server.endpoint, framing=Overlooks())
+    assert result.errors_wrong_bytes == result.errors > 0
+    assert "over the limit" in result.problem
+
+
+def echo_much(sock):
+    while sock.recv(65536):
+        sock.sendall(bytes(10**6))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"framing": FixedSize(8)}, "framing fixed:8 has no frames of 64 bytes: a frame must have 8 bytes, not 64"),
+        ({"framing": Lines(max_size=10)}, "has no frames of 64 bytes"),
+        ({"framing": Delimited(b"1")}, None),
+        ({"framing": Lines(), "lines": True}, "lines and framing exclude one another"),
+        ({"framing": Lines(), "endpoint": "udp://127.0.0.1:1"}, "framing is for streams"),
+    ],
+    ids=str,
+)
+def test_a_framing_that_cannot_be_loaded_with_is_refused(options, said):
+    if said is None:  # digits need not be among what it is made of
+        LoadSettings(**{"endpoint": "unix:x", **options})
+        return
+    with pytest.raises(ValueError, match=re.escape(said)):
+        LoadSettings(**{"endpoint": "unix:x", **options})
+
+
+def test_the_command_loads_with_a_framing(tmp_path, monkeypatch):
+    (tmp_path / "own_framing.py").write_text("from aioecho.framing import LengthPrefixed\nMINE = LengthPrefixed(3)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    with serving_frames(LengthPrefixed(3)) as endpoint:
+        for text in ("length:3", "own_framing:MINE"):
+            outcome = invoke(endpoint, "--framing", text, "-t", 0.2, "--warmup", 0, "--json", tmp_path / "r.json")
+            assert outcome.exit_code == 0, outcome.output
+            assert "frames (length:3) of 64 bytes" in outcome.stdout
+            assert json.loads((tmp_path / "r.json").read_text())["framing"] == "length:3"
 
 
 # Servers that fail.
@@ -722,6 +932,8 @@ def test_a_condition_that_holds_fails_the_command():
         (["--fail-if", "p99_us>fast"], "FIELD OPERATOR NUMBER"),
         (["--plot", "x.gif"], ".png or .svg"),
         (["--rate", "-1"], "rate must be above 0"),
+        (["--framing", "lenght:2"], "did you mean 'length'?"),
+        (["--framing", "fixed:8"], "a frame must have 8 bytes, not 64"),
     ],
 )
 def test_bad_usage_exits_with_2_before_anything_is_sent(arguments, said):

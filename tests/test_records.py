@@ -1,6 +1,7 @@
 """Streams of records: split once, answered in one piece, refused when too long, and never at the cost of other clients."""
 
 import asyncio
+import io
 import socket
 import time
 from typing import Any
@@ -12,6 +13,7 @@ from timing import in_time
 
 import aioecho
 from aioecho.framing import COBS, SLIP, Delimited, Framing, LengthPrefixed, Lines, Netstrings
+from aioecho.streams import receive
 from aioecho.streams.reader import StreamReader
 
 LINE = b"x" * 63 + b"\n"
@@ -284,6 +286,28 @@ async def test_several_separators_are_searched_for_in_linear_time() -> None:
     await read(1000)
     least = min([await read(10_000) for _ in range(3)])
     in_time(min([await read(40_000) for _ in range(3)]), 8 * least)
+
+
+async def test_lines_between_counted_bytes_are_split_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in Redis's protocol: what readexactly() finds split is put back, and would be split again for the next line."""
+    split = 0
+
+    class Counting(io.BytesIO):
+        def __init__(self, data: bytes) -> None:
+            nonlocal split
+            split += len(data)
+            super().__init__(data)
+
+    monkeypatch.setattr(receive, "BytesIO", Counting)
+    reader = StreamReader()
+    command = b"*2\r\n$3\r\nGET\r\n$6\r\nx\n\ny\r\n\r\n"
+    reader.feed_data(command * 3000)
+    for _ in range(3000):
+        assert await reader.readline() == b"*2\r\n"
+        for value in (b"GET\r\n", b"x\n\ny\r\n\r\n"):
+            size = int((await reader.readline())[1:])
+            assert await reader.readexactly(size + 2) == value
+    assert split < 4 * len(command) * 3000
 
 
 async def test_what_was_collected_is_written_before_anything_else() -> None:
