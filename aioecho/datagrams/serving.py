@@ -51,5 +51,14 @@ class DatagramServing(Protocol):
     def task_ended(self, ended: Any, task: "asyncio.Task[None]") -> None:
         """Count a handler whose task has ended."""
 
+    def drop(self, reason: str, client_address: Any) -> None:
+        """Count a datagram that no handler gets."""
+
+    def note_end(self, task: Any) -> None:
+        """Count the end of a handler that has not waited, and that was registered."""
+
+    def close_if_done(self) -> None:
+        """Close the sockets when no handler can have anything to send any more."""
+
     def replace_session(self, ended: Any) -> None:
         """Forget a session that has ended; what its peer has sent since goes to a new one."""

@@ -27,22 +27,23 @@ class SessionTable:
 
     def receive(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
         """Give a datagram to its peer's session, begin one for it, or drop it."""
-        stats, limits = self._server.live_stats, self._server.limits
-        stats.received += 1
-        if len(data) > limits.max_datagram:
-            stats.drops["truncated"] += 1
+        server = self._server
+        if len(data) > server.limits.max_datagram:
+            server.drop("truncated", client_address)
             return
         key = (transport.key, client_address)
         session = self._sessions.get(key)
         if session is not None:
+            server.live_stats.received += 1
             session.last_heard = self._sweeps
             session.feed(data)
         elif self.is_closed:
-            stats.drops["stopped"] += 1
-        elif len(self._sessions) < limits.max_sessions:
-            self._begin(key, client_address, transport, Datagrams(self._server, data))
+            server.drop("stopped", client_address)
+        elif len(self._sessions) < server.limits.max_sessions:
+            server.live_stats.received += 1
+            self._begin(key, client_address, transport, Datagrams(server, data))
         else:
-            stats.drops["too many sessions"] += 1
+            server.drop("too many sessions", client_address)
 
     def _begin(self, key: Hashable, client_address: Any, transport: DatagramTransport, datagrams: Datagrams) -> None:
         self._sessions[key] = session = Session(self._server, key, client_address, transport, datagrams)

@@ -7,12 +7,12 @@ from collections.abc import Generator, Hashable
 from time import monotonic
 from typing import Any
 
+from aioecho.datagrams.run import DatagramRun
 from aioecho.datagrams.serving import DatagramServing
 from aioecho.net.datagram_socket import DatagramTransport
 from aioecho.runtime.driver import Driver, Waiter, steps
 from aioecho.runtime.logs import format_address
 from aioecho.serving.ends import Reason
-from aioecho.serving.running import HandlerRun
 
 __all__ = ["Datagrams", "Session"]
 
@@ -125,7 +125,7 @@ class Datagrams:
 QUIET = 1.0
 
 
-class Session(HandlerRun):
+class Session(DatagramRun):
     """A peer whose handler runs, in `server.connections`. `client_address` is the peer's.
 
     Its life: live, in which it is fed; over, from when its datagrams are told to end or its handler has ended, in which what
@@ -135,16 +135,11 @@ class Session(HandlerRun):
     __slots__ = (
         "_RequestHandlerClass",
         "_server",
-        "client_address",
         "datagrams",
-        "handler",
         "is_over",
         "key",
         "last_heard",
-        "reason",
-        "request",
         "successor",
-        "was_aborted",
     )
 
     def __init__(
@@ -170,10 +165,6 @@ class Session(HandlerRun):
         self.start(self._serve(), asyncio.get_running_loop(), server.task_context.copy(), "session")
         self.task.add_done_callback(self, context=server.task_context)
 
-    def __call__(self, task: "asyncio.Task[None]") -> None:
-        """Count how it has ended."""
-        self._server.task_ended(self, task)
-
     def __repr__(self) -> str:
         return f"<Session with {format_address(self.client_address)}, handler={self.handler!r}>"
 
@@ -196,12 +187,9 @@ class Session(HandlerRun):
             self.finish()
             await self.hand_back()
 
-    def give_up(self) -> None:
-        """Count it as ended, though its handler goes on."""
-        self.reason = "cancelled"
-        self.task.remove_done_callback(self)
+    def forget(self) -> None:
+        """Let the peer's next session begin."""
         self._server.replace_session(self)
-        self._server.unregister_connection(self)
 
     def feed(self, data: bytes) -> None:
         """Give the handler a datagram, or keep it for the peer's next session."""
@@ -239,17 +227,3 @@ class Session(HandlerRun):
             asyncio.get_running_loop().call_later(left, self.drain)
         else:
             self.datagrams.end()
-
-    def is_in_message(self) -> bool:
-        """Return False: a datagram is a whole message."""
-        return False
-
-    def cut_off(self) -> None:
-        """Cancel the handler."""
-        self.task.cancel()
-
-    def abort(self) -> None:
-        """End the handler even if it swallows its cancellation."""
-        self.was_aborted = True
-        self.abandon()
-        self.cut_off()

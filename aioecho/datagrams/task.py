@@ -28,12 +28,12 @@ from types import CoroutineType
 from typing import Any
 from weakref import getweakrefcount
 
+from aioecho.datagrams.run import DatagramRun
 from aioecho.datagrams.serving import DatagramServing
 from aioecho.runtime.driver import Waiter, steps
 from aioecho.runtime.logs import format_address
 from aioecho.serving.ends import Reason
 from aioecho.serving.handlers import BaseRequestHandler, DatagramRequestHandler
-from aioecho.serving.running import HandlerRun
 
 __all__ = ["DatagramTask"]
 
@@ -102,7 +102,7 @@ class _Parking(Waiter):
         return super().cancel(msg)
 
 
-class DatagramTask(HandlerRun):
+class DatagramTask(DatagramRun):
     """A datagram whose handler runs, in `server.connections`; or the server's spare task, which serves its next datagrams.
 
     `client_address` is the sender's. To do anything with it is its handler's.
@@ -117,18 +117,13 @@ class DatagramTask(HandlerRun):
         "_end",
         "_server",
         "_short_kind",
-        "client_address",
-        "handler",
         "is_counted",
         "is_entered",
         "is_retired",
         "is_special",
         "parking",
         "plain_kind",
-        "reason",
-        "request",
         "resume",
-        "was_aborted",
     )
 
     _end: BaseException | None
@@ -320,27 +315,7 @@ class DatagramTask(HandlerRun):
         self.is_special = self.is_retired = True
         self.parking.wake()
 
-    def give_up(self) -> None:
-        """Count it as ended, though its handler goes on."""
-        self.reason = "cancelled"
-        self.task.remove_done_callback(self)
-        self._server.unregister_connection(self)
-
     # What the server asks of those that wait when it stops.
 
     def drain(self) -> None:
         """Do nothing: it has all that it will get, and finishes."""
-
-    def is_in_message(self) -> bool:
-        """Return False: a datagram is a whole message."""
-        return False
-
-    def cut_off(self) -> None:
-        """Cancel the handler."""
-        self.task.cancel()
-
-    def abort(self) -> None:
-        """End the handler even if it swallows its cancellation."""
-        self.was_aborted = True
-        self.abandon()
-        self.cut_off()
