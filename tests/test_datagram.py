@@ -10,6 +10,7 @@ import logging
 import os
 import resource
 import socket
+import socketserver
 import stat
 import struct
 import subprocess
@@ -905,6 +906,14 @@ async def test_a_server_on_every_address_replies_from_the_one_that_was_asked(hos
         check(server)
 
 
+def dual_stack(kind: int, host: str = "::") -> socket.socket:
+    """Return a bound socket for IPv4 and IPv6."""
+    sock = socket.socket(socket.AF_INET6, kind)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    sock.bind((host, 0))
+    return sock
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1"])
 async def test_a_socket_for_both_families_replies_from_the_address_that_was_asked(host: str) -> None:
     names = []
@@ -913,9 +922,7 @@ async def test_a_socket_for_both_families_replies_from_the_address_that_was_aske
         names.append(self.client_address[0])
         await self.reply(self.data)
 
-    sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    sock.bind(("::", 0))
+    sock = dual_stack(socket.SOCK_DGRAM)
     async with aioecho.serve(handler(handle), sock=sock) as server:
         port = sock.getsockname()[1]
         with Peer(socket.AF_INET6 if ":" in host else socket.AF_INET) as client:
@@ -923,7 +930,71 @@ async def test_a_socket_for_both_families_replies_from_the_address_that_was_aske
             data, address = await client.receive()
             assert (data, address[:2]) == (b"x", (host, port))
         check(server)
-    assert names == ["::1" if host == "::1" else "::ffff:127.0.0.1" if host != "127.0.0.2" else names[0]]
+    assert names == ["::1" if host == "::1" else "127.0.0.1" if host != "127.0.0.2" else names[0]]
+
+
+@pytest.mark.parametrize("bound_to", ["::", "::ffff:127.0.0.1"])
+@pytest.mark.parametrize("blocks", [False, True])
+async def test_an_ipv4_client_of_a_socket_for_both_families_has_its_ipv4_address(
+    blocks: bool, bound_to: str, peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "aioecho")
+    seen: list[Any] = []
+
+    async def handle(self: Any) -> None:
+        _, transport = self.request
+        seen.extend([self.client_address, transport.local_address[0]])
+        await transport.sendto(b"to the address", self.client_address)
+        await self.reply(self.data)
+        raise ValueError("so that the address is logged")
+
+    class Blocking(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            data, sock = self.request
+            seen.extend([self.client_address, "127.0.0.1"])
+            sock.sendto(b"to the address", self.client_address)
+            sock.sendto(data, self.client_address)
+            raise ValueError("so that the address is logged")
+
+    sock = dual_stack(socket.SOCK_DGRAM, bound_to)
+    async with aioecho.serve(Blocking if blocks else handler(handle), sock=sock) as server:
+        address = ("127.0.0.1", sock.getsockname()[1])
+        assert await peer.ask(b"x", address) == b"to the address"
+        assert (await peer.receive())[0] == b"x"
+        await settle(lambda: server.stats.failed == 1)
+    assert seen[0] == peer.sock.getsockname()
+    assert seen[1] == "127.0.0.1"
+    assert f"a datagram from 127.0.0.1:{peer.sock.getsockname()[1]}" in caplog.text
+    assert "::ffff:" not in caplog.text.replace(f"udp://[{bound_to}]", "")
+
+
+async def test_an_ipv4_client_of_a_stream_socket_for_both_families_is_limited_by_its_ipv4_address(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "aioecho")
+    seen: list[Any] = []
+
+    class Address(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            seen.append(self.client_address)
+            await self.reader.read()
+
+    sock = dual_stack(socket.SOCK_STREAM)
+    async with aioecho.serve(Address, sock=sock, limits=aioecho.Limits(max_per_host=1)) as server:
+        port = sock.getsockname()[1]
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        mine = writer.get_extra_info("sockname")
+        _, other = await asyncio.open_connection("127.0.0.1", port)
+        await settle(lambda: server.stats.reasons["per host"] == 1)
+        _, third = await asyncio.open_connection("::1", port)
+        await settle(lambda: len(seen) == 2)
+        for each in (writer, other, third):
+            each.close()
+        await settle(lambda: not server.connections)
+    assert seen[0] == mine
+    assert seen[1][0] == "::1"
+    assert f"connection from 127.0.0.1:{mine[1]}: completed" in caplog.text
+    assert "::ffff:" not in caplog.text
 
 
 async def test_more_addresses_than_are_kept_are_all_replied_from(monkeypatch: pytest.MonkeyPatch) -> None:

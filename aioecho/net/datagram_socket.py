@@ -19,6 +19,7 @@ from aioecho.net.kernel import datagram_memory
 from aioecho.net.pktinfo import ROOM_FOR_PKTINFO, Ancillary, address_of, enable_pktinfo, source_from
 from aioecho.net.room import SendRoom, connected_probe, is_writable
 from aioecho.net.watch import OUT_OF_RESOURCES, ReadWatch, as_os_error
+from aioecho.runtime.addresses import is_dual_stack, to_mapped, unmapped
 from aioecho.runtime.logs import BoundedLog
 from aioecho.stats import DatagramStats
 
@@ -148,7 +149,9 @@ class DatagramSocket:
         self.sent: asyncio.Future[None] = self._loop.create_future()
         self.sent.set_result(None)
         self._room = SendRoom(self._loop, sock.fileno())
-        self._transport = DatagramTransport(self, sock.sendto, self, sock.getsockname())
+        self._is_dual_stack = is_dual_stack(sock)
+        send = self._send_mapped if self._is_dual_stack else sock.sendto
+        self._transport = DatagramTransport(self, send, self, unmapped(sock.getsockname()))
         self._transports: dict[Any, DatagramTransport] = {}  # by the address that was asked
         self._asks_for_address = _is_bound_to_all(sock) and enable_pktinfo(sock)
         self.set_limits(limits)
@@ -217,6 +220,7 @@ class DatagramSocket:
         """Read at most so many datagrams; return whether there were as many."""
         on_datagram, transport = self._on_datagram, self._transport
         receive, receive_message, asks = self.sock.recvfrom, self.sock.recvmsg, self._asks_for_address
+        is_dual_stack = self._is_dual_stack
         for _ in range(most):
             try:
                 if asks:
@@ -238,6 +242,8 @@ class DatagramSocket:
                 self._log.report("an error was waiting on %s: %s", self.bound.name, error)
                 self._watch_again()
                 continue
+            if is_dual_stack:
+                address = unmapped(address)
             on_datagram(data, address, transport)
             if not self._reads_on:
                 return False
@@ -265,7 +271,7 @@ class DatagramSocket:
             if source is not None:
                 if len(self._transports) >= ADDRESSES_KEPT:
                     self._transports.clear()
-                local_address = address_of(source, self.sock.getsockname()[1])
+                local_address = unmapped(address_of(source, self.sock.getsockname()[1]))
                 transport = DatagramTransport(
                     self, self._sender_from(source), (self.bound.name, source[0][2]), local_address
                 )
@@ -279,7 +285,13 @@ class DatagramSocket:
         def send(data: Any, address: Any) -> None:
             send_message((data,), source, 0, address)
 
-        return send
+        def send_mapped(data: Any, address: Any) -> None:
+            send_message((data,), source, 0, to_mapped(address))
+
+        return send_mapped if self._is_dual_stack else send
+
+    def _send_mapped(self, data: Any, address: Any) -> None:
+        self.sock.sendto(data, to_mapped(address))
 
     # Counting.
 
