@@ -15,6 +15,8 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -71,6 +73,12 @@ class Peer:
 def peer() -> Iterator[Peer]:
     with Peer(address=("127.0.0.1", 0)) as peer:
         yield peer
+
+
+class Session(aioecho.DatagramSessionHandler):
+    async def handle(self) -> None:
+        async for data in self.datagrams:
+            await self.reply(data)
 
 
 def handler(handle: Callable[[Any], Any], **methods: Any) -> type[aioecho.DatagramRequestHandler]:
@@ -781,6 +789,187 @@ async def test_a_datagram_that_is_too_long_is_dropped_and_counted(peer: Peer) ->
         assert server.stats.drops == {"truncated": 2}
 
 
+async def test_the_first_datagram_that_is_too_long_is_told_of(peer: Peer, caplog: pytest.LogCaptureFixture) -> None:
+    for handler_class in (DatagramEcho, Session):
+        caplog.clear()
+        async with serving(handler_class, limits=aioecho.Limits(max_datagram=100)) as (server, address):
+            for _ in range(100):
+                peer.send(b"x" * 101, address)
+            await settle(lambda: server.stats.drops == {"truncated": 100})
+        host, port = peer.sock.getsockname()
+        assert [r.getMessage() for r in caplog.records if r.levelno > logging.INFO] == [
+            f"dropped a datagram from {host}:{port} that is longer than Limits.max_datagram, 100 bytes; others are only counted"
+        ]
+
+
+async def test_a_receive_buffer_that_the_system_cuts_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    most = int(Path("/proc/sys/net/core/rmem_max").read_text())
+    async with aioecho.serve(DatagramEcho, "udp://*:0", limits=aioecho.Limits(receive_buffer=2**31 - 1)) as server:
+        server.limits = aioecho.Limits(receive_buffer=2**31 - 1, max_handlers=7)
+        server.limits = aioecho.Limits(receive_buffer=most)
+    assert [r.getMessage() for r in caplog.records if r.levelno > logging.INFO] == [
+        f"receive_buffer is {most} bytes, as the system allows no more (net.core.rmem_max), not {2**31 - 1}"
+    ]
+
+
+async def test_max_connections_holds_for_handlers_of_datagrams(peer: Peer) -> None:
+    gate = asyncio.Event()
+    async with serving(blocked(gate), limits=aioecho.Limits(max_connections=2, max_queue=3)) as (server, address):
+        for number in range(10):
+            peer.send(b"%d" % number, address)
+        await settle(lambda: server.stats.received == 10)
+        assert (server.stats.active, server.stats.queued) == (2, 3)
+        assert server.stats.drops == {"queue full": 5}
+        gate.set()
+        await settle(lambda: server.stats.completed == 5)
+
+
+async def test_max_per_host_holds_for_handlers_of_datagrams(peer: Peer) -> None:
+    gate = asyncio.Event()
+
+    async def handle(self: Any) -> None:
+        if self.data != b"quick":
+            await gate.wait()
+        await self.reply(self.data)
+
+    with Peer(address=("127.0.0.2", 0)) as other, Peer(address=("127.0.0.2", 0)) as same:
+        async with serving(handler(handle)) as (server, address):
+            assert await peer.ask(b"quick", address) == b"quick"
+            server.limits = aioecho.Limits(max_per_host=3, max_handlers=4)  # set while there is a spare task
+            for number in range(5):
+                other.send(b"%d" % number, address)
+            await settle(lambda: server.stats.received == 6)
+            assert await peer.ask(b"quick", address) == b"quick"
+            for number in range(4):
+                peer.send(b"%d" % number, address)
+            same.send(b"x", address)
+            await settle(lambda: server.stats.received == 12)
+            # The peer has one handler, and two that wait in the queue.
+            assert (server.stats.active, server.stats.queued) == (4, 2)
+            assert server.stats.drops == {"per host": 4}
+            check(server)
+            gate.set()
+            await settle(lambda: not server.connections)
+            for _ in range(10):
+                assert await same.ask(b"quick", address) == b"quick"
+            assert server.stats.drops == {"per host": 4}
+
+
+async def test_max_per_host_holds_for_blocking_handlers_of_datagrams(peer: Peer) -> None:
+    gate = threading.Event()
+
+    class Blocking(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            gate.wait(30)
+            self.request[1].sendto(self.request[0], self.client_address)
+
+    with Peer(address=("127.0.0.2", 0)) as other:
+        async with serving(Blocking, limits=aioecho.Limits(max_per_host=2)) as (server, address):
+            for number in range(5):
+                peer.send(b"%d" % number, address)
+            other.send(b"x", address)
+            await settle(lambda: server.stats.received == 6)
+            assert server.stats.drops == {"per host": 3}
+            gate.set()
+            await settle(lambda: server.stats.completed == 3)
+            assert await peer.ask(b"again", address) in (b"0", b"1")
+
+
+def test_a_rate_that_no_handler_can_have_is_refused(tmp_path: Path) -> None:
+    limits = aioecho.Limits(accept_rate=10)
+    message = (
+        r"^accept_rate is for connections and for sessions, and this server has a handler for each datagram: leave it"
+    )
+    with pytest.raises(ValueError, match=message):
+        aioecho.UDPServer(("127.0.0.1", 0), DatagramEcho, limits=limits)
+    with pytest.raises(ValueError, match=message):
+        aioecho.serve({DatagramEcho: "udp://127.0.0.1:0", DatagramUpper: "udp://127.0.0.1:0"}, limits=limits)
+    with pytest.raises(ValueError, match=message):
+        aioecho.run(DatagramEcho, "udp://127.0.0.1:0", limits=limits)
+    server = aioecho.UDPServer(("127.0.0.1", 0), DatagramEcho)
+    with pytest.raises(ValueError, match=message):
+        server.limits = limits
+    assert server.limits == aioecho.Limits()
+    # One that can is enough.
+    aioecho.serve({Echo: "tcp://127.0.0.1:0", DatagramUpper: "udp://127.0.0.1:0"}, limits=limits).limits = limits
+    aioecho.serve({Session: "udp://127.0.0.1:0", DatagramUpper: "udp://127.0.0.1:0"}, limits=limits).limits = limits
+    aioecho.UDPServer(("127.0.0.1", 0), Session, limits=limits).limits = limits
+
+
+# Timeouts.datagram_handler
+
+
+@pytest.mark.parametrize("of", ["server", "class"])
+@pytest.mark.parametrize("where", ["verify_request", "setup", "handle"])
+async def test_a_handler_that_takes_too_long_is_cancelled(
+    where: str, of: str, peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    timeouts = aioecho.Timeouts(datagram_handler=0.2)
+    calls = []
+
+    async def waits(self: Any, *arguments: Any) -> bool:
+        if self is server or self.data == b"slow":
+            await asyncio.sleep(100)
+        return True
+
+    async def handle(self: Any) -> None:
+        await self.reply(self.data)
+
+    async def finish(self: Any) -> None:
+        calls.append(self.data)
+
+    methods: dict[str, Any] = {"handle": handle, "finish": finish}
+    if where != "verify_request":
+        methods[where] = waits
+    if of == "class":
+        methods["timeouts"] = timeouts
+    options = {"timeouts": timeouts} if of == "server" else {}
+    async with serving(type("Slow", (aioecho.DatagramRequestHandler,), methods), **options) as (server, address):
+        if where == "verify_request":
+            server.verify_request = functools.partial(waits, server)
+        began = time.monotonic()
+        for _ in range(20):
+            peer.send(b"slow", address)
+        await settle(lambda: server.stats.reasons["datagram_handler"] == 20)
+        assert time.monotonic() - began >= 0.2
+        assert server.stats.cancelled == 20
+        assert calls == ([b"slow"] * 20 if where == "handle" else [])
+    messages = [r.getMessage() for r in caplog.records if r.levelno > logging.INFO]
+    assert len(messages) == 1
+    assert messages[0].startswith(f"cancelled <DatagramTask with 127.0.0.1:{peer.sock.getsockname()[1]}, handler=")
+    assert messages[0].endswith(">: it took longer than Timeouts.datagram_handler, 0.2 s")
+
+
+async def test_a_handler_that_swallows_the_end_of_its_time_is_ended(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aioecho.datagrams.run.SWALLOWED_FOR", 0.05)
+
+    async def handle(self: Any) -> None:
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(100)
+
+    async with serving(handler(handle), timeouts=aioecho.Timeouts(datagram_handler=0.1)) as (server, address):
+        peer.send(b"", address)
+        await settle(lambda: server.stats.reasons["datagram_handler"] == 1)
+        await settle(lambda: not server.connections)
+
+
+async def test_the_time_of_a_handler_can_be_changed_while_it_runs(peer: Peer) -> None:
+    gate = asyncio.Event()
+    async with serving(blocked(gate), timeouts=aioecho.Timeouts(datagram_handler=None)) as (server, address):
+        peer.send(b"", address)
+        await settle(lambda: server.stats.active == 1)
+        assert server.timeout_sweeper._timer is None
+        server.timeouts = aioecho.Timeouts(datagram_handler=0.05)
+        peer.send(b"", address)
+        await settle(lambda: server.stats.reasons["datagram_handler"] == 1)
+        server.timeouts = aioecho.Timeouts(datagram_handler=None)
+        gate.set()
+        await settle(lambda: server.stats.active == 0)
+
+
 async def test_limits_can_be_changed_at_any_time(peer: Peer) -> None:
     gate = asyncio.Event()
     async with serving(blocked(gate), limits=aioecho.Limits(max_handlers=1, max_queue=2)) as (server, address):
@@ -872,6 +1061,23 @@ async def test_a_peer_that_is_gone_or_nowhere_stops_nothing(peer: Peer, caplog: 
         assert await peer.ask(b"still here", address) == b"still here"
         assert server.stats.send_errors == 8
         assert server.stats.failed == 0
+    # The broadcast, which is a mistake of the handler's: once, however often.
+    [message] = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert message == (
+        f"the system forbids to send to 255.255.255.255:9 from {server.names[0]}: Permission denied (it is a broadcast address:"
+        " add ?broadcast to the endpoint)"
+    )
+
+
+async def test_what_a_unix_peer_does_to_its_socket_is_not_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with aioecho.UnixDatagramServer(tmp_path / "server", DatagramEcho) as server:
+        to = os.fspath(tmp_path / "server")
+        with Peer(socket.AF_UNIX, str(tmp_path / "other")), Peer(socket.AF_UNIX, str(tmp_path / "peer")) as peer:
+            peer.sock.connect(str(tmp_path / "other"))  # so that the server may not send to it
+            peer.send(b"x", to)
+            await settle(lambda: server.stats.send_errors == 1)
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 

@@ -36,8 +36,11 @@ class Dispatcher:
         self.apply(server.limits)
 
     def apply(self, limits: Limits) -> None:
-        """Apply `max_datagram` and `max_handlers` from now on."""
-        self._longest, self._most = limits.max_datagram, limits.max_handlers
+        """Apply `max_datagram`, `max_handlers` and `max_connections` from now on."""
+        self._longest = limits.max_datagram
+        self._most = min(limits.max_handlers, limits.max_connections or limits.max_handlers)
+        if limits.max_per_host is not None:
+            self.count_all()
         self.begin_queued_later()  # there may be room for them now
 
     def receive(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
@@ -68,14 +71,18 @@ class Dispatcher:
         stats, limits = self._server.live_stats, self._server.limits
         if len(data) > self._longest:
             self._server.drop("truncated", client_address)
-        elif len(self._running) < limits.max_handlers and not self._queue:
+            return
+        has_room = len(self._running) < self._most and not self._queue
+        if not has_room and len(self._queue) >= limits.max_queue:
+            self._server.drop("queue full", client_address)
+        elif (reason := self._server.admit(client_address)) is not None:
+            self._server.drop(reason, client_address)
+        elif has_room:
             self._begin((data, transport), client_address)
-        elif len(self._queue) < limits.max_queue:
+        else:
             stats.received += 1
             stats.queued += 1
             self._queue.append(((data, transport), client_address))
-        else:
-            self._server.drop("queue full", client_address)
 
     def end_turn(self) -> None:
         """Let the spare task be the current one no longer, as it stays between the datagrams that are read in one turn."""
@@ -129,7 +136,7 @@ class Dispatcher:
         """Begin datagrams that wait in the queue, as far as there is room; the rest in the loop's next turn."""
         self._begins_queued = False
         for _ in range(BEGUN_PER_TURN):
-            if not self._queue or len(self._running) >= self._server.limits.max_handlers:
+            if not self._queue or len(self._running) >= self._most:
                 return
             request, client_address = self._queue.popleft()
             self._server.live_stats.queued -= 1
@@ -148,6 +155,8 @@ class Dispatcher:
         if self._queue:
             self._server.live_stats.drops["stopped"] += len(self._queue)
             self._server.live_stats.queued -= len(self._queue)
+            for _, client_address in self._queue:
+                self._server.leave(client_address)
             self._queue.clear()
 
     # The spare task.

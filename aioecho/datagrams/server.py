@@ -10,11 +10,13 @@ from typing import Any
 from aioecho.blocking.datagrams import ThreadedDatagram
 from aioecho.config import Limits, Timeouts
 from aioecho.datagrams.dispatcher import Dispatcher
+from aioecho.datagrams.run import DatagramRun
 from aioecho.datagrams.session_table import SessionTable
 from aioecho.datagrams.sessions import Session
 from aioecho.datagrams.task import DatagramTask
 from aioecho.net.binding import BoundSocket
 from aioecho.net.datagram_socket import DatagramSocket, DatagramTransport
+from aioecho.net.datagram_socket import logger as socket_logger
 from aioecho.net.endpoints import Endpoint, UDPEndpoint, UnixDatagramEndpoint
 from aioecho.runtime.logs import BoundedLog, format_address
 from aioecho.serving.base import BaseServer
@@ -27,6 +29,10 @@ __all__ = ["DatagramServer", "UDPServer", "UnixDatagramServer"]
 logger = logging.getLogger("aioecho.datagram")
 
 ONE_HANDLER_CLASS = "several handler classes go to aioecho.serve(), which makes a server for each"
+NO_ACCEPT_RATE = (
+    "accept_rate is for connections and for sessions, and this server has a handler for each datagram: leave it out, and set"
+    " max_handlers, max_queue or max_per_host"
+)
 
 
 class DatagramServer(BaseServer):
@@ -53,6 +59,7 @@ class DatagramServer(BaseServer):
         "_is_stopping",
         "_sessions",
         "_sockets",
+        "_warnings",
         "has_sessions",
     )
     _socket_type = socket.SOCK_DGRAM
@@ -73,11 +80,14 @@ class DatagramServer(BaseServer):
             raise TypeError(ONE_HANDLER_CLASS)
         super().__init__(server_address, RequestHandlerClass, **options)
         self.has_sessions = makes_sessions(RequestHandlerClass) if sessions is None else sessions
+        self._check_limits(self.limits)
         self._sockets: list[DatagramSocket] = []
         self._is_stopping = False
         self._dispatcher = Dispatcher(self, self._connections)
         self._sessions = SessionTable(self)
+        # Together no more than two records a second, whatever peers send: the sockets have a log as the second one.
         self._error_log = BoundedLog(logger, logging.ERROR)
+        self._warnings = BoundedLog(logger, logging.WARNING, every=2.0)
 
     def _make_stats(self) -> DatagramStats:
         return DatagramStats()
@@ -128,7 +138,9 @@ class DatagramServer(BaseServer):
         return self.timeouts_of(self.RequestHandlerClass)
 
     def _timeouts_changed(self) -> None:
-        """Do nothing: `send` and `session` alone apply to datagrams, and they are looked up when they are needed."""
+        for connection in self._connections:
+            if isinstance(connection, DatagramRun):
+                connection.timeouts_changed()
 
     # Life.
 
@@ -136,22 +148,41 @@ class DatagramServer(BaseServer):
         on_datagram = self._sessions.receive if self.has_sessions else self._dispatcher.receive
         if is_blocking(self.RequestHandlerClass):
             on_datagram = self._receive_for_thread
+        log = BoundedLog(socket_logger, logging.WARNING, every=2.0)
         self._sockets = [
             DatagramSocket(
                 each,
                 on_datagram=on_datagram,
                 stats=self.live_stats,
                 on_turn_end=self._dispatcher.end_turn,
+                on_gone=self._sessions.end_gone,
+                log=log,
                 limits=self.limits,
                 send_timeout=self.handler_timeouts.send,
             )
             for each in bound
         ]
+        self._tell_of_receive_buffer(self.limits.receive_buffer)
         return list(self._sockets)
 
+    def _tell_of_receive_buffer(self, wanted: int | None) -> None:
+        found = min((sock.receive_buffer for sock in self._sockets), default=wanted)
+        if wanted is not None and found is not None and found < wanted:
+            logger.warning(
+                "receive_buffer is %d bytes, as the system allows no more (net.core.rmem_max), not %d", found, wanted
+            )
+
+    def _check_limits(self, limits: Limits) -> None:
+        """Raise ValueError if a limit is set that no handler of this server can have."""
+        if limits.accept_rate is not None and not self.has_sessions:
+            raise ValueError(NO_ACCEPT_RATE)
+
     def _apply_limits(self, limits: Limits) -> None:
+        self._check_limits(limits)
         for sock in self._sockets:
             sock.set_limits(limits)
+        if limits.receive_buffer != self.limits.receive_buffer:
+            self._tell_of_receive_buffer(limits.receive_buffer)
         self._dispatcher.apply(limits)
 
     def close(self) -> None:
@@ -217,35 +248,64 @@ class DatagramServer(BaseServer):
     def unregister_connection(self, connection: Any) -> None:
         """Count a handler that has ended, and close the sockets if it was the last one of a server that stops."""
         self._count_end(connection)
+        if not isinstance(connection, Session):
+            self.admission.leave(connection.client_address)
         self._resume_listeners()
         self.close_if_done()
 
     @property
     def is_special(self) -> bool:
         """Whether each datagram is to be counted as its handler begins, and not only when it has ended."""
-        return not self._listeners or self.on_accept is not None
+        return not self._listeners or self.on_accept is not None or self.limits.max_per_host is not None
 
     def note_end(self, task: DatagramTask) -> None:
         """Count the end of a handler that has not waited, and that was registered."""
         self._count_end(task)
+        self.admission.leave(task.client_address)
 
     def _receive_for_thread(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
         limits = self.limits
         if len(data) > limits.max_datagram:
             self.drop("truncated", client_address)
-        elif len(self._connections) < limits.max_threads + limits.max_queue:
+            return
+        most = limits.max_threads + limits.max_queue
+        if len(self._connections) >= min(most, limits.max_connections or most):
+            self.drop("queue full", client_address)
+        elif (reason := self.admit(client_address)) is not None:
+            self.drop(reason, client_address)
+        else:
             self.live_stats.received += 1
             self.live_stats.handled += 1
             threaded = ThreadedDatagram(self, self.get_handler_threads(), data, client_address, transport)
             self.register_connection(threaded)
             threaded.begin()
-        else:
-            self.drop("queue full", client_address)
+
+    def admit(self, client_address: Any) -> str | None:
+        """Count a datagram for which there is room, by its host. Return the reason to drop it, or None."""
+        return self.admission.admit_host(client_address)
+
+    def leave(self, client_address: Any) -> None:
+        """Count the end of what was admitted, where no registered handler has ended."""
+        self.admission.leave(client_address)
+
+    def report_timeout(self, cancelled: DatagramRun) -> None:
+        """Log that a handler took too long, at a bounded rate: its peer may decide how long it takes."""
+        self._warnings.report(
+            "cancelled %s: it took longer than Timeouts.datagram_handler, %g s",
+            cancelled,
+            self.handler_timeouts.datagram_handler,
+        )
 
     def drop(self, reason: str, client_address: Any) -> None:
-        """Count a datagram that no handler gets."""
+        """Count a datagram that no handler gets. The first that was too long is told of: the limit may be a mistake."""
         self.live_stats.received += 1
         self.live_stats.drops[reason] += 1
+        if reason == "truncated" and self.live_stats.drops[reason] == 1:
+            logger.warning(
+                "dropped a datagram from %s that is longer than Limits.max_datagram, %d bytes; others are only counted",
+                format_address(client_address),
+                self.limits.max_datagram,
+            )
 
     def _count_end(self, connection: Any) -> None:
         if connection.outcome == "rejected" and isinstance(connection, DatagramTask | ThreadedDatagram):

@@ -94,6 +94,10 @@ class Datagrams:
             if self._is_waited_for:
                 self._news.wake()
 
+    def is_quiet(self) -> bool:
+        """Return whether the handler waits for a datagram, and none has come."""
+        return self._is_waited_for and not self._queue
+
     def end(self) -> None:
         """Let it end after what is queued."""
         self._has_ended = True
@@ -139,6 +143,7 @@ class Session(DatagramRun):
         "is_over",
         "key",
         "last_heard",
+        "newcomer",
         "successor",
     )
 
@@ -158,9 +163,12 @@ class Session(DatagramRun):
         self.request = (datagrams, transport)
         self.handler: Any = None
         self.successor: Datagrams | None = None
+        self.newcomer: Any = None
+        """A peer that waits for the place of this one."""
         self.reason: Reason = "finished"
         self.was_aborted = self.is_over = False
         self.last_heard = 0
+        self.init_time()
         datagrams.set_driver(self)
         self.start(self._serve(), asyncio.get_running_loop(), server.task_context.copy(), "session")
         self.task.add_done_callback(self, context=server.task_context)
@@ -195,15 +203,21 @@ class Session(DatagramRun):
         """Give the handler a datagram, or keep it for the peer's next session."""
         if not self.is_over:
             self.datagrams.feed(data)
+        elif self.newcomer is not None:
+            self._server.live_stats.drops["too many sessions"] += 1
         elif self.successor is None:
             self.successor = Datagrams(self._server, data)
         else:
             self.successor.feed(data)
 
     def expire(self) -> None:
-        """Let the datagrams end: the peer has been silent for too long."""
+        """Let the datagrams end: the peer has been silent for too long, or is gone, or another one needs its place.
+
+        From now on the handler's time counts.
+        """
         self.is_over = True
         self.datagrams.end()
+        self.count_time()
 
     def finish(self) -> None:
         """Drop what the handler, which has ended, left unread, and end it for a task that the handler left behind."""

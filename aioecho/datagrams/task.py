@@ -139,6 +139,7 @@ class DatagramTask(DatagramRun):
         self.plain_kind: type | None = None  # the last class that was found to be plain
         self._short_kind: type | None = None  # the last that has neither a setup() nor a finish() of its own
         self._end = None
+        self.init_time()
         loop = asyncio.get_running_loop()
         self.parking = _Parking(loop)
         self.parking.driver = self
@@ -302,7 +303,8 @@ class DatagramTask(DatagramRun):
         return False
 
     def count_end(self) -> None:
-        """Count it when its task has ended."""
+        """Count it when its task has ended; its time counts from now on."""
+        self.count_time()
         self.task.add_done_callback(self, context=self._server.task_context)
 
     def reset(self) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import logging
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
@@ -20,10 +21,10 @@ from aioecho.net.pktinfo import ROOM_FOR_PKTINFO, Ancillary, address_of, enable_
 from aioecho.net.room import SendRoom, connected_probe, is_writable
 from aioecho.net.watch import OUT_OF_RESOURCES, ReadWatch, as_os_error
 from aioecho.runtime.addresses import is_dual_stack, to_mapped, unmapped
-from aioecho.runtime.logs import BoundedLog
+from aioecho.runtime.logs import BoundedLog, format_address
 from aioecho.stats import DatagramStats
 
-__all__ = ["DatagramSocket", "DatagramTransport"]
+__all__ = ["DatagramSocket", "DatagramTransport", "logger"]
 
 logger = logging.getLogger("aioecho.datagram_socket")
 
@@ -39,6 +40,16 @@ QUEUED_BY_UNIX = 4096
 
 # A host has few addresses, but all of 127.0.0.0/8 is one's own.
 ADDRESSES_KEPT = 1024
+
+# What the system says where it will not let a UDP socket send to an address: the program's mistake, or its firewall's rule. Of
+# a Unix socket they are its peer's doing: the mode of its path, or that it is connected to another one.
+FORBIDDEN = {
+    errno.EACCES: "it is a broadcast address: add ?broadcast to the endpoint",
+    errno.EPERM: "a firewall of this machine does not let it pass",
+}
+
+# What it says of a Unix socket that is closed.
+GONE = {errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET}
 
 Buffer = bytes | bytearray | memoryview
 
@@ -67,6 +78,7 @@ class DatagramTransport:
         awaited, it sends as soon as there is room, at the latest after ``Timeouts.send`` seconds; not awaited, the datagram
         is dropped. Whatever is dropped is counted in ``stats.send_drops``. A datagram that the system will not send, as its
         peer is unreachable or nowhere, is dropped too, and counted in ``stats.send_errors``: peers lie about where they are.
+        A WARNING says if the system forbids it, as it does to send to a broadcast address without the endpoint's option.
 
         Raises:
             OSError: EMSGSIZE: the datagram is too large to be sent at all, the caller's fault.
@@ -117,7 +129,8 @@ class _Unsent(Awaitable[None]):
 
 class DatagramSocket:
     """Reads for a server: calls `on_datagram(data, client_address, transport)` for each datagram, in the order in which they
-    arrive, and `on_turn_end()` after the datagrams of one turn of the loop.
+    arrive, and `on_turn_end()` after the datagrams of one turn of the loop. `on_gone(self, address)` says that a Unix socket
+    to which something was sent is closed. `log` is for warnings, at a bounded rate.
 
     Does not know what becomes of one. A datagram is read up to ``limits.max_datagram`` bytes, and one more, which tells
     that it was longer. All methods may be called in any state, and more than once.
@@ -129,6 +142,8 @@ class DatagramSocket:
         *,
         on_datagram: Callable[[bytes, Any, DatagramTransport], object],
         on_turn_end: Callable[[], object],
+        on_gone: Callable[["DatagramSocket", Any], object],
+        log: BoundedLog,
         stats: DatagramStats,
         limits: Limits,
         send_timeout: float | None,
@@ -137,13 +152,13 @@ class DatagramSocket:
         self.sock = sock = bound.sock
         self.stats = stats
         self._on_datagram = on_datagram
-        self._on_turn_end = on_turn_end
+        self._on_turn_end, self._on_gone = on_turn_end, on_gone
         self._send_timeout = send_timeout
         self._loop = asyncio.get_running_loop()
         self._watch = ReadWatch(sock, self._on_readable)
         self._reads = 1
         self._reads_on = self._is_closed = False
-        self._log = BoundedLog(logger, logging.WARNING)
+        self._log = log
         self._send_log = BoundedLog(logger, logging.DEBUG)
         # What all that were sent at once are awaited by: of what costs nothing to await, the cheapest.
         self.sent: asyncio.Future[None] = self._loop.create_future()
@@ -162,6 +177,12 @@ class DatagramSocket:
         self._size = limits.max_datagram + 1
         if limits.receive_buffer is not None:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, limits.receive_buffer)
+
+    @property
+    def receive_buffer(self) -> int:
+        """The bytes that the kernel keeps of datagrams, as ``limits.receive_buffer`` counts them."""
+        size = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        return size // 2 if sys.platform == "linux" else size  # socket(7): the kernel doubles what it is asked for
 
     # Reading.
 
@@ -313,7 +334,19 @@ class DatagramSocket:
             self.stats.send_errors += 1
             if _is_connected(self.sock):  # so it may be the one that was waiting
                 self._watch_again()
-        self._send_log.report("cannot send to %s from %s: %s", address, self.bound.name, error)
+            if self.sock.family == socket.AF_UNIX:
+                if error.errno in GONE:
+                    self._on_gone(self, address)
+            elif error.errno in FORBIDDEN:
+                self._log.report(
+                    "the system forbids to send to %s from %s: %s (%s)",
+                    format_address(address),
+                    self.bound.name,
+                    error.strerror,
+                    FORBIDDEN[error.errno],
+                )
+                return
+        self._send_log.report("cannot send to %s from %s: %s", format_address(address), self.bound.name, error)
 
     # Sending when there was no room.
 

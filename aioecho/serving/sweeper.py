@@ -60,7 +60,7 @@ class TimeoutSweeper:
         """Sweep as often as `timeouts` need, from now on."""
         if timeouts is not self._known:
             self._known = timeouts
-            wanted = [timeouts.idle, timeouts.message, timeouts.write, timeouts.max_age]
+            wanted = [timeouts.idle, timeouts.message, timeouts.write, timeouts.max_age, timeouts.datagram_handler]
             shortest = min((seconds for seconds in wanted if seconds is not None), default=LONGEST * SWEEPS_PER_TIMEOUT)
             interval = max(SHORTEST, shortest / SWEEPS_PER_TIMEOUT)
             if interval < self._interval:
