@@ -204,6 +204,85 @@ async def test_errors_are_logged_at_a_bounded_rate(peer: Peer, caplog: pytest.Lo
     assert 1 <= len([r for r in caplog.records if r.levelno == logging.ERROR]) <= 3 + seconds
 
 
+def refuse(*arguments: Any) -> Any:
+    raise ValueError("whatever comes")
+
+
+async def raises(self: Any) -> None:
+    refuse()
+
+
+async def raises_base(self: Any) -> None:
+    class Odd(BaseException):
+        pass
+
+    await asyncio.sleep(0)
+    raise Odd
+
+
+async def replies_with_too_much(self: Any) -> None:
+    await self.reply(bytes(70_000))
+
+
+async def broadcasts(self: Any) -> None:
+    await self.request[1].sendto(b"", ("255.255.255.255", 9))
+
+
+class BlockingRaises(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        raise ValueError("whatever comes")
+
+
+class SessionRaises(aioecho.DatagramSessionHandler):
+    handle = raises
+
+
+RAISING = handler(raises)
+BAD_PEERS: dict[str, tuple[Any, bytes, dict[str, Any]]] = {
+    "an error in handle()": (RAISING, b"x", {}),
+    "an error in __init__()": (handler(raises, __init__=refuse), b"x", {}),
+    "an error of a session": (SessionRaises, b"x", {}),
+    "an error of a blocking handler": (BlockingRaises, b"x", {}),
+    "no exception of Exception's": (handler(raises_base), b"x", {}),
+    "an error in verify_request()": (DatagramEcho, b"x", {"verify_request": refuse}),
+    "an error in handle_error()": (RAISING, b"x", {"handle_error": refuse}),
+    "an error in a blocking handler's handle_error()": (BlockingRaises, b"x", {"handle_error": refuse}),
+    "a reply that is too large": (handler(replies_with_too_much), b"x", {}),
+    "a reply that is forbidden": (handler(broadcasts), b"x", {}),
+    "too long": (DatagramEcho, b"x" * 2000, {}),
+    "too long for a session": (Session, b"x" * 2000, {}),
+    "too long for a blocking handler": (BlockingRaises, b"x" * 2000, {}),
+    "no thread": (BlockingRaises, b"x", {"get_handler_threads": lambda: NoThreads()}),
+}
+
+
+class NoThreads:
+    def submit(self, job: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def withdraw(self, job: Any) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("kind", list(BAD_PEERS))
+async def test_no_peer_makes_more_than_two_records_a_second(
+    kind: str, peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    handler_class, data, hooks = BAD_PEERS[kind]
+    began = time.monotonic()
+    async with serving(handler_class, limits=aioecho.Limits(max_datagram=1000)) as (server, address):
+        for name, hook in hooks.items():
+            setattr(server, name, hook)
+        for number in range(1, 401):
+            peer.send(data, address)
+            if number % 20 == 0:
+                await settle(lambda: server.stats.received == number)  # noqa: B023
+        await settle(lambda: not server.connections)
+    seconds = time.monotonic() - began
+    records = [r for r in caplog.records if r.levelno > logging.INFO]
+    assert 1 <= len(records) <= 1 + 2 * seconds, "\n".join(r.getMessage() for r in records)
+
+
 async def test_handle_error_can_be_overridden_and_may_fail_itself(peer: Peer, caplog: pytest.LogCaptureFixture) -> None:
     seen = []
 
