@@ -514,6 +514,28 @@ async def test_a_value_that_is_equal_to_the_servers_is_not_met_by_the_next_handl
     assert seen == [True] * 5
 
 
+async def test_handlers_that_leave_another_value_of_the_servers_variable_share_one_task(peer: Peer) -> None:
+    variable = contextvars.ContextVar[Any]("variable")
+    seen, tasks = [], set()
+
+    async def handle(self: Any) -> None:
+        tasks.add(id(asyncio.current_task()))
+        seen.append(variable.get())
+        variable.set(self)
+        asyncio.get_running_loop().call_soon(lambda: seen.append(variable.get()))  # it has the handler's own
+        await self.reply(self.data)
+
+    token = variable.set("server's")
+    async with serving(handler(handle)) as (_, address):
+        for _ in range(10):
+            await peer.ask(b"", address)
+            await settle()
+    variable.reset(token)
+    assert len(tasks) == 1
+    assert seen[::2] == ["server's"] * 10
+    assert all(isinstance(value, aioecho.DatagramRequestHandler) for value in seen[1::2])
+
+
 async def test_handlers_that_reset_what_they_set_share_one_task(peer: Peer) -> None:
     unset, ours = contextvars.ContextVar[Any]("unset"), contextvars.ContextVar[Any]("ours")
     seen = set()
@@ -1040,10 +1062,12 @@ async def test_the_time_of_a_handler_can_be_changed_while_it_runs(peer: Peer) ->
     async with serving(blocked(gate), timeouts=aioecho.Timeouts(datagram_handler=None)) as (server, address):
         peer.send(b"", address)
         await settle(lambda: server.stats.active == 1)
-        assert server.timeout_sweeper._timer is None
-        server.timeouts = aioecho.Timeouts(datagram_handler=0.05)
+        assert not server.timeout_sweeper.is_on
+        server.timeouts = aioecho.Timeouts(datagram_handler=0.05)  # also for the one that runs
         peer.send(b"", address)
-        await settle(lambda: server.stats.reasons["datagram_handler"] == 1)
+        await settle(lambda: server.stats.reasons["datagram_handler"] == 2)
+        peer.send(b"", address)
+        await settle(lambda: server.stats.active == 1)
         server.timeouts = aioecho.Timeouts(datagram_handler=None)
         gate.set()
         await settle(lambda: server.stats.active == 0)

@@ -75,7 +75,7 @@ class Dispatcher:
         has_room = len(self._running) < self._most and not self._queue
         if not has_room and len(self._queue) >= limits.max_queue:
             self._server.drop("queue full", client_address)
-        elif (reason := self._server.admit(client_address)) is not None:
+        elif limits.max_per_host is not None and (reason := self._server.admit(client_address)) is not None:
             self._server.drop(reason, client_address)
         elif has_room:
             self._begin((data, transport), client_address)

@@ -28,22 +28,23 @@ class DatagramRun(HandlerRun):
     _cancelled_at: float | None  # as it took too long
     _since: float | None  # when it was first visited
 
-    def init_time(self) -> None:
-        """Let no time count."""
-        self.due, self._since, self._cancelled_at = inf, None, None
-
     def count_time(self) -> None:
-        """Let the time count from now on, or a twentieth of it later: nothing looks at the clock here."""
+        """Let the time count from the next sweep on, a twentieth of it later at the most: nothing looks at the clock here."""
+        self.due = 0.0
+        if not self._server.timeout_sweeper.is_on:
+            self.keep_time()
+
+    def keep_time(self) -> None:
+        """Have the sweeper run, if there is a timeout."""
         timeouts = self._server.handler_timeouts
-        if timeouts.datagram_handler is not None and self.due == inf and self._cancelled_at is None:
-            self.due = 0.0
+        if timeouts.datagram_handler is not None:
             self._server.timeout_sweeper.keep(timeouts)
 
     def timeouts_changed(self) -> None:
         """Apply timeouts that were replaced."""
-        if self._since is not None or self.due == 0:
-            self.due = inf
-            self.count_time()
+        if self._cancelled_at is None and (self._since is not None or self.due == 0):
+            self.due = 0.0
+            self.keep_time()
 
     def visit(self, now: float) -> float:
         """Cancel the handler if it takes too long, and later end it if it goes on; return when to visit it next."""

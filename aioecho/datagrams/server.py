@@ -248,7 +248,7 @@ class DatagramServer(BaseServer):
     def unregister_connection(self, connection: Any) -> None:
         """Count a handler that has ended, and close the sockets if it was the last one of a server that stops."""
         self._count_end(connection)
-        if not isinstance(connection, Session):
+        if not self.has_sessions:
             self.admission.leave(connection.client_address)
         self._resume_listeners()
         self.close_if_done()

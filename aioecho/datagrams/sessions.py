@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections import deque
 from collections.abc import Generator, Hashable
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -169,7 +170,7 @@ class Session(DatagramRun):
         self.reason: Reason = "finished"
         self.was_aborted = self.is_over = False
         self.last_heard = 0
-        self.init_time()
+        self.due, self._since, self._cancelled_at = inf, None, None
         datagrams.set_driver(self)
         self.start(self._serve(), asyncio.get_running_loop(), server.task_context.copy(), "session")
         self.task.add_done_callback(self, context=server.task_context)

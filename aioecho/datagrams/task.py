@@ -8,7 +8,8 @@ task does, and ends with it.
 
 The rule: what one handler has done to its task is never met by the next. A task that a handler has cancelled, named, kept,
 also by a weak reference, or added a callback to ends with that handler. So does a task in whose context a handler has left
-another value than it found: a task has one context for its whole life, and each handler starts in one that is as the server's.
+a variable that was not set: a task has one context for its whole life, each handler starts in one that is as the server's, and
+only the token of a variable can remove it. The value of a variable that the server's context has is set back.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from asyncio.tasks import (
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from functools import partial
+from math import inf
 from operator import is_
 from sys import getrefcount
 from types import CoroutineType
@@ -58,9 +60,18 @@ def _is_plain(kind: Any) -> bool:
     )
 
 
-def _is_as(context: Context, other: Context) -> bool:
-    """Return whether two contexts of the same size have the same values, and not only equal ones."""
-    return all(map(is_, map(context.get, other), other.values()))
+def _is_restored(context: Context, pristine: Context) -> bool:
+    """Give the current context, which has as many variables as `pristine`, its values again; return whether that could be done.
+
+    A variable that a handler has added cannot be removed again without its token.
+    """
+    if not all(map(is_, map(context.get, pristine), pristine.values())):  # `==` would take equal values for the same
+        if not all(variable in context for variable in pristine):
+            return False
+        for variable, value in pristine.items():
+            if context[variable] is not value:
+                variable.set(value)
+    return True
 
 
 class _FirstStep:
@@ -140,7 +151,7 @@ class DatagramTask(DatagramRun):
         self.plain_kind: type | None = None  # the last class that was found to be plain
         self._short_kind: type | None = None  # the last that has neither a setup() nor a finish() of its own
         self._end = None
-        self.init_time()
+        self.due, self._since, self._cancelled_at = inf, None, None
         loop = asyncio.get_running_loop()
         self.parking = _Parking(loop)
         self.parking.driver = self
@@ -206,9 +217,8 @@ class DatagramTask(DatagramRun):
                 and getweakrefcount(task) == weak_references
                 and task.get_name() is name
                 and task._callbacks is None
-                # `==` would be wrong: it takes equal values for the same, and values decide what is equal.
                 and len(context) == variables
-                and (not variables or _is_as(context, pristine))
+                and (not variables or _is_restored(context, pristine))
                 and not self.is_retired
             ):
                 self.request = self.handler = None

@@ -56,6 +56,11 @@ class TimeoutSweeper:
         self._soon: list[tuple[float, int, Visited]] = []  # a heap: visits that come before the next sweep
         self._numbers = itertools.count()  # to compare visits at the same time by
 
+    @property
+    def is_on(self) -> bool:
+        """Whether it sweeps."""
+        return self._timer is not None
+
     def keep(self, timeouts: Timeouts) -> None:
         """Sweep as often as `timeouts` need, from now on."""
         if timeouts is not self._known:
