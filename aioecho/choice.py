@@ -42,7 +42,12 @@ class _StreamPart(_Part, StreamServer):
 
 
 class _DatagramPart(_Part, DatagramServer):
-    pass
+    def _check_limits(self, limits: Limits) -> None:
+        """Do nothing: the service checks whether any part can have them."""
+
+    def check_own_limits(self, limits: Limits) -> None:
+        """Raise ValueError if a limit is set that no handler of this part can have."""
+        super()._check_limits(limits)
 
 
 class _Drains:
@@ -112,6 +117,7 @@ class Service(BaseServer):
         for part in parts:
             part.service = self
         self._parts = parts
+        self._check_limits(self.limits)
 
     def _check_endpoints(self, RequestHandlerClass: Any) -> None:
         """Do nothing: the parts check theirs."""
@@ -156,7 +162,15 @@ class Service(BaseServer):
 
     # What is set on all parts.
 
+    def _check_limits(self, limits: Limits) -> None:
+        """Raise ValueError if a limit is set that no part can have."""
+        if all(isinstance(part, _DatagramPart) and not part.has_sessions for part in self._parts):
+            for part in self._parts:
+                assert isinstance(part, _DatagramPart)
+                part.check_own_limits(limits)
+
     def _apply_limits(self, limits: Limits) -> None:
+        self._check_limits(limits)
         for part in self._parts:
             part.limits = limits
 

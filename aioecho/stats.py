@@ -59,7 +59,8 @@ class DatagramStats(Stats):
     """Datagrams that wait for a handler, or in a session's queue."""
     drops: Counter[str] = field(default_factory=Counter)
     """Datagrams that no handler was given, by reason: "queue full" (``Limits.max_queue``), "session queue full"
-    (``Limits.max_session_queue``), "too many sessions" (``Limits.max_sessions``), "truncated" (longer than
+    (``Limits.max_session_queue``), "too many sessions" (``Limits.max_sessions``), "per host"
+    (``Limits.max_per_host``), "accept rate" (``Limits.accept_rate``), "truncated" (longer than
     ``Limits.max_datagram``), "refused" (by verify_request), "no thread" (the
     system had none for a blocking handler), "session ended" (its handler left them unread), "stopped" (they
     still waited when the grace was over)."""
