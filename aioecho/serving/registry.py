@@ -66,7 +66,7 @@ class Registry:
             self._connections,
             self._resume_listeners,
         )
-        self.timeout_sweeper = TimeoutSweeper(self._connections)
+        self.timeout_sweeper = TimeoutSweeper()
         self._timeouts = check_type("timeouts", timeouts if timeouts is not None else Timeouts(), Timeouts)
         self._drain: Drain | None = None  # made when a shutdown begins
         self.task_context = contextvars.copy_context()
@@ -118,8 +118,7 @@ class Registry:
         self._timeouts_changed()
 
     def _timeouts_changed(self) -> None:
-        for connection in self._connections:
-            connection.timeouts_changed()
+        self.timeout_sweeper.mark_all((each for each in self._connections if hasattr(each, "place")), self._timeouts)
 
     @property
     def what_it_serves(self) -> str:
@@ -240,7 +239,7 @@ class Registry:
         self._count_end(connection)
         self.admission.leave(connection.client_address)
         connection.log_end()
-        if connection.reason in ("write buffer", "shed"):
+        if connection.reason in ("write buffer", "shed", "handler"):
             address = format_address(connection.client_address)
             self._cut_log.report("cut off the connection from %s: %s", address, connection.reason)
         self._resume_listeners()

@@ -287,6 +287,7 @@ class StreamProtocol(News, asyncio.Protocol):
             or self.is_lost
             or self.cut_for is not None
             or self.reader._exception is not None
+            or self.reader.overdue_since is not None
         ):
             self._is_special = 2
         else:
@@ -299,7 +300,10 @@ class StreamProtocol(News, asyncio.Protocol):
 
     def stir(self) -> None:
         """Let its timeouts be looked at soon."""
-        self.due = 0.0
+        if self.due:
+            self.due = 0.0
+            if self.driver is not None:
+                self.driver.mark_due()
         self.heed()
 
     def pause_writing(self) -> None:

@@ -122,6 +122,8 @@ class StreamWriter(asyncio.StreamWriter):
             protocol.flush()
         if reader is not None and reader._exception is not None:
             raise reader._exception
+        if reader is not None and reader._overdue is not None:
+            reader.raise_overdue()
         if transport.is_closing():
             # Give connection_lost() a turn to run, else a loop of write() and drain() would never learn of it.
             await asyncio.sleep(0)
