@@ -66,7 +66,7 @@ class Connection(TimedConnection):
         self.reason: Reason = "handshake"
         self.was_aborted = self._is_cut_off = self._has_sent_eof = False
         self._stage = OPEN
-        self.place = self._cancelled_for = self._handling_since = None
+        self.place = self._handling = None
         self._linger: asyncio.TimerHandle | None = None
         self._stalled: tuple[float, int, int] | None = None  # since when, and at which counts of bytes
         limits = server.admission.limits

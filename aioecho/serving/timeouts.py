@@ -34,8 +34,7 @@ class TimedConnection(HandlerRun):
 
     __slots__ = (
         "_RequestHandlerClass",
-        "_cancelled_for",
-        "_handling_since",
+        "_handling",
         "_is_cut_off",
         "_linger",
         "_loop",
@@ -51,8 +50,8 @@ class TimedConnection(HandlerRun):
     )
 
     _RequestHandlerClass: Callable[..., Any]
-    _cancelled_for: Reason | None  # the timeout that has cancelled the handler
-    _handling_since: float | None  # where Timeouts.handler has told to note it
+    # Since when the handler runs, if Timeouts.handler has told to note it; then the timeout that has cancelled it. One slot.
+    _handling: float | Reason | None
     _is_cut_off: bool
     _linger: asyncio.TimerHandle | None
     _loop: asyncio.AbstractEventLoop
@@ -77,8 +76,8 @@ class TimedConnection(HandlerRun):
     def note_wait(self) -> None:
         """Let the timeouts of the handler, or of its class, begin to count."""
         timeouts = self._timeouts()
-        if timeouts.handler is not None and self._handling_since is None:
-            self._handling_since = self._loop.time()
+        if timeouts.handler is not None and self._handling is None:
+            self._handling = self._loop.time()
         self._server.timeout_sweeper.watch(self, timeouts)
 
     def mark_due(self) -> None:
@@ -156,9 +155,9 @@ class TimedConnection(HandlerRun):
 
     def _watch_handler(self, now: float, seconds: float) -> float:
         """Cancel the handler if it has run for too long; return when that is."""
-        if self._stage > HANDLE or self._cancelled_for is not None:
+        if self._stage > HANDLE or isinstance(self._handling, str):
             return inf
-        until = (self.since if self._handling_since is None else self._handling_since) + seconds
+        until = (self.since if self._handling is None else self._handling) + seconds
         if now < until:
             return until
         self._cancel_for("handler")
@@ -166,11 +165,11 @@ class TimedConnection(HandlerRun):
 
     def why_cancelled(self) -> Reason:
         """Return the timeout that has cancelled the handler, or else "cancelled"."""
-        return self._cancelled_for or "cancelled"
+        return self._handling if isinstance(self._handling, str) else "cancelled"
 
     def _cancel_for(self, reason: Reason) -> None:
-        if self._cancelled_for is None:
-            self._cancelled_for = reason
+        if not isinstance(self._handling, str):
+            self._handling = reason
             self.stop()
 
     def _is_about_to_read(self) -> bool:
