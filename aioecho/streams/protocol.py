@@ -163,13 +163,21 @@ class StreamProtocol(News, asyncio.Protocol):
         """
         if self.due:
             self.stir()
-        if self.is_lost or self.cut_for is not None:
+        if self.is_lost or self.cut_for is not None or self.is_write_lost():
             return False
         most = self._limits.max_write_buffer if self._limits is not None else None
         if most is not None and self.unsent() > most:
             self.cut("write buffer")
             return False
         return True
+
+    def is_write_lost(self) -> bool:
+        """Tell whether what is written goes nowhere, as the connection broke and connection_lost() was not called yet.
+
+        The loops warn of every such write, "socket.send() raised exception".
+        """
+        transport = self.transport
+        return transport.is_closing() and not transport.get_write_buffer_size()
 
     def cut(self, reason: str) -> None:
         """Cut the connection off: throw away what is unsent. `cut_for` is the first such reason."""

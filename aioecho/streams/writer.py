@@ -48,7 +48,10 @@ class StreamWriter(asyncio.StreamWriter):
         """
         protocol = self._protocol
         if not protocol._is_special:
-            protocol.unanswered = False
+            if protocol.unanswered:
+                protocol.unanswered = False
+            elif protocol.is_write_lost():  # of several in a row the loops would log each
+                return
             self._transport.write(data)
             return
         collected = protocol._collected
@@ -79,7 +82,7 @@ class StreamWriter(asyncio.StreamWriter):
 
     def writelines(self, data: Iterable[Buffer]) -> None:
         """Send all of `data`, in order."""
-        if WRITELINES_NEVER_PAUSES or self._protocol._is_special:
+        if WRITELINES_NEVER_PAUSES or self._protocol._is_special or self._protocol.is_write_lost():
             self.write(b"".join(data))
         else:
             self._protocol.unanswered = False
