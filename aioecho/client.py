@@ -58,7 +58,7 @@ async def connect(
                 except BaseException:
                     sock.close()
                     raise
-            writer = StreamWriter(protocol.transport, protocol, protocol.reader, protocol._loop)
+            writer = StreamWriter(protocol.transport, protocol, protocol.reader, loop)
             if ssl is not None:
                 host = where.host or "localhost" if isinstance(where, TCPEndpoint) else ""
                 await writer.start_tls(ssl, server_hostname=server_hostname or host)

@@ -58,6 +58,11 @@ class Limits:
     """Bytes: the most of a frame whose length comes first, and of what readexactly() and read(-1) read. Each connection may
     hold so much. Over it FrameTooLong is raised. None: as much as a peer announces."""
 
+    max_memory: int | None = 2**30
+    """Bytes that all connections together hold of what came and was not read, and of what was written and is not sent. Over it
+    the connection that holds most is aborted. A connection that holds no more than twice `max_buffer` does not count, and is
+    not aborted. None: no limit."""
+
     max_handlers: int = 1024
     """Datagrams: handlers at once. At the limit datagrams wait in the server's queue."""
 
@@ -87,6 +92,8 @@ class Limits:
         for name in ("max_connections", "max_per_host", "max_write_buffer", "max_frame"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
+        if self.max_memory is not None:
+            _check_count("max_memory", self.max_memory, 2**63 - 1)
         _check_count("backlog", self.backlog)
         _check_count("max_threads", self.max_threads)
         _check_count("max_buffer", self.max_buffer)

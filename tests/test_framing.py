@@ -223,6 +223,7 @@ def test_frames_that_are_joined_come_out_of_any_pieces_of_the_stream(
 @every_framing
 @few
 @given(parts=st.lists(bytes_of_use, max_size=6), bound=st.integers(1, 30), places=places, whole=st.booleans())
+@example(parts=[b"\r\n\r\n"], bound=1, places=[], whole=False)
 def test_what_is_refused_does_not_depend_on_how_the_stream_is_cut(
     framing: Framing, parts: list[bytes], bound: int, places: list[int], whole: bool
 ) -> None:

@@ -139,7 +139,6 @@ def test_private_names_are_not_imported() -> None:
     assert [f"{m}:{line} {name}" for m in SOURCES for _, name, line in imports_of(m) if name and is_private(name)] == []
 
 
-@pytest.mark.xfail(strict=True, reason=SPLITTING)
 def test_no_layer_reaches_into_the_private_names_of_another() -> None:
     """By an attribute of something else than `self` or `cls` that only another layer defines."""
     defined_in: dict[str, set[str]] = {}

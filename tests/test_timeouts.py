@@ -639,7 +639,7 @@ async def test_an_age_raises_at_the_next_read_or_drain(how: Any, caplog: pytest.
         writer.close()
         [(what, which, after)] = kind.outcomes
         assert (what, which) == ("ConnectionTimeout", "max_age")
-        assert after >= 0.29
+        assert after >= 0.2  # from the handler's beginning, and the age counts from the accepting
         await settle(lambda: not server.connections)
         assert server.stats.reasons == {"max_age": 1}
         check_identity(server)
@@ -658,7 +658,7 @@ async def test_a_handler_that_neither_reads_nor_drains_is_cancelled(which: str) 
         writer.close()
         [(what, _, after)] = kind.outcomes
         assert what == "CancelledError"
-        assert after >= 0.39
+        assert after >= 0.3  # likewise
         await settle(lambda: not server.connections)
         assert server.stats.reasons == {which: 1}
         assert server.stats.failed == 1

@@ -9,8 +9,9 @@ from typing import Any
 
 from aioecho.datagrams.serving import DatagramServing
 from aioecho.net.datagram_socket import DatagramTransport
-from aioecho.runtime.driver import Driver, Waiter, steps
+from aioecho.runtime.driver import Driver, Waiter
 from aioecho.runtime.logs import format_address
+from aioecho.runtime.steps import steps
 from aioecho.serving.ends import Reason
 from aioecho.serving.running import HandlerRun
 

@@ -29,8 +29,9 @@ from typing import Any
 from weakref import getweakrefcount
 
 from aioecho.datagrams.serving import DatagramServing
-from aioecho.runtime.driver import Waiter, steps
+from aioecho.runtime.driver import Waiter
 from aioecho.runtime.logs import format_address
+from aioecho.runtime.steps import steps
 from aioecho.serving.ends import Reason
 from aioecho.serving.handlers import BaseRequestHandler, DatagramRequestHandler
 from aioecho.serving.running import HandlerRun

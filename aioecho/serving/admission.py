@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sized
 from typing import Any, Protocol
 
 from aioecho.config import Limits
+from aioecho.streams.memory import MemoryBudget
 
 __all__ = ["Admission"]
 
@@ -20,11 +21,13 @@ class _Connections(Sized, Iterable[Any], Protocol):
 class Admission:
     """Applies the limits on accepting. `connections` are the live ones, a collection that changes; they have `client_address`.
 
-    `retry` is called when there may be room again for another reason than the end of a connection.
+    `memory` is what the connections' streams hold. `retry` is called when there may be room again for another reason than
+    the end of a connection.
     """
 
     def __init__(self, limits: Limits, connections: _Connections, retry: Callable[[], None]) -> None:
         self.limits = limits
+        self.memory = MemoryBudget(limits.max_memory)
         self._connections = connections
         self._retry = retry
         self._hosts: Counter[str] = Counter()  # kept while max_per_host is set
@@ -35,6 +38,7 @@ class Admission:
     def apply(self, limits: Limits) -> None:
         """Set other `limits`, which hold now. They close no connection that is too many by them."""
         self.limits = limits
+        self.memory.most = limits.max_memory
         self._hosts = Counter()
         if limits.max_per_host is not None:
             hosts = (_host_of(connection.client_address) for connection in self._connections)

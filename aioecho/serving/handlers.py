@@ -103,28 +103,22 @@ class StreamRequestHandler(BaseRequestHandler):
             ConnectionTimeout: the peer took nothing for the time of Timeouts.write.
         """
         # The two calls written out, as far as there is nothing to wait for: either would cost as much as all of this.
-        writer = self.writer
-        protocol, transport = writer._protocol, writer._transport
-        if protocol._is_special:
-            collected = protocol._collected
-            if collected is not None and type(data) is bytes:
-                collected.append(data)
-                protocol.unanswered = False
-                collected.room -= len(data)
-                if collected.room < 0 or monotonic() > collected.flush_at:
-                    protocol.flush()
-            else:
-                writer.write(data)
-            if protocol._is_special < 2 and not transport.is_closing():
+        protocol = self.writer.protocol
+        collected = protocol.collected
+        if collected is not None:
+            protocol.unanswered = False
+            collected.room -= collected.write(data)
+            if collected.room >= 0 and monotonic() <= collected.flush_at:
                 return
+            protocol.flush()
+        elif protocol.needs_slow_path:
+            self.writer.write(data)
+        else:
+            protocol.unanswered = False
+            protocol.transport.write(data)
+        if protocol.needs_slow_path or protocol.transport.is_closing():
             del data  # asyncio's transport on 3.11 has a copy: not to hold both while the peer takes nothing
-            await writer.drain()
-            return
-        protocol.unanswered = False
-        transport.write(data)
-        if protocol._is_special or transport.is_closing():
-            del data
-            await writer.drain()
+            await self.writer.drain()
 
     def unbroken(self) -> Unbroken:
         """Return what keeps a stop off an exchange in steps: ``async with self.unbroken(): ...``.
@@ -144,22 +138,16 @@ class StreamRequestHandler(BaseRequestHandler):
             raise self._no_framing()
         return self.reader.frames(self.framing)
 
-    async def send_frame(self, frame: bytes) -> None:
-        """Send one frame: :meth:`send` what :attr:`framing` makes of it.
+    def send_frame(self, frame: bytes) -> Coroutine[Any, Any, None]:
+        """Send one frame: ``await self.send_frame(frame)`` is :meth:`send` of what :attr:`framing` makes of it.
 
         Raises, beside what :meth:`send` does:
             ValueError: the framing has no way to write this frame.
             TypeError: the class has no framing.
         """
-        framing, writer = self.framing, self.writer
-        if framing is None:
+        if self.framing is None:
             raise self._no_framing()
-        if writer._protocol._collected is None:
-            await self.send(framing.join(frame))
-            return
-        writer.write(framing.join(frame))
-        if writer._protocol._is_special > 1:
-            await writer.drain()
+        return self.send(self.framing.join(frame))
 
     def _no_framing(self) -> TypeError:
         return TypeError(f"{type(self).__qualname__} has no framing: set the class attribute, as `framing = Lines()`")

@@ -244,7 +244,7 @@ class Registry:
         self._count_end(connection)
         self.admission.leave(connection.client_address)
         connection.log_end()
-        if connection.reason in ("write buffer", "shed", "handler"):
+        if connection.reason in ("write buffer", "memory", "shed", "handler"):
             address = format_address(connection.client_address)
             self._cut_log.report("cut off the connection from %s: %s", address, connection.reason)
         self._resume_listeners()

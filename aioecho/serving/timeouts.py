@@ -101,8 +101,9 @@ class TimedConnection(HandlerRun):
             due = min(due, self._watch_handler(now, timeouts.handler))
         if protocol.is_tls and protocol.transport.is_closing():
             self._start_linger(protocol)  # its handler has closed it, and may wait until its peer has too
-        if due > now:
-            protocol.rest(due)
+        if due <= now or protocol.collected is not None:  # is about to be written
+            return now
+        protocol.postpone(due)
         return due
 
     def _watch_wait(self, now: float, timeouts: Timeouts) -> float:

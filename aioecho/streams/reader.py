@@ -14,7 +14,7 @@ from typing import Any
 
 from aioecho.exceptions import FrameTooLong, LineTooLong
 from aioecho.framing import Framing
-from aioecho.runtime.driver import steps
+from aioecho.runtime.steps import steps
 from aioecho.streams.frames import Batches, Frames
 from aioecho.streams.news import DEFAULT_LIMIT, Buffer, News
 from aioecho.streams.records import BIG, SLICE, find_separator
@@ -113,12 +113,20 @@ class StreamReader(WaitingReader, asyncio.StreamReader):
         blocks: list[bytes] = []
         size = 0
         most = self._news.max_frame if self._news is not None else None
-        while block := (yield from self._read(self._limit, bool(blocks))):
-            blocks.append(block)
-            size += len(block)
-            if most is not None and size > most:
-                self._skip_from_now(None)
-                raise FrameTooLong(None, most)
+        try:
+            while block := (yield from self._read(self._limit, bool(blocks))):
+                blocks.append(block)
+                size += len(block)
+                if most is not None and size > most:
+                    self._skip_from_now(None)
+                    raise FrameTooLong(None, most)
+                self._gathered = size
+                if self._news is not None:
+                    self._news.note_memory()
+        finally:
+            self._gathered = 0
+            if self._news is not None:
+                self._news.note_memory()
         return b"".join(blocks)
 
     @steps
