@@ -234,9 +234,9 @@ class Lines(Client):
         self.outcomes["sent"] = len(self.sent)
         self.outcomes["lost"] = lost.total()
         self.outcomes["connections closed"] = self.connections - 1
-        self.outcomes["lost of one"] = max(lost.values(), default=0)
+        self.outcomes["at most lost of one, summed over the clients"] = max(lost.values(), default=0)
         assert not lost[self.connections]
-        assert self.outcomes["lost of one"] <= 1, lost
+        assert max(lost.values(), default=0) <= 1, lost
 
 
 class Steps(Client):
@@ -300,6 +300,9 @@ class Sessions(Client):
                         reply = await loop.sock_recv(sock, 100)
                 except TimeoutError:
                     reply = b"nothing"
+                if reply == b"unknown":  # docs: while workers are replaced a peer may find itself in a new session
+                    self.outcomes["begun anew"] += 1
+                    return
                 if reply != b"ack %d" % number:
                     self.outcomes[f"cut: {reply.decode()}"] += 1
                     return

@@ -9,6 +9,8 @@ import os
 import random
 import re
 import signal
+import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,6 +20,8 @@ import pytest
 from programs import Program
 from restarted import CLIENTS, Client
 from test_workers import descriptors_of, eventually, state_of, workers_of
+
+import aioecho
 
 
 class Clients:
@@ -157,6 +161,48 @@ async def recycle() -> None:
         assert set(outcomes) == {"answered"}, outcomes
         eventually(lambda: len(workers_of(program)) == 2)
         assert await asyncio.to_thread(program.stop) == 0
+
+
+# Clients that only send
+
+
+async def test_one_that_only_sends_loses_one_line_at_the_most_however_late_its_connection_is_closed() -> None:
+    """Between the last read and the closing the kernel would take line after line, and throw them away."""
+    taken: list[bytes] = []
+
+    class Sink(aioecho.StreamRequestHandler):
+        one_way = True
+
+        async def handle(self) -> None:
+            async for line in self.reader:
+                taken.append(line)
+
+        async def finish(self) -> None:
+            time.sleep(0.1)  # as on a busy machine
+
+    def send(address: tuple[str, int]) -> int:
+        """Send lines as fast as they are taken, and return how many were."""
+        count = 0
+        with socket.create_connection(address) as sock:
+            began.release()
+            try:
+                while True:
+                    sock.sendall(b"%d\n" % count)
+                    count += 1
+                    time.sleep(0.0005)  # else the buffers are full of lines that are in time
+            except OSError:
+                return count
+
+    began = threading.Semaphore(0)
+    async with aioecho.TCPServer(("127.0.0.1", 0), Sink, timeouts=aioecho.Timeouts(linger=0.2)) as server:
+        sending = [asyncio.create_task(asyncio.to_thread(send, server.server_address)) for _ in range(3)]
+        for _ in sending:
+            await asyncio.to_thread(began.acquire)
+        await until(lambda: len(taken) > 100)
+        report = await server.shutdown()
+        sent = await asyncio.gather(*sending)
+    assert report.completed == 3
+    assert len(taken) >= sum(sent) - 3, (len(taken), sent)
 
 
 # Five kinds of clients at once, and datagrams in sessions

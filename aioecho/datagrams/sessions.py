@@ -231,8 +231,12 @@ class Session(HandlerRun):
     def drain(self) -> None:
         """Let the datagrams end after those that have come, once none has come or gone for QUIET seconds.
 
-        Not while the handler is in an `unbroken()` block.
+        Not while the handler is in an `unbroken()` block. In a worker that is replaced they end at once: others read the
+        socket, and nothing more comes here.
         """
+        if self._server.keep_backlog:
+            self.datagrams.end()
+            return
         if self.is_over or self.datagrams.holds:
             return  # the end of the block asks again
         left = self.datagrams.last_active + QUIET - monotonic()

@@ -1,6 +1,7 @@
 """One connection's life: a transport for the accepted socket, its handler, and the end in good order."""
 
 import asyncio
+import functools
 import logging
 import socket
 import ssl as ssl_module
@@ -10,7 +11,7 @@ from math import inf
 from types import CoroutineType
 from typing import Any, cast
 
-from aioecho.net.kernel import BYTES_RECEIVED, LAST_DATA_RECV, nothing_more_of, tcp_info
+from aioecho.net.kernel import BYTES_RECEIVED, LAST_DATA_RECV, nothing_more_of, stop_receiving, tcp_info
 from aioecho.runtime.logs import format_address
 from aioecho.serving.base import BaseServer
 from aioecho.serving.end_record import log_end, logger
@@ -144,7 +145,13 @@ class Connection(TimedConnection):
             return
         sock = self._sock
         protocol.reader.begin_drain(
-            StreamDrain(protocol.reader, nothing_more_of(sock), lambda: _silence(sock), linger, one_way)
+            StreamDrain(
+                protocol.reader,
+                nothing_more_of(sock),
+                lambda: _silence(sock),
+                linger,
+                functools.partial(stop_receiving, sock) if one_way else None,
+            )
         )
 
     def is_in_message(self) -> bool:
