@@ -31,6 +31,10 @@ class DatagramServing(Protocol):
         """The timeouts of the handler class, or else the server's."""
 
     @property
+    def keep_backlog(self) -> bool:
+        """Whether a shutdown leaves what comes to other processes, which read the same sockets."""
+
+    @property
     def is_draining(self) -> bool:
         """Whether a shutdown has begun."""
 

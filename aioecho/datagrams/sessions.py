@@ -4,7 +4,6 @@ import asyncio
 import sys
 from collections import deque
 from collections.abc import Generator, Hashable
-from math import inf
 from time import monotonic
 from typing import Any
 
@@ -170,7 +169,7 @@ class Session(DatagramRun):
         self.reason: Reason = "finished"
         self.was_aborted = self.is_over = False
         self.last_heard = 0
-        self.due, self._since, self._cancelled_at = inf, None, None
+        self.init_time()
         datagrams.set_driver(self)
         self.start(self._serve(), asyncio.get_running_loop(), server.task_context.copy(), "session")
         self.task.add_done_callback(self, context=server.task_context)
@@ -234,8 +233,12 @@ class Session(DatagramRun):
     def drain(self) -> None:
         """Let the datagrams end after those that have come, once none has come or gone for QUIET seconds.
 
-        Not while the handler is in an `unbroken()` block.
+        Not while the handler is in an `unbroken()` block. In a worker that is replaced they end at once: others read the
+        socket, and nothing more comes here.
         """
+        if self._server.keep_backlog:
+            self.datagrams.end()
+            return
         if self.is_over or self.datagrams.holds:
             return  # the end of the block asks again
         left = self.datagrams.last_active + QUIET - monotonic()

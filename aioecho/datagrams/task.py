@@ -23,7 +23,6 @@ from asyncio.tasks import (
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from functools import partial
-from math import inf
 from operator import is_
 from sys import getrefcount
 from types import CoroutineType
@@ -153,7 +152,7 @@ class DatagramTask(DatagramRun):
         self.plain_kind: type | None = None  # the last class that was found to be plain
         self._short_kind: type | None = None  # the last that has neither a setup() nor a finish() of its own
         self._end = None
-        self.due, self._since, self._cancelled_at = inf, None, None
+        self.init_time()
         loop = asyncio.get_running_loop()
         self.parking = _Parking(loop)
         self.parking.driver = self
