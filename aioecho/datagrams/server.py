@@ -236,7 +236,7 @@ class DatagramServer(BaseServer):
             await asyncio.sleep(0)  # the spare task ends
 
     def task_ended(self, ended: Any, task: "asyncio.Task[None]") -> None:
-        """Count a handler whose task has ended, and begin what has waited for it to."""
+        """Count a handler at the end of its task, and begin what has waited for it to."""
         # Waiting datagrams are begun before the end is counted: a drain is over when no handler is left.
         if isinstance(ended, Session):
             self.replace_session(ended)
@@ -258,7 +258,7 @@ class DatagramServer(BaseServer):
     @property
     def is_special(self) -> bool:
         """Whether each datagram is to be counted as its handler begins, and not only when it has ended."""
-        return not self._listeners or self.on_accept is not None or self.limits.max_per_host is not None
+        return not self._listeners or self.on_accept is not None or self.admission.limits.max_per_host is not None
 
     def note_end(self, task: DatagramTask) -> None:
         """Count the end of a handler that has not waited, and that was registered."""

@@ -55,7 +55,7 @@ class DatagramServing(Protocol):
         """Count a handler that has ended."""
 
     def task_ended(self, ended: Any, task: "asyncio.Task[None]") -> None:
-        """Count a handler whose task has ended."""
+        """Count a handler at the end of its task."""
 
     def drop(self, reason: str, client_address: Any) -> None:
         """Count a datagram that no handler gets."""

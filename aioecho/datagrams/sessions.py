@@ -81,7 +81,7 @@ class Datagrams:
         return data
 
     def feed(self, data: bytes) -> None:
-        """Give a datagram to whoever waits, or queue it, or drop it if the queue is full."""
+        """Give a datagram to the coroutine that waits, or queue it, or drop it if the queue is full."""
         queue = self._queue
         self.last_active = monotonic()
         if queue or not self._news.deliver(data):
@@ -131,7 +131,7 @@ QUIET = 1.0
 
 
 class Session(DatagramRun):
-    """A peer whose handler runs, in `server.connections`. `client_address` is the peer's.
+    """A peer with a handler that runs, in `server.connections`. `client_address` is the peer's.
 
     Its life: live, in which it is fed; over, from when its datagrams are told to end or its handler has ended, in which what
     comes is kept for the peer's next session; and ended, when its task has.
@@ -231,7 +231,7 @@ class Session(DatagramRun):
         self.datagrams.drop("refused" if self.outcome == "rejected" else "stopped" if is_cut_off else "session ended")
 
     def drain(self) -> None:
-        """Let the datagrams end after those that have come, once none has come or gone for QUIET seconds.
+        """Let the datagrams end after the last that has come, once none has come or gone for QUIET seconds.
 
         Not while the handler is in an `unbroken()` block. In a worker that is replaced they end at once: others read the
         socket, and nothing more comes here.
