@@ -458,7 +458,7 @@ async def test_tls_is_wrapped_in_the_thread_and_ended_in_good_order(tls: SimpleN
 
     class Secret(Upper):
         def setup(self) -> None:
-            seen.append((type(self.request), self.request.version(), self.request.gettimeout()))
+            seen.append((isinstance(self.request, ssl.SSLSocket), self.request.version(), self.request.gettimeout()))
             super().setup()
 
     async with aioecho.serve(Secret, ANYWHERE, ssl=tls.server) as server:
@@ -479,7 +479,7 @@ async def test_tls_is_wrapped_in_the_thread_and_ended_in_good_order(tls: SimpleN
 
         assert await asyncio.to_thread(ask_blocking) == b"SECRET\n" * 20000
         await settle(lambda: server.stats.completed == 1)
-        assert seen == [(ssl.SSLSocket, "TLSv1.3", None)]
+        assert seen == [(True, "TLSv1.3", None)]
 
         class Closes(socketserver.BaseRequestHandler):
             def handle(self) -> None:
@@ -812,7 +812,7 @@ async def test_a_drain_loses_no_reply_to_what_a_handler_has_not_read(has_tls: bo
                 sock.sendall(b", and more")
                 stopping = asyncio.create_task(server.shutdown(20))
                 [connection] = server.connections
-                await settle(lambda: connection._has_shut_reading or connection.awaits_answer)
+                await settle(lambda: connection._has_shut_reading or connection.is_draining)
                 server.may_go_on.set()
                 report = await stopping
                 assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)

@@ -1,11 +1,22 @@
-"""The socket that a blocking handler gets for a stream. Its descriptor stays the server's, which alone closes it."""
+"""The sockets that a blocking handler gets for a stream, plain and with TLS.
+
+The descriptor of a plain one stays the server's, which alone closes it. Both tell whether a message is in progress, as far as
+they are read and written by their own methods and by files made of them, and meet the server's stop: see ending.py.
+"""
 
 import contextlib
-import errno
+import functools
+import io
 import socket
+import ssl
+import weakref
+from collections.abc import Callable
 from typing import Any, Protocol
 
-__all__ = ["CountingRequestSocket", "RequestSocket"]
+from aioecho.blocking.files import RequestFile, RequestReader
+from aioecho.streams.protocol import QUICK_ACKS, TCP_QUICKACK
+
+__all__ = ["CountingRequestSocket", "RequestSocket", "WatchedSocket", "with_tls_of_requests"]
 
 
 class SocketOwner(Protocol):
@@ -13,13 +24,13 @@ class SocketOwner(Protocol):
 
     was_shut: bool
     is_left_open: bool
-    awaits_answer: bool
+    is_draining: bool
 
-    def note_answer(self) -> None:
-        """Go on with the drain, which waited until what was read is answered."""
+    def note_change(self) -> None:
+        """Look again whether the stream is to end, while the server stops: the handler waits, or has answered."""
 
-    def has_made_end(self) -> bool:
-        """Tell whether it is the server that has ended the stream, as it stops."""
+    def check_end(self, sock: "WatchedSocket") -> None:
+        """Raise ConnectionAbortedError if a read that has met an end must not: the server has made it."""
 
     def keep(self) -> None:
         """Keep a copy of the socket, which is about to be detached."""
@@ -28,56 +39,202 @@ class SocketOwner(Protocol):
         """Close what the handler has closed, in the event loop."""
 
 
-class RequestSocket(socket.socket):
-    """The socket that a blocking handler gets. Closing it gives its descriptor back to the server."""
+class WatchedSocket:
+    """The part of a blocking handler's socket that tells whether a message is in progress: a mix-in."""
 
     owner: SocketOwner | None = None
     """The connection; None for a copy, made with dup()."""
 
-    bytes_in = bytes_out = 0  # they are counted by CountingRequestSocket alone
+    bytes_in = bytes_out = 0
+    """The bytes read; and those written, which CountingRequestSocket alone counts."""
 
-    unanswered = False
-    """Whether something was read since something was written last. Then a stop does not end the stream."""
+    unanswered = 0
+    """Above 0 if something was read since something was written last, and by as much as the kernel was asked for an
+    acknowledgement meanwhile."""
+
+    has_left = False
+    """Whether a file had something buffered when something was written last."""
+
+    is_waiting = False
+    """Whether a read goes on."""
+
+    reading_file: RequestFile | None = None
+    """The file for which it is read, of those that know what they have buffered."""
+
+    ends_at: int | None = None
+    """Read no more, once `bytes_in` is this, unless a part of a record has come."""
+
+    _was_short = True  # whether the last read has got less than it asked for: by then nothing more had come
+    _file: "Callable[[], RequestReader | None] | None" = None
+
+    def is_in_message(self) -> bool:
+        """Tell whether a message is in progress: something was read, or has come and is buffered, that was not answered."""
+        return bool(self.unanswered or self.has_left)
+
+    def is_in_record(self) -> bool:
+        """Tell whether a part of what a file reads at the moment has come. Without a file that is not known, and False."""
+        file = self.reading_file
+        return file is not None and file.is_in_record()
+
+    def is_between_lines(self) -> bool:
+        """Tell whether a file waits for a line, of which nothing has come."""
+        file = self.reading_file
+        return file is not None and file.reads_since is None and file.ends_line
+
+    def makes_files(self) -> bool:
+        """Tell whether it is read by a file that knows what it has buffered."""
+        return self._file is not None
+
+    # What derived classes do at each read and write, in the handler's thread.
+
+    def _begin_read(self) -> bool:
+        """Note that a read begins. Return True if it is to get the end of the stream instead."""
+        self.is_waiting = True
+        if self.unanswered and self._was_short and self.unanswered <= QUICK_ACKS:
+            self._acknowledge()
+        owner = self.owner
+        if owner is None or not owner.is_draining:
+            return False
+        if self.ends_at is not None and self.bytes_in >= self.ends_at and not self.is_in_record():
+            self.is_waiting = False
+            return True
+        owner.note_change()
+        return False
+
+    def _acknowledge(self) -> None:
+        # As StreamProtocol.wait_in_message() does, and for the same reason: the rest of a message may wait for it.
+        self.unanswered += 1
+        try:
+            self.setsockopt(socket.IPPROTO_TCP, TCP_QUICKACK, 1)  # type: ignore[attr-defined]
+        except OSError:  # no TCP, or closed
+            self.unanswered = QUICK_ACKS + 1
+
+    def _note_read(self, count: int, size: int, flags: int = 0) -> None:
+        """Note that so many bytes were read of at most `size`. If the server has made the end, raise an error in its place."""
+        if count:
+            if flags & socket.MSG_PEEK:
+                return
+            self.bytes_in += count
+            self._was_short = count < size
+            self.unanswered = self.unanswered or 1
+        elif size and self.owner is not None:
+            self.owner.check_end(self)
+
+    def _note_write(self) -> None:
+        if self.unanswered or self.has_left:
+            self.unanswered = 0
+            file = self._file() if self._file is not None else None
+            self.has_left = file is not None and file.has_left()
+            if self.owner is not None and self.owner.is_draining:
+                self.owner.note_change()
+
+    def makefile(self, mode: str = "r", buffering: int | None = None, **options: Any) -> Any:
+        """Return a file, as socket.makefile() does. One to read from knows what it has buffered."""
+        if buffering == 0 or "r" not in mode or not set(mode) <= set("rbt"):
+            return super().makefile(mode, buffering, **options)  # type: ignore[misc]
+        raw = RequestFile(self, "r")  # type: ignore[arg-type]
+        self._io_refs += 1  # type: ignore[attr-defined]  # as makefile() does; RequestFile.close() takes it back
+        size = io.DEFAULT_BUFFER_SIZE if buffering is None or buffering < 0 else buffering
+        reader = RequestReader(raw, size)
+        self._file = weakref.ref(reader)  # the file has the socket: a cycle would keep both
+        if "b" in mode:
+            return reader
+        raw.is_text = True
+        text = io.TextIOWrapper(reader, **options)
+        text.mode = mode  # type: ignore[misc]
+        return text
+
+
+class RequestSocket(WatchedSocket, socket.socket):
+    """The socket that a blocking handler gets. Closing it gives its descriptor back to the server."""
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
         """Read. Raises ConnectionAbortedError if the server stops in the middle of a message."""
-        data = super().recv(bufsize, flags)
-        if data:
-            self.unanswered = self.unanswered or not flags & socket.MSG_PEEK
-        elif bufsize and self.unanswered:
-            self._check_end()
+        if self._begin_read():
+            return b""
+        try:
+            data = super().recv(bufsize, flags)
+        finally:
+            self.is_waiting = False
+        self._note_read(len(data), bufsize, flags)
         return data
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         """Read into a buffer. Raises ConnectionAbortedError if the server stops in the middle of a message."""
-        count = super().recv_into(buffer, nbytes, flags)
-        if count:
-            self.unanswered = self.unanswered or not flags & socket.MSG_PEEK
-        elif self.unanswered:
-            self._check_end()
+        if self._begin_read():
+            return 0
+        try:
+            count = super().recv_into(buffer, nbytes, flags)
+        finally:
+            self.is_waiting = False
+        self._note_read(count, nbytes or memoryview(buffer).nbytes, flags)
         return count
+
+    # What follows is seldom called, and waits for more where recv() would give the end of a one_way handler's stream at once.
+
+    def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Any]:
+        """Read, with the address. Raises as recv() does."""
+        self._begin_read()
+        try:
+            data, address = super().recvfrom(bufsize, flags)
+        finally:
+            self.is_waiting = False
+        self._note_read(len(data), bufsize, flags)
+        return data, address
+
+    def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
+        """Read into a buffer, with the address. Raises as recv() does."""
+        self._begin_read()
+        try:
+            count, address = super().recvfrom_into(buffer, nbytes, flags)
+        finally:
+            self.is_waiting = False
+        self._note_read(count, nbytes or memoryview(buffer).nbytes, flags)
+        return count, address
+
+    def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0) -> Any:
+        """Read, with ancillary data. Raises as recv() does."""
+        self._begin_read()
+        try:
+            received = super().recvmsg(bufsize, ancbufsize, flags)
+        finally:
+            self.is_waiting = False
+        self._note_read(len(received[0]), bufsize, flags)
+        return received
+
+    def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0) -> Any:
+        """Read into buffers, with ancillary data. Raises as recv() does."""
+        buffers = list(buffers)
+        self._begin_read()
+        try:
+            received = super().recvmsg_into(buffers, ancbufsize, flags)
+        finally:
+            self.is_waiting = False
+        self._note_read(received[0], sum(memoryview(buffer).nbytes for buffer in buffers), flags)
+        return received
 
     def send(self, data: Any, flags: int = 0) -> int:
         """Write some of the data."""
         count = super().send(data, flags)
-        if self.unanswered:
-            self._note_answer()
+        self._note_write()
         return count
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """Write all of the data."""
         super().sendall(data, flags)
-        if self.unanswered:
-            self._note_answer()
+        self._note_write()
 
-    def _note_answer(self) -> None:
-        self.unanswered = False
-        if self.owner is not None and self.owner.awaits_answer:
-            self.owner.note_answer()
+    def sendmsg(self, *arguments: Any) -> int:
+        """Write some of the data, with ancillary data."""
+        count = super().sendmsg(*arguments)
+        self._note_write()
+        return count
 
-    def _check_end(self) -> None:
-        if self.owner is not None and self.owner.has_made_end():
-            raise ConnectionAbortedError(errno.ECONNABORTED, "the server stops")
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        """Write what is in a file."""
+        sent = super().sendfile(file, offset, count)
+        self._note_write()
+        return sent
 
     def shutdown(self, how: int) -> None:
         """Shut down one or both sides."""
@@ -115,22 +272,10 @@ class RequestSocket(socket.socket):
 
 
 class CountingRequestSocket(RequestSocket):
-    """A request socket that counts what is read and written with it, files made of it included.
+    """A request socket that counts what is written with it, files made of it included.
 
-    It does not count what TLS, or a copy made with dup(), reads and writes.
+    It does not count what TLS, or a copy made with dup(), writes.
     """
-
-    def recv(self, bufsize: int, flags: int = 0) -> bytes:
-        """Read."""
-        data = super().recv(bufsize, flags)
-        self._count_in(len(data), flags)
-        return data
-
-    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        """Read into a buffer."""
-        count = super().recv_into(buffer, nbytes, flags)
-        self._count_in(count, flags)
-        return count
 
     def send(self, data: Any, flags: int = 0) -> int:
         """Write some of the data."""
@@ -150,6 +295,35 @@ class CountingRequestSocket(RequestSocket):
         self.bytes_out = before + sent  # where os.sendfile() can't be used, send() has counted too
         return sent
 
-    def _count_in(self, count: int, flags: int) -> None:
-        if not flags & socket.MSG_PEEK:
-            self.bytes_in += count
+
+class _WatchedTLS(WatchedSocket):
+    """The part of a request's socket with TLS that tells whether a message is in progress: a mix-in for ssl.SSLSocket."""
+
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:
+        """Read, into `buffer` if there is one. Raises ConnectionAbortedError if the server stops in mid-message."""
+        if self._begin_read():
+            return b"" if buffer is None else 0
+        try:
+            got = super().read(len, buffer)  # type: ignore[misc]
+        finally:
+            self.is_waiting = False
+        self._note_read(got if buffer is not None else got.__len__(), len)
+        return got
+
+    def write(self, data: Any) -> int:
+        """Write some of the data."""
+        count: int = super().write(data)  # type: ignore[misc]
+        self._note_write()
+        return count
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Write some of the data."""
+        count: int = super().send(data, flags)  # type: ignore[misc]
+        self._note_write()
+        return count
+
+
+@functools.cache  # one class for each of theirs
+def with_tls_of_requests(sslsocket_class: Any) -> type[ssl.SSLSocket]:
+    """Return the class to derive a request's socket with TLS from a context's `sslsocket_class`."""
+    return type("RequestSSLSocket", (_WatchedTLS, sslsocket_class), {})
