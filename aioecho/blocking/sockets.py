@@ -18,6 +18,9 @@ from aioecho.streams.protocol import QUICK_ACKS, TCP_QUICKACK
 
 __all__ = ["CountingRequestSocket", "RequestSocket", "WatchedSocket", "with_tls_of_requests"]
 
+# A read that gets as many bytes as it asks for leaves more in the kernel, mostly. One that asks for so few reads a header.
+FEW = 2**11
+
 
 class SocketOwner(Protocol):
     """The connection whose socket it is. A handler's thread calls its methods."""
@@ -64,7 +67,7 @@ class WatchedSocket:
     ends_at: int | None = None
     """Read no more, once `bytes_in` is this, unless a part of a record has come."""
 
-    _was_short = True  # whether the last read has got less than it asked for: by then nothing more had come
+    _was_short = True  # whether the last read has left nothing in the kernel, or may have, as it asked for FEW bytes
     _file: "Callable[[], RequestReader | None] | None" = None
 
     def is_in_message(self) -> bool:
@@ -115,7 +118,7 @@ class WatchedSocket:
             if flags & socket.MSG_PEEK:
                 return
             self.bytes_in += count
-            self._was_short = count < size
+            self._was_short = count < size or size <= FEW
             self.unanswered = self.unanswered or 1
         elif size and self.owner is not None:
             self.owner.check_end(self)
