@@ -812,7 +812,7 @@ async def test_a_drain_loses_no_reply_to_what_a_handler_has_not_read(has_tls: bo
                 sock.sendall(b", and more")
                 stopping = asyncio.create_task(server.shutdown(20))
                 [connection] = server.connections
-                await settle(lambda: connection._has_shut_reading or connection.is_draining)
+                await settle(lambda: connection._has_shut_reading or connection._is_draining)
                 server.may_go_on.set()
                 report = await stopping
                 assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)

@@ -115,7 +115,7 @@ class ThreadDrain:
         is_tls = stream is not sock
         if self._one_way:
             return self._judge_one_way(stream, sock, is_tls)
-        is_line, is_in_message = stream.is_waiting and stream.is_between_lines(), stream.is_in_message()
+        is_line, is_in_message = stream.is_between_lines(), stream.is_in_message()
         if (is_in_message and not is_line) or unread(sock):
             return inf
         received = tcp_info(sock, BYTES_RECEIVED)
@@ -138,7 +138,7 @@ class ThreadDrain:
             # A peer that never stops sending does not put the end off.
             received = None if is_tls else tcp_info(sock, BYTES_RECEIVED)
             stream.ends_at = stream.bytes_in + unread(sock) + UNNOTED if received is None else received
-        if stream.is_in_record() or unread(sock) or (stream.makes_files() and not stream.is_waiting):
+        if stream.is_in_record() or unread(sock) or (stream.makes_files() and stream.reading_file is None):
             return inf
         return self._find_silence_left(SETTLED, stream, sock)
 

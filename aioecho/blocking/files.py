@@ -14,6 +14,8 @@ __all__ = ["RequestFile", "RequestReader"]
 
 NEWLINE = 10
 
+tell = io.BufferedReader.tell
+
 
 class RequestFile(socket.SocketIO):
     """The raw file below a :class:`RequestReader`."""
@@ -30,12 +32,23 @@ class RequestFile(socket.SocketIO):
     is_text = False
     """Whether a text file has the reader, and buffers what that has given."""
 
+    _has_timed_out = False
+
     def readinto(self, buffer: Any) -> int | None:
-        """Read from the socket."""
+        """Read from the socket, as SocketIO does."""
         sock: Any = self._sock  # type: ignore[attr-defined]  # SocketIO's own
+        if sock is None:
+            raise ValueError("I/O operation on closed socket.")
+        if self._has_timed_out:
+            raise OSError("cannot read from timed out object")
         sock.reading_file = self
         try:
-            count = super().readinto(buffer)
+            count: int = sock.recv_into(buffer)
+        except TimeoutError:
+            self._has_timed_out = True
+            raise
+        except BlockingIOError:
+            return None
         finally:
             sock.reading_file = None
         if count:
@@ -64,7 +77,7 @@ class RequestReader(io.BufferedReader):
         """Tell whether something is buffered, in the thread that reads: what a text file has of a line is guessed."""
         raw = self.raw
         try:
-            return raw.given > super().tell() or (raw.is_text and not raw.ends_line)
+            return raw.given != tell(self) or (raw.is_text and not raw.ends_line)
         except ValueError:  # closed
             return False
 
@@ -75,7 +88,7 @@ class RequestReader(io.BufferedReader):
     def read(self, size: int | None = -1, /) -> bytes:
         """Read `size` bytes, less at the end of the stream; up to that if `size` is negative or None."""
         raw = self.raw
-        raw.reads_since = super().tell()
+        raw.reads_since = tell(self)
         try:
             return super().read(size)
         finally:
@@ -93,7 +106,7 @@ class RequestReader(io.BufferedReader):
     def readinto(self, buffer: Any, /) -> int:
         """Read as many bytes as `buffer` has, less at the end of the stream."""
         raw = self.raw
-        raw.reads_since = super().tell()
+        raw.reads_since = tell(self)
         try:
             return super().readinto(buffer)
         finally:
@@ -120,7 +133,7 @@ class RequestReader(io.BufferedReader):
     def readlines(self, hint: int | None = -1, /) -> list[bytes]:
         """Read lines up to the end of the stream, or until `hint` bytes are there."""
         raw = self.raw
-        raw.reads_since = super().tell()
+        raw.reads_since = tell(self)
         try:
             return super().readlines(-1 if hint is None else hint)
         finally:

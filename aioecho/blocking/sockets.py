@@ -27,7 +27,6 @@ class SocketOwner(Protocol):
 
     was_shut: bool
     is_left_open: bool
-    is_draining: bool
 
     def note_change(self) -> None:
         """Look again whether the stream is to end, while the server stops: the handler waits, or has answered."""
@@ -58,8 +57,8 @@ class WatchedSocket:
     has_left = False
     """Whether a file had something buffered when something was written last."""
 
-    is_waiting = False
-    """Whether a read goes on."""
+    is_draining = False
+    """Whether the server stops."""
 
     reading_file: RequestFile | None = None
     """The file for which it is read, of those that know what they have buffered."""
@@ -67,7 +66,7 @@ class WatchedSocket:
     ends_at: int | None = None
     """Read no more, once `bytes_in` is this, unless a part of a record has come."""
 
-    _was_short = True  # whether the last read has left nothing in the kernel, or may have, as it asked for FEW bytes
+    _was_full = False  # whether the last read has got as much as it asked for
     _file: "Callable[[], RequestReader | None] | None" = None
 
     def is_in_message(self) -> bool:
@@ -88,20 +87,19 @@ class WatchedSocket:
         """Tell whether it is read by a file that knows what it has buffered."""
         return self._file is not None
 
-    # What derived classes do at each read and write, in the handler's thread.
+    # What derived classes do at each read and write, in the handler's thread. What is common they do themselves: a call of a
+    # function costs as much as all the rest of it.
 
-    def _begin_read(self) -> bool:
-        """Note that a read begins. Return True if it is to get the end of the stream instead."""
-        self.is_waiting = True
-        if self.unanswered and self._was_short and self.unanswered <= QUICK_ACKS:
+    def _may_not_read(self) -> bool:
+        """Do what comes before a read in mid-message, or as the server stops. Return True if there is an end in its place."""
+        if self.unanswered and self.unanswered <= QUICK_ACKS and not self._was_full:
             self._acknowledge()
-        owner = self.owner
-        if owner is None or not owner.is_draining:
+        self._was_full = False
+        if not self.is_draining or self.owner is None:
             return False
         if self.ends_at is not None and self.bytes_in >= self.ends_at and not self.is_in_record():
-            self.is_waiting = False
             return True
-        owner.note_change()
+        self.owner.note_change()
         return False
 
     def _acknowledge(self) -> None:
@@ -114,22 +112,23 @@ class WatchedSocket:
 
     def _note_read(self, count: int, size: int, flags: int = 0) -> None:
         """Note that so many bytes were read of at most `size`. If the server has made the end, raise an error in its place."""
-        if count:
-            if flags & socket.MSG_PEEK:
-                return
+        if not count:
+            if size and self.owner is not None:
+                self.owner.check_end(self)
+        elif not flags & socket.MSG_PEEK:
             self.bytes_in += count
-            self._was_short = count < size or size <= FEW
-            self.unanswered = self.unanswered or 1
-        elif size and self.owner is not None:
-            self.owner.check_end(self)
+            if not self.unanswered:
+                self.unanswered = 1
+            if count == size > FEW:
+                self._was_full = True
 
     def _note_write(self) -> None:
-        if self.unanswered or self.has_left:
-            self.unanswered = 0
-            file = self._file() if self._file is not None else None
-            self.has_left = file is not None and file.has_left()
-            if self.owner is not None and self.owner.is_draining:
-                self.owner.note_change()
+        """Note that something was written after something was read."""
+        self.unanswered = 0
+        file = self._file() if self._file is not None else None
+        self.has_left = file is not None and file.has_left()
+        if self.is_draining and self.owner is not None:
+            self.owner.note_change()
 
     def makefile(self, mode: str = "r", buffering: int | None = None, **options: Any) -> Any:
         """Return a file, as socket.makefile() does. One to read from knows what it has buffered."""
@@ -153,79 +152,74 @@ class RequestSocket(WatchedSocket, socket.socket):
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
         """Read. Raises ConnectionAbortedError if the server stops in the middle of a message."""
-        if self._begin_read():
+        if (self.unanswered or self.is_draining) and self._may_not_read():
             return b""
-        try:
-            data = super().recv(bufsize, flags)
-        finally:
-            self.is_waiting = False
-        self._note_read(len(data), bufsize, flags)
+        data = super().recv(bufsize, flags)
+        count = len(data)
+        if 0 < count < FEW and not flags:
+            self.bytes_in += count
+            if not self.unanswered:
+                self.unanswered = 1
+        else:
+            self._note_read(count, bufsize, flags)
         return data
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         """Read into a buffer. Raises ConnectionAbortedError if the server stops in the middle of a message."""
-        if self._begin_read():
+        if (self.unanswered or self.is_draining) and self._may_not_read():
             return 0
-        try:
-            count = super().recv_into(buffer, nbytes, flags)
-        finally:
-            self.is_waiting = False
-        self._note_read(count, nbytes or memoryview(buffer).nbytes, flags)
+        count = super().recv_into(buffer, nbytes, flags)
+        if 0 < count < FEW and not flags:
+            self.bytes_in += count
+            if not self.unanswered:
+                self.unanswered = 1
+        else:
+            self._note_read(count, nbytes or memoryview(buffer).nbytes, flags)
         return count
 
     # What follows is seldom called, and waits for more where recv() would give the end of a one_way handler's stream at once.
 
     def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Any]:
         """Read, with the address. Raises as recv() does."""
-        self._begin_read()
-        try:
-            data, address = super().recvfrom(bufsize, flags)
-        finally:
-            self.is_waiting = False
+        self._may_not_read()
+        data, address = super().recvfrom(bufsize, flags)
         self._note_read(len(data), bufsize, flags)
         return data, address
 
     def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
         """Read into a buffer, with the address. Raises as recv() does."""
-        self._begin_read()
-        try:
-            count, address = super().recvfrom_into(buffer, nbytes, flags)
-        finally:
-            self.is_waiting = False
+        self._may_not_read()
+        count, address = super().recvfrom_into(buffer, nbytes, flags)
         self._note_read(count, nbytes or memoryview(buffer).nbytes, flags)
         return count, address
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0) -> Any:
         """Read, with ancillary data. Raises as recv() does."""
-        self._begin_read()
-        try:
-            received = super().recvmsg(bufsize, ancbufsize, flags)
-        finally:
-            self.is_waiting = False
+        self._may_not_read()
+        received = super().recvmsg(bufsize, ancbufsize, flags)
         self._note_read(len(received[0]), bufsize, flags)
         return received
 
     def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0) -> Any:
         """Read into buffers, with ancillary data. Raises as recv() does."""
         buffers = list(buffers)
-        self._begin_read()
-        try:
-            received = super().recvmsg_into(buffers, ancbufsize, flags)
-        finally:
-            self.is_waiting = False
+        self._may_not_read()
+        received = super().recvmsg_into(buffers, ancbufsize, flags)
         self._note_read(received[0], sum(memoryview(buffer).nbytes for buffer in buffers), flags)
         return received
 
     def send(self, data: Any, flags: int = 0) -> int:
         """Write some of the data."""
         count = super().send(data, flags)
-        self._note_write()
+        if self.unanswered or self.has_left:
+            self._note_write()
         return count
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """Write all of the data."""
         super().sendall(data, flags)
-        self._note_write()
+        if self.unanswered or self.has_left:
+            self._note_write()
 
     def sendmsg(self, *arguments: Any) -> int:
         """Write some of the data, with ancillary data."""
@@ -304,25 +298,24 @@ class _WatchedTLS(WatchedSocket):
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:
         """Read, into `buffer` if there is one. Raises ConnectionAbortedError if the server stops in mid-message."""
-        if self._begin_read():
+        if (self.unanswered or self.is_draining) and self._may_not_read():
             return b"" if buffer is None else 0
-        try:
-            got = super().read(len, buffer)  # type: ignore[misc]
-        finally:
-            self.is_waiting = False
+        got = super().read(len, buffer)  # type: ignore[misc]
         self._note_read(got if buffer is not None else got.__len__(), len)
         return got
 
     def write(self, data: Any) -> int:
         """Write some of the data."""
         count: int = super().write(data)  # type: ignore[misc]
-        self._note_write()
+        if self.unanswered or self.has_left:
+            self._note_write()
         return count
 
     def send(self, data: Any, flags: int = 0) -> int:
         """Write some of the data."""
         count: int = super().send(data, flags)  # type: ignore[misc]
-        self._note_write()
+        if self.unanswered or self.has_left:
+            self._note_write()
         return count
 
 

@@ -67,13 +67,13 @@ class ThreadedConnection(Threaded):
         "_has_made_end",
         "_has_met_stop",
         "_has_shut_reading",
+        "_is_draining",
         "_is_handshaking",
         "_is_over",
         "_kept",
         "_left",
         "_linger",
         "_was_lost",
-        "is_draining",
         "is_left_open",
         "one_way",
         "since",
@@ -103,7 +103,7 @@ class ThreadedConnection(Threaded):
         self._handlers_socket: socket.socket = request  # or what TLS was wrapped around it
         self._handshake_error: OSError | None = None
         self._is_handshaking = server.ssl is not None
-        self._has_shut_reading = self._is_over = self.is_draining = False
+        self._has_shut_reading = self._is_over = self._is_draining = False
         self._has_made_end = self._has_met_stop = False
         self.one_way = bool(getattr(undo_partial(RequestHandlerClass), "one_way", False))
         self._drain: ThreadDrain | None = None
@@ -130,9 +130,10 @@ class ThreadedConnection(Threaded):
         One that has only just connected is about to send its request: it has until it is FRESH seconds old. One that has
         not even begun TLS's handshake has as long from now.
         """
-        self.is_draining = True
         if self._has_returned:
             return
+        self._is_draining = True
+        self._watch(self._handlers_socket)
         age = 0 if self._is_handshaking else self._loop.time() - self.since
         self._drain = ThreadDrain(
             self,
@@ -142,6 +143,11 @@ class ThreadedConnection(Threaded):
             one_way=self.one_way,
         )
         self._drain.decide()
+
+    def _watch(self, stream: socket.socket) -> None:
+        """Have the handler's socket tell what it does from now on, as the server stops."""
+        if self._is_draining and isinstance(stream, WatchedSocket):
+            stream.is_draining = True
 
     def _get_fresh_time(self) -> float:
         return FRESH_AMONG_OTHERS if self._server.keep_backlog else FRESH
@@ -251,6 +257,7 @@ class ThreadedConnection(Threaded):
                 return
             self._post(self._handshaken)
             self._handlers_socket = request
+            self._watch(request)  # drain() may have looked before
         try:
             self._call_handler(request)
         finally:
