@@ -386,6 +386,44 @@ async def test_a_reset_is_the_peers_doing(caplog: pytest.LogCaptureFixture) -> N
     assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
 
 
+@pytest.mark.parametrize(
+    "record",
+    [b"no record of TLS at all", b"\x17\x03\x03\x00\x20" + b"x" * 32],
+    ids=["no record", "a record that can't be decrypted"],
+)
+async def test_broken_tls_is_the_peers_doing(
+    record: bytes, tls: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    def break_it() -> None:
+        plain = socket.create_connection(server.server_address)
+        sock = tls.client.wrap_socket(plain, server_hostname="localhost")
+        with socket.socket(fileno=sock.detach()) as bare:
+            bare.sendall(record)
+            with contextlib.suppress(OSError):
+                while bare.recv(1000):
+                    pass
+
+    async with aioecho.serve(Upper, ANYWHERE, ssl=tls.server) as server:
+        await asyncio.to_thread(break_it)
+        await settle(lambda: not server.connections)
+        assert server.stats.reasons == {"connection lost": 1}
+        check_identity(server)
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+async def test_an_error_of_tls_elsewhere_is_not_the_peers_doing(
+    tls: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Fails(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            raise ssl.SSLError(ssl.SSL_ERROR_SSL, "with the database")
+
+    async with aioecho.serve(Fails, ANYWHERE, ssl=tls.server) as server:
+        await ask(server, b"", ssl=tls.client, server_hostname="localhost")
+        await settle(lambda: server.stats.reasons == {"error": 1})
+    assert [r.levelname for r in caplog.records if r.exc_info] == ["ERROR"]
+
+
 @pytest.mark.parametrize("kind", ["blocking", "async"])
 async def test_to_be_refused_elsewhere_is_not_the_peers_doing(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     class Blocking(socketserver.BaseRequestHandler):
@@ -710,6 +748,9 @@ async def test_no_thread_to_be_had_is_counted(
         assert await ask(server, b"x\n") == b""
         await settle(lambda: server.stats.rejected == 1)
         assert server.stats.reasons == {"no thread": 1}
+        for _ in range(20):
+            await ask(server, b"x\n")
+        assert caplog.text.count("can't start new thread") <= 2  # and not each time: once a second
         monkeypatch.setattr(threading.Thread, "start", start)
         assert await ask(server, b"x\n") == b"X\n"
         # With one thread at work a second client waits for it, instead.
