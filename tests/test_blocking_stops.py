@@ -373,6 +373,34 @@ async def test_a_one_way_sink_whose_client_does_not_stop_ends_all_the_same(has_t
     in_time(report.seconds, 5, "the stop")
 
 
+@pytest.mark.parametrize("where", ["tcp", "unix"])
+async def test_a_one_way_sink_loses_a_line_at_the_most_of_a_client_that_looks_for_no_end(
+    where: str, tmp_path: Path
+) -> None:
+    sent = 0
+
+    def send_until_refused() -> None:
+        nonlocal sent
+        with socket.socket(socket.AF_INET if where == "tcp" else socket.AF_UNIX) as sock:
+            sock.connect(server.server_address)
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    sock.sendall(b"line %d\n" % sent)
+                    sent += 1
+                    time.sleep(0.0005)
+
+    endpoint = "tcp://127.0.0.1:0" if where == "tcp" else f"unix:{tmp_path / 's'}"
+    async with aioecho.serve(OneWaySink, endpoint, timeouts=QUICK) as server:
+        sending = asyncio.create_task(asyncio.to_thread(send_until_refused))
+        await settle(lambda: len(seen) > 100)
+        report = await server.shutdown(GRACE)
+        await sending
+    assert seen == [b"line %d\n" % number for number in range(len(seen))]
+    assert sent - len(seen) <= 1
+    assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+    in_time(report.seconds, 5, "the stop")
+
+
 # Clients without a thread.
 
 

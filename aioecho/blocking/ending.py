@@ -135,9 +135,9 @@ class ThreadDrain:
             if self._linger > 0:
                 return self._linger
         if stream.ends_at is None:
-            # A peer that never stops sending does not put the end off.
-            received = None if is_tls else tcp_info(sock, BYTES_RECEIVED)
-            stream.ends_at = stream.bytes_in + unread(sock) + UNNOTED if received is None else received
+            # A peer that never stops sending does not put the end off. With TLS the kernel can refuse nothing, nor tell how
+            # much has come.
+            stream.ends_at = stream.bytes_in + unread(sock) + UNNOTED if is_tls else 0
         if stream.is_in_record() or unread(sock) or (stream.makes_files() and stream.reading_file is None):
             return inf
         return self._find_silence_left(SETTLED, stream, sock)

@@ -34,6 +34,9 @@ class SocketOwner(Protocol):
     def check_end(self, sock: "WatchedSocket") -> None:
         """Raise ConnectionAbortedError if a read that has met an end must not: the server has made it."""
 
+    def stop_receiving(self) -> bool:
+        """Have the kernel refuse what the peer sends from now on. Return whether nothing is left to be read."""
+
     def keep(self) -> None:
         """Keep a copy of the socket, which is about to be detached."""
 
@@ -64,7 +67,7 @@ class WatchedSocket:
     """The file for which it is read, of those that know what they have buffered."""
 
     ends_at: int | None = None
-    """Read no more, once `bytes_in` is this, unless a part of a record has come."""
+    """Read no more, once `bytes_in` is this, than has come by then and the rest of a record. For peers that only send."""
 
     _was_full = False  # whether the last read has got as much as it asked for
     _file: "Callable[[], RequestReader | None] | None" = None
@@ -97,10 +100,10 @@ class WatchedSocket:
         self._was_full = False
         if not self.is_draining or self.owner is None:
             return False
-        if self.ends_at is not None and self.bytes_in >= self.ends_at and not self.is_in_record():
-            return True
-        self.owner.note_change()
-        return False
+        if self.ends_at is None or self.bytes_in < self.ends_at or self.is_in_record():
+            self.owner.note_change()
+            return False
+        return self.owner.stop_receiving()
 
     def _acknowledge(self) -> None:
         # As StreamProtocol.wait_in_message() does, and for the same reason: the rest of a message may wait for it.

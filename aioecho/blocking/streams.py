@@ -29,7 +29,7 @@ from typing import Any
 from aioecho.blocking.ending import ThreadDrain
 from aioecho.blocking.request import Threaded
 from aioecho.blocking.sockets import CountingRequestSocket, RequestSocket, WatchedSocket, with_tls_of_requests
-from aioecho.net.kernel import has_peer_ended, is_broken
+from aioecho.net.kernel import has_peer_ended, is_broken, unread
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
 from aioecho.serving.connection import FRESH, FRESH_AMONG_OTHERS
@@ -220,6 +220,17 @@ class ThreadedConnection(Threaded):
     def note_change(self) -> None:
         """Look again whether the stream is to end: the handler waits, or has answered."""
         self._post(self._decide)
+
+    def stop_receiving(self) -> bool:
+        """Have the kernel refuse what a peer that only sends does from now on. Return whether nothing is left to be read.
+
+        Without, it would accept what comes between the handler's last read and the closing of the socket, and discard it. It
+        refuses by a reset, where FIN has been sent before.
+        """
+        if self._server.ssl is not None:
+            return True
+        self.shut_reading()
+        return unread(self.get_socket()) == 0
 
     def check_end(self, sock: WatchedSocket) -> None:
         """Raise ConnectionAbortedError if a read has met an end that the server has made in the middle of a message."""
