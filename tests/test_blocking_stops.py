@@ -377,12 +377,18 @@ async def test_a_one_way_sink_whose_client_does_not_stop_ends_all_the_same(has_t
 async def test_a_one_way_sink_loses_a_line_at_the_most_of_a_client_that_looks_for_no_end(
     where: str, tmp_path: Path
 ) -> None:
+    class Ends(OneWaySink):
+        def finish(self) -> None:
+            time.sleep(0.05)  # what comes now is read no more
+
     sent = 0
 
     def send_until_refused() -> None:
         nonlocal sent
         with socket.socket(socket.AF_INET if where == "tcp" else socket.AF_UNIX) as sock:
             sock.connect(server.server_address)
+            if where == "tcp":  # or lines would wait in the client's own kernel
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with contextlib.suppress(ConnectionError):
                 while True:
                     sock.sendall(b"line %d\n" % sent)
@@ -390,7 +396,7 @@ async def test_a_one_way_sink_loses_a_line_at_the_most_of_a_client_that_looks_fo
                     time.sleep(0.0005)
 
     endpoint = "tcp://127.0.0.1:0" if where == "tcp" else f"unix:{tmp_path / 's'}"
-    async with aioecho.serve(OneWaySink, endpoint, timeouts=QUICK) as server:
+    async with aioecho.serve(Ends, endpoint, timeouts=QUICK) as server:
         sending = asyncio.create_task(asyncio.to_thread(send_until_refused))
         await settle(lambda: len(seen) > 100)
         report = await server.shutdown(GRACE)

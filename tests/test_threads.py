@@ -790,6 +790,25 @@ async def test_a_connection_leaves_no_reference_cycle() -> None:
         assert kinds.count("RequestSocket") <= 1
 
 
+async def test_a_reply_is_written_at_once_though_more_requests_are_buffered() -> None:
+    may_go_on = threading.Event()
+
+    class Waits(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            for line in self.rfile:
+                if line == b"two\n":
+                    may_go_on.wait(20)
+                self.wfile.write(line.upper())
+
+    async with aioecho.serve(Waits, ANYWHERE) as server:
+        reader, writer = await open_to(server)
+        writer.write(b"one\ntwo\n")
+        assert await reader.readline() == b"ONE\n"
+        may_go_on.set()
+        assert await reader.readline() == b"TWO\n"
+        await close(writer)
+
+
 # Drain
 
 
