@@ -196,6 +196,38 @@ async def test_a_message_over_a_unix_socket_is_read_to_its_end(tmp_path: Path) -
     in_time(report.seconds, 5, "the stop")
 
 
+async def test_a_message_over_tls_of_the_handlers_own_is_read_to_its_end(tls: SimpleNamespace) -> None:
+    class Wraps(Lines):
+        def setup(self) -> None:
+            self.request = tls.server.wrap_socket(self.request, server_side=True)
+            super().setup()
+
+        def finish(self) -> None:
+            super().finish()
+            self.request.close()
+
+    async with aioecho.serve(Wraps, "tcp://127.0.0.1:0", timeouts=QUICK) as server:
+        reader, writer = await asyncio.open_connection(
+            *server.server_address, ssl=tls.client, server_hostname="localhost"
+        )
+        writer.write(b"pay 5\n")
+        assert await reader.readline() == b"done: pay 5\n"
+        await asyncio.sleep(0.12)  # time is the subject: the kernel's clocks tell what came last
+        writer.write(b"pay 10")
+        await asyncio.sleep(0.02)
+        stop = asyncio.create_task(server.shutdown(GRACE))
+        await asyncio.sleep(0.5)  # longer than linger
+        writer.write(b"00\n")
+        assert await reader.readline() == b"done: pay 1000\n"
+        report = await stop
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+    assert seen == [b"pay 5\n", b"pay 1000\n"]
+    assert (report.completed, report.cancelled) == (1, 0)
+    in_time(report.seconds, 5, "the stop")
+
+
 # When the grace is over there is an error, and no end.
 
 

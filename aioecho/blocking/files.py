@@ -1,9 +1,9 @@
 """The files that a blocking handler makes of its socket to read from: they know what they have buffered, and how they are read.
 
-A handler's end at a stop depends on that: a line whose beginning is in a file's buffer is a message in progress. BufferedReader
-itself does not tell. But its tell() subtracts what it has buffered from what the raw file below says, takes no lock, and so
-never waits for a thread that reads. And of its methods those that read lines stay C's own: only the others, which read so many
-bytes, say so to the raw file, which then knows for what it is read.
+A handler's end at a stop depends on that: a line of which the beginning is in a file's buffer is a message in progress.
+BufferedReader itself does not tell. But its tell() subtracts what it has buffered from what the raw file below says. It takes
+no lock, and so never waits for a thread that reads. The methods that read lines are C's own. The others, which read so many
+bytes, are overridden: they tell the raw file that they wait for bytes.
 """
 
 import io
@@ -69,7 +69,7 @@ class RequestFile(socket.SocketIO):
 
 
 class RequestReader(io.BufferedReader):
-    """What ``makefile("rb")`` gives, as `rfile`: a BufferedReader whose raw file knows for what it is read."""
+    """What ``makefile("rb")`` gives, as `rfile`: a BufferedReader with a raw file that knows what is read."""
 
     raw: RequestFile
 

@@ -23,7 +23,7 @@ FEW = 2**11
 
 
 class SocketOwner(Protocol):
-    """The connection whose socket it is. A handler's thread calls its methods."""
+    """The connection that the socket is of. A handler's thread calls its methods."""
 
     was_shut: bool
     is_left_open: bool
@@ -51,7 +51,7 @@ class WatchedSocket:
     """The connection; None for a copy, made with dup()."""
 
     bytes_in = bytes_out = 0
-    """The bytes read; and those written, which CountingRequestSocket alone counts."""
+    """The bytes read; and the bytes written, which CountingRequestSocket alone counts."""
 
     unanswered = 0
     """Above 0 if something was read since something was written last, and by as much as the kernel was asked for an
@@ -64,7 +64,7 @@ class WatchedSocket:
     """Whether the server stops."""
 
     reading_file: RequestFile | None = None
-    """The file for which it is read, of those that know what they have buffered."""
+    """The RequestFile for which it is read; None if it is read by itself, or not at all."""
 
     ends_at: int | None = None
     """Read no more, once `bytes_in` is this, than has come by then and the rest of a record. For peers that only send."""
@@ -90,8 +90,8 @@ class WatchedSocket:
         """Tell whether it is read by a file that knows what it has buffered."""
         return self._file is not None
 
-    # What derived classes do at each read and write, in the handler's thread. What is common they do themselves: a call of a
-    # function costs as much as all the rest of it.
+    # What derived classes call at reads and writes, in the handler's thread. They do the common case without a call: it would
+    # cost more than the rest.
 
     def _may_not_read(self) -> bool:
         """Do what comes before a read in mid-message, or as the server stops. Return True if there is an end in its place."""
@@ -135,7 +135,7 @@ class WatchedSocket:
 
     def makefile(self, mode: str = "r", buffering: int | None = None, **options: Any) -> Any:
         """Return a file, as socket.makefile() does. One to read from knows what it has buffered."""
-        if buffering == 0 or "r" not in mode or not set(mode) <= set("rbt"):
+        if buffering == 0 or "r" not in mode or not set(mode) <= {"r", "b"}:
             return super().makefile(mode, buffering, **options)  # type: ignore[misc]
         raw = RequestFile(self, "r")  # type: ignore[arg-type]
         self._io_refs += 1  # type: ignore[attr-defined]  # as makefile() does; RequestFile.close() takes it back
@@ -322,7 +322,7 @@ class _WatchedTLS(WatchedSocket):
         return count
 
 
-@functools.cache  # one class for each of theirs
+@functools.cache  # one class is enough for one of theirs
 def with_tls_of_requests(sslsocket_class: Any) -> type[ssl.SSLSocket]:
     """Return the class to derive a request's socket with TLS from a context's `sslsocket_class`."""
     return type("RequestSSLSocket", (_WatchedTLS, sslsocket_class), {})
