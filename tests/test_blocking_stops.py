@@ -285,6 +285,45 @@ async def test_a_client_that_is_idle_ends_at_once() -> None:
     in_time(report.seconds, 0.3, "the stop")  # and not linger
 
 
+@pytest.mark.parametrize("where", ["plain", "TLS", "unix"])
+async def test_a_client_that_asks_without_a_pause_ends_at_the_next_wait(
+    where: str, tls: SimpleNamespace, tmp_path: Path
+) -> None:
+    asked = answered = 0
+    async with aioecho.serve(
+        Lines,
+        f"unix:{tmp_path / 's'}" if where == "unix" else "tcp://127.0.0.1:0",
+        ssl=tls.server if where == "TLS" else None,
+    ) as server:
+        if where == "unix":
+            reader, writer = await asyncio.open_unix_connection(server.server_address)
+        else:
+            options = {"ssl": tls.client, "server_hostname": "localhost"} if where == "TLS" else {}
+            reader, writer = await asyncio.open_connection(*server.server_address, **options)
+
+        async def ask() -> None:
+            nonlocal asked, answered
+            with contextlib.suppress(OSError):
+                while True:
+                    writer.write(b"line\n")
+                    asked += 1
+                    if await reader.readline() != b"done: line\n":
+                        break
+                    answered += 1
+
+        asking = asyncio.create_task(ask())
+        await asyncio.sleep(0.2)  # time is the subject: past FRESH
+        report = await server.shutdown(GRACE)
+        await asking
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+    assert answered >= asked - 1 > 10
+    assert len(seen) == answered  # what was read was answered
+    assert (report.completed, report.cancelled) == (1, 0)
+    in_time(report.seconds, 0.4, "the stop")  # and not linger
+
+
 async def test_an_upload_with_acknowledgements_is_not_cut_while_it_comes() -> None:
     class Acknowledges(socketserver.BaseRequestHandler):
         def handle(self) -> None:

@@ -3,7 +3,8 @@
 The rules are those of aioecho.streams.ending. But a thread that waits in recv() can be woken in one way alone: the read side of
 its socket is shut, for good. So the event loop decides, and only then shuts it. It looks when the drain begins, when the
 handler begins to wait, when it has answered, and when its peer has been silent for long enough. A handler may have read what it
-has not noted yet, as it waits for the interpreter's lock: the kernel's count tells, or the time since something came.
+has not noted yet, as it waits for the interpreter's lock: the kernel's count tells, or the time since something came. A thread
+that is about to wait between two lines decides for itself.
 """
 
 import asyncio
@@ -95,6 +96,9 @@ class ThreadDrain:
             left = self._find_time_left()
         if left <= 0:
             self.stop()
+            stream = self._connection.get_stream()
+            if isinstance(stream, WatchedSocket) and not self._one_way:
+                stream.has_ended = True
             self._connection.shut_reading()
         elif left < inf:
             self._timer = self._loop.call_later(left, self.decide)
@@ -115,6 +119,7 @@ class ThreadDrain:
         is_tls = stream is not sock
         if self._one_way:
             return self._judge_one_way(stream, sock, is_tls)
+        stream.may_end = True
         is_line, is_in_message = stream.is_between_lines(), stream.is_in_message()
         if (is_in_message and not is_line) or unread(sock):
             return inf
@@ -122,10 +127,9 @@ class ThreadDrain:
         if received is None:
             # Only (b) waits for silence: what a peer on this machine has sent is here.
             return self._find_silence_left(self._linger if is_in_message else SETTLED, stream, sock)
-        needed = self._linger
         if is_line and not is_in_message and not is_tls and received == stream.bytes_in:
-            needed = SETTLED
-        return self._find_silence_left(needed, stream, sock)
+            return 0
+        return self._find_silence_left(self._linger, stream, sock)
 
     def _judge_one_way(self, stream: WatchedSocket, sock: socket.socket, is_tls: bool) -> float:
         if not is_tls and not self._has_said_end:

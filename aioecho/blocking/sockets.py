@@ -34,6 +34,9 @@ class SocketOwner(Protocol):
     def check_end(self, sock: "WatchedSocket") -> None:
         """Raise ConnectionAbortedError if a read that has met an end must not: the server has made it."""
 
+    def end_if_nothing_came(self, sock: "WatchedSocket") -> bool:
+        """End the stream, and return True, unless something waits to be read. Between messages, before a read."""
+
     def stop_receiving(self) -> bool:
         """Have the kernel refuse what the peer sends from now on. Return whether nothing is left to be read."""
 
@@ -65,6 +68,12 @@ class WatchedSocket:
 
     reading_file: RequestFile | None = None
     """The RequestFile for which it is read; None if it is read by itself, or not at all."""
+
+    has_ended = False
+    """Whether the server has ended the stream, between messages. What still comes is dropped."""
+
+    may_end = False
+    """Whether the stream ends at the next wait between two lines."""
 
     ends_at: int | None = None
     """Read no more, once `bytes_in` is this, than has come by then and the rest of a record. For peers that only send."""
@@ -98,12 +107,20 @@ class WatchedSocket:
         if self.unanswered and self.unanswered <= QUICK_ACKS and not self._was_full:
             self._acknowledge()
         self._was_full = False
-        if not self.is_draining or self.owner is None:
-            return False
-        if self.ends_at is None or self.bytes_in < self.ends_at or self.is_in_record():
+        if self.has_ended or not self.is_draining or self.owner is None:
+            return self.has_ended
+        if self.ends_at is None:
+            has_ended = (
+                self.may_end
+                and self.is_between_lines()
+                and not self.is_in_message()
+                and self.owner.end_if_nothing_came(self)
+            )
+        else:
+            has_ended = self.bytes_in >= self.ends_at and not self.is_in_record() and self.owner.stop_receiving()
+        if not has_ended:
             self.owner.note_change()
-            return False
-        return self.owner.stop_receiving()
+        return has_ended
 
     def _acknowledge(self) -> None:
         # As StreamProtocol.wait_in_message() does, and for the same reason: the rest of a message may wait for it.
@@ -113,17 +130,24 @@ class WatchedSocket:
         except OSError:  # no TCP, or closed
             self.unanswered = QUICK_ACKS + 1
 
-    def _note_read(self, count: int, size: int, flags: int = 0) -> None:
-        """Note that so many bytes were read of at most `size`. If the server has made the end, raise an error in its place."""
+    def _note_read(self, count: int, size: int, flags: int = 0) -> bool:
+        """Note that so many bytes were read of at most `size`. Return True if these are to be dropped, for the end.
+
+        Raises:
+            ConnectionAbortedError: there is an end, which the server has made in the middle of a message.
+        """
         if not count:
             if size and self.owner is not None:
                 self.owner.check_end(self)
+        elif self.has_ended:
+            return True
         elif not flags & socket.MSG_PEEK:
             self.bytes_in += count
             if not self.unanswered:
                 self.unanswered = 1
             if count == size > FEW:
                 self._was_full = True
+        return False
 
     def _note_write(self) -> None:
         """Note that something was written after something was read."""
@@ -159,12 +183,12 @@ class RequestSocket(WatchedSocket, socket.socket):
             return b""
         data = super().recv(bufsize, flags)
         count = len(data)
-        if 0 < count < FEW and not flags:
+        if 0 < count < FEW and not (flags or self.is_draining):
             self.bytes_in += count
             if not self.unanswered:
                 self.unanswered = 1
-        else:
-            self._note_read(count, bufsize, flags)
+        elif self._note_read(count, bufsize, flags):
+            return b""
         return data
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
@@ -172,12 +196,12 @@ class RequestSocket(WatchedSocket, socket.socket):
         if (self.unanswered or self.is_draining) and self._may_not_read():
             return 0
         count = super().recv_into(buffer, nbytes, flags)
-        if 0 < count < FEW and not flags:
+        if 0 < count < FEW and not (flags or self.is_draining):
             self.bytes_in += count
             if not self.unanswered:
                 self.unanswered = 1
-        else:
-            self._note_read(count, nbytes or memoryview(buffer).nbytes, flags)
+        elif self._note_read(count, nbytes or memoryview(buffer).nbytes, flags):
+            return 0
         return count
 
     # What follows is seldom called, and waits for more where recv() would give the end of a one_way handler's stream at once.
@@ -304,7 +328,8 @@ class _WatchedTLS(WatchedSocket):
         if (self.unanswered or self.is_draining) and self._may_not_read():
             return b"" if buffer is None else 0
         got = super().read(len, buffer)  # type: ignore[misc]
-        self._note_read(got if buffer is not None else got.__len__(), len)
+        if self._note_read(got if buffer is not None else got.__len__(), len):
+            return b"" if buffer is None else 0
         return got
 
     def write(self, data: Any) -> int:

@@ -221,6 +221,17 @@ class ThreadedConnection(Threaded):
         """Look again whether the stream is to end: the handler waits, or has answered."""
         self._post(self._decide)
 
+    def end_if_nothing_came(self, sock: WatchedSocket) -> bool:
+        """End the stream, and return True, unless something waits to be read. Between messages, before a read.
+
+        The thread that reads knows what it has read: it waits for no silence, unlike the loop.
+        """
+        if unread(self.get_socket()) or (isinstance(sock, ssl.SSLSocket) and sock.pending()):
+            return False
+        sock.has_ended = True
+        self.shut_reading()
+        return True
+
     def stop_receiving(self) -> bool:
         """Have the kernel refuse what a peer that only sends does from now on. Return whether nothing is left to be read.
 
