@@ -569,6 +569,53 @@ def test_handlers_that_are_not_to_be_waited_for_are_left_to_finish(setting: dict
         assert sock.recv(1) == b""
 
 
+@pytest.mark.parametrize("has_tls", [False, True])
+def test_a_stop_makes_up_no_end_in_the_middle_of_a_message(has_tls: bool, tls: SimpleNamespace) -> None:
+    class Server(socketserver.ThreadingTCPServer):
+        aioecho_options: ClassVar = {"ssl": tls.server} if has_tls else {}
+
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(serving(Server(("127.0.0.1", 0), Upper)))
+        sock: socket.socket = stack.enter_context(socket.create_connection(server.server_address))
+        if has_tls:
+            sock = stack.enter_context(tls.client.wrap_socket(sock, server_hostname="localhost"))
+        sock.settimeout(20)
+        sock.sendall(b"one\npay 10")
+        assert sock.recv(100) == b"ONE\n"
+        stopping = threading.Thread(target=server.shutdown)
+        stopping.start()
+        time.sleep(0.7)  # time is the subject: longer than linger
+        sock.sendall(b"00\n")
+        assert sock.recv(100) == b"PAY 1000\n"
+        assert sock.recv(100) == b""
+        stopping.join(20)
+        assert not stopping.is_alive()
+
+
+def test_a_sink_says_so_as_elsewhere() -> None:
+    lines: list[bytes] = []
+
+    class Sink(socketserver.StreamRequestHandler):
+        one_way = True
+
+        def handle(self) -> None:
+            lines.extend(self.rfile)
+
+    with (
+        serving(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Sink)) as server,
+        socket.create_connection(server.server_address) as sock,
+    ):
+        sock.settimeout(20)
+        sock.sendall(b"one\n")
+        stopping = threading.Thread(target=server.shutdown)
+        stopping.start()
+        assert sock.recv(1) == b""  # it is told to stop,
+        sock.sendall(b"two\n")  # and what it sends meanwhile is read
+        stopping.join(20)
+        assert not stopping.is_alive()
+    assert lines == [b"one\n", b"two\n"]
+
+
 def test_at_the_end_of_the_grace_a_handler_is_cut_off(caplog: pytest.LogCaptureFixture) -> None:
     class Server(socketserver.ThreadingTCPServer):
         aioecho_options: ClassVar = {"grace": 0.1}

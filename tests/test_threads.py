@@ -386,6 +386,44 @@ async def test_a_reset_is_the_peers_doing(caplog: pytest.LogCaptureFixture) -> N
     assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
 
 
+@pytest.mark.parametrize(
+    "record",
+    [b"no record of TLS at all", b"\x17\x03\x03\x00\x20" + b"x" * 32],
+    ids=["no record", "a record that can't be decrypted"],
+)
+async def test_broken_tls_is_the_peers_doing(
+    record: bytes, tls: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    def break_it() -> None:
+        plain = socket.create_connection(server.server_address)
+        sock = tls.client.wrap_socket(plain, server_hostname="localhost")
+        with socket.socket(fileno=sock.detach()) as bare:
+            bare.sendall(record)
+            with contextlib.suppress(OSError):
+                while bare.recv(1000):
+                    pass
+
+    async with aioecho.serve(Upper, ANYWHERE, ssl=tls.server) as server:
+        await asyncio.to_thread(break_it)
+        await settle(lambda: not server.connections)
+        assert server.stats.reasons == {"connection lost": 1}
+        check_identity(server)
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+async def test_an_error_of_tls_elsewhere_is_not_the_peers_doing(
+    tls: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Fails(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            raise ssl.SSLError(ssl.SSL_ERROR_SSL, "with the database")
+
+    async with aioecho.serve(Fails, ANYWHERE, ssl=tls.server) as server:
+        await ask(server, b"", ssl=tls.client, server_hostname="localhost")
+        await settle(lambda: server.stats.reasons == {"error": 1})
+    assert [r.levelname for r in caplog.records if r.exc_info] == ["ERROR"]
+
+
 @pytest.mark.parametrize("kind", ["blocking", "async"])
 async def test_to_be_refused_elsewhere_is_not_the_peers_doing(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     class Blocking(socketserver.BaseRequestHandler):
@@ -458,7 +496,7 @@ async def test_tls_is_wrapped_in_the_thread_and_ended_in_good_order(tls: SimpleN
 
     class Secret(Upper):
         def setup(self) -> None:
-            seen.append((type(self.request), self.request.version(), self.request.gettimeout()))
+            seen.append((isinstance(self.request, ssl.SSLSocket), self.request.version(), self.request.gettimeout()))
             super().setup()
 
     async with aioecho.serve(Secret, ANYWHERE, ssl=tls.server) as server:
@@ -479,7 +517,7 @@ async def test_tls_is_wrapped_in_the_thread_and_ended_in_good_order(tls: SimpleN
 
         assert await asyncio.to_thread(ask_blocking) == b"SECRET\n" * 20000
         await settle(lambda: server.stats.completed == 1)
-        assert seen == [(ssl.SSLSocket, "TLSv1.3", None)]
+        assert seen == [(True, "TLSv1.3", None)]
 
         class Closes(socketserver.BaseRequestHandler):
             def handle(self) -> None:
@@ -710,6 +748,9 @@ async def test_no_thread_to_be_had_is_counted(
         assert await ask(server, b"x\n") == b""
         await settle(lambda: server.stats.rejected == 1)
         assert server.stats.reasons == {"no thread": 1}
+        for _ in range(20):
+            await ask(server, b"x\n")
+        assert caplog.text.count("can't start new thread") <= 2  # and not each time: once a second
         monkeypatch.setattr(threading.Thread, "start", start)
         assert await ask(server, b"x\n") == b"X\n"
         # With one thread at work a second client waits for it, instead.
@@ -747,6 +788,25 @@ async def test_a_connection_leaves_no_reference_cycle() -> None:
             gc.enable()
         assert kinds.count("ThreadedConnection") <= 1  # the last one may still be on a thread's stack
         assert kinds.count("RequestSocket") <= 1
+
+
+async def test_a_reply_is_written_at_once_though_more_requests_are_buffered() -> None:
+    may_go_on = threading.Event()
+
+    class Waits(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            for line in self.rfile:
+                if line == b"two\n":
+                    may_go_on.wait(20)
+                self.wfile.write(line.upper())
+
+    async with aioecho.serve(Waits, ANYWHERE) as server:
+        reader, writer = await open_to(server)
+        writer.write(b"one\ntwo\n")
+        assert await reader.readline() == b"ONE\n"
+        may_go_on.set()
+        assert await reader.readline() == b"TWO\n"
+        await close(writer)
 
 
 # Drain
@@ -812,7 +872,7 @@ async def test_a_drain_loses_no_reply_to_what_a_handler_has_not_read(has_tls: bo
                 sock.sendall(b", and more")
                 stopping = asyncio.create_task(server.shutdown(20))
                 [connection] = server.connections
-                await settle(lambda: connection._has_shut_reading or connection.awaits_answer)
+                await settle(lambda: connection._has_shut_reading or connection._is_draining)
                 server.may_go_on.set()
                 report = await stopping
                 assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)

@@ -160,8 +160,14 @@ class Threaded(Ended):
             self.RequestHandlerClass(request, self.client_address, ServerView(self._server))
             self.reason = "finished"
         except Exception as error:
-            if not (self._is_cut_off and isinstance(error, OSError)):  # that one would be our doing
+            if self.is_servers_doing(error):
+                self.reason = "cancelled"
+            else:
                 self.report_end(error, self._server, request)
+
+    def is_servers_doing(self, error: BaseException) -> bool:
+        """Tell whether the handler has met that error because the server has cut it off."""
+        return self._is_cut_off and isinstance(error, OSError)
 
     def _leave(self) -> None:
         """Clean up in the thread, as the loop is closed."""

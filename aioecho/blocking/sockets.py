@@ -1,25 +1,44 @@
-"""The socket that a blocking handler gets for a stream. Its descriptor stays the server's, which alone closes it."""
+"""The sockets that a blocking handler gets for a stream, plain and with TLS.
+
+The descriptor of a plain one stays the server's, which alone closes it. Both tell whether a message is in progress, as far as
+they are read and written by their own methods and by files made of them, and meet the server's stop: see ending.py.
+"""
 
 import contextlib
-import errno
+import functools
+import io
 import socket
+import ssl
+import weakref
+from collections.abc import Callable
 from typing import Any, Protocol
 
-__all__ = ["CountingRequestSocket", "RequestSocket"]
+from aioecho.blocking.files import RequestFile, RequestReader
+from aioecho.streams.protocol import QUICK_ACKS, TCP_QUICKACK
+
+__all__ = ["CountingRequestSocket", "RequestSocket", "WatchedSocket", "with_tls_of_requests"]
+
+# A read that gets as many bytes as it asks for leaves more in the kernel, mostly. One that asks for so few reads a header.
+FEW = 2**11
 
 
 class SocketOwner(Protocol):
-    """The connection whose socket it is. A handler's thread calls its methods."""
+    """The connection that the socket is of. A handler's thread calls its methods."""
 
     was_shut: bool
     is_left_open: bool
-    awaits_answer: bool
 
-    def note_answer(self) -> None:
-        """Go on with the drain, which waited until what was read is answered."""
+    def note_change(self) -> None:
+        """Look again whether the stream is to end, while the server stops: the handler waits, or has answered."""
 
-    def has_made_end(self) -> bool:
-        """Tell whether it is the server that has ended the stream, as it stops."""
+    def check_end(self, sock: "WatchedSocket") -> None:
+        """Raise ConnectionAbortedError if a read that has met an end must not: the server has made it."""
+
+    def end_if_nothing_came(self, sock: "WatchedSocket") -> bool:
+        """End the stream, and return True, unless something waits to be read. Between messages, before a read."""
+
+    def stop_receiving(self) -> bool:
+        """Have the kernel refuse what the peer sends from now on. Return whether nothing is left to be read."""
 
     def keep(self) -> None:
         """Keep a copy of the socket, which is about to be detached."""
@@ -28,56 +47,218 @@ class SocketOwner(Protocol):
         """Close what the handler has closed, in the event loop."""
 
 
-class RequestSocket(socket.socket):
-    """The socket that a blocking handler gets. Closing it gives its descriptor back to the server."""
+class WatchedSocket:
+    """The part of a blocking handler's socket that tells whether a message is in progress: a mix-in."""
 
     owner: SocketOwner | None = None
     """The connection; None for a copy, made with dup()."""
 
-    bytes_in = bytes_out = 0  # they are counted by CountingRequestSocket alone
+    bytes_in = bytes_out = 0
+    """The bytes read; and the bytes written, which CountingRequestSocket alone counts."""
 
-    unanswered = False
-    """Whether something was read since something was written last. Then a stop does not end the stream."""
+    unanswered = 0
+    """Above 0 if something was read since something was written last, and by as much as the kernel was asked for an
+    acknowledgement meanwhile."""
+
+    has_left = False
+    """Whether a file had something buffered when something was written last."""
+
+    is_draining = False
+    """Whether the server stops."""
+
+    reading_file: RequestFile | None = None
+    """The RequestFile for which it is read; None if it is read by itself, or not at all."""
+
+    has_ended = False
+    """Whether the server has ended the stream, between messages. What still comes is dropped."""
+
+    may_end = False
+    """Whether the stream ends at the next wait between two lines."""
+
+    ends_at: int | None = None
+    """Read no more, once `bytes_in` is this, than has come by then and the rest of a record. For peers that only send."""
+
+    _was_full = False  # whether the last read has got as much as it asked for
+    _file: "Callable[[], RequestReader | None] | None" = None
+
+    def is_in_message(self) -> bool:
+        """Tell whether a message is in progress: something was read, or has come and is buffered, that was not answered."""
+        return bool(self.unanswered or self.has_left)
+
+    def is_in_record(self) -> bool:
+        """Tell whether a part of what a file reads at the moment has come. Without a file that is not known, and False."""
+        file = self.reading_file
+        return file is not None and file.is_in_record()
+
+    def is_between_lines(self) -> bool:
+        """Tell whether a file waits for a line, of which nothing has come."""
+        file = self.reading_file
+        return file is not None and file.reads_since is None and file.ends_line
+
+    def makes_files(self) -> bool:
+        """Tell whether it is read by a file that knows what it has buffered."""
+        return self._file is not None
+
+    # What derived classes call at reads and writes, in the handler's thread. They do the common case without a call: it would
+    # cost more than the rest.
+
+    def _may_not_read(self) -> bool:
+        """Do what comes before a read in mid-message, or as the server stops. Return True if there is an end in its place."""
+        if self.unanswered and self.unanswered <= QUICK_ACKS and not self._was_full:
+            self._acknowledge()
+        self._was_full = False
+        if self.has_ended or not self.is_draining or self.owner is None:
+            return self.has_ended
+        if self.ends_at is None:
+            has_ended = (
+                self.may_end
+                and self.is_between_lines()
+                and not self.is_in_message()
+                and self.owner.end_if_nothing_came(self)
+            )
+        else:
+            has_ended = self.bytes_in >= self.ends_at and not self.is_in_record() and self.owner.stop_receiving()
+        if not has_ended:
+            self.owner.note_change()
+        return has_ended
+
+    def _acknowledge(self) -> None:
+        # As StreamProtocol.wait_in_message() does, and for the same reason: the rest of a message may wait for it.
+        self.unanswered += 1
+        try:
+            self.setsockopt(socket.IPPROTO_TCP, TCP_QUICKACK, 1)  # type: ignore[attr-defined]
+        except OSError:  # no TCP, or closed
+            self.unanswered = QUICK_ACKS + 1
+
+    def _note_read(self, count: int, size: int, flags: int = 0) -> bool:
+        """Note that so many bytes were read of at most `size`. Return True if these are to be dropped, for the end.
+
+        Raises:
+            ConnectionAbortedError: there is an end, which the server has made in the middle of a message.
+        """
+        if not count:
+            if size and self.owner is not None:
+                self.owner.check_end(self)
+        elif self.has_ended:
+            return True
+        elif not flags & socket.MSG_PEEK:
+            self.bytes_in += count
+            if not self.unanswered:
+                self.unanswered = 1
+            if count == size > FEW:
+                self._was_full = True
+        return False
+
+    def _note_write(self) -> None:
+        """Note that something was written after something was read."""
+        self.unanswered = 0
+        file = self._file() if self._file is not None else None
+        self.has_left = file is not None and file.has_left()
+        if self.is_draining and self.owner is not None:
+            self.owner.note_change()
+
+    def makefile(self, mode: str = "r", buffering: int | None = None, **options: Any) -> Any:
+        """Return a file, as socket.makefile() does. One to read from knows what it has buffered."""
+        if buffering == 0 or "r" not in mode or not set(mode) <= {"r", "b"}:
+            return super().makefile(mode, buffering, **options)  # type: ignore[misc]
+        raw = RequestFile(self, "r")  # type: ignore[arg-type]
+        self._io_refs += 1  # type: ignore[attr-defined]  # as makefile() does; RequestFile.close() takes it back
+        size = io.DEFAULT_BUFFER_SIZE if buffering is None or buffering < 0 else buffering
+        reader = RequestReader(raw, size)
+        self._file = weakref.ref(reader)  # the file has the socket: a cycle would keep both
+        if "b" in mode:
+            return reader
+        raw.is_text = True
+        text = io.TextIOWrapper(reader, **options)
+        text.mode = mode  # type: ignore[misc]
+        return text
+
+
+class RequestSocket(WatchedSocket, socket.socket):
+    """The socket that a blocking handler gets. Closing it gives its descriptor back to the server."""
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
         """Read. Raises ConnectionAbortedError if the server stops in the middle of a message."""
+        if (self.unanswered or self.is_draining) and self._may_not_read():
+            return b""
         data = super().recv(bufsize, flags)
-        if data:
-            self.unanswered = self.unanswered or not flags & socket.MSG_PEEK
-        elif bufsize and self.unanswered:
-            self._check_end()
+        count = len(data)
+        if 0 < count < FEW and not (flags or self.is_draining):
+            self.bytes_in += count
+            if not self.unanswered:
+                self.unanswered = 1
+        elif self._note_read(count, bufsize, flags):
+            return b""
         return data
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         """Read into a buffer. Raises ConnectionAbortedError if the server stops in the middle of a message."""
+        if (self.unanswered or self.is_draining) and self._may_not_read():
+            return 0
         count = super().recv_into(buffer, nbytes, flags)
-        if count:
-            self.unanswered = self.unanswered or not flags & socket.MSG_PEEK
-        elif self.unanswered:
-            self._check_end()
+        if 0 < count < FEW and not (flags or self.is_draining):
+            self.bytes_in += count
+            if not self.unanswered:
+                self.unanswered = 1
+        elif self._note_read(count, nbytes or memoryview(buffer).nbytes, flags):
+            return 0
         return count
+
+    # What follows is seldom called, and waits for more where recv() would give the end of a one_way handler's stream at once.
+
+    def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Any]:
+        """Read, with the address. Raises as recv() does."""
+        self._may_not_read()
+        data, address = super().recvfrom(bufsize, flags)
+        self._note_read(len(data), bufsize, flags)
+        return data, address
+
+    def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
+        """Read into a buffer, with the address. Raises as recv() does."""
+        self._may_not_read()
+        count, address = super().recvfrom_into(buffer, nbytes, flags)
+        self._note_read(count, nbytes or memoryview(buffer).nbytes, flags)
+        return count, address
+
+    def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0) -> Any:
+        """Read, with ancillary data. Raises as recv() does."""
+        self._may_not_read()
+        received = super().recvmsg(bufsize, ancbufsize, flags)
+        self._note_read(len(received[0]), bufsize, flags)
+        return received
+
+    def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0) -> Any:
+        """Read into buffers, with ancillary data. Raises as recv() does."""
+        buffers = list(buffers)
+        self._may_not_read()
+        received = super().recvmsg_into(buffers, ancbufsize, flags)
+        self._note_read(received[0], sum(memoryview(buffer).nbytes for buffer in buffers), flags)
+        return received
 
     def send(self, data: Any, flags: int = 0) -> int:
         """Write some of the data."""
         count = super().send(data, flags)
-        if self.unanswered:
-            self._note_answer()
+        if self.unanswered or self.has_left:
+            self._note_write()
         return count
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """Write all of the data."""
         super().sendall(data, flags)
-        if self.unanswered:
-            self._note_answer()
+        if self.unanswered or self.has_left:
+            self._note_write()
 
-    def _note_answer(self) -> None:
-        self.unanswered = False
-        if self.owner is not None and self.owner.awaits_answer:
-            self.owner.note_answer()
+    def sendmsg(self, *arguments: Any) -> int:
+        """Write some of the data, with ancillary data."""
+        count = super().sendmsg(*arguments)
+        self._note_write()
+        return count
 
-    def _check_end(self) -> None:
-        if self.owner is not None and self.owner.has_made_end():
-            raise ConnectionAbortedError(errno.ECONNABORTED, "the server stops")
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        """Write what is in a file."""
+        sent = super().sendfile(file, offset, count)
+        self._note_write()
+        return sent
 
     def shutdown(self, how: int) -> None:
         """Shut down one or both sides."""
@@ -115,22 +296,10 @@ class RequestSocket(socket.socket):
 
 
 class CountingRequestSocket(RequestSocket):
-    """A request socket that counts what is read and written with it, files made of it included.
+    """A request socket that counts what is written with it, files made of it included.
 
-    It does not count what TLS, or a copy made with dup(), reads and writes.
+    It does not count what TLS, or a copy made with dup(), writes.
     """
-
-    def recv(self, bufsize: int, flags: int = 0) -> bytes:
-        """Read."""
-        data = super().recv(bufsize, flags)
-        self._count_in(len(data), flags)
-        return data
-
-    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        """Read into a buffer."""
-        count = super().recv_into(buffer, nbytes, flags)
-        self._count_in(count, flags)
-        return count
 
     def send(self, data: Any, flags: int = 0) -> int:
         """Write some of the data."""
@@ -150,6 +319,35 @@ class CountingRequestSocket(RequestSocket):
         self.bytes_out = before + sent  # where os.sendfile() can't be used, send() has counted too
         return sent
 
-    def _count_in(self, count: int, flags: int) -> None:
-        if not flags & socket.MSG_PEEK:
-            self.bytes_in += count
+
+class _WatchedTLS(WatchedSocket):
+    """The part of a request's socket with TLS that tells whether a message is in progress: a mix-in for ssl.SSLSocket."""
+
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:
+        """Read, into `buffer` if there is one. Raises ConnectionAbortedError if the server stops in mid-message."""
+        if (self.unanswered or self.is_draining) and self._may_not_read():
+            return b"" if buffer is None else 0
+        got = super().read(len, buffer)  # type: ignore[misc]
+        if self._note_read(got if buffer is not None else got.__len__(), len):
+            return b"" if buffer is None else 0
+        return got
+
+    def write(self, data: Any) -> int:
+        """Write some of the data."""
+        count: int = super().write(data)  # type: ignore[misc]
+        if self.unanswered or self.has_left:
+            self._note_write()
+        return count
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Write some of the data."""
+        count: int = super().send(data, flags)  # type: ignore[misc]
+        if self.unanswered or self.has_left:
+            self._note_write()
+        return count
+
+
+@functools.cache  # one class is enough for one of theirs
+def with_tls_of_requests(sslsocket_class: Any) -> type[ssl.SSLSocket]:
+    """Return the class to derive a request's socket with TLS from a context's `sslsocket_class`."""
+    return type("RequestSSLSocket", (_WatchedTLS, sslsocket_class), {})

@@ -16,6 +16,7 @@ four 680 ms and 25 s, beside 32 it stood still. After `sys.setswitchinterval(0.0
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -25,20 +26,23 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
+from aioecho.blocking.ending import ThreadDrain
 from aioecho.blocking.request import Threaded
-from aioecho.blocking.sockets import CountingRequestSocket, RequestSocket
-from aioecho.net.kernel import has_peer_ended, is_broken
+from aioecho.blocking.sockets import CountingRequestSocket, RequestSocket, WatchedSocket, with_tls_of_requests
+from aioecho.net.kernel import has_peer_ended, is_broken, unread
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
 from aioecho.serving.connection import FRESH, FRESH_AMONG_OTHERS
 from aioecho.serving.end_record import log_end, logger
+from aioecho.serving.handler_types import undo_partial
 
 __all__ = ["ThreadedConnection", "end_tls"]
 
 
 # What a TLS connection whose read side is shut meets is the end of the stream without TLS's own. wrap_socket() makes of
 # that an ordinary end, to the handler; but OpenSSL sends the client an alert, as of a broken protocol, instead of "closed",
-# and nothing after it. Connections copy their context's options, so the context has this one only for that moment.
+# and nothing after it. Connections copy their context's options, so the context has this one only for that moment, as it has
+# the class of the sockets that tell what was read and written.
 IGNORE_UNEXPECTED_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
 _wrapping = threading.Lock()
 
@@ -57,18 +61,21 @@ class ThreadedConnection(Threaded):
     due = inf  # the timeout sweeper never visits it: how long its handler waits is for its socket's timeout to say
 
     __slots__ = (
+        "_drain",
         "_handlers_socket",
         "_handshake_error",
-        "_has_said_end",
+        "_has_made_end",
+        "_has_met_stop",
         "_has_shut_reading",
+        "_is_draining",
         "_is_handshaking",
         "_is_over",
         "_kept",
         "_left",
         "_linger",
         "_was_lost",
-        "awaits_answer",
         "is_left_open",
+        "one_way",
         "since",
         "was_shut",
     )
@@ -96,7 +103,10 @@ class ThreadedConnection(Threaded):
         self._handlers_socket: socket.socket = request  # or what TLS was wrapped around it
         self._handshake_error: OSError | None = None
         self._is_handshaking = server.ssl is not None
-        self._has_shut_reading = self._is_over = self._has_said_end = self.awaits_answer = False
+        self._has_shut_reading = self._is_over = self._is_draining = False
+        self._has_made_end = self._has_met_stop = False
+        self.one_way = bool(getattr(undo_partial(RequestHandlerClass), "one_way", False))
+        self._drain: ThreadDrain | None = None
         self._kept: socket.socket | None = None  # the same connection as the socket that was detached
         self._left: socket.socket | None = None  # what has come back, to be closed
         self._linger: asyncio.TimerHandle | None = None
@@ -115,41 +125,70 @@ class ThreadedConnection(Threaded):
     # In the loop: what the server asks of it when it stops.
 
     def drain(self) -> None:
-        """Let the handler meet the end of the stream once it has read what its peer has sent by now.
+        """Let the handler meet the end of the stream between messages, once it has read what its peer has sent by now.
 
-        One that has only just connected is about to send its request: it has until it is FRESH seconds old.
+        One that has only just connected is about to send its request: it has until it is FRESH seconds old. One that has
+        not even begun TLS's handshake has as long from now.
         """
-        if self._is_handshaking:
-            return  # _handshaken() sees to it
-        age = self._loop.time() - self.since
-        fresh = FRESH_AMONG_OTHERS if self._server.keep_backlog else FRESH
-        if age < fresh:
-            self._loop.call_later(fresh - age, self._shut_reading)
-        else:
-            self._shut_reading()
-
-    def _shut_reading(self) -> None:
-        # What has been received stays readable, and replies can be sent. Waiting for data ends.
-        self.awaits_answer = False
         if self._has_returned:
             return
-        if getattr(self.RequestHandlerClass, "one_way", False):
-            linger = self._server.timeouts.linger
-            if not self._has_said_end and linger is not None:
-                self._has_said_end = True
-                self._shut(socket.SHUT_WR)
-                self._loop.call_later(linger, self._shut_reading)
-                return
-        elif self.request.unanswered:
-            # In the middle of a message an end would be made up: its rest may be on its way.
-            self.awaits_answer = True
-            return
+        self._is_draining = True
+        self._watch(self._handlers_socket)
+        age = 0 if self._is_handshaking else self._loop.time() - self.since
+        self._drain = ThreadDrain(
+            self,
+            self._loop,
+            fresh_for=self._get_fresh_time() - age,
+            linger=self._server.timeouts.linger,
+            one_way=self.one_way,
+        )
+        self._drain.decide()
+
+    def _watch(self, stream: socket.socket) -> None:
+        """Have the handler's socket tell what it does from now on, as the server stops."""
+        if self._is_draining and isinstance(stream, WatchedSocket):
+            stream.is_draining = True
+
+    def _get_fresh_time(self) -> float:
+        return FRESH_AMONG_OTHERS if self._server.keep_backlog else FRESH
+
+    def _decide(self) -> None:
+        if self._drain is not None:
+            self._drain.decide()
+
+    def _end_drain(self) -> None:
+        if self._drain is not None:
+            self._drain.stop()
+            self._drain = None
+
+    def get_socket(self) -> socket.socket:
+        """Return a socket with the connection's descriptor."""
+        return self._kept or self.request
+
+    def is_handshaking(self) -> bool:
+        """Tell whether the handshake of the server's own TLS goes on, or has not begun."""
+        return self._is_handshaking
+
+    def say_end(self) -> None:
+        """Send FIN: the handler of a peer that only sends has nothing to say."""
+        self._shut(socket.SHUT_WR)
+
+    def shut_reading(self) -> None:
+        """End the handler's stream. What has been received stays readable, and replies can be sent."""
         self._has_shut_reading = True
+        self._note_end_made()
         self._shut(socket.SHUT_RD)
 
+    def _note_end_made(self) -> None:
+        # Before: a peer that sees the server's FIN closes too, and then it could not be told which came first.
+        self._has_made_end = self._has_made_end or not has_peer_ended(self.get_socket())
+
     def is_in_message(self) -> bool:
-        """Tell whether something was read that was not answered; not known of TLS, which is wrapped around the socket."""
-        return self.request.unanswered and not self._has_returned
+        """Tell whether a message is in progress; not known of a socket that the handler has wrapped in TLS itself."""
+        stream = self._handlers_socket
+        if self._has_returned or not isinstance(stream, WatchedSocket):
+            return False
+        return stream.is_in_record() if self.one_way else stream.is_in_message()
 
     def cut_off(self) -> None:
         """End both directions, so that a handler that waits for its peer meets an end or an error."""
@@ -160,7 +199,8 @@ class ThreadedConnection(Threaded):
             super().cut_off()
 
     def _interrupt(self) -> None:
-        self._was_lost = is_broken(self._kept or self.request) is True
+        self._was_lost = is_broken(self.get_socket()) is True
+        self._note_end_made()
         self._shut(socket.SHUT_RDWR)
 
     def abort(self) -> None:
@@ -177,13 +217,47 @@ class ThreadedConnection(Threaded):
 
     # In its thread.
 
-    def note_answer(self) -> None:
-        """Go on with the drain, which waited until what was read is answered."""
-        self._post(self._shut_reading)
+    def note_change(self) -> None:
+        """Look again whether the stream is to end: the handler waits, or has answered."""
+        self._post(self._decide)
 
-    def has_made_end(self) -> bool:
-        """Tell whether the server has ended the stream, as it stops, and not the peer."""
-        return (self._has_shut_reading or self._is_cut_off) and has_peer_ended(self._kept or self.request) is False
+    def end_if_nothing_came(self, sock: WatchedSocket) -> bool:
+        """End the stream, and return True, unless something waits to be read. Between messages, before a read.
+
+        The thread that reads knows what it has read: it waits for no silence, unlike the loop.
+        """
+        if unread(self.get_socket()) or (isinstance(sock, ssl.SSLSocket) and sock.pending()):
+            return False
+        sock.has_ended = True
+        self.shut_reading()
+        return True
+
+    def stop_receiving(self) -> bool:
+        """Have the kernel refuse what a peer that only sends does from now on. Return whether nothing is left to be read.
+
+        Without, it would accept what comes between the handler's last read and the closing of the socket, and discard it. It
+        refuses by a reset, where FIN has been sent before.
+        """
+        if self._server.ssl is not None:
+            return True
+        self.shut_reading()
+        return unread(self.get_socket()) == 0
+
+    def check_end(self, sock: WatchedSocket) -> None:
+        """Raise ConnectionAbortedError if a read has met an end that the server has made in the middle of a message."""
+        if not self._has_made_end:
+            return
+        if self.one_way:
+            is_cut = sock.is_in_record()
+        else:
+            is_cut = sock.is_in_message() and (self._is_cut_off or not sock.is_between_lines())
+        if is_cut:
+            self._has_met_stop = True
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the server stops")
+
+    def is_servers_doing(self, error: BaseException) -> bool:
+        """Tell whether the handler has met that error because the server stops, or has cut it off."""
+        return super().is_servers_doing(error) or (self._has_met_stop and isinstance(error, ConnectionAbortedError))
 
     def get_stream(self) -> socket.socket:
         """Return the socket that the handler has."""
@@ -191,7 +265,7 @@ class ThreadedConnection(Threaded):
 
     def is_peer_lost(self) -> bool:
         """Tell whether the connection broke; True where the system does not tell, as of Unix sockets."""
-        return is_broken(self._kept or self.request) is not False
+        return is_broken(self.get_socket()) is not False
 
     def _serve(self) -> None:
         request: socket.socket = self.request
@@ -205,6 +279,7 @@ class ThreadedConnection(Threaded):
                 return
             self._post(self._handshaken)
             self._handlers_socket = request
+            self._watch(request)  # drain() may have looked before
         try:
             self._call_handler(request)
         finally:
@@ -212,16 +287,22 @@ class ThreadedConnection(Threaded):
                 end_tls(request)
                 self._shut(socket.SHUT_WR)
                 request.close()
+                request.owner = None  # type: ignore[attr-defined]  # which refers to it
 
     def _wrap(self, context: ssl.SSLContext) -> ssl.SSLSocket:
         self.keep()
+        with contextlib.suppress(OSError):  # no TCP
+            # The reply would wait for the acknowledgement of TLS 1.3's session tickets, which its client delays by 40 ms.
+            self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with _wrapping:
-            options = context.options
+            options, sslsocket_class = context.options, context.sslsocket_class
             context.options |= IGNORE_UNEXPECTED_EOF
+            context.sslsocket_class = with_tls_of_requests(sslsocket_class)  # type: ignore[arg-type]  # classes have a hash
             try:
                 request = context.wrap_socket(self.request, server_side=True, do_handshake_on_connect=False)
             finally:
-                context.options = options
+                context.options, context.sslsocket_class = options, sslsocket_class
+        request.owner = self  # type: ignore[attr-defined]
         try:
             timeout = request.gettimeout()
             request.settimeout(self._server.timeouts.handshake)
@@ -264,8 +345,8 @@ class ThreadedConnection(Threaded):
 
     def _handshaken(self) -> None:
         self._is_handshaking = False
-        if self._server.is_draining:
-            self._loop.call_later(FRESH, self._shut_reading)  # its request comes only now, however old it is
+        if self._drain is not None:
+            self._drain.renew(self._get_fresh_time())  # its request comes only now, however old it is
 
     def _take_back(self, left: socket.socket) -> None:
         if self._is_over:
@@ -279,6 +360,7 @@ class ThreadedConnection(Threaded):
 
     def _return(self) -> None:
         super()._return()
+        self._end_drain()
         if self._handshake_error is not None:
             self._server.report_not_begun(self.client_address, "TLS handshake", self._handshake_error)
             self._handshake_error = None  # its traceback holds on to us

@@ -4,9 +4,10 @@
 and is the standard library's own object but for ThreadingMixIn and the servers made with it.
 
 What these gain, in :meth:`~ThreadingMixIn.serve_forever`: threads are bounded and used again; at a stop, clients in the
-queue are still taken in, handlers that wait for data meet the end of it, and others have a grace to finish; a reply is not
-lost to a reset when its client still sends; running out of descriptors stops nothing; TLS handshakes, by `aioecho_options`
-or because the listening socket was wrapped, are done in the connection's thread, so that a silent client delays no other.
+queue are still accepted, handlers that wait between messages meet the end of the stream, and others have a grace to finish; a
+reply is not lost to a reset when its client still sends; running out of descriptors stops nothing; TLS handshakes, by
+`aioecho_options` or because the listening socket was wrapped, are done in the connection's thread, so that a silent client
+delays no other. A handler class with ``one_way = True`` is a sink, as everywhere in aioecho.
 
 What is left to the standard library, as it can't be the same thing on an event loop:
 
@@ -29,6 +30,7 @@ What differs, on the engine:
   With `daemon_threads`, or without `block_on_close`, they are not waited for, as before; without either the program still
   waits for them at its exit. Clients that have no thread yet are then disconnected.
 - Called by a handler, shutdown() returns at once.
+- When the grace is over, a read in the middle of a message raises ConnectionAbortedError, which handle_error() gets.
 - A connection that shutdown_request(), close_request() or process_request_thread() leaves open is the program's own from
   then on, as before; a stop neither waits for it nor ends it. Not so with TLS by `aioecho_options`: it is ended before.
 - verify_request() is called before the TLS handshake, with the plain socket. One that raises costs its request and not the
@@ -66,6 +68,7 @@ from aioecho.runtime.loops import loop_factory
 from aioecho.runtime.threads import report_end_of_thread
 from aioecho.server import StreamServer
 from aioecho.serving.base import BaseServer as _AioechoServer
+from aioecho.serving.handler_types import undo_partial
 
 if sys.version_info >= (3, 12):
     from socketserver import ForkingUnixDatagramServer, ForkingUnixStreamServer  # noqa: F401
@@ -239,7 +242,8 @@ class _Engine(StreamServer):
     _log_level = logging.DEBUG  # as silent as the standard library's, also in a program that serves a log
 
     def __init__(self, outer: Any, sock: socket.socket, options: dict[str, Any]) -> None:
-        super().__init__(None, _Request, sock=sock, **options)
+        one_way = getattr(undo_partial(outer.RequestHandlerClass), "one_way", False)
+        super().__init__(None, _OneWayRequest if one_way else _Request, sock=sock, **options)
         self.outer = outer
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
@@ -292,6 +296,12 @@ class _Request(stdlib.BaseRequestHandler):
                 end_tls(request)
             _call_hook(outer.shutdown_request, request)
             _leave_open(request)
+
+
+class _OneWayRequest(_Request):
+    """The same where the handler class says that its clients only send."""
+
+    one_way = True
 
 
 def _leave_open(request: Any) -> None:

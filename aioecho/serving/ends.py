@@ -81,6 +81,10 @@ OF_STREAMS = (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, L
 TIMED_OUT = {"timed out", "The read operation timed out", "The write operation timed out"}
 
 
+# What a blocking socket raises where a peer breaks TLS, after the handshake. It raises others if it is asked not to block.
+BROKEN_TLS = {ssl.SSL_ERROR_SSL, ssl.SSL_ERROR_ZERO_RETURN, ssl.SSL_ERROR_EOF, ssl.SSL_ERROR_SYSCALL}
+
+
 class Reporting(Protocol):
     """The server of a request, as far as the request's end needs it."""
 
@@ -182,6 +186,8 @@ def _find_reason_of_system(error: OSError, ended: Ended, owner: object) -> Reaso
         # Where the traceback does not tell, it is a call of the handler's own to a socket: to this one, mostly.
         is_its_own = owner is not None or (bool(error.args) and error.args[0] in TIMED_OUT)
         return "timeout" if is_its_own and _has_timeout(stream) else None
+    elif isinstance(error, ssl.SSLError) and owner is not None and error.errno in BROKEN_TLS:
+        return "connection lost"  # as async streams have it
     if isinstance(error, ConnectionRefusedError):  # that of a connection that the handler opens itself
         return None
     may_be_lost = isinstance(error, ConnectionError | ssl.SSLEOFError) or error.errno in VANISHED
