@@ -217,11 +217,12 @@ class DatagramServer(BaseServer):
         if spare is not None:
             spare.retire()
 
-    def _drop_waiting(self) -> None:
+    def _drop_waiting(self) -> int:
         if self._queue:
             self.live_stats.drops["stopped"] += len(self._queue)
             self.live_stats.queued -= len(self._queue)
             self._queue.clear()
+        return 0  # they are no connections
 
     async def _release(self) -> None:
         try:

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import functools
 import logging
+import socket
 import ssl as ssl_module
 import sys
 from collections.abc import Awaitable, Callable, Collection
@@ -14,8 +15,8 @@ from aioecho.runtime.logs import BoundedLog, format_address
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.admission import Admission
 from aioecho.serving.drain import Drain, Served
-from aioecho.serving.end_record import handlers_part
-from aioecho.serving.ends import OUTCOMES, Ended, ending, find_other_stream, find_peers_reason
+from aioecho.serving.end_record import handlers_part, log_end
+from aioecho.serving.ends import OUTCOMES, Ended, Reason, ending, find_other_stream, find_peers_reason
 from aioecho.serving.handler_types import undo_partial
 from aioecho.serving.sweeper import TimeoutSweeper
 from aioecho.stats import Stats
@@ -234,6 +235,19 @@ class Registry:
         self._connections.add(connection)
         if self.on_accept is not None:
             self.on_accept()
+
+    def drain_late(self, connection: Served) -> None:
+        """Let a connection drain that was registered when all others had been told to."""
+        if self._drain is not None:
+            self._drain.drain_late(connection)
+
+    def reject(self, sock: socket.socket, client_address: Any, reason: Reason) -> None:
+        """Close a client's socket at once, and count it."""
+        sock.close()
+        self.live_stats.accepted += 1
+        self.live_stats.rejected += 1
+        self.live_stats.reasons[reason] += 1
+        log_end(client_address, reason)
 
     def unregister_connection(self, connection: Any) -> None:
         """Count an ended connection, by its `reason`; it makes room for another."""
