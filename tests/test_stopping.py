@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import socketserver
+import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -11,9 +12,11 @@ from typing import Any, ClassVar
 
 import pytest
 from conftest import check_identity, settle
+from helpers import reset
 
 import aioecho
-from aioecho.framing import LengthPrefixed
+from aioecho.framing import FixedSize, LengthPrefixed
+from aioecho.net.kernel import unacknowledged
 
 seen: list[Any] = []
 
@@ -417,3 +420,96 @@ async def test_a_closed_server_serves_the_clients_that_were_in_its_queue() -> No
         await settle(lambda: server.stats.accepted == 1)
         server.close()
         assert await asyncio.gather(*asking) == [b"CLIENT %d\n" % number for number in range(5)]
+
+
+# What came before a reset.
+
+
+class SlowLines(aioecho.StreamRequestHandler):
+    async def handle(self) -> None:
+        async for line in self.reader:
+            seen.append(line)
+            await asyncio.sleep(0)
+
+
+class SlowReadline(aioecho.StreamRequestHandler):
+    async def handle(self) -> None:
+        while line := await self.reader.readline():
+            seen.append(line)
+            await asyncio.sleep(0)
+
+
+class SlowUntil(aioecho.StreamRequestHandler):
+    async def handle(self) -> None:
+        while True:
+            seen.append(await self.reader.readuntil(b"\n"))
+            await asyncio.sleep(0)
+
+
+class SlowExactly(aioecho.StreamRequestHandler):
+    async def handle(self) -> None:
+        while True:
+            seen.append(await self.reader.readexactly(100))
+            await asyncio.sleep(0)
+
+
+class SlowPieces(aioecho.StreamRequestHandler):
+    async def handle(self) -> None:
+        while data := await self.reader.read(100):
+            seen.append(data)
+            await asyncio.sleep(0)
+
+
+class SlowFrames(aioecho.StreamRequestHandler):
+    framing = FixedSize(100)
+
+    async def handle(self) -> None:
+        async for frame in self.frames:
+            seen.append(frame)
+            await asyncio.sleep(0)
+
+
+class AtLast(aioecho.StreamRequestHandler):
+    """Begins to read when the connection is reset."""
+
+    async def handle(self) -> None:
+        await asyncio.sleep(0.05)
+        async for line in self.reader:
+            seen.append(line)
+
+
+KINDS = [SlowLines, SlowReadline, SlowUntil, SlowExactly, SlowPieces, SlowFrames, AtLast]
+
+
+@pytest.mark.parametrize("count", [100, 10_000])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_came_before_a_reset_is_read_before_the_error(kind: Any, count: int) -> None:
+    met: list[BaseException] = []
+
+    class Server(aioecho.TCPServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            met.append(sys.exception())  # type: ignore[arg-type]
+
+    records = [b"%099d\n" % number for number in range(count)]
+    async with Server(("127.0.0.1", 0), kind) as server:
+        sock = socket.create_connection(server.server_address)
+        await asyncio.to_thread(sock.sendall, b"".join(records))
+        await settle(lambda: not unacknowledged(sock))  # so that all of it is at the server
+        reset(sock)
+        await settle(lambda: server.stats.accepted == 1 and not server.connections)
+        assert server.stats.reasons == {"connection lost": 1}
+    assert seen == records
+    assert [type(error) for error in met] == [ConnectionResetError]
+
+
+@pytest.mark.parametrize("kind", [SlowLines, AtLast])
+async def test_what_a_client_sent_is_read_that_was_gone_before_it_was_accepted(kind: Any) -> None:
+    records = [b"%099d\n" % number for number in range(100)]
+    async with aioecho.TCPServer(("127.0.0.1", 0), kind) as server:
+        server.pause()
+        sock = socket.create_connection(server.server_address)
+        sock.sendall(b"".join(records))
+        reset(sock)
+        server.resume()
+        await settle(lambda: server.stats.accepted == 1 and not server.connections)
+    assert seen == records

@@ -324,7 +324,7 @@ class StreamProtocol(News, asyncio.Protocol):
         self.lost_with = exc
         reader = self.reader
         if exc is not None:
-            reader.set_exception(exc)
+            reader.break_off(exc)
         elif not reader._eof:
             reader.feed_eof()
         if self.item is not None:
