@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gc
 import logging
+import select
 import socket
 import socketserver
 import ssl
@@ -19,6 +20,7 @@ from conftest import check_identity, settle
 from timing import in_time
 
 import aioecho
+from aioecho.cli.serve import _tls_context as command_lines_context
 from aioecho.client import connect
 from aioecho.echo import Echo, Upper
 
@@ -798,3 +800,28 @@ async def test_a_tls_connection_leaves_no_reference_cycle(tls: SimpleNamespace, 
             set() if end in ("garbage", "gone") else {"StreamProtocol", "StreamReader"}
         )
         assert not freed & set(kinds)
+
+
+async def test_the_command_line_sends_no_session_tickets_which_make_of_a_clients_fin_a_reset(
+    tls: SimpleNamespace,
+) -> None:
+    got: list[bytes] = []
+
+    class Sink(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            async for line in self.reader:
+                got.append(line)
+
+    def write_and_close() -> None:
+        sock = socket.create_connection(server.server_address)
+        with tls.client.wrap_socket(sock, server_hostname="127.0.0.1") as secured:
+            assert secured.version() == "TLSv1.3"
+            secured.sendall(b"line\n" * 100)
+            select.select([secured], [], [], 0.05)  # tickets would come
+
+    context = command_lines_context(str(tls.files.server), None, None, None)
+    async with aioecho.TCPServer(("127.0.0.1", 0), Sink, ssl=context) as server:
+        await asyncio.to_thread(write_and_close)
+        await settle(lambda: server.stats.accepted == 1 and not server.connections)
+        assert server.stats.reasons == {"finished": 1}
+    assert got == [b"line\n"] * 100
