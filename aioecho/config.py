@@ -37,6 +37,10 @@ class Limits:
     accept_rate: float | None = None
     """Connections a second, evenly spaced. Clients that come faster wait in the kernel's queue."""
 
+    max_handshakes: int | None = 256
+    """TLS handshakes in progress at once, from a whole ClientHello on. Others wait, in order, and then the oldest ones in
+    progress have a second each: a peer that stops in the middle keeps no other out. None: any number."""
+
     shed: Literal["idle"] | None = None
     """What to do when there are no file descriptors left: let new clients wait for one (None), or cut off the connection
     that has waited longest for its peer ("idle")."""
@@ -84,7 +88,7 @@ class Limits:
     handler ignores drain(). A single write() may be larger."""
 
     def __post_init__(self) -> None:
-        for name in ("max_connections", "max_per_host", "max_write_buffer", "max_frame"):
+        for name in ("max_connections", "max_per_host", "max_handshakes", "max_write_buffer", "max_frame"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
         _check_count("backlog", self.backlog)
@@ -119,7 +123,8 @@ class Timeouts:
     """
 
     handshake: float | None = 10.0
-    """For a peer to complete its TLS handshake."""
+    """For a peer to complete its TLS handshake, from the connection's accepting on, or from `writer.start_tls()`; and for
+    verify_request(), if that is a coroutine function, from the accepting on too."""
 
     idle: float | None = 600.0
     """For the first byte of what a handler reads."""

@@ -30,7 +30,7 @@ from aioecho.blocking.sockets import CountingRequestSocket, RequestSocket
 from aioecho.net.kernel import has_peer_ended, is_broken
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
-from aioecho.serving.connection import FRESH, FRESH_AMONG_OTHERS
+from aioecho.serving.draining import FRESH, FRESH_AMONG_OTHERS
 from aioecho.serving.end_record import log_end, logger
 
 __all__ = ["ThreadedConnection", "end_tls"]

@@ -13,6 +13,7 @@ __all__ = [
     "BYTES_RECEIVED",
     "LAST_ACK_RECV",
     "LAST_DATA_RECV",
+    "ROUND_TRIP",
     "TICK",
     "Credentials",
     "datagram_memory",
@@ -27,6 +28,9 @@ __all__ = [
 
 # Where the kernel tells these in its struct tcp_info (linux/tcp.h), and how wide they are. The times are in milliseconds.
 BYTES_ACKED, BYTES_RECEIVED, LAST_DATA_RECV, LAST_ACK_RECV = (120, "=Q"), (128, "=Q"), (52, "=I"), (56, "=I")
+
+# The smoothed round trip, likewise, in microseconds.
+ROUND_TRIP = (68, "=I")
 
 # The state of a connection, and the one that it has after a reset or when it was given up (TCP_CLOSE in linux/tcp_states.h).
 STATE, BROKEN = (0, "=B"), 7

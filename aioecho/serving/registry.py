@@ -20,7 +20,7 @@ from aioecho.serving.ends import OUTCOMES, Ended, Reason, ending, find_other_str
 from aioecho.serving.handler_types import undo_partial
 from aioecho.serving.sweeper import TimeoutSweeper
 from aioecho.stats import Stats
-from aioecho.streams.tls import FOR_EVER
+from aioecho.streams.handshake_limit import HandshakeLimit
 
 __all__ = ["Registry"]
 
@@ -34,7 +34,7 @@ class Registry:
 
     `event_loop`: the server's event loop; None before the start.
     `task_context`: a copy of the context of start(). The task of every connection runs in a copy of it.
-    `admission`, `timeout_sweeper`: what applies the limits, and the timeouts.
+    `admission`, `handshake_limit`, `timeout_sweeper`: what applies the limits, and the timeouts.
     `handler_threads`: the threads of blocking handlers; None until the first one needs a thread.
     `keep_backlog`: whether the end of accepting leaves what the kernel has queued to other processes, which have the same
     sockets. `on_accept`: called for every connection, or datagram's handler, that is registered. Workers set the two.
@@ -67,6 +67,7 @@ class Registry:
             self._connections,
             self._resume_listeners,
         )
+        self.handshake_limit = HandshakeLimit(lambda: self.limits.max_handshakes)
         self.timeout_sweeper = TimeoutSweeper(self._connections)
         self._timeouts = check_type("timeouts", timeouts if timeouts is not None else Timeouts(), Timeouts)
         self._drain: Drain | None = None  # made when a shutdown begins
@@ -101,6 +102,7 @@ class Registry:
     def limits(self, limits: Limits) -> None:
         self._apply_limits(check_type("limits", limits, Limits))
         self.admission.apply(limits)
+        self.handshake_limit.admit()
         if self.handler_threads is not None:
             self.handler_threads.resize(limits.max_threads)
 
@@ -207,15 +209,6 @@ class Registry:
         timeouts = getattr(handler, "timeouts", None)
         return timeouts if isinstance(timeouts, Timeouts) else self._timeouts
 
-    def tls_timeouts(self, RequestHandlerClass: Any) -> dict[str, Any]:
-        """Return the timeouts that the loop's TLS applies to a connection with this handler class, in seconds."""
-        timeouts = self.timeouts_of(RequestHandlerClass)
-        return {
-            "ssl_handshake_timeout": min(timeouts.handshake or FOR_EVER, FOR_EVER),
-            # It would also count while a large reply is still being sent: a connection times its end itself.
-            "ssl_shutdown_timeout": FOR_EVER,
-        }
-
     def get_handler_threads(self) -> ThreadPool:
         """Return the threads for blocking handlers, and make them for the first one."""
         if self.handler_threads is None:
@@ -254,7 +247,7 @@ class Registry:
         self._count_end(connection)
         self.admission.leave(connection.client_address)
         connection.log_end()
-        if connection.reason in ("write buffer", "shed"):
+        if connection.reason in ("write buffer", "key updates", "shed"):
             address = format_address(connection.client_address)
             self._cut_log.report("cut off the connection from %s: %s", address, connection.reason)
         self._resume_listeners()

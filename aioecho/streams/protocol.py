@@ -352,9 +352,17 @@ class StreamProtocol(News, asyncio.Protocol):
     async def wait_lost(self) -> None:
         """Wait until the connection is closed, or broke."""
         if not self.is_lost:
-            waiting = self._loop.create_future()
-            self._waiting_to_close += (waiting,)
-            await waiting
+            await self.make_close_waiter()
+
+    def make_close_waiter(self) -> "asyncio.Future[None]":
+        """Return a future that is done when the connection is closed, or broke."""
+        waiting = self._loop.create_future()
+        self._waiting_to_close += (waiting,)
+        return waiting
+
+    def drop_close_waiter(self, waiting: "asyncio.Future[None]") -> None:
+        """Forget such a future: nothing waits for it any more."""
+        self._waiting_to_close = tuple(each for each in self._waiting_to_close if each is not waiting)
 
     async def _get_close_waiter(self, writer: asyncio.StreamWriter) -> None:
         await self.wait_lost()
