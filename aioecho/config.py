@@ -38,8 +38,8 @@ class Limits:
     """Connections a second, evenly spaced. Clients that come faster wait in the kernel's queue."""
 
     max_handshakes: int | None = 256
-    """TLS handshakes in progress at once, from a whole ClientHello on. Others wait, in order, and then the oldest ones in
-    progress have a second each: a peer that stops in the middle keeps no other out. None: any number."""
+    """TLS handshakes in progress at once, from a whole ClientHello on. Others wait, in order. While any waits, one that has
+    taken more than a quarter of a second and four round trips, or a second, is aborted. None: any number."""
 
     shed: Literal["idle"] | None = None
     """What to do when there are no file descriptors left: let new clients wait for one (None), or cut off the connection

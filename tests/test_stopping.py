@@ -370,10 +370,13 @@ async def queue_clients(server: aioecho.BaseServer, count: int, hosts: int = 1) 
     return [asyncio.create_task(asyncio.to_thread(ask_and_close, sock)) for sock in socks]
 
 
-@pytest.mark.parametrize("kind", [CountedUpper, BlockingUpper])
-async def test_clients_in_the_queue_behind_max_connections_are_served_in_turn(kind: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "limit"),
+    [(CountedUpper, "max_connections"), (BlockingUpper, "max_connections"), (BlockingUpper, "max_threads")],
+)
+async def test_clients_that_wait_for_a_place_are_served_in_turn(kind: Any, limit: str) -> None:
     CountedUpper.most = 0
-    limits = aioecho.Limits(max_connections=3)
+    limits = aioecho.Limits(**{limit: 3})
     async with aioecho.TCPServer(("127.0.0.1", 0), kind, limits=limits) as server:
         asking = await queue_clients(server, 20)
         await settle(lambda: server.stats.accepted >= 3)

@@ -29,6 +29,7 @@ import aioecho
 from aioecho.cli.serve import _tls_context as command_lines_context
 from aioecho.client import connect
 from aioecho.echo import Echo, Upper
+from aioecho.net.kernel import unacknowledged
 from aioecho.serving.draining import FRESH
 
 
@@ -155,11 +156,13 @@ async def test_a_drain_over_tls_answers_what_came_and_is_quick(tls: SimpleNamesp
 
 async def test_a_handshake_under_way_does_not_hang_the_stop(tls: SimpleNamespace) -> None:
     async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server) as server:
-        with socket.create_connection(server.server_address):
+        with socket.create_connection(server.server_address) as sock:
+            sock.sendall(b"\x16\x03\x01")  # the beginning of a ClientHello
             await settle(lambda: server.stats.active == 1)
+            await settle()
             report = await server.shutdown(0.1)
         in_time(report.seconds, 1)
-        assert report.cancelled + report.aborted == 1
+        assert (report.cancelled, report.aborted, report.unfinished) == (1, 0, 1)
         check_identity(server)
 
 
@@ -1026,6 +1029,28 @@ async def test_a_silent_tls_connection_takes_as_little_memory_as_any(tls: Simple
         await settle(lambda: not server.connections)
 
 
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 100, 10_000])
+@pytest.mark.parametrize("how", ["segments", "records"])
+async def test_a_hello_may_come_in_any_pieces(tls: SimpleNamespace, how: str, size: int) -> None:
+    def talk() -> bytes:
+        with HalfCloser(server.server_address, tls) as client:
+            client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.session.do_handshake()
+            hello = client.outgoing.read()
+            if how == "segments":
+                for start in range(0, len(hello), size):
+                    client.sock.sendall(hello[start : start + size])
+            else:
+                message = hello[5:]
+                parts = (message[start : start + size] for start in range(0, len(message), size))
+                client.sock.sendall(b"".join(hello[:3] + struct.pack(">H", len(part)) + part for part in parts))
+            return client.ask(b"hello\n", "close_notify")
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server) as server:
+        assert await asyncio.to_thread(talk) == b"HELLO\n"
+
+
 # Key updates, which have to be made by hand.
 
 
@@ -1184,6 +1209,33 @@ async def test_a_verify_request_may_raise_a_timeout_of_its_own(
         with socket.create_connection(server.server_address):
             await settle(lambda: server.stats.failed == server.stats.reasons["error"] == 1)
     assert len(complaints(caplog)) == 1
+
+
+async def test_what_came_before_a_reset_is_read_before_the_error_over_tls_too(tls: SimpleNamespace) -> None:
+    got: list[bytes] = []
+    met: list[BaseException] = []
+
+    async def handle(self: Any) -> None:
+        await asyncio.sleep(0.05)
+        try:
+            async for line in self.reader:
+                got.append(line)
+                await asyncio.sleep(0)
+        except OSError as error:
+            met.append(error)
+            raise
+
+    lines = [b"%099d\n" % number for number in range(1000)]
+    kind = type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle})
+    async with aioecho.TCPServer(("127.0.0.1", 0), kind, ssl=tls.server) as server:
+        with HalfCloser(server.server_address, tls) as client:
+            await asyncio.to_thread(client.shake_hands)
+            await asyncio.to_thread(client.say, b"".join(lines))
+            await settle(lambda: not unacknowledged(client.sock))
+            reset(client.sock)
+            await settle(lambda: server.stats.failed == server.stats.reasons["connection lost"] == 1)
+    assert got == lines
+    assert [type(error) for error in met] == [ConnectionResetError]
 
 
 async def test_a_tls_connection_that_another_task_closes_ends_at_once_for_its_handler(tls: SimpleNamespace) -> None:

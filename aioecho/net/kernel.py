@@ -13,7 +13,6 @@ __all__ = [
     "BYTES_RECEIVED",
     "LAST_ACK_RECV",
     "LAST_DATA_RECV",
-    "ROUND_TRIP",
     "TICK",
     "Credentials",
     "datagram_memory",
@@ -21,6 +20,7 @@ __all__ = [
     "is_broken",
     "nothing_more_of",
     "peer_credentials",
+    "round_trip",
     "tcp_info",
     "unacknowledged",
     "unread",
@@ -120,6 +120,11 @@ def tcp_info(sock: socket.socket, field: tuple[int, str]) -> int | None:
     except OSError:
         return None
     return int(struct.unpack_from(layout, info, start)[0]) if len(info) >= end else None
+
+
+def round_trip(sock: socket.socket) -> float:
+    """Return the smoothed round trip to a TCP peer, in seconds; 0 where that is not known."""
+    return (tcp_info(sock, ROUND_TRIP) or 0) / 1e6
 
 
 def is_broken(sock: socket.socket) -> bool | None:

@@ -3,7 +3,7 @@
 import socket
 from math import inf
 
-from aioecho.net.kernel import BYTES_RECEIVED, LAST_DATA_RECV, ROUND_TRIP, nothing_more_of, tcp_info
+from aioecho.net.kernel import BYTES_RECEIVED, LAST_DATA_RECV, nothing_more_of, round_trip, tcp_info
 from aioecho.serving.timeouts import TimedConnection
 from aioecho.streams.ending import StreamDrain
 from aioecho.streams.handshake import Handshake
@@ -45,8 +45,8 @@ class DrainedConnection(TimedConnection):
         if self.request is None or handshake is not None:
             return
         transport = self._protocol.transport
-        began = transport.opened_at if isinstance(transport, TLSTransport) else self.since
-        left = began + self._fresh() - self._loop.time()
+        age = self._loop.time() - (transport.opened_at if isinstance(transport, TLSTransport) else self.since)
+        left = self._fresh() - age if age < FRESH_AMONG_OTHERS + MOST_ROUND_TRIP else 0
         if left > 0:
             self._loop.call_later(left, self._end_stream)
         else:
@@ -54,7 +54,7 @@ class DrainedConnection(TimedConnection):
 
     def _fresh(self) -> float:
         fresh = FRESH_AMONG_OTHERS if self._server.keep_backlog else FRESH
-        return fresh + min((tcp_info(self._sock, ROUND_TRIP) or 0) / 1e6, MOST_ROUND_TRIP)
+        return fresh + min(round_trip(self._sock), MOST_ROUND_TRIP)
 
     def _handshake(self) -> Handshake | None:
         """Return the TLS handshake that is in progress."""
@@ -105,7 +105,10 @@ class DrainedConnection(TimedConnection):
         )
 
     def is_in_message(self) -> bool:
-        """Tell whether a message is in progress: cancelling the handler cuts it."""
+        """Tell whether a message, or a TLS handshake, is in progress: cancelling the handler cuts it."""
+        handshake = self._handshake()
+        if handshake is not None:
+            return handshake.count > 0
         return self.request is not None and self._protocol.reader.is_in_message()
 
     def stop(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from ssl import SSLError, SSLWantReadError
 from typing import Any
 
-from aioecho.net.kernel import unread
+from aioecho.net.kernel import round_trip, unread
 from aioecho.streams.handshake_limit import HandshakeLimit, Terms
 from aioecho.streams.tls import FOR_EVER, SLICE, Stream, TLSTransport
 
@@ -24,6 +24,9 @@ DEFAULT_SHUTDOWN_TIMEOUT = 30.0
 
 # Bytes of a ClientHello that are kept until it is whole. What is longer goes to OpenSSL in parts. Browsers send up to 2 KiB.
 MOST_OF_HELLO = 2**13
+
+# Records of a ClientHello that are looked at, each time that more comes.
+MOST_RECORDS = 16
 
 # Bytes that are kept of a peer whose handshake waits until others have ended. It has nothing to say after its ClientHello.
 MOST_WAITING = 2**14
@@ -144,6 +147,11 @@ class Handshake(asyncio.Protocol):
     def is_over(self) -> bool:
         """Whether it has ended, or failed."""
         return self._state is _OVER or self._state is _ALERTED
+
+    def round_trip(self) -> float:
+        """Return its peer's round trip, in seconds; 0 if that is not known."""
+        sock = self._transport.get_extra_info("socket")
+        return round_trip(sock) if sock is not None else 0
 
     def has_more(self) -> bool:
         """Tell whether more has come of the peer, and only waits for the loop to read it."""
@@ -298,11 +306,17 @@ def _is_whole_hello(data: bytes) -> bool:
         return True
     at = got = 0
     wanted: int | None = None
-    while len(data) >= at + RECORD_HEADER + 4:
+    for _ in range(MOST_RECORDS):
+        if len(data) < at + RECORD_HEADER:
+            return len(data) > at and data[at] != HANDSHAKE_RECORD
         size = int.from_bytes(data[at + 3 : at + RECORD_HEADER], "big")
-        if data[at] != HANDSHAKE_RECORD or size < 4:
+        if data[at] != HANDSHAKE_RECORD or not size:
             return True
         if wanted is None:
+            if size < 4:  # not even the length of the ClientHello
+                return True
+            if len(data) < at + RECORD_HEADER + 4:
+                return False
             if data[at + RECORD_HEADER] != CLIENT_HELLO:
                 return True
             wanted = 4 + int.from_bytes(data[at + RECORD_HEADER + 1 : at + RECORD_HEADER + 4], "big")
@@ -310,7 +324,7 @@ def _is_whole_hello(data: bytes) -> bool:
         at += RECORD_HEADER + size
         if got >= wanted:
             return len(data) >= at
-    return len(data) > at and data[at] != HANDSHAKE_RECORD
+    return True
 
 
 async def start_tls(

@@ -6,9 +6,12 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 __all__ = ["HandshakeLimit", "Terms", "TermsOfConnection"]
 
-# Seconds for which a handshake may be in progress while others wait. Then the oldest one is given up for them. By then its
-# peer has had time for several round trips.
-PATIENCE = 1.0
+# Seconds for which a handshake may be in progress while others wait, to which four round trips are added, and the most that
+# both make. Then it is given up for the others. With TLS 1.2 a client has to be waited for twice.
+PATIENCE, ROUND_TRIPS, MOST_PATIENCE = 0.25, 4, 1.0
+
+# Seconds between two looks at the ones in progress, while others wait.
+BREATH = 0.05
 
 
 class Handshake(Protocol):
@@ -18,6 +21,9 @@ class Handshake(Protocol):
 
     def begin(self) -> None:
         """Begin, as there is room."""
+
+    def round_trip(self) -> float:
+        """Return its peer's round trip, in seconds."""
 
     def has_more(self) -> bool:
         """Tell whether more has come of the peer, and only waits for the loop to read it."""
@@ -29,7 +35,7 @@ class Handshake(Protocol):
 class HandshakeLimit:
     """Bounds how many handshakes of a server are in progress at once: `most()`, or any number if that is None.
 
-    The ones beyond it wait, in order. The oldest one in progress yields: while others wait it has PATIENCE seconds.
+    The ones beyond it wait, in order. While any waits, the oldest in progress yield: see PATIENCE.
     """
 
     def __init__(self, most: Callable[[], int | None]) -> None:
@@ -37,7 +43,7 @@ class HandshakeLimit:
         self._running: dict[Handshake, float] = {}  # since when
         self._waiting: dict[Handshake, None] = {}
         self._next: asyncio.Handle | None = None  # for the next one that waits to begin
-        self._timer: asyncio.TimerHandle | None = None  # for the oldest one to yield
+        self._timer: asyncio.TimerHandle | None = None
 
     def enter(self, handshake: Handshake) -> bool:
         """Count a handshake, and return whether it may begin now. If not, its begin() is called later."""
@@ -73,26 +79,24 @@ class HandshakeLimit:
             handshake.begin()
 
     def _watch(self) -> None:
-        if self._timer is None and self._running:
-            oldest, since = next(iter(self._running.items()))
-            self._timer = oldest.loop.call_at(since + PATIENCE, self._yield)
+        if self._timer is None and self._waiting and self._running:
+            loop = next(iter(self._waiting)).loop
+            self._timer = loop.call_later(BREATH, self._end_oldest, loop)
 
-    def _yield(self) -> None:
+    def _end_oldest(self, loop: asyncio.AbstractEventLoop) -> None:
+        """End as many as there are that wait, if they are old enough."""
         self._timer = None
-        if not self._waiting:
-            return
-        for handshake, since in self._running.items():
-            if handshake.loop.time() < since + PATIENCE:
-                break
-            if not handshake.has_more():  # else the server is what is slow
-                handshake.fail(ConnectionAbortedError("others waited for it to end: see Limits.max_handshakes"))
-                break
-        if self._waiting and self._timer is None and self._running:
-            oldest = next(iter(self._running))
-            # At least a turn later, in which the next one begins.
-            self._timer = oldest.loop.call_at(
-                max(self._running[oldest] + PATIENCE, oldest.loop.time() + 0.001), self._yield
-            )
+        now = loop.time()
+        late = [
+            handshake
+            for handshake, since in self._running.items()
+            if now >= since + PATIENCE
+            and now >= since + min(PATIENCE + ROUND_TRIPS * handshake.round_trip(), MOST_PATIENCE)
+            and not handshake.has_more()  # else the server is what is slow
+        ]
+        for handshake in late[: len(self._waiting)]:
+            handshake.fail(ConnectionAbortedError("others waited for it to end: see Limits.max_handshakes"))
+        self._watch()
 
 
 class Terms(NamedTuple):
