@@ -73,7 +73,7 @@ class TimedConnection(HandlerRun):
         """Do what the timeouts say is due, and rest until something may be due again; return when that is, or 0."""
         protocol = self._protocol
         if self.request is None:
-            return 0  # the loop itself keeps the time of a TLS handshake
+            return 0  # a TLS handshake, and verify_request(), have timers of their own
         if protocol.is_lost:
             if protocol.cut_for is None or self._is_cut_off:
                 protocol.due = inf
