@@ -866,6 +866,26 @@ async def test_a_client_in_mid_handshake_when_the_server_stops_gets_its_reply(
     assert server.stats.reasons == {"finished": 1}
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_client_far_away_in_mid_handshake_gets_its_reply_too(
+    tls: SimpleNamespace, version: ssl.TLSVersion
+) -> None:
+    """Its request comes a round trip after the server has completed the handshake."""
+    trip = 3 * FRESH
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server) as server:
+        with HalfCloser(server.server_address, tls, version) as client:
+            await asyncio.to_thread(shake_hands_by_half, client)
+            stopping = asyncio.create_task(server.shutdown(10))
+            await asyncio.sleep(trip)  # time is the subject
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.session.do_handshake()
+            client.flush()
+            await asyncio.sleep(trip)
+            assert await asyncio.to_thread(client.ask, b"hello\n") == b"HELLO\n"
+        report = await stopping
+    assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+
+
 async def test_a_handshake_that_a_handler_has_begun_counts_as_fresh_at_a_stop(tls: SimpleNamespace) -> None:
     class Starts(aioecho.StreamRequestHandler):
         async def handle(self) -> None:

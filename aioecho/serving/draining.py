@@ -45,7 +45,7 @@ class DrainedConnection(TimedConnection):
         if self.request is None or handshake is not None:
             return
         transport = self._protocol.transport
-        age = self._loop.time() - (transport.opened_at if isinstance(transport, TLSTransport) else self.since)
+        age = self._loop.time() - (transport.open_from if isinstance(transport, TLSTransport) else self.since)
         left = self._fresh() - age if age < FRESH_AMONG_OTHERS + MOST_ROUND_TRIP else 0
         if left > 0:
             self._loop.call_later(left, self._end_stream)

@@ -31,6 +31,9 @@ MOST_RECORDS = 16
 # Bytes that are kept of a peer whose handshake waits until others have ended. It has nothing to say after its ClientHello.
 MOST_WAITING = 2**14
 
+# Seconds: the most that is taken for a round trip. More is a peer that has done something else meanwhile.
+MOST_ROUND_TRIP = 1.0
+
 RECORD_HEADER, HANDSHAKE_RECORD, CLIENT_HELLO = 5, 22, 1
 
 
@@ -60,6 +63,8 @@ class Handshake(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_answered_in",
+        "_asked_at",
         "_context",
         "_error",
         "_incoming",
@@ -118,7 +123,8 @@ class Handshake(asyncio.Protocol):
         self._state = _HELLO
         self._error: Exception | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self.began = loop.time()
+        self.began = self._asked_at = loop.time()
+        self._answered_in = 0.0  # seconds that the peer took the last time
         self.count = 0  # bytes received
         self.is_waiting = False  # until others have ended
 
@@ -162,6 +168,7 @@ class Handshake(asyncio.Protocol):
         """Go on, if a whole ClientHello has come, and there is room for another handshake."""
         self.count += len(data)
         if self._state is _RUNNING:
+            self._answered_in = self.loop.time() - self._asked_at
             self._step(data)
         elif self._state is _HELLO:
             self._received += data
@@ -207,6 +214,7 @@ class Handshake(asyncio.Protocol):
                 return
             if self._outgoing.pending:
                 self._transport.write(self._outgoing.read())
+                self._asked_at = self.loop.time()
 
     def _open(self, received: bytes) -> None:
         stream, replace, done = self._stream, self._replace, self.done
@@ -221,6 +229,7 @@ class Handshake(asyncio.Protocol):
             self._incoming,
             self._outgoing,
             shutdown_timeout=self._shutdown_timeout,
+            round_trip=min(self._answered_in, MOST_ROUND_TRIP),
         )
         self._transport.set_protocol(made)
         self._finish(None)

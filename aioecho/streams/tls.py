@@ -101,7 +101,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         "_timer",
         "_transport",
         "_write",
-        "opened_at",
+        "open_from",
     )
 
     def __init__(
@@ -115,6 +115,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         outgoing: ssl.MemoryBIO,
         *,
         shutdown_timeout: float,
+        round_trip: float,
     ) -> None:
         self._loop = loop
         self._transport = transport
@@ -135,7 +136,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         self._error: Exception | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._replies = 0  # bytes that OpenSSL has written by itself since the peer had taken all
-        self.opened_at = loop.time()
+        self.open_from = loop.time() + round_trip  # for the peer, whose first message may come then
 
     # What the socket's transport calls.
 
