@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from driven import drive
 
-from aioecho.runtime.driver import Driver, steps
+from aioecho.runtime.driver import Driver
+from aioecho.runtime.steps import steps
 from aioecho.streams.protocol import StreamProtocol
 
 VARIABLE: contextvars.ContextVar[Any] = contextvars.ContextVar("VARIABLE", default="unset")

@@ -191,7 +191,7 @@ class ContentLength(Framing):
         data: Any = buffer
         size, most = len(data), self.max_size
         frames: list[bytes] = []
-        start, wanted = 0, len(b"Content-Length:0\r\n\r\n")
+        start, wanted = 0, len(b"\r\n\r\n")  # an empty header is refused
         try:
             while start < size:
                 # Always from the start: `scanned` may mean that the header was found, and headers are short.

@@ -16,43 +16,30 @@ may: :meth:`Driver.step_inner`.
 """
 
 import asyncio
-import functools
-import inspect
-import types
 from asyncio import current_task
 from asyncio.tasks import (
     _enter_task,
     _leave_task,
 )  # documented for code that steps coroutines: docs, "Extending asyncio"
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from contextvars import Context
-from types import CoroutineType, FunctionType
-from typing import Any, ParamSpec, TypeVar, cast
+from types import CoroutineType
+from typing import Any, cast
 
-__all__ = ["Driver", "Waiter", "steps"]
+from aioecho.runtime.awaited import (
+    ALWAYS_AWAITED,
+    Failed,
+    add_to_awaited_by,
+    cancelled_error,
+    discard_from_awaited_by,
+    find_mistake,
+)
+from aioecho.runtime.steps import turn
 
-P = ParamSpec("P")
-T = TypeVar("T")
+__all__ = ["Driver", "Waiter"]
+
 # As a method that is bound anew for each step, or kept by each driver, it would cost time or memory.
 _send = CoroutineType.send
-
-# What tells a task that it is given a future to wait for. A future's own __await__ sets this and the task clears it, to
-# tell `await` from `yield`; what is yielded here is always awaited.
-ALWAYS_AWAITED = property(lambda self: True, lambda self, value: None)
-
-
-def steps(function: Callable[P, Generator[Any, None, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Make a generator function a coroutine function, in which ``yield x`` waits for x, as in types.coroutine().
-
-    Its calls give real coroutines. An ``await`` in their place would look for an iterator, which costs half as much again
-    as all else that a coroutine does which waits once.
-    """
-    assert isinstance(function, FunctionType)
-    code = function.__code__
-    code = code.replace(co_flags=code.co_flags & ~inspect.CO_GENERATOR | inspect.CO_COROUTINE)
-    made = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
-    made.__kwdefaults__ = function.__kwdefaults__
-    return cast("Callable[P, Coroutine[Any, Any, T]]", functools.update_wrapper(made, function))
 
 
 class Waiter:
@@ -297,7 +284,7 @@ class Driver:
         """
         if self._waiter is not None and self._is_current():
             try:
-                await _turn()
+                await turn()
             except asyncio.CancelledError as error:
                 self.task.uncancel()
                 self.task.cancel(*error.args)
@@ -361,15 +348,15 @@ class Driver:
                 self._awaited = yielded
                 yielded._park(self._resume, context, self)
         else:
-            mistake = _find_mistake(yielded, task, loop)
+            mistake = find_mistake(yielded, task, loop)
             if mistake is not None:
                 self._awaited = None
-                loop.call_soon(self._resume, _Failed(mistake), context=context)
+                loop.call_soon(self._resume, Failed(mistake), context=context)
                 return
             self._awaited = yielded
             yielded._asyncio_future_blocking = False
             yielded.add_done_callback(self._resume, context=context)
-            _add_to_awaited_by(yielded, task)
+            add_to_awaited_by(yielded, task)
         if has_cancelled_itself:
             yielded.cancel(msg=task._cancel_message)  # type: ignore[attr-defined]
 
@@ -378,7 +365,7 @@ class Driver:
         wake_up = self._wake_up
         assert wake_up is not None
         self._wake_up = self._awaited = None
-        _discard_from_awaited_by(awaited, self.task)
+        discard_from_awaited_by(awaited, self.task)
         wake_up(awaited)
 
     def _is_cancelled_anew(self) -> bool:
@@ -395,49 +382,6 @@ class Driver:
         loop = self._waiter._loop
         self._waiter.wake()
         loop.call_soon(_raise, error)
-
-
-class _Failed:
-    """In place of a future, for a task to be woken with an error."""
-
-    def __init__(self, error: BaseException) -> None:
-        self._error = error
-
-    def result(self) -> None:
-        raise self._error
-
-
-@types.coroutine
-def _turn() -> Generator[None, None, None]:
-    yield
-
-
-def _find_mistake(yielded: Any, task: "asyncio.Task[Any]", loop: asyncio.AbstractEventLoop) -> RuntimeError | None:
-    """Return what a task raises in a coroutine that has yielded something for which it cannot wait."""
-    blocking = getattr(yielded, "_asyncio_future_blocking", None)
-    if blocking is None:
-        return RuntimeError(f"Task got bad yield: {yielded!r}")
-    if not blocking:
-        return RuntimeError(f"yield was used instead of yield from in task {task!r} with {yielded!r}")
-    if yielded.get_loop() is not loop:
-        return RuntimeError(f"Task {task!r} got Future {yielded!r} attached to a different loop")
-    if yielded is task:
-        return RuntimeError(f"Task cannot await on itself: {task!r}")
-    return None
-
-
-def _note_nothing(*_: object) -> None:
-    pass
-
-
-# What tells the tools of 3.14 and newer which task awaits which.
-_add_to_awaited_by: Callable[..., None] = getattr(asyncio, "future_add_to_awaited_by", _note_nothing)
-_discard_from_awaited_by: Callable[..., None] = getattr(asyncio, "future_discard_from_awaited_by", _note_nothing)
-
-
-def cancelled_error(msg: Any) -> asyncio.CancelledError:
-    """Return the error for a cancellation with this message, or None for none."""
-    return asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
 
 
 def _raise(error: BaseException) -> None:

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 from aioecho.config import Limits
 from aioecho.serving.ends import Reason
+from aioecho.streams.memory import MemoryBudget
 
-__all__ = ["Admission"]
+__all__ = ["Admission", "host_of"]
 
 # Seconds by which a client may be accepted early after another was late: event loops keep time to a millisecond or worse.
 SLACK = 0.02
@@ -22,13 +23,15 @@ class _Connections(Sized, Iterable[Any], Protocol):
 class Admission:
     """Applies the limits on accepting. `connections` are the live ones, a collection that changes; they have `client_address`.
 
-    `retry` is called when there may be room again for another reason than the end of a connection.
+    `memory` is what the connections' streams hold. `retry` is called when there may be room again for another reason than
+    the end of a connection.
 
     After close() clients that were in the kernel's backlog, and for which there is no room, are queued here.
     """
 
     def __init__(self, limits: Limits, connections: _Connections, retry: Callable[[], None]) -> None:
         self.limits = limits
+        self.memory = MemoryBudget(limits.max_memory)
         self._connections = connections
         self._retry = retry
         self._hosts: Counter[str] = Counter()  # kept while max_per_host is set
@@ -40,7 +43,8 @@ class Admission:
     def apply(self, limits: Limits) -> None:
         """Set other `limits`, which hold now. They close no connection that is too many by them."""
         self.limits = limits
-        hosts = (_host_of(connection.client_address) for connection in self._connections)
+        self.memory.most = limits.max_memory
+        hosts = (host_of(connection.client_address) for connection in self._connections)
         self._hosts = Counter(host for host in hosts if host is not None)
         self._next = 0.0
         self._retry()
@@ -95,15 +99,20 @@ class Admission:
             self._next = max(self._next, now - SLACK) + 1 / limits.accept_rate
         if limits.max_connections is not None and limits.overflow == "reject" and self._is_full():
             return "overflow"
-        if limits.max_per_host is not None and (host := _host_of(client_address)) is not None:
-            if self._hosts[host] >= limits.max_per_host:
+        return None if limits.max_per_host is None else self.admit_host(client_address)
+
+    def admit_host(self, client_address: Any) -> Reason | None:
+        """Count a client by its host alone, as :meth:`admit` does besides."""
+        most, host = self.limits.max_per_host, host_of(client_address)
+        if most is not None and host is not None:
+            if self._hosts[host] >= most:
                 return "per host"
             self._hosts[host] += 1
         return None
 
     def leave(self, client_address: Any) -> None:
         """Count the end of a connection that was admitted."""
-        if self._hosts and (host := _host_of(client_address)) is not None and host in self._hosts:
+        if self._hosts and (host := host_of(client_address)) is not None and host in self._hosts:
             self._hosts[host] -= 1
             if self._hosts[host] <= 0:
                 del self._hosts[host]  # addresses are many
@@ -148,7 +157,7 @@ class Admission:
     def _has_room_for(self, client_address: Any) -> bool:
         if self._must_wait():
             return False
-        most, host = self.limits.max_per_host, _host_of(client_address)
+        most, host = self.limits.max_per_host, host_of(client_address)
         return most is None or host is None or self._hosts[host] < most
 
     def _must_wait(self) -> bool:
@@ -163,5 +172,6 @@ class Admission:
         self._retry()
 
 
-def _host_of(client_address: Any) -> str | None:
+def host_of(client_address: Any) -> str | None:
+    """Return what `max_per_host` counts a client by; None for a client of a Unix socket, which has no host."""
     return client_address[0] if isinstance(client_address, tuple) else None

@@ -18,11 +18,8 @@ from aioecho.serving.end_record import log_end, logger
 from aioecho.serving.ends import Reason
 from aioecho.serving.handlers import BaseRequestHandler
 from aioecho.serving.timeouts import CLOSED, HANDLE, OPEN, PREPARE
-from aioecho.streams.protocol import (
-    CountingStreamProtocol,
-    StreamProtocol,
-    reset_when_closed,
-)
+from aioecho.streams.outgoing import reset_when_closed
+from aioecho.streams.protocol import CountingStreamProtocol, StreamProtocol
 from aioecho.streams.reader import StreamReader
 from aioecho.streams.tls import FOR_EVER
 from aioecho.streams.writer import StreamWriter
@@ -69,6 +66,7 @@ class Connection(DrainedConnection):
             loop,
             limit=limits.max_buffer,
             limits=limits,
+            budget=server.admission.memory,
             is_server_side=True,
         )
         self._protocol.driver = self
@@ -187,8 +185,7 @@ class Connection(DrainedConnection):
     def _close_if_done(self, end: BaseException | None) -> None:
         """Close, if handle() has returned, the peer has closed, and nothing is unsent or to be cleaned up: most often."""
         protocol = self._protocol
-        if protocol._collected is not None:
-            protocol.flush()
+        protocol.note_hand_over()
         if (
             end is None
             and self._stage == HANDLE
@@ -321,8 +318,7 @@ class Connection(DrainedConnection):
     async def _close(self, protocol: StreamProtocol) -> None:
         """Send what was written, and close so that the peer can read it."""
         transport = protocol.transport
-        if protocol._collected is not None:  # by finish(), or handle_error()
-            protocol.flush()
+        protocol.flush()  # of finish(), or handle_error()
         unsent = protocol.unsent()
         if self._is_cut_off or self.reason == "cancelled" or self.reason == "write":
             self._cut_short(protocol)

@@ -8,7 +8,7 @@ from aioecho.serving.timeouts import TimedConnection
 from aioecho.streams.ending import StreamDrain
 from aioecho.streams.handshake import Handshake
 from aioecho.streams.handshake_limit import Terms
-from aioecho.streams.protocol import reset_when_closed
+from aioecho.streams.outgoing import reset_when_closed
 from aioecho.streams.tls import FOR_EVER, TLSTransport
 
 __all__ = ["FRESH", "FRESH_AMONG_OTHERS", "DrainedConnection"]
@@ -58,8 +58,7 @@ class DrainedConnection(TimedConnection):
 
     def _handshake(self) -> Handshake | None:
         """Return the TLS handshake that is in progress."""
-        transport = getattr(self._protocol, "_socket_transport", None)  # it may not be made yet
-        protocol = transport.get_protocol() if transport is not None else None
+        protocol = self._protocol.get_socket_protocol()
         return protocol if isinstance(protocol, Handshake) and not protocol.is_over else None
 
     def _drain_handshake(self, count: int = -1) -> None:

@@ -1,7 +1,7 @@
 """The classes that a handler is made from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Iterator
 from time import monotonic
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -103,28 +103,22 @@ class StreamRequestHandler(BaseRequestHandler):
             ConnectionTimeout: the peer took nothing for the time of Timeouts.write.
         """
         # The two calls written out, as far as there is nothing to wait for: either would cost as much as all of this.
-        writer = self.writer
-        protocol, transport = writer._protocol, writer._transport
-        if protocol._is_special:
-            collected = protocol._collected
-            if collected is not None and type(data) is bytes:
-                collected.append(data)
-                protocol.unanswered = False
-                collected.room -= len(data)
-                if collected.room < 0 or monotonic() > collected.flush_at:
-                    protocol.flush()
-            else:
-                writer.write(data)
-            if protocol._is_special < 2 and not transport.is_closing():
+        protocol = self.writer.protocol
+        collected = protocol.collected
+        if collected is not None:
+            protocol.unanswered = False
+            collected.room -= collected.write(data)
+            if collected.room >= 0 and monotonic() <= collected.flush_at:
                 return
+            protocol.flush()
+        elif protocol.needs_slow_path:
+            self.writer.write(data)
+        else:
+            protocol.unanswered = False
+            protocol.transport.write(data)
+        if protocol.needs_slow_path or protocol.transport.is_closing():
             del data  # asyncio's transport on 3.11 has a copy: not to hold both while the peer takes nothing
-            await writer.drain()
-            return
-        protocol.unanswered = False
-        transport.write(data)
-        if protocol._is_special or transport.is_closing():
-            del data
-            await writer.drain()
+            await self.writer.drain()
 
     def unbroken(self) -> Unbroken:
         """Return what keeps a stop off an exchange in steps: ``async with self.unbroken(): ...``.
@@ -141,28 +135,19 @@ class StreamRequestHandler(BaseRequestHandler):
         See :meth:`StreamReader.frames` for what it raises. Raises TypeError if the class has no framing.
         """
         if self.framing is None:
-            raise self._no_framing()
+            raise _no_framing(self)
         return self.reader.frames(self.framing)
 
-    async def send_frame(self, frame: bytes) -> None:
-        """Send one frame: :meth:`send` what :attr:`framing` makes of it.
+    def send_frame(self, frame: bytes) -> Coroutine[Any, Any, None]:
+        """Send one frame: ``await self.send_frame(frame)`` is :meth:`send` of what :attr:`framing` makes of it.
 
         Raises, beside what :meth:`send` does:
             ValueError: the framing has no way to write this frame.
             TypeError: the class has no framing.
         """
-        framing, writer = self.framing, self.writer
-        if framing is None:
-            raise self._no_framing()
-        if writer._protocol._collected is None:
-            await self.send(framing.join(frame))
-            return
-        writer.write(framing.join(frame))
-        if writer._protocol._is_special > 1:
-            await writer.drain()
-
-    def _no_framing(self) -> TypeError:
-        return TypeError(f"{type(self).__qualname__} has no framing: set the class attribute, as `framing = Lines()`")
+        if self.framing is None:
+            raise _no_framing(self)
+        return self.send(self.framing.join(frame))
 
     @property
     def credentials(self) -> Credentials | None:
@@ -187,6 +172,9 @@ class DatagramRequestHandler(BaseRequestHandler):
 
     serves = "datagrams"
 
+    framing: Framing | None = None
+    """How :attr:`frames` cuts a datagram into frames, for senders that put several into one: an object of aioecho.framing."""
+
     request: tuple[bytes, DatagramTransport]
     data: bytes
 
@@ -196,6 +184,17 @@ class DatagramRequestHandler(BaseRequestHandler):
         self.client_address = client_address
         self.server = server
         self.data = request[0]
+
+    @property
+    def frames(self) -> Iterator[bytes]:
+        """What ``for frame in self.frames`` goes through: the frames of the datagram, as :attr:`framing` has it.
+
+        The last line may lack its newline, and what `Delimited` splits its separator. Raises FramingError where any other
+        framing's last frame is not whole, and as the framing does. Raises TypeError if the class has no framing.
+        """
+        if self.framing is None:
+            raise _no_framing(self)
+        return self.framing.split_datagram(self.data)
 
     def reply(self, data: bytes | bytearray | memoryview) -> Awaitable[None]:
         """Send a datagram to the peer, from the address that it asked; return what can be awaited.
@@ -240,3 +239,7 @@ class DatagramSessionHandler(BaseRequestHandler):
         """Send a datagram to the peer; see :meth:`DatagramRequestHandler.reply`."""
         self.datagrams.last_active = monotonic()
         return self.request[1].sendto(data, self.client_address)
+
+
+def _no_framing(handler: BaseRequestHandler) -> TypeError:
+    return TypeError(f"{type(handler).__qualname__} has no framing: set the class attribute, as `framing = Lines()`")

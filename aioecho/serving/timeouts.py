@@ -67,7 +67,7 @@ class TimedConnection(HandlerRun):
 
     def timeouts_changed(self) -> None:
         """Be visited in the next sweep, as other timeouts may hold now."""
-        self._protocol.stir()
+        self._protocol.mark_due()
 
     def visit(self, now: float) -> float:
         """Do what the timeouts say is due, and rest until something may be due again; return when that is, or 0."""
@@ -85,7 +85,7 @@ class TimedConnection(HandlerRun):
         if protocol.is_tls and protocol.transport.is_closing():
             self._start_linger(protocol)  # its handler has closed it, and may wait until its peer has too
         elif due > now and self._stalled is None and protocol.cut_for is None:
-            protocol.rest(due)
+            protocol.postpone(due)
         return due
 
     def _watch_wait(self, now: float, timeouts: Timeouts) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 from aioecho.exceptions import FrameTooLong, FramingError
 from aioecho.framing import Framing
-from aioecho.runtime.driver import steps
+from aioecho.runtime.steps import steps
 from aioecho.streams.records import RecordReader
 
 __all__ = ["Batches", "Frames"]

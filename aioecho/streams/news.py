@@ -1,6 +1,7 @@
 """What a reader waits for, what it tells, and what was written and collected meanwhile."""
 
 import asyncio
+from io import BytesIO
 from typing import Literal
 
 from aioecho.runtime.driver import Waiter
@@ -23,7 +24,7 @@ class Slow:
 SLOW = Slow()
 
 
-class Collected(list[bytes]):
+class Collected(BytesIO):
     """What was written and is not handed to the transport yet: `room` bytes more, and until `flush_at` by monotonic()."""
 
     __slots__ = ("flush_at", "room")
@@ -44,16 +45,19 @@ class News(Waiter):
     max_frame: int | None = None
     """The most bytes of what readexactly() and read(-1) read, and of a frame that comes after its length."""
 
-    _collected: "Collected | None" = None
+    collected: Collected | None = None
+
+    held: int = 0
+    """Bytes that the server's budget counts for this stream: 0 unless that is much."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self.unanswered = False
 
-    def heed(self) -> None:
+    def update_slow_path(self) -> None:
         """Do nothing about what a write has to look at. To be overridden, as all here."""
 
-    def stir(self) -> None:
+    def mark_due(self) -> None:
         """Do nothing about a wait that has begun."""
 
     def wait_in_message(self) -> None:
@@ -61,6 +65,10 @@ class News(Waiter):
 
     def note_input(self, size: int) -> None:
         """Do nothing about `size` bytes that were buffered."""
+
+    def note_memory(self) -> bool:
+        """Do nothing about how much is buffered; return whether more may be."""
+        return True
 
     def flush(self) -> None:
         """Write nothing."""

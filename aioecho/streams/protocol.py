@@ -1,22 +1,17 @@
-"""The one asyncio protocol of streams: it feeds a reader, and is what the writer goes by.
-
-What a handler writes while it has more of its peer's requests to read is collected, and goes to the transport in one piece:
-uvloop makes a system call of every write.
-"""
+"""The one asyncio protocol of streams: it feeds a reader, and is what the writer goes by."""
 
 import asyncio
-import contextlib
 import socket
-import struct
-from time import monotonic
 from typing import Any
 
 from aioecho.config import Limits
-from aioecho.streams.news import DEFAULT_LIMIT, Buffer, Collected, News
+from aioecho.streams.memory import MemoryBudget
+from aioecho.streams.news import DEFAULT_LIMIT, Buffer, News
+from aioecho.streams.outgoing import Outgoing, set_result
 from aioecho.streams.reader import StreamReader
 from aioecho.streams.records import BIG
 
-__all__ = ["CountingStreamProtocol", "StreamProtocol", "reset_when_closed"]
+__all__ = ["CountingStreamProtocol", "StreamProtocol"]
 
 # The most that asyncio's transports read at a time. By themselves they ask for 256 KiB, for which malloc() maps memory at each
 # read and unmaps it, as it does from 128 KiB on unless its heap happens to have room. That was measured as twice the processor
@@ -27,47 +22,28 @@ READ_BYTES = 2**17 - 2**12
 QUICK_ACKS = 16
 TCP_QUICKACK = getattr(socket, "TCP_QUICKACK", 12)
 
-# Bytes that are collected at the most, and seconds for which they are.
-COLLECTED, COLLECTED_FOR = 2**16, 0.001
 
-
-class StreamProtocol(News, asyncio.Protocol):
+class StreamProtocol(Outgoing, asyncio.Protocol):
     """Connects a transport with a reader and a writer, and is what the reader waits for.
 
-    `is_server_side` says which side start_tls() takes; `limits` are a server's. `reader` is there from the
-    start, `transport` from the time that it calls connection_made(). `is_lost`
-    and `lost_with` tell whether and how it ended, `cut_for` why this side has cut it off, and `peer_has_closed` whether the
-    peer has sent its last. `due` is when its timeouts are looked at next, and `paused_since` since when drain() waits, if it
-    does, in the loop's time. `bytes_in` and `bytes_out` count what is read and written, with `counts`.
+    `is_server_side` says which side start_tls() takes; `limits` are a server's, and so is `budget`, which all its streams
+    share. `reader` is there from the start, `transport` from the time that it calls connection_made(). `lost_with` tells how it
+    ended, and `peer_has_closed` whether the peer has sent its last. `bytes_in` and `bytes_out` count what is read and written,
+    with `counts`.
 
     The methods with an underscore are the ones that asyncio.StreamWriter expects of its protocol.
     """
 
     __slots__ = (
-        "_collected",
-        "_is_special",
-        "_limits",
-        "_socket_transport",
         "_stays_open_at_eof",
         "_waiting_to_close",
-        "_waiting_to_write",
-        "cut_for",
-        "due",
         "is_breathing",
-        "is_lost",
         "is_server_side",
         "is_tls",
         "lost_with",
-        "paused_since",
         "peer_has_closed",
-        "reader",
-        "transport",
     )
 
-    transport: asyncio.Transport
-    _socket_transport: asyncio.Transport
-
-    counts = False
     bytes_in = bytes_out = 0
 
     def __init__(
@@ -76,24 +52,19 @@ class StreamProtocol(News, asyncio.Protocol):
         *,
         limit: int = DEFAULT_LIMIT,
         limits: Limits | None = None,
+        budget: MemoryBudget | None = None,
         is_server_side: bool,
     ) -> None:
-        News.__init__(self, loop)
+        Outgoing.__init__(self, loop)
         self.reader = StreamReader(limit, loop, _news=self)
         self._limits = limits
+        self._budget = budget
         if limits is not None and limits.max_frame is not None and limits.max_frame < DEFAULT_LIMIT:
             self.reader._unchecked = limits.max_frame
         self.is_server_side = is_server_side
         self.lost_with: Exception | None = None
-        self.cut_for: str | None = None
-        self.peer_has_closed = self.is_lost = self.is_tls = self.is_breathing = False
-        self.due = 0.0
-        # What a write and a drain() look at: nothing if False, which is cheaper to test than 0; 1: whether to collect; 2: all.
-        self._is_special: int = 2 if self.counts else False
-        self._collected = None
+        self.peer_has_closed = self.is_tls = self.is_breathing = False
         self._stays_open_at_eof = True
-        self.paused_since: float | None = None
-        self._waiting_to_write: tuple[asyncio.Future[None], ...] = ()
         self._waiting_to_close: tuple[asyncio.Future[None], ...] = ()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -123,6 +94,11 @@ class StreamProtocol(News, asyncio.Protocol):
     def is_socket_read(self) -> bool:
         """Tell whether the loop reads the socket: not while the transport is paused."""
         return self._socket_transport.is_reading()
+
+    def get_socket_protocol(self) -> asyncio.BaseProtocol | None:
+        """Return the protocol of the socket's transport: this, a TLS handshake or a TLS transport; None before it is made."""
+        transport = getattr(self, "_socket_transport", None)
+        return transport.get_protocol() if transport is not None else None
 
     def replace_transport(self, transport: asyncio.Transport) -> None:
         """Take the TLS transport in place of the one under it."""
@@ -156,37 +132,6 @@ class StreamProtocol(News, asyncio.Protocol):
         self.reader._drop(len(self.reader._buffer))
         self.reader.feed_eof()
 
-    def note_write(self, data: Buffer) -> bool:
-        """Return whether to write `data`; if too much waits to be sent already, cut the connection off.
-
-        Called where that is possible, or the connection lost: then loops would warn for every write, or raise.
-        """
-        if self.due:
-            self.stir()
-        if self.is_lost or self.cut_for is not None:
-            return False
-        most = self._limits.max_write_buffer if self._limits is not None else None
-        if most is not None and self.unsent() > most:
-            self.cut("write buffer")
-            return False
-        return True
-
-    def cut(self, reason: str) -> None:
-        """Cut the connection off: throw away what is unsent. `cut_for` is the first such reason."""
-        if not self.is_lost:
-            self.cut_for = self.cut_for or reason
-            self._collected = None
-            self.stir()
-            if self.paused_since is not None:
-                reset_when_closed(self.transport)
-            self.transport.abort()
-
-    def unsent(self) -> int:
-        """Return how many bytes wait that the kernel has not taken."""
-        # The TLS transport of a server's stream holds nothing back but for moments: aioecho.streams.tls.
-        size = self._socket_transport.get_write_buffer_size()
-        return size if self._collected is None else size + COLLECTED - self._collected.room
-
     def wait_in_message(self) -> None:
         """Have the kernel acknowledge at once what came of a message: its peer may hold the rest back until then.
 
@@ -206,12 +151,9 @@ class StreamProtocol(News, asyncio.Protocol):
         """Limits.max_frame; None for a client's stream."""
         return self._limits.max_frame if self._limits is not None else None
 
-    # Collecting.
-
     def note_input(self, size: int) -> None:
         """Let writes be collected while there is more to read, and let the loop run before it reads on after much."""
-        if not self._is_special:
-            self._is_special = 1
+        self.needs_slow_path = True
         if (
             size >= BIG
             and self.reader._transport is not None
@@ -220,134 +162,38 @@ class StreamProtocol(News, asyncio.Protocol):
         ):
             self.transport.pause_reading()
             self.is_breathing = True
-            self._loop.call_soon(self._read_on)
+            self._loop.call_soon(self.read_on)
 
-    def _read_on(self) -> None:
+    def read_on(self) -> None:
+        """End the pause that note_input() made."""
         is_breathing, self.is_breathing = self.is_breathing, False
         # Not self.transport: TLS's reads on while it closes, for the peer's close_notify.
         if is_breathing and not (self.reader._paused or self.is_lost or self._socket_transport.is_closing()):
             self.transport.resume_reading()
-
-    def write(self, data: Buffer) -> None:
-        """Write what the writer does not hand to the transport itself: collect it, look at everything, or both."""
-        if not isinstance(data, Buffer):
-            raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")  # as asyncio's
-        collected = self._collected
-        if len(data) >= COLLECTED or (collected is None and not self.reader._has_input()):
-            self.write_through(data)
-            return
-        self.unanswered = False
-        if collected is None:
-            self._collected = collected = Collected(COLLECTED, monotonic() + COLLECTED_FOR)
-            driver = self._driver
-            if driver is None or not driver.is_running():  # else note_hand_over() comes at the latest
-                self._loop.call_soon(self.note_hand_over)
-            if not self._is_special:
-                self._is_special = 1
-        collected.append(bytes(data))  # what is no bytes object may be changed by its owner
-        collected.room -= len(data)
-        if collected.room < 0 or monotonic() > collected.flush_at:
-            self.flush()
-
-    def write_through(self, data: Buffer) -> None:
-        """Hand `data` to the transport now, after what was collected."""
-        self.unanswered = False
-        if self._collected is not None:
-            self.flush()
-        if self.note_write(data):
-            self.transport.write(data)
-
-    def flush(self) -> None:
-        """Hand what was collected to the transport."""
-        collected, self._collected = self._collected, None
-        if collected:
-            data = collected[0] if len(collected) == 1 else b"".join(collected)
-            if self.note_write(data):
-                self.transport.write(data)
-        self.heed()
-
-    def note_hand_over(self) -> None:
-        """Flush for a handler that waits for something else than its stream."""
-        if self._collected is not None:
-            self.flush()
-
-    def interrupt_drains(self, exc: Exception) -> bool:
-        """Raise `exc` in every drain() that waits; return whether any does."""
-        waiting = [each for each in self._waiting_to_write if not each.done()]
-        for each in waiting:
-            each.set_exception(exc)
-        return bool(waiting)
-
-    def heed(self) -> None:
-        """Find out what writes and drain() have to look at."""
-        if (
-            self.counts
-            or self.due > 0
-            or self.paused_since is not None
-            or self.is_lost
-            or self.cut_for is not None
-            or self.reader._exception is not None
-        ):
-            self._is_special = 2
-        else:
-            self._is_special = 1 if self._collected is not None or self.reader._received else False
-
-    def rest(self, until: float) -> None:
-        """Leave its timeouts alone until then, or until a read comes to wait or something is written."""
-        self.due = until
-        self._is_special = 2  # for the next write to tell
-
-    def stir(self) -> None:
-        """Let its timeouts be looked at soon."""
-        self.due = 0.0
-        self.heed()
-
-    def pause_writing(self) -> None:
-        """Let drain() wait."""
-        self.paused_since = self._loop.time()
-        self.stir()
-
-    def resume_writing(self) -> None:
-        """Let drain() return."""
-        self.paused_since = None
-        self.heed()
-        for waiting in self._waiting_to_write:
-            _set_result(waiting)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the stream, with `exc` if the connection broke. A second call changes nothing."""
         if self.is_lost:
             return
         self.is_lost = True
-        self._collected = None
-        self._is_special = 2
+        self.collected = None
+        self.needs_slow_path = True
         self.lost_with = exc
         reader = self.reader
-        if exc is not None:
+        if self.cut_for is not None and exc is None:
+            # No end of the stream that the peer has not sent: what it sent was not all.
+            reader.set_exception(ConnectionAbortedError(f"the server aborted the connection: {self.cut_for}"))
+        elif exc is not None:
             reader.break_off(exc)
         elif not reader._eof:
             reader.feed_eof()
         if self.item is not None:
             reader._keep_item()
         reader._news = None  # type: ignore[assignment] # no read waits any more, and without the cycle both go at once
-        for waiting in self._waiting_to_write:
-            if exc is None or waiting.done():
-                _set_result(waiting)
-            else:
-                waiting.set_exception(exc)
+        self.note_memory()
+        self.end_drains(exc)
         for waiting in self._waiting_to_close:
-            _set_result(waiting)
-
-    async def _drain_helper(self) -> None:
-        if self.is_lost:
-            raise ConnectionResetError("Connection lost")
-        if self.paused_since is not None:
-            waiting = self._loop.create_future()
-            self._waiting_to_write += (waiting,)
-            try:
-                await waiting
-            finally:
-                self._waiting_to_write = tuple(each for each in self._waiting_to_write if each is not waiting)
+            set_result(waiting)
 
     async def wait_lost(self) -> None:
         """Wait until the connection is closed, or broke."""
@@ -392,20 +238,3 @@ class CountingStreamProtocol(StreamProtocol):
         if is_written:
             self.bytes_out += memoryview(data).nbytes
         return is_written
-
-
-def reset_when_closed(transport: asyncio.BaseTransport) -> None:
-    """Let a connection end with a reset: for one that is closed over data that its peer has not taken.
-
-    Otherwise the kernel goes on offering the peer what it has in its own buffer, megabytes and for minutes, and then tells it
-    that this was all.
-    """
-    sock = transport.get_extra_info("socket")
-    if sock is not None:
-        with contextlib.suppress(OSError):  # it is closed
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-def _set_result(future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)

@@ -14,6 +14,10 @@ __all__ = ["ReceiveBuffer"]
 # Bytes that are split at a time, so that what is split is not much more than what is handed out soon.
 PIECE = 2**14
 
+# Lines that are handed out one by one, after lines that were split had to be put back for another kind of read: at first, and
+# at the most, as it is four times as many each time that it happens.
+SINGLES, MOST_SINGLES = 64, 2**16
+
 # Bytes of a read after which more such are expected.
 SHORT = 2**11
 
@@ -37,9 +41,14 @@ class ReceiveBuffer:
     _received: bytearray  # what asyncio calls its buffer, and more: bytes at its front that were handed out
     _piece: bytes = b""  # a copy of its front to read from
     _at: int = 0  # and so many bytes of that were handed out
+    _singles: int = 0  # lines to hand out one by one before the next are split ahead,
+    _next_singles: int = SINGLES  # and how many these will be the next time
     _split: int = 0  # or so many bytes of it were split into records
-    _lines: list[bytes] = []  # noqa: RUF012 - of these the next to hand out, in reverse, all but the last,
-    _further_lines: list[bytes] = []  # noqa: RUF012 - and the ones after them
+    _lines: list[bytes] = []  # noqa: RUF012 - of these the next to hand out, in reverse,
+    _further_lines: list[bytes] = []  # noqa: RUF012 - the ones after them,
+    _last_line: bytes | None = (
+        None  # and the last: after that one it can be told whether a reply was written since the read
+    )
     _holder: Frames | None = None  # or what holds them, if they are frames
     _scan: tuple[Frames | Batches, int, int] | None = None  # how far which of these has looked at what is buffered
 
@@ -47,6 +56,8 @@ class ReceiveBuffer:
     _batch: int = LEAST_BATCH  # records between two looks at the clock
     _left: int = LEAST_BATCH  # records to hand out before the next look at the clock
     _slice_end: float = 0.0  # when the loop is to run
+
+    _gathered: int = 0  # bytes that read(-1) has taken and not returned yet
 
     _message_began: float | None = None  # when a read came to wait for the rest of what it has begun to read
 
@@ -83,6 +94,8 @@ class ReceiveBuffer:
                 self._transport = None  # as asyncio: it can't be paused, so never ask again
             else:
                 self._paused = True
+                if news is not None:
+                    news.note_memory()
 
     def _keep_item(self) -> None:
         """Buffer a chunk that was handed over to a read that has not taken it, before anything that came later."""
@@ -116,6 +129,8 @@ class ReceiveBuffer:
         news = self._news
         if news is not None:
             news.unanswered = news.unanswered or True
+            if news.held:
+                news.note_memory()
         if self._paused and len(self._received) <= self._limit:
             assert self._transport is not None
             self._paused = False
@@ -135,21 +150,25 @@ class ReceiveBuffer:
             if self._holder is not None:
                 holder, self._holder = self._holder, None
                 split = holder.put_back(self._received, split)
-            elif self._lines or self._further_lines:
-                split -= sum(map(len, self._lines)) + sum(map(len, self._further_lines))
-            self._lines = self._further_lines = []
+            elif self._last_line is not None:
+                # A protocol of lines and counted bytes. To split all lines anew after each read of bytes would be quadratic.
+                self._singles = self._next_singles
+                self._next_singles = min(4 * self._next_singles, MOST_SINGLES)
+                split -= sum(map(len, self._lines)) + sum(map(len, self._further_lines)) + len(self._last_line)
+                self._lines = self._further_lines = []
+                self._last_line = None
             self._drop(split)
 
     def _catch_up(self) -> None:
         """Write what was collected, as all that was buffered is read; then the next read may wait without looking further."""
-        if self._news is not None and self._news._collected is not None:
+        if self._news is not None and self._news.collected is not None:
             self._news.flush()
             self._speed_up()
 
     def _has_input(self) -> bool:
         """Tell whether more is buffered than was handed out."""
         return len(self._received) > (self._split or self._at) or bool(
-            self._lines or self._further_lines or (self._holder is not None and self._holder.has_more())
+            self._last_line is not None or (self._holder is not None and self._holder.has_more())
         )
 
     def _is_due(self) -> bool:
@@ -170,14 +189,19 @@ class ReceiveBuffer:
 
     def _buffered_line(self) -> bytes:
         """Hand out a whole line of the buffer, or nothing if that takes more than a look."""
-        further = self._further_lines
-        if further:
-            if self._is_slice_over():
-                return b""
-            batch = self._batch
-            self._lines = lines = further[-batch:]
-            del further[-batch:]
-            return lines.pop()
+        if self._last_line is not None:
+            further = self._further_lines
+            if further:
+                if self._is_slice_over():
+                    return b""
+                batch = self._batch
+                self._lines = lines = further[-batch:]
+                del further[-batch:]
+                return lines.pop()
+            line, self._last_line = self._last_line, None
+            split, self._split = self._split, 0
+            self._drop(split)
+            return line
         if self._split:
             self._settle()
         if not self._received:
@@ -192,22 +216,19 @@ class ReceiveBuffer:
         end = piece.find(b"\n", at, most) + 1
         if not end:
             return b""
-        # Where three lines or more are there, split all but the last: after that one it can be told whether a reply was
-        # written since the handler read.
-        last = piece.rfind(b"\n", end, most)
-        if last > end:
-            before_last = piece.rfind(b"\n", end, last) + 1
-            if before_last:
-                lines = BytesIO(piece[at:before_last]).readlines()
-                lines.reverse()
-                self._piece, self._at = b"", 0
-                self._split = before_last
-                self._message_began = self._scan = None
-                batch = self._batch
-                if len(lines) > batch:
-                    self._further_lines, lines = lines, lines[-batch:]
-                    del self._further_lines[-batch:]
-                self._lines = lines
-                return lines.pop()
-        self._settle()
-        return self._take(end - at)
+        split = 0 if self._singles else piece.rfind(b"\n", end, most) + 1
+        if not split:
+            self._settle()
+            return self._take(end - at)
+        lines = BytesIO(piece[at:split]).readlines()
+        self._last_line = lines.pop()
+        lines.reverse()
+        self._piece, self._at = b"", 0
+        self._split = split
+        self._message_began = self._scan = None
+        batch = self._batch
+        if len(lines) > batch:
+            self._further_lines, lines = lines, lines[-batch:]
+            del self._further_lines[-batch:]
+        self._lines = lines
+        return lines.pop()

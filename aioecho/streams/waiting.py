@@ -4,7 +4,7 @@ from collections.abc import Generator, Iterable
 from time import monotonic
 from typing import Any, SupportsIndex
 
-from aioecho.runtime.driver import steps
+from aioecho.runtime.steps import steps
 from aioecho.streams.ending import StreamDrain
 from aioecho.streams.news import SLOW, News, Slow
 from aioecho.streams.receive import ReceiveBuffer
@@ -40,18 +40,18 @@ class WaitingReader(ReceiveBuffer):
         if self._unawaited is not None and not (
             self._received
             or self._eof
-            or self._paused
             or self._exception is not None
+            or self._news.collected is not None
+            or self._paused
             or self._interruption is not None
             or self._drain is not None
             or self._seen is not None
             or self._skip is not None
-            or self._news._collected is not None
         ):
             self._unawaited = None
             if self._awaited is SLOW:
                 self._awaited = None
-            self._news.heed()
+            self._news.update_slow_path()
 
     def feed_data(self, data: Iterable[SupportsIndex]) -> None:
         """Buffer `data`, and wake the coroutine that waits for it."""
@@ -75,7 +75,8 @@ class WaitingReader(ReceiveBuffer):
         self._exception = exc
         self._slow_down()
         if self._news is not None:  # the connection is not lost
-            self._news.heed()  # for drain(), which raises it too
+            self._news.flush()
+            self._news.update_slow_path()  # for drain(), which raises it too
         self._wakeup_waiter()
 
     def break_off(self, exc: BaseException) -> None:
@@ -130,7 +131,7 @@ class WaitingReader(ReceiveBuffer):
         """Tell for what a read waits, "idle" or "message", and since when; None if none does. `now` is the loop's time.
 
         "idle" is for the first byte, counted from the first call that meets the wait, so that reading need not look at the
-        clock; "message" for the rest, counted from the first byte. When it is another wait, the protocol's stir() is called.
+        clock; "message" for the rest, counted from the first byte. Another wait calls the protocol's mark_due().
         """
         if self._seen is None:
             self._seen = now
@@ -152,13 +153,14 @@ class WaitingReader(ReceiveBuffer):
         if self._interruption is not None:  # of a read that was cancelled before it met it
             self._take_interruption()
         news = self._news
-        if news._collected is not None:
+        if news.collected is not None:
             news.flush()
         if self._paused:
             # To wait while the transport is paused would be for ever: readexactly() of more than the limit.
             self._paused = False
             assert self._transport is not None
-            self._transport.resume_reading()
+            if news.note_memory():
+                self._transport.resume_reading()
             if self._drain is not None:
                 # A TLS transport may hold data of its own, which it delivers in the next turn.
                 self._loop.call_soon(self._loop.call_soon, self._wakeup_waiter)
@@ -168,7 +170,7 @@ class WaitingReader(ReceiveBuffer):
         if self._message_began is None:  # else the wait that a visitor has seen goes on, though some more has come
             if self._seen is not None:
                 self._seen = None
-                news.stir()
+                news.mark_due()
             if self._received or self._skip is not None:
                 self._message_began = self._loop.time()
         self._speed_up()

@@ -24,7 +24,10 @@ class StreamWriter(asyncio.StreamWriter):
     """asyncio's StreamWriter. Made by the server."""
 
     _transport: asyncio.Transport
-    _protocol: "StreamProtocol"
+    _protocol: StreamProtocol  # what asyncio's own methods look for
+    protocol: StreamProtocol
+    """The same, for what sends without a call of :meth:`write`."""
+
     _reader: StreamReader | None
     _loop: asyncio.AbstractEventLoop
     _has_ended = False
@@ -33,13 +36,13 @@ class StreamWriter(asyncio.StreamWriter):
     def __init__(
         self,
         transport: asyncio.Transport,
-        protocol: "StreamProtocol",
+        protocol: StreamProtocol,
         reader: StreamReader | None,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         # Not super().__init__(): it makes a future that nothing uses, for every connection.
         self._transport = transport
-        self._protocol = protocol
+        self.protocol = self._protocol = protocol
         self._reader = reader
         self._loop = loop
 
@@ -48,53 +51,48 @@ class StreamWriter(asyncio.StreamWriter):
 
         A server's stream is cut off if more than Limits.max_write_buffer waits to be sent already.
         """
-        protocol = self._protocol
-        if not protocol._is_special:
+        protocol = self.protocol
+        collected = protocol.collected
+        if collected is not None:  # most records come here
+            protocol.unanswered = False
+            collected.room -= collected.write(data)
+            if collected.room < 0 or monotonic() > collected.flush_at:
+                protocol.flush()
+        elif not protocol.needs_slow_path:
             protocol.unanswered = False
             self._transport.write(data)
-            return
-        collected = protocol._collected
-        if collected is None or type(data) is not bytes:
-            if self._has_ended:
-                self._transport.write(data)  # which raises what asyncio's does
-            elif self._shares_transport:
-                protocol.write_through(data)
-            else:
-                protocol.write(data)
-            return
-        # StreamProtocol.write() for what is collected: most records come here.
-        collected.append(data)
-        protocol.unanswered = False
-        collected.room -= len(data)
-        if collected.room < 0 or monotonic() > collected.flush_at:
-            protocol.flush()
+        elif self._has_ended:
+            self._transport.write(data)  # which raises what asyncio's does
+        elif self._shares_transport:
+            protocol.write_through(data)
+        else:
+            protocol.write(data)
 
     @property
     def transport(self) -> asyncio.Transport:
         """The transport; what was written has been handed to it, and from now on what is written is at once."""
-        protocol = self._protocol
+        protocol = self.protocol
         protocol.flush()
         self._shares_transport = True
         if protocol.is_breathing:
-            protocol._read_on()  # else it would undo a pause_reading()
+            protocol.read_on()  # else it would undo a pause_reading()
         return self._transport
 
     def writelines(self, data: Iterable[Buffer]) -> None:
         """Send all of `data`, in order."""
-        if WRITELINES_NEVER_PAUSES or self._protocol._is_special:
+        if WRITELINES_NEVER_PAUSES or self.protocol.needs_slow_path:
             self.write(b"".join(data))
         else:
-            self._protocol.unanswered = False
+            self.protocol.unanswered = False
             self._transport.writelines(data)
 
     def close(self) -> None:
         """Close the connection when all that was written is sent. A read that waits gets the end of the stream."""
         transport, reader = self._transport, self._reader
-        if self._protocol._collected is not None:
-            self._protocol.flush()
+        self.protocol.flush()
         if not transport.is_closing():  # one of asyncio's for TLS that is closed twice can't be aborted any more
-            if self._protocol.is_tls:
-                self._protocol.stir()  # it waits until its peer closes too, which has its time
+            if self.protocol.is_tls:
+                self.protocol.mark_due()  # it waits until its peer closes too, which has its time
                 if reader is not None:
                     if reader._paused:
                         transport.resume_reading()  # or asyncio's would not see that its peer closes too
@@ -103,9 +101,9 @@ class StreamWriter(asyncio.StreamWriter):
 
     def write_eof(self) -> None:
         """End this direction when all that was written is sent. Does nothing on a connection that is lost."""
-        self._protocol.flush()
+        self.protocol.flush()
         self._has_ended = self._transport.can_write_eof()  # TLS raises, and goes on
-        if not self._protocol.is_lost:  # uvloop's transport would raise RuntimeError
+        if not self.protocol.is_lost:  # uvloop's transport would raise RuntimeError
             try:
                 self._transport.write_eof()
             except OSError:  # asyncio's: the peer has reset the connection, and the loop does not know yet
@@ -119,11 +117,9 @@ class StreamWriter(asyncio.StreamWriter):
             ConnectionResetError: the connection is gone.
             OSError: what the reader would raise.
         """
-        reader, protocol, transport = self._reader, self._protocol, self._transport
-        if protocol._is_special < 2 and not transport.is_closing():
+        reader, protocol, transport = self._reader, self.protocol, self._transport
+        if protocol.collected is not None or not (protocol.needs_slow_path or transport.is_closing()):
             return
-        if protocol._collected is not None and (protocol.paused_since is not None or transport.is_closing()):
-            protocol.flush()
         if reader is not None and reader._exception is not None:
             raise reader._exception
         if transport.is_closing():
@@ -151,7 +147,7 @@ class StreamWriter(asyncio.StreamWriter):
         Raises:
             ssl.SSLError, ConnectionError: the handshake failed. The connection is closed.
         """
-        protocol, reader, transport = self._protocol, self._reader, self._transport
+        protocol, reader, transport = self.protocol, self._reader, self._transport
         driver = protocol.driver  # a server's connection
         protocol.flush()
         await self.drain()
