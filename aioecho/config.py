@@ -41,6 +41,10 @@ class Limits:
     begin: a peer that comes faster is dropped, and counted as "accept rate". A server of single datagrams has no such rate,
     and is not made with one."""
 
+    max_handshakes: int | None = 256
+    """TLS handshakes in progress at once, from a whole ClientHello on. Others wait, in order. While any waits, one that has
+    taken more than a quarter of a second and four round trips, or a second, is aborted. None: any number."""
+
     shed: Literal["idle"] | None = None
     """What to do when there are no file descriptors left: let new clients wait for one (None), or cut off the connection
     that has waited longest for its peer ("idle")."""
@@ -94,7 +98,7 @@ class Limits:
     drain(). A single write() may be larger."""
 
     def __post_init__(self) -> None:
-        for name in ("max_connections", "max_per_host", "max_write_buffer", "max_frame"):
+        for name in ("max_connections", "max_per_host", "max_handshakes", "max_write_buffer", "max_frame"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
         if self.max_memory is not None:
@@ -131,7 +135,8 @@ class Timeouts:
     """
 
     handshake: float | None = 10.0
-    """For a peer to complete its TLS handshake."""
+    """For a peer to complete its TLS handshake, from the connection's accepting on, or from `writer.start_tls()`; and for
+    verify_request(), if that is a coroutine function, from the accepting on too."""
 
     idle: float | None = 600.0
     """For the first byte of what a handler reads."""

@@ -100,9 +100,9 @@ class ServiceStats(DatagramStats):
 class DrainReport:
     """How the connections ended that were open when a shutdown began. Every connection counts once.
 
-    `completed` ended by themselves within the grace; `cancelled` were cancelled when it was over; `aborted` were aborted
-    with data unsent, or did not end when cancelled. `seconds` is how long the shutdown took. `unfinished` says how many of
-    the cancelled and aborted ones were in the middle of a message.
+    `completed` ended by themselves within the grace; `cancelled` were cancelled when it was over, or were accepted and waited
+    for room still; `aborted` were aborted with data unsent, or did not end when cancelled. `seconds` is how long the shutdown
+    took. `unfinished` says how many of the cancelled and aborted ones were in the middle of a message.
     """
 
     completed: int

@@ -318,6 +318,7 @@ def _tls_context(
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.num_tickets = 0  # a client that closes with session tickets unread resets the connection
     try:
         # Without a password OpenSSL would ask for it on the terminal, and wait.
         context.load_cert_chain(certfile, keyfile, password or "")

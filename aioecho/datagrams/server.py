@@ -225,8 +225,9 @@ class DatagramServer(BaseServer):
         self._sessions.stop()
         self._dispatcher.stop()
 
-    def _drop_waiting(self) -> None:
+    def _drop_waiting(self) -> int:
         self._dispatcher.drop_queued()
+        return 0  # they are no connections
 
     async def _release(self) -> None:
         try:

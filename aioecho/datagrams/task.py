@@ -316,9 +316,7 @@ class DatagramTask(DatagramRun):
 
     def count_end(self) -> None:
         """Count it when its task has ended; its time counts from now on."""
-        self.due = 0.0  # count_time() written out
-        if not self._server.timeout_sweeper.is_on:
-            self.keep_time()
+        self.count_time()
         self.task.add_done_callback(self, context=self._server.task_context)
 
     def reset(self) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "is_broken",
     "nothing_more_of",
     "peer_credentials",
+    "round_trip",
     "stop_receiving",
     "tcp_info",
     "unacknowledged",
@@ -31,6 +32,9 @@ __all__ = [
 # Where the kernel tells these in its struct tcp_info (linux/tcp.h), and how wide they are. The times are in milliseconds.
 BYTES_ACKED, BYTES_RECEIVED, LAST_DATA_RECV, LAST_ACK_RECV = (120, "=Q"), (128, "=Q"), (52, "=I"), (56, "=I")
 LAST_DATA_SENT = (44, "=I")
+
+# The smoothed round trip, likewise, in microseconds.
+ROUND_TRIP = (68, "=I")
 
 # The state of a connection, and the one that it has after a reset or when it was given up (TCP_CLOSE in linux/tcp_states.h).
 STATE, BROKEN = (0, "=B"), 7
@@ -131,6 +135,11 @@ def tcp_info(sock: socket.socket, field: tuple[int, str]) -> int | None:
     except OSError:
         return None
     return int(struct.unpack_from(layout, info, start)[0]) if len(info) >= end else None
+
+
+def round_trip(sock: socket.socket) -> float:
+    """Return the smoothed round trip to a TCP peer, in seconds; 0 where that is not known."""
+    return (tcp_info(sock, ROUND_TRIP) or 0) / 1e6
 
 
 def is_broken(sock: socket.socket) -> bool | None:

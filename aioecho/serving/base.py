@@ -230,7 +230,11 @@ class BaseServer(Registry):
             listener.set_limits(limits)
 
     def _resume_listeners(self) -> None:
-        if not self.admission.is_paused:
+        if self.admission.is_closing:
+            self.admission.admit_queued()
+            if self._drain is not None:
+                self._drain.end_if_idle()
+        elif not self.admission.is_paused:
             for listener in self._listeners:
                 listener.resume()
 
@@ -248,8 +252,9 @@ class BaseServer(Registry):
     def close(self) -> None:
         """Stop accepting, for good. Connections that are live, or in the kernel's backlog, are served to their end.
 
-        Clients in the backlog for which there is no room, by `limits` or for lack of descriptors, are reset. If the attribute
-        `keep_backlog` was set to True, the backlog is not accepted: other processes accept from the same sockets.
+        Clients in the backlog for which there is no room, by `limits`, are accepted and wait for it. Without a descriptor left
+        they are reset. If the attribute `keep_backlog` was set to True, the backlog is not accepted: other processes
+        accept from the same sockets.
         """
         self.admission.close()
         if self._renewal is not None:
@@ -317,7 +322,7 @@ class BaseServer(Registry):
         A child keeps the connection whose blocking handler has forked it, unless multiprocessing has.
         """
         thread = None if is_forked_by_multiprocessing() else threading.current_thread()
-        for sock in self.sockets:
+        for sock in (*self.sockets, *self.admission.queued):
             yield sock.fileno()
         for connection in self._connections:
             if getattr(connection, "thread", None) is None or connection.thread is not thread:
@@ -342,10 +347,14 @@ class BaseServer(Registry):
     # What a drain asks of it.
 
     def _is_idle(self) -> bool:
-        return not self._connections
+        return not self._connections and not self.admission.queued
 
-    def _drop_waiting(self) -> None:
-        """Do nothing: no request waits for a handler here."""
+    def _drop_waiting(self) -> int:
+        """Reset the clients that still wait for room; return how many."""
+        queued = self.admission.take_queued()
+        for sock, client_address in queued:
+            self.reject(sock, client_address, "overflow")
+        return len(queued)
 
     async def _release(self) -> None:
         if self.handler_threads is not None:

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import functools
 import logging
+import socket
 import ssl as ssl_module
 import sys
 from collections.abc import Awaitable, Callable, Collection
@@ -14,12 +15,12 @@ from aioecho.runtime.logs import BoundedLog, format_address
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.admission import Admission
 from aioecho.serving.drain import Drain, Served
-from aioecho.serving.end_record import MistakeLog
-from aioecho.serving.ends import OUTCOMES, Ended, ending, find_other_stream, find_peers_reason
+from aioecho.serving.end_record import MistakeLog, log_end
+from aioecho.serving.ends import OUTCOMES, Ended, Reason, ending, find_other_stream, find_peers_reason
 from aioecho.serving.handler_types import undo_partial
 from aioecho.serving.sweeper import TimeoutSweeper
 from aioecho.stats import Stats
-from aioecho.streams.tls import FOR_EVER
+from aioecho.streams.handshake_limit import HandshakeLimit
 
 __all__ = ["Registry"]
 
@@ -33,7 +34,7 @@ class Registry:
 
     `event_loop`: the server's event loop; None before the start.
     `task_context`: a copy of the context of start(). The task of every connection runs in a copy of it.
-    `admission`, `timeout_sweeper`: what applies the limits, and the timeouts.
+    `admission`, `handshake_limit`, `timeout_sweeper`: what applies the limits, and the timeouts.
     `handler_threads`: the threads of blocking handlers; None until the first one needs a thread.
     `keep_backlog`: whether the end of accepting leaves what the kernel has queued to other processes, which have the same
     sockets. `on_accept`: called for every connection, or datagram's handler, that is registered. Workers set the two.
@@ -66,6 +67,7 @@ class Registry:
             self._connections,
             self._resume_listeners,
         )
+        self.handshake_limit = HandshakeLimit(lambda: self.limits.max_handshakes)
         self.timeout_sweeper = TimeoutSweeper()
         self._timeouts = check_type("timeouts", timeouts if timeouts is not None else Timeouts(), Timeouts)
         self._drain: Drain | None = None  # made when a shutdown begins
@@ -102,6 +104,7 @@ class Registry:
     def limits(self, limits: Limits) -> None:
         self._apply_limits(check_type("limits", limits, Limits))
         self.admission.apply(limits)
+        self.handshake_limit.admit()
         if self.handler_threads is not None:
             self.handler_threads.resize(limits.max_threads)
 
@@ -215,15 +218,6 @@ class Registry:
         timeouts = getattr(handler, "timeouts", None)
         return timeouts if isinstance(timeouts, Timeouts) else self._timeouts
 
-    def tls_timeouts(self, RequestHandlerClass: Any) -> dict[str, Any]:
-        """Return the timeouts that the loop's TLS applies to a connection with this handler class, in seconds."""
-        timeouts = self.timeouts_of(RequestHandlerClass)
-        return {
-            "ssl_handshake_timeout": min(timeouts.handshake or FOR_EVER, FOR_EVER),
-            # It would also count while a large reply is still being sent: a connection times its end itself.
-            "ssl_shutdown_timeout": FOR_EVER,
-        }
-
     def get_handler_threads(self) -> ThreadPool:
         """Return the threads for blocking handlers, and make them for the first one."""
         if self.handler_threads is None:
@@ -244,12 +238,25 @@ class Registry:
         if self.on_accept is not None:
             self.on_accept()
 
+    def drain_late(self, connection: Served) -> None:
+        """Let a connection drain that was registered when all others had been told to."""
+        if self._drain is not None:
+            self._drain.drain_late(connection)
+
+    def reject(self, sock: socket.socket, client_address: Any, reason: Reason) -> None:
+        """Close a client's socket at once, and count it."""
+        sock.close()
+        self.live_stats.accepted += 1
+        self.live_stats.rejected += 1
+        self.live_stats.reasons[reason] += 1
+        log_end(client_address, reason)
+
     def unregister_connection(self, connection: Any) -> None:
         """Count an ended connection, by its `reason`; it makes room for another."""
         self._count_end(connection)
         self.admission.leave(connection.client_address)
         connection.log_end()
-        if connection.reason in ("write buffer", "memory", "shed", "handler"):
+        if connection.reason in ("write buffer", "memory", "key updates", "shed", "handler"):
             address = format_address(connection.client_address)
             self._cut_log.report("cut off the connection from %s: %s", address, connection.reason)
         self._resume_listeners()

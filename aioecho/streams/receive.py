@@ -28,6 +28,7 @@ class ReceiveBuffer:
     # asyncio's own names: its methods that are inherited (repr, at_eof, ...) go by them.
     _eof: bool
     _exception: BaseException | None
+    _is_broken_off: bool = False  # it counts after all that is buffered
     _limit: int
     _loop: asyncio.AbstractEventLoop
     _paused: bool
@@ -206,7 +207,7 @@ class ReceiveBuffer:
         if not self._received:
             self._catch_up()
             return b""
-        if self._exception is not None or self._skip is not None or self._is_due():
+        if (self._exception is not None and not self._is_broken_off) or self._skip is not None or self._is_due():
             return b""
         piece, at = self._piece, self._at
         if not piece:

@@ -82,6 +82,11 @@ class WaitingReader(ReceiveBuffer):
             self._news.update_slow_path()  # for drain(), which raises it too
         self._wakeup_waiter()
 
+    def break_off(self, exc: BaseException) -> None:
+        """Make reads raise `exc` once all that had come before is read: the connection broke."""
+        self._is_broken_off = self._exception is None
+        self.set_exception(exc)
+
     def begin_drain(self, drain: StreamDrain) -> None:
         """Let `drain` decide, from now on, whether a read that waits gets the end of the stream."""
         if self._drain is not None:
@@ -218,10 +223,15 @@ class WaitingReader(ReceiveBuffer):
         self._settle()
         if self._overdue is not None:
             self.raise_overdue()
-        if self._received and self._exception is None and self._skip is None and self._is_due():
+        if (
+            self._received
+            and (self._exception is None or self._is_broken_off)
+            and self._skip is None
+            and self._is_due()
+        ):
             yield from self._breathe()
             self._settle()  # another coroutine may have read meanwhile
-        if self._exception is not None:
+        if self._exception is not None and not (self._is_broken_off and self._received):
             raise self._exception
         if self._skip is not None:
             yield from skip_record(self)
