@@ -22,6 +22,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from click.testing import CliRunner
@@ -32,6 +33,7 @@ from aioecho import client
 from aioecho.cli import main
 from aioecho.echo import DATAGRAM_HANDLERS, HANDLERS, EchoFrames
 from aioecho.framing import FixedSize, Framing, LengthPrefixed, Lines, Netstrings
+from aioecho.framing.spec import FRAMINGS
 
 ANYWHERE = ("--bind", "tcp://127.0.0.1:0")
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
@@ -672,6 +674,23 @@ def test_help_shows_what_there_is() -> None:
     code, output, _ = invoke("send", "--help")
     assert code == 0
     assert "stdin" in output.decode()
+
+
+@pytest.mark.parametrize("command", [[], ["serve"], ["send"], ["load"]], ids=str)
+def test_help_fits_a_terminal_and_leaves_nothing_out(command: list[str]) -> None:
+    with mock.patch.dict(os.environ, {"COLUMNS": "80"}):
+        _, output, _ = invoke(*command, "--help")
+    text = output.decode()
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+    assert "..." not in text.replace("[ARGS]...", "")
+    assert not re.search("INTEGER|FLOAT|RANGE", text)
+
+
+def test_help_names_every_framing_and_every_ready_made_handler() -> None:
+    for command in ("serve", "send", "load"):
+        text = re.sub(r"-\n\s+", "-", invoke(command, "--help")[1].decode())
+        assert [name for name in FRAMINGS if not re.search(rf"\b{name}\b", text.partition("--framing")[2])] == []
+    assert [name for name in HANDLERS if f"\n      {name} " not in invoke("serve", "--help")[1].decode()] == []
 
 
 # Signals
