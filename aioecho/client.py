@@ -88,7 +88,7 @@ async def exchange(
     many lines have come as were sent; but not if the last line was sent without its end, because then nothing tells which
     reply is the last.
 
-    Over datagrams each line of the requests is one datagram. The exchange ends once as many datagrams have come as were sent.
+    Over datagrams every line of the requests is one datagram. The exchange ends once as many datagrams have come as were sent.
     A lost datagram is not sent again.
 
     With a `framing` every request is one frame, and so is every reply. Over TLS the exchange also ends once as many
@@ -224,6 +224,7 @@ class _Stream:
         self._has_sent = self._has_ended = self._has_received = self._is_unfinished = False
 
     async def send(self, data: bytes) -> None:
+        """Write data, and wait while the buffer is over high water. A lost connection is for `receive` to report."""
         self._has_sent = True
         self._owed += data.count(b"\n")
         self._is_unfinished = not data.endswith(b"\n")
@@ -232,12 +233,17 @@ class _Stream:
             await self._writer.drain()
 
     async def end(self) -> None:
+        """Write EOF where the transport can: over TLS it cannot."""
         self._has_ended = True
         with suppress(OSError):
             if self._writer.can_write_eof():
                 self._writer.write_eof()
 
     async def receive(self) -> bytes | None:
+        """Return what comes next, 64 KiB at most, or None at the end of the stream.
+
+        Raises ConnectionError if the server closes without an answer, and the transport's OSError if the connection is lost.
+        """
         if data := await self._reader.read(2**16):
             self._has_received = True
             self._owed -= data.count(b"\n")
@@ -252,14 +258,17 @@ class _Stream:
             raise ConnectionError("it was closed without an answer")
 
     def is_complete(self) -> bool:
+        """Whether an answer to every line has come, where the server is not told that the requests have ended."""
         return self._has_received and self._owed <= 0 and not self._is_unfinished and not self._writer.can_write_eof()
 
     def explain_silence(self) -> str:
+        """Return why no answer may have come, or an empty string."""
         if self._is_unfinished and not self._writer.can_write_eof():
             return "the last line was sent without its end, which over TLS has to be a newline"
         return ""
 
     def close(self) -> None:
+        """Close the stream. TLS is aborted: it does not wait for the server's goodbye."""
         self._writer.close()
         if not self._writer.can_write_eof():
             # TLS has told the server that this is the end, and would wait for the server's own; the loop ends now.
@@ -302,15 +311,17 @@ class _Datagrams:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._rest = b""  # of the requests: a line whose end has not come
+        self._rest = b""  # of the requests: the beginning of a line
         self._owed = 0
 
     async def send(self, data: bytes) -> None:
+        """Send every whole line as a datagram, and keep the beginning of the next. Raises the socket's OSError."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             await self._send_one(line + b"\n")
 
     async def end(self) -> None:
+        """Send the last line if it has no end."""
         if self._rest:
             await self._send_one(self._rest)
 
@@ -319,17 +330,21 @@ class _Datagrams:
         await asyncio.get_running_loop().sock_sendall(self._sock, data)
 
     async def receive(self) -> bytes:
+        """Return the next datagram. Raises the socket's OSError, such as ConnectionRefusedError where no socket is bound."""
         data = await asyncio.get_running_loop().sock_recv(self._sock, 2**16)
         self._owed -= 1
         return data
 
     def is_complete(self) -> bool:
+        """Whether as many datagrams have come as were sent."""
         return self._owed <= 0
 
     def explain_silence(self) -> str:
+        """Return an empty string: a datagram may be lost anywhere."""
         return ""
 
     def close(self) -> None:
+        """Close the socket."""
         self._sock.close()
 
 

@@ -5,7 +5,6 @@ this process, by `invoke`; that a process says the same is a test, too.
 """
 
 import asyncio
-import contextlib
 import os
 import platform
 import re
@@ -25,12 +24,11 @@ from types import SimpleNamespace
 from unittest import mock
 
 import pytest
-from click.testing import CliRunner
+from helpers import check_mistake, invoke
 from programs import Program, ask, connect, read_line
 
 import aioecho
 from aioecho import client
-from aioecho.cli import main
 from aioecho.echo import DATAGRAM_HANDLERS, HANDLERS, EchoFrames
 from aioecho.framing import FixedSize, Framing, LengthPrefixed, Lines, Netstrings
 from aioecho.framing.spec import FRAMINGS
@@ -62,16 +60,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(autouse=True)
-def what_a_command_imports_is_forgotten(tmp_path: Path) -> Iterator[None]:
-    path = sys.path[:]
-    yield
-    sys.path[:] = path
-    for name, module in list(sys.modules.items()):
-        if (getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
-            del sys.modules[name]
-
-
 @contextmanager
 def serving(*arguments: str | Path, **options: object) -> Iterator[tuple[Program, str]]:
     """Run a server on some port; its endpoint comes with it."""
@@ -85,32 +73,11 @@ def run(*arguments: str | Path, **options: object) -> tuple[int, bytes, str]:
         return program.end()
 
 
-def invoke(*arguments: str | Path, cwd: Path | str = ".") -> tuple[int, bytes, str]:
-    """Run the command line to its end in this process: exit status, stdout, stderr. What it raises is raised."""
-    with contextlib.chdir(cwd):
-        outcome = CliRunner().invoke(
-            main, [str(part) for part in arguments], prog_name="python -m aioecho", catch_exceptions=False
-        )
-    return outcome.exit_code, outcome.stdout_bytes, outcome.stderr
-
-
 @contextmanager
 def serving_here(name: str, context: ssl.SSLContext | None = None) -> Iterator[str]:
     """Serve a ready-made handler in a thread of this process, for a client that is what is tested."""
     with aioecho.run_in_thread(HANDLERS[name], "tcp://127.0.0.1:0", ssl=context) as server:
         yield server.names[0]
-
-
-def check_mistake(outcome: tuple[int, bytes, str], *expected: str, status: int = 2) -> None:
-    """What went wrong is said in one line, without a traceback."""
-    code, output, errors = outcome
-    assert code == status, errors
-    assert output == b""
-    lines = [line for line in errors.splitlines() if not re.match(r"\d{4}-\d\d-\d\d .* INFO ", line)]
-    assert len(lines) == 1, errors
-    assert lines[0].startswith("Error: ")
-    for part in expected:
-        assert part in lines[0]
 
 
 @pytest.mark.parametrize(

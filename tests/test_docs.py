@@ -755,8 +755,7 @@ def test_the_load_generator_loads() -> None:
     with aioecho.run_in_thread(Echo, "tcp://127.0.0.1:0") as server:
         for line in lines:
             outcome = load(line, server.names[0])
-            # On a busy machine it may be as slow as it must not be.
-            assert (outcome.exit_code, outcome.stderr) == (0, "") or outcome.stderr.startswith("failed: p99_us>")
+            assert (outcome.exit_code, outcome.stderr) == (0, "")
             assert "p99" in outcome.stdout
 
 

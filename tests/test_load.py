@@ -15,7 +15,7 @@ import threading
 import time
 
 import pytest
-from timing import in_time
+from timing import in_time, more_than
 
 pytest.importorskip("rich")
 
@@ -108,7 +108,7 @@ def echo(sock):
 
 
 def run(endpoint, **options):
-    options = {"connections": 3, "duration_s": 0.3, "warmup_s": 0.05, "timeout_s": 2} | options
+    options = {"connections": 3, "duration_s": 0.15, "warmup_s": 0.05, "timeout_s": 2} | options
     return load(LoadSettings(endpoint=endpoint, **options))
 
 
@@ -136,7 +136,7 @@ def test_what_falls_due_while_the_generator_itself_stands_still_is_sent_and_late
         {},
         {"depth": 5},
         {"size_bytes": 1},
-        {"size_bytes": 300_000, "depth": 2},
+        {"size_bytes": 300_000, "depth": 2, "duration_s": 0.3},
         {"lines": True},
         {"lines": True, "size_bytes": 1},
         {"churn": True},
@@ -151,12 +151,12 @@ def test_an_echo_server_gives_a_clean_result(options):
         result = run(server.endpoint, **options)
     assert result.problem is None
     assert result.errors == 0
-    assert result.messages > 20
+    more_than(20, result.messages)
     assert 0 < result.min_us <= result.p50_us <= result.p99_us <= result.p9999_us <= result.max_us
     assert result.bytes_received == pytest.approx(result.achieved_rate * result.measured_s * result.size_bytes, rel=0.5)
     if "rate" in options:
         assert result.mode == "open"
-        check_count(result.messages, options["rate"], 0.3)
+        check_count(result.messages, options["rate"], 0.15)
         assert result.offered_rate == options["rate"]
         assert result.corrected_p99_us is None
     else:
@@ -168,7 +168,7 @@ def test_an_echo_server_gives_a_clean_result(options):
 def test_unix_and_ipv6_endpoints_are_loaded(tmp_path):
     with serving(echo, UnixServer, str(tmp_path / "s")) as server:
         assert run(server.endpoint).errors == 0
-        assert run(server.endpoint, churn=True).messages > 20
+        more_than(20, run(server.endpoint, churn=True).messages)
     with serving(echo, IPv6Server, ("::1", 0)) as server:
         assert run(server.endpoint).errors == 0
 
@@ -190,7 +190,7 @@ def test_tls_is_spoken_and_verified(certificates, options):
     with serving(echo, context=context) as server:
         result = run(server.endpoint, tls=True, ca_file=ca_file, **options)
     assert (result.problem, result.errors) == (None, 0)
-    assert result.messages > 5
+    more_than(5, result.messages)
 
 
 def test_a_certificate_nobody_vouches_for_is_a_connect_error(certificates):
@@ -556,7 +556,7 @@ def test_churn_goes_on_after_a_lost_connection_and_gives_up_when_all_fail():
 
     with serving(refuse_some) as server:
         result = run(server.endpoint, churn=True, duration_s=0.6)
-    assert result.messages > 20
+    more_than(20, result.messages)
     assert result.errors_closed_early + result.errors_reset == result.errors > 1
     taken = 0
     with serving(refuse_from_the_tenth) as server:
@@ -656,10 +656,10 @@ def test_a_datagram_echo_gives_a_clean_result(options):
     with serving_datagrams(echo_datagram) as endpoint:
         result = run(endpoint, **options)
     assert (result.problem, result.errors, result.late_replies, result.duplicate_replies) == (None, 0, 0, 0)
-    assert result.messages > 20
+    more_than(20, result.messages)
     assert 0 < result.min_us <= result.p50_us <= result.p99_us <= result.max_us
     if "rate" in options:
-        check_count(result.messages, options["rate"], 0.3)
+        check_count(result.messages, options["rate"], 0.15)
     else:
         assert result.bytes_received == pytest.approx(result.messages * result.size_bytes, rel=0.5)
 
@@ -668,7 +668,7 @@ def test_unix_datagram_sockets_are_loaded(tmp_path):
     with serving_datagrams(echo_datagram, socket.AF_UNIX, str(tmp_path / "s")) as endpoint:
         result = run(endpoint)
         assert (result.problem, result.errors) == (None, 0)
-        assert result.messages > 20
+        more_than(20, result.messages)
         # More than the ten that wait in the server's queue: the generator waits for room.
         assert run(endpoint, connections=40).errors == 0
 
@@ -685,7 +685,7 @@ def test_a_lost_datagram_times_out_and_its_slot_goes_on():
     with serving_datagrams(lose_some) as endpoint:
         result = run(endpoint, timeout_s=0.05, duration_s=1)
         assert result.errors_timed_out == result.errors > 3
-        assert result.messages > 100, "those that were not lost are measured"
+        more_than(100, result.messages, "messages that were not lost")
         assert result.problem == "messages were lost: timed out: no reply within 0.05 s"
         result = run(endpoint, timeout_s=0.1, rate=500.0, duration_s=0.5)
         check_count(result.messages + result.errors_timed_out, 500, 0.5)
@@ -726,7 +726,7 @@ def test_a_reply_that_comes_twice_or_late_is_counted_as_that():
         result = run(endpoint, timeout_s=0.05, duration_s=1.5, warmup_s=0)
     in_time(result.errors_timed_out, 4, "the number of those that had no reply within 0.05 s")
     assert result.late_replies == result.errors_timed_out == result.errors == 3
-    assert result.messages > 20
+    more_than(20, result.messages)
 
 
 @pytest.mark.parametrize(

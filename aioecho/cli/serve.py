@@ -47,9 +47,11 @@ class _Workers(click.IntRange):
     name = "N|auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or "auto" as it is. Anything else is a usage error."""
         return value if value == "auto" else super().convert(value, param, ctx)
 
     def get_metavar(self, *args: Any, **options: Any) -> str:
+        """Return what help shows as the value."""
         return self.name
 
 

@@ -72,6 +72,8 @@ class Registry:
         self.task_context = contextvars.copy_context()
         self._not_begun_log = BoundedLog(logger, logging.WARNING)
         self._cut_log = BoundedLog(logger, logging.WARNING)
+        self._failure_log = BoundedLog(logger, logging.ERROR)
+        self._no_thread_log = BoundedLog(logging.getLogger("aioecho.threads"), logging.ERROR)
 
     def _make_stats(self) -> Stats:
         return Stats()
@@ -181,8 +183,9 @@ class Registry:
         token = ending.set(ended)
         try:
             self.handle_error(request, client_address)
-        except Exception:
-            logger.exception("handle_error raised, for the %s from %s", self._what, format_address(client_address))
+        except Exception as error:
+            address = format_address(client_address)
+            self._failure_log.report("handle_error raised, for the %s from %s", self._what, address, exc_info=error)
         finally:
             ending.reset(token)
 
@@ -196,6 +199,10 @@ class Registry:
             logger.debug("no %s with %s: %s", what, address, reason)
         else:
             self._not_begun_log.report("no %s with %s: %s", what, address, reason)
+
+    def report_no_thread(self, client_address: Any, error: RuntimeError) -> None:
+        """Log that there is no thread for a blocking handler, at a bounded rate."""
+        self._no_thread_log.report("no thread for %s: %s", format_address(client_address), error)
 
     # What holds for a connection.
 
@@ -250,9 +257,10 @@ class Registry:
         if not task.cancelled() and (error := task.exception()) is not None:
             what, address = self._what, format_address(connection.client_address)
             if isinstance(error, Exception):
-                logger.error("aioecho itself failed with the %s from %s", what, address, exc_info=error)
+                self._failure_log.report("aioecho itself failed with the %s from %s", what, address, exc_info=error)
             elif not isinstance(error, KeyboardInterrupt | SystemExit):  # these the loop raises
-                logger.error("the handler of the %s from %s raised", what, address, exc_info=handlers_part(error))
+                part = handlers_part(error)
+                self._failure_log.report("the handler of the %s from %s raised", what, address, exc_info=part)
         self.unregister_connection(connection)
 
     def _count_end(self, connection: Served) -> None:

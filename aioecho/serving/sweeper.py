@@ -56,11 +56,16 @@ class TimeoutSweeper:
         self._soon: list[tuple[float, int, Visited]] = []  # a heap: visits that come before the next sweep
         self._numbers = itertools.count()  # to compare visits at the same time by
 
+    @property
+    def is_on(self) -> bool:
+        """Whether it sweeps."""
+        return self._timer is not None
+
     def keep(self, timeouts: Timeouts) -> None:
         """Sweep as often as `timeouts` need, from now on."""
         if timeouts is not self._known:
             self._known = timeouts
-            wanted = [timeouts.idle, timeouts.message, timeouts.write, timeouts.max_age]
+            wanted = [timeouts.idle, timeouts.message, timeouts.write, timeouts.max_age, timeouts.datagram_handler]
             shortest = min((seconds for seconds in wanted if seconds is not None), default=LONGEST * SWEEPS_PER_TIMEOUT)
             interval = max(SHORTEST, shortest / SWEEPS_PER_TIMEOUT)
             if interval < self._interval:
