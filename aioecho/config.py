@@ -144,10 +144,14 @@ class Timeouts:
     """For a peer to take anything at all, while something waits to be sent."""
 
     max_age: float | None = None
-    """For a connection, from its accepting to the next wait for the first byte of something."""
+    """For a connection, from its accepting. From then on the next read raises, or the next drain(), or the wait for the first
+    byte of something that goes on. A handler that does neither for `linger` more is cancelled."""
 
     max_age_jitter: float = 0.1
     """The part of `max_age`, from 0 to 1, by which a connection may end earlier, so that all do not return at once."""
+
+    handler: float | None = None
+    """For a handler of a stream, from its setup() to the end of its handle(). Then it is cancelled. finish() is not."""
 
     linger: float | None = 0.5
     """For a peer to close its side after the handler has returned, while what it still sends is discarded. Closing over
@@ -164,7 +168,17 @@ class Timeouts:
     """For a full socket to take a datagram that a handler awaits to be sent. Then it is dropped and counted."""
 
     def __post_init__(self) -> None:
-        for name in ("handshake", "idle", "message", "write", "max_age", "session", "datagram_handler", "send"):
+        for name in (
+            "handshake",
+            "idle",
+            "message",
+            "write",
+            "max_age",
+            "handler",
+            "session",
+            "datagram_handler",
+            "send",
+        ):
             _check_seconds(name, getattr(self, name))
         if self.linger != 0 or isinstance(self.linger, bool):
             _check_seconds("linger", self.linger)

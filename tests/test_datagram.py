@@ -1111,7 +1111,6 @@ async def test_the_time_of_a_handler_can_be_changed_while_it_runs(peer: Peer) ->
     async with serving(blocked(gate), timeouts=aioecho.Timeouts(datagram_handler=None)) as (server, address):
         peer.send(b"", address)
         await settle(lambda: server.stats.active == 1)
-        assert not server.timeout_sweeper.is_on
         server.timeouts = aioecho.Timeouts(datagram_handler=0.05)  # also for the one that runs
         peer.send(b"", address)
         await settle(lambda: server.stats.reasons["datagram_handler"] == 2)

@@ -29,7 +29,7 @@ from aioecho.server import StdioServer
 from aioecho.serving.base import BaseServer
 from aioecho.serving.drain import DEFAULT_GRACE
 from aioecho.serving.handlers import StreamRequestHandler
-from aioecho.workers.program import check_sessions, run_server, run_workers
+from aioecho.workers.program import HEALTHCHECK, check_sessions, run_server, run_workers
 from aioecho.workers.worker import SIGNALS
 
 __all__ = ["serve_command"]
@@ -77,6 +77,8 @@ class _Workers(click.IntRange):
               help="Replace a worker process after N connections.")  # fmt: skip
 @click.option("--limit-max-requests-jitter", type=click.IntRange(0), default=0, show_default=True, metavar="N",
               help="Add up to N to that, at random for each worker.")  # fmt: skip
+@click.option("--timeout-worker-healthcheck", type=click.FloatRange(0), default=HEALTHCHECK, show_default=True,
+              metavar="SECONDS", help="Replace a worker whose event loop is held up for so long; 0 is never.")  # fmt: skip
 @click.option("--loop", type=click.Choice(LOOPS), default="auto", show_default=True, help="The event loop.")
 @click.option("--backlog", type=click.IntRange(1), default=Limits().backlog, show_default=True, metavar="N",
               help="Clients that the kernel queues until they are accepted.")  # fmt: skip
@@ -117,6 +119,7 @@ def serve_command(
     reuse_port: bool,
     limit_max_requests: int | None,
     limit_max_requests_jitter: int,
+    timeout_worker_healthcheck: float,
     loop: str,
     backlog: int,
     limit_concurrency: int | None,
@@ -197,6 +200,7 @@ def serve_command(
                 reuse_port=reuse_port,
                 max_requests=limit_max_requests,
                 max_requests_jitter=limit_max_requests_jitter,
+                timeout_worker_healthcheck=timeout_worker_healthcheck or None,
                 when_serving=_announce,
             )
         else:

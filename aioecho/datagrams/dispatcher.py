@@ -1,4 +1,4 @@
-"""Which handler gets a datagram, where there is one for each: at once, after others have ended, or none, as it is dropped."""
+"""Which handler gets a datagram, where every datagram has its own: at once, after others have ended, or none: it is dropped."""
 
 import asyncio
 from collections import deque
@@ -12,12 +12,12 @@ from aioecho.net.datagram_socket import DatagramTransport
 
 __all__ = ["Dispatcher"]
 
-# Datagrams that waited for room, whose handlers begin in one turn of the loop.
+# Handlers that begin in one turn of the loop, of datagrams that waited for room.
 BEGUN_PER_TURN = 64
 
 
 class Dispatcher:
-    """Begins a handler for each datagram of `server`, and keeps the spare task that serves those whose handlers never wait.
+    """Begins a handler for each datagram of `server`, and keeps the spare task for handlers that never wait.
 
     `running` are the handlers that wait, a collection that changes.
     """
@@ -61,12 +61,12 @@ class Dispatcher:
         spare.client_address = client_address
         yielded = spare.resume()
         if yielded is spare.parking and not spare.is_special:
-            self.at_once += 1  # as nearly all do, so this is all that is done for them
+            self.at_once += 1  # as nearly all do, so nothing else is done for a datagram
         else:
             self._settle(spare, yielded)
 
     def _receive_special(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
-        """Receive a datagram that may have to wait or to be dropped, or whose handler is to be counted as it begins."""
+        """Receive a datagram that may have to wait or to be dropped, or that is to be counted as its handler begins."""
         self.end_turn()
         stats, limits = self._server.live_stats, self._server.limits
         if len(data) > self._longest:
@@ -126,7 +126,7 @@ class Dispatcher:
         self._server.live_stats.handled += 1
         self._server.register_connection(task)
 
-    # Those that wait for room.
+    # Datagrams that wait for room.
 
     def has_queued(self) -> bool:
         """Return whether datagrams wait for a handler."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from math import inf
+from typing import Any
 
 from aioecho.serving.ends import Reason
 from aioecho.serving.running import HandlerRun
@@ -15,54 +16,61 @@ SWALLOWED_FOR = 1.0
 class DatagramRun(HandlerRun):
     """A handler of one datagram, or of a peer's datagrams, that runs in a task of its own.
 
-    ``Timeouts.datagram_handler`` counts from :meth:`count_time` on. The server's timeout sweeper applies it: it visits what is
-    `due`.
+    ``Timeouts.datagram_handler`` counts from :meth:`count_time` on. The server's timeout sweeper applies it.
     """
 
-    __slots__ = ("_cancelled_at", "_since", "client_address", "due", "handler", "reason", "request", "was_aborted")
+    __slots__ = (
+        "_cancelled_at",
+        "_counts",
+        "_since",
+        "client_address",
+        "handler",
+        "place",
+        "reason",
+        "request",
+        "was_aborted",
+    )
 
-    due: float
-    """When the sweeper visits it next, in the loop's time: 0 if it is to find that out, infinity if its time does not count."""
-
+    place: Any  # the timeout sweeper's
     was_aborted: bool
+    _counts: bool  # whether its time does
     _cancelled_at: float | None  # as it took too long
     _since: float | None  # when it was first visited
 
+    def init_time(self) -> None:
+        """Begin with a time that does not count."""
+        self.place = self._since = self._cancelled_at = None
+        self._counts = False
+
     def count_time(self) -> None:
         """Let the time count from the next sweep on, a twentieth of it later at the most: nothing looks at the clock here."""
-        self.due = 0.0
-        if not self._server.timeout_sweeper.is_on:
-            self.keep_time()
-
-    def keep_time(self) -> None:
-        """Have the sweeper run, if there is a timeout."""
+        self._counts = True
         timeouts = self._server.handler_timeouts
         if timeouts.datagram_handler is not None:
-            self._server.timeout_sweeper.keep(timeouts)
+            self._server.timeout_sweeper.watch(self, timeouts)
 
     def timeouts_changed(self) -> None:
         """Apply timeouts that were replaced."""
-        if self._cancelled_at is None and (self._since is not None or self.due == 0):
-            self.due = 0.0
-            self.keep_time()
+        if self._counts and self._cancelled_at is None:
+            self.count_time()
 
     def visit(self, now: float) -> float:
         """Cancel the handler if it takes too long, and later end it if it goes on; return when to visit it next."""
-        if now < self.due:  # a sweep may find it twice
-            return self.due
         if self._cancelled_at is not None:
-            self.due = inf
+            end = self._cancelled_at + SWALLOWED_FOR
+            if now < end:
+                return end
             self.abort()
             return inf
         self._since = self._since or now
         timeout = self._server.handler_timeouts.datagram_handler
-        self.due = inf if timeout is None else self._since + timeout
-        if self.due <= now:
+        due = inf if timeout is None else self._since + timeout
+        if due <= now:
             self._cancelled_at = now
-            self.due = now + SWALLOWED_FOR
+            due = now + SWALLOWED_FOR
             self._server.report_timeout(self)
             self.cut_off()
-        return self.due
+        return due
 
     def _find_reason(self, error: BaseException) -> Reason:
         reason = super()._find_reason(error)

@@ -20,7 +20,7 @@ from aioecho.net.datagram_socket import logger as socket_logger
 from aioecho.net.endpoints import Endpoint, UDPEndpoint, UnixDatagramEndpoint
 from aioecho.runtime.logs import BoundedLog, format_address
 from aioecho.serving.base import BaseServer
-from aioecho.serving.end_record import handlers_part
+from aioecho.serving.end_record import MistakeLog
 from aioecho.serving.handler_types import is_blocking, makes_sessions
 from aioecho.stats import DatagramStats
 
@@ -86,7 +86,7 @@ class DatagramServer(BaseServer):
         self._dispatcher = Dispatcher(self, self._connections)
         self._sessions = SessionTable(self)
         # Together no more than two records a second, whatever peers send: the sockets have a log as the second one.
-        self._error_log = BoundedLog(logger, logging.ERROR)
+        self._error_log = MistakeLog(logger)
         self._warnings = BoundedLog(logger, logging.WARNING, every=2.0)
 
     def _make_stats(self) -> DatagramStats:
@@ -122,15 +122,15 @@ class DatagramServer(BaseServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Report the exception that is being handled, which a handler raised. The server goes on whatever it was.
 
-        As it is here: an ERROR record with the handler's part of the traceback, at most one in a second, as any peer can send
-        anything. Where :meth:`is_peers_fault`, a record at DEBUG without a traceback.
+        As it is here: an ERROR record with the handler's part of the traceback, one a second for errors of one type that one
+        line of code raises, as any peer can send anything. Where :meth:`is_peers_fault`, a record at DEBUG without a traceback.
         """
         error = sys.exception()
         address = format_address(client_address)
         if error is None or self.is_peers_fault(error):
             logger.debug("a datagram from %s was not handled to its end: %r", address, error)
         else:
-            self._error_log.report("the handler of a datagram from %s raised", address, exc_info=handlers_part(error))
+            self._error_log.report(error, "the handler of a datagram from %s raised", address)
 
     @property
     def handler_timeouts(self) -> Timeouts:
@@ -236,7 +236,7 @@ class DatagramServer(BaseServer):
             await asyncio.sleep(0)  # the spare task ends
 
     def task_ended(self, ended: Any, task: "asyncio.Task[None]") -> None:
-        """Count a handler whose task has ended, and begin what has waited for it to."""
+        """Count a handler at the end of its task, and begin what has waited for it to."""
         # Waiting datagrams are begun before the end is counted: a drain is over when no handler is left.
         if isinstance(ended, Session):
             self.replace_session(ended)
@@ -248,6 +248,8 @@ class DatagramServer(BaseServer):
     def unregister_connection(self, connection: Any) -> None:
         """Count a handler that has ended, and close the sockets if it was the last one of a server that stops."""
         self._count_end(connection)
+        if isinstance(connection, DatagramRun):
+            self.timeout_sweeper.remove(connection)
         if not self.has_sessions:
             self.admission.leave(connection.client_address)
         self._resume_listeners()
@@ -256,7 +258,7 @@ class DatagramServer(BaseServer):
     @property
     def is_special(self) -> bool:
         """Whether each datagram is to be counted as its handler begins, and not only when it has ended."""
-        return not self._listeners or self.on_accept is not None or self.limits.max_per_host is not None
+        return not self._listeners or self.on_accept is not None or self.admission.limits.max_per_host is not None
 
     def note_end(self, task: DatagramTask) -> None:
         """Count the end of a handler that has not waited, and that was registered."""

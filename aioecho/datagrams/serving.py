@@ -31,6 +31,10 @@ class DatagramServing(Protocol):
         """The timeouts of the handler class, or else the server's."""
 
     @property
+    def keep_backlog(self) -> bool:
+        """Whether a shutdown leaves what comes to other processes, which read the same sockets."""
+
+    @property
     def is_draining(self) -> bool:
         """Whether a shutdown has begun."""
 
@@ -51,7 +55,7 @@ class DatagramServing(Protocol):
         """Count a handler that has ended."""
 
     def task_ended(self, ended: Any, task: "asyncio.Task[None]") -> None:
-        """Count a handler whose task has ended."""
+        """Count a handler at the end of its task."""
 
     def drop(self, reason: str, client_address: Any) -> None:
         """Count a datagram that no handler gets."""

@@ -15,12 +15,12 @@ __all__ = ["SessionTable"]
 # A session is found silent so many times in a row before it ends: at most this part of the timeout too late.
 SWEEPS = 8
 
-# Seconds whose sessions `accept_rate` lets begin at once, as a peer that comes faster is not kept waiting but dropped.
+# Seconds: `accept_rate` lets as many sessions begin at once. A peer that comes faster is dropped, as nothing could wait for it.
 BURST = 1.0
 
 
 class Newcomer:
-    """A peer whose session begins when another, of a host that has more than its share, has ended."""
+    """A peer that waits for the place of a session of another host, which has more than its share."""
 
     __slots__ = ("client_address", "datagrams", "key", "last_heard", "transport")
 
@@ -38,7 +38,7 @@ class Newcomer:
 class SessionTable:
     """The live sessions of `server`, by the address that was asked and the peer's.
 
-    When all places are taken, a host that has the most of them yields one to a newcomer whose host has at least two fewer: the
+    When all places are taken, a host that has the most of them yields one to a newcomer of a host with at least two fewer: the
     session that has been quiet for longest ends. So no host keeps another one out.
     """
 
@@ -86,7 +86,7 @@ class SessionTable:
             self._begin_after(yielding, Newcomer(key, client_address, transport, datagrams))
 
     def _find_reason_to_drop(self, client_address: Any) -> str | None:
-        """Return which limit of those that are off by default keeps a peer from a session."""
+        """Return which limit keeps a peer from a session, of the limits that are off by default."""
         limits = self._server.limits
         if limits.max_per_host is not None:
             host = host_of(client_address)
@@ -159,7 +159,7 @@ class SessionTable:
             self._timer = asyncio.get_running_loop().call_later(timeout / SWEEPS, self._sweep)
 
     def _sweep(self) -> None:
-        """End the sessions whose peers are silent."""
+        """End the sessions of silent peers."""
         self._timer = None
         self._sweeps += 1
         for session in self._sessions.values():

@@ -4,7 +4,6 @@ import asyncio
 import sys
 from collections import deque
 from collections.abc import Generator, Hashable
-from math import inf
 from time import monotonic
 from typing import Any
 
@@ -82,7 +81,7 @@ class Datagrams:
         return data
 
     def feed(self, data: bytes) -> None:
-        """Give a datagram to whoever waits, or queue it, or drop it if the queue is full."""
+        """Give a datagram to the coroutine that waits, or queue it, or drop it if the queue is full."""
         queue = self._queue
         self.last_active = monotonic()
         if queue or not self._news.deliver(data):
@@ -132,7 +131,7 @@ QUIET = 1.0
 
 
 class Session(DatagramRun):
-    """A peer whose handler runs, in `server.connections`. `client_address` is the peer's.
+    """A peer with a handler that runs, in `server.connections`. `client_address` is the peer's.
 
     Its life: live, in which it is fed; over, from when its datagrams are told to end or its handler has ended, in which what
     comes is kept for the peer's next session; and ended, when its task has.
@@ -170,7 +169,7 @@ class Session(DatagramRun):
         self.reason: Reason = "finished"
         self.was_aborted = self.is_over = False
         self.last_heard = 0
-        self.due, self._since, self._cancelled_at = inf, None, None
+        self.init_time()
         datagrams.set_driver(self)
         self.start(self._serve(), asyncio.get_running_loop(), server.task_context.copy(), "session")
         self.task.add_done_callback(self, context=server.task_context)
@@ -232,10 +231,14 @@ class Session(DatagramRun):
         self.datagrams.drop("refused" if self.outcome == "rejected" else "stopped" if is_cut_off else "session ended")
 
     def drain(self) -> None:
-        """Let the datagrams end after those that have come, once none has come or gone for QUIET seconds.
+        """Let the datagrams end after the last that has come, once none has come or gone for QUIET seconds.
 
-        Not while the handler is in an `unbroken()` block.
+        Not while the handler is in an `unbroken()` block. In a worker that is replaced they end at once: others read the
+        socket, and nothing more comes here.
         """
+        if self._server.keep_backlog:
+            self.datagrams.end()
+            return
         if self.is_over or self.datagrams.holds:
             return  # the end of the block asks again
         left = self.datagrams.last_active + QUIET - monotonic()

@@ -7,9 +7,9 @@ coroutine parks again in the same step, and serves the next datagram. If the han
 task does, and ends with it.
 
 The rule: what one handler has done to its task is never met by the next. A task that a handler has cancelled, named, kept,
-also by a weak reference, or added a callback to ends with that handler. So does a task in whose context a handler has left
-a variable that was not set: a task has one context for its whole life, each handler starts in one that is as the server's, and
-only the token of a variable can remove it. The value of a variable that the server's context has is set back.
+also by a weak reference, or added a callback to ends with that handler. So does a task with a context in which a handler has
+left a variable that was not set: a task has one context for its whole life, a handler starts in one that is as the server's,
+and only the token of a variable can remove it. The value of a variable that the server's context has is set back.
 """
 
 import asyncio
@@ -23,7 +23,6 @@ from asyncio.tasks import (
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from functools import partial
-from math import inf
 from operator import is_
 from sys import getrefcount
 from types import CoroutineType
@@ -94,8 +93,8 @@ def _make_parked_task(
     """Make a task that has taken its first step. No other task may be current."""
     if sys.version_info >= (3, 12):
         return asyncio.Task(coroutine, loop=loop, context=context, name=name, eager_start=True)
-    # Python 3.11 has no such option, and a datagram cannot step a coroutine whose task has its first step still before it:
-    # that would resume the handler from its first wait.
+    # Python 3.11 has no such option, and a datagram cannot step the coroutine of a task that has its first step before it: that
+    # would resume the handler from its first wait.
     first: Any = _FirstStep()
     task = asyncio.Task(coroutine, loop=first, context=context, name=name)
     asyncio.Future.__init__(task, loop=loop)  # nothing else of a task refers to the loop
@@ -117,7 +116,7 @@ class _Parking(Waiter):
 
 
 class DatagramTask(DatagramRun):
-    """A datagram whose handler runs, in `server.connections`; or the server's spare task, which serves its next datagrams.
+    """A datagram with a handler that runs, in `server.connections`; or the spare task, which serves the next datagrams.
 
     `client_address` is the sender's. To do anything with it is its handler's.
 
@@ -153,7 +152,7 @@ class DatagramTask(DatagramRun):
         self.plain_kind: type | None = None  # the last class that was found to be plain
         self._short_kind: type | None = None  # the last that has neither a setup() nor a finish() of its own
         self._end = None
-        self.due, self._since, self._cancelled_at = inf, None, None
+        self.init_time()
         loop = asyncio.get_running_loop()
         self.parking = _Parking(loop)
         self.parking.driver = self
@@ -317,7 +316,9 @@ class DatagramTask(DatagramRun):
 
     def count_end(self) -> None:
         """Count it when its task has ended; its time counts from now on."""
-        self.count_time()
+        self.due = 0.0  # count_time() written out
+        if not self._server.timeout_sweeper.is_on:
+            self.keep_time()
         self.task.add_done_callback(self, context=self._server.task_context)
 
     def reset(self) -> None:
@@ -330,7 +331,7 @@ class DatagramTask(DatagramRun):
         self.is_special = self.is_retired = True
         self.parking.wake()
 
-    # What the server asks of those that wait when it stops.
+    # What the server asks of it when it stops.
 
     def drain(self) -> None:
         """Do nothing: it has all that it will get, and finishes."""

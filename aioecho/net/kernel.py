@@ -1,5 +1,6 @@
 """What the kernel tells of a socket: what waits in it, and how its peer is doing."""
 
+import contextlib
 import fcntl
 import socket
 import struct
@@ -20,6 +21,7 @@ __all__ = [
     "is_broken",
     "nothing_more_of",
     "peer_credentials",
+    "stop_receiving",
     "tcp_info",
     "unacknowledged",
     "unread",
@@ -103,6 +105,17 @@ def nothing_more_of(sock: socket.socket) -> Callable[[], bool]:
         return False
 
     return no_more_comes
+
+
+def stop_receiving(sock: socket.socket) -> bool:
+    """Have the kernel refuse what the peer sends from now on; return whether nothing waits to be read.
+
+    Where this side has sent its FIN, Linux answers what still comes with a reset (tcp_rcv_state_process), so that the peer
+    learns of it by its next write but one. Until the socket is closed it would take all that comes, and throw it away then.
+    """
+    with contextlib.suppress(OSError, ValueError):  # the connection broke, or it is closed
+        sock.shutdown(socket.SHUT_RD)
+    return unread(sock) == 0
 
 
 def tcp_info(sock: socket.socket, field: tuple[int, str]) -> int | None:

@@ -94,7 +94,7 @@ class ProxyHeader:
 
 
 def parse(buffer: bytes | bytearray, *, versions: Collection[int] = (1, 2), max_size: int = 4096) -> ProxyHeader | None:
-    """Return the header that a buffer begins with, or None if it may be one whose rest is yet to come.
+    """Return the header that a buffer begins with, or None if it may be the beginning of one.
 
     `max_size` is in bytes. Nothing is asked for that does not belong to a header: once it can be none, that is raised.
 
@@ -211,7 +211,7 @@ def _parse_binary(buffer: bytes | bytearray, max_size: int) -> ProxyHeader | Non
 
 
 def _check_local(header: bytes, start: int) -> bool:
-    """Check the checksum of a header whose body is skipped: it may be anything. Return whether there is one."""
+    """Check the checksum of a header that is skipped otherwise: its body may be anything. Return whether there is one."""
     try:
         return check_checksum(header, start)
     except MalformedTLV:

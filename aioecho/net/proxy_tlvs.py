@@ -1,4 +1,4 @@
-"""The extensions of a PROXY header of version 2: a type, a length and a value each, behind the addresses."""
+"""The extensions of a PROXY header of version 2, behind the addresses: every one has a type, a length and a value."""
 
 import functools
 from collections.abc import Iterator
@@ -168,7 +168,7 @@ def _azure_link_id(value: bytes) -> int | None:
 
 
 def check_checksum(header: bytes, start: int) -> bool:
-    """Check the checksum of a header whose extensions begin at `start`; return whether there is one.
+    """Check the checksum of a header, with extensions from `start` on; return whether there is one.
 
     Raises:
         MalformedTLV: an extension reaches over the end, or the checksum is there twice or not of 4 bytes.

@@ -53,12 +53,22 @@ class BoundedLog:
 
     def report(self, message: str, *args: object, exc_info: ErrorInfo = None) -> None:
         """Log ``message % args``, with the traceback of `exc_info`, unless the last record is too recent."""
+        if self.count():
+            self.log(message, *args, exc_info=exc_info)
+
+    def count(self) -> bool:
+        """Return whether a record may be logged now, by :meth:`log`; if not, count it as kept back."""
         now = time.monotonic()
         if now - self._last < self._every:
             self._kept_back += 1
-            return
-        if self._kept_back:
+            return False
+        self._last = now
+        return True
+
+    def log(self, message: str, *args: object, exc_info: ErrorInfo = None) -> None:
+        """Log ``message % args``, and how many were kept back."""
+        kept_back, self._kept_back = self._kept_back, 0
+        if kept_back:
             message += " (and %d times since the last such record)"
-            args = (*args, self._kept_back)
-        self._last, self._kept_back = now, 0
+            args = (*args, kept_back)
         self._logger.log(self._level, message, *args, exc_info=exc_info)

@@ -39,8 +39,10 @@ class Admission:
         """Set other `limits`, which hold now. They close no connection that is too many by them."""
         self.limits = limits
         self.memory.most = limits.max_memory
-        hosts = (host_of(connection.client_address) for connection in self._connections)
-        self._hosts = Counter(host for host in hosts if host is not None)
+        self._hosts = Counter()
+        if limits.max_per_host is not None:
+            hosts = (host_of(connection.client_address) for connection in self._connections)
+            self._hosts.update(host for host in hosts if host is not None)
         self._next = 0.0
         self._retry()
 

@@ -1,6 +1,7 @@
 """One connection's life: a transport for the accepted socket, its handler, and the end in good order."""
 
 import asyncio
+import functools
 import logging
 import socket
 import ssl as ssl_module
@@ -10,13 +11,13 @@ from math import inf
 from types import CoroutineType
 from typing import Any, cast
 
-from aioecho.net.kernel import BYTES_RECEIVED, LAST_DATA_RECV, nothing_more_of, tcp_info
+from aioecho.net.kernel import BYTES_RECEIVED, LAST_DATA_RECV, nothing_more_of, stop_receiving, tcp_info
 from aioecho.runtime.logs import format_address
 from aioecho.serving.base import BaseServer
 from aioecho.serving.end_record import log_end, logger
 from aioecho.serving.ends import Reason
 from aioecho.serving.handlers import BaseRequestHandler
-from aioecho.serving.timeouts import CLOSED, HANDLE, OPEN, PREPARE, TimedConnection
+from aioecho.serving.timeouts import CLOSED, FINISH, HANDLE, OPEN, PREPARE, TimedConnection
 from aioecho.streams.ending import StreamDrain
 from aioecho.streams.outgoing import reset_when_closed
 from aioecho.streams.protocol import CountingStreamProtocol, StreamProtocol
@@ -63,6 +64,7 @@ class Connection(TimedConnection):
         self.reason: Reason = "handshake"
         self.was_aborted = self._is_cut_off = self._has_sent_eof = False
         self._stage = OPEN
+        self.place = self._handling = None
         self._linger: asyncio.TimerHandle | None = None
         self._stalled: tuple[float, int, int] | None = None  # since when, and at which counts of bytes
         limits = server.admission.limits
@@ -89,6 +91,7 @@ class Connection(TimedConnection):
     def __call__(self, task: "asyncio.Task[None]") -> None:
         """Count how it has ended."""
         protocol = self._protocol
+        self._server.timeout_sweeper.remove(self)
         protocol.driver = None  # which refers to it: without the cycle both go at once
         if self._stage == OPEN and not protocol.is_lost:
             # The task was cancelled before its first step: _live() never ran. By now the transport is there, if it was made.
@@ -142,7 +145,13 @@ class Connection(TimedConnection):
             return
         sock = self._sock
         protocol.reader.begin_drain(
-            StreamDrain(protocol.reader, nothing_more_of(sock), lambda: _silence(sock), linger, one_way)
+            StreamDrain(
+                protocol.reader,
+                nothing_more_of(sock),
+                lambda: _silence(sock),
+                linger,
+                functools.partial(stop_receiving, sock) if one_way else None,
+            )
         )
 
     def is_in_message(self) -> bool:
@@ -268,6 +277,7 @@ class Connection(TimedConnection):
         self.reason = "cancelled"
         self.task.remove_done_callback(self)
         self._protocol.driver = None
+        self._server.timeout_sweeper.remove(self)
         self._server.unregister_connection(self)
 
     def _prepare(self) -> Awaitable[None] | None:
@@ -295,10 +305,6 @@ class Connection(TimedConnection):
             self.drain()
         return self.prepare()
 
-    def note_wait(self) -> None:
-        """Let the timeouts of the handler, or of its class, begin to count."""
-        self._server.timeout_sweeper.keep(self._timeouts())
-
     # How it ends.
 
     def get_stream(self) -> StreamReader:
@@ -316,6 +322,7 @@ class Connection(TimedConnection):
     async def _finish(self, end: BaseException | None) -> None:
         """Let the handler clean up, report what went wrong, and close."""
         protocol, request = self._protocol, self.request
+        self._stage = FINISH
         try:
             finishing = self.finish_handler(end)
             if finishing is not None:

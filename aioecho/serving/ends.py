@@ -26,6 +26,7 @@ Reason = Literal[
     "write",
     "max_age",
     "datagram_handler",
+    "handler",
     "timeout",
     "too long",
     "framing",
@@ -51,6 +52,7 @@ OUTCOMES: Mapping[str, Outcome] = {
     "write": "failed",
     "max_age": "failed",
     "datagram_handler": "cancelled",
+    "handler": "failed",
     "timeout": "failed",
     "too long": "failed",
     "framing": "failed",
@@ -115,7 +117,7 @@ class Ended:
 
     def _find_reason(self, error: BaseException) -> Reason:
         if isinstance(error, asyncio.CancelledError | GeneratorExit):  # the latter meets one that swallows the former
-            return "connection lost" if self.is_peer_lost() else "cancelled"
+            return "connection lost" if self.is_peer_lost() else self.why_cancelled()
         return find_peers_reason(error, self) or "error"
 
     # What the peer and the network have done, to be overridden where there is a stream.
@@ -127,6 +129,10 @@ class Ended:
     def is_peer_lost(self) -> bool:
         """Tell whether the connection broke."""
         return False
+
+    def why_cancelled(self) -> Reason:
+        """Return the reason of an end by cancellation."""
+        return "cancelled"
 
     def is_answered(self) -> bool:
         """Tell whether the peer may close in good order: nothing was read since the last write."""

@@ -14,7 +14,7 @@ from aioecho.runtime.logs import BoundedLog, format_address
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.admission import Admission
 from aioecho.serving.drain import Drain, Served
-from aioecho.serving.end_record import handlers_part
+from aioecho.serving.end_record import MistakeLog
 from aioecho.serving.ends import OUTCOMES, Ended, ending, find_other_stream, find_peers_reason
 from aioecho.serving.handler_types import undo_partial
 from aioecho.serving.sweeper import TimeoutSweeper
@@ -66,14 +66,14 @@ class Registry:
             self._connections,
             self._resume_listeners,
         )
-        self.timeout_sweeper = TimeoutSweeper(self._connections)
+        self.timeout_sweeper = TimeoutSweeper()
         self._timeouts = check_type("timeouts", timeouts if timeouts is not None else Timeouts(), Timeouts)
         self._drain: Drain | None = None  # made when a shutdown begins
         self.task_context = contextvars.copy_context()
         self._not_begun_log = BoundedLog(logger, logging.WARNING)
         self._cut_log = BoundedLog(logger, logging.WARNING)
-        self._failure_log = BoundedLog(logger, logging.ERROR)
         self._no_thread_log = BoundedLog(logging.getLogger("aioecho.threads"), logging.ERROR)
+        self._mistake_log = MistakeLog(logger)
 
     def _make_stats(self) -> Stats:
         return Stats()
@@ -120,8 +120,7 @@ class Registry:
         self._timeouts_changed()
 
     def _timeouts_changed(self) -> None:
-        for connection in self._connections:
-            connection.timeouts_changed()
+        self.timeout_sweeper.mark_all((each for each in self._connections if hasattr(each, "place")), self._timeouts)
 
     @property
     def what_it_serves(self) -> str:
@@ -148,7 +147,8 @@ class Registry:
         For a blocking handler called in its thread, as by socketserver, and so perhaps in several threads at once.
 
         As it is here: an ERROR record with the handler's part of the traceback, or, where :meth:`is_peers_fault`, a record at
-        DEBUG without one.
+        DEBUG without one. Of errors of one type that one line of code raises, one record a second: the next tells how many were
+        left out. The hook itself is called for every error.
         """
         error = sys.exception()
         address = format_address(client_address)
@@ -158,13 +158,13 @@ class Registry:
         ended = ending.get()
         other = find_other_stream(error, ended.get_stream() if ended is not None else None)
         if other is None:
-            logger.error("the handler of the connection from %s raised", address, exc_info=handlers_part(error))
+            self._mistake_log.report(error, "the handler of the connection from %s raised", address)
         else:
-            logger.error(
+            self._mistake_log.report(
+                error,
                 "the handler of the connection from %s raised what the connection with %s met",
                 address,
                 format_address(other),
-                exc_info=handlers_part(error),
             )
 
     def is_peers_fault(self, error: BaseException) -> bool:
@@ -185,7 +185,9 @@ class Registry:
             self.handle_error(request, client_address)
         except Exception as error:
             address = format_address(client_address)
-            self._failure_log.report("handle_error raised, for the %s from %s", self._what, address, exc_info=error)
+            self._mistake_log.report(
+                error, "handle_error raised, for the %s from %s", self._what, address, is_whole=True
+            )
         finally:
             ending.reset(token)
 
@@ -247,7 +249,7 @@ class Registry:
         self._count_end(connection)
         self.admission.leave(connection.client_address)
         connection.log_end()
-        if connection.reason in ("write buffer", "memory", "shed"):
+        if connection.reason in ("write buffer", "memory", "shed", "handler"):
             address = format_address(connection.client_address)
             self._cut_log.report("cut off the connection from %s: %s", address, connection.reason)
         self._resume_listeners()
@@ -257,10 +259,11 @@ class Registry:
         if not task.cancelled() and (error := task.exception()) is not None:
             what, address = self._what, format_address(connection.client_address)
             if isinstance(error, Exception):
-                self._failure_log.report("aioecho itself failed with the %s from %s", what, address, exc_info=error)
+                self._mistake_log.report(
+                    error, "aioecho itself failed with the %s from %s", what, address, is_whole=True
+                )
             elif not isinstance(error, KeyboardInterrupt | SystemExit):  # these the loop raises
-                part = handlers_part(error)
-                self._failure_log.report("the handler of the %s from %s raised", what, address, exc_info=part)
+                self._mistake_log.report(error, "the handler of the %s from %s raised", what, address)
         self.unregister_connection(connection)
 
     def _count_end(self, connection: Served) -> None:

@@ -57,7 +57,10 @@ class StreamWriter(asyncio.StreamWriter):
             if collected.room < 0 or monotonic() > collected.flush_at:
                 protocol.flush()
         elif not protocol.needs_slow_path:
-            protocol.unanswered = False
+            if protocol.unanswered:
+                protocol.unanswered = False
+            elif protocol.is_write_lost():  # of several in a row the loops would log every one
+                return
             self._transport.write(data)
         elif self._has_ended:
             self._transport.write(data)  # which raises what asyncio's does
@@ -78,7 +81,7 @@ class StreamWriter(asyncio.StreamWriter):
 
     def writelines(self, data: Iterable[Buffer]) -> None:
         """Send all of `data`, in order."""
-        if WRITELINES_NEVER_PAUSES or self.protocol.needs_slow_path:
+        if WRITELINES_NEVER_PAUSES or self.protocol.needs_slow_path or self.protocol.is_write_lost():
             self.write(b"".join(data))
         else:
             self.protocol.unanswered = False
@@ -118,6 +121,8 @@ class StreamWriter(asyncio.StreamWriter):
             return
         if reader is not None and reader._exception is not None:
             raise reader._exception
+        if reader is not None and reader._overdue is not None:
+            reader.raise_overdue()
         if transport.is_closing():
             # Give connection_lost() a turn to run, else a loop of write() and drain() would never learn of it.
             await asyncio.sleep(0)

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import itertools
 import logging
+import math
 import signal
 import ssl as ssl_module
 from collections.abc import Callable, Mapping, Sequence
@@ -27,12 +28,16 @@ from aioecho.workers.processors import count_processors
 from aioecho.workers.signals import gets_signals, giving_back, handling, log_stop
 from aioecho.workers.supervisor import SUPERVISOR_SIGNALS, Supervisor
 
-__all__ = ["check_sessions", "run", "run_server", "run_workers"]
+__all__ = ["HEALTHCHECK", "check_sessions", "run", "run_server", "run_workers"]
 
 logger = logging.getLogger("aioecho.workers")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SERVER_SIGNALS = (*STOP_SIGNALS, signal.SIGHUP, signal.SIGUSR1)
+
+
+HEALTHCHECK = 30.0
+"""Seconds that a worker's event loop may be held up before the worker is killed: longer than a handler does it by mistake."""
 
 
 def run(
@@ -43,6 +48,7 @@ def run(
     reuse_port: bool = False,
     max_requests: int | None = None,
     max_requests_jitter: int = 0,
+    timeout_worker_healthcheck: float | None = HEALTHCHECK,
     ssl: ssl_module.SSLContext | TLS | Callable[[], ssl_module.SSLContext | TLS] | None = None,
     **options: Any,
 ) -> DrainReport:
@@ -62,6 +68,9 @@ def run(
             Datagram sessions need that with several workers, as all of a peer's datagrams then reach the same one.
         max_requests: replace a worker when it has had so many connections, or datagrams or their sessions, and up to
             `max_requests_jitter` more, chosen for each worker, so that they do not all go at the same time.
+        timeout_worker_healthcheck: seconds after which a worker process is killed and replaced whose event loop does not run:
+            a handler that waits without `await`, or computes for long, holds it up. None: never. One that a debugger is
+            attached to is not killed.
         ssl: an :class:`aioecho.TLS`, which SIGHUP loads anew too; or a context; or a function that returns one, which worker
             processes need, as a context can't be sent to them.
 
@@ -103,6 +112,7 @@ def run(
             reuse_port=reuse_port,
             max_requests=max_requests,
             max_requests_jitter=max_requests_jitter,
+            timeout_worker_healthcheck=timeout_worker_healthcheck,
         )
     except AioechoError as error:
         raise SystemExit(f"aioecho: {error}") from None
@@ -138,6 +148,7 @@ def run_workers(
     reuse_port: bool = False,
     max_requests: int | None = None,
     max_requests_jitter: int = 0,
+    timeout_worker_healthcheck: float | None = HEALTHCHECK,
     when_serving: Callable[[Sequence[str]], object] = lambda names: None,
 ) -> DrainReport:
     """Do what :func:`run` does with worker processes. Every worker calls `make_server` with its endpoints.
@@ -161,6 +172,7 @@ def run_workers(
     check_can_start_workers()
     _check_count("max_requests", max_requests, least=1)
     _check_count("max_requests_jitter", max_requests_jitter, least=0)
+    _check_seconds("timeout_worker_healthcheck", timeout_worker_healthcheck)
     if workers == "auto":
         workers = count_processors()
     if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
@@ -178,6 +190,7 @@ def run_workers(
         backlog=server.limits.backlog,
         grace=server.grace,
         reuse_port=reuse_port,
+        healthcheck=timeout_worker_healthcheck,
         when_serving=when_serving,
     )
     with giving_back(SUPERVISOR_SIGNALS), asyncio.Runner(loop_factory=loop_factory("asyncio")) as runner:
@@ -201,6 +214,13 @@ def check_sessions(server: BaseServer, *, reuse_port: bool) -> None:
 def _check_count(name: str, value: object, *, least: int) -> None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
         raise ValueError(f"{name} must be a whole number from {least}, not {value!r}")
+
+
+def _check_seconds(name: str, value: object) -> None:
+    if value is not None and (
+        not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf
+    ):
+        raise ValueError(f"{name} must be a number of seconds above 0, or None, not {value!r}")
 
 
 def run_server(
