@@ -21,15 +21,18 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from helpers import check_mistake, invoke
 from programs import Program, ask, connect, read_line
+from timing import in_time
 
 import aioecho
 from aioecho import client
 from aioecho.echo import DATAGRAM_HANDLERS, HANDLERS, EchoFrames
 from aioecho.framing import FixedSize, Framing, LengthPrefixed, Lines, Netstrings
+from aioecho.framing.spec import FRAMINGS
 
 ANYWHERE = ("--bind", "tcp://127.0.0.1:0")
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
@@ -431,7 +434,7 @@ def test_a_log_whose_reader_is_gone_does_not_stop_the_server(folder: Path) -> No
                 sock.sendall(b"quiet\n")
                 assert read_line(sock) == b"quiet\n"
                 time.sleep(0.05)  # time in which it has nothing to do
-        assert processor_seconds(server) - before < 0.5
+        in_time(processor_seconds(server) - before, 0.5)
         assert server.stop() == 0
 
 
@@ -639,6 +642,23 @@ def test_help_shows_what_there_is() -> None:
     code, output, _ = invoke("send", "--help")
     assert code == 0
     assert "stdin" in output.decode()
+
+
+@pytest.mark.parametrize("command", [[], ["serve"], ["send"], ["load"]], ids=str)
+def test_help_fits_a_terminal_and_leaves_nothing_out(command: list[str]) -> None:
+    with mock.patch.dict(os.environ, {"COLUMNS": "80"}):
+        _, output, _ = invoke(*command, "--help")
+    text = output.decode()
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+    assert "..." not in text.replace("[ARGS]...", "")
+    assert not re.search("INTEGER|FLOAT|RANGE", text)
+
+
+def test_help_names_every_framing_and_every_ready_made_handler() -> None:
+    for command in ("serve", "send", "load"):
+        text = re.sub(r"-\n\s+", "-", invoke(command, "--help")[1].decode())
+        assert [name for name in FRAMINGS if not re.search(rf"\b{name}\b", text.partition("--framing")[2])] == []
+    assert [name for name in HANDLERS if f"\n      {name} " not in invoke("serve", "--help")[1].decode()] == []
 
 
 # Signals

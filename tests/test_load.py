@@ -307,7 +307,7 @@ def test_every_framing_is_loaded(framing):
     with serving_frames(framing) as endpoint:
         result = run(endpoint, framing=framing, depth=3)
     assert (result.problem, result.errors) == (None, 0)
-    assert result.messages > 20
+    more_than(20, result.messages)
     assert parse_framing(result.framing) == framing
 
 
@@ -328,9 +328,10 @@ def test_frames_are_loaded_in_every_way(options):
     with serving_frames(SLIP(), limits=aioecho.Limits(max_buffer=2**21)) as endpoint:
         result = run(endpoint, framing=SLIP(), **options)
     assert (result.problem, result.errors) == (None, 0)
-    assert result.messages > 20
     if "rate" in options:
-        check_count(result.messages, options["rate"], 0.3)
+        check_count(result.messages, options["rate"], 0.15)
+    else:
+        more_than(2, result.messages)
 
 
 def test_frames_are_loaded_over_tls(certificates):
@@ -338,7 +339,7 @@ def test_frames_are_loaded_over_tls(certificates):
     with serving(echo, context=context) as server:
         result = run(server.endpoint, framing=LengthPrefixed(4), tls=True, ca_file=ca_file)
     assert (result.problem, result.errors) == (None, 0)
-    assert result.messages > 20
+    more_than(20, result.messages)
 
 
 def slip_without_leading_end(sock):
@@ -356,7 +357,7 @@ def test_a_reply_is_the_frame_and_not_the_bytes_it_takes(depth):
     with serving(slip_without_leading_end) as server:
         result = run(server.endpoint, framing=SLIP(), depth=depth)
     assert (result.problem, result.errors) == (None, 0)
-    assert result.messages > 20
+    more_than(20, result.messages)
 
 
 def in_pieces(sock):
@@ -370,7 +371,7 @@ def test_a_reply_may_come_in_pieces():
     with serving(in_pieces) as server:
         result = run(server.endpoint, framing=Netstrings(), connections=1)
     assert (result.problem, result.errors) == (None, 0)
-    assert result.messages > 2
+    more_than(2, result.messages)
 
 
 def other_frame(sock):

@@ -15,25 +15,26 @@ __all__ = ["load_command"]
 _EXTRA = 'the load generator needs the bench extra: pip install "aioecho[bench]" ({} is missing)'
 
 
-@click.command("load", context_settings={"show_default": True})
+@click.command("load", short_help="Load an echo server, and measure it.", context_settings={"show_default": True})
 @click.argument("endpoint")
-@click.option("-c", "--connections", default=10, help="Connections held open, over all processes.")
-@click.option("-d", "--depth", default=1, help="Messages in flight on each connection.")
-@click.option("-r", "--rate", type=float, help="Open loop: messages due a second, over all connections.")
+@click.option("-c", "--connections", default=10, metavar="N", help="Connections held open, over all processes.")
+@click.option("-d", "--depth", default=1, metavar="N", help="Messages in flight on each connection.")
+@click.option("-r", "--rate", type=float, metavar="N", help="Open loop: messages due a second, over all connections.")
 @click.option("--churn", is_flag=True, help="A connection per message; its set-up counts as latency.")
-@click.option("-s", "--size", "size_bytes", default=64, help="Bytes per message, or per frame.")
+@click.option("-s", "--size", "size_bytes", default=64, metavar="BYTES", help="Bytes per message, or per frame.")
 @click.option("--lines", is_flag=True, help="Messages are printable and end in a newline.")
 @framing_option("Messages are frames, and a reply is one whole frame.")
-@click.option("-t", "--duration", "duration_s", default=10.0, help="Seconds measured.")
-@click.option("--warmup", "warmup_s", default=1.0, help="Seconds of load before that.")
+@click.option("-t", "--duration", "duration_s", default=10.0, metavar="SECONDS", help="Seconds measured.")
+@click.option("--warmup", "warmup_s", default=1.0, metavar="SECONDS", help="Seconds of load before that.")
 @click.option(
     "--timeout",
     "timeout_s",
     type=float,
+    metavar="SECONDS",
     show_default="10, for datagrams 2",
     help="Seconds without a byte until a message is lost.",
 )
-@click.option("--processes", default=1, help="Processes that share connections and rate.")
+@click.option("--processes", default=1, metavar="N", help="Processes that share connections and rate.")
 @click.option("--tls", is_flag=True, help="Speak TLS.")
 @click.option(
     "--ca",
@@ -58,6 +59,10 @@ def load_command(
     json_path: Path | None, hdr_path: Path | None, plot_path: Path | None, fail_if: tuple[str, ...], **options: Any
 ) -> None:
     """Load the echo server at ENDPOINT and measure it.
+
+    \b
+        python -m aioecho load tcp://127.0.0.1:9999 --connections 100
+        python -m aioecho load unix:app.sock --rate 5000 --fail-if "p99_us>2000"
 
     ENDPOINT is tcp://HOST:PORT or unix:PATH, or for datagrams udp://HOST:PORT or unixgram:PATH.
 

@@ -15,8 +15,8 @@ from aioecho.framing.spec import FRAMINGS
 __all__ = ["FRAMING_HELP", "find_framing", "find_object", "framing_option", "is_object_name"]
 
 FRAMING_HELP = (
-    f"{', '.join(FRAMINGS)}, with parameters as length:2, length:size=2,byteorder=little, delimited:\\r\\n or fixed:8, or one"
-    " of yours as module:object."
+    "lines, length:4 (or length:size=2,byteorder=little), delimited:\\r\\n, fixed:8, varint, netstrings, octet-counted,"
+    " content-length, slip, cobs, or one of yours as module:object."
 )
 
 

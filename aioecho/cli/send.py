@@ -19,12 +19,15 @@ from aioecho.framing import Framing, Lines
 __all__ = ["send_command"]
 
 
-@click.command("send")
+@click.command("send", short_help="Send text or stdin to a server, and write what comes back.")
 @click.argument("endpoint")
 @click.argument("text", required=False)
 @click.option("--tls", is_flag=True, help="Speak TLS.")
 @click.option(
-    "--ca", type=click.Path(), help="Trust this certificate authority (PEM), not the system's. Implies --tls."
+    "--ca",
+    type=click.Path(),
+    metavar="FILE",
+    help="Trust this certificate authority (PEM), not the system's. Implies --tls.",
 )
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, metavar="SECONDS",
               help="Limit for connecting, and then for silence once all is sent.")  # fmt: skip
@@ -33,6 +36,10 @@ def send_command(
     endpoint: str, text: str | None, tls: bool, ca: str | None, timeout: float, framing: Framing | None
 ) -> None:
     """Send TEXT, or the lines of stdin, to ENDPOINT, and write to stdout what comes back.
+
+    \b
+        python -m aioecho send tcp://127.0.0.1:9999 "Hello, Server!"
+        printf 'one\\ntwo\\n' | python -m aioecho send unix:app.sock
 
     ENDPOINT is tcp://HOST:PORT or unix:PATH, or for datagrams udp://HOST:PORT or unixgram:PATH.
 

@@ -55,19 +55,21 @@ class _Workers(click.IntRange):
         return self.name
 
 
-@click.command("serve")
+@click.command("serve", short_help="Serve a ready-made handler, or a class of yours.")
 @click.argument("handler", default="echo")
 @click.option(
     "-b", "--bind", "endpoints", multiple=True, metavar="[HANDLER=]ENDPOINT",
-    help="tcp://HOST:PORT, unix:PATH or unix:PATH?mode=660; for datagrams udp://HOST:PORT or unixgram:PATH; for either"
-    " fd://N or systemd:NAME; stdio: is the one connection on stdin and stdout. May be repeated, for streams and datagrams"
-    " together too, and each with a handler of its own: echo=udp://HOST:PORT. Port 0 is any free one.",
+    help="Where to listen: tcp://HOST:PORT, or unix:PATH with options as unix:PATH?mode=660; for datagrams udp://HOST:PORT"
+    " or unixgram:PATH; on a socket that is open already fd://N or systemd:NAME; stdio: is one connection on stdin and"
+    " stdout. May be repeated, with another handler for an endpoint as echo=udp://HOST:PORT. Port 0 is any free one.",
 )  # fmt: skip
-@click.option("--framing", metavar="SPEC", help=f"Let echo and upper answer frames. SPEC is {FRAMING_HELP}")
-@click.option("--host", help=f"Listen on this TCP host; short for --bind.  [default: {_DEFAULT_HOST}]")
-@click.option("--port", type=click.IntRange(0, 65535), help=f"Listen on this TCP port.  [default: {_DEFAULT_PORT}]")
+@click.option("--host", metavar="HOST", help=f"Listen on this TCP host; short for --bind.  [default: {_DEFAULT_HOST}]")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), metavar="N", help=f"Listen on this TCP port.  [default: {_DEFAULT_PORT}]"
+)
 @click.option("--uds", metavar="PATH", help="Listen on this Unix socket.")
-@click.option("--fd", type=click.IntRange(0), help="Listen on this inherited descriptor.")
+@click.option("--fd", type=click.IntRange(0), metavar="N", help="Listen on this inherited descriptor.")
+@click.option("--framing", metavar="SPEC", help=f"Let echo and upper answer frames. SPEC is {FRAMING_HELP}")
 @click.option("--workers", type=_Workers(1), default=1, show_default=True,
               help="Processes that serve; auto is one for each processor they may use. They share the sockets.")  # fmt: skip
 @click.option("--reuse-port", is_flag=True, help="Give each worker a TCP or UDP socket of its own (SO_REUSEPORT).")
@@ -78,24 +80,32 @@ class _Workers(click.IntRange):
 @click.option("--timeout-worker-healthcheck", type=click.FloatRange(0), default=HEALTHCHECK, show_default=True,
               metavar="SECONDS", help="Replace a worker whose event loop is held up for so long; 0 is never.")  # fmt: skip
 @click.option("--loop", type=click.Choice(LOOPS), default="auto", show_default=True, help="The event loop.")
-@click.option("--backlog", type=click.IntRange(1), default=Limits().backlog, show_default=True,
+@click.option("--backlog", type=click.IntRange(1), default=Limits().backlog, show_default=True, metavar="N",
               help="Clients that the kernel queues until they are accepted.")  # fmt: skip
 @click.option(
     "--limit-concurrency",
     type=click.IntRange(1),
+    metavar="N",
     help="Connections at once, for each process; more clients wait. For datagrams: handlers, or sessions, at once.",
 )
 @click.option("--timeout-graceful-shutdown", "grace", type=click.FloatRange(0), default=DEFAULT_GRACE, show_default=True,
               metavar="SECONDS", help="Time that handlers have to finish after SIGTERM or SIGINT.")  # fmt: skip
-@click.option("--ssl-certfile", type=click.Path(), help="Serve TLS with this certificate (PEM).")
-@click.option("--ssl-keyfile", type=click.Path(), help="Its private key, if it is not in the same file.")
-@click.option("--ssl-keyfile-password", help="The password of the private key.")
-@click.option("--ssl-ca-certs", type=click.Path(), help="Ask clients for a certificate that one of these has signed.")
+@click.option("--ssl-certfile", type=click.Path(), metavar="FILE", help="Serve TLS with this certificate (PEM).")
+@click.option(
+    "--ssl-keyfile", type=click.Path(), metavar="FILE", help="Its private key, if it is not in the same file."
+)
+@click.option("--ssl-keyfile-password", metavar="TEXT", help="The password of the private key.")
+@click.option(
+    "--ssl-ca-certs",
+    type=click.Path(),
+    metavar="FILE",
+    help="Ask clients for a certificate that one of these has signed.",
+)
 @click.option("--log-level", type=click.Choice(["critical", "error", "warning", "info", "debug"]), default="info",
               show_default=True, help="The lowest level that is logged, to stderr.")  # fmt: skip
 @click.option("--log-queue", type=click.IntRange(0), default=DEFAULT_QUEUE, show_default=True, metavar="BYTES",
-              help="Records that wait for stderr to be read; more are dropped, and their number is logged. With 0 the server"
-              " waits.")  # fmt: skip
+              help="Log records that wait until stderr is read, in bytes. More are dropped and counted. 0: the"
+              " server waits.")  # fmt: skip
 @click.option("--app-dir", default=".", show_default=True, metavar="FOLDER", help="Look for module:Class here first.")
 def serve_command(
     handler: str,
@@ -122,11 +132,23 @@ def serve_command(
     log_queue: int,
     app_dir: str,
 ) -> None:
-    """Serve HANDLER: echo (the default), upper, discard, chargen, daytime, time, agent, or a class of
-    yours as module:Class.
+    """Serve HANDLER, a ready-made one or a class of yours as module:Class.
 
-    The ready-made ones serve streams or datagrams, as the endpoints are. Never offer them over UDP to a network that you do
-    not trust.
+    \b
+        python -m aioecho serve upper --port 7000
+        python -m aioecho serve chat:Room --bind unix:/run/chat.sock
+
+    \b
+    Ready-made handlers, of which echo is the default:
+        echo     sends back what it reads
+        upper    sends back every line in upper case
+        discard  reads, and sends nothing
+        chargen  sends lines as fast as the client reads
+        daytime  sends the date and time as a line, and closes
+        time     sends the time as 4 bytes, and closes
+        agent    answers HAProxy's agent-check
+
+    All but agent serve datagrams too. Never offer them over UDP to a network that you do not trust.
 
     When it serves, it writes `listening on ENDPOINT` to stdout, a line for each endpoint. Everything else goes to stderr.
     SIGTERM and SIGINT (Ctrl-C) let handlers finish; a second one ends it at once. SIGUSR1 logs the stats. With workers,

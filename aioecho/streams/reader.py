@@ -304,6 +304,9 @@ class StreamReader(WaitingReader, asyncio.StreamReader):
                 self._left -= 1
                 self._at = at + n
                 return piece[at : at + n]
+            if at + n == len(piece) == len(self._received) and self._left > 0 <= n <= self._unchecked:
+                self._left -= 1
+                return self._take_rest()
         elif self._awaited is not None and not self._received:
             self._catch_up()
         if self._awaited is None and 0 < n <= self._unchecked:

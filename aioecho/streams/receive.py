@@ -119,6 +119,14 @@ class ReceiveBuffer:
         self._note_taken()
         return data
 
+    def _take_rest(self) -> bytes:
+        """Take all that is buffered, where all of it is in the piece."""
+        piece, at = self._piece, self._at
+        self._piece, self._at = b"", 0
+        self._received.clear()
+        self._note_taken()
+        return piece[at:]
+
     def _drop(self, size: int) -> None:
         """Remove `size` bytes from the front of the settled buffer."""
         del self._received[:size]
