@@ -19,7 +19,6 @@ from aioecho.net.endpoints import (
 from aioecho.net.watch import OUT_OF_RESOURCES
 from aioecho.serving.base import BaseServer, ListeningSocket
 from aioecho.serving.connection import Connection
-from aioecho.serving.end_record import log_end
 from aioecho.serving.handler_types import is_blocking
 
 __all__ = ["StdioServer", "StreamServer", "TCPServer", "UnixStreamServer"]
@@ -49,10 +48,14 @@ class _ListeningSocket:
         self.sock.listen(limits.backlog)
 
     def _accepted(self, sock: socket.socket, address: Any) -> None:
+        if not self._server.admission.enqueue(sock, address, self._serve):
+            self._serve(sock, address)
+
+    def _serve(self, sock: socket.socket, address: Any) -> None:
         server = self._server
         reason = server.admission.admit(address)
         if reason is not None:
-            self._reject(sock, address, reason)
+            server.reject(sock, address, reason)
             return
         handler_class = self._handler_class
         if handler_class is None:
@@ -66,19 +69,11 @@ class _ListeningSocket:
         except (OSError, MemoryError) as error:
             server.admission.leave(address)
             server.report_not_begun(address, "connection", error)
-            self._reject(sock, address, "handshake")
+            server.reject(sock, address, "handshake")
             return
         server.register_connection(connection)
         if isinstance(connection, ThreadedConnection):
             connection.begin()
-
-    def _reject(self, sock: socket.socket, address: Any, reason: str) -> None:
-        sock.close()
-        stats = self._server.live_stats
-        stats.accepted += 1
-        stats.rejected += 1
-        stats.reasons[reason] += 1
-        log_end(address, reason)
 
     def _cannot_accept(self, error: OSError) -> None:
         server = self._server
@@ -148,7 +143,7 @@ class _Stdio(_ListeningSocket):
 class StdioServer(StreamServer):
     """Serves the one connection on the program's standard streams, and is shut down when that has ended."""
 
-    _log_level = logging.DEBUG  # it starts and ends with each connection
+    _log_level = logging.DEBUG  # it starts and ends with a connection
 
     def _make_listeners(self, bound: list[BoundSocket], handler_classes: list[Any]) -> Sequence[ListeningSocket]:
         return [

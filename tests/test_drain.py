@@ -23,7 +23,7 @@ from timing import in_time, within
 import aioecho
 from aioecho.echo import Echo, Upper
 from aioecho.runtime.threads import ThreadPool
-from aioecho.serving.connection import FRESH
+from aioecho.serving.draining import FRESH
 
 
 async def connect(server: aioecho.BaseServer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -4,17 +4,24 @@ The event loop here is only the clients': these tests need not run on every one 
 """
 
 import asyncio
+import itertools
 import os
 import random
 import re
 import signal
+import socket
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 from programs import Program
+from restarted import CLIENTS, Client
 from test_workers import descriptors_of, eventually, state_of, workers_of
+
+import aioecho
 
 
 class Clients:
@@ -154,3 +161,115 @@ async def recycle() -> None:
         assert set(outcomes) == {"answered"}, outcomes
         eventually(lambda: len(workers_of(program)) == 2)
         assert await asyncio.to_thread(program.stop) == 0
+
+
+# Clients that only send
+
+
+async def test_one_that_only_sends_loses_one_line_at_the_most_however_late_its_connection_is_closed() -> None:
+    """Between the last read and the closing the kernel would take line after line, and throw them away."""
+    taken: list[bytes] = []
+
+    class Sink(aioecho.StreamRequestHandler):
+        one_way = True
+
+        async def handle(self) -> None:
+            async for line in self.reader:
+                taken.append(line)
+
+        async def finish(self) -> None:
+            time.sleep(0.1)  # as on a busy machine
+
+    def send(address: tuple[str, int]) -> int:
+        """Send lines as fast as they are taken, and return how many were."""
+        count = 0
+        with socket.create_connection(address) as sock:
+            began.release()
+            try:
+                while True:
+                    sock.sendall(b"%d\n" % count)
+                    count += 1
+                    time.sleep(0.0005)  # else the buffers are full of lines that are in time
+            except OSError:
+                return count
+
+    began = threading.Semaphore(0)
+    async with aioecho.TCPServer(("127.0.0.1", 0), Sink, timeouts=aioecho.Timeouts(linger=0.2)) as server:
+        sending = [asyncio.create_task(asyncio.to_thread(send, server.server_address)) for _ in range(3)]
+        for _ in sending:
+            await asyncio.to_thread(began.acquire)
+        await until(lambda: len(taken) > 100)
+        report = await server.shutdown()
+        sent = await asyncio.gather(*sending)
+    assert report.completed == 3
+    assert len(taken) >= sum(sent) - 3, (len(taken), sent)
+
+
+# Five kinds of clients at once, and datagrams in sessions
+
+
+async def roll_under_all(times: int, notes: Path, *way: str, kinds: Sequence[type[Client]], each: int) -> str:
+    """Restart both workers so many times, under so many clients of every kind; return the account of what came of it."""
+    binds = [
+        ("--bind", f"restarted:{kind.KIND}={'udp' if kind.KIND == 'Session' else 'tcp'}://127.0.0.1:0")
+        for kind in kinds
+    ]
+    command = ("serve", *itertools.chain(*binds), "--workers", "2", "--app-dir", Path(__file__).parent, *way)
+    with Program.aioecho(*command, env={"RESTARTED_NOTES": str(notes)}) as program:
+        endpoints = [await asyncio.to_thread(program.listening) for _ in kinds]
+        clients = [
+            kind(endpoint, number * each + index)
+            for number, (kind, endpoint) in enumerate(zip(kinds, endpoints, strict=True))
+            for index in range(each)
+        ]
+        async with asyncio.TaskGroup() as tasks:
+            for client in clients:
+                tasks.create_task(client.run())
+            await asyncio.sleep(0.3)  # that all are at it
+            for number in range(1, times + 1):
+                program.signal(signal.SIGHUP)
+                await until(lambda: program.stderr().count("replaced all workers") == number)  # noqa: B023 - at once
+                await asyncio.sleep(0.1)  # likewise
+            for client in clients:
+                client.is_stopped = True
+        assert await asyncio.to_thread(program.stop) == 0
+        assert "ERROR" not in program.stderr()
+        assert "WARNING" not in program.stderr()
+    taken = [line.split() for line in notes.read_text().splitlines()]
+    account = ""
+    for kind in kinds:
+        total: Counter[str] = Counter()
+        for client in clients:
+            if isinstance(client, kind):
+                try:
+                    client.check(taken)
+                finally:
+                    total += client.outcomes
+        account += f"{kind.__name__}: {dict(total)}\n"
+    print(account)  # shown with -rP
+    assert "failed" not in account, account
+    assert "cut" not in account, account
+    return account
+
+
+# A peer's datagrams reach one worker only with sockets of their own.
+WAYS = pytest.mark.parametrize(
+    ("way", "kinds"), [((), CLIENTS[:-1]), (("--reuse-port",), CLIENTS)], ids=["shared", "own"]
+)
+
+
+@pytest.mark.slow
+@WAYS
+def test_rolling_restarts_cut_none_of_five_kinds_of_clients(
+    way: tuple[str, ...], kinds: Sequence[type[Client]], tmp_path: Path
+) -> None:
+    asyncio.run(roll_under_all(3, tmp_path / "notes", *way, kinds=kinds, each=4))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+@WAYS
+def test_fifty_rolling_restarts_cut_none_of_five_kinds_of_clients(
+    way: tuple[str, ...], kinds: Sequence[type[Client]], tmp_path: Path
+) -> None:
+    asyncio.run(roll_under_all(50, tmp_path / "notes", *way, kinds=kinds, each=8))

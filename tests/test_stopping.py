@@ -4,15 +4,19 @@ import asyncio
 import contextlib
 import socket
 import socketserver
+import sys
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from conftest import settle
+from conftest import check_identity, settle
+from helpers import reset
 
 import aioecho
-from aioecho.framing import LengthPrefixed
+from aioecho.framing import FixedSize, LengthPrefixed
+from aioecho.net.kernel import unacknowledged
 
 seen: list[Any] = []
 
@@ -319,3 +323,196 @@ async def test_a_blocking_handler_between_messages_ends_at_once(kind: Any) -> No
         report = await stop
     assert report.seconds < 0.3
     assert (report.completed, report.unfinished) == (1, 0)
+
+
+# Clients that wait for a place when the server stops.
+
+
+class CountedUpper(aioecho.StreamRequestHandler):
+    """Knows how many of its kind are alive, and for how many of them an address, at the most."""
+
+    live: ClassVar[Counter[str]] = Counter()
+    most = most_of_a_host = 0
+
+    async def handle(self) -> None:
+        live, kind = self.live, CountedUpper
+        live[self.client_address[0]] += 1
+        kind.most = max(kind.most, live.total())
+        kind.most_of_a_host = max(kind.most_of_a_host, *live.values())
+        async for line in self.reader:
+            await asyncio.sleep(0.01)  # they are many at once
+            await self.send(line.upper())
+        live[self.client_address[0]] -= 1
+
+
+class BlockingUpper(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        self.wfile.write(self.rfile.readline().upper())
+
+
+def ask_and_close(sock: socket.socket) -> bytes:
+    """Return the answer to what was sent already, and close when the server does."""
+    with sock, contextlib.suppress(ConnectionResetError):
+        sock.settimeout(30)
+        answer = sock.makefile("rb").readline()
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(1) == b""
+        return answer
+    return b"reset"
+
+
+async def queue_clients(server: aioecho.BaseServer, count: int, hosts: int = 1) -> list["asyncio.Task[bytes]"]:
+    socks = []
+    for number in range(count):
+        source = (f"127.0.0.{2 + number % hosts}", 0)
+        socks.append(socket.create_connection(server.server_address, source_address=source))
+        socks[-1].sendall(b"client %d\n" % number)
+    return [asyncio.create_task(asyncio.to_thread(ask_and_close, sock)) for sock in socks]
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit"),
+    [(CountedUpper, "max_connections"), (BlockingUpper, "max_connections"), (BlockingUpper, "max_threads")],
+)
+async def test_clients_that_wait_for_a_place_are_served_in_turn(kind: Any, limit: str) -> None:
+    CountedUpper.most = 0
+    limits = aioecho.Limits(**{limit: 3})
+    async with aioecho.TCPServer(("127.0.0.1", 0), kind, limits=limits) as server:
+        asking = await queue_clients(server, 20)
+        await settle(lambda: server.stats.accepted >= 3)
+        report = await server.shutdown(10)
+        assert await asyncio.gather(*asking) == [b"CLIENT %d\n" % number for number in range(20)]
+        assert (server.stats.completed, report.cancelled, report.aborted) == (20, 0, 0)
+        assert CountedUpper.most <= 3
+        check_identity(server)
+
+
+async def test_clients_in_the_queue_behind_max_per_host_are_served_in_turn() -> None:
+    CountedUpper.most = CountedUpper.most_of_a_host = 0
+    limits = aioecho.Limits(max_per_host=2)
+    server = aioecho.TCPServer(("127.0.0.1", 0), CountedUpper, limits=limits)
+    await server.start()
+    server.pause()
+    asking = await queue_clients(server, 20, hosts=3)
+    report = await server.shutdown(10)
+    assert await asyncio.gather(*asking) == [b"CLIENT %d\n" % number for number in range(20)]
+    assert (report.completed, report.cancelled, report.aborted) == (20, 0, 0)
+    assert CountedUpper.most_of_a_host == 2
+    assert CountedUpper.most == 6
+    check_identity(server)
+
+
+async def test_clients_without_a_place_when_the_grace_is_over_are_reset_and_counted() -> None:
+    class Stuck(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            await asyncio.Event().wait()
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Stuck, limits=aioecho.Limits(max_connections=2)) as server:
+        asking = await queue_clients(server, 5)
+        await settle(lambda: server.stats.accepted == 2)
+        report = await server.shutdown(0.1)
+        assert set(await asyncio.gather(*asking)) <= {b"", b"reset"}
+        assert (report.completed, report.cancelled, report.aborted) == (0, 5, 0)
+        assert server.stats.reasons == {"cancelled": 2, "overflow": 3}
+        check_identity(server)
+
+
+async def test_a_closed_server_serves_the_clients_that_were_in_its_queue() -> None:
+    async with aioecho.TCPServer(("127.0.0.1", 0), CountedUpper, limits=aioecho.Limits(max_connections=1)) as server:
+        asking = await queue_clients(server, 5)
+        await settle(lambda: server.stats.accepted == 1)
+        server.close()
+        assert await asyncio.gather(*asking) == [b"CLIENT %d\n" % number for number in range(5)]
+
+
+# What came before a reset.
+
+
+class SlowLines(aioecho.StreamRequestHandler):
+    async def handle(self) -> None:
+        async for line in self.reader:
+            seen.append(line)
+            await asyncio.sleep(0)
+
+
+class SlowReadline(aioecho.StreamRequestHandler):
+    async def handle(self) -> None:
+        while line := await self.reader.readline():
+            seen.append(line)
+            await asyncio.sleep(0)
+
+
+class SlowUntil(aioecho.StreamRequestHandler):
+    async def handle(self) -> None:
+        while True:
+            seen.append(await self.reader.readuntil(b"\n"))
+            await asyncio.sleep(0)
+
+
+class SlowExactly(aioecho.StreamRequestHandler):
+    async def handle(self) -> None:
+        while True:
+            seen.append(await self.reader.readexactly(100))
+            await asyncio.sleep(0)
+
+
+class SlowPieces(aioecho.StreamRequestHandler):
+    async def handle(self) -> None:
+        while data := await self.reader.read(100):
+            seen.append(data)
+            await asyncio.sleep(0)
+
+
+class SlowFrames(aioecho.StreamRequestHandler):
+    framing = FixedSize(100)
+
+    async def handle(self) -> None:
+        async for frame in self.frames:
+            seen.append(frame)
+            await asyncio.sleep(0)
+
+
+class AtLast(aioecho.StreamRequestHandler):
+    """Begins to read when the connection is reset."""
+
+    async def handle(self) -> None:
+        await asyncio.sleep(0.05)
+        async for line in self.reader:
+            seen.append(line)
+
+
+KINDS = [SlowLines, SlowReadline, SlowUntil, SlowExactly, SlowPieces, SlowFrames, AtLast]
+
+
+@pytest.mark.parametrize("count", [100, 10_000])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_came_before_a_reset_is_read_before_the_error(kind: Any, count: int) -> None:
+    met: list[BaseException] = []
+
+    class Server(aioecho.TCPServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            met.append(sys.exception())  # type: ignore[arg-type]
+
+    records = [b"%099d\n" % number for number in range(count)]
+    async with Server(("127.0.0.1", 0), kind) as server:
+        sock = socket.create_connection(server.server_address)
+        await asyncio.to_thread(sock.sendall, b"".join(records))
+        await settle(lambda: not unacknowledged(sock))  # so that all of it is at the server
+        reset(sock)
+        await settle(lambda: server.stats.accepted == 1 and not server.connections)
+        assert server.stats.reasons == {"connection lost": 1}
+    assert seen == records
+    assert [type(error) for error in met] == [ConnectionResetError]
+
+
+@pytest.mark.parametrize("kind", [SlowLines, AtLast])
+async def test_what_a_client_sent_is_read_that_was_gone_before_it_was_accepted(kind: Any) -> None:
+    records = [b"%099d\n" % number for number in range(100)]
+    async with aioecho.TCPServer(("127.0.0.1", 0), kind) as server:
+        server.pause()
+        sock = socket.create_connection(server.server_address)
+        sock.sendall(b"".join(records))
+        reset(sock)
+        server.resume()
+        await settle(lambda: server.stats.accepted == 1 and not server.connections)
+    assert seen == records

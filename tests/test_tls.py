@@ -6,21 +6,31 @@ import contextlib
 import functools
 import gc
 import logging
+import resource
+import select
 import socket
 import socketserver
 import ssl
 import struct
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import check_identity, settle
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+from helpers import reset
 from timing import in_time
 
 import aioecho
+from aioecho.cli.serve import _tls_context as command_lines_context
 from aioecho.client import connect
 from aioecho.echo import Echo, Upper
+from aioecho.net.kernel import unacknowledged
+from aioecho.serving.draining import FRESH
 
 
 async def ask(server: aioecho.BaseServer, context: ssl.SSLContext, request: bytes, size: int) -> bytes:
@@ -146,11 +156,13 @@ async def test_a_drain_over_tls_answers_what_came_and_is_quick(tls: SimpleNamesp
 
 async def test_a_handshake_under_way_does_not_hang_the_stop(tls: SimpleNamespace) -> None:
     async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server) as server:
-        with socket.create_connection(server.server_address):
+        with socket.create_connection(server.server_address) as sock:
+            sock.sendall(b"\x16\x03\x01")  # the beginning of a ClientHello
             await settle(lambda: server.stats.active == 1)
+            await settle()
             report = await server.shutdown(0.1)
         in_time(report.seconds, 1)
-        assert report.cancelled + report.aborted == 1
+        assert (report.cancelled, report.aborted, report.unfinished) == (1, 0, 1)
         check_identity(server)
 
 
@@ -798,3 +810,472 @@ async def test_a_tls_connection_leaves_no_reference_cycle(tls: SimpleNamespace, 
             set() if end in ("garbage", "gone") else {"StreamProtocol", "StreamReader"}
         )
         assert not freed & set(kinds)
+
+
+async def test_the_command_line_sends_no_session_tickets_which_make_of_a_clients_fin_a_reset(
+    tls: SimpleNamespace,
+) -> None:
+    got: list[bytes] = []
+
+    class Sink(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            async for line in self.reader:
+                got.append(line)
+
+    def write_and_close() -> None:
+        sock = socket.create_connection(server.server_address)
+        with tls.client.wrap_socket(sock, server_hostname="127.0.0.1") as secured:
+            assert secured.version() == "TLSv1.3"
+            secured.sendall(b"line\n" * 100)
+            select.select([secured], [], [], 0.05)  # tickets would come
+
+    context = command_lines_context(str(tls.files.server), None, None, None)
+    async with aioecho.TCPServer(("127.0.0.1", 0), Sink, ssl=context) as server:
+        await asyncio.to_thread(write_and_close)
+        await settle(lambda: server.stats.accepted == 1 and not server.connections)
+        assert server.stats.reasons == {"finished": 1}
+    assert got == [b"line\n"] * 100
+
+
+# What a stop does to handshakes.
+
+
+def shake_hands_by_half(client: HalfCloser) -> None:
+    """Send the ClientHello, and receive the server's answer."""
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.session.do_handshake()
+    client.flush()
+    client.receive()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_client_in_mid_handshake_when_the_server_stops_gets_its_reply(
+    tls: SimpleNamespace, version: ssl.TLSVersion
+) -> None:
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server) as server:
+        with HalfCloser(server.server_address, tls, version) as client:
+            await asyncio.to_thread(shake_hands_by_half, client)
+            stopping = asyncio.create_task(server.shutdown(10))
+            await asyncio.sleep(2 * FRESH)  # time is the subject: it is no fresh connection any more
+            await asyncio.to_thread(client.shake_hands)
+            client.flush()
+            await settle()
+            assert await asyncio.to_thread(client.ask, b"hello\n") == b"HELLO\n"
+        report = await stopping
+    assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+    assert server.stats.reasons == {"finished": 1}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_client_far_away_in_mid_handshake_gets_its_reply_too(
+    tls: SimpleNamespace, version: ssl.TLSVersion
+) -> None:
+    """Its request comes a round trip after the server has completed the handshake."""
+    trip = 3 * FRESH
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server) as server:
+        with HalfCloser(server.server_address, tls, version) as client:
+            await asyncio.to_thread(shake_hands_by_half, client)
+            stopping = asyncio.create_task(server.shutdown(10))
+            await asyncio.sleep(trip)  # time is the subject
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.session.do_handshake()
+            client.flush()
+            await asyncio.sleep(trip)
+            assert await asyncio.to_thread(client.ask, b"hello\n") == b"HELLO\n"
+        report = await stopping
+    assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+
+
+async def test_a_handshake_that_a_handler_has_begun_counts_as_fresh_at_a_stop(tls: SimpleNamespace) -> None:
+    class Starts(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            await self.reader.readline()
+            await self.send(b"go ahead\n")
+            await self.writer.start_tls(tls.server)
+            async for line in self.reader:
+                await self.send(line.upper())
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Starts) as server:
+        with HalfCloser(server.server_address, tls) as client:
+            client.sock.sendall(b"STARTTLS\n")
+            assert await asyncio.to_thread(client.sock.recv, 100) == b"go ahead\n"
+            await asyncio.to_thread(shake_hands_by_half, client)
+            stopping = asyncio.create_task(server.shutdown(10))
+            await asyncio.sleep(2 * FRESH)  # time is the subject
+            await asyncio.to_thread(client.shake_hands)
+            client.flush()
+            await settle()
+            assert await asyncio.to_thread(client.ask, b"hello\n") == b"HELLO\n"
+        report = await stopping
+    assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("sent", [0, 1, 100])
+async def test_a_peer_that_is_silent_in_its_handshake_does_not_hold_a_stop_up(tls: SimpleNamespace, sent: int) -> None:
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server) as server:
+        with HalfCloser(server.server_address, tls) as client:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.session.do_handshake()
+            client.sock.sendall(client.outgoing.read(sent))
+            await settle(lambda: server.stats.active == 1)
+            report = await server.shutdown(9)
+        assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+        in_time(report.seconds, 0.4 if not sent else 1)
+        assert server.stats.reasons == {"handshake": 1}
+        check_identity(server)
+
+
+async def test_a_hello_that_comes_slowly_is_waited_for_at_a_stop(tls: SimpleNamespace) -> None:
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server) as server:
+        with HalfCloser(server.server_address, tls) as client:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.session.do_handshake()
+            hello = client.outgoing.read()
+            stopping = asyncio.create_task(server.shutdown(10))
+            for start in range(0, len(hello), len(hello) // 4):
+                client.sock.sendall(hello[start : start + len(hello) // 4])
+                await asyncio.sleep(0.25)  # time is the subject: more than FRESH, and less than linger
+            assert await asyncio.to_thread(client.ask, b"hello\n") == b"HELLO\n"
+        report = await stopping
+    assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+    assert server.stats.reasons == {"finished": 1}
+
+
+# How many handshakes there are at once.
+
+
+def hellos(tls: SimpleNamespace, server: aioecho.BaseServer, count: int, part: float) -> list[HalfCloser]:
+    """Return clients that have sent so much of their ClientHello, and wait."""
+    clients = []
+    for _ in range(count):
+        client = HalfCloser(server.server_address, tls)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.session.do_handshake()
+        hello = client.outgoing.read()
+        client.sock.sendall(hello[: int(part * len(hello))])
+        clients.append(client)
+    return clients
+
+
+async def test_no_more_handshakes_are_in_progress_than_the_limit_and_all_that_wait_are_served(
+    tls: SimpleNamespace,
+) -> None:
+    limits = aioecho.Limits(max_handshakes=2)
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server, limits=limits) as server:
+        before = tls.server.session_stats()
+
+        def count(what: str) -> int:
+            return int(tls.server.session_stats()[what] - before[what])
+
+        clients = hellos(tls, server, 10, 1)
+        await settle(lambda: server.stats.active == 10 and count("accept") == 2)
+        await settle()
+        for client in clients:
+            assert count("accept") <= count("accept_good") + 2
+            with client:
+                assert await asyncio.to_thread(client.ask, b"hello\n", "close_notify") == b"HELLO\n"
+        await settle(lambda: server.stats.completed == 10)
+
+
+async def test_peers_that_stop_in_mid_handshake_keep_no_other_out(tls: SimpleNamespace) -> None:
+    limits, timeouts = aioecho.Limits(max_handshakes=2), aioecho.Timeouts(handshake=30)
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server, limits=limits, timeouts=timeouts) as server:
+        before = tls.server.session_stats()["accept"]
+        half = hellos(tls, server, 20, 0.5)
+        await settle(lambda: server.stats.active == 20)
+        began = time.monotonic()
+        assert await ask(server, tls.client, b"hello\n", 6) == b"HELLO\n"
+        in_time(time.monotonic() - began, 0.5)
+        assert tls.server.session_stats()["accept"] == before + 1  # half a hello is nothing to OpenSSL
+        whole = hellos(tls, server, 2, 1)
+        await settle(lambda: tls.server.session_stats()["accept"] == before + 3)
+        began = time.monotonic()
+        assert await ask(server, tls.client, b"hello\n", 6) == b"HELLO\n"
+        in_time(time.monotonic() - began, 2)
+        assert server.stats.reasons["handshake"] == 1  # the oldest
+        for client in half + whole:
+            client.sock.close()
+        await settle(lambda: not server.connections)
+        check_identity(server)
+
+
+async def test_the_time_of_a_handshake_that_waits_counts_from_its_accepting(tls: SimpleNamespace) -> None:
+    limits, timeouts = aioecho.Limits(max_handshakes=1), aioecho.Timeouts(handshake=0.5)
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server, limits=limits, timeouts=timeouts) as server:
+        clients = hellos(tls, server, 5, 1)
+        began = time.monotonic()
+        await settle(lambda: server.stats.reasons["handshake"] == 5)
+        in_time(time.monotonic() - began, 1)
+        for client in clients:
+            client.sock.close()
+
+
+async def test_a_client_that_sends_on_though_its_handshake_waits_is_cut_off(tls: SimpleNamespace) -> None:
+    limits = aioecho.Limits(max_handshakes=1)
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server, limits=limits) as server:
+        with contextlib.ExitStack() as stack:
+            _, waits = (stack.enter_context(client) for client in hellos(tls, server, 2, 1))
+            await settle(lambda: server.stats.active == 2)
+            await settle()
+            with contextlib.suppress(ConnectionError):
+                await asyncio.to_thread(waits.sock.sendall, bytes(2**20))
+            await settle(lambda: server.stats.reasons["handshake"] == 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [0, 0.5])
+async def test_a_silent_tls_connection_takes_as_little_memory_as_any(tls: SimpleNamespace, part: float) -> None:
+    count = 500
+
+    def resident() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+
+    limits = aioecho.Limits(backlog=2 * count)
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server, limits=limits) as server:
+        hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc" + bytes(508)
+        socks = [socket.create_connection(server.server_address) for _ in range(count)]
+        await settle()
+        gc.collect()
+        before = resident()
+        socks += [socket.create_connection(server.server_address) for _ in range(count)]
+        for sock in socks:
+            sock.sendall(hello[: int(part * len(hello))])
+        await settle(lambda: server.stats.active == 2 * count)
+        await settle()
+        assert (resident() - before) / count < 20_000  # 50 MB for 5,000, and what else goes on
+        for sock in socks:
+            sock.close()
+        await settle(lambda: not server.connections)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 100, 10_000])
+@pytest.mark.parametrize("how", ["segments", "records"])
+async def test_a_hello_may_come_in_any_pieces(tls: SimpleNamespace, how: str, size: int) -> None:
+    def talk() -> bytes:
+        with HalfCloser(server.server_address, tls) as client:
+            client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.session.do_handshake()
+            hello = client.outgoing.read()
+            if how == "segments":
+                for start in range(0, len(hello), size):
+                    client.sock.sendall(hello[start : start + size])
+            else:
+                message = hello[5:]
+                parts = (message[start : start + size] for start in range(0, len(message), size))
+                client.sock.sendall(b"".join(hello[:3] + struct.pack(">H", len(part)) + part for part in parts))
+            return client.ask(b"hello\n", "close_notify")
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server) as server:
+        assert await asyncio.to_thread(talk) == b"HELLO\n"
+
+
+# Key updates, which have to be made by hand.
+
+
+def expand_label(secret: bytes, label: bytes, size: int) -> bytes:
+    """Return what RFC 8446, 7.1, derives so, for SHA-384."""
+    full = b"tls13 " + label
+    info = struct.pack(">HB", size, len(full)) + full + b"\0"
+    return HKDFExpand(algorithm=hashes.SHA384(), length=size, info=info).derive(secret)
+
+
+def key_updates(secret: bytes, count: int) -> bytes:
+    """Return so many records that ask for a key update in return, of a client that has sent nothing yet by this secret."""
+    records = b""
+    for _ in range(count):
+        key, iv = expand_label(secret, b"key", 32), expand_label(secret, b"iv", 12)
+        message = b"\x18\0\0\1\1" + b"\x16"  # update_requested, in a handshake record
+        header = struct.pack(">BHH", 23, 0x0303, len(message) + 16)
+        records += header + AESGCM(key).encrypt(iv, message, header)
+        secret = expand_label(secret, b"traffic upd", 48)
+    return records
+
+
+@pytest.mark.parametrize("handler", ["reads", "has closed"])
+async def test_a_client_that_floods_with_key_updates_and_reads_nothing_is_cut_off(
+    tls: SimpleNamespace, handler: str, tmp_path: Path
+) -> None:
+    async def handle(self: Any) -> None:
+        if handler == "has closed":
+            await self.reader.read(1)
+            self.writer.close()
+            await self.writer.wait_closed()
+        else:
+            await self.reader.read()
+
+    def flood() -> None:
+        context = ssl.create_default_context(cafile=tls.files.ca)
+        context.keylog_filename = str(tmp_path / "keys")
+        with HalfCloser(server.server_address, tls) as client:
+            client.session = context.wrap_bio(client.incoming, client.outgoing, server_hostname="127.0.0.1")
+            client.shake_hands()
+            client.flush()
+            assert client.session.cipher()[0] == "TLS_AES_256_GCM_SHA384"  # type: ignore[index]
+            keys = dict(line.split()[::2] for line in (tmp_path / "keys").read_text().splitlines()[1:])
+            records = key_updates(bytes.fromhex(keys["CLIENT_TRAFFIC_SECRET_0"]), 20_000)
+            with contextlib.suppress(ConnectionError):
+                client.sock.sendall(records)
+                while client.sock.recv(1000):
+                    pass
+
+    kind = type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle})
+    timeouts = aioecho.Timeouts(linger=None)
+    async with aioecho.TCPServer(("127.0.0.1", 0), kind, ssl=tls.server, timeouts=timeouts) as server:
+        server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        flooding = asyncio.create_task(asyncio.to_thread(flood))
+        await settle(lambda: server.stats.reasons["key updates"] == server.stats.failed == 1)
+        await flooding
+
+
+# Alerts, ends and timeouts.
+
+
+@pytest.mark.parametrize("size", [1, 2**18])
+async def test_the_alert_reaches_a_refused_client_that_sends_on(tls: SimpleNamespace, size: int) -> None:
+    """With TLS 1.3 a client sends its request with the certificate that is refused."""
+    async with aioecho.TCPServer(("127.0.0.1", 0), Echo, ssl=tls.mutual) as server:
+        with HalfCloser(server.server_address, tls) as client:
+            await asyncio.to_thread(client.shake_hands)
+            await asyncio.to_thread(client.say, b"x" * size)
+            await settle()
+            await asyncio.to_thread(client.say, b"x")  # when the server has sent the alert
+            await settle()
+            with pytest.raises(ssl.SSLError, match="alert certificate required"):
+                await asyncio.to_thread(client.read)
+        await settle(lambda: server.stats.rejected == server.stats.reasons["handshake"] == 1)
+
+
+async def test_a_refused_client_that_does_not_close_is_dropped(tls: SimpleNamespace) -> None:
+    timeouts = aioecho.Timeouts(linger=0.1)
+    async with aioecho.TCPServer(("127.0.0.1", 0), Echo, ssl=tls.mutual, timeouts=timeouts) as server:
+        with HalfCloser(server.server_address, tls) as client:
+            await asyncio.to_thread(client.shake_hands)
+            client.flush()
+            await settle(lambda: server.stats.rejected == 1, 2)
+
+
+async def test_timeouts_handshake_holds_for_a_handshake_that_a_handler_begins(tls: SimpleNamespace) -> None:
+    met: list[BaseException] = []
+
+    class Starts(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            await self.send(b"go ahead\n")
+            try:
+                await self.writer.start_tls(tls.server)
+            except ConnectionError as error:
+                met.append(error)
+                raise
+
+    timeouts = aioecho.Timeouts(handshake=0.2)
+    async with aioecho.TCPServer(("127.0.0.1", 0), Starts, timeouts=timeouts) as server:
+        with HalfCloser(server.server_address, tls) as client:
+            assert await asyncio.to_thread(client.sock.recv, 100) == b"go ahead\n"
+            await settle(lambda: server.stats.failed == server.stats.reasons["connection lost"] == 1, 5)
+    assert [str(error) for error in met] == ["the TLS handshake took longer than 0.2 seconds"]
+
+
+@pytest.mark.parametrize("secure", [False, True])
+async def test_a_verify_request_that_waits_has_the_time_of_a_handshake(tls: SimpleNamespace, secure: bool) -> None:
+    class Server(aioecho.TCPServer):
+        async def verify_request(self, request: Any, client_address: Any) -> bool:  # type: ignore[override]
+            await asyncio.Event().wait()
+            return True
+
+    timeouts = aioecho.Timeouts(handshake=0.3)
+    context = tls.server if secure else None
+    async with Server(("127.0.0.1", 0), Upper, ssl=context, timeouts=timeouts) as server:
+        with HalfCloser(server.server_address, tls) as client:
+            if secure:
+                await asyncio.to_thread(client.shake_hands)
+                client.flush()
+            await settle(lambda: server.stats.rejected == server.stats.reasons["handshake"] == 1, 5)
+            check_identity(server)
+
+
+@pytest.mark.parametrize("secure", [False, True])
+async def test_a_clients_reset_ends_a_verify_request_that_waits(tls: SimpleNamespace, secure: bool) -> None:
+    is_waiting = asyncio.Event()
+
+    class Server(aioecho.TCPServer):
+        async def verify_request(self, request: Any, client_address: Any) -> bool:  # type: ignore[override]
+            is_waiting.set()
+            await asyncio.Event().wait()
+            return True
+
+    timeouts = aioecho.Timeouts(handshake=None)
+    async with Server(("127.0.0.1", 0), Upper, ssl=tls.server if secure else None, timeouts=timeouts) as server:
+        with HalfCloser(server.server_address, tls) as client:
+            if secure:
+                await asyncio.to_thread(client.shake_hands)
+                client.flush()
+            await is_waiting.wait()
+            reset(client.sock)
+            await settle(lambda: server.stats.failed == server.stats.reasons["connection lost"] == 1)
+            check_identity(server)
+
+
+async def test_a_verify_request_may_raise_a_timeout_of_its_own(
+    tls: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Server(aioecho.TCPServer):
+        async def verify_request(self, request: Any, client_address: Any) -> bool:  # type: ignore[override]
+            async with asyncio.timeout(0.01):
+                await asyncio.Event().wait()
+            return True
+
+    async with Server(("127.0.0.1", 0), Upper) as server:
+        with socket.create_connection(server.server_address):
+            await settle(lambda: server.stats.failed == server.stats.reasons["error"] == 1)
+    assert len(complaints(caplog)) == 1
+
+
+async def test_what_came_before_a_reset_is_read_before_the_error_over_tls_too(tls: SimpleNamespace) -> None:
+    got: list[bytes] = []
+    met: list[BaseException] = []
+
+    async def handle(self: Any) -> None:
+        await asyncio.sleep(0.05)
+        try:
+            async for line in self.reader:
+                got.append(line)
+                await asyncio.sleep(0)
+        except OSError as error:
+            met.append(error)
+            raise
+
+    lines = [b"%099d\n" % number for number in range(1000)]
+    kind = type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle})
+    async with aioecho.TCPServer(("127.0.0.1", 0), kind, ssl=tls.server) as server:
+        with HalfCloser(server.server_address, tls) as client:
+            await asyncio.to_thread(client.shake_hands)
+            await asyncio.to_thread(client.say, b"".join(lines))
+            await settle(lambda: not unacknowledged(client.sock))
+            reset(client.sock)
+            await settle(lambda: server.stats.failed == server.stats.reasons["connection lost"] == 1)
+    assert got == lines
+    assert [type(error) for error in met] == [ConnectionResetError]
+
+
+async def test_a_tls_connection_that_another_task_closes_ends_at_once_for_its_handler(tls: SimpleNamespace) -> None:
+    handlers: list[Any] = []
+    got: list[bytes] = []
+
+    async def handle(self: Any) -> None:
+        handlers.append(self)
+        got.append(await self.reader.read())
+
+    kind = type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle})
+    timeouts = aioecho.Timeouts(linger=None)
+    async with aioecho.TCPServer(("127.0.0.1", 0), kind, ssl=tls.server, timeouts=timeouts) as server:
+        with HalfCloser(server.server_address, tls) as client:
+            await asyncio.to_thread(client.shake_hands)
+            client.flush()
+            await settle(lambda: handlers)
+            await settle()
+            handlers[0].writer.close()
+            await settle()
+            assert got == [b""]
+            assert await asyncio.to_thread(client.read_some) == b""
+        await settle(lambda: server.stats.completed == 1)

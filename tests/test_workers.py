@@ -14,14 +14,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from subprocess import PIPE
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers import check_mistake, invoke
 from programs import Program, ask, connect, read_line
 from timing import in_time
 
 import aioecho
+from aioecho.echo import Upper
 from aioecho.workers.order import store_order
 from aioecho.workers.processors import count_processors, cpu_quota
 
@@ -214,10 +217,9 @@ def test_one_worker_is_this_process(folder: Path) -> None:
 
 @pytest.mark.parametrize("workers", ["0", "-1", "many", ""])
 def test_a_number_of_workers_that_is_none_is_a_mistake(workers: str) -> None:
-    with Program.aioecho("serve", "--workers", workers) as program:
-        code, output, errors = program.end()
-        assert (code, output) == (2, b"")
-        assert errors.splitlines()[-1].startswith("Error: Invalid value for '--workers': ")
+    code, output, errors = invoke("serve", "--workers", workers)
+    assert (code, output) == (2, b"")
+    assert errors.splitlines()[-1].startswith("Error: Invalid value for '--workers': ")
 
 
 def test_endpoints_of_all_kinds_are_shared(folder: Path) -> None:
@@ -247,10 +249,8 @@ def test_endpoints_of_all_kinds_are_shared(folder: Path) -> None:
 def test_what_can_not_be_bound_is_said_once(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = str(sock.getsockname()[1])
-        with Program.aioecho("serve", "--workers", "2", "--port", port) as program:
-            code, output, errors = program.end()
-            assert (code, output) == (1, b"")
-            assert errors == f"Error: cannot listen on tcp://127.0.0.1:{port}: Address already in use\n"
+        outcome = invoke("serve", "--workers", "2", "--port", port)
+        assert outcome == (1, b"", f"Error: cannot listen on tcp://127.0.0.1:{port}: Address already in use\n")
 
 
 # From a program
@@ -679,10 +679,7 @@ def test_a_session_stays_with_its_worker(folder: Path) -> None:
 def test_sessions_that_workers_can_not_divide_are_refused(folder: Path, arguments: tuple[str, ...]) -> None:
     (folder / "datagrams.py").write_text(DATAGRAMS)
     command = ("serve", "datagrams:Session", "--workers", "2", "--bind", "udp://127.0.0.1:0", *arguments)
-    with Program.aioecho(*command, cwd=folder) as program:
-        code, output, errors = program.end()
-        assert (code, output, errors.count("\n")) == (2, b"", 1)
-        assert errors.startswith("Error: a peer's datagrams would go to several workers")
+    check_mistake(invoke(*command, cwd=folder), "a peer's datagrams would go to several workers")
 
 
 TLS = """
@@ -738,6 +735,76 @@ async def test_in_a_running_loop_run_says_what_to_use() -> None:
 class Nothing(aioecho.StreamRequestHandler):
     async def handle(self) -> None:
         pass
+
+
+# A worker whose event loop is held up
+
+
+@pytest.mark.parametrize("way", [(), ("--reuse-port",)])
+def test_a_worker_that_hangs_is_replaced_and_its_clients_wait_no_longer(folder: Path, way: tuple[str, ...]) -> None:
+    with serving(folder, *way, "--timeout-worker-healthcheck", "0.5") as (program, endpoint), ExitStack() as stack:
+        hangs = stack.enter_context(connect(endpoint))
+        pid = int(read_line(hangs))
+        hangs.sendall(b"block 60\n")
+        eventually(lambda: "nanosleep" in Path(f"/proc/{pid}/wchan").read_text())  # it accepts no more
+        # With a socket for every worker, some of these wait in the queue of the one that hangs.
+        clients = [stack.enter_context(connect(endpoint)) for _ in range(20)]
+        for sock in clients:
+            assert int(read_line(sock)) != pid
+        eventually(lambda: state_of(pid) in ("", "Z"))
+        assert f"(process {pid}) hangs, and is killed: its event loop has not run for 0.5 s" in program.stderr()
+        eventually(lambda: len(workers_of(program)) == 2)
+        assert program.stop() == 0
+
+
+def test_a_worker_that_is_busy_for_less_is_not_killed(folder: Path) -> None:
+    with serving(folder, "--timeout-worker-healthcheck", "10") as (program, endpoint), connect(endpoint) as sock:
+        workers = workers_of(program)
+        read_line(sock)
+        sock.sendall(b"block 1\n")
+        assert read_line(sock) == b"block 1\n"
+        assert workers_of(program) == workers
+        assert program.stop() == 0
+
+
+# Attaches to a process as a debugger does, and lets it run on, until it is killed.
+DEBUGGER = """
+import ctypes, sys
+seize = ctypes.CDLL(None, use_errno=True).ptrace(0x4206, int(sys.argv[1]), None, None)
+print("attached" if seize == 0 else "not attached", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_worker_that_a_debugger_is_attached_to_is_not_killed(folder: Path) -> None:
+    with serving(folder, "--timeout-worker-healthcheck", "0.2") as (program, endpoint), connect(endpoint) as sock:
+        pid = int(read_line(sock))
+        with Program(sys.executable, "-c", DEBUGGER, str(pid), stdin=PIPE) as debugger:
+            if debugger.line() != "attached":
+                pytest.skip("this system lets no debugger attach")
+            sock.sendall(b"block 1.5\n")
+            assert read_line(sock) == b"block 1.5\n"
+        assert "hangs" not in program.stderr()
+        assert program.stop() == 0
+
+
+def test_workers_are_not_killed_for_the_time_in_which_all_were_stopped(folder: Path) -> None:
+    with serving(folder, "--timeout-worker-healthcheck", "1") as (program, endpoint):
+        workers = workers_of(program)
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            if number == signal.SIGCONT:
+                time.sleep(2.5)  # as a container that was frozen; time is the subject
+            os.killpg(program.process.pid, number)
+        time.sleep(1)
+        assert pid_of(endpoint) in workers
+        assert workers_of(program) == workers
+        assert program.stop() == 0
+
+
+@pytest.mark.parametrize("seconds", [0, -1, math.inf, True, "30"])
+def test_a_health_check_that_is_no_time_is_refused(seconds: Any) -> None:
+    with pytest.raises(ValueError, match="timeout_worker_healthcheck must be a number of seconds above 0, or None"):
+        aioecho.run(Upper, "tcp://127.0.0.1:0", workers=2, timeout_worker_healthcheck=seconds)
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ class Threaded(Ended):
             self._pool.submit(self)
         except RuntimeError as error:
             self.reason = "no thread"
-            self._pool.report_no_thread(self, error)
+            self._server.report_no_thread(self.client_address, error)
             self._return()
 
     # In the loop: what the server asks of it when it stops.

@@ -32,7 +32,7 @@ from aioecho.blocking.sockets import CountingRequestSocket, RequestSocket, Watch
 from aioecho.net.kernel import has_peer_ended, is_broken, unread
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
-from aioecho.serving.connection import FRESH, FRESH_AMONG_OTHERS
+from aioecho.serving.draining import FRESH, FRESH_AMONG_OTHERS
 from aioecho.serving.end_record import log_end, logger
 from aioecho.serving.handler_types import undo_partial
 

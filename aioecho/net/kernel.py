@@ -1,5 +1,6 @@
 """What the kernel tells of a socket: what waits in it, and how its peer is doing."""
 
+import contextlib
 import fcntl
 import socket
 import struct
@@ -21,6 +22,8 @@ __all__ = [
     "is_broken",
     "nothing_more_of",
     "peer_credentials",
+    "round_trip",
+    "stop_receiving",
     "tcp_info",
     "unacknowledged",
     "unread",
@@ -29,6 +32,9 @@ __all__ = [
 # Where the kernel tells these in its struct tcp_info (linux/tcp.h), and how wide they are. The times are in milliseconds.
 BYTES_ACKED, BYTES_RECEIVED, LAST_DATA_RECV, LAST_ACK_RECV = (120, "=Q"), (128, "=Q"), (52, "=I"), (56, "=I")
 LAST_DATA_SENT = (44, "=I")
+
+# The smoothed round trip, likewise, in microseconds.
+ROUND_TRIP = (68, "=I")
 
 # The state of a connection, and the one that it has after a reset or when it was given up (TCP_CLOSE in linux/tcp_states.h).
 STATE, BROKEN = (0, "=B"), 7
@@ -93,7 +99,7 @@ def nothing_more_of(sock: socket.socket) -> Callable[[], bool]:
     """Return what tells, whenever a stream waits with an empty buffer, that all that was sent by now has been read.
 
     Asked rather than counted: what is in the socket now has been read after so many reads as it takes at the most, or
-    when the socket is empty. One who never stops sending does not put the end off.
+    when the socket is empty. A peer that never stops sending does not put the end off.
     """
     reads_left = -(-unread(sock) // LEAST_READ)
 
@@ -107,6 +113,17 @@ def nothing_more_of(sock: socket.socket) -> Callable[[], bool]:
     return no_more_comes
 
 
+def stop_receiving(sock: socket.socket) -> bool:
+    """Have the kernel refuse what the peer sends from now on; return whether nothing waits to be read.
+
+    Where this side has sent its FIN, Linux answers what still comes with a reset (tcp_rcv_state_process), so that the peer
+    learns of it by its next write but one. Until the socket is closed it would take all that comes, and throw it away then.
+    """
+    with contextlib.suppress(OSError, ValueError):  # the connection broke, or it is closed
+        sock.shutdown(socket.SHUT_RD)
+    return unread(sock) == 0
+
+
 def tcp_info(sock: socket.socket, field: tuple[int, str]) -> int | None:
     """Return a field of what is known of a TCP connection; None for other sockets, and on other systems."""
     if not sys.platform.startswith("linux"):
@@ -118,6 +135,11 @@ def tcp_info(sock: socket.socket, field: tuple[int, str]) -> int | None:
     except OSError:
         return None
     return int(struct.unpack_from(layout, info, start)[0]) if len(info) >= end else None
+
+
+def round_trip(sock: socket.socket) -> float:
+    """Return the smoothed round trip to a TCP peer, in seconds; 0 where that is not known."""
+    return (tcp_info(sock, ROUND_TRIP) or 0) / 1e6
 
 
 def is_broken(sock: socket.socket) -> bool | None:

@@ -297,6 +297,9 @@ class Driver:
         self._is_abandoned = True
         self.task.get_loop().call_soon(self._close_inner)
 
+    def mark_due(self) -> None:
+        """Do nothing about timeouts that are to be looked at. To be overridden."""
+
     def give_up(self) -> None:
         """Do nothing about one that swallows even that. To be overridden."""
 

@@ -6,6 +6,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from aioecho.runtime.addresses import unmapped
+
 __all__ = ["BoundedLog", "ErrorInfo", "format_address"]
 
 ErrorInfo = BaseException | tuple[type[BaseException], BaseException, TracebackType | None] | None
@@ -15,8 +17,10 @@ ErrorInfo = BaseException | tuple[type[BaseException], BaseException, TracebackT
 def format_address(address: Any) -> str:
     """Return a peer's address as text: 127.0.0.1:52240, [::1]:52240, [fe80::1%eth0]:52240, a path, @name, or "unix socket".
 
-    `address` is as accept() or recvfrom() gave it. Anything else is given as str() has it.
+    `address` is as accept() or recvfrom() gave it. Anything else is given as str() has it. An IPv4 address of a socket for
+    both families is shown as one.
     """
+    address = unmapped(address)
     if isinstance(address, tuple) and len(address) in (2, 4):
         host, port = address[:2]
         if ":" not in str(host):
@@ -49,12 +53,22 @@ class BoundedLog:
 
     def report(self, message: str, *args: object, exc_info: ErrorInfo = None) -> None:
         """Log ``message % args``, with the traceback of `exc_info`, unless the last record is too recent."""
+        if self.count():
+            self.log(message, *args, exc_info=exc_info)
+
+    def count(self) -> bool:
+        """Return whether a record may be logged now, by :meth:`log`; if not, count it as kept back."""
         now = time.monotonic()
         if now - self._last < self._every:
             self._kept_back += 1
-            return
-        if self._kept_back:
+            return False
+        self._last = now
+        return True
+
+    def log(self, message: str, *args: object, exc_info: ErrorInfo = None) -> None:
+        """Log ``message % args``, and how many were kept back."""
+        kept_back, self._kept_back = self._kept_back, 0
+        if kept_back:
             message += " (and %d times since the last such record)"
-            args = (*args, self._kept_back)
-        self._last, self._kept_back = now, 0
+            args = (*args, kept_back)
         self._logger.log(self._level, message, *args, exc_info=exc_info)

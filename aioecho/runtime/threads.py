@@ -10,7 +10,7 @@ from collections import deque
 from queue import SimpleQueue
 from typing import Any, Protocol
 
-from aioecho.runtime.logs import BoundedLog, format_address
+from aioecho.runtime.logs import format_address
 
 __all__ = ["Job", "ThreadPool", "report_end_of_thread"]
 
@@ -42,7 +42,6 @@ class ThreadPool:
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._started = 0
         self._none_left: asyncio.Future[None] | None = None
-        self._no_thread_log = BoundedLog(logger, logging.ERROR)
 
     def submit(self, job: Job) -> None:
         """Run a job in an idle thread, in a new thread or, at the limit, in the first thread that comes free.
@@ -56,10 +55,6 @@ class ThreadPool:
         except RuntimeError:
             self._waiting.remove(job)
             raise
-
-    def report_no_thread(self, job: Job, error: RuntimeError) -> None:
-        """Log, at a bounded rate, that submit() has raised."""
-        self._no_thread_log.report("no thread for %s: %s", format_address(job.client_address), error)
 
     def resize(self, most: int) -> None:
         """Run at most `most` jobs at a time from now on. Threads beyond that finish their job, and idle."""

@@ -1,14 +1,16 @@
 """Admission: what a server's limits say of a client that was accepted, before anything is done for it."""
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Iterable, Sized
+import socket
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence, Sized
 from typing import Any, Protocol
 
 from aioecho.config import Limits
+from aioecho.serving.ends import Reason
 from aioecho.streams.memory import MemoryBudget
 
-__all__ = ["Admission"]
+__all__ = ["Admission", "host_of"]
 
 # Seconds by which a client may be accepted early after another was late: event loops keep time to a millisecond or worse.
 SLACK = 0.02
@@ -23,6 +25,8 @@ class Admission:
 
     `memory` is what the connections' streams hold. `retry` is called when there may be room again for another reason than
     the end of a connection.
+
+    After close() clients that were in the kernel's backlog, and for which there is no room, are queued here.
     """
 
     def __init__(self, limits: Limits, connections: _Connections, retry: Callable[[], None]) -> None:
@@ -33,14 +37,17 @@ class Admission:
         self._hosts: Counter[str] = Counter()  # kept while max_per_host is set
         self._next = 0.0  # when accept_rate allows the next accept
         self._timer: asyncio.TimerHandle | None = None
-        self._is_paused = self._is_closing = False
+        self._is_paused = self._is_closing = self._is_admitting = False
+        self._queue: deque[tuple[socket.socket, Any, Callable[[socket.socket, Any], None]]] = deque()
 
     def apply(self, limits: Limits) -> None:
         """Set other `limits`, which hold now. They close no connection that is too many by them."""
         self.limits = limits
         self.memory.most = limits.max_memory
-        hosts = (_host_of(connection.client_address) for connection in self._connections)
-        self._hosts = Counter(host for host in hosts if host is not None)
+        self._hosts = Counter()
+        if limits.max_per_host is not None:
+            hosts = (host_of(connection.client_address) for connection in self._connections)
+            self._hosts.update(host for host in hosts if host is not None)
         self._next = 0.0
         self._retry()
 
@@ -64,7 +71,7 @@ class Admission:
         return self._is_closing
 
     def close(self) -> None:
-        """Apply max_connections alone from now on, to the clients in the kernel's backlog, and set no timer any more."""
+        """Accept all clients in the kernel's backlog from now on, at any rate: :meth:`enqueue` keeps the ones without room."""
         self._is_closing = True
         if self._timer is not None:
             self._timer.cancel()
@@ -72,10 +79,10 @@ class Admission:
     def has_room(self) -> bool:
         """Return whether to accept the next client now."""
         limits = self.limits
-        if limits.max_connections is not None and limits.overflow == "wait" and self._is_full():
-            return False
         if self._is_closing:
             return True
+        if self._must_wait():
+            return False
         if self._is_paused:
             return False
         if limits.accept_rate is not None:
@@ -86,7 +93,7 @@ class Admission:
                 return False
         return True
 
-    def admit(self, client_address: Any) -> str | None:
+    def admit(self, client_address: Any) -> Reason | None:
         """Count a client that was accepted. Return the reason to disconnect it at once, or None to serve it."""
         limits = self.limits
         if limits.accept_rate is not None:
@@ -94,18 +101,69 @@ class Admission:
             self._next = max(self._next, now - SLACK) + 1 / limits.accept_rate
         if limits.max_connections is not None and limits.overflow == "reject" and self._is_full():
             return "overflow"
-        if limits.max_per_host is not None and (host := _host_of(client_address)) is not None:
-            if self._hosts[host] >= limits.max_per_host:
+        return None if limits.max_per_host is None else self.admit_host(client_address)
+
+    def admit_host(self, client_address: Any) -> Reason | None:
+        """Count a client by its host alone, as :meth:`admit` does besides."""
+        most, host = self.limits.max_per_host, host_of(client_address)
+        if most is not None and host is not None:
+            if self._hosts[host] >= most:
                 return "per host"
             self._hosts[host] += 1
         return None
 
     def leave(self, client_address: Any) -> None:
         """Count the end of a connection that was admitted."""
-        if self._hosts and (host := _host_of(client_address)) is not None and host in self._hosts:
+        if self._hosts and (host := host_of(client_address)) is not None and host in self._hosts:
             self._hosts[host] -= 1
             if self._hosts[host] <= 0:
                 del self._hosts[host]  # addresses are many
+
+    # The queue, once nothing is accepted any more.
+
+    def enqueue(self, sock: socket.socket, client_address: Any, serve: Callable[[socket.socket, Any], None]) -> bool:
+        """After close(), keep a client for which there is no room, and return True. `serve` is called when there is."""
+        if not self._is_closing or self._has_room_for(client_address):
+            return False
+        self._queue.append((sock, client_address, serve))
+        return True
+
+    @property
+    def queued(self) -> Sequence[socket.socket]:
+        """The sockets of the clients that are queued, in order."""
+        return [sock for sock, _, _ in self._queue]
+
+    def admit_queued(self) -> None:
+        """Serve the clients that are queued, in order, as far as there is room."""
+        if self._is_admitting:  # one ended at once: the loop below goes on
+            return
+        self._is_admitting = True
+        try:
+            passed_over: deque[Any] = deque()  # by max_per_host
+            while self._queue and not self._must_wait():
+                queued = self._queue.popleft()
+                sock, client_address, serve = queued
+                if self._has_room_for(client_address):
+                    serve(sock, client_address)
+                else:
+                    passed_over.append(queued)
+            self._queue.extendleft(reversed(passed_over))
+        finally:
+            self._is_admitting = False
+
+    def take_queued(self) -> Sequence[tuple[socket.socket, Any]]:
+        """Return the clients that are queued, with their addresses, and forget them."""
+        queue, self._queue = self._queue, deque()
+        return [(sock, client_address) for sock, client_address, _ in queue]
+
+    def _has_room_for(self, client_address: Any) -> bool:
+        if self._must_wait():
+            return False
+        most, host = self.limits.max_per_host, host_of(client_address)
+        return most is None or host is None or self._hosts[host] < most
+
+    def _must_wait(self) -> bool:
+        return self.limits.overflow == "wait" and self._is_full()
 
     def _is_full(self) -> bool:
         limit = self.limits.max_connections
@@ -116,5 +174,6 @@ class Admission:
         self._retry()
 
 
-def _host_of(client_address: Any) -> str | None:
+def host_of(client_address: Any) -> str | None:
+    """Return what `max_per_host` counts a client by; None for a client of a Unix socket, which has no host."""
     return client_address[0] if isinstance(client_address, tuple) else None

@@ -1,38 +1,33 @@
 """One connection's life: a transport for the accepted socket, its handler, and the end in good order."""
 
 import asyncio
+import contextlib
+import inspect
 import logging
 import socket
 import ssl as ssl_module
 import sys
 from collections.abc import Awaitable, Callable
-from math import inf
 from types import CoroutineType
 from typing import Any, cast
 
-from aioecho.net.kernel import BYTES_RECEIVED, LAST_DATA_RECV, nothing_more_of, tcp_info
 from aioecho.runtime.logs import format_address
 from aioecho.serving.base import BaseServer
+from aioecho.serving.draining import DrainedConnection
 from aioecho.serving.end_record import log_end, logger
 from aioecho.serving.ends import Reason
 from aioecho.serving.handlers import BaseRequestHandler
-from aioecho.serving.timeouts import CLOSED, HANDLE, OPEN, PREPARE, TimedConnection
-from aioecho.streams.ending import StreamDrain
+from aioecho.serving.timeouts import CLOSED, FINISH, HANDLE, OPEN, PREPARE
 from aioecho.streams.outgoing import reset_when_closed
 from aioecho.streams.protocol import CountingStreamProtocol, StreamProtocol
 from aioecho.streams.reader import StreamReader
+from aioecho.streams.tls import FOR_EVER
 from aioecho.streams.writer import StreamWriter
 
-__all__ = ["FRESH", "FRESH_AMONG_OTHERS", "Connection"]
-
-# Seconds. A client that has been connected for no longer when the server stops is still given the time to speak.
-FRESH = 0.1
-
-# The same where other processes serve on (`keep_backlog`): no client waits for it, and a stalled one is not lost either.
-FRESH_AMONG_OTHERS = 0.5
+__all__ = ["Connection"]
 
 
-class Connection(TimedConnection):
+class Connection(DrainedConnection):
     """A live connection of a server, in `server.connections`.
 
     `client_address` is as accept() gave it. `handler` is None until it is made. Call :meth:`abort` to cut it off; to do
@@ -42,7 +37,7 @@ class Connection(TimedConnection):
     # It ends in exactly one of the server's counters, by its `reason`, in its task's done-callback, which it is
     # itself: a bound method for each connection would cost some bytes.
 
-    __slots__ = ("_has_sent_eof", "client_address", "reason", "was_aborted")
+    __slots__ = ("client_address", "reason")
 
     def __init__(
         self,
@@ -63,6 +58,7 @@ class Connection(TimedConnection):
         self.reason: Reason = "handshake"
         self.was_aborted = self._is_cut_off = self._has_sent_eof = False
         self._stage = OPEN
+        self.place = self._handling = None
         self._linger: asyncio.TimerHandle | None = None
         self._stalled: tuple[float, int, int] | None = None  # since when, and at which counts of bytes
         limits = server.admission.limits
@@ -89,6 +85,7 @@ class Connection(TimedConnection):
     def __call__(self, task: "asyncio.Task[None]") -> None:
         """Count how it has ended."""
         protocol = self._protocol
+        self._server.timeout_sweeper.remove(self)
         protocol.driver = None  # which refers to it: without the cycle both go at once
         if self._stage == OPEN and not protocol.is_lost:
             # The task was cancelled before its first step: _live() never ran. By now the transport is there, if it was made.
@@ -111,62 +108,6 @@ class Connection(TimedConnection):
         if logger.isEnabledFor(logging.DEBUG):
             seconds, protocol = self._loop.time() - self.since, self._protocol
             log_end(self.client_address, self.reason, seconds, protocol.bytes_in, protocol.bytes_out)
-
-    # What the server asks of a connection when it stops.
-
-    def drain(self) -> None:
-        """Let the handler meet the end of the stream once it has read what its peer has sent by now.
-
-        One that has only just connected is about to send its request: it has until it is FRESH seconds old.
-        """
-        if self.request is None:
-            return  # it comes here again when it has one
-        age = self._loop.time() - self.since
-        fresh = FRESH_AMONG_OTHERS if self._server.keep_backlog else FRESH
-        if age < fresh:
-            self._loop.call_later(fresh - age, self._end_stream)
-        else:
-            self._end_stream()
-
-    def _end_stream(self) -> None:
-        """Let reads that wait between messages get the end of the stream; tell a peer that only sends to stop first."""
-        protocol, linger = self._protocol, self._timeouts().linger
-        if self.request is None or protocol.is_lost:
-            return
-        one_way = bool(getattr(self.handler, "one_way", False))
-        if one_way and not self._has_sent_eof and not protocol.is_tls:
-            self._has_sent_eof = True
-            self.request[1].write_eof()
-            if linger is not None:
-                self._loop.call_later(linger, self._end_stream)
-            return
-        sock = self._sock
-        protocol.reader.begin_drain(
-            StreamDrain(protocol.reader, nothing_more_of(sock), lambda: _silence(sock), linger, one_way)
-        )
-
-    def is_in_message(self) -> bool:
-        """Tell whether a message is in progress: cancelling the handler cuts it."""
-        return self.request is not None and self._protocol.reader.is_in_message()
-
-    def stop(self) -> None:
-        """Cancel what runs, the handler mostly."""
-        self.task.cancel()
-
-    def cut_off(self) -> None:
-        """Cancel the handler; what is still unsent when it has ended is thrown away."""
-        self._is_cut_off = True
-        self.stop()
-
-    def abort(self) -> None:
-        """Close at once, throw away what is unsent, and end the handler even if it swallows its cancellation."""
-        self.was_aborted = self._is_cut_off = True
-        self.abandon()
-        if self.request is not None and not self._protocol.is_lost:
-            if self._is_unsent(self._protocol):
-                reset_when_closed(self._protocol.transport)
-            self._protocol.transport.abort()
-        self.stop()
 
     # Its life.
 
@@ -268,6 +209,7 @@ class Connection(TimedConnection):
         self.reason = "cancelled"
         self.task.remove_done_callback(self)
         self._protocol.driver = None
+        self._server.timeout_sweeper.remove(self)
         self._server.unregister_connection(self)
 
     def _prepare(self) -> Awaitable[None] | None:
@@ -277,12 +219,14 @@ class Connection(TimedConnection):
         return self._verify((protocol.reader, writer)) if server.ssl is None else self._secure(server.ssl, writer)
 
     async def _secure(self, ssl: ssl_module.SSLContext, writer: StreamWriter) -> None:
-        server = self._server
+        if self._server.is_draining:
+            self._loop.call_soon(self._drain_handshake)  # which has begun by then
         try:
-            await writer.start_tls(ssl, **server.tls_timeouts(self._RequestHandlerClass))
+            # A connection times its end itself: this time would also count while a large reply is still being sent.
+            await writer.start_tls(ssl, ssl_shutdown_timeout=FOR_EVER)
         except OSError as error:
             # The peer's fault or bad luck: garbage, silence, gone. It may be a flood of them.
-            server.report_not_begun(self.client_address, "TLS handshake", error)
+            self._server.report_not_begun(self.client_address, "TLS handshake", error)
             return
         verifying = self._verify((self._protocol.reader, writer))
         if verifying is not None:
@@ -295,9 +239,40 @@ class Connection(TimedConnection):
             self.drain()
         return self.prepare()
 
-    def note_wait(self) -> None:
-        """Let the timeouts of the handler, or of its class, begin to count."""
-        self._server.timeout_sweeper.keep(self._timeouts())
+    async def _judge(self, verified: Any) -> None:
+        if inspect.isawaitable(verified):
+            verified = await self._await_verdict(verified)
+            if verified is None:
+                return
+        await super()._judge(verified)
+
+    async def _await_verdict(self, verdict: Awaitable[Any]) -> bool | None:
+        """Return what verify_request() does, if its peer stays and Timeouts.handshake lasts so long, else None."""
+        self.note_wait()
+        protocol, seconds = self._protocol, self._timeouts().handshake
+        lost = protocol.make_close_waiter()
+        try:
+            async with asyncio.timeout_at(None if seconds is None else self.since + seconds) as scope:
+                lost.add_done_callback(lambda _: self._end_scope(scope))
+                if protocol.is_lost:
+                    scope.reschedule(0)
+                return bool(await verdict)
+        except TimeoutError:
+            if not scope.expired():  # it is verify_request()'s own
+                raise
+            if protocol.is_lost:
+                self.reason = "connection lost"
+            else:
+                self.reason = "handshake"
+                error = TimeoutError(f"verify_request() took longer than {seconds:.4g} seconds")
+                self._server.report_not_begun(self.client_address, "verification", error)
+            return None
+        finally:
+            protocol.drop_close_waiter(lost)
+
+    def _end_scope(self, scope: asyncio.Timeout) -> None:
+        with contextlib.suppress(RuntimeError):  # it has ended in the same turn
+            scope.reschedule(0)
 
     # How it ends.
 
@@ -316,6 +291,7 @@ class Connection(TimedConnection):
     async def _finish(self, end: BaseException | None) -> None:
         """Let the handler clean up, report what went wrong, and close."""
         protocol, request = self._protocol, self.request
+        self._stage = FINISH
         try:
             finishing = self.finish_handler(end)
             if finishing is not None:
@@ -375,12 +351,3 @@ class Connection(TimedConnection):
                 self.reason = "unsent"
             reset_when_closed(protocol.transport)
         protocol.transport.abort()
-
-
-def _silence(sock: socket.socket) -> float | None:
-    """Return for how many seconds a peer has sent nothing, infinity if it never has; None where the system does not tell."""
-    received = tcp_info(sock, BYTES_RECEIVED)
-    milliseconds = tcp_info(sock, LAST_DATA_RECV)
-    if received is None or milliseconds is None:
-        return None
-    return milliseconds / 1000 if received else inf

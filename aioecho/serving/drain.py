@@ -63,7 +63,8 @@ class Drain:
         served: the live connections, a collection that changes. The server calls :meth:`count` for each one that ends.
         close: accepts what the kernel has queued by now, and stops accepting.
         is_idle: returns whether no handler runs, and no request waits for one.
-        drop_waiting: drops the requests that wait for a handler, when the grace is over.
+        drop_waiting: drops the requests that wait for a handler, when the grace is over, and returns how many of them were
+            accepted connections.
         release: releases the server's other resources, at the end.
         level: the level of the log record of the end.
     """
@@ -74,7 +75,7 @@ class Drain:
         *,
         close: Callable[[], None],
         is_idle: Callable[[], bool],
-        drop_waiting: Callable[[], None],
+        drop_waiting: Callable[[], int],
         release: Callable[[], Awaitable[None]],
         level: int,
     ) -> None:
@@ -88,6 +89,7 @@ class Drain:
         self._in_message: set[Served] = set()  # when they were cancelled
         self._deadline = float("inf")
         self._why = OVER
+        self._has_told_all = False
         self._timer: asyncio.TimerHandle | None = None  # for the next stage
         self._all_ended: asyncio.Future[None] | None = None  # None: it does not wait for that yet
         self._loop = loop = asyncio.get_running_loop()
@@ -126,9 +128,15 @@ class Drain:
         self._counts[how] += 1
         if how != "completed" and ended in self._in_message:
             self._counts["unfinished"] += 1
-        self._end_if_idle()
+        self.end_if_idle()
 
-    def _end_if_idle(self) -> None:
+    def drain_late(self, connection: Served) -> None:
+        """Tell a connection to drain that began after all others were told."""
+        if self._has_told_all:
+            connection.drain()
+
+    def end_if_idle(self) -> None:
+        """End the drain if nothing is left that it waits for."""
         if self._is_idle() and self._all_ended is not None and not self._all_ended.done():
             self._all_ended.set_result(None)
 
@@ -138,6 +146,7 @@ class Drain:
             # By the second turn the loop has polled, and delivered all that had come before.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
+            self._has_told_all = True
             for connection in tuple(self._served):
                 connection.drain()
             if not self._is_idle():
@@ -160,8 +169,8 @@ class Drain:
     # The stages after the grace.
 
     def _cut_off(self) -> None:
-        self._drop_waiting()
-        self._end_if_idle()
+        self._counts["cancelled"] += self._drop_waiting()
+        self.end_if_idle()
         for connection in tuple(self._served):
             if connection.is_in_message():
                 self._in_message.add(connection)

@@ -25,12 +25,15 @@ Reason = Literal[
     "message",
     "write",
     "max_age",
+    "datagram_handler",
+    "handler",
     "timeout",
     "too long",
     "framing",
     "incomplete",
     "connection lost",
     "write buffer",
+    "key updates",
     "memory",
     "shed",
     "cancelled",
@@ -49,12 +52,15 @@ OUTCOMES: Mapping[str, Outcome] = {
     "message": "failed",
     "write": "failed",
     "max_age": "failed",
+    "datagram_handler": "cancelled",
+    "handler": "failed",
     "timeout": "failed",
     "too long": "failed",
     "framing": "failed",
     "incomplete": "failed",
     "connection lost": "failed",
     "write buffer": "failed",
+    "key updates": "failed",
     "memory": "failed",
     "shed": "failed",
     "cancelled": "cancelled",
@@ -117,7 +123,7 @@ class Ended:
 
     def _find_reason(self, error: BaseException) -> Reason:
         if isinstance(error, asyncio.CancelledError | GeneratorExit):  # the latter meets one that swallows the former
-            return "connection lost" if self.is_peer_lost() else "cancelled"
+            return "connection lost" if self.is_peer_lost() else self.why_cancelled()
         return find_peers_reason(error, self) or "error"
 
     # What the peer and the network have done, to be overridden where there is a stream.
@@ -129,6 +135,10 @@ class Ended:
     def is_peer_lost(self) -> bool:
         """Tell whether the connection broke."""
         return False
+
+    def why_cancelled(self) -> Reason:
+        """Return the reason of an end by cancellation."""
+        return "cancelled"
 
     def is_answered(self) -> bool:
         """Tell whether the peer may close in good order: nothing was read since the last write."""

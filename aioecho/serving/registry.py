@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import functools
 import logging
+import socket
 import ssl as ssl_module
 import sys
 from collections.abc import Awaitable, Callable, Collection
@@ -14,12 +15,12 @@ from aioecho.runtime.logs import BoundedLog, format_address
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.admission import Admission
 from aioecho.serving.drain import Drain, Served
-from aioecho.serving.end_record import handlers_part
-from aioecho.serving.ends import OUTCOMES, Ended, ending, find_other_stream, find_peers_reason
+from aioecho.serving.end_record import MistakeLog, log_end
+from aioecho.serving.ends import OUTCOMES, Ended, Reason, ending, find_other_stream, find_peers_reason
 from aioecho.serving.handler_types import undo_partial
 from aioecho.serving.sweeper import TimeoutSweeper
 from aioecho.stats import Stats
-from aioecho.streams.tls import FOR_EVER
+from aioecho.streams.handshake_limit import HandshakeLimit
 
 __all__ = ["Registry"]
 
@@ -33,7 +34,7 @@ class Registry:
 
     `event_loop`: the server's event loop; None before the start.
     `task_context`: a copy of the context of start(). The task of every connection runs in a copy of it.
-    `admission`, `timeout_sweeper`: what applies the limits, and the timeouts.
+    `admission`, `handshake_limit`, `timeout_sweeper`: what applies the limits, and the timeouts.
     `handler_threads`: the threads of blocking handlers; None until the first one needs a thread.
     `keep_backlog`: whether the end of accepting leaves what the kernel has queued to other processes, which have the same
     sockets. `on_accept`: called for every connection, or datagram's handler, that is registered. Workers set the two.
@@ -66,12 +67,15 @@ class Registry:
             self._connections,
             self._resume_listeners,
         )
-        self.timeout_sweeper = TimeoutSweeper(self._connections)
+        self.handshake_limit = HandshakeLimit(lambda: self.limits.max_handshakes)
+        self.timeout_sweeper = TimeoutSweeper()
         self._timeouts = check_type("timeouts", timeouts if timeouts is not None else Timeouts(), Timeouts)
         self._drain: Drain | None = None  # made when a shutdown begins
         self.task_context = contextvars.copy_context()
         self._not_begun_log = BoundedLog(logger, logging.WARNING)
         self._cut_log = BoundedLog(logger, logging.WARNING)
+        self._no_thread_log = BoundedLog(logging.getLogger("aioecho.threads"), logging.ERROR)
+        self._mistake_log = MistakeLog(logger)
 
     def _make_stats(self) -> Stats:
         return Stats()
@@ -100,6 +104,7 @@ class Registry:
     def limits(self, limits: Limits) -> None:
         self._apply_limits(check_type("limits", limits, Limits))
         self.admission.apply(limits)
+        self.handshake_limit.admit()
         if self.handler_threads is not None:
             self.handler_threads.resize(limits.max_threads)
 
@@ -118,8 +123,7 @@ class Registry:
         self._timeouts_changed()
 
     def _timeouts_changed(self) -> None:
-        for connection in self._connections:
-            connection.timeouts_changed()
+        self.timeout_sweeper.mark_all((each for each in self._connections if hasattr(each, "place")), self._timeouts)
 
     @property
     def what_it_serves(self) -> str:
@@ -146,7 +150,8 @@ class Registry:
         For a blocking handler called in its thread, as by socketserver, and so perhaps in several threads at once.
 
         As it is here: an ERROR record with the handler's part of the traceback, or, where :meth:`is_peers_fault`, a record at
-        DEBUG without one.
+        DEBUG without one. Of errors of one type that one line of code raises, one record a second: the next tells how many were
+        left out. The hook itself is called for every error.
         """
         error = sys.exception()
         address = format_address(client_address)
@@ -156,13 +161,13 @@ class Registry:
         ended = ending.get()
         other = find_other_stream(error, ended.get_stream() if ended is not None else None)
         if other is None:
-            logger.error("the handler of the connection from %s raised", address, exc_info=handlers_part(error))
+            self._mistake_log.report(error, "the handler of the connection from %s raised", address)
         else:
-            logger.error(
+            self._mistake_log.report(
+                error,
                 "the handler of the connection from %s raised what the connection with %s met",
                 address,
                 format_address(other),
-                exc_info=handlers_part(error),
             )
 
     def is_peers_fault(self, error: BaseException) -> bool:
@@ -181,8 +186,11 @@ class Registry:
         token = ending.set(ended)
         try:
             self.handle_error(request, client_address)
-        except Exception:
-            logger.exception("handle_error raised, for the %s from %s", self._what, format_address(client_address))
+        except Exception as error:
+            address = format_address(client_address)
+            self._mistake_log.report(
+                error, "handle_error raised, for the %s from %s", self._what, address, is_whole=True
+            )
         finally:
             ending.reset(token)
 
@@ -197,6 +205,10 @@ class Registry:
         else:
             self._not_begun_log.report("no %s with %s: %s", what, address, reason)
 
+    def report_no_thread(self, client_address: Any, error: RuntimeError) -> None:
+        """Log that there is no thread for a blocking handler, at a bounded rate."""
+        self._no_thread_log.report("no thread for %s: %s", format_address(client_address), error)
+
     # What holds for a connection.
 
     def timeouts_of(self, handler: Any) -> Timeouts:
@@ -205,15 +217,6 @@ class Registry:
             handler = undo_partial(handler)
         timeouts = getattr(handler, "timeouts", None)
         return timeouts if isinstance(timeouts, Timeouts) else self._timeouts
-
-    def tls_timeouts(self, RequestHandlerClass: Any) -> dict[str, Any]:
-        """Return the timeouts that the loop's TLS applies to a connection with this handler class, in seconds."""
-        timeouts = self.timeouts_of(RequestHandlerClass)
-        return {
-            "ssl_handshake_timeout": min(timeouts.handshake or FOR_EVER, FOR_EVER),
-            # It would also count while a large reply is still being sent: a connection times its end itself.
-            "ssl_shutdown_timeout": FOR_EVER,
-        }
 
     def get_handler_threads(self) -> ThreadPool:
         """Return the threads for blocking handlers, and make them for the first one."""
@@ -235,12 +238,25 @@ class Registry:
         if self.on_accept is not None:
             self.on_accept()
 
+    def drain_late(self, connection: Served) -> None:
+        """Let a connection drain that was registered when all others had been told to."""
+        if self._drain is not None:
+            self._drain.drain_late(connection)
+
+    def reject(self, sock: socket.socket, client_address: Any, reason: Reason) -> None:
+        """Close a client's socket at once, and count it."""
+        sock.close()
+        self.live_stats.accepted += 1
+        self.live_stats.rejected += 1
+        self.live_stats.reasons[reason] += 1
+        log_end(client_address, reason)
+
     def unregister_connection(self, connection: Any) -> None:
         """Count an ended connection, by its `reason`; it makes room for another."""
         self._count_end(connection)
         self.admission.leave(connection.client_address)
         connection.log_end()
-        if connection.reason in ("write buffer", "memory", "shed"):
+        if connection.reason in ("write buffer", "memory", "key updates", "shed", "handler"):
             address = format_address(connection.client_address)
             self._cut_log.report("cut off the connection from %s: %s", address, connection.reason)
         self._resume_listeners()
@@ -250,9 +266,11 @@ class Registry:
         if not task.cancelled() and (error := task.exception()) is not None:
             what, address = self._what, format_address(connection.client_address)
             if isinstance(error, Exception):
-                logger.error("aioecho itself failed with the %s from %s", what, address, exc_info=error)
+                self._mistake_log.report(
+                    error, "aioecho itself failed with the %s from %s", what, address, is_whole=True
+                )
             elif not isinstance(error, KeyboardInterrupt | SystemExit):  # these the loop raises
-                logger.error("the handler of the %s from %s raised", what, address, exc_info=handlers_part(error))
+                self._mistake_log.report(error, "the handler of the %s from %s raised", what, address)
         self.unregister_connection(connection)
 
     def _count_end(self, connection: Served) -> None:

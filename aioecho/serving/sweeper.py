@@ -1,19 +1,19 @@
-"""One coarse timer for all timeouts of a server: a stream needs no timer of its own, and a read does not look at the clock.
+"""One timer for all timeouts of a server: a stream needs no timer of its own, and a read does not look at the clock.
 
-A sweep looks at every connection, which costs some 0.5 us, and visits a connection for which something may be due: it has
-read or written since its last visit, or a timeout of its ends. Of 10,000 idle connections it visits none. A connection whose
-timeout ends before the next sweep is visited when the timeout ends, and not a sweep later.
+A connection is visited when one of its timeouts is due, and in the next sweep after it has read or written. Between these it
+costs nothing: of 40,000 idle connections none is looked at. What is due is kept in buckets: near ones of a hundredth of a
+second, and far ones of seconds, whose connections are visited when their seconds begin and then are near.
 """
 
 import asyncio
-import itertools
 from collections.abc import Iterable
 from heapq import heappop, heappush
+from math import inf
 from typing import Protocol
 
 from aioecho.config import Timeouts
 
-__all__ = ["TimeoutSweeper"]
+__all__ = ["SHORTEST", "SWEEPS_PER_TIMEOUT", "TimeoutSweeper"]
 
 # Sweeps within the shortest timeout. A wait whose beginning was not timed counts from the sweep that finds it: so it ends
 # too late by a twentieth at the most.
@@ -22,106 +22,182 @@ SWEEPS_PER_TIMEOUT = 20
 # Seconds between two sweeps: not so often that the loop does little else, and not so seldom that an end is found late.
 SHORTEST, LONGEST = 0.005, 5.0
 
-# Connections that a sweep looks at in one turn of the loop, so that it is spread over its time, and visits in one: 0.1 ms.
-LOOKS, VISITS = 128, 16
+# Seconds of a near bucket, and near buckets in a far one.
+TICK, SPAN = 0.01, 500
+
+# Visits in one turn of the loop: 0.1 ms. And connections that are marked in one turn when the timeouts change: likewise.
+VISITS, MARKS = 16, 256
 
 # Seconds between two turns that visit: event loops are not more exact, and uvloop's timers may be half of it early.
 BREATH = 0.001
 
+# Seconds by which a timer is late when the process was stopped, or its loop held up: what has run out meanwhile is not the
+# peers' doing. So they get as many more, up to LENIENT, and at the most once in so many seconds: a loop that is held up all
+# the time has timeouts too.
+STANDSTILL, LENIENT, LENIENT_EVERY = 1.0, 5.0, 60.0
+
 
 class Visited(Protocol):
-    """What a sweep visits."""
+    """What is visited. It is kept in dicts without values, which are half as large as sets."""
 
-    @property
-    def due(self) -> float:
-        """When to visit it next, in the loop's time."""
+    place: "dict[Visited, None] | None"
+    """Where the sweeper keeps it: for nothing else to use."""
 
     def visit(self, now: float) -> float:
-        """Apply the timeouts at `now`, the loop's time; return when the next one ends, or 0 if that is not known."""
+        """Apply the timeouts at `now`, the loop's time; return when to visit it next: `now` or less is the next sweep."""
 
 
 class TimeoutSweeper:
-    """Sweeps all of `visited`, a collection that changes, again and again while there are any."""
+    """Visits connections when their timeouts are due. It is not for threads."""
 
-    def __init__(self, visited: Iterable[Visited]) -> None:
-        self._visited = visited
+    def __init__(self) -> None:
         self._interval = LONGEST
         self._known: Timeouts | None = None
         self._timer: asyncio.Handle | None = None
-        self._to_look_at: list[Visited] = []  # the rest of a sweep that has begun
-        self._looks = LOOKS
-        self._pause = LONGEST  # between two turns of a sweep
-        self._next = 0.0  # when the next such turn is
-        self._to_visit: list[Visited] = []
-        self._soon: list[tuple[float, int, Visited]] = []  # a heap: visits that come before the next sweep
-        self._numbers = itertools.count()  # to compare visits at the same time by
+        self._wakes_at = inf
+        self._changed: dict[Visited, None] = {}  # to visit in the next sweep
+        self._next_sweep = inf
+        self._resting: dict[Visited, None] = {}  # not to visit until they are marked
+        self._buckets: dict[int, dict[Visited, None]] = {}  # to visit at the key's time, in ticks
+        self._ticks: list[int] = []  # a heap of those keys
+        self._due: list[dict[Visited, None]] = []  # to visit now
+        self._marking: asyncio.Handle | None = None
+        self._lenient_until = -inf
+
+    def watch(self, visited: Visited, timeouts: Timeouts) -> None:
+        """Visit it from now on, as often as `timeouts` need."""
+        if timeouts is not self._known:
+            self.keep(timeouts)
+        self.mark_due(visited)
 
     def keep(self, timeouts: Timeouts) -> None:
         """Sweep as often as `timeouts` need, from now on."""
-        if timeouts is not self._known:
-            self._known = timeouts
-            wanted = [timeouts.idle, timeouts.message, timeouts.write, timeouts.max_age]
-            shortest = min((seconds for seconds in wanted if seconds is not None), default=LONGEST * SWEEPS_PER_TIMEOUT)
-            interval = max(SHORTEST, shortest / SWEEPS_PER_TIMEOUT)
-            if interval < self._interval:
-                self._interval = interval
-                self.stop()  # the next sweep is now too late
-        if self._timer is None:
-            loop = asyncio.get_running_loop()
-            self._next = loop.time() + self._interval
-            self._timer = loop.call_at(self._next, self._go_on)
+        self._known = timeouts
+        wanted = [timeouts.idle, timeouts.message, timeouts.write, timeouts.max_age, timeouts.handler]
+        wanted.append(timeouts.datagram_handler)
+        shortest = min((seconds for seconds in wanted if seconds is not None), default=inf)
+        self._interval = min(self._interval, max(SHORTEST, shortest / SWEEPS_PER_TIMEOUT))
+        if self._next_sweep != inf:
+            self._next_sweep = min(self._next_sweep, asyncio.get_running_loop().time() + self._interval)
+            self._wake(self._next_sweep)
+
+    def mark_due(self, visited: Visited) -> None:
+        """Visit it in the next sweep."""
+        changed = self._changed
+        if visited.place is not changed:
+            if visited.place is not None:
+                visited.place.pop(visited, None)
+            changed[visited] = None
+            visited.place = changed
+            if self._next_sweep == inf:
+                self._next_sweep = asyncio.get_running_loop().time() + self._interval
+                self._wake(self._next_sweep)
+
+    def mark_all(self, watched: Iterable[Visited], timeouts: Timeouts) -> None:
+        """Visit all of `watched` soon, as other timeouts hold for them. They are marked a few at a time."""
+        self.keep(timeouts)
+        if self._marking is not None:
+            self._marking.cancel()
+        self._mark(list(watched))
+
+    def _mark(self, rest: list[Visited]) -> None:
+        for visited in rest[-MARKS:]:
+            if visited.place is not None:
+                self.mark_due(visited)
+        del rest[-MARKS:]
+        self._marking = asyncio.get_running_loop().call_soon(self._mark, rest) if rest else None
+
+    def remove(self, visited: Visited) -> None:
+        """Visit it no more."""
+        if visited.place is not None:
+            visited.place.pop(visited, None)
+            visited.place = None
 
     def stop(self) -> None:
-        """Sweep no more, until keep() is called again."""
-        self._to_look_at.clear()
-        self._to_visit.clear()
-        self._soon.clear()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Visit nothing more."""
+        for handle in (self._timer, self._marking):
+            if handle is not None:
+                handle.cancel()
+        self._timer = self._marking = None
+        self._wakes_at = self._next_sweep = inf
+        for places in ([self._changed, self._resting], self._buckets.values(), self._due):
+            for place in places:
+                while place:
+                    place.popitem()[0].place = None
+        self._buckets.clear()
+        self._ticks.clear()
+        self._due.clear()
+
+    def _wake(self, when: float) -> None:
+        if when < self._wakes_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._wakes_at = when
+            self._timer = asyncio.get_running_loop().call_at(when, self._go_on)
 
     def _go_on(self) -> None:
-        """Look at some and visit some, as far as it is time for that, and set the timer for more."""
+        """Visit some of what is due, and set the timer for more."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        if not self._to_visit:
-            while self._soon and self._soon[0][0] <= now:
-                self._to_visit.append(heappop(self._soon)[2])
-            if now > self._next - BREATH and not self._look(now):
-                self.stop()
-                return
-        some = self._to_visit[-VISITS:]
-        del self._to_visit[-VISITS:]
+        late, self._wakes_at, self._timer = now - self._wakes_at, inf, None
+        if late > STANDSTILL and now > self._lenient_until + LENIENT_EVERY:
+            self._lenient_until = now + min(late, LENIENT)
+        if now < self._lenient_until:
+            self._wake(self._lenient_until)
+            return
+        if not self._due:
+            self._collect(now)
+        due = self._due
         try:
-            for visited in some:
-                self._expect(visited, visited.visit(now), now)
+            for _ in range(VISITS):
+                while due and not due[-1]:
+                    due.pop()
+                if not due:
+                    break
+                visited, _ = due[-1].popitem()
+                visited.place = None
+                when = visited.visit(now)
+                if visited.place is None:  # else it was marked
+                    self._put(visited, when, now)
         finally:
-            if self._to_visit:
+            while due and not due[-1]:
+                due.pop()
+            if due:
+                self._wakes_at = now
                 self._timer = loop.call_soon(self._go_on)  # the loop polls in between
             else:
-                until = min(self._next, self._soon[0][0]) if self._soon else self._next
-                self._timer = loop.call_at(max(until, now + BREATH), self._go_on)
+                while self._ticks and not self._buckets[self._ticks[0]]:
+                    del self._buckets[heappop(self._ticks)]
+                when = min(self._next_sweep, self._ticks[0] * TICK if self._ticks else inf)
+                if when != inf:
+                    self._wake(max(when, now + BREATH))
 
-    def _look(self, now: float) -> bool:
-        """Look at the next part of a sweep; return False if there is nothing to look at."""
-        if not self._to_look_at:
-            self._to_look_at = list(self._visited)
-            if not self._to_look_at:
-                return False
-            turns = max(1, min(len(self._to_look_at) // LOOKS, int(self._interval / BREATH)))
-            self._looks = -(-len(self._to_look_at) // turns)
-            self._pause = self._interval / turns
-        for visited in self._to_look_at[-self._looks :]:
-            due = visited.due
-            if due <= now:
-                self._to_visit.append(visited)
+    def _collect(self, now: float) -> None:
+        """Find what is due."""
+        if now > self._next_sweep - BREATH:
+            if self._changed:
+                self._due.append(self._changed)
+                self._changed = {}
+                # Also if none is marked until then: a timer for each time that one is would cost more.
+                self._next_sweep = now + self._interval
             else:
-                self._expect(visited, due, now)
-        del self._to_look_at[-self._looks :]
-        self._next = now + self._pause
-        return True
+                self._next_sweep = inf
+        while self._ticks and self._ticks[0] * TICK <= now:
+            self._due.append(self._buckets.pop(heappop(self._ticks)))
 
-    def _expect(self, visited: Visited, due: float, now: float) -> None:
-        """Visit it when it is due, if no sweep comes before."""
-        if now < due <= now + self._interval:
-            heappush(self._soon, (due, next(self._numbers), visited))
+    def _put(self, visited: Visited, when: float, now: float) -> None:
+        """Keep it where it is found at its time."""
+        if when <= now:
+            self.mark_due(visited)
+        elif when == inf:
+            self._resting[visited] = None
+            visited.place = self._resting
+        else:
+            # A far one is visited in time to become a near one.
+            tick = int(when / TICK) + 1 if when < now + 2 * SPAN * TICK else int(when / (SPAN * TICK)) * SPAN
+            bucket = self._buckets.get(tick)
+            if bucket is None:
+                bucket = self._buckets[tick] = {}
+                heappush(self._ticks, tick)
+            bucket[visited] = None
+            visited.place = bucket

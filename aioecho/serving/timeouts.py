@@ -10,19 +10,23 @@ from typing import Any
 from aioecho.config import Timeouts
 from aioecho.exceptions import ConnectionTimeout
 from aioecho.net.kernel import BYTES_ACKED, LAST_ACK_RECV, LAST_DATA_RECV, TICK, tcp_info, unacknowledged, unread
+from aioecho.net.room import is_writable
 from aioecho.serving.base import BaseServer
+from aioecho.serving.ends import Reason
 from aioecho.serving.running import HandlerRun
+from aioecho.serving.sweeper import SHORTEST, SWEEPS_PER_TIMEOUT
 from aioecho.streams.protocol import StreamProtocol
 from aioecho.streams.reader import StreamReader
 from aioecho.streams.writer import StreamWriter
 
-__all__ = ["CLOSED", "HANDLE", "OPEN", "PREPARE", "TimedConnection"]
+__all__ = ["CLOSED", "FINISH", "HANDLE", "OPEN", "PREPARE", "TimedConnection"]
 
-# The part of a full kernel's buffer that a kernel sends a peer that takes nothing: to probe its window. More is progress.
-PROBES = 1 / 16
+# Seconds until the next look at a handler that reads on in a message, of a connection that is too old.
+LOOK_AGAIN = 1.0
 
-# The stages of a connection's life: its transport is made, what comes before handle() is waited for, and the methods run.
-OPEN, PREPARE, HANDLE, CLOSED = range(4)
+# The stages of a connection's life: its transport is made, what comes before handle() is waited for, the methods run, and
+# what was written is sent.
+OPEN, PREPARE, HANDLE, FINISH, CLOSED = range(5)
 
 
 class TimedConnection(HandlerRun):
@@ -30,6 +34,7 @@ class TimedConnection(HandlerRun):
 
     __slots__ = (
         "_RequestHandlerClass",
+        "_handling",
         "_is_cut_off",
         "_linger",
         "_loop",
@@ -39,11 +44,14 @@ class TimedConnection(HandlerRun):
         "_stage",
         "_stalled",
         "handler",
+        "place",
         "request",
         "since",
     )
 
     _RequestHandlerClass: Callable[..., Any]
+    # Since when the handler runs, if Timeouts.handler has told to note it; then the timeout that has cancelled it. One slot.
+    _handling: float | Reason | None
     _is_cut_off: bool
     _linger: asyncio.TimerHandle | None
     _loop: asyncio.AbstractEventLoop
@@ -51,45 +59,55 @@ class TimedConnection(HandlerRun):
     _server: BaseServer
     _sock: socket.socket
     _stage: int
-    _stalled: tuple[float, int, int] | None  # since when the peer reads nothing, and at which counts of bytes
+    _stalled: tuple[float, int, int] | None  # since when the peer takes nothing, and at which counts of bytes
     handler: Any
+    place: Any  # the timeout sweeper's
     request: tuple[StreamReader, StreamWriter] | None
     since: float
+
+    def stop(self) -> None:
+        """Cancel what runs, the handler mostly."""
+        raise NotImplementedError
 
     def cut_off(self) -> None:
         """Cancel the handler; what is still unsent when it has ended is thrown away."""
         raise NotImplementedError
 
-    @property
-    def due(self) -> float:
-        """When to visit it next, in the loop's time; 0 for soon."""
-        return self._protocol.due
+    def note_wait(self) -> None:
+        """Let the timeouts of the handler, or of its class, begin to count."""
+        timeouts = self._timeouts()
+        if timeouts.handler is not None and self._handling is None:
+            self._handling = self._loop.time()
+        self._server.timeout_sweeper.watch(self, timeouts)
 
-    def timeouts_changed(self) -> None:
-        """Be visited in the next sweep, as other timeouts may hold now."""
-        self._protocol.mark_due()
+    def mark_due(self) -> None:
+        """Be visited in the next sweep."""
+        self._server.timeout_sweeper.mark_due(self)
 
     def visit(self, now: float) -> float:
-        """Do what the timeouts say is due, and rest until something may be due again; return when that is, or 0."""
+        """Do what the timeouts say is due; return when something may be due again."""
         protocol = self._protocol
-        if self.request is None:
-            return 0  # the loop itself keeps the time of a TLS handshake
         if protocol.is_lost:
-            if protocol.cut_for is None or self._is_cut_off:
-                protocol.due = inf
-            elif self._stage == HANDLE:
+            if protocol.cut_for is not None and not self._is_cut_off:
+                if self._stage < HANDLE:
+                    return now
                 self.cut_off()  # it has had a round to find out: one that ignores drain() never does
-            return 0
+            return inf
         timeouts = self._timeouts()
         due = min(self._watch_wait(now, timeouts), self._watch_unsent(now, timeouts.write))
+        if timeouts.max_age is not None:
+            due = min(due, self._watch_age(now, timeouts, timeouts.max_age))
+        if timeouts.handler is not None:
+            due = min(due, self._watch_handler(now, timeouts.handler))
         if protocol.is_tls and protocol.transport.is_closing():
             self._start_linger(protocol)  # its handler has closed it, and may wait until its peer has too
-        elif due > now and self._stalled is None and protocol.cut_for is None:
-            protocol.postpone(due)
+        if due <= now or protocol.collected is not None:  # is about to be written
+            return now
+        protocol.postpone(due)
         return due
 
     def _watch_wait(self, now: float, timeouts: Timeouts) -> float:
-        """End the wait for the peer if that has taken too long; return until when it may last, or 0."""
+        """End the wait for the peer if that has taken too long; return until when it may last."""
         reader = self._protocol.reader
         wait = reader.waits(now)
         if wait is None:
@@ -100,16 +118,60 @@ class TimedConnection(HandlerRun):
         if seconds is not None and now >= until:
             if not self._is_about_to_read():
                 reader.interrupt(ConnectionTimeout(kind, seconds))
-            return 0
-        if timeouts.max_age is not None and (kind == "idle" or timeouts.message is None):
-            earliest = timeouts.max_age * (1 - timeouts.max_age_jitter)
-            # The same for a connection each time that it is asked, at no memory.
-            age = earliest + random.Random(id(self)).random() * (timeouts.max_age - earliest)
-            if now >= self.since + age:
-                reader.interrupt(ConnectionTimeout("max_age", timeouts.max_age))
-                return 0
-            until = min(until, self.since + age)
+            return now
         return until
+
+    def _watch_age(self, now: float, timeouts: Timeouts, seconds: float) -> float:
+        """End a connection that is too old: where its handler waits between messages or drains, or reads or drains next.
+
+        Cancel the handler if it does none of these for `linger` seconds more. Return when to look again.
+        """
+        if self._stage > HANDLE:
+            return inf
+        earliest = seconds * (1 - timeouts.max_age_jitter)
+        # The same for a connection each time that it is asked, at no memory.
+        end = self.since + earliest + random.Random(id(self)).random() * (seconds - earliest)
+        if now < end:
+            return end
+        protocol = self._protocol
+        reader = protocol.reader
+        wait = reader.waits(now)
+        error = ConnectionTimeout("max_age", seconds)
+        if wait is not None and (wait[0] == "idle" or timeouts.message is None):
+            reader.interrupt(error)
+            return now
+        if protocol.interrupt_drains(error):
+            return now
+        told_at = reader.overdue_since
+        if told_at is None:
+            told_at = now
+            reader.interrupt_next(error, now)
+        linger = timeouts.linger
+        if wait is not None or linger is None:  # a message has its own time
+            return now + (linger or LOOK_AGAIN)
+        if now < told_at + linger:
+            return told_at + linger
+        self._cancel_for("max_age")
+        return inf
+
+    def _watch_handler(self, now: float, seconds: float) -> float:
+        """Cancel the handler if it has run for too long; return when that is."""
+        if self._stage > HANDLE or isinstance(self._handling, str):
+            return inf
+        until = (self.since if self._handling is None else self._handling) + seconds
+        if now < until:
+            return until
+        self._cancel_for("handler")
+        return inf
+
+    def why_cancelled(self) -> Reason:
+        """Return the timeout that has cancelled the handler, or else "cancelled"."""
+        return self._handling if isinstance(self._handling, str) else "cancelled"
+
+    def _cancel_for(self, reason: Reason) -> None:
+        if not isinstance(self._handling, str):
+            self._handling = reason
+            self.stop()
 
     def _is_about_to_read(self) -> bool:
         """Tell whether more has come, and only waits for the loop, which something has held up, to read it."""
@@ -136,37 +198,39 @@ class TimedConnection(HandlerRun):
     def _watch_unsent(self, now: float, seconds: float | None) -> float:
         """Look whether the peer takes what waits to be sent, and raise or cut off if that is too long ago.
 
-        Return until when it may take nothing, or 0.
+        Return when to look again.
         """
         protocol = self._protocol
         if seconds is None or not self._is_unsent(protocol):
             self._stalled = None
             return inf
-        below = unacknowledged(self._sock)
         acked = tcp_info(self._sock, BYTES_ACKED)
-        if acked is not None:
-            # Not by what is left, of which there may be more and more although the peer takes some.
-            if self._stalled is None:
-                since, acked_then = protocol.paused_since or now, None
-            else:
-                since, acked_then, _ = self._stalled
-            if acked_then is None or acked - acked_then > below * PROBES:
-                # It took some, at the latest when the kernel last heard of it; later than that it can only be a probe.
-                silent = (tcp_info(self._sock, LAST_ACK_RECV) or 0) / 1000 - TICK
-                since, acked_then = min(now, max(since, now - silent)), acked
-            self._stalled = (since, acked_then, 0)
+        counts = (protocol.unsent(), unacknowledged(self._sock)) if acked is None else (acked, 0)
+        if self._stalled is None:
+            since, has_taken = protocol.paused_since or now, acked is not None
         else:
-            here = protocol.unsent()
-            since, here_then, below_then = self._stalled or (protocol.paused_since or now, here, below)
-            if here < here_then or below < below_then:
-                since = now
-            self._stalled = (since, here, below)
+            since, *before = self._stalled
+            # What is left may be more and more although the peer takes some: what it has acknowledged tells. Of another
+            # socket than TCP's that is not known. If nothing is taken there, what is in the socket stays the same.
+            has_taken = counts != tuple(before)
+        if has_taken:
+            # At the latest when the kernel last heard of it: the probes of a window that is closed are acknowledged too, but
+            # those bring nothing new.
+            silent = 0.0 if acked is None else (tcp_info(self._sock, LAST_ACK_RECV) or 0) / 1000 - TICK
+            since = min(now, max(since, now - silent))
+        if now >= since + seconds and protocol.unsent() > 0 and self._has_room():
+            since = now  # the loop has not come to write: it was held up, or the process stopped
+        self._stalled = (since, *counts)
         if now < since + seconds:
-            return since + seconds
+            return min(since + seconds, now + max(SHORTEST, seconds / SWEEPS_PER_TIMEOUT))
         self._stalled = None
         if not protocol.interrupt_drains(ConnectionTimeout("write", seconds)):
             protocol.cut("write")
-        return 0
+        return now
+
+    def _has_room(self) -> bool:
+        """Tell whether the kernel would take more of what waits to be sent."""
+        return self._sock.fileno() >= 0 and is_writable(self._sock)
 
     # At its end.
 

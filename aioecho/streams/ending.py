@@ -34,7 +34,8 @@ class StreamDrain:
         no_more_comes: returns whether all that the peer had sent when the drain began has been read.
         silence: returns the seconds for which the peer has sent nothing; None if that is not known.
         linger: seconds of silence after which a peer is taken to have nothing more to say; None for ever.
-        one_way: whether the peer only sends, and waits for no reply.
+        stop_receiving: for a peer that only sends, and waits for no reply: has the kernel refuse what it sends from now on, and
+            returns whether nothing came in the very last moment. None for another peer.
     """
 
     def __init__(
@@ -43,13 +44,13 @@ class StreamDrain:
         no_more_comes: Callable[[], bool],
         silence: Callable[[], float | None],
         linger: float | None,
-        one_way: bool,
+        stop_receiving: Callable[[], bool] | None,
     ) -> None:
         self._reader = reader
         self._no_more_comes = no_more_comes
         self._silence = silence
         self._linger = linger
-        self._one_way = one_way
+        self._stop_receiving = stop_receiving
         self._timer: asyncio.TimerHandle | None = None
         self._quiet_since: float | None = None
 
@@ -66,8 +67,8 @@ class StreamDrain:
             self._timer = None
         if began or reader._received or reader._skip is not None or reader._holds or not self._no_more_comes():
             return False
-        if self._one_way:
-            return True
+        if self._stop_receiving is not None:
+            return self._stop_receiving()
         if not reader._news.unanswered:
             if kind != "read":
                 return True

@@ -118,7 +118,7 @@ class Outgoing(News):
         """
         if self.due:
             self.mark_due()
-        if self.is_lost or self.cut_for is not None:
+        if self.is_lost or self.cut_for is not None or self.is_write_lost():
             return False
         most = self._limits.max_write_buffer if self._limits is not None else None
         if most is not None and self.unsent() > most:
@@ -127,6 +127,14 @@ class Outgoing(News):
         if self.paused_since is not None:
             self.note_memory()
         return True
+
+    def is_write_lost(self) -> bool:
+        """Tell whether what is written goes nowhere, as the connection broke and connection_lost() was not called yet.
+
+        The loops warn of every such write, "socket.send() raised exception".
+        """
+        transport = self.transport
+        return transport.is_closing() and not transport.get_write_buffer_size()
 
     def unsent(self) -> int:
         """Return how many bytes wait that the kernel has not taken."""
@@ -170,6 +178,7 @@ class Outgoing(News):
             or self.is_lost
             or self.cut_for is not None
             or self.reader._exception is not None
+            or self.reader.overdue_since is not None
         )
 
     def update_slow_path(self) -> None:
@@ -190,7 +199,10 @@ class Outgoing(News):
 
     def mark_due(self) -> None:
         """Look at its timeouts soon."""
-        self.due = 0.0
+        if self.due:
+            self.due = 0.0
+            if self.driver is not None:
+                self.driver.mark_due()
         self.update_slow_path()
 
     # Draining.

@@ -95,6 +95,11 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         """Tell whether the loop reads the socket: not while the transport is paused."""
         return self._socket_transport.is_reading()
 
+    def get_socket_protocol(self) -> asyncio.BaseProtocol | None:
+        """Return the protocol of the socket's transport: this, a TLS handshake or a TLS transport; None before it is made."""
+        transport = getattr(self, "_socket_transport", None)
+        return transport.get_protocol() if transport is not None else None
+
     def replace_transport(self, transport: asyncio.Transport) -> None:
         """Take the TLS transport in place of the one under it."""
         self.is_tls = True
@@ -179,7 +184,7 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
             # No end of the stream that the peer has not sent: what it sent was not all.
             reader.set_exception(ConnectionAbortedError(f"the server aborted the connection: {self.cut_for}"))
         elif exc is not None:
-            reader.set_exception(exc)
+            reader.break_off(exc)
         elif not reader._eof:
             reader.feed_eof()
         if self.item is not None:
@@ -193,9 +198,17 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
     async def wait_lost(self) -> None:
         """Wait until the connection is closed, or broke."""
         if not self.is_lost:
-            waiting = self._loop.create_future()
-            self._waiting_to_close += (waiting,)
-            await waiting
+            await self.make_close_waiter()
+
+    def make_close_waiter(self) -> "asyncio.Future[None]":
+        """Return a future that is done when the connection is closed, or broke."""
+        waiting = self._loop.create_future()
+        self._waiting_to_close += (waiting,)
+        return waiting
+
+    def drop_close_waiter(self, waiting: "asyncio.Future[None]") -> None:
+        """Forget such a future: nothing waits for it any more."""
+        self._waiting_to_close = tuple(each for each in self._waiting_to_close if each is not waiting)
 
     async def _get_close_waiter(self, writer: asyncio.StreamWriter) -> None:
         await self.wait_lost()

@@ -1,5 +1,7 @@
 """TLS over a connection: a transport that drives an ssl.SSLObject, on any loop and over any transport of its own.
 
+It begins where the handshake has ended: aioecho.streams.handshake.
+
 The loops' own TLS is not used, for what it does to a connection:
 
 - It begins to shut down as soon as its peer sends close_notify, or closes its direction of the TCP connection, and throws away
@@ -18,39 +20,59 @@ import enum
 import ssl
 from collections.abc import Callable, Iterable
 from ssl import SSLError, SSLWantReadError, SSLZeroReturnError
-from typing import Any
+from typing import Any, Protocol
 
-__all__ = ["FOR_EVER", "TLSTransport", "start_tls"]
+__all__ = ["FOR_EVER", "SLICE", "Stream", "TLSTransport"]
 
 FOR_EVER = 1e6
 """Seconds: a timeout that never ends."""
 
-# Seconds that asyncio's documentation promises for both.
-DEFAULT_HANDSHAKE_TIMEOUT = 60.0
-DEFAULT_SHUTDOWN_TIMEOUT = 30.0
-
 # Bytes: the most plaintext in a TLS record, and so the most that SSL_read returns.
 RECORD = 2**14
 
-# Bytes: the most that is passed to OpenSSL at once. Its memory BIOs never shrink, so this bounds what an idle connection keeps.
-# A whole record fits in, with its header, its MAC and padding.
 SLICE = RECORD + 2**9
+"""Bytes: the most that is passed to OpenSSL at once. Its memory BIOs never shrink: this bounds what an idle connection keeps.
+A whole record fits in, with its header, its MAC and padding."""
 
 # Records that are delivered, or passed to the socket's transport, in one piece. From 128 KiB on malloc() maps memory for it,
 # whose pages cost more than the decryption.
 RECORDS_AT_ONCE = 4
 
+# Bytes that OpenSSL may write by itself while its peer does not take what was sent before. An answer to a key update takes 27.
+MOST_REPLIES = 2**14
+
 Buffer = bytes | bytearray | memoryview
 
 
+class Stream(Protocol):
+    """The protocol of a stream, as its TLS transport sees it."""
+
+    def data_received(self, data: bytes) -> object:
+        """Take data."""
+
+    def eof_received(self) -> object:
+        """Note that no more data comes."""
+
+    def pause_writing(self) -> None:
+        """Note that too much is unsent."""
+
+    def resume_writing(self) -> None:
+        """Note that not too much is unsent any more."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note the end."""
+
+    def cut(self, reason: str) -> None:
+        """Cut the connection off."""
+
+
 class _State(enum.Enum):
-    HANDSHAKE = "handshake"
     OPEN = "open"
     CLOSING = "closing"  # close_notify is sent, and the peer's has not come
     LOST = "lost"
 
 
-_HANDSHAKE, _OPEN, _CLOSING, _LOST = _State
+_OPEN, _CLOSING, _LOST = _State
 
 
 class TLSTransport(asyncio.Transport, asyncio.Protocol):
@@ -67,106 +89,61 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         "_has_ended",
         "_incoming",
         "_is_in_record",
-        "_is_server_side",
         "_loop",
         "_most",
         "_object",
         "_outgoing",
         "_protocol",
         "_read",
-        "_server_hostname",
+        "_replies",
         "_shutdown_timeout",
         "_state",
-        "_take",
         "_timer",
         "_transport",
-        "_waiter",
         "_write",
+        "open_from",
     )
-
-    _object: ssl.SSLObject
-    _incoming: ssl.MemoryBIO
-    _outgoing: ssl.MemoryBIO
-    _read: Callable[[int], bytes]
-    _write: Callable[[Buffer], int]
-    _deliver: Callable[[bytes], object]
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         transport: asyncio.Transport,
-        protocol: asyncio.Protocol,
+        protocol: Stream,
         context: ssl.SSLContext,
-        take: Callable[[asyncio.Transport], object],
+        tls_object: ssl.SSLObject,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
         *,
-        server_side: bool,
-        server_hostname: str | None,
         shutdown_timeout: float,
+        round_trip: float,
     ) -> None:
         self._loop = loop
         self._transport = transport
-        self._protocol: asyncio.Protocol | None = protocol
+        self._protocol: Stream | None = protocol
+        self._deliver: Callable[[bytes], object] = protocol.data_received
         self._context = context
-        self._take: Callable[[asyncio.Transport], object] | None = take
-        self._is_server_side = server_side
-        self._server_hostname = server_hostname
+        self._object, self._incoming, self._outgoing = tls_object, incoming, outgoing
+        # The object's own methods do no more than call these, for every message.
+        made: Any = tls_object
+        inner = made._sslobj if type(made) is ssl.SSLObject and hasattr(made, "_sslobj") else made
+        self._read: Callable[[int], bytes] = inner.read
+        self._write: Callable[[Buffer], int] = inner.write
         self._shutdown_timeout = shutdown_timeout
-        self._state = _HANDSHAKE
-        self._most = -1  # bytes: for how many at once data_received() may take the short way
+        self._state = _OPEN
+        self._most = SLICE  # bytes: for how many at once data_received() may take the short way
         self._is_in_record = False  # OpenSSL may have a part of a record
         self._has_ended = False  # the peer has sent close_notify, or closed its direction of the connection
         self._error: Exception | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._waiter: asyncio.Future[None] | None = None
-
-    def start(self, received: bytes, timeout: float) -> "asyncio.Future[None]":
-        """Begin the handshake; the future tells how it ends. `timeout` is in seconds. The transport has to be paused.
-
-        On a server's side nothing is allocated for TLS until the client's first byte comes.
-
-        Raises:
-            ValueError: the context wants to check a host name, and there is none.
-        """
-        self._transport.set_protocol(self)
-        if not self._is_server_side:
-            self._make_object()
-        self._waiter = waiter = self._loop.create_future()
-        if timeout < FOR_EVER:
-            self._timer = self._loop.call_later(timeout, self._time_out, timeout)
-        try:
-            if received:
-                self._receive(received)
-            elif not self._is_server_side:
-                self._process([])
-            self._transport.resume_reading()
-        except BaseException:
-            waiter.cancel()
-            raise
-        return waiter
-
-    def _make_object(self) -> None:
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._object = self._context.wrap_bio(
-            self._incoming, self._outgoing, self._is_server_side, self._server_hostname
-        )
-        # The object's own methods do no more than call these, for every message.
-        made: Any = self._object
-        inner = made._sslobj if type(made) is ssl.SSLObject and hasattr(made, "_sslobj") else made
-        self._read, self._write = inner.read, inner.write
-
-    def _time_out(self, seconds: float) -> None:
-        self._timer = None
-        if self._state is _HANDSHAKE:
-            self._fail(ConnectionAbortedError(f"the TLS handshake took longer than {seconds} seconds"))
-        else:
-            self.abort()
+        self._replies = 0  # bytes that OpenSSL has written by itself since the peer had taken all
+        self.open_from = loop.time() + round_trip  # for the peer, whose first message may come then
 
     # What the socket's transport calls.
 
     def data_received(self, data: bytes) -> None:
         """Decrypt and deliver."""
         if len(data) > self._most:
-            self._receive(data)
+            self.receive(data)
             return
         # The way that most data go: they are one record, or the rest of one. So much has to be read as came, but where a part
         # of the record came before.
@@ -177,7 +154,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         except SSLWantReadError:
             self._is_in_record = True
             if self._outgoing.pending:
-                self._flush()
+                self._reply()
         except SSLError as error:
             self._fail(error)
         else:
@@ -192,13 +169,11 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
                 self._is_in_record = False
                 self._deliver(chunk)
 
-    def _receive(self, data: bytes) -> None:
-        """Decrypt any number of bytes, in any state, and deliver them."""
-        if self._state is _HANDSHAKE and self._is_server_side and not hasattr(self, "_object"):
-            self._make_object()
+    def receive(self, data: bytes) -> None:
+        """Decrypt any number of bytes, and what is there already, in any state, and deliver them."""
         chunks: list[bytes] = []
         view = memoryview(data)
-        for start in range(0, len(view), SLICE):
+        for start in range(0, len(view) or 1, SLICE):
             if self._has_ended or self._state is _LOST:
                 break
             self._incoming.write(view[start : start + SLICE])
@@ -214,9 +189,6 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
             self._shut_down()
             return
         try:
-            if self._state is _HANDSHAKE:
-                self._object.do_handshake()
-                self._open()
             while chunk := self._read(RECORD):
                 chunks.append(chunk)
             self._end()
@@ -226,22 +198,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
             self._fail(error)
             return
         if self._outgoing.pending:
-            self._flush()
-
-    def _open(self) -> None:
-        self._state, self._most = _OPEN, SLICE
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        protocol, take, waiter = self._protocol, self._take, self._waiter
-        assert protocol is not None
-        assert take is not None
-        assert waiter is not None
-        self._deliver = protocol.data_received
-        self._take = self._waiter = None
-        take(self)
-        if not waiter.done():
-            waiter.set_result(None)
+            self._reply()
 
     def _pass_on(self, chunks: list[bytes]) -> None:
         if chunks and self._protocol is not None:
@@ -252,8 +209,6 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """End the stream; the other direction stays open."""
-        if self._state is _HANDSHAKE:
-            self._fail(ConnectionResetError("the peer closed the connection during the TLS handshake"))
         if self._state is not _OPEN:
             return False  # the transport closes
         if not self._has_ended:
@@ -277,36 +232,39 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
             self._protocol.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Pass it on to the stream's protocol, or fail the handshake."""
-        protocol, waiter = self._protocol, self._waiter
+        """Pass it on to the stream's protocol."""
+        protocol = self._protocol
         self._state, self._most = _LOST, -1
         # Else all of them would be a cycle, for the garbage collector to undo.
-        self._protocol = self._take = self._waiter = None
+        self._protocol = None
         self._deliver = _drop
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if waiter is not None:
-            if not waiter.done():
-                waiter.set_exception(exc or ConnectionResetError("the connection was lost during the TLS handshake"))
-        elif protocol is not None:
+        if protocol is not None:
             protocol.connection_lost(exc or self._error)
 
     def _fail(self, error: Exception) -> None:
-        """Send the alert that says why, if OpenSSL has made one, and end the handshake or the connection with `error`."""
-        error = error.with_traceback(None)  # whose frames refer to this
-        is_handshake = self._state is _HANDSHAKE
+        """Send the alert that says why, if OpenSSL has made one, and end the connection with `error`."""
+        self._error = error.with_traceback(None)  # whose frames refer to this
         self._state, self._most = _LOST, -1
-        if hasattr(self, "_object") and self._outgoing.pending:
-            self._flush()
-        if not is_handshake:
-            self._error = error
-            self._transport.abort()
-        elif self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(error)
+        if self._outgoing.pending:
+            self._transport.write(self._outgoing.read())
+        self._transport.abort()
 
-    def _flush(self) -> None:
-        self._transport.write(self._outgoing.read())
+    def _reply(self) -> None:
+        """Send what OpenSSL has written by itself: the answers to its peer's key updates, mostly.
+
+        No write of a handler is bounded by them, so a peer that has them made and does not read them is cut off.
+        """
+        data = self._outgoing.read()
+        self._transport.write(data)
+        if not self._transport.get_write_buffer_size():
+            self._replies = 0
+            return
+        self._replies += len(data)
+        if self._replies > MOST_REPLIES and self._protocol is not None:
+            self._protocol.cut("key updates")
 
     # What a stream calls.
 
@@ -350,10 +308,8 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         if self._state is _OPEN:
             self._state, self._most = _CLOSING, -1
             if self._shutdown_timeout < FOR_EVER:
-                self._timer = self._loop.call_later(self._shutdown_timeout, self._time_out, self._shutdown_timeout)
+                self._timer = self._loop.call_later(self._shutdown_timeout, self.abort)
             self._shut_down()
-        elif self._state is _HANDSHAKE:
-            self.abort()
 
     def _shut_down(self) -> None:
         # To unwrap over unread data is an error. That is raised for the peer's close_notify too, which has not come.
@@ -367,7 +323,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         except SSLError:  # such as of a peer that did not close so much as break off
             is_over = True
         if self._outgoing.pending:
-            self._flush()
+            self._reply()
         if is_over:
             self._has_ended = True
             self._transport.close()
@@ -409,19 +365,19 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Deliver to another protocol from now on."""
-        assert isinstance(protocol, asyncio.Protocol)
-        self._protocol, self._deliver = protocol, protocol.data_received
+        made: Any = protocol
+        self._protocol, self._deliver = made, made.data_received
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         """Return the protocol that data are delivered to."""
         assert self._protocol is not None
-        return self._protocol
+        return self._protocol  # type: ignore[return-value]
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return what the ssl module tells of the connection, or what the socket's transport does."""
         if name == "sslcontext":
             return self._context
-        if name in ("ssl_object", "peercert", "cipher", "compression") and hasattr(self, "_object"):
+        if name in ("ssl_object", "peercert", "cipher", "compression"):
             made = self._object
             if name == "ssl_object":
                 return made
@@ -442,43 +398,3 @@ def _discard(tls_object: ssl.SSLObject) -> None:
 
 def _drop(data: bytes) -> None:
     """Deliver to nothing."""
-
-
-async def start_tls(
-    loop: asyncio.AbstractEventLoop,
-    transport: asyncio.Transport,
-    stream: asyncio.Protocol,
-    context: ssl.SSLContext,
-    received: bytes,
-    take: Callable[[asyncio.Transport], object],
-    *,
-    server_side: bool,
-    server_hostname: str | None = None,
-    ssl_handshake_timeout: float | None = None,
-    ssl_shutdown_timeout: float | None = None,
-) -> asyncio.Transport:
-    """Return a TLS transport over `transport`, of which `stream` has `received` bytes that belong to the handshake.
-
-    `transport` has to be paused. `take` is called with the new one before any data comes. The timeouts are in seconds, 60 and
-    30 if they are None.
-
-    Raises:
-        ssl.SSLError, ConnectionError: the handshake failed.
-        ValueError: the context wants to check a host name, and there is none.
-    """
-    made = TLSTransport(
-        loop,
-        transport,
-        stream,
-        context,
-        take,
-        server_side=server_side,
-        server_hostname=server_hostname,
-        shutdown_timeout=ssl_shutdown_timeout or DEFAULT_SHUTDOWN_TIMEOUT,
-    )
-    try:
-        await made.start(received, ssl_handshake_timeout or DEFAULT_HANDSHAKE_TIMEOUT)
-    except BaseException:
-        del made  # the traceback refers to this frame, and the reader to the exception
-        raise
-    return made

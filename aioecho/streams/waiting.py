@@ -20,6 +20,8 @@ class WaitingReader(ReceiveBuffer):
     _holds: int = 0  # the unbroken() blocks that the handler is in
     _is_ended_by_drain: bool = False
     _interruption: Exception | None = None
+    _overdue: Exception | None = None
+    overdue_since: float | None = None  # when interrupt_next() was called, until a read or drain() has raised
     _seen: float | None = None  # when a visitor first found the wait that goes on, or that there is none
 
     @property
@@ -44,6 +46,7 @@ class WaitingReader(ReceiveBuffer):
             or self._news.collected is not None
             or self._paused
             or self._interruption is not None
+            or self._overdue is not None
             or self._drain is not None
             or self._seen is not None
             or self._skip is not None
@@ -79,6 +82,11 @@ class WaitingReader(ReceiveBuffer):
             self._news.update_slow_path()  # for drain(), which raises it too
         self._wakeup_waiter()
 
+    def break_off(self, exc: BaseException) -> None:
+        """Make reads raise `exc` once all that had come before is read: the connection broke."""
+        self._is_broken_off = self._exception is None
+        self.set_exception(exc)
+
     def begin_drain(self, drain: StreamDrain) -> None:
         """Let `drain` decide, from now on, whether a read that waits gets the end of the stream."""
         if self._drain is not None:
@@ -111,6 +119,20 @@ class WaitingReader(ReceiveBuffer):
         self._interruption = exc
         self._slow_down()
         self._wakeup_waiter()
+
+    def interrupt_next(self, exc: Exception, now: float) -> None:
+        """Raise `exc` in the read, or drain(), that begins next; one that waits now goes on. `now` is for `overdue_since`."""
+        self._overdue, self.overdue_since = exc, now
+        self._slow_down()
+        self._left, self._slice_end = 0, 0.0  # for what reads out of the buffer to look up
+        if self._news is not None:
+            self._news.update_slow_path()  # for drain()
+
+    def raise_overdue(self) -> None:
+        """Raise what interrupt_next() was given, once."""
+        overdue, self._overdue, self.overdue_since = self._overdue, None, None
+        if overdue is not None:
+            raise overdue
 
     def _take_interruption(self) -> Exception | None:
         interruption, self._interruption = self._interruption, None
@@ -191,16 +213,25 @@ class WaitingReader(ReceiveBuffer):
 
     def _breathe(self) -> Generator[Any, None, None]:
         """Let the loop run: other connections have their turn."""
+        if self._overdue is not None:
+            self.raise_overdue()
         yield
         self._slice_end = monotonic() + SLICE
 
     def _look(self) -> Generator[Any, None, None]:
         """Do what comes before a read that does not find its way short."""
         self._settle()
-        if self._received and self._exception is None and self._skip is None and self._is_due():
+        if self._overdue is not None:
+            self.raise_overdue()
+        if (
+            self._received
+            and (self._exception is None or self._is_broken_off)
+            and self._skip is None
+            and self._is_due()
+        ):
             yield from self._breathe()
             self._settle()  # another coroutine may have read meanwhile
-        if self._exception is not None:
+        if self._exception is not None and not (self._is_broken_off and self._received):
             raise self._exception
         if self._skip is not None:
             yield from skip_record(self)

@@ -6,10 +6,12 @@ import sys
 from collections.abc import Iterable
 from time import monotonic
 
+from aioecho.streams.handshake import start_tls
+from aioecho.streams.handshake_limit import TermsOfConnection
 from aioecho.streams.news import Buffer
 from aioecho.streams.protocol import CountingStreamProtocol, StreamProtocol
 from aioecho.streams.reader import StreamReader
-from aioecho.streams.tls import FOR_EVER, start_tls
+from aioecho.streams.tls import FOR_EVER
 
 __all__ = ["StreamWriter"]
 
@@ -57,7 +59,10 @@ class StreamWriter(asyncio.StreamWriter):
             if collected.room < 0 or monotonic() > collected.flush_at:
                 protocol.flush()
         elif not protocol.needs_slow_path:
-            protocol.unanswered = False
+            if protocol.unanswered:
+                protocol.unanswered = False
+            elif protocol.is_write_lost():  # of several in a row the loops would log every one
+                return
             self._transport.write(data)
         elif self._has_ended:
             self._transport.write(data)  # which raises what asyncio's does
@@ -78,21 +83,23 @@ class StreamWriter(asyncio.StreamWriter):
 
     def writelines(self, data: Iterable[Buffer]) -> None:
         """Send all of `data`, in order."""
-        if WRITELINES_NEVER_PAUSES or self.protocol.needs_slow_path:
+        if WRITELINES_NEVER_PAUSES or self.protocol.needs_slow_path or self.protocol.is_write_lost():
             self.write(b"".join(data))
         else:
             self.protocol.unanswered = False
             self._transport.writelines(data)
 
     def close(self) -> None:
-        """Close the connection when all that was written is sent."""
+        """Close the connection when all that was written is sent. A read that waits gets the end of the stream."""
         transport, reader = self._transport, self._reader
         self.protocol.flush()
         if not transport.is_closing():  # one of asyncio's for TLS that is closed twice can't be aborted any more
             if self.protocol.is_tls:
                 self.protocol.mark_due()  # it waits until its peer closes too, which has its time
-                if reader is not None and reader._paused:
-                    transport.resume_reading()  # or asyncio's would not see that its peer closes too
+                if reader is not None:
+                    if reader._paused:
+                        transport.resume_reading()  # or asyncio's would not see that its peer closes too
+                    reader.feed_eof()  # without TLS the loop tells it in its next turn
             transport.close()
 
     def write_eof(self) -> None:
@@ -118,6 +125,8 @@ class StreamWriter(asyncio.StreamWriter):
             return
         if reader is not None and reader._exception is not None:
             raise reader._exception
+        if reader is not None and reader._overdue is not None:
+            reader.raise_overdue()
         if transport.is_closing():
             # Give connection_lost() a turn to run, else a loop of write() and drain() would never learn of it.
             await asyncio.sleep(0)
@@ -137,10 +146,14 @@ class StreamWriter(asyncio.StreamWriter):
         What the reader had buffered is taken for the beginning of the handshake. So a client may send its hello right
         behind the command that asks for TLS, and no third party can slip plain text in between the two (CVE-2011-0411).
 
+        The timeouts are in seconds. If they are None, a server's Timeouts.handshake holds for the handshake, else 60, and
+        Timeouts.linger for the shutdown, else 30.
+
         Raises:
             ssl.SSLError, ConnectionError: the handshake failed. The connection is closed.
         """
         protocol, reader, transport = self.protocol, self._reader, self._transport
+        driver = protocol.driver  # a server's connection
         protocol.flush()
         await self.drain()
         unanswered = protocol.unanswered
@@ -151,7 +164,7 @@ class StreamWriter(asyncio.StreamWriter):
         protocol.is_breathing = False
         transport.pause_reading()  # what comes now is TLS's; uvloop would read on before it gets to start that
         try:
-            if reader is not None and reader._eof:  # the loop's TLS would wait for it until its time is over
+            if reader is not None and reader._eof:  # nothing would tell the handshake
                 raise ConnectionResetError("the peer has closed the connection before the TLS handshake")
             self._transport = await start_tls(
                 self._loop,
@@ -163,11 +176,12 @@ class StreamWriter(asyncio.StreamWriter):
                 server_side=protocol.is_server_side,
                 server_hostname=server_hostname,
                 ssl_handshake_timeout=ssl_handshake_timeout,
+                terms=driver.handshake_terms() if isinstance(driver, TermsOfConnection) else None,
                 # By itself it would count, on the server's side, while a large reply is still being sent.
                 ssl_shutdown_timeout=ssl_shutdown_timeout or (FOR_EVER if protocol.is_server_side else None),
             )
         except BaseException as error:
-            # The loops' TLS does not tell the protocol under it of a connection that is lost in mid-handshake.
+            # The transport that is aborted tells the handshake, and not the stream's protocol.
             transport.abort()
             if reader is not None and isinstance(error, OSError):
                 reader.set_exception(error)  # now, for whoever asks whether this is the peer's doing

@@ -12,6 +12,9 @@ __all__ = ["StatsLog", "WorkerWatchdog"]
 
 logger = logging.getLogger("aioecho.supervisor")
 
+# Checks within the time that a worker may take to answer: it is killed too late by such a part at the most.
+CHECKS_PER_TIMEOUT = 4
+
 # Seconds to wait for the stats of workers that do not answer.
 STATS_TIMEOUT = 1.0
 
@@ -67,40 +70,68 @@ class StatsLog:
 
 
 class WorkerWatchdog:
-    """Feeds systemd's watchdog, and kills a worker if its event loop does not answer for as long as systemd waits.
+    """Kills a worker whose event loop does not answer, so that it is replaced; feeds systemd's watchdog.
+
+    A worker that a debugger has attached to is never killed. The time in which this process itself was stopped does not count.
 
     Args:
         workers: as for :class:`StatsLog`.
+        timeout: seconds that a worker may take to answer; None is for ever. If systemd has set a watchdog for this process,
+            no longer than that.
     """
 
-    def __init__(self, workers: Collection[WorkerProcess]) -> None:
+    def __init__(self, workers: Collection[WorkerProcess], timeout: float | None) -> None:
         self._workers = workers
-        self._timer: asyncio.TimerHandle | None = None
+        self._timeout = timeout
+        self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def start(self) -> None:
-        """Begin, if systemd has set a watchdog for this process."""
-        seconds = systemd.watchdog_seconds()
-        if seconds is not None:
-            self._feed(seconds)
+        """Begin."""
+        watchdog = systemd.watchdog_seconds()
+        if watchdog is not None:
+            self._feed(watchdog / 2)
+        timeouts = [seconds for seconds in (watchdog, self._timeout) if seconds is not None]
+        if timeouts:
+            seconds = min(timeouts)
+            self._check(seconds, asyncio.get_running_loop().time())
 
     def stop(self) -> None:
-        """Feed it no more."""
-        if self._timer is not None:
-            self._timer.cancel()
+        """Look after the workers no more."""
+        for timer in self._timers.values():
+            timer.cancel()
 
-    def _feed(self, seconds: float) -> None:
+    def _feed(self, every: float) -> None:
         systemd.notify("WATCHDOG=1")
+        self._timers["feed"] = asyncio.get_running_loop().call_later(every, self._feed, every)
+
+    def _check(self, seconds: float, expected: float) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
+        was_stopped = now - expected > seconds / 2  # so were the workers, as whatever stops one process here stops all
         for worker in self._workers:
             if worker.state is not WorkerState.SERVING:
                 continue
             if worker.pinged_at is None:
                 worker.pinged_at = now
                 worker.channel.send("ping")
+            elif was_stopped:
+                worker.pinged_at = now
             elif now - worker.pinged_at >= seconds:
-                worker.kill("hangs")
-        self._timer = loop.call_later(seconds / 2, self._feed, seconds)
+                if _is_traced(worker.process.pid):
+                    worker.pinged_at = now
+                else:
+                    worker.kill("hangs", f": its event loop has not run for {seconds:g} s")
+        when = now + seconds / CHECKS_PER_TIMEOUT
+        self._timers["check"] = loop.call_at(when, self._check, seconds, when)
+
+
+def _is_traced(pid: int) -> bool:
+    """Tell whether a debugger is attached to a process; only Linux tells."""
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            return any(line.startswith("TracerPid:") and int(line.split()[1]) for line in status)
+    except OSError:
+        return False
 
 
 def _format_counts(stats: Mapping[str, int]) -> str:

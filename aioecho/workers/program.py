@@ -4,14 +4,16 @@ import asyncio
 import functools
 import itertools
 import logging
+import math
 import signal
 import ssl as ssl_module
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from aioecho.certificates import TLS
 from aioecho.choice import Service, serve
 from aioecho.datagrams.server import DatagramServer
-from aioecho.exceptions import AioechoError
+from aioecho.exceptions import AioechoError, CertificateError
 from aioecho.net import systemd
 from aioecho.net.endpoints import StdioEndpoint, UDPEndpoint
 from aioecho.runtime.interpreters import is_subinterpreter
@@ -26,12 +28,16 @@ from aioecho.workers.processors import count_processors
 from aioecho.workers.signals import gets_signals, giving_back, handling, log_stop
 from aioecho.workers.supervisor import SUPERVISOR_SIGNALS, Supervisor
 
-__all__ = ["check_sessions", "run", "run_server", "run_workers"]
+__all__ = ["HEALTHCHECK", "check_sessions", "run", "run_server", "run_workers"]
 
 logger = logging.getLogger("aioecho.workers")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SERVER_SIGNALS = (*STOP_SIGNALS, signal.SIGHUP, signal.SIGUSR1)
+
+
+HEALTHCHECK = 30.0
+"""Seconds that a worker's event loop may be held up before the worker is killed: longer than a handler does it by mistake."""
 
 
 def run(
@@ -42,7 +48,8 @@ def run(
     reuse_port: bool = False,
     max_requests: int | None = None,
     max_requests_jitter: int = 0,
-    ssl: ssl_module.SSLContext | Callable[[], ssl_module.SSLContext] | None = None,
+    timeout_worker_healthcheck: float | None = HEALTHCHECK,
+    ssl: ssl_module.SSLContext | TLS | Callable[[], ssl_module.SSLContext | TLS] | None = None,
     **options: Any,
 ) -> DrainReport:
     """Serve on all of `endpoints` until SIGTERM or SIGINT, then drain; a second signal ends it at once.
@@ -61,7 +68,11 @@ def run(
             Datagram sessions need that with several workers, as all of a peer's datagrams then reach the same one.
         max_requests: replace a worker when it has had so many connections, or datagrams or their sessions, and up to
             `max_requests_jitter` more, chosen for each worker, so that they do not all go at the same time.
-        ssl: a context, or a function that returns one, which worker processes need, as a context can't be sent to them.
+        timeout_worker_healthcheck: seconds after which a worker process is killed and replaced whose event loop does not run:
+            a handler that waits without `await`, or computes for long, holds it up. None: never. One that a debugger is
+            attached to is not killed.
+        ssl: an :class:`aioecho.TLS`, which SIGHUP loads anew too; or a context; or a function that returns one, which worker
+            processes need, as a context can't be sent to them.
 
     `reuse_port` and `max_requests` make a worker process of even one. In a thread other than the main one, and in a
     subinterpreter, it serves without workers, and no signal reaches it. If the program was started with stdin, stdout or
@@ -83,13 +94,15 @@ def run(
         refuse_start_in_worker()
         fill_standard_streams()
         if workers == 1 and not reuse_port and max_requests is None:
-            context = ssl() if callable(ssl) else ssl
-            return run_server(serve(RequestHandlerClass, *endpoints, ssl=context, **options), loop=loop)
+            return run_server(serve(RequestHandlerClass, *endpoints, ssl=_made(ssl), **options), loop=loop)
         if isinstance(ssl, ssl_module.SSLContext):
             raise TypeError(
-                "worker processes each need a context of their own: give as ssl a function that returns one"
+                "worker processes each need a context of their own: give as ssl an aioecho.TLS, or a function that returns one"
             )
-        server = serve(RequestHandlerClass, *endpoints, ssl=ssl and ssl(), **options)  # for its checks
+        context = _made(ssl)
+        if isinstance(context, TLS):
+            context.load()
+        server = serve(RequestHandlerClass, *endpoints, ssl=context, **options)  # for its checks
         options.pop("sock", None)  # it is among the endpoints, by now
         return run_workers(
             server,
@@ -99,18 +112,23 @@ def run(
             reuse_port=reuse_port,
             max_requests=max_requests,
             max_requests_jitter=max_requests_jitter,
+            timeout_worker_healthcheck=timeout_worker_healthcheck,
         )
     except AioechoError as error:
         raise SystemExit(f"aioecho: {error}") from None
 
 
+def _made(ssl: Any) -> Any:
+    return ssl() if callable(ssl) else ssl
+
+
 def _make_server(
     RequestHandlerClass: Callable[..., Any] | Mapping[Callable[..., Any], Any],
-    make_context: Callable[[], ssl_module.SSLContext] | None,
+    ssl: TLS | Callable[[], ssl_module.SSLContext | TLS] | None,
     options: dict[str, Any],
     endpoints: list[list[str]],
 ) -> BaseServer:
-    context = make_context and make_context()
+    context = _made(ssl)
     if not isinstance(RequestHandlerClass, Mapping):
         return serve(RequestHandlerClass, *itertools.chain(*endpoints), ssl=context, **options)
     groups = iter(endpoints)
@@ -130,6 +148,7 @@ def run_workers(
     reuse_port: bool = False,
     max_requests: int | None = None,
     max_requests_jitter: int = 0,
+    timeout_worker_healthcheck: float | None = HEALTHCHECK,
     when_serving: Callable[[Sequence[str]], object] = lambda names: None,
 ) -> DrainReport:
     """Do what :func:`run` does with worker processes. Every worker calls `make_server` with its endpoints.
@@ -153,6 +172,7 @@ def run_workers(
     check_can_start_workers()
     _check_count("max_requests", max_requests, least=1)
     _check_count("max_requests_jitter", max_requests_jitter, least=0)
+    _check_seconds("timeout_worker_healthcheck", timeout_worker_healthcheck)
     if workers == "auto":
         workers = count_processors()
     if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
@@ -170,6 +190,7 @@ def run_workers(
         backlog=server.limits.backlog,
         grace=server.grace,
         reuse_port=reuse_port,
+        healthcheck=timeout_worker_healthcheck,
         when_serving=when_serving,
     )
     with giving_back(SUPERVISOR_SIGNALS), asyncio.Runner(loop_factory=loop_factory("asyncio")) as runner:
@@ -193,6 +214,13 @@ def check_sessions(server: BaseServer, *, reuse_port: bool) -> None:
 def _check_count(name: str, value: object, *, least: int) -> None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
         raise ValueError(f"{name} must be a whole number from {least}, not {value!r}")
+
+
+def _check_seconds(name: str, value: object) -> None:
+    if value is not None and (
+        not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf
+    ):
+        raise ValueError(f"{name} must be a number of seconds above 0, or None, not {value!r}")
 
 
 def run_server(
@@ -225,7 +253,12 @@ async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseSe
         stopping.add(loop.create_task(server.shutdown()))
 
     def reload() -> None:
-        logger.info("SIGHUP: there is nothing to reload; connections go on")
+        try:
+            server.reload_tls()
+        except CertificateError as error:
+            logger.error("SIGHUP: the certificate from before is served on: %s", error)
+        except RuntimeError:
+            logger.info("SIGHUP: there is nothing to reload; connections go on")
         if starting.done() and not stopping:
             systemd.notify_reloading()
             systemd.notify("READY=1")

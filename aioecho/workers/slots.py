@@ -74,9 +74,9 @@ class WorkerProcess:
         if seconds is not None and seconds != math.inf:
             self._deadline = asyncio.get_running_loop().call_later(seconds, self.kill, why)
 
-    def kill(self, why: str) -> None:
-        """Kill it, as it hangs, and log `why`."""
-        logger.error("%s %s, and is killed", self, why)
+    def kill(self, why: str, details: str = "") -> None:
+        """Kill it, as it hangs, and log `why`, and `details`, which follow a colon."""
+        logger.error("%s %s, and is killed%s", self, why, details)
         if not self.is_leaving:
             self.state = WorkerState.HUNG
         self.failure = self.failure or why

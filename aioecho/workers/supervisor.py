@@ -70,6 +70,7 @@ class Supervisor:
         workers: how many.
         backlog, grace: as the workers' servers have them.
         reuse_port: bind TCP and UDP endpoints for every worker apart, so that the kernel divides the clients between them.
+        healthcheck: seconds after which a worker that does not answer is killed; None is never.
         when_serving: called with the endpoints' names once all workers accept.
 
     Raises:
@@ -85,6 +86,7 @@ class Supervisor:
         backlog: int,
         grace: float,
         reuse_port: bool = False,
+        healthcheck: float | None = None,
         when_serving: Callable[[Sequence[str]], object] = lambda names: None,
     ) -> None:
         self._sockets = SupervisorSockets(endpoints, backlog=backlog, reuse_port=reuse_port)
@@ -98,7 +100,7 @@ class Supervisor:
         self._workers: set[WorkerProcess] = set()
         self._rolling = RollingRestart(self._replace)
         self._stats = StatsLog(self._workers)
-        self._watchdog = WorkerWatchdog(self._workers)
+        self._watchdog = WorkerWatchdog(self._workers, healthcheck)
         self._stopping_since = 0.0
         self._stopped_by: signal.Signals | None = None
         self._failure: str | None = None
