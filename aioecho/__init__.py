@@ -5,11 +5,13 @@ Write a handler class with an ``async def handle(self)``, and give it to :func:`
 """
 
 from aioecho.background import BackgroundServer, run_in_thread
+from aioecho.certificates import TLS
 from aioecho.choice import serve
 from aioecho.config import Limits, Timeouts
 from aioecho.datagrams.server import DatagramServer, UDPServer, UnixDatagramServer
 from aioecho.exceptions import (
     AioechoError,
+    CertificateError,
     ConnectionTimeout,
     EndpointError,
     FrameTooLong,
@@ -32,10 +34,12 @@ from aioecho.workers.program import run
 __version__ = "0.1.0"
 
 __all__ = [
+    "TLS",
     "AioechoError",
     "BackgroundServer",
     "BaseRequestHandler",
     "BaseServer",
+    "CertificateError",
     "ConnectionTimeout",
     "DatagramRequestHandler",
     "DatagramServer",

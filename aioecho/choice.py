@@ -42,7 +42,12 @@ class _StreamPart(_Part, StreamServer):
 
 
 class _DatagramPart(_Part, DatagramServer):
-    pass
+    def _check_limits(self, limits: Limits) -> None:
+        """Do nothing: the service checks whether any part can have them."""
+
+    def check_own_limits(self, limits: Limits) -> None:
+        """Raise ValueError if a limit is set that no handler of this part can have."""
+        super()._check_limits(limits)
 
 
 class _Drains:
@@ -52,9 +57,11 @@ class _Drains:
         self._drains = drains
 
     def report(self) -> DrainReport:
+        """Return the sums of what the parts have counted so far, and the longest of their times."""
         return self._sum([drain.report() for drain in self._drains])
 
     async def wait(self) -> DrainReport:
+        """Wait until every part has drained, and return the report of all."""
         return self._sum(await asyncio.gather(*(drain.wait() for drain in self._drains)))
 
     @staticmethod
@@ -68,14 +75,14 @@ class _Drains:
 
 
 class Service(BaseServer):
-    """A server for streams and datagrams, with a handler class for each: one start, one drain, one report.
+    """A server for streams and datagrams, with a handler class per kind: one start, one drain, one report.
 
     `stats` is a :class:`ServiceStats`. A handler's `server` is the part that serves its kind: its `stats` are of that kind, and
-    its `shutdown()` shuts all down. ``Limits`` hold for streams as in a server of their own, and for each handler class of
+    its `shutdown()` shuts all down. ``Limits`` hold for streams as in a server of their own, and for every handler class of
     datagrams. `ssl` is for the streams. In `names` and `sockets` streams come first.
 
     Args:
-        handlers: the handler classes, and an endpoint or a list of them for each.
+        handlers: the handler classes, with the endpoint of every class or a list of them.
         sessions: as for :class:`DatagramServer`, for all handler classes of datagrams.
     """
 
@@ -110,6 +117,7 @@ class Service(BaseServer):
         for part in parts:
             part.service = self
         self._parts = parts
+        self._check_limits(self.limits)
 
     def _check_endpoints(self, RequestHandlerClass: Any) -> None:
         """Do nothing: the parts check theirs."""
@@ -118,7 +126,7 @@ class Service(BaseServer):
 
     @property
     def parts(self) -> Sequence[BaseServer]:
-        """The servers that it is made of: that for streams, and one for each handler class of datagrams."""
+        """The servers that it is made of: one for streams, and one per handler class of datagrams."""
         return self._parts
 
     @property
@@ -154,7 +162,15 @@ class Service(BaseServer):
 
     # What is set on all parts.
 
+    def _check_limits(self, limits: Limits) -> None:
+        """Raise ValueError if a limit is set that no part can have."""
+        if all(isinstance(part, _DatagramPart) and not part.has_sessions for part in self._parts):
+            for part in self._parts:
+                assert isinstance(part, _DatagramPart)
+                part.check_own_limits(limits)
+
     def _apply_limits(self, limits: Limits) -> None:
+        self._check_limits(limits)
         for part in self._parts:
             part.limits = limits
 
@@ -211,6 +227,12 @@ class Service(BaseServer):
         for part in self._parts:
             part.resume()
 
+    def reload_tls(self) -> None:
+        """Load the files that `ssl` names anew, now: see :meth:`BaseServer.reload_tls`."""
+        if self._renewal is None:
+            super().reload_tls()  # which raises
+        self._parts[0].reload_tls()
+
     def _begin_shutdown(self, grace: float | None, why: str | None = None) -> Drain:
         seconds = self.grace if grace is None else grace
         drains = [part.begin_own_shutdown(seconds, why) for part in self._parts]
@@ -227,8 +249,8 @@ def serve(
 ) -> BaseServer:
     """Return a server on all of `endpoints`, to be used with ``async with``.
 
-    It is a :class:`BaseServer` for streams or, where the endpoints are for datagrams, a :class:`DatagramServer`, whose
-    options it takes.
+    It is a :class:`BaseServer` for streams or, where the endpoints are for datagrams, a :class:`DatagramServer`. It
+    takes the options of that class.
 
     Or with several handler classes, async and blocking ones, with an endpoint or a list of them for every class:
     ``serve({Chat: "tcp://127.0.0.1:7000", Legacy: ["tcp://127.0.0.1:7001", "unix:legacy.sock"]})``. Where some are for

@@ -9,12 +9,16 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from aioecho.exceptions import EndpointError
+from aioecho.framing import Framing
 from aioecho.net.endpoints import TCPEndpoint, UDPEndpoint, UnixDatagramEndpoint, UnixEndpoint, parse_endpoint, resolve
 from aioecho.streams.protocol import StreamProtocol
 from aioecho.streams.reader import StreamReader
 from aioecho.streams.writer import StreamWriter
 
 __all__ = ["connect", "exchange", "explain"]
+
+MAX_FRAME = 2**24
+"""Bytes of a frame that exchange() accepts where the framing has no `max_size`: as many as a server does."""
 
 
 async def connect(
@@ -76,6 +80,7 @@ async def exchange(
     *,
     ssl: ssl_module.SSLContext | None = None,
     timeout: float | None = 10.0,
+    framing: Framing | None = None,
 ) -> None:
     """Send all `requests` to `endpoint` and call `show` with everything that comes back, meanwhile and afterwards.
 
@@ -83,29 +88,39 @@ async def exchange(
     many lines have come as were sent; but not if the last line was sent without its end, because then nothing tells which
     reply is the last.
 
-    Over datagrams each line of the requests is one datagram. The exchange ends once as many datagrams have come as were sent.
+    Over datagrams every line of the requests is one datagram. The exchange ends once as many datagrams have come as were sent.
     A lost datagram is not sent again.
+
+    With a `framing` every request is one frame, and so is every reply. Over TLS the exchange also ends once as many
+    frames have come as were sent. A frame that comes may have 16 MiB, or the framing's own `max_size`.
 
     Args:
         endpoint: tcp://HOST:PORT or unix:PATH; for datagrams udp://HOST:PORT or unixgram:PATH.
-        requests: bytes in pieces of any size, sent as they come.
-        show: gets bytes as they were read: any part of a stream, or one datagram.
+        requests: bytes in pieces of any size, sent as they come; with a framing, frames.
+        show: gets bytes as they were read: any part of a stream, or one datagram; with a framing, one frame.
         ssl: speak TLS, with this context.
         timeout: seconds for connecting, and for silence once all was sent. None waits for ever.
+        framing: what makes bytes of a frame, and frames of the bytes that come. For streams alone.
 
     Raises:
         TimeoutError: all was sent, and then nothing came for `timeout` seconds. The message, if there is one, says why (peer).
         EndpointError: there is no connection; the message names the endpoint and the reason (system).
-        OSError: the connection broke, or closed without an answer to what was sent, or a line is too long for a datagram.
-        ValueError: no client can connect to `endpoint`, or TLS was asked for datagrams (caller).
+        OSError: the connection broke, or closed without an answer to what was sent, or in the middle of a frame, or a line is
+            too long for a datagram.
+        FrameTooLong, FramingError: what came is no frame, or too long for one (peer). They are ValueErrors too.
+        ValueError: no client can connect to `endpoint`, or TLS or a framing was asked for datagrams, or the framing has no
+            way to write a request (caller).
     """
     where = parse_endpoint(endpoint)
     channel: _Channel
     if isinstance(where, TCPEndpoint | UnixEndpoint):
-        channel = _Stream(*await connect(endpoint, ssl=ssl, timeout=timeout))
+        reader, writer = await connect(endpoint, ssl=ssl, timeout=timeout)
+        channel = _Stream(reader, writer) if framing is None else _FramedStream(reader, writer, framing)
     elif isinstance(where, UDPEndpoint | UnixDatagramEndpoint):
         if ssl is not None:
             raise ValueError(f"no TLS goes to {endpoint}: it is for datagrams")
+        if framing is not None:
+            raise ValueError(f"no framing goes to {endpoint}: it is for datagrams, and a framing is for streams")
         channel = _Datagrams(await _connect_datagrams(where))
     else:
         raise ValueError(
@@ -205,51 +220,90 @@ class _Stream:
     def __init__(self, reader: StreamReader, writer: StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        self._lines_owed = 0
+        self._owed = 0
         self._has_sent = self._has_ended = self._has_received = self._is_unfinished = False
 
     async def send(self, data: bytes) -> None:
+        """Write data, and wait while the buffer is over high water. A lost connection is for `receive` to report."""
         self._has_sent = True
-        self._lines_owed += data.count(b"\n")
+        self._owed += data.count(b"\n")
         self._is_unfinished = not data.endswith(b"\n")
         with suppress(OSError):  # receive() meets the same, and what came before it
             self._writer.write(data)
             await self._writer.drain()
 
     async def end(self) -> None:
+        """Write EOF where the transport can: over TLS it cannot."""
         self._has_ended = True
         with suppress(OSError):
             if self._writer.can_write_eof():
                 self._writer.write_eof()
 
     async def receive(self) -> bytes | None:
+        """Return what comes next, 64 KiB at most, or None at the end of the stream.
+
+        Raises ConnectionError if the server closes without an answer, and the transport's OSError if the connection is lost.
+        """
         if data := await self._reader.read(2**16):
             self._has_received = True
-            self._lines_owed -= data.count(b"\n")
+            self._owed -= data.count(b"\n")
             return data
+        self._check_end()
+        return None
+
+    def _check_end(self) -> None:
+        """Raise ConnectionError if the server closed without an answer."""
         if not self._has_received and (self._has_sent or not self._has_ended):
             # So ends a server that refused the client: with TLS 1.3 no loop tells the peer why (3.13, uvloop 0.23).
             raise ConnectionError("it was closed without an answer")
-        return None
 
     def is_complete(self) -> bool:
-        return (
-            self._has_received
-            and self._lines_owed <= 0
-            and not self._is_unfinished
-            and not self._writer.can_write_eof()
-        )
+        """Whether an answer to every line has come, where the server is not told that the requests have ended."""
+        return self._has_received and self._owed <= 0 and not self._is_unfinished and not self._writer.can_write_eof()
 
     def explain_silence(self) -> str:
+        """Return why no answer may have come, or an empty string."""
         if self._is_unfinished and not self._writer.can_write_eof():
             return "the last line was sent without its end, which over TLS has to be a newline"
         return ""
 
     def close(self) -> None:
+        """Close the stream. TLS is aborted: it does not wait for the server's goodbye."""
         self._writer.close()
         if not self._writer.can_write_eof():
             # TLS has told the server that this is the end, and would wait for the server's own; the loop ends now.
             self._writer.transport.abort()
+
+
+class _FramedStream(_Stream):
+    """A stream of which frames are sent and received."""
+
+    def __init__(self, reader: StreamReader, writer: StreamWriter, framing: Framing) -> None:
+        super().__init__(reader, writer)
+        self._framing = framing
+        self._frames = reader.frames(framing.limited(MAX_FRAME))
+
+    async def send(self, data: bytes) -> None:
+        joined = self._framing.join(data)
+        self._has_sent = True
+        self._owed += 1
+        with suppress(OSError):  # as in _Stream
+            self._writer.write(joined)
+            await self._writer.drain()
+
+    async def receive(self) -> bytes | None:
+        try:
+            frame = await anext(self._frames)
+        except StopAsyncIteration:
+            self._check_end()
+            return None
+        except asyncio.IncompleteReadError as error:
+            raise ConnectionError(
+                f"it was closed in the middle of a frame, after {len(error.partial)} bytes"
+            ) from error
+        self._has_received = True
+        self._owed -= 1
+        return frame
 
 
 class _Datagrams:
@@ -257,15 +311,17 @@ class _Datagrams:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._rest = b""  # of the requests: a line whose end has not come
+        self._rest = b""  # of the requests: the beginning of a line
         self._owed = 0
 
     async def send(self, data: bytes) -> None:
+        """Send every whole line as a datagram, and keep the beginning of the next. Raises the socket's OSError."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             await self._send_one(line + b"\n")
 
     async def end(self) -> None:
+        """Send the last line if it has no end."""
         if self._rest:
             await self._send_one(self._rest)
 
@@ -274,17 +330,21 @@ class _Datagrams:
         await asyncio.get_running_loop().sock_sendall(self._sock, data)
 
     async def receive(self) -> bytes:
+        """Return the next datagram. Raises the socket's OSError, such as ConnectionRefusedError where no socket is bound."""
         data = await asyncio.get_running_loop().sock_recv(self._sock, 2**16)
         self._owed -= 1
         return data
 
     def is_complete(self) -> bool:
+        """Whether as many datagrams have come as were sent."""
         return self._owed <= 0
 
     def explain_silence(self) -> str:
+        """Return an empty string: a datagram may be lost anywhere."""
         return ""
 
     def close(self) -> None:
+        """Close the socket."""
         self._sock.close()
 
 

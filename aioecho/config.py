@@ -25,17 +25,21 @@ class Limits:
     """
 
     max_connections: int | None = None
-    """Connections at once, never one more. None: as many as there are file descriptors."""
+    """Connections at once, never one more; for datagrams handlers, or sessions. None: as many as there are file
+    descriptors."""
 
     overflow: Literal["wait", "reject"] = "wait"
     """What happens to new clients at `max_connections`: they wait in the kernel's queue, or are disconnected at once."""
 
     max_per_host: int | None = None
     """Connections at once from one address. The one too many is disconnected at once. Clients behind one router share an
-    address; clients of Unix sockets have none, and are not limited."""
+    address; clients of Unix sockets have none, and are not limited. For datagrams handlers that wait, or sessions: the
+    datagram too many is dropped, and counted as "per host"."""
 
     accept_rate: float | None = None
-    """Connections a second, evenly spaced. Clients that come faster wait in the kernel's queue."""
+    """Connections a second, evenly spaced. Clients that come faster wait in the kernel's queue. For datagrams sessions that
+    begin: a peer that comes faster is dropped, and counted as "accept rate". A server of single datagrams has no such rate,
+    and is not made with one."""
 
     shed: Literal["idle"] | None = None
     """What to do when there are no file descriptors left: let new clients wait for one (None), or cut off the connection
@@ -46,8 +50,8 @@ class Limits:
     it are not refused: their connecting takes seconds longer."""
 
     max_threads: int = 200
-    """Threads for blocking handlers, each of which has one for as long as its connection lasts. At the limit accepted
-    connections wait for one, in order. A thread that is idle is used again, and kept until the server stops. Handlers that
+    """Threads for blocking handlers. A handler has one for as long as its connection lasts. At the limit accepted
+    connections wait for a thread, in order. A thread that is idle is used again, and kept until the server stops. Handlers that
     compute, rather than wait, make the event loop wait as well: see aioecho.blocking for how long."""
 
     max_buffer: int = 2**16
@@ -55,8 +59,8 @@ class Limits:
     handler reads."""
 
     max_frame: int | None = 2**24
-    """Bytes: the most of a frame whose length comes first, and of what readexactly() and read(-1) read. Each connection may
-    hold so much. Over it FrameTooLong is raised. None: as much as a peer announces."""
+    """Bytes: the most of a frame that begins with its length, and of what readexactly() and read(-1) read. Every connection
+    may hold so much. Over it FrameTooLong is raised. None: as much as a peer announces."""
 
     max_memory: int | None = 2**30
     """Bytes that all connections together hold of what came and was not read, and of what was written and is not sent. Over it
@@ -70,8 +74,9 @@ class Limits:
     """Datagrams that wait for a handler. At the limit a datagram that comes is dropped, and counted as "queue full"."""
 
     max_sessions: int = 4096
-    """Datagrams: sessions at once. At the limit a new peer's datagrams are dropped, and counted as "too many sessions";
-    known peers are served on."""
+    """Datagrams: sessions at once. At the limit the host that has most of them yields one to a new peer whose host has at
+    least two fewer: the session that has been quiet for longest ends. If none yields, a new peer's datagrams are dropped,
+    and counted as "too many sessions"; known peers are served on."""
 
     max_session_queue: int = 64
     """Datagrams of one session that wait until its handler takes them; and all but the first are no more than `max_buffer`
@@ -85,8 +90,8 @@ class Limits:
     Linux, doubles. None: as the system has it."""
 
     max_write_buffer: int | None = 2**24
-    """Bytes. A connection on whose stream something is written while more than this waits to be sent is cut off: its
-    handler ignores drain(). A single write() may be larger."""
+    """Bytes. A connection is aborted if its handler writes while more than this waits to be sent: such a handler ignores
+    drain(). A single write() may be larger."""
 
     def __post_init__(self) -> None:
         for name in ("max_connections", "max_per_host", "max_write_buffer", "max_frame"):
@@ -156,11 +161,15 @@ class Timeouts:
     session: float | None = 60.0
     """For a session's peer to send another datagram. Then the session's `datagrams` end, and so does its handler."""
 
+    datagram_handler: float | None = 60.0
+    """For an async handler of one datagram, or for that of a session once its datagrams have ended. Then it is cancelled."""
+
     send: float | None = 1.0
     """For a full socket to take a datagram that a handler awaits to be sent. Then it is dropped and counted."""
 
     def __post_init__(self) -> None:
-        for name in ("handshake", "idle", "message", "write", "max_age", "handler", "session", "send"):
+        names = ("handshake", "idle", "message", "write", "max_age", "handler", "session", "datagram_handler", "send")
+        for name in names:
             _check_seconds(name, getattr(self, name))
         if self.linger != 0 or isinstance(self.linger, bool):
             _check_seconds("linger", self.linger)

@@ -17,6 +17,7 @@ from aioecho.serving.handlers import DatagramRequestHandler, StreamRequestHandle
 
 __all__ = [
     "DATAGRAM_HANDLERS",
+    "FRAME_HANDLERS",
     "HANDLERS",
     "SMALL_SERVICES",
     "Agent",
@@ -30,8 +31,10 @@ __all__ = [
     "Daytime",
     "Discard",
     "Echo",
+    "EchoFrames",
     "Time",
     "Upper",
+    "UpperFrames",
 ]
 
 CHUNK = 2**18
@@ -57,6 +60,24 @@ class Upper(StreamRequestHandler):
         """Reply line by line; the last line may lack its end."""
         async for line in self.reader:
             await self.send(line.upper())
+
+
+class EchoFrames(StreamRequestHandler):
+    """Send back every frame. A class derived from this one, or the object, has a `framing`."""
+
+    async def handle(self) -> None:
+        """Reply frame by frame."""
+        async for frame in self.frames:
+            await self.send_frame(frame)
+
+
+class UpperFrames(StreamRequestHandler):
+    """Send back every frame in upper case: ASCII letters, all other bytes as they are. It needs a `framing`, as EchoFrames."""
+
+    async def handle(self) -> None:
+        """Reply frame by frame."""
+        async for frame in self.frames:
+            await self.send_frame(frame.upper())
 
 
 class Discard(StreamRequestHandler):
@@ -160,6 +181,9 @@ HANDLERS: dict[str, type[StreamRequestHandler]] = {
     "agent": Agent,
 }
 """The handlers by the names that the command line knows them by."""
+
+FRAME_HANDLERS: dict[str, type[StreamRequestHandler]] = {"echo": EchoFrames, "upper": UpperFrames}
+"""The handlers that the command line uses in their place where a framing is given."""
 
 
 class _SmallService(DatagramRequestHandler):

@@ -2,7 +2,15 @@
 
 from typing import ClassVar
 
-__all__ = ["AioechoError", "ConnectionTimeout", "EndpointError", "FrameTooLong", "FramingError", "LineTooLong"]
+__all__ = [
+    "AioechoError",
+    "CertificateError",
+    "ConnectionTimeout",
+    "EndpointError",
+    "FrameTooLong",
+    "FramingError",
+    "LineTooLong",
+]
 
 
 class AioechoError(Exception):
@@ -22,6 +30,10 @@ class EndpointError(AioechoError, OSError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class CertificateError(AioechoError, ValueError):
+    """A certificate, its key, or what goes with them cannot be used: the caller's or the system's fault. One line says why."""
 
 
 class ConnectionTimeout(AioechoError, TimeoutError):

@@ -148,7 +148,7 @@ class _Stdio(_ListeningSocket):
 class StdioServer(StreamServer):
     """Serves the one connection on the program's standard streams, and is shut down when that has ended."""
 
-    _log_level = logging.DEBUG  # it starts and ends with each connection
+    _log_level = logging.DEBUG  # it starts and ends with a connection
 
     def _make_listeners(self, bound: list[BoundSocket], handler_classes: list[Any]) -> Sequence[ListeningSocket]:
         return [

@@ -28,7 +28,7 @@ class Stats:
     """No handler was made: verify_request returned False, or the TLS handshake failed, or a limit was reached."""
 
     reasons: Counter[str] = field(default_factory=Counter)
-    """Why connections ended: counts by reason, which add up to those that ended."""
+    """Why connections ended: counts by reason, which add up to `accepted - active`."""
 
     accept_errors: int = 0
     """Times that accepting failed, for lack of descriptors or memory or because of one incoming connection."""
@@ -59,7 +59,8 @@ class DatagramStats(Stats):
     """Datagrams that wait for a handler, or in a session's queue."""
     drops: Counter[str] = field(default_factory=Counter)
     """Datagrams that no handler was given, by reason: "queue full" (``Limits.max_queue``), "session queue full"
-    (``Limits.max_session_queue``), "too many sessions" (``Limits.max_sessions``), "truncated" (longer than
+    (``Limits.max_session_queue``), "too many sessions" (``Limits.max_sessions``), "per host"
+    (``Limits.max_per_host``), "accept rate" (``Limits.accept_rate``), "truncated" (longer than
     ``Limits.max_datagram``), "refused" (by verify_request), "no thread" (the
     system had none for a blocking handler), "session ended" (its handler left them unread), "stopped" (they
     still waited when the grace was over)."""
@@ -77,7 +78,7 @@ class DatagramStats(Stats):
 
 @dataclass
 class ServiceStats(DatagramStats):
-    """The counters of a server for streams and datagrams: those of each kind, and besides their sums."""
+    """The counters of a server for streams and datagrams: for either kind, and their sums."""
 
     streams: Stats = field(default_factory=Stats)
     """In connections."""

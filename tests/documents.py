@@ -50,8 +50,9 @@ class Blocks(dict[str, str]):
         return lambda test: test
 
 
-def load(command: str, endpoint: str) -> Result:
-    """Run a command line of `load`, but against `endpoint` and for a moment; skip the test if the extra is missing."""
+def load(command: str, endpoint: str, p99_us: int = 10**8) -> Result:
+    """Run a command line of `load`, but against `endpoint`, for a moment, and where it fails from a p99 on, from this one."""
+    command = re.sub(r"(?<=p99_us>)\d+", str(p99_us), command)
     arguments = shlex.split(command.replace("tcp://127.0.0.1:9999", endpoint))[3:]
     outcome = CliRunner().invoke(main, [*arguments, "--duration", "0.3", "--warmup", "0.1"])
     if outcome.stderr.startswith("Error: the load generator needs the bench extra"):

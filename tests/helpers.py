@@ -3,20 +3,42 @@
 import asyncio
 import contextlib
 import importlib.util
+import os
+import re
 import socket
 import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import aioecho
+from aioecho.cli import main
 
-__all__ = ["ANYWHERE", "LOOPS", "ask", "close", "reset", "skip_without"]
+__all__ = [
+    "ANYWHERE",
+    "LOOPS",
+    "ON_ONE_LOOP",
+    "ask",
+    "ask_by_datagram",
+    "check_mistake",
+    "close",
+    "handler",
+    "invoke",
+    "reset",
+    "skip_without",
+]
 
 ANYWHERE = ("127.0.0.1", 0)
 
 # For tests that start a loop elsewhere, in a thread or a process.
 LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+
+# For coroutines that ask nothing of their loop: it would be the same test twice.
+ON_ONE_LOOP = pytest.mark.asyncio(loop_factories=["asyncio"])
 
 
 async def ask(where: aioecho.BaseServer | tuple[Any, ...], request: bytes = b"x\n", **options: Any) -> bytes:
@@ -30,6 +52,23 @@ async def ask(where: aioecho.BaseServer | tuple[Any, ...], request: bytes = b"x\
         return await reader.read()
     finally:
         await close(writer)
+
+
+def ask_by_datagram(where: tuple[Any, ...] | str, data: bytes = b"hello") -> bytes:
+    """Send an address, or an endpoint, a datagram, and return the one that comes back."""
+    if isinstance(where, str):
+        host, _, port = where.removeprefix("udp://").rpartition(":")
+        where = (host, int(port))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(10)
+        sock.connect(where)
+        sock.send(data)
+        return sock.recv(2**16)
+
+
+def handler(handle: Callable[[Any], Any], **attributes: Any) -> Any:
+    """Return a handler class for streams, with what else its attributes are."""
+    return type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle, **attributes})
 
 
 async def close(writer: asyncio.StreamWriter) -> None:
@@ -53,3 +92,34 @@ def skip_without(module: str) -> None:
         found = None
     if found is None:
         pytest.skip(f"this Python comes without {module}")
+
+
+def invoke(*arguments: str | Path, cwd: Path | str = ".") -> tuple[int, bytes, str]:
+    """Run the command line to its end in this process: exit status, stdout, stderr. What it raises is raised.
+
+    What it imports from `cwd` is forgotten.
+    """
+    path, modules = sys.path[:], sys.modules.copy()
+    try:
+        with contextlib.chdir(cwd):
+            outcome = CliRunner().invoke(
+                main, [str(part) for part in arguments], prog_name="python -m aioecho", catch_exceptions=False
+            )
+    finally:
+        sys.path[:] = path
+        for name in sys.modules.keys() - modules.keys():
+            if cwd != "." and (getattr(sys.modules[name], "__file__", None) or "").startswith(os.path.realpath(cwd)):
+                del sys.modules[name]
+    return outcome.exit_code, outcome.stdout_bytes, outcome.stderr
+
+
+def check_mistake(outcome: tuple[int, bytes, str], *expected: str, status: int = 2) -> None:
+    """What went wrong is said in one line, without a traceback."""
+    code, output, errors = outcome
+    assert code == status, errors
+    assert output == b""
+    lines = [line for line in errors.splitlines() if not re.match(r"\d{4}-\d\d-\d\d .* INFO ", line)]
+    assert len(lines) == 1, errors
+    assert lines[0].startswith("Error: ")
+    for part in expected:
+        assert part in lines[0]

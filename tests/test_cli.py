@@ -5,7 +5,6 @@ this process, by `invoke`; that a process says the same is a test, too.
 """
 
 import asyncio
-import contextlib
 import os
 import platform
 import re
@@ -24,13 +23,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from click.testing import CliRunner
+from helpers import check_mistake, invoke
 from programs import Program, ask, connect, read_line
 
 import aioecho
 from aioecho import client
-from aioecho.cli import main
-from aioecho.echo import DATAGRAM_HANDLERS, HANDLERS
+from aioecho.echo import DATAGRAM_HANDLERS, HANDLERS, EchoFrames
+from aioecho.framing import FixedSize, Framing, LengthPrefixed, Lines, Netstrings
 
 ANYWHERE = ("--bind", "tcp://127.0.0.1:0")
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
@@ -59,16 +58,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(autouse=True)
-def what_a_command_imports_is_forgotten(tmp_path: Path) -> Iterator[None]:
-    path = sys.path[:]
-    yield
-    sys.path[:] = path
-    for name, module in list(sys.modules.items()):
-        if (getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
-            del sys.modules[name]
-
-
 @contextmanager
 def serving(*arguments: str | Path, **options: object) -> Iterator[tuple[Program, str]]:
     """Run a server on some port; its endpoint comes with it."""
@@ -82,32 +71,11 @@ def run(*arguments: str | Path, **options: object) -> tuple[int, bytes, str]:
         return program.end()
 
 
-def invoke(*arguments: str | Path, cwd: Path | str = ".") -> tuple[int, bytes, str]:
-    """Run the command line to its end in this process: exit status, stdout, stderr. What it raises is raised."""
-    with contextlib.chdir(cwd):
-        outcome = CliRunner().invoke(
-            main, [str(part) for part in arguments], prog_name="python -m aioecho", catch_exceptions=False
-        )
-    return outcome.exit_code, outcome.stdout_bytes, outcome.stderr
-
-
 @contextmanager
 def serving_here(name: str, context: ssl.SSLContext | None = None) -> Iterator[str]:
     """Serve a ready-made handler in a thread of this process, for a client that is what is tested."""
     with aioecho.run_in_thread(HANDLERS[name], "tcp://127.0.0.1:0", ssl=context) as server:
         yield server.names[0]
-
-
-def check_mistake(outcome: tuple[int, bytes, str], *expected: str, status: int = 2) -> None:
-    """What went wrong is said in one line, without a traceback."""
-    code, output, errors = outcome
-    assert code == status, errors
-    assert output == b""
-    lines = [line for line in errors.splitlines() if not re.match(r"\d{4}-\d\d-\d\d .* INFO ", line)]
-    assert len(lines) == 1, errors
-    assert lines[0].startswith("Error: ")
-    for part in expected:
-        assert part in lines[0]
 
 
 @pytest.mark.parametrize(
@@ -370,6 +338,116 @@ def test_the_log_level_decides_what_goes_to_stderr() -> None:
     with serving("--log-level", "warning") as (server, _):
         assert server.stop() == 0
         assert server.stderr() == ""
+
+
+LOUD = """
+import logging
+import aioecho
+
+logger = logging.getLogger("loud")
+
+class Loud(aioecho.StreamRequestHandler):
+    async def handle(self):
+        async for line in self.reader:
+            if line != b"quiet\\n":
+                logger.error("%d %s", self.server.stats.accepted, "x" * 1000)
+            await self.send(line)
+"""
+
+
+@contextmanager
+def loud_server(folder: Path, *arguments: str) -> Iterator[tuple[Program, str, int]]:
+    """A server with much to log; where it listens, and the reading end of the pipe that its stderr is."""
+    (folder / "loud.py").write_text(LOUD)
+    reading, writing = os.pipe()
+    try:
+        try:
+            server = Program.aioecho("serve", "loud:Loud", *ANYWHERE, *arguments, cwd=folder, stderr=writing)
+        finally:
+            os.close(writing)
+        with server:
+            yield server, server.listening(), reading
+    finally:
+        os.close(reading)
+
+
+def talk(sock: socket.socket, count: int) -> None:
+    for number in range(count):
+        sock.sendall(b"%d\n" % number)
+        assert read_line(sock) == b"%d\n" % number
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_log_that_is_not_read_does_not_stop_the_server(folder: Path, workers: str) -> None:
+    with loud_server(folder, "--workers", workers) as (server, endpoint, _):
+        with connect(endpoint) as sock:
+            talk(sock, 2000)  # 2 MB for a pipe of 64 KiB, and a queue of 1 MiB
+        assert server.stop() == 0  # within a second, for which it waits for the reader
+
+
+def test_what_was_dropped_of_a_log_is_counted_when_it_is_read_again(folder: Path) -> None:
+    with (
+        loud_server(folder, "--log-queue", "100000") as (server, endpoint, reading),
+        open(reading, "rb", closefd=False) as log,
+    ):
+        with connect(endpoint) as sock:
+            talk(sock, 1000)
+            logged = dropped = 0
+            while not dropped:
+                line = log.readline()
+                assert line.endswith(b"\n")
+                if match := re.search(
+                    rb" WARNING aioecho\.cli: (\d+) log records were dropped: stderr could not be", line
+                ):
+                    dropped = int(match[1])
+                else:
+                    logged += line.endswith(b"x" * 1000 + b"\n")
+            assert 100 <= logged <= 250  # what the queue holds, and the pipe
+            assert logged + dropped == 1000
+            talk(sock, 20)
+        assert server.stop() == 0
+        rest = log.read()
+        assert rest.count(b"x" * 1000 + b"\n") == 20
+        assert b"dropped" not in rest
+
+
+def test_without_a_queue_the_log_is_written_at_once(folder: Path) -> None:
+    with loud_server(folder, "--log-queue", "0") as (server, endpoint, reading):
+        with connect(endpoint) as sock:
+            talk(sock, 1)
+            assert b"x" * 1000 in os.read(reading, 4096)
+        assert server.stop() == 0
+
+
+def test_a_log_whose_reader_is_gone_does_not_stop_the_server(folder: Path) -> None:
+    with loud_server(folder) as (server, endpoint, reading):
+        with open(os.devnull, "rb") as null:
+            os.dup2(null.fileno(), reading)  # closes it
+        with connect(endpoint) as sock:
+            talk(sock, 100)
+        before = processor_seconds(server)
+        with connect(endpoint) as sock:
+            for _ in range(20):
+                sock.sendall(b"quiet\n")
+                assert read_line(sock) == b"quiet\n"
+                time.sleep(0.05)  # time in which it has nothing to do
+        assert processor_seconds(server) - before < 0.5
+        assert server.stop() == 0
+
+
+def processor_seconds(program: Program) -> float:
+    fields = Path(f"/proc/{program.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_the_end_of_the_log_is_not_lost(folder: Path) -> None:
+    with loud_server(folder) as (server, endpoint, reading), open(reading, "rb", closefd=False) as log:
+        with connect(endpoint) as sock:
+            talk(sock, 30)  # less than the pipe holds
+        assert server.stop() == 0
+        lines = log.read().splitlines()
+    assert sum(line.endswith(b"x" * 1000) for line in lines) == 30
+    assert b" INFO aioecho.drain: shut down in " in lines[-1]
 
 
 def test_at_the_limit_of_connections_clients_wait() -> None:
@@ -673,6 +751,151 @@ def test_send_sends_the_lines_of_stdin_as_they_come() -> None:
             assert client.line() == f"LINE {number}"
         client.process.stdin.write(b"no end")
         assert client.end() == (0, b"NO END", "")
+
+
+# Frames
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lines",
+        "length:2,little",
+        r"delimited:\x1c\r,start=\x0b",
+        "slip",
+        "cobs",
+        "netstrings",
+        "varint",
+        "content-length",
+    ],
+)
+def test_send_sends_lines_as_frames_and_writes_frames_as_lines(text: str) -> None:
+    with serving("upper", "--framing", text) as (server, endpoint):
+        with Program.aioecho("send", endpoint, "--framing", text, stdin=subprocess.PIPE) as client:
+            assert client.process.stdin is not None
+            for number in range(3):
+                client.process.stdin.write(b"line %d\n" % number)
+                client.process.stdin.flush()
+                assert client.line() == f"LINE {number}"
+            client.process.stdin.write(b"no end")
+            assert client.end() == (0, b"NO END\n", "")
+        assert invoke("send", endpoint, "Hello, Server!", "--framing", text) == (0, b"HELLO, SERVER!\n", "")
+        assert server.stop() == 0
+
+
+def test_a_text_with_a_newline_is_one_frame() -> None:
+    with serving_framed(Netstrings()) as endpoint:
+        assert invoke("send", endpoint, "a\nb", "--framing", "netstrings") == (0, b"a\nb\n", "")
+        assert invoke("send", endpoint, "", "--framing", "netstrings") == (0, b"\n", "")
+
+
+@contextmanager
+def serving_framed(framing: Framing, context: ssl.SSLContext | None = None) -> Iterator[str]:
+    handler = type("Framed", (EchoFrames,), {"framing": framing})
+    with aioecho.run_in_thread(handler, "tcp://127.0.0.1:0", ssl=context) as server:
+        yield server.names[0]
+
+
+def test_send_over_tls_ends_when_as_many_frames_have_come_as_were_sent(tls: SimpleNamespace) -> None:
+    with serving_framed(Netstrings(), tls.server) as endpoint:
+        arguments = ("send", endpoint, "--ca", tls.files.ca, "--framing", "netstrings")
+        with Program.aioecho(*arguments, stdin=subprocess.PIPE) as client:
+            assert client.process.stdin is not None
+            client.process.stdin.write(b"one\ntwo\nthree")
+            assert client.end() == (0, b"one\ntwo\nthree\n", "")
+
+
+def test_send_takes_frames_up_to_16_mib(tmp_path: Path) -> None:
+    line = b"x" * 3_000_000 + b"\n"
+    (tmp_path / "line").write_bytes(line * 2)
+    with serving_framed(LengthPrefixed(4)) as endpoint, open(tmp_path / "line", "rb") as file:
+        assert run("send", endpoint, "--framing", "length:4", stdin=file) == (0, line * 2, "")
+
+
+@pytest.mark.parametrize(
+    ("reply", "output", "expected"),
+    [
+        (b"3:abc,4:d", b"abc\n", "the connection to {} broke: it was closed in the middle of a frame, after 3 bytes"),
+        (b"3:abc,x", b"abc\n", "{}: the peer sent no length, in at most 10 digits before b':': b'x'"),
+        (b"99999999:", b"", "{}: the peer sent a frame of 99999999 bytes, over the limit of 16777216 bytes"),
+        (b"", b"", "the connection to {} broke: it was closed without an answer"),
+    ],
+)
+def test_send_says_what_is_wrong_with_what_comes(reply: bytes, output: bytes, expected: str) -> None:
+    class Reply(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            await self.reader.read(100)
+            await self.send(reply)
+
+    with aioecho.run_in_thread(Reply, "tcp://127.0.0.1:0") as server:
+        endpoint = server.names[0]
+        code, received, errors = invoke("send", endpoint, "abc", "--framing", "netstrings")
+    assert (code, received) == (1, output)
+    assert errors == f"Error: {expected.format(endpoint)}\n"
+
+
+OWN_FRAMING = """
+from aioecho.framing import FixedSize, Lines
+
+class Own(Lines):
+    pass
+
+EIGHT = FixedSize(8)
+NUMBER = 8
+"""
+
+
+def test_a_framing_of_ones_own_is_imported_from_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "own_framing.py").write_text(OWN_FRAMING)
+    with Program.aioecho("serve", "--framing", "own_framing:EIGHT", *ANYWHERE, cwd=tmp_path) as server:
+        endpoint = server.listening()
+        assert invoke("send", endpoint, "12345678", "--framing", "own_framing:EIGHT", cwd=tmp_path)[1] == b"12345678\n"
+        assert server.stop() == 0
+    with serving_framed(Lines()) as endpoint:
+        assert invoke("send", endpoint, "hello", "--framing", "own_framing:Own", cwd=tmp_path)[1] == b"hello\n"
+
+
+def test_workers_serve_frames() -> None:
+    with serving("upper", "--framing", "netstrings", "--workers", "2") as (server, endpoint):
+        assert invoke("send", endpoint, "hello", "--framing", "netstrings") == (0, b"HELLO\n", "")
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ["send", "unix:x", "y", "--framing", "lenght:4"],
+            "no framing is called 'lenght' (did you mean 'length'?): there are",
+        ),
+        (["send", "unix:x", "y", "--framing", "mine"], "cobs; for your own say module:object"),
+        (["send", "unix:x", "y", "--framing", "length:9"], "size must be a number of bytes from 1 to 8, not 9"),
+        (["send", "unix:x", "y", "--framing", "absent:X"], "no module 'absent' in "),
+        (["send", "unix:x", "y", "--framing", "own_framing:Absent"], "no 'Absent' in module 'own_framing'"),
+        (
+            ["send", "unix:x", "y", "--framing", "own_framing:NUMBER"],
+            "own_framing:NUMBER is no framing, but 8: expected ",
+        ),
+        (["send", "unix:x", "y", "--framing", "own_framing:FixedSize"], "own_framing:FixedSize needs arguments ("),
+        (["send", "udp://127.0.0.1:9", "y", "--framing", "lines"], "a framing is for streams"),
+        (["load", "unix:x", "--framing", "length:9"], "size must be a number of bytes from 1 to 8, not 9"),
+        (["serve", "--framing", "length:9"], "size must be a number of bytes from 1 to 8, not 9"),
+        (
+            ["serve", "daytime", "--framing", "lines"],
+            "--framing is for the ready-made echo and upper over streams, not for day",
+        ),
+        (["serve", "own_framing:Own", "--framing", "lines"], "a class of yours has a `framing` of its own"),
+        (["serve", "-b", "udp://127.0.0.1:0", "--framing", "lines"], "not for echo over datagrams"),
+    ],
+)
+def test_a_framing_that_can_not_be_gets_one_line(tmp_path: Path, arguments: list[str], expected: str) -> None:
+    (tmp_path / "own_framing.py").write_text(OWN_FRAMING)
+    check_mistake(invoke(*arguments, cwd=tmp_path), expected)
+
+
+def test_a_line_that_is_no_frame_is_a_mistake_of_the_callers() -> None:
+    with serving_framed(FixedSize(8)) as endpoint:
+        check_mistake(invoke("send", endpoint, "hello", "--framing", "fixed:8"), "a frame must have 8 bytes, not 5")
 
 
 def test_send_copies_a_large_file(tmp_path: Path) -> None:

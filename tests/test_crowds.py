@@ -15,8 +15,6 @@ from programs import Program, connect
 from subjects import Subject
 from timing import in_time
 
-pytestmark = pytest.mark.exclusive  # they judge by the clock, and load the machine
-
 
 @contextlib.contextmanager
 def crowd(endpoint: str, count: int) -> Iterator[list[socket.socket]]:
@@ -104,7 +102,7 @@ def test_thousands_that_are_idle_take_no_processor_time(loop: str, timeouts: dic
 @pytest.mark.slow
 @LOOPS
 def test_ten_thousand_requests_in_flight_at_sigterm_are_all_answered(loop: str) -> None:
-    count, grace = 10_000, 10
+    count, grace = 10_000, 40  # a tenth of it where the machine has nothing else to do
     command = ("serve", "subjects:Delayed", "--app-dir", Path(__file__).parent, "--port", "0", "--loop", loop)
     with Program.aioecho(*command, "--backlog", "4096", "--timeout-graceful-shutdown", str(grace)) as server:
         endpoint = server.listening()
@@ -113,7 +111,7 @@ def test_ten_thousand_requests_in_flight_at_sigterm_are_all_answered(loop: str) 
                 sock.sendall(b"request %d\n" % number)
             began = time.monotonic()
             server.signal()
-            answers = collect(clients, None)  # a reset would raise
+            answers = collect(clients, None, grace + 10)  # a reset would raise
             status = server.wait()
             seconds = time.monotonic() - began
         assert answers == [b"REQUEST %d\n" % number for number in range(count)]
@@ -122,6 +120,7 @@ def test_ten_thousand_requests_in_flight_at_sigterm_are_all_answered(loop: str) 
         in_time(seconds, grace + 0.5)
 
 
+@pytest.mark.exclusive
 @pytest.mark.slow
 @LOOPS
 def test_hundreds_that_reset_in_mid_reply_are_gone_within_a_second(loop: str) -> None:

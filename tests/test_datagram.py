@@ -10,10 +10,13 @@ import logging
 import os
 import resource
 import socket
+import socketserver
 import stat
 import struct
 import subprocess
 import sys
+import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -22,9 +25,11 @@ from typing import Any
 import pytest
 import uvloop
 from conftest import check_identity, settle
+from helpers import ON_ONE_LOOP
 
 import aioecho
 from aioecho.echo import DATAGRAM_HANDLERS, SMALL_SERVICES, DatagramDiscard, DatagramEcho, DatagramUpper, Echo
+from aioecho.framing import Framing, LengthPrefixed, Lines, Netstrings
 from aioecho.net.pktinfo import IP_PKTINFO
 
 
@@ -70,6 +75,12 @@ class Peer:
 def peer() -> Iterator[Peer]:
     with Peer(address=("127.0.0.1", 0)) as peer:
         yield peer
+
+
+class Session(aioecho.DatagramSessionHandler):
+    async def handle(self) -> None:
+        async for data in self.datagrams:
+            await self.reply(data)
 
 
 def handler(handle: Callable[[Any], Any], **methods: Any) -> type[aioecho.DatagramRequestHandler]:
@@ -182,6 +193,52 @@ async def test_a_method_that_raises_is_reported_and_stops_nothing(
     assert str(record.exc_info[1]) == f"in {where}"
 
 
+class Metrics(aioecho.DatagramRequestHandler):
+    """As statsd: several lines in a datagram."""
+
+    framing: Framing | None = Lines()
+
+    async def handle(self) -> None:
+        for line in self.frames:
+            await self.reply(line)
+
+
+async def test_a_datagram_may_hold_several_frames(peer: Peer) -> None:
+    async with serving(Metrics) as (server, address):
+        assert await peer.ask(b"a:1|c\nb:2|c", address) == b"a:1|c"
+        assert (await peer.receive())[0] == b"b:2|c"
+        peer.send(b"", address)  # holds none
+        await settle(lambda: server.stats.completed == 2)
+
+
+@pytest.mark.parametrize(
+    ("framing", "datagram", "reason"),
+    [
+        (LengthPrefixed(2), b"\0\1a\0\5b", "framing"),
+        (Netstrings(), b"1:a,x", "framing"),
+        (Lines(max_size=3), b"a\nlong", "too long"),
+    ],
+)
+async def test_a_datagram_that_its_framing_does_not_allow_is_its_senders_fault(
+    framing: Framing, datagram: bytes, reason: str, peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "aioecho.datagram")
+    async with serving(type("Own", (Metrics,), {"framing": framing})) as (server, address):
+        assert await peer.ask(datagram, address) == b"a"  # the frame before it
+        await settle(lambda: server.stats.failed == 1)
+        assert server.stats.reasons == {reason: 1}
+    assert [(r.levelno, r.exc_info) for r in caplog.records if r.name == "aioecho.datagram"] == [(logging.DEBUG, None)]
+
+
+async def test_a_handler_of_datagrams_without_a_framing_is_told_so(
+    peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(type("Own", (Metrics,), {"framing": None})) as (server, address):
+        peer.send(b"x", address)
+        await settle(lambda: server.stats.failed == 1)
+    assert "Own has no framing: set the class attribute, as `framing = Lines()`" in caplog.text
+
+
 async def test_errors_are_logged_at_a_bounded_rate(peer: Peer, caplog: pytest.LogCaptureFixture) -> None:
     async def handle(self: Any) -> None:
         raise ValueError("whatever anybody sends")
@@ -193,6 +250,85 @@ async def test_errors_are_logged_at_a_bounded_rate(peer: Peer, caplog: pytest.Lo
         await settle(lambda: server.stats.failed == 100)
     seconds = asyncio.get_running_loop().time() - began
     assert 1 <= len([r for r in caplog.records if r.levelno == logging.ERROR]) <= 3 + seconds
+
+
+def refuse(*arguments: Any) -> Any:
+    raise ValueError("whatever comes")
+
+
+async def raises(self: Any) -> None:
+    refuse()
+
+
+async def raises_base(self: Any) -> None:
+    class Odd(BaseException):
+        pass
+
+    await asyncio.sleep(0)
+    raise Odd
+
+
+async def replies_with_too_much(self: Any) -> None:
+    await self.reply(bytes(70_000))
+
+
+async def broadcasts(self: Any) -> None:
+    await self.request[1].sendto(b"", ("255.255.255.255", 9))
+
+
+class BlockingRaises(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        raise ValueError("whatever comes")
+
+
+class SessionRaises(aioecho.DatagramSessionHandler):
+    handle = raises
+
+
+RAISING = handler(raises)
+BAD_PEERS: dict[str, tuple[Any, bytes, dict[str, Any]]] = {
+    "an error in handle()": (RAISING, b"x", {}),
+    "an error in __init__()": (handler(raises, __init__=refuse), b"x", {}),
+    "an error of a session": (SessionRaises, b"x", {}),
+    "an error of a blocking handler": (BlockingRaises, b"x", {}),
+    "no exception of Exception's": (handler(raises_base), b"x", {}),
+    "an error in verify_request()": (DatagramEcho, b"x", {"verify_request": refuse}),
+    "an error in handle_error()": (RAISING, b"x", {"handle_error": refuse}),
+    "an error in a blocking handler's handle_error()": (BlockingRaises, b"x", {"handle_error": refuse}),
+    "a reply that is too large": (handler(replies_with_too_much), b"x", {}),
+    "a reply that is forbidden": (handler(broadcasts), b"x", {}),
+    "too long": (DatagramEcho, b"x" * 2000, {}),
+    "too long for a session": (Session, b"x" * 2000, {}),
+    "too long for a blocking handler": (BlockingRaises, b"x" * 2000, {}),
+    "no thread": (BlockingRaises, b"x", {"get_handler_threads": lambda: NoThreads()}),
+}
+
+
+class NoThreads:
+    def submit(self, job: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def withdraw(self, job: Any) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("kind", list(BAD_PEERS))
+async def test_no_peer_makes_more_than_two_records_a_second(
+    kind: str, peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    handler_class, data, hooks = BAD_PEERS[kind]
+    began = time.monotonic()
+    async with serving(handler_class, limits=aioecho.Limits(max_datagram=1000)) as (server, address):
+        for name, hook in hooks.items():
+            setattr(server, name, hook)
+        for number in range(1, 401):
+            peer.send(data, address)
+            if number % 20 == 0:
+                await settle(lambda: server.stats.received == number)  # noqa: B023
+        await settle(lambda: not server.connections)
+    seconds = time.monotonic() - began
+    records = [r for r in caplog.records if r.levelno > logging.INFO]
+    assert 1 <= len(records) <= 1 + 2 * seconds, "\n".join(r.getMessage() for r in records)
 
 
 async def test_handle_error_can_be_overridden_and_may_fail_itself(peer: Peer, caplog: pytest.LogCaptureFixture) -> None:
@@ -426,6 +562,28 @@ async def test_a_value_that_is_equal_to_the_servers_is_not_met_by_the_next_handl
     assert seen == [True] * 5
 
 
+async def test_handlers_that_leave_another_value_of_the_servers_variable_share_one_task(peer: Peer) -> None:
+    variable = contextvars.ContextVar[Any]("variable")
+    seen, tasks = [], set()
+
+    async def handle(self: Any) -> None:
+        tasks.add(id(asyncio.current_task()))
+        seen.append(variable.get())
+        variable.set(self)
+        asyncio.get_running_loop().call_soon(lambda: seen.append(variable.get()))  # it has the handler's own
+        await self.reply(self.data)
+
+    token = variable.set("server's")
+    async with serving(handler(handle)) as (_, address):
+        for _ in range(10):
+            await peer.ask(b"", address)
+            await settle()
+    variable.reset(token)
+    assert len(tasks) == 1
+    assert seen[::2] == ["server's"] * 10
+    assert all(isinstance(value, aioecho.DatagramRequestHandler) for value in seen[1::2])
+
+
 async def test_handlers_that_reset_what_they_set_share_one_task(peer: Peer) -> None:
     unset, ours = contextvars.ContextVar[Any]("unset"), contextvars.ContextVar[Any]("ours")
     seen = set()
@@ -546,6 +704,7 @@ async def test_an_idle_server_that_its_loop_cancels_leaves_nothing(tmp_path: Pat
     program = (
         "import asyncio, socket, aioecho\nfrom aioecho.echo import DatagramEcho\n"
         "async def main():\n"
+        "    asyncio.get_running_loop().slow_callback_duration = 60\n"  # a busy machine makes any callback slow
         "    server = aioecho.UDPServer(('127.0.0.1', 0), DatagramEcho)\n"
         "    await server.start()\n"
         "    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:\n"
@@ -780,6 +939,188 @@ async def test_a_datagram_that_is_too_long_is_dropped_and_counted(peer: Peer) ->
         assert server.stats.drops == {"truncated": 2}
 
 
+async def test_the_first_datagram_that_is_too_long_is_told_of(peer: Peer, caplog: pytest.LogCaptureFixture) -> None:
+    for handler_class in (DatagramEcho, Session):
+        caplog.clear()
+        async with serving(handler_class, limits=aioecho.Limits(max_datagram=100)) as (server, address):
+            for _ in range(100):
+                peer.send(b"x" * 101, address)
+            await settle(lambda: server.stats.drops == {"truncated": 100})
+        host, port = peer.sock.getsockname()
+        assert [r.getMessage() for r in caplog.records if r.levelno > logging.INFO] == [
+            f"dropped a datagram from {host}:{port} that is longer than Limits.max_datagram, 100 bytes; others are only counted"
+        ]
+
+
+async def test_a_receive_buffer_that_the_system_cuts_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    most = int(Path("/proc/sys/net/core/rmem_max").read_text())
+    async with aioecho.serve(DatagramEcho, "udp://*:0", limits=aioecho.Limits(receive_buffer=2**31 - 1)) as server:
+        server.limits = aioecho.Limits(receive_buffer=2**31 - 1, max_handlers=7)
+        server.limits = aioecho.Limits(receive_buffer=most)
+    assert [r.getMessage() for r in caplog.records if r.levelno > logging.INFO] == [
+        f"receive_buffer is {most} bytes, as the system allows no more (net.core.rmem_max), not {2**31 - 1}"
+    ]
+
+
+async def test_max_connections_holds_for_handlers_of_datagrams(peer: Peer) -> None:
+    gate = asyncio.Event()
+    async with serving(blocked(gate), limits=aioecho.Limits(max_connections=2, max_queue=3)) as (server, address):
+        for number in range(10):
+            peer.send(b"%d" % number, address)
+        await settle(lambda: server.stats.received == 10)
+        assert (server.stats.active, server.stats.queued) == (2, 3)
+        assert server.stats.drops == {"queue full": 5}
+        gate.set()
+        await settle(lambda: server.stats.completed == 5)
+
+
+async def test_max_per_host_holds_for_handlers_of_datagrams(peer: Peer) -> None:
+    gate = asyncio.Event()
+
+    async def handle(self: Any) -> None:
+        if self.data != b"quick":
+            await gate.wait()
+        await self.reply(self.data)
+
+    with Peer(address=("127.0.0.2", 0)) as other, Peer(address=("127.0.0.2", 0)) as same:
+        async with serving(handler(handle)) as (server, address):
+            assert await peer.ask(b"quick", address) == b"quick"
+            server.limits = aioecho.Limits(max_per_host=3, max_handlers=4)  # set while there is a spare task
+            for number in range(5):
+                other.send(b"%d" % number, address)
+            await settle(lambda: server.stats.received == 6)
+            assert await peer.ask(b"quick", address) == b"quick"
+            for number in range(4):
+                peer.send(b"%d" % number, address)
+            same.send(b"x", address)
+            await settle(lambda: server.stats.received == 12)
+            # The peer has one handler, and two that wait in the queue.
+            assert (server.stats.active, server.stats.queued) == (4, 2)
+            assert server.stats.drops == {"per host": 4}
+            check(server)
+            gate.set()
+            await settle(lambda: not server.connections)
+            for _ in range(10):
+                assert await same.ask(b"quick", address) == b"quick"
+            assert server.stats.drops == {"per host": 4}
+
+
+async def test_max_per_host_holds_for_blocking_handlers_of_datagrams(peer: Peer) -> None:
+    gate = threading.Event()
+
+    class Blocking(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            gate.wait(30)
+            self.request[1].sendto(self.request[0], self.client_address)
+
+    with Peer(address=("127.0.0.2", 0)) as other:
+        async with serving(Blocking, limits=aioecho.Limits(max_per_host=2)) as (server, address):
+            for number in range(5):
+                peer.send(b"%d" % number, address)
+            other.send(b"x", address)
+            await settle(lambda: server.stats.received == 6)
+            assert server.stats.drops == {"per host": 3}
+            gate.set()
+            await settle(lambda: server.stats.completed == 3)
+            assert await peer.ask(b"again", address) in (b"0", b"1")
+
+
+def test_a_rate_that_no_handler_can_have_is_refused(tmp_path: Path) -> None:
+    limits = aioecho.Limits(accept_rate=10)
+    message = (
+        r"^accept_rate is for connections and for sessions, and this server has a handler for each datagram: leave it"
+    )
+    with pytest.raises(ValueError, match=message):
+        aioecho.UDPServer(("127.0.0.1", 0), DatagramEcho, limits=limits)
+    with pytest.raises(ValueError, match=message):
+        aioecho.serve({DatagramEcho: "udp://127.0.0.1:0", DatagramUpper: "udp://127.0.0.1:0"}, limits=limits)
+    with pytest.raises(ValueError, match=message):
+        aioecho.run(DatagramEcho, "udp://127.0.0.1:0", limits=limits)
+    server = aioecho.UDPServer(("127.0.0.1", 0), DatagramEcho)
+    with pytest.raises(ValueError, match=message):
+        server.limits = limits
+    assert server.limits == aioecho.Limits()
+    # One that can is enough.
+    aioecho.serve({Echo: "tcp://127.0.0.1:0", DatagramUpper: "udp://127.0.0.1:0"}, limits=limits).limits = limits
+    aioecho.serve({Session: "udp://127.0.0.1:0", DatagramUpper: "udp://127.0.0.1:0"}, limits=limits).limits = limits
+    aioecho.UDPServer(("127.0.0.1", 0), Session, limits=limits).limits = limits
+
+
+# Timeouts.datagram_handler
+
+
+@pytest.mark.parametrize("of", ["server", "class"])
+@pytest.mark.parametrize("where", ["verify_request", "setup", "handle"])
+async def test_a_handler_that_takes_too_long_is_cancelled(
+    where: str, of: str, peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    timeouts = aioecho.Timeouts(datagram_handler=0.2)
+    calls = []
+
+    async def waits(self: Any, *arguments: Any) -> bool:
+        if self is server or self.data == b"slow":
+            await asyncio.sleep(100)
+        return True
+
+    async def handle(self: Any) -> None:
+        await self.reply(self.data)
+
+    async def finish(self: Any) -> None:
+        calls.append(self.data)
+
+    methods: dict[str, Any] = {"handle": handle, "finish": finish}
+    if where != "verify_request":
+        methods[where] = waits
+    if of == "class":
+        methods["timeouts"] = timeouts
+    options = {"timeouts": timeouts} if of == "server" else {}
+    async with serving(type("Slow", (aioecho.DatagramRequestHandler,), methods), **options) as (server, address):
+        if where == "verify_request":
+            server.verify_request = functools.partial(waits, server)
+        began = time.monotonic()
+        for _ in range(20):
+            peer.send(b"slow", address)
+        await settle(lambda: server.stats.reasons["datagram_handler"] == 20)
+        assert time.monotonic() - began >= 0.2
+        assert server.stats.cancelled == 20
+        assert calls == ([b"slow"] * 20 if where == "handle" else [])
+    messages = [r.getMessage() for r in caplog.records if r.levelno > logging.INFO]
+    assert len(messages) == 1
+    assert messages[0].startswith(f"cancelled <DatagramTask with 127.0.0.1:{peer.sock.getsockname()[1]}, handler=")
+    assert messages[0].endswith(">: it took longer than Timeouts.datagram_handler, 0.2 s")
+
+
+async def test_a_handler_that_swallows_the_end_of_its_time_is_ended(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aioecho.datagrams.run.SWALLOWED_FOR", 0.05)
+
+    async def handle(self: Any) -> None:
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(100)
+
+    async with serving(handler(handle), timeouts=aioecho.Timeouts(datagram_handler=0.1)) as (server, address):
+        peer.send(b"", address)
+        await settle(lambda: server.stats.reasons["datagram_handler"] == 1)
+        await settle(lambda: not server.connections)
+
+
+async def test_the_time_of_a_handler_can_be_changed_while_it_runs(peer: Peer) -> None:
+    gate = asyncio.Event()
+    async with serving(blocked(gate), timeouts=aioecho.Timeouts(datagram_handler=None)) as (server, address):
+        peer.send(b"", address)
+        await settle(lambda: server.stats.active == 1)
+        server.timeouts = aioecho.Timeouts(datagram_handler=0.05)  # also for the one that runs
+        peer.send(b"", address)
+        await settle(lambda: server.stats.reasons["datagram_handler"] == 2)
+        peer.send(b"", address)
+        await settle(lambda: server.stats.active == 1)
+        server.timeouts = aioecho.Timeouts(datagram_handler=None)
+        gate.set()
+        await settle(lambda: server.stats.active == 0)
+
+
 async def test_limits_can_be_changed_at_any_time(peer: Peer) -> None:
     gate = asyncio.Event()
     async with serving(blocked(gate), limits=aioecho.Limits(max_handlers=1, max_queue=2)) as (server, address):
@@ -871,6 +1212,23 @@ async def test_a_peer_that_is_gone_or_nowhere_stops_nothing(peer: Peer, caplog: 
         assert await peer.ask(b"still here", address) == b"still here"
         assert server.stats.send_errors == 8
         assert server.stats.failed == 0
+    # The broadcast, which is a mistake of the handler's: once, however often.
+    [message] = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert message == (
+        f"the system forbids to send to 255.255.255.255:9 from {server.names[0]}: Permission denied (it is a broadcast address:"
+        " add ?broadcast to the endpoint)"
+    )
+
+
+async def test_what_a_unix_peer_does_to_its_socket_is_not_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with aioecho.UnixDatagramServer(tmp_path / "server", DatagramEcho) as server:
+        to = os.fspath(tmp_path / "server")
+        with Peer(socket.AF_UNIX, str(tmp_path / "other")), Peer(socket.AF_UNIX, str(tmp_path / "peer")) as peer:
+            peer.sock.connect(str(tmp_path / "other"))  # so that the server may not send to it
+            peer.send(b"x", to)
+            await settle(lambda: server.stats.send_errors == 1)
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
@@ -905,6 +1263,14 @@ async def test_a_server_on_every_address_replies_from_the_one_that_was_asked(hos
         check(server)
 
 
+def dual_stack(kind: int, host: str = "::") -> socket.socket:
+    """Return a bound socket for IPv4 and IPv6."""
+    sock = socket.socket(socket.AF_INET6, kind)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    sock.bind((host, 0))
+    return sock
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1"])
 async def test_a_socket_for_both_families_replies_from_the_address_that_was_asked(host: str) -> None:
     names = []
@@ -913,9 +1279,7 @@ async def test_a_socket_for_both_families_replies_from_the_address_that_was_aske
         names.append(self.client_address[0])
         await self.reply(self.data)
 
-    sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    sock.bind(("::", 0))
+    sock = dual_stack(socket.SOCK_DGRAM)
     async with aioecho.serve(handler(handle), sock=sock) as server:
         port = sock.getsockname()[1]
         with Peer(socket.AF_INET6 if ":" in host else socket.AF_INET) as client:
@@ -923,7 +1287,71 @@ async def test_a_socket_for_both_families_replies_from_the_address_that_was_aske
             data, address = await client.receive()
             assert (data, address[:2]) == (b"x", (host, port))
         check(server)
-    assert names == ["::1" if host == "::1" else "::ffff:127.0.0.1" if host != "127.0.0.2" else names[0]]
+    assert names == ["::1" if host == "::1" else "127.0.0.1" if host != "127.0.0.2" else names[0]]
+
+
+@pytest.mark.parametrize("bound_to", ["::", "::ffff:127.0.0.1"])
+@pytest.mark.parametrize("blocks", [False, True])
+async def test_an_ipv4_client_of_a_socket_for_both_families_has_its_ipv4_address(
+    blocks: bool, bound_to: str, peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "aioecho")
+    seen: list[Any] = []
+
+    async def handle(self: Any) -> None:
+        _, transport = self.request
+        seen.extend([self.client_address, transport.local_address[0]])
+        await transport.sendto(b"to the address", self.client_address)
+        await self.reply(self.data)
+        raise ValueError("so that the address is logged")
+
+    class Blocking(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            data, sock = self.request
+            seen.extend([self.client_address, "127.0.0.1"])
+            sock.sendto(b"to the address", self.client_address)
+            sock.sendto(data, self.client_address)
+            raise ValueError("so that the address is logged")
+
+    sock = dual_stack(socket.SOCK_DGRAM, bound_to)
+    async with aioecho.serve(Blocking if blocks else handler(handle), sock=sock) as server:
+        address = ("127.0.0.1", sock.getsockname()[1])
+        assert await peer.ask(b"x", address) == b"to the address"
+        assert (await peer.receive())[0] == b"x"
+        await settle(lambda: server.stats.failed == 1)
+    assert seen[0] == peer.sock.getsockname()
+    assert seen[1] == "127.0.0.1"
+    assert f"a datagram from 127.0.0.1:{peer.sock.getsockname()[1]}" in caplog.text
+    assert "::ffff:" not in caplog.text.replace(f"udp://[{bound_to}]", "")
+
+
+async def test_an_ipv4_client_of_a_stream_socket_for_both_families_is_limited_by_its_ipv4_address(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "aioecho")
+    seen: list[Any] = []
+
+    class Address(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            seen.append(self.client_address)
+            await self.reader.read()
+
+    sock = dual_stack(socket.SOCK_STREAM)
+    async with aioecho.serve(Address, sock=sock, limits=aioecho.Limits(max_per_host=1)) as server:
+        port = sock.getsockname()[1]
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        mine = writer.get_extra_info("sockname")
+        _, other = await asyncio.open_connection("127.0.0.1", port)
+        await settle(lambda: server.stats.reasons["per host"] == 1)
+        _, third = await asyncio.open_connection("::1", port)
+        await settle(lambda: len(seen) == 2)
+        for each in (writer, other, third):
+            each.close()
+        await settle(lambda: not server.connections)
+    assert seen[0] == mine
+    assert seen[1][0] == "::1"
+    assert f"connection from 127.0.0.1:{mine[1]}: completed" in caplog.text
+    assert "::ffff:" not in caplog.text
 
 
 async def test_more_addresses_than_are_kept_are_all_replied_from(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1391,6 +1819,7 @@ class Outbox:
         return asyncio.sleep(0)
 
 
+@ON_ONE_LOOP
 @pytest.mark.parametrize("name", DATAGRAM_HANDLERS)
 async def test_no_ready_made_handler_answers_a_small_service(name: str) -> None:
     for port in SMALL_SERVICES:
@@ -1421,6 +1850,7 @@ async def test_no_ready_made_handler_answers_itself(name: str, host: str, asked:
                 assert await peer.ask(b"hello", (asked, server.server_address[1]))
 
 
+@ON_ONE_LOOP
 @pytest.mark.parametrize("name", DATAGRAM_HANDLERS)
 @pytest.mark.parametrize("size", [0, 1, 100, 600, 65_507])
 async def test_no_ready_made_handler_answers_with_more_unless_its_protocol_does(

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import logging
+import os
 import re
 import shlex
 import shutil
@@ -282,7 +283,62 @@ def test_after_a_line_too_long_the_next_is_whole() -> None:
 
 def test_the_table_of_framings_has_them_all() -> None:
     named = re.findall(r"^\| `(\w+)` \|.*\|.*\|$", read_page("streams.md"), re.MULTILINE)
-    assert set(aioecho.framing.__all__) - {"Buffer", "Framing"} <= set(named)
+    assert set(aioecho.framing.__all__) - {"Buffer", "Framing", "format_framing", "parse_framing"} <= set(named)
+
+
+@pytest.fixture
+def redis_port(tmp_path: Path) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        program = tmp_path / "program.py"
+        program.write_text(BLOCKS["redis"].replace("tcp://127.0.0.1:6379", f"fd://{listening.fileno()}"))
+        with Program(sys.executable, program, pass_fds=[listening.fileno()]):
+            yield str(listening.getsockname()[1])
+
+
+@runs("redis")
+def test_the_example_speaks_the_protocol_of_redis(redis_port: str) -> None:
+    with connect(f"tcp://127.0.0.1:{redis_port}") as sock, sock.makefile("rb") as replies:
+        # A pipeline, in pieces, with a value that has what ends lines.
+        stream = b"*3\r\n$3\r\nSET\r\n$1\r\nx\r\n$4\r\n1\r\n2\r\n*2\r\n$3\r\nGET\r\n$1\r\nx\r\n"
+        stream += b"PING\r\nINCR n\r\nINCR x\r\nGET y\r\nnone\r\n"
+        for at in range(0, len(stream), 7):
+            sock.sendall(stream[at : at + 7])
+        expected = [b"+OK", b"$4", b"1", b"2", b"+PONG", b":1", b"-ERR value is not an integer", b"$-1"]
+        assert [replies.readline() for _ in expected] == [line + b"\r\n" for line in expected]
+        assert replies.readline().startswith(b"-ERR unknown command")
+        sock.sendall(b"*1\r\nPING\r\n")  # no length before it
+        assert replies.read() == b""
+
+
+@pytest.mark.skipif(shutil.which("redis-cli") is None, reason="there is no redis-cli on this machine")
+def test_redis_cli_is_answered(redis_port: str) -> None:
+    for command, reply in (("set x hello", "OK"), ("get x", "hello"), ("incr n", "1"), ("ping", "PONG"), ("get y", "")):
+        with Program("redis-cli", "-p", redis_port, *command.split()) as client:
+            assert client.end() == (0, reply.encode() + b"\n", "")
+
+
+@pytest.mark.skipif(shutil.which("redis-benchmark") is None, reason="there is no redis-benchmark on this machine")
+def test_redis_benchmark_is_answered(redis_port: str) -> None:
+    command = (
+        "redis-benchmark",
+        "-p",
+        redis_port,
+        "-n",
+        "2000",
+        "-c",
+        "5",
+        "-P",
+        "16",
+        "-t",
+        "ping,set,get,incr",
+        "--csv",
+    )
+    with Program(*command) as client:
+        code, output, _ = client.end()
+    assert code == 0
+    assert [line.split(b",")[0] for line in output.splitlines()[1:]] == [
+        b'"PING_INLINE"', b'"PING_MBULK"', b'"SET"', b'"GET"', b'"INCR"',
+    ]  # fmt: skip
 
 
 # datagrams.md
@@ -303,6 +359,14 @@ def test_a_slow_datagram_keeps_no_other_waiting() -> None:
         for data in (b"three", b"two", b"one"):
             client.send(data)
         assert [client.recv(100) for _ in range(3)] == [b"2", b"1", b"unknown"]
+
+
+@runs("statsd")
+def test_records_of_one_datagram_are_counted() -> None:
+    with served(BLOCKS["statsd"]) as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.sendto(b"requests:1|c\nerrors:1|c\nrequests:1|c", server.server_address)
+    # A stop has served what had come.
+    assert server.server.RequestHandlerClass.counters == {b"requests": 2, b"errors": 1}
 
 
 @runs("sessions")
@@ -492,6 +556,34 @@ def test_the_records_of_connections_have_the_fields_that_are_told(capsys: pytest
     assert "`completed (finished): 6 in, 6 out`" in read_page("logging.md")
 
 
+@runs("log-queue")
+def test_an_application_whose_log_is_not_read_serves_on(tmp_path: Path) -> None:
+    loud = """
+class Echo(aioecho.StreamRequestHandler):
+    async def handle(self):
+        async for line in self.reader:
+            logging.error("x" * 1000)
+            await self.send(line)
+"""
+    text = BLOCKS["log-queue"].replace("from aioecho.echo import Echo", loud).replace("10_000", "100")
+    reading, writing = os.pipe()
+    with open(reading, "rb") as log, socket.create_server(("127.0.0.1", 0)) as listening:
+        program = tmp_path / "program.py"
+        program.write_text(text.replace("tcp://127.0.0.1:9999", f"fd://{listening.fileno()}"))
+        with Program(sys.executable, program, stderr=writing, pass_fds=[listening.fileno()]) as server:
+            os.close(writing)
+            with connect("tcp://{}:{}".format(*listening.getsockname())) as sock:
+                for _ in range(1000):
+                    sock.sendall(b"hello\n")
+                    assert read_line(sock) == b"hello\n"
+            server.signal()
+            *_, last = log
+            assert server.wait() == 0
+    logged = re.fullmatch(rb"INFO:root:(\d+) log records were dropped\n|.*", last)
+    assert logged is not None
+    assert 500 < int(logged[1]) < 900
+
+
 # embedding.md
 
 
@@ -597,6 +689,20 @@ def test_the_clients_of_the_command_line_are_answered() -> None:
     assert "Usage: " in outcome.output
 
 
+@runs("framing")
+def test_frames_go_through_the_command_line() -> None:
+    serve, send, load = BLOCKS["framing"].splitlines()
+    with Program(sys.executable, *shlex.split(serve)[1:], "--port", "0") as server:
+        endpoint = server.listening()
+        outcome = CliRunner().invoke(main, shlex.split(send.replace("tcp://127.0.0.1:9999", endpoint))[3:])
+        assert (outcome.exit_code, outcome.output) == (0, "Hello, Server!\n")
+        pytest.importorskip("rich")
+        command = load.replace("tcp://127.0.0.1:9999", endpoint).replace("--duration 5", "--duration 0.2")
+        outcome = CliRunner().invoke(main, shlex.split(command)[3:])
+        assert outcome.exit_code == 0, outcome.output
+        assert "frames (length:4) of 64 bytes" in outcome.output
+
+
 # internals.md
 
 
@@ -649,8 +755,7 @@ def test_the_load_generator_loads() -> None:
     with aioecho.run_in_thread(Echo, "tcp://127.0.0.1:0") as server:
         for line in lines:
             outcome = load(line, server.names[0])
-            # On a busy machine it may be as slow as it must not be.
-            assert (outcome.exit_code, outcome.stderr) == (0, "") or outcome.stderr.startswith("failed: p99_us>")
+            assert (outcome.exit_code, outcome.stderr) == (0, "")
             assert "p99" in outcome.stdout
 
 

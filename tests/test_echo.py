@@ -13,7 +13,8 @@ from conftest import check_identity, settle
 from helpers import ask, close
 
 import aioecho
-from aioecho.echo import HANDLERS, Agent, Chargen, Daytime, Discard, Echo, Time, Upper
+from aioecho.echo import FRAME_HANDLERS, HANDLERS, Agent, Chargen, Daytime, Discard, Echo, Time, Upper
+from aioecho.framing import SLIP, Framing, Netstrings
 
 
 async def replies(handler: Any, sent: bytes) -> bytes:
@@ -45,6 +46,16 @@ def test_the_ready_made_handlers_have_these_names() -> None:
         "time": Time,
         "agent": Agent,
     } == HANDLERS
+
+
+@pytest.mark.parametrize("framing", [Netstrings(), SLIP()], ids=repr)
+async def test_with_a_framing_echo_and_upper_answer_frames(framing: Framing) -> None:
+    frames = [b"a\nb", b"\xc0\xdb", b"x" * 3000]
+    sent = b"".join(map(framing.join, frames))
+    for name, kind in FRAME_HANDLERS.items():
+        answers = frames if name == "echo" else [frame.upper() for frame in frames]
+        received = await replies(type("Framed", (kind,), {"framing": framing}), sent)
+        assert received == b"".join(map(framing.join, answers))
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"Hello, Server!\n", bytes(range(256)) * 4096], ids=len)

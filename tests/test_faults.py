@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from conftest import check_identity, open_descriptors, settle
-from helpers import ANYWHERE, LOOPS, reset
+from helpers import ANYWHERE, LOOPS, ask_by_datagram, reset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -76,13 +76,6 @@ def ask(address: Any) -> bytes:
         sock.sendall(b"hello\n")
         return sock.recv(100)
     return b""
-
-
-def ask_by_datagram(address: Any) -> bytes:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(10)
-        sock.sendto(b"hello", address)
-        return sock.recv(100)
 
 
 def with_full_selector(test: Callable[[FullSelector], Coroutine[Any, Any, None]]) -> None:

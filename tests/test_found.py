@@ -9,14 +9,10 @@ from typing import Any
 
 import pytest
 from conftest import settle
-from helpers import ANYWHERE, ask, close
+from helpers import ANYWHERE, ask, close, handler
 
 import aioecho
 from aioecho.framing import Lines
-
-
-def handler(handle: Callable[[Any], Any], **attributes: Any) -> Any:
-    return type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle, **attributes})
 
 
 # A read that let the loop run went on with the buffer as it was before. What another coroutine had read meanwhile was read

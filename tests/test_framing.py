@@ -5,6 +5,7 @@ import io
 import itertools
 import pickle
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -30,6 +31,8 @@ from aioecho.framing import (
     Netstrings,
     OctetCounted,
     Varint,
+    format_framing,
+    parse_framing,
 )
 
 MLLP = Delimited(b"\x1c\r", start=b"\x0b")
@@ -534,6 +537,145 @@ def test_a_frame_that_cannot_be_encoded_is_the_callers_mistake(framing: Framing,
 def test_parameters_that_make_no_framing_are_named(make: Any, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         make()
+
+
+@pytest.mark.parametrize(
+    ("text", "framing"),
+    [
+        ("lines", Lines()),
+        ("length", LengthPrefixed()),
+        ("length:2", LengthPrefixed(2)),
+        ("length:2,little", LengthPrefixed(2, "little")),
+        ("length:size=2,byteorder=little", LengthPrefixed(2, "little")),
+        ("length:4,offset=1,adjust=-4,strip=false", POSTGRESQL),
+        (r"delimited:\x1c\r,start=\x0b", MLLP),
+        (r"delimited:start=\x0b,separator=\x1c\r", MLLP),
+        (r"delimited:\x2c\x3d\\\0\t\n :;", Delimited(b",=\\\0\t\n :;")),
+        ("delimited:=", Delimited(b"=")),
+        ("delimited:€", Delimited("€".encode())),
+        ("lines:max_size=7", Lines(max_size=7)),
+        ("cobs:max-size=7", COBS(max_size=7)),
+        ("fixed:8", FixedSize(8)),
+        ("netstrings", Netstrings()),
+        ("octet-counted", OctetCounted()),
+        ("content-length", ContentLength()),
+        ("varint", Varint()),
+        ("slip", SLIP()),
+    ],
+)
+def test_a_text_names_a_framing(text: str, framing: Framing) -> None:
+    assert parse_framing(text) == framing
+
+
+@pytest.mark.parametrize("framing", [*FRAMINGS, Lines(max_size=5), Delimited(bytes(range(256)))], ids=shortly)
+def test_every_framing_has_a_text_that_names_it(framing: Framing) -> None:
+    assert parse_framing(format_framing(framing)) == framing
+
+
+def test_a_text_says_no_more_than_it_must() -> None:
+    assert format_framing(LengthPrefixed(4)) == "length:4"
+    assert format_framing(Lines()) == "lines"
+    assert format_framing(LengthPrefixed(2, "little")) == "length:2,byteorder=little"
+    assert format_framing(MLLP) == r"delimited:\x1c\r,start=\x0b"
+
+    class Own(Lines):
+        pass
+
+    assert format_framing(Own()) == f"{__name__}:{Own.__qualname__}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("lenght:4", "no framing is called 'lenght' (did you mean 'length'?): there are lines, delimited, length, "),
+        ("", "no framing is called '': there are lines, "),
+        ("length:9", "the framing length cannot be 'length:9': size must be a number of bytes from 1 to 8, not 9"),
+        ("length:four", "size of the framing length must be a number, not 'four'"),
+        ("length:,", "size of the framing length must be a number, not ''"),
+        (
+            "length:siez=4",
+            "the framing length has no parameter 'siez' (did you mean 'size'?): its parameters are size, byt",
+        ),
+        ("length:2,size=3", "the framing length gets two values for size"),
+        ("length:strip=maybe", "strip of the framing length must be true or false, not 'maybe'"),
+        ("length:byteorder=litle", 'byteorder must be "big" or "little", not \'litle\''),
+        ("slip:5", "the framing slip has no parameter in the place of '5': its parameters are max_size"),
+        ("delimited", r"the framing delimited needs its separator, as in delimited:\r\n"),
+        ("fixed", "the framing fixed needs its size, as in fixed:8"),
+        ("delimited:,", r"separator of the framing delimited is empty: write a comma as \x2c"),
+        (
+            r"delimited:\q",
+            r"separator of the framing delimited has an escape '\q', which is none of \n \r \t \0 \\ \xHH",
+        ),
+        (r"delimited:\x1", r"has an escape '\x'"),
+        ("delimited:a\\", r"has an escape '\'"),
+    ],
+)
+def test_a_text_that_names_no_framing_gets_one_line_that_says_what_it_could_be(text: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(expected)) as caught:
+        parse_framing(text)
+    assert "\n" not in str(caught.value)
+
+
+# Datagrams
+
+
+@every_framing
+@few
+@given(parts=st.lists(bytes_of_use, max_size=8))
+def test_the_frames_that_a_datagram_holds_come_out_of_it(framing: Framing, parts: list[bytes]) -> None:
+    frames = [frame for part in parts if (frame := encodable(framing, part)) is not None]
+    assert list(framing.split_datagram(b"".join(map(framing.join, frames)))) == frames
+
+
+@pytest.mark.parametrize(
+    ("framing", "datagram", "frames"),
+    [
+        (Lines(), b"a:1|c\nb:2|c", [b"a:1|c", b"b:2|c"]),
+        (Lines(), b"a:1|c\nb:2|c\n", [b"a:1|c", b"b:2|c"]),
+        (Lines(), b"a\n\nb", [b"a", b"", b"b"]),
+        (Lines(keep_end=True), b"a\nb", [b"a\n", b"b\n"]),
+        (Delimited(b"\r\n"), b"a\r\nb", [b"a", b"b"]),
+        (MLLP, b"\x0ba\x1c\r\x0bb", [b"a", b"b"]),
+        (SLIP(), b"\xc0\xc0", []),
+        (OctetCounted(), b"1 a<1>b\n", [b"a", b"<1>b"]),
+    ],
+    ids=shortly,
+)
+def test_the_last_separator_of_a_datagram_may_be_missing(
+    framing: Framing, datagram: bytes, frames: list[bytes]
+) -> None:
+    assert list(framing.split_datagram(datagram)) == frames
+
+
+@pytest.mark.parametrize(
+    ("framing", "datagram", "error"),
+    [
+        (LengthPrefixed(2), b"\0\1a\0\5b", FramingError),
+        (LengthPrefixed(2), b"\0\1a\0", FramingError),
+        (Netstrings(), b"1:a,1:b", FramingError),
+        (Netstrings(), b"1:a,x", FramingError),
+        (Lines(max_size=3), b"a\nlong\nb", FrameTooLong),
+        (Lines(max_size=3), b"a\nlong", FrameTooLong),
+        (MLLP, b"\x0ba\x1c\rb", FramingError),
+        (SLIP(), b"a\xc0b", FramingError),
+        (FixedSize(1), b"a", None),
+        (FixedSize(2), b"aab", FramingError),
+    ],
+    ids=shortly,
+)
+def test_what_a_datagram_holds_before_what_is_wrong_is_not_lost(
+    framing: Framing, datagram: bytes, error: type[Exception] | None
+) -> None:
+    frames = framing.split_datagram(datagram)
+    assert next(frames) in (b"a", b"aa")
+    if error is None:
+        assert list(frames) == []
+        return
+    with pytest.raises(error) as caught:
+        next(frames)
+    assert isinstance(caught.value, AioechoError)
+    assert list(frames) == []
 
 
 def test_a_separator_that_is_text_is_named() -> None:

@@ -32,7 +32,8 @@ LAYERS = (
     {"framing"},
     {"net"},
     {"runtime"},
-    {"stats", "config", "exceptions"},
+    {"stats", "config", "certificates"},
+    {"exceptions"},
 )
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 

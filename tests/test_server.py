@@ -11,12 +11,11 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from conftest import check_identity, settle
-from helpers import ask
+from helpers import ask, handler
 
 import aioecho
 from aioecho.client import connect
@@ -24,10 +23,6 @@ from aioecho.echo import DatagramEcho, Echo, Upper
 from aioecho.net import endpoints
 from aioecho.net.acceptor import Acceptor
 from aioecho.net.datagram_socket import DatagramSocket
-
-
-def handler(handle: Callable[[Any], Any], **methods: Any) -> type[aioecho.StreamRequestHandler]:
-    return type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle, **methods})
 
 
 async def test_a_line_comes_back_in_upper_case() -> None:

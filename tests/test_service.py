@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import check_identity, settle
-from helpers import LOOPS, ask, close
+from helpers import LOOPS, ask, ask_by_datagram, close
 from programs import Program, connect, read_line
 from programs import ask as ask_endpoint
 
@@ -21,23 +21,6 @@ from aioecho.server import StreamServer
 TCP, UDP = "tcp://127.0.0.1:0", "udp://127.0.0.1:0"
 
 
-async def ask_datagram(address: tuple[str, int], data: bytes) -> bytes:
-    """Send a datagram and return the reply."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(10)
-        sock.connect(address)
-        sock.send(data)
-        return await asyncio.to_thread(sock.recv, 2**16)
-
-
-def ask_udp(endpoint: str, data: bytes) -> bytes:
-    host, _, port = endpoint.removeprefix("udp://").rpartition(":")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(10)
-        sock.sendto(data, (host, int(port)))
-        return sock.recv(2**16)
-
-
 async def test_streams_and_datagrams_are_served_by_one_server() -> None:
     async with aioecho.serve({Upper: TCP, DatagramEcho: [UDP], DatagramUpper: UDP}) as server:
         assert isinstance(server, Service)
@@ -46,8 +29,8 @@ async def test_streams_and_datagrams_are_served_by_one_server() -> None:
         streams, echo, upper = (sock.getsockname() for sock in server.sockets)
         assert streams == server.server_address
         assert await ask(streams, b"a\n") == b"A\n"
-        assert await ask_datagram(echo, b"b") == b"b"
-        assert await ask_datagram(upper, b"c") == b"C"
+        assert await asyncio.to_thread(ask_by_datagram, echo, b"b") == b"b"
+        assert await asyncio.to_thread(ask_by_datagram, upper, b"c") == b"C"
         await settle(lambda: server.stats.active == 0)
         stats = server.stats
         assert (stats.streams.accepted, stats.datagrams.accepted, stats.datagrams.received) == (1, 2, 2)
@@ -107,7 +90,7 @@ async def test_one_drain_reports_both_kinds() -> None:
     streams, datagrams = (sock.getsockname() for sock in server.sockets)
     reader, writer = await asyncio.open_connection(*streams)
     assert await reader.readline() == b"begun\n"
-    assert await ask_datagram(datagrams, b"x") == b"begun"
+    assert await asyncio.to_thread(ask_by_datagram, datagrams, b"x") == b"begun"
     assert len(server.connections) == 2
     stopping = asyncio.create_task(server.shutdown())
     await settle(lambda: server.is_draining and not server.is_serving())
@@ -132,7 +115,7 @@ async def test_a_handler_of_one_kind_stops_both() -> None:
     reader, writer = await asyncio.open_connection(*server.server_address)
     writer.write(b"hello")
     assert await reader.readexactly(5) == b"hello"
-    assert await ask_datagram(server.sockets[1].getsockname(), b"stop") == b"stopping"
+    assert await asyncio.to_thread(ask_by_datagram, server.sockets[1].getsockname(), b"stop") == b"stopping"
     assert await reader.read() == b""
     await serving
     await close(writer)
@@ -146,7 +129,7 @@ async def test_what_is_set_holds_for_all_parts() -> None:
         assert {part.limits.max_connections for part in server.parts} == {7}
         assert {part.timeouts.send for part in server.parts} == {3}
         server.pause()
-        asking = asyncio.create_task(ask_datagram(server.sockets[1].getsockname(), b"x"))
+        asking = asyncio.create_task(asyncio.to_thread(ask_by_datagram, server.sockets[1].getsockname(), b"x"))
         asking_stream = asyncio.create_task(ask(server, b"y"))
         await settle()
         assert server.stats.accepted == 0
@@ -158,7 +141,7 @@ def test_run_in_thread_serves_both() -> None:
     with aioecho.run_in_thread({Echo: TCP, DatagramEcho: UDP}) as background:
         stream, datagram = background.names
         assert ask_endpoint(stream, b"a") == b"a"
-        assert ask_udp(datagram, b"b") == b"b"
+        assert ask_by_datagram(datagram, b"b") == b"b"
 
 
 @LOOPS
@@ -181,7 +164,7 @@ def test_run_serves_both_with_one_exit(tmp_path: Path, loop: str, workers: int) 
         with connect(names[0]) as sock:
             sock.sendall(b"a\n")
             assert read_line(sock) == b"A\n"
-            assert ask_udp(names[1], b"b") == b"B"
+            assert ask_by_datagram(names[1], b"b") == b"B"
             program.signal(signal.SIGUSR1)
             while "datagrams" not in program.stderr():
                 assert program.process.poll() is None, program.stderr()
@@ -197,7 +180,7 @@ def test_the_command_line_takes_a_handler_for_each_endpoint(tmp_path: Path, work
     with Program.aioecho("serve", "echo", *binds, "--workers", workers) as server:
         names = sorted(server.listening() for _ in range(3))
         assert ask_endpoint(names[0], b"a\n") == b"A\n"
-        assert ask_udp(names[1], b"b") == b"B"
+        assert ask_by_datagram(names[1], b"b") == b"B"
         assert ask_endpoint(f"unix:{path}", b"c\n") == b"c\n"
         assert server.stop() == 0
 
@@ -205,5 +188,5 @@ def test_the_command_line_takes_a_handler_for_each_endpoint(tmp_path: Path, work
 def test_the_command_line_serves_one_name_on_both_kinds() -> None:
     with Program.aioecho("serve", "upper", "--bind", TCP, "--bind", UDP) as server:
         names = sorted(server.listening() for _ in range(2))
-        assert (ask_endpoint(names[0], b"a\n"), ask_udp(names[1], b"b")) == (b"A\n", b"B")
+        assert (ask_endpoint(names[0], b"a\n"), ask_by_datagram(names[1], b"b")) == (b"A\n", b"B")
         assert server.stop() == 0

@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from helpers import check_mistake, invoke
 from programs import Program
 
 import aioecho
 from aioecho import client
 from aioecho.choice import are_for_datagrams
-from aioecho.echo import DatagramEcho, Echo
+from aioecho.echo import DATAGRAM_HANDLERS, DatagramEcho, Echo
 from aioecho.server import StreamServer
 
 
@@ -26,8 +27,9 @@ def nobody() -> str:
     return f"udp://127.0.0.1:{port}"
 
 
-def send(*arguments: str, stdin: bytes | None = None) -> tuple[int, bytes, str]:
-    command = [sys.executable, "-m", "aioecho", "send", *arguments]
+def send(endpoint: str, stdin: bytes) -> tuple[int, bytes, str]:
+    """Send what a process reads on its stdin."""
+    command = [sys.executable, "-m", "aioecho", "send", endpoint]
     done = subprocess.run(command, input=stdin, capture_output=True, timeout=30)
     return done.returncode, done.stdout, done.stderr.decode()
 
@@ -53,32 +55,31 @@ def test_it_serves_datagrams_and_sends_them(kind: str, loop: str, tmp_path: Path
     with Program.aioecho("serve", "upper", "--loop", loop, "--bind", endpoint[kind]) as server:
         where = server.listening()
         assert where.startswith(endpoint[kind].rstrip("0").removesuffix("?mode=66"))
-        assert send(where, "Hello, Server!") == (0, b"HELLO, SERVER!\n", "")
-        code, output, errors = send(where, stdin=b"one\ntwo\nthree")
+        assert invoke("send", where, "Hello, Server!") == (0, b"HELLO, SERVER!\n", "")
+        code, output, errors = send(where, b"one\ntwo\nthree")
         assert (code, sorted(output.replace(b"THREE", b"THREE\n").split()), errors) == (
             0,
             [b"ONE", b"THREE", b"TWO"],
             "",
         )
-        assert send(where, stdin=b"") == (0, b"", "")
+        if kind == "udp":
+            assert send(where, b"") == (0, b"", "")
         assert server.stop(signal.SIGTERM) == 0
         assert "Traceback" not in server.stderr()
     assert not (tmp_path / "sock").exists()
 
 
 def test_send_says_when_nobody_is_there(nobody: str, tmp_path: Path) -> None:
-    code, output, errors = send(nobody, "hello")
-    assert (code, output) == (1, b"")
-    assert errors == f"Error: the connection to {nobody} broke: Connection refused\n"
-    code, _, errors = send(f"unixgram:{tmp_path}/none", "hello")
-    assert code == 1
-    assert errors == f"Error: cannot connect to unixgram:{tmp_path}/none: No such file or directory\n"
+    check_mistake(invoke("send", nobody, "hello"), f"the connection to {nobody} broke: Connection refused", status=1)
+    absent = f"unixgram:{tmp_path}/none"
+    check_mistake(invoke("send", absent, "hello"), f"cannot connect to {absent}: No such file or directory", status=1)
 
 
 def test_send_gives_up_on_a_reply_that_does_not_come() -> None:
-    with Program.aioecho("serve", "discard", "--bind", "udp://127.0.0.1:0") as server:
-        where = server.listening()
-        assert send(where, "--timeout", "0.2", "hello") == (1, b"", f"Error: {where} has sent nothing for 0.2 s\n")
+    with aioecho.run_in_thread(DATAGRAM_HANDLERS["discard"], "udp://127.0.0.1:0") as server:
+        where = server.names[0]
+        outcome = invoke("send", where, "--timeout", "0.2", "hello")
+        assert outcome == (1, b"", f"Error: {where} has sent nothing for 0.2 s\n")
 
 
 def test_mistakes_at_the_command_line_are_one_line(tmp_path: Path) -> None:
@@ -94,11 +95,7 @@ def test_mistakes_at_the_command_line_are_one_line(tmp_path: Path) -> None:
         (["send", "--tls", "udp://127.0.0.1:9", "x"], "no TLS goes to udp://127.0.0.1:9: it is for datagrams"),
         (["send", "udp://127.0.0.1", "x"], "bad endpoint 'udp://127.0.0.1'"),
     ):
-        with Program.aioecho(*arguments, cwd=tmp_path) as program:
-            code, output, errors = program.end()
-        assert (code, output) == (2, b"")
-        assert errors.startswith(f"Error: {message}")
-        assert errors.count("\n") == 1
+        check_mistake(invoke(*arguments, cwd=tmp_path), message)
 
 
 async def test_a_client_does_not_connect_to_what_only_a_server_can_use() -> None:

@@ -23,6 +23,8 @@ import aioecho
 
 __all__ = ["peer"]
 
+pytestmark = pytest.mark.usefixtures("sessions_end_soon")
+
 
 def handler(handle: Callable[[Any], Any], **methods: Any) -> type[aioecho.DatagramSessionHandler]:
     return type("Handler", (aioecho.DatagramSessionHandler,), {"handle": handle, **methods})
@@ -320,6 +322,212 @@ async def test_at_the_cap_new_peers_are_dropped_and_known_ones_served(peer: Peer
             assert await others[0].ask(b"end", address) == b"2 end"
             await settle(lambda: server.stats.active == 1)
             assert await others[1].ask(b"", address) == b"1 "
+
+
+def peers_of(stack: contextlib.ExitStack, host: str, count: int) -> list[Peer]:
+    return [stack.enter_context(Peer(address=(host, 0))) for _ in range(count)]
+
+
+async def test_a_host_that_has_all_places_yields_to_others_until_they_have_as_many() -> None:
+    most = 0
+
+    class Watched(Counting):
+        async def setup(self) -> None:
+            nonlocal most
+            most = max(most, len(self.server.connections))
+
+    with contextlib.ExitStack() as stack:
+        many, others = peers_of(stack, "127.0.0.1", 10), peers_of(stack, "127.0.0.2", 5)
+        async with serving(Watched, limits=aioecho.Limits(max_sessions=6)) as (server, address):
+            for one in many[:6]:
+                assert await one.ask(b"", address) == b"1 "
+            assert await many[0].ask(b"", address) == b"2 "  # so the second one is quiet for longest
+            for one in many[6:]:
+                one.send(b"", address)
+            await settle(lambda: server.stats.drops == {"too many sessions": 4})
+            for one in others[:3]:
+                assert await one.ask(b"", address) == b"1 "
+            others[3].send(b"", address)
+            await settle(lambda: server.stats.drops == {"too many sessions": 5})
+            assert {each.client_address for each in server.connections} == {
+                each.sock.getsockname() for each in (many[0], *many[4:6], *others[:3])
+            }
+            assert await many[0].ask(b"", address) == b"3 "
+            assert (server.stats.completed, most) == (3, 6)
+            check(server)
+
+
+async def test_what_a_newcomer_sends_until_it_has_its_place_is_kept_for_it() -> None:
+    gate = asyncio.Event()
+    seen: dict[Any, list[bytes]] = defaultdict(list)
+    with contextlib.ExitStack() as stack:
+        many, [other] = peers_of(stack, "127.0.0.1", 2), peers_of(stack, "127.0.0.2", 1)
+        limits = aioecho.Limits(max_sessions=2, max_session_queue=3)
+        async with serving(gated(gate, seen), limits=limits) as (server, address):
+            for one in many:
+                one.send(b"x", address)
+            await settle(lambda: len(seen) == 2)
+            for data in (b"1", b"2", b"3", b"4"):  # none of the two is quiet, so the older one is told to end
+                other.send(data, address)
+            await settle(lambda: server.stats.received == 6)
+            many[0].send(b"y", address)
+            await settle(lambda: server.stats.received == 7)
+            assert server.stats.drops == {"session queue full": 1, "too many sessions": 1}
+            assert (server.stats.active, server.stats.queued) == (2, 3)
+            check(server)
+            gate.set()
+            await settle(lambda: server.stats.queued == 0)
+            assert seen[other.sock.getsockname()] == [b"1", b"2", b"3"]
+            assert {each.client_address for each in server.connections} == {
+                other.sock.getsockname(),
+                many[1].sock.getsockname(),
+            }
+
+
+async def test_a_newcomer_that_waits_for_a_place_when_the_grace_is_over_is_dropped() -> None:
+    gate = asyncio.Event()
+    seen: dict[Any, list[bytes]] = defaultdict(list)
+    with contextlib.ExitStack() as stack:
+        many, [other] = peers_of(stack, "127.0.0.1", 2), peers_of(stack, "127.0.0.2", 1)
+        async with serving(gated(gate, seen), limits=aioecho.Limits(max_sessions=2)) as (server, address):
+            for one in many:
+                one.send(b"x", address)
+            await settle(lambda: len(seen) == 2)
+            other.send(b"1", address)
+            await settle(lambda: server.stats.queued == 1)
+            report = await server.shutdown(0)
+        assert (report.cancelled, report.aborted) == (2, 0)
+        assert server.stats.drops == {"stopped": 1}
+
+
+async def test_hundreds_of_ports_of_one_host_keep_no_newcomer_out(peer: Peer) -> None:
+    with contextlib.ExitStack() as stack:
+        many = peers_of(stack, "127.0.0.2", 400)
+        async with serving(Counting, limits=aioecho.Limits(max_sessions=100)) as (server, address):
+            for each in many:
+                each.send(b"", address)
+                await asyncio.sleep(0)
+            await settle(lambda: server.stats.received == 400)
+            assert server.stats.active == 100
+            for number in range(1, 4):
+                for each in many:
+                    each.send(b"", address)
+                    await asyncio.sleep(0)
+                assert await peer.ask(b"", address) == b"%d " % number
+                await settle(lambda: server.stats.received == 400 + number * 401)  # noqa: B023
+                assert server.stats.active == 100
+
+
+async def test_max_per_host_holds_for_sessions() -> None:
+    with contextlib.ExitStack() as stack:
+        many, others = peers_of(stack, "127.0.0.1", 4), peers_of(stack, "127.0.0.2", 2)
+        async with serving(Counting, limits=aioecho.Limits(max_per_host=2)) as (server, address):
+            for each in many:
+                each.send(b"", address)
+            for each in others:
+                assert await each.ask(b"", address) == b"1 "
+            assert server.stats.drops == {"per host": 2}
+            assert await many[0].ask(b"end", address) == b"1 "
+            assert (await many[0].receive())[0] == b"2 end"
+            await settle(lambda: server.stats.active == 3)
+            assert await many[2].ask(b"", address) == b"1 "
+            server.limits = aioecho.Limits(max_per_host=3)
+            assert await many[3].ask(b"", address) == b"1 "
+            check(server)
+
+
+async def test_max_connections_holds_for_sessions(peer: Peer) -> None:
+    with Peer(address=("127.0.0.1", 0)) as other:
+        async with serving(Counting, limits=aioecho.Limits(max_connections=1)) as (server, address):
+            assert await peer.ask(b"", address) == b"1 "
+            other.send(b"", address)
+            await settle(lambda: server.stats.drops == {"too many sessions": 1})
+            server.limits = aioecho.Limits(max_connections=2)
+            assert await other.ask(b"", address) == b"1 "
+
+
+async def test_accept_rate_holds_for_sessions_that_begin() -> None:
+    with contextlib.ExitStack() as stack:
+        many = peers_of(stack, "127.0.0.1", 20)
+        async with serving(Counting, limits=aioecho.Limits(accept_rate=5)) as (server, address):
+            began = time.monotonic()
+            for each in many:
+                each.send(b"", address)
+            await settle(lambda: server.stats.received == 20)
+            seconds = time.monotonic() - began
+            assert 5 <= server.stats.active <= 6 + 5 * seconds
+            assert server.stats.drops == {"accept rate": 20 - server.stats.active}
+            assert await many[0].ask(b"", address) == b"1 "
+            assert (await many[0].receive())[0] == b"2 "  # a known peer has no rate
+            while many[-1] not in [each for each in many if server.stats.active > 6]:
+                many[-1].send(b"", address)
+                await asyncio.sleep(0.02)
+            check(server)
+
+
+@pytest.mark.parametrize("swallows", [False, True])
+async def test_a_session_whose_handler_goes_on_after_its_datagrams_is_cancelled(
+    swallows: bool, peer: Peer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aioecho.datagrams.run.SWALLOWED_FOR", 0.05)
+
+    async def handle(self: Any) -> None:
+        async for data in self.datagrams:
+            await self.reply(data)
+        while True:
+            try:
+                await asyncio.sleep(100)
+            except asyncio.CancelledError:
+                if not swallows:
+                    raise
+
+    timeouts = aioecho.Timeouts(session=0.05, datagram_handler=0.2)
+    async with serving(handler(handle), timeouts=timeouts) as (server, address):
+        for _ in range(2):
+            assert await peer.ask(b"x", address) == b"x"
+            await settle(lambda: not server.connections)
+        assert server.stats.reasons == {"datagram_handler": 2}
+        assert server.stats.cancelled == 2
+    [first, *_] = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert first.startswith("cancelled <Session with 127.0.0.1:")
+
+
+async def test_a_session_that_hears_its_peer_may_run_longer_than_a_datagrams_handler(peer: Peer) -> None:
+    async with serving(Counting, timeouts=aioecho.Timeouts(datagram_handler=0.05)) as (server, address):
+        began = time.monotonic()
+        count = 0
+        while time.monotonic() < began + 0.3:
+            count += 1
+            assert await peer.ask(b"", address) == b"%d " % count
+            await asyncio.sleep(0.01)
+        assert server.stats.active == 1
+
+
+@pytest.mark.parametrize("how", ["closed", "removed"])
+async def test_the_session_of_a_unix_peer_that_is_gone_ends(how: str, tmp_path: Path) -> None:
+    ended = asyncio.Event()
+
+    async def handle(self: Any) -> None:
+        async for data in self.datagrams:
+            await self.reply(data)
+        ended.set()
+
+    async with aioecho.UnixDatagramServer(tmp_path / "server", handler(handle)) as server:
+        to = os.fspath(tmp_path / "server")
+        with Peer(socket.AF_UNIX, str(tmp_path / "peer")) as peer:
+            assert await peer.ask(b"1", to) == b"1"
+            peer.send(b"2", to)
+        if how == "removed":
+            (tmp_path / "peer").unlink()
+        async with asyncio.timeout(20):  # of the 60 seconds for which a peer may be silent
+            await ended.wait()
+        await settle(lambda: server.stats.completed == 1)
+        assert server.stats.send_errors >= 1
+        if how == "closed":
+            (tmp_path / "peer").unlink()
+        with Peer(socket.AF_UNIX, str(tmp_path / "peer")) as peer:
+            assert await peer.ask(b"4", to) == b"4"
+        check(server)
 
 
 @pytest.mark.slow

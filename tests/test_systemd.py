@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from helpers import check_mistake, invoke
 from programs import Program, ask, connect, read_line
 from test_workers import HANDLER, eventually, pid_of, state_of, talking, workers_of
 from timing import in_time, within
@@ -299,12 +300,9 @@ def test_a_name_that_systemd_has_not_passed_is_told() -> None:
         assert code == 1
         expected = "Error: cannot listen on systemd:api: systemd has passed none of this name, but web, admin\n"
         assert errors.endswith(expected)
-    with Program.aioecho("serve", "--bind", "systemd:api") as program:
-        code, _, errors = program.end()
-        assert code == 1
-        assert "Error: cannot listen on systemd:api: systemd has passed no sockets to this process" in errors
-    with Program.aioecho("serve", "--bind", "systemd:") as program:
-        assert program.end()[0] == 2
+    expected = "cannot listen on systemd:api: systemd has passed no sockets to this process"
+    check_mistake(invoke("serve", "--bind", "systemd:api"), expected, status=1)
+    assert invoke("serve", "--bind", "systemd:")[0] == 2
 
 
 @pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="systemd-socket-activate is not installed")

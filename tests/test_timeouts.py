@@ -823,7 +823,7 @@ async def test_a_message_ends_when_its_time_is_over_and_not_at_the_next_round() 
     async with aioecho.TCPServer(ANYWHERE, reading(), timeouts=Timeouts(message=message)) as server:
         await asyncio.gather(*map(talk, range(8)))
         await settle(lambda: server.stats.reasons["message"] == 8)
-    assert message <= min(took)
+    assert message <= min(took) + 0.01  # the loop's clock is that of its last turn
     in_time(max(took), message + 0.04, "a message")  # in sweeps a tenth of a second apart
 
 

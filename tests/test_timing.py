@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from programs import ROOT
-from timing import ATTEMPTS, ATTEMPTS_WHEN_BUSY, TooLate, in_time, within
+from timing import ATTEMPTS, ATTEMPTS_WHEN_BUSY, TooLate, in_time, more_than, within
 
 HEAD = """
 import asyncio, os, time
@@ -146,13 +146,13 @@ def test_each_attempt_has_the_time_that_a_test_has(tmp_path: Path) -> None:
         """
 def test_late():
     runs.append(1)
-    time.sleep(0.4 if len(runs) < 4 else 60)
+    time.sleep(0.8 if len(runs) < 4 else 60)
     in_time(2, 1)
 """,
         "--timeout",
-        "0.8",
+        "1.6",
     )
-    assert "Failed: Timeout (>0.8s)" in output
+    assert "Failed: Timeout (>1.6s)" in output
     assert output.count(", attempt ") == 3
 
 
@@ -162,5 +162,8 @@ def test_a_bound_is_itself_too_much() -> None:
         in_time(1, 1, "the reply")
     with pytest.raises(TooLate), within(0):
         pass
+    more_than(20, 21)
+    with pytest.raises(TooLate, match="20 messages is not more than 20"):
+        more_than(20, 20)
     with pytest.raises(KeyError), within(10):
         raise KeyError

@@ -66,7 +66,7 @@ def line_of(handler: Any) -> int:
 
 
 @pytest_asyncio.fixture
-async def tasks() -> AsyncIterator[dict[Any, Any]]:
+async def tasks(sessions_end_soon: None) -> AsyncIterator[dict[Any, Any]]:
     """Servers of all kinds, each with a handler that waits and was woken once before if it can be: tasks by handler class."""
     gate = asyncio.Event()
     async with (

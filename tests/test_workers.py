@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers import check_mistake, invoke
 from programs import Program, ask, connect, read_line
 from timing import in_time
 
@@ -216,10 +217,9 @@ def test_one_worker_is_this_process(folder: Path) -> None:
 
 @pytest.mark.parametrize("workers", ["0", "-1", "many", ""])
 def test_a_number_of_workers_that_is_none_is_a_mistake(workers: str) -> None:
-    with Program.aioecho("serve", "--workers", workers) as program:
-        code, output, errors = program.end()
-        assert (code, output) == (2, b"")
-        assert errors.splitlines()[-1].startswith("Error: Invalid value for '--workers': ")
+    code, output, errors = invoke("serve", "--workers", workers)
+    assert (code, output) == (2, b"")
+    assert errors.splitlines()[-1].startswith("Error: Invalid value for '--workers': ")
 
 
 def test_endpoints_of_all_kinds_are_shared(folder: Path) -> None:
@@ -249,10 +249,8 @@ def test_endpoints_of_all_kinds_are_shared(folder: Path) -> None:
 def test_what_can_not_be_bound_is_said_once(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = str(sock.getsockname()[1])
-        with Program.aioecho("serve", "--workers", "2", "--port", port) as program:
-            code, output, errors = program.end()
-            assert (code, output) == (1, b"")
-            assert errors == f"Error: cannot listen on tcp://127.0.0.1:{port}: Address already in use\n"
+        outcome = invoke("serve", "--workers", "2", "--port", port)
+        assert outcome == (1, b"", f"Error: cannot listen on tcp://127.0.0.1:{port}: Address already in use\n")
 
 
 # From a program
@@ -681,10 +679,7 @@ def test_a_session_stays_with_its_worker(folder: Path) -> None:
 def test_sessions_that_workers_can_not_divide_are_refused(folder: Path, arguments: tuple[str, ...]) -> None:
     (folder / "datagrams.py").write_text(DATAGRAMS)
     command = ("serve", "datagrams:Session", "--workers", "2", "--bind", "udp://127.0.0.1:0", *arguments)
-    with Program.aioecho(*command, cwd=folder) as program:
-        code, output, errors = program.end()
-        assert (code, output, errors.count("\n")) == (2, b"", 1)
-        assert errors.startswith("Error: a peer's datagrams would go to several workers")
+    check_mistake(invoke(*command, cwd=folder), "a peer's datagrams would go to several workers")
 
 
 TLS = """

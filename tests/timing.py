@@ -1,10 +1,11 @@
 """Upper bounds of time: what is late gets another try, and what is late each time fails, unless the machine was busy each time.
 
 How long something takes depends on what else the machine does, and no bound that means anything holds on every machine at every
-moment. So tests state such bounds by :func:`in_time` and :func:`within`, and one that fails by nothing else is run again, as if
-it had not been, after a pause. If other programs took most of the processors during each attempt, time can not be judged, and
-the test is skipped with that as the reason. All else fails at once: replies, counts, lower bounds, memory, what is left behind.
-What was repeated is listed at the end, so that it shows when a bound is no good. conftest.py registers this module as a plugin.
+moment. So tests state such bounds by :func:`in_time`, :func:`more_than` and :func:`within`, and one that fails by nothing else
+is run again, as if it had not been, after a pause. If other programs took most of the processors during each attempt, time can
+not be judged, and the test is skipped with that as the reason. All else fails at once: replies, counts, lower bounds, memory,
+what is left behind. What was repeated is listed at the end, so that it shows when a bound is no good. conftest.py registers
+this module as a plugin.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from _pytest.runner import runtestprotocol
 
-__all__ = ["ATTEMPTS", "PAUSE", "TooLate", "in_time", "within"]
+__all__ = ["ATTEMPTS", "PAUSE", "TooLate", "in_time", "more_than", "within"]
 
 # How often a test may run at the most.
 ATTEMPTS = 5
@@ -39,6 +40,12 @@ def in_time(took: float, bound: float, what: str = "it") -> None:
     """Assert that what depends on how busy the machine is stays below its bound: seconds, or the share of a processor."""
     if not took < bound:
         raise TooLate(f"{what} took {took:.4g}, and less than {bound:.4g} is in time")
+
+
+def more_than(least: float, done: float, what: str = "messages") -> None:
+    """Assert that more than the least was done in the time that there was, which depends on how busy the machine is."""
+    if not done > least:
+        raise TooLate(f"{done:.4g} {what} is not more than {least:.4g}")
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 import asyncio
 import contextvars
 import inspect
-import logging
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -15,8 +14,6 @@ from aioecho.serving.base import BaseServer
 from aioecho.serving.ends import Ended, Reason
 
 __all__ = ["Threaded"]
-
-logger = logging.getLogger("aioecho.threads")
 
 
 class Threaded(Ended):
@@ -111,7 +108,7 @@ class Threaded(Ended):
             self._pool.submit(self)
         except RuntimeError as error:
             self.reason = "no thread"
-            logger.error("no thread for %s: %s", format_address(self.client_address), error)
+            self._server.report_no_thread(self.client_address, error)
             self._return()
 
     # In the loop: what the server asks of it when it stops.

@@ -22,7 +22,6 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
-from math import inf
 from typing import Any
 
 from aioecho.blocking.request import Threaded
@@ -54,7 +53,6 @@ class ThreadedConnection(Threaded):
     """
 
     request: RequestSocket
-    due = inf  # the timeout sweeper never visits it: how long its handler waits is for its socket's timeout to say
 
     __slots__ = (
         "_handlers_socket",

@@ -22,7 +22,10 @@ _COMMANDS = {
 
 
 class _Group(click.Group):
+    """The commands, whose modules are imported only when they are asked for."""
+
     def main(self, *args: Any, **options: Any) -> Any:
+        """Run the command line, and exit with status 1 and one line if stdout has no space left for help or version."""
         try:
             return super().main(*args, **options)
         except OSError as error:
@@ -33,9 +36,11 @@ class _Group(click.Group):
             sys.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands, sorted."""
         return sorted(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a command; None if there is none of that name."""
         if cmd_name not in _COMMANDS:
             return None
         module, name = _COMMANDS[cmd_name]

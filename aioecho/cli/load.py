@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from aioecho.cli.objects import framing_option
+
 __all__ = ["load_command"]
 
 _EXTRA = 'the load generator needs the bench extra: pip install "aioecho[bench]" ({} is missing)'
@@ -19,8 +21,9 @@ _EXTRA = 'the load generator needs the bench extra: pip install "aioecho[bench]"
 @click.option("-d", "--depth", default=1, help="Messages in flight on each connection.")
 @click.option("-r", "--rate", type=float, help="Open loop: messages due a second, over all connections.")
 @click.option("--churn", is_flag=True, help="A connection per message; its set-up counts as latency.")
-@click.option("-s", "--size", "size_bytes", default=64, help="Bytes per message.")
+@click.option("-s", "--size", "size_bytes", default=64, help="Bytes per message, or per frame.")
 @click.option("--lines", is_flag=True, help="Messages are printable and end in a newline.")
+@framing_option("Messages are frames, and a reply is one whole frame.")
 @click.option("-t", "--duration", "duration_s", default=10.0, help="Seconds measured.")
 @click.option("--warmup", "warmup_s", default=1.0, help="Seconds of load before that.")
 @click.option(

@@ -6,13 +6,15 @@ import os
 import ssl
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import click
 
 from aioecho import client
 from aioecho.cli.console import Mistake, discard_stdout
+from aioecho.cli.objects import framing_option
 from aioecho.exceptions import AioechoError
+from aioecho.framing import Framing, Lines
 
 __all__ = ["send_command"]
 
@@ -26,13 +28,17 @@ __all__ = ["send_command"]
 )
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, metavar="SECONDS",
               help="Limit for connecting, and then for silence once all is sent.")  # fmt: skip
-def send_command(endpoint: str, text: str | None, tls: bool, ca: str | None, timeout: float) -> None:
+@framing_option("Send TEXT, or every line of stdin, as a frame, and write every frame that comes as a line.")
+def send_command(
+    endpoint: str, text: str | None, tls: bool, ca: str | None, timeout: float, framing: Framing | None
+) -> None:
     """Send TEXT, or the lines of stdin, to ENDPOINT, and write to stdout what comes back.
 
     ENDPOINT is tcp://HOST:PORT or unix:PATH, or for datagrams udp://HOST:PORT or unixgram:PATH.
 
     It ends when the server closes. Over TLS it also ends once as many lines have come as were sent; the last line needs its
-    newline there. Each line is one datagram where ENDPOINT is for datagrams, and it ends when as many have come back.
+    newline there. Each line is one datagram where ENDPOINT is for datagrams, and it ends when as many have come back. With
+    --framing frames are counted in the place of lines.
 
     The exit status is 0 if all went well, 1 if there was no connection, or it broke, or nothing came, 2 for a mistake on
     the command line.
@@ -43,13 +49,17 @@ def send_command(endpoint: str, text: str | None, tls: bool, ca: str | None, tim
             context = ssl.create_default_context(cafile=ca)
         except OSError as error:
             raise Mistake(f"cannot use {ca}: {error.strerror or error}") from error
-    requests = _stdin() if text is None else _one(os.fsencode(text) + b"\n")
+    show: Callable[[bytes], None]
+    if framing is None:
+        requests, show = _stdin() if text is None else _one(os.fsencode(text) + b"\n"), _write_out
+    else:
+        requests, show = _split_lines(_stdin()) if text is None else _one(os.fsencode(text)), _write_line
     try:
-        asyncio.run(client.exchange(endpoint, requests, _write_out, ssl=context, timeout=timeout))
+        asyncio.run(client.exchange(endpoint, requests, show, ssl=context, timeout=timeout, framing=framing))
+    except AioechoError as error:  # some are ValueErrors too: before those
+        raise click.ClickException(f"{endpoint}: {error}" if isinstance(error, ValueError) else str(error)) from error
     except ValueError as error:
         raise Mistake(str(error)) from error
-    except AioechoError as error:
-        raise click.ClickException(str(error)) from error
     except _StdoutClosed:  # by `head`, for example
         discard_stdout()
         sys.exit(1)
@@ -83,8 +93,26 @@ def _write_out(data: bytes) -> None:
         raise _CannotWrite(error.strerror or error) from error
 
 
+def _write_line(frame: bytes) -> None:
+    _write_out(frame + b"\n")
+
+
 async def _one(data: bytes) -> AsyncIterator[bytes]:
     yield data
+
+
+async def _split_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the lines of what comes, without their ends; the last may have none."""
+    rest = bytearray()
+    async for chunk in chunks:
+        scanned = len(rest)
+        rest += chunk
+        lines, used, _ = Lines().split(rest, scanned)
+        del rest[:used]
+        for line in lines:
+            yield line
+    if rest:
+        yield bytes(rest)
 
 
 async def _stdin() -> AsyncIterator[bytes]:

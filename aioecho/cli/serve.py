@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import itertools
 import logging
 import os
@@ -20,13 +19,16 @@ import click
 from aioecho.choice import are_for_datagrams
 from aioecho.choice import serve as make_server_for
 from aioecho.cli.console import Mistake, discard_stdout
+from aioecho.cli.logs import DEFAULT_QUEUE, configure_log, flush_log
+from aioecho.cli.objects import FRAMING_HELP, find_framing, find_object, is_object_name
 from aioecho.config import Limits
-from aioecho.echo import DATAGRAM_HANDLERS, HANDLERS
+from aioecho.echo import DATAGRAM_HANDLERS, FRAME_HANDLERS, HANDLERS
 from aioecho.exceptions import AioechoError
 from aioecho.runtime.loops import LOOPS, loop_factory
 from aioecho.server import StdioServer
 from aioecho.serving.base import BaseServer
 from aioecho.serving.drain import DEFAULT_GRACE
+from aioecho.serving.handlers import StreamRequestHandler
 from aioecho.workers.program import HEALTHCHECK, check_sessions, run_server, run_workers
 from aioecho.workers.worker import SIGNALS
 
@@ -45,9 +47,11 @@ class _Workers(click.IntRange):
     name = "N|auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or "auto" as it is. Anything else is a usage error."""
         return value if value == "auto" else super().convert(value, param, ctx)
 
     def get_metavar(self, *args: Any, **options: Any) -> str:
+        """Return what help shows as the value."""
         return self.name
 
 
@@ -59,6 +63,7 @@ class _Workers(click.IntRange):
     " fd://N or systemd:NAME; stdio: is the one connection on stdin and stdout. May be repeated, for streams and datagrams"
     " together too, and each with a handler of its own: echo=udp://HOST:PORT. Port 0 is any free one.",
 )  # fmt: skip
+@click.option("--framing", metavar="SPEC", help=f"Let echo and upper answer frames. SPEC is {FRAMING_HELP}")
 @click.option("--host", help=f"Listen on this TCP host; short for --bind.  [default: {_DEFAULT_HOST}]")
 @click.option("--port", type=click.IntRange(0, 65535), help=f"Listen on this TCP port.  [default: {_DEFAULT_PORT}]")
 @click.option("--uds", metavar="PATH", help="Listen on this Unix socket.")
@@ -88,10 +93,14 @@ class _Workers(click.IntRange):
 @click.option("--ssl-ca-certs", type=click.Path(), help="Ask clients for a certificate that one of these has signed.")
 @click.option("--log-level", type=click.Choice(["critical", "error", "warning", "info", "debug"]), default="info",
               show_default=True, help="The lowest level that is logged, to stderr.")  # fmt: skip
+@click.option("--log-queue", type=click.IntRange(0), default=DEFAULT_QUEUE, show_default=True, metavar="BYTES",
+              help="Records that wait for stderr to be read; more are dropped, and their number is logged. With 0 the server"
+              " waits.")  # fmt: skip
 @click.option("--app-dir", default=".", show_default=True, metavar="FOLDER", help="Look for module:Class here first.")
 def serve_command(
     handler: str,
     endpoints: tuple[str, ...],
+    framing: str | None,
     host: str | None,
     port: int | None,
     uds: str | None,
@@ -110,6 +119,7 @@ def serve_command(
     ssl_keyfile_password: str | None,
     ssl_ca_certs: str | None,
     log_level: str,
+    log_queue: int,
     app_dir: str,
 ) -> None:
     """Serve HANDLER: echo (the default), upper, discard, chargen, daytime, time, agent, or a class of
@@ -139,11 +149,13 @@ def serve_command(
         _make_server,
         served=served,
         app_dir=str(Path(app_dir).resolve()),
+        framing=framing,
         tls=(ssl_certfile, ssl_keyfile, ssl_keyfile_password, ssl_ca_certs),
         backlog=backlog,
         limit_concurrency=limit_concurrency,
         grace=grace,
         log_level=log_level.upper(),
+        log_queue=log_queue,
         log_format=f"%(asctime)s %(levelname)s %(name)s{'[%(process)d]' if supervised else ''}: %(message)s",
     )
     server = make_server([[text] for text in bind])
@@ -175,6 +187,8 @@ def serve_command(
             )
     except AioechoError as error:
         raise click.ClickException(str(error)) from error
+    finally:
+        flush_log()  # before a line that is not logged, and before a signal can end the process
     has_failed = is_stdio and not server.stats.completed
     status = 1 if report.cancelled or report.aborted or has_failed else 0
     _let_signals_end(status)
@@ -212,20 +226,23 @@ def _make_server(
     *,
     served: list[tuple[str, bool]],
     app_dir: str,
+    framing: str | None,
     tls: tuple[str | None, str | None, str | None, str | None],
     backlog: int,
     limit_concurrency: int | None,
     grace: float,
     log_level: str,
+    log_queue: int,
     log_format: str,
 ) -> BaseServer:
     """Make the server that the command line describes. Each process does: modules and certificates are not sent to workers."""
-    logging.basicConfig(level=log_level, format=log_format)
+    configure_log(log_level, log_format, log_queue)
     context = _tls_context(*tls)
     by_class: dict[Any, list[str]] = {}
+    framed = {} if framing is None else _find_framed_handlers(framing, app_dir, served)
     for (handler, for_datagrams), group in zip(served, endpoints, strict=True):
         # Outside of the `try`: what the user's own module raises comes with a traceback.
-        handler_class = _find_handler(handler, app_dir, DATAGRAM_HANDLERS if for_datagrams else HANDLERS)
+        handler_class = _find_handler(handler, app_dir, DATAGRAM_HANDLERS if for_datagrams else {**HANDLERS, **framed})
         by_class.setdefault(handler_class, []).extend(group)
     limits = Limits(backlog=backlog, max_connections=limit_concurrency)
     if limit_concurrency is not None:
@@ -258,6 +275,25 @@ def _announce(names: Sequence[str]) -> None:
             logger.warning("cannot write to stdout where it listens: %s", error.strerror or error)
 
 
+def _find_framed_handlers(
+    text: str, folder: str, served: list[tuple[str, bool]]
+) -> dict[str, type[StreamRequestHandler]]:
+    """Return the ready-made handlers of frames, with the framing that `text` names.
+
+    Raises:
+        Mistake: it names none, or a handler is `served` that has no use for one (caller).
+    """
+    for handler, for_datagrams in served:
+        if handler not in FRAME_HANDLERS or for_datagrams:
+            what = f"{handler} over datagrams" if for_datagrams else handler
+            raise Mistake(
+                f"--framing is for the ready-made {' and '.join(FRAME_HANDLERS)} over streams, not for {what}: a class of"
+                " yours has a `framing` of its own"
+            )
+    framing = find_framing(text, folder)
+    return {name: type(kind.__name__, (kind,), {"framing": framing}) for name, kind in FRAME_HANDLERS.items()}
+
+
 def _find_handler(name: str, folder: str, ready_made: Mapping[str, Any]) -> Any:
     """Return the ready-made handler called `name`, or import "module:Class". `folder` comes first on the path.
 
@@ -266,28 +302,11 @@ def _find_handler(name: str, folder: str, ready_made: Mapping[str, Any]) -> Any:
     """
     if name in ready_made:
         return ready_made[name]
-    module_name, colon, attribute = name.partition(":")
-    if not (colon and attribute and all(module_name.split("."))):
+    if not is_object_name(name):
         raise Mistake(
             f"no handler is called {name!r}: the ready-made ones are {', '.join(ready_made)}; for your own say module:Class"
         )
-    where = str(Path(folder).resolve())
-    if where not in sys.path[:1]:  # by a handler before it
-        sys.path.insert(0, where)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module_name + ".").startswith(error.name + "."):
-            raise  # the module is there, and imports something that is not
-        raise Mistake(f"no module {module_name!r} in {where} nor among the installed ones") from error
-    found: Any = module
-    for part in attribute.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            file = getattr(module, "__file__", None) or module_name
-            raise Mistake(f"no {attribute!r} in module {module_name!r} ({file})") from None
-    return found
+    return find_object(name, folder)
 
 
 def _tls_context(

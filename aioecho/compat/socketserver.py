@@ -32,7 +32,7 @@ What differs, on the engine:
 - A connection that shutdown_request(), close_request() or process_request_thread() leaves open is the program's own from
   then on, as before; a stop neither waits for it nor ends it. Not so with TLS by `aioecho_options`: it is ended before.
 - verify_request() is called before the TLS handshake, with the plain socket. One that raises costs its request and not the
-  server. service_actions() is called every `poll_interval` seconds, and not after each request besides.
+  server. service_actions() is called every `poll_interval` seconds, and not after every request besides.
 """
 
 import asyncio
@@ -177,7 +177,7 @@ class ThreadingMixIn(stdlib.ThreadingMixIn):
             if getattr(type(self), name, None) is not getattr(stock, name) or name in vars(self):
                 return f"its {name}() is not"
         for name in ("serve_forever", "shutdown"):
-            # Of a class that this one is mixed into, whose own is not to be passed over.
+            # The class that this one is mixed into may have its own, which is not to be passed over.
             if getattr(getattr(super(), name), "__func__", None) is not getattr(stdlib.BaseServer, name):
                 return f"the {name}() of what it is mixed into is not"
         sock = self._socket()
@@ -243,6 +243,7 @@ class _Engine(StreamServer):
         self.outer = outer
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Ask the outer server, whose own shutdown_request() ends a request that it does not want."""
         try:
             if self.outer.verify_request(request, client_address):
                 return True

@@ -1,22 +1,24 @@
-"""Datagram servers: which handler gets a datagram, and which datagram is dropped."""
+"""Datagram servers: their limits and hooks, their sockets, and their life up to the end of a stop."""
 
 import asyncio
 import logging
 import socket
 import sys
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from aioecho.blocking.datagrams import ThreadedDatagram
 from aioecho.config import Limits, Timeouts
+from aioecho.datagrams.dispatcher import Dispatcher
+from aioecho.datagrams.run import DatagramRun
 from aioecho.datagrams.session_table import SessionTable
 from aioecho.datagrams.sessions import Session
 from aioecho.datagrams.task import DatagramTask
 from aioecho.net.binding import BoundSocket
 from aioecho.net.datagram_socket import DatagramSocket, DatagramTransport
+from aioecho.net.datagram_socket import logger as socket_logger
 from aioecho.net.endpoints import Endpoint, UDPEndpoint, UnixDatagramEndpoint
-from aioecho.runtime.logs import format_address
+from aioecho.runtime.logs import BoundedLog, format_address
 from aioecho.serving.base import BaseServer
 from aioecho.serving.end_record import MistakeLog
 from aioecho.serving.handler_types import is_blocking, makes_sessions
@@ -27,9 +29,10 @@ __all__ = ["DatagramServer", "UDPServer", "UnixDatagramServer"]
 logger = logging.getLogger("aioecho.datagram")
 
 ONE_HANDLER_CLASS = "several handler classes go to aioecho.serve(), which makes a server for each"
-
-# Datagrams that waited for room, whose handlers begin in one turn of the loop.
-BEGUN_PER_TURN = 64
+NO_ACCEPT_RATE = (
+    "accept_rate is for connections and for sessions, and this server has a handler for each datagram: leave it out, and set"
+    " max_handlers, max_queue or max_per_host"
+)
 
 
 class DatagramServer(BaseServer):
@@ -51,16 +54,12 @@ class DatagramServer(BaseServer):
     # So an object's other attributes are no more than 30: beyond that Python 3.11 looks up any of them, and any method, at
     # several times the cost.
     __slots__ = (
-        "_at_once",
-        "_begins_queued",
+        "_dispatcher",
         "_error_log",
         "_is_stopping",
-        "_longest",
-        "_most",
-        "_queue",
         "_sessions",
         "_sockets",
-        "_spare",
+        "_warnings",
         "has_sessions",
     )
     _socket_type = socket.SOCK_DGRAM
@@ -81,15 +80,14 @@ class DatagramServer(BaseServer):
             raise TypeError(ONE_HANDLER_CLASS)
         super().__init__(server_address, RequestHandlerClass, **options)
         self.has_sessions = makes_sessions(RequestHandlerClass) if sessions is None else sessions
+        self._check_limits(self.limits)
         self._sockets: list[DatagramSocket] = []
         self._is_stopping = False
-        # Handlers for single datagrams.
-        self._spare: DatagramTask | None = None
-        self._at_once = 0  # handlers that ended without waiting, which live_stats does not count
-        self._queue: deque[tuple[tuple[bytes, DatagramTransport], Any]] = deque()
-        self._begins_queued = False
+        self._dispatcher = Dispatcher(self, self._connections)
         self._sessions = SessionTable(self)
         self._error_log = MistakeLog(logger)
+        # Besides mistakes no more than two records a second, whatever peers send: the sockets have a log as the second one.
+        self._warnings = BoundedLog(logger, logging.WARNING, every=2.0)
 
     def _make_stats(self) -> DatagramStats:
         return DatagramStats()
@@ -100,7 +98,7 @@ class DatagramServer(BaseServer):
     def stats(self) -> DatagramStats:
         """What it has counted since it started, and what the kernel counts: a copy, as it stands now."""
         stats = self.live_stats.copy()
-        at_once, running = self._at_once, self._first_step() is not None
+        at_once, running = self._dispatcher.at_once, self._first_step() is not None
         stats.accepted += at_once + running
         stats.received += at_once + running
         stats.handled += at_once + running
@@ -118,12 +116,8 @@ class DatagramServer(BaseServer):
         return frozenset(self._connections if running is None else {*self._connections, running})
 
     def _first_step(self) -> DatagramTask | None:
-        """Return the handler that takes its first step right now, if it is not registered; nearly all never are."""
-        spare = self._spare
-        if spare is None or spare.is_counted or not spare.is_stepping():
-            return None
         # None for another thread, which only looks on: the step may end meanwhile.
-        return spare if asyncio._get_running_loop() is self.event_loop else None
+        return self._dispatcher.first_step() if asyncio._get_running_loop() is self.event_loop else None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Report the exception that is being handled, which a handler raised. The server goes on whatever it was.
@@ -144,33 +138,51 @@ class DatagramServer(BaseServer):
         return self.timeouts_of(self.RequestHandlerClass)
 
     def _timeouts_changed(self) -> None:
-        """Do nothing: `send` and `session` alone apply to datagrams, and they are looked up when they are needed."""
+        runs = (each for each in self._connections if isinstance(each, DatagramRun))
+        self.timeout_sweeper.mark_all(runs, self.handler_timeouts)
 
     # Life.
 
     def _make_listeners(self, bound: list[BoundSocket], handler_classes: list[Any]) -> Sequence[DatagramSocket]:
-        self._longest, self._most = self.limits.max_datagram, self.limits.max_handlers
-        on_datagram = self._sessions.receive if self.has_sessions else self._take_datagram
+        on_datagram = self._sessions.receive if self.has_sessions else self._dispatcher.receive
         if is_blocking(self.RequestHandlerClass):
-            on_datagram = self._take_for_thread
+            on_datagram = self._receive_for_thread
+        log = BoundedLog(socket_logger, logging.WARNING, every=2.0)
         self._sockets = [
             DatagramSocket(
                 each,
                 on_datagram=on_datagram,
                 stats=self.live_stats,
-                on_turn_end=self._leave,
+                on_turn_end=self._dispatcher.end_turn,
+                on_gone=self._sessions.end_gone,
+                log=log,
                 limits=self.limits,
                 send_timeout=self.handler_timeouts.send,
             )
             for each in bound
         ]
+        self._tell_of_receive_buffer(self.limits.receive_buffer)
         return list(self._sockets)
 
+    def _tell_of_receive_buffer(self, wanted: int | None) -> None:
+        found = min((sock.receive_buffer for sock in self._sockets), default=wanted)
+        if wanted is not None and found is not None and found < wanted:
+            logger.warning(
+                "receive_buffer is %d bytes, as the system allows no more (net.core.rmem_max), not %d", found, wanted
+            )
+
+    def _check_limits(self, limits: Limits) -> None:
+        """Raise ValueError if a limit is set that no handler of this server can have."""
+        if limits.accept_rate is not None and not self.has_sessions:
+            raise ValueError(NO_ACCEPT_RATE)
+
     def _apply_limits(self, limits: Limits) -> None:
-        self._longest, self._most = limits.max_datagram, limits.max_handlers
+        self._check_limits(limits)
         for sock in self._sockets:
             sock.set_limits(limits)
-        self._begin_queued_later()  # there may be room for them now
+        if limits.receive_buffer != self.limits.receive_buffer:
+            self._tell_of_receive_buffer(limits.receive_buffer)
+        self._dispatcher.apply(limits)
 
     def close(self) -> None:
         """Serve what has come by now, and then read no more, once and for all. Handlers that run can still reply.
@@ -182,8 +194,7 @@ class DatagramServer(BaseServer):
         self.admission.close()
         if self._listeners:
             self._listeners = []
-            if self._spare is not None:
-                self._spare.is_special = True
+            self._dispatcher.count_all()
             self._is_stopping = True
             for sock in self._sockets:
                 sock.stop(keep_backlog=self.keep_backlog)
@@ -192,36 +203,29 @@ class DatagramServer(BaseServer):
             if len(self._sessions) and not self.keep_backlog:
                 for sock in self._sockets:
                     sock.resume()
-        self._close_if_done()
+        self.close_if_done()
 
     def _is_idle(self) -> bool:
-        return not (self._connections or self._queue)
+        return not (self._connections or self._dispatcher.has_queued())
 
     def sockets_to_close_in_child(self) -> Iterable[int]:
         """Return the descriptors of its sockets that are open now, for a process that was forked."""
         return [sock.sock.fileno() for sock in self._sockets]
 
-    def _close_if_done(self) -> None:
+    def close_if_done(self) -> None:
         """Close the sockets when no handler can have anything to send any more."""
-        if not (self._listeners or self._is_stopping) and self._is_idle():
-            spare = self._spare
-            if spare is None or not spare.is_stepping():
-                self._close_sockets()
+        if not (self._listeners or self._is_stopping or self._dispatcher.is_stepping()) and self._is_idle():
+            self._close_sockets()
 
     def _close_sockets(self) -> None:
         sockets, self._sockets = self._sockets, []
         for sock in sockets:
             sock.close()
         self._sessions.stop()
-        spare, self._spare = self._spare, None
-        if spare is not None:
-            spare.retire()
+        self._dispatcher.stop()
 
     def _drop_waiting(self) -> None:
-        if self._queue:
-            self.live_stats.drops["stopped"] += len(self._queue)
-            self.live_stats.queued -= len(self._queue)
-            self._queue.clear()
+        self._dispatcher.drop_queued()
 
     async def _release(self) -> None:
         try:
@@ -235,110 +239,72 @@ class DatagramServer(BaseServer):
         # Waiting datagrams are begun before the end is counted: a drain is over when no handler is left.
         if isinstance(ended, Session):
             self.replace_session(ended)
-        elif self._queue:
+        elif self._dispatcher.has_queued():
             self._connections.discard(ended)
-            self._begin_queued()
+            self._dispatcher.begin_queued()
         super().task_ended(ended, task)
 
     def unregister_connection(self, connection: Any) -> None:
         """Count a handler that has ended, and close the sockets if it was the last one of a server that stops."""
         self._count_end(connection)
+        if not self.has_sessions:
+            self.admission.leave(connection.client_address)
         self._resume_listeners()
-        self._close_if_done()
-
-    # A handler for each datagram.
+        self.close_if_done()
 
     @property
     def is_special(self) -> bool:
         """Whether each datagram is to be counted as its handler begins, and not only when it has ended."""
-        return not self._listeners or self.on_accept is not None
+        return not self._listeners or self.on_accept is not None or self.limits.max_per_host is not None
 
-    def _take_datagram(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
-        spare = self._spare
-        if (
-            spare is None
-            or spare.is_special
-            or spare.request is not None  # it is in its handler that this one was read
-            or len(data) > self._longest
-            or len(self._connections) >= self._most
-            or self._queue
-            or not (spare.is_entered or spare.enter())
-        ):
-            self._take_special(data, client_address, transport)
+    def note_end(self, task: DatagramTask) -> None:
+        """Count the end of a handler that has not waited, and that was registered."""
+        self._count_end(task)
+        self.admission.leave(task.client_address)
+
+    def _receive_for_thread(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
+        limits = self.limits
+        if len(data) > limits.max_datagram:
+            self.drop("truncated", client_address)
             return
-        spare.request = (data, transport)
-        spare.client_address = client_address
-        yielded = spare.resume()
-        if yielded is spare.parking and not spare.is_special:
-            self._at_once += 1  # as nearly all do, so this is all that is done for them
+        most = limits.max_threads + limits.max_queue
+        if len(self._connections) >= min(most, limits.max_connections or most):
+            self.drop("queue full", client_address)
+        elif (reason := self.admit(client_address)) is not None:
+            self.drop(reason, client_address)
         else:
-            self._settle(spare, yielded)
-
-    def _take_special(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
-        """Take a datagram that may have to wait or to be dropped, or whose handler is to be counted as it begins."""
-        self._leave()
-        stats, limits = self.live_stats, self.limits
-        if len(data) > self._longest:
-            stats.received += 1
-            stats.drops["truncated"] += 1
-        elif len(self._connections) < limits.max_handlers and not self._queue:
-            self._begin((data, transport), client_address)
-        elif len(self._queue) < limits.max_queue:
-            stats.received += 1
-            stats.queued += 1
-            self._queue.append(((data, transport), client_address))
-        else:
-            stats.received += 1
-            stats.drops["queue full"] += 1
-
-    def _leave(self) -> None:
-        """Let the spare task be the current one no longer, as it stays between the datagrams that are read in one turn."""
-        spare = self._spare
-        if spare is not None and spare.request is None:
-            spare.leave()
-
-    def _begin(self, request: tuple[bytes, DatagramTransport], client_address: Any) -> None:
-        spare = self._spare
-        if spare is None or spare.is_retired or spare.request is not None or not spare.enter():
-            if asyncio.current_task() is not None:
-                later = DatagramTask(self, request, client_address)
-                self._register(later)
-                later.count_end()
-                return
-            self._spare = spare = DatagramTask(self)
-            spare.enter()
-        spare.request = request
-        spare.client_address = client_address
-        self._settle(spare, spare.resume())
-
-    def _settle(self, task: DatagramTask, yielded: Any) -> None:
-        """Do what remains to be done about a datagram after its task was resumed and has yielded something."""
-        if task is self._spare:
-            self._spare = None
-        task.leave()
-        is_free = task.settle(yielded)
-        if not task.is_counted:
-            self._register(task)
-        if is_free:
-            self._count_end(task)
-            task.reset()
-            self._spare = task
-            self._close_if_done()
-        else:
-            task.count_end()
-
-    def _take_for_thread(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
-        stats, limits = self.live_stats, self.limits
-        stats.received += 1
-        if len(data) > self._longest:
-            stats.drops["truncated"] += 1
-        elif len(self._connections) < limits.max_threads + limits.max_queue:
-            stats.handled += 1
+            self.live_stats.received += 1
+            self.live_stats.handled += 1
             threaded = ThreadedDatagram(self, self.get_handler_threads(), data, client_address, transport)
             self.register_connection(threaded)
             threaded.begin()
-        else:
-            stats.drops["queue full"] += 1
+
+    def admit(self, client_address: Any) -> str | None:
+        """Count a datagram for which there is room, by its host. Return the reason to drop it, or None."""
+        return self.admission.admit_host(client_address)
+
+    def leave(self, client_address: Any) -> None:
+        """Count the end of what was admitted, where no registered handler has ended."""
+        self.admission.leave(client_address)
+
+    def report_timeout(self, cancelled: DatagramRun) -> None:
+        """Log that a handler took too long, at a bounded rate: its peer may decide how long it takes."""
+        self._warnings.report(
+            "cancelled %s: it took longer than Timeouts.datagram_handler, %g s",
+            cancelled,
+            self.handler_timeouts.datagram_handler,
+        )
+
+    def drop(self, reason: str, client_address: Any) -> None:
+        """Count a datagram that no handler gets. The first that was too long is told of: the limit may be a mistake."""
+        self.live_stats.received += 1
+        self.live_stats.drops[reason] += 1
+        if reason == "truncated" and self.live_stats.drops[reason] == 1:
+            logger.warning(
+                "dropped a datagram from %s that is longer than Limits.max_datagram, %d bytes; others are only counted",
+                format_address(client_address),
+                self.limits.max_datagram,
+            )
 
     def _count_end(self, connection: Any) -> None:
         if connection.outcome == "rejected" and isinstance(connection, DatagramTask | ThreadedDatagram):
@@ -350,29 +316,6 @@ class DatagramServer(BaseServer):
             self.live_stats.handled -= 1
             self.live_stats.drops["stopped"] += 1
         super()._count_end(connection)
-
-    def _register(self, task: DatagramTask) -> None:
-        task.is_counted = task.is_special = True
-        self.live_stats.received += 1
-        self.live_stats.handled += 1
-        self.register_connection(task)
-
-    def _begin_queued(self) -> None:
-        """Begin datagrams that wait in the queue, as far as there is room; the rest in the loop's next turn."""
-        self._begins_queued = False
-        for _ in range(BEGUN_PER_TURN):
-            if not self._queue or len(self._connections) >= self.limits.max_handlers:
-                return
-            request, client_address = self._queue.popleft()
-            self.live_stats.queued -= 1
-            self.live_stats.received -= 1  # it is counted again where it is begun
-            self._begin(request, client_address)
-        self._begin_queued_later()
-
-    def _begin_queued_later(self) -> None:
-        if self._queue and not self._begins_queued:
-            self._begins_queued = True
-            asyncio.get_running_loop().call_soon(self._begin_queued)
 
     # A handler for each peer.
 

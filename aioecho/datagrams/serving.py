@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from aioecho.config import Limits, Timeouts
 from aioecho.serving.drain import Served
 from aioecho.serving.ends import Ended
+from aioecho.serving.sweeper import TimeoutSweeper
 from aioecho.stats import DatagramStats
 
 __all__ = ["DatagramServing"]
@@ -19,6 +20,7 @@ class DatagramServing(Protocol):
     RequestHandlerClass: Any
     live_stats: DatagramStats
     task_context: Context
+    timeout_sweeper: TimeoutSweeper
 
     @property
     def limits(self) -> Limits:
@@ -54,6 +56,24 @@ class DatagramServing(Protocol):
 
     def task_ended(self, ended: Any, task: "asyncio.Task[None]") -> None:
         """Count a handler whose task has ended."""
+
+    def drop(self, reason: str, client_address: Any) -> None:
+        """Count a datagram that no handler gets."""
+
+    def admit(self, client_address: Any) -> str | None:
+        """Count a datagram for which there is room. Return the reason to drop it, or None."""
+
+    def leave(self, client_address: Any) -> None:
+        """Count the end of what was admitted, where no registered handler has ended."""
+
+    def report_timeout(self, cancelled: Any) -> None:
+        """Log that a handler took too long."""
+
+    def note_end(self, task: Any) -> None:
+        """Count the end of a handler that has not waited, and that was registered."""
+
+    def close_if_done(self) -> None:
+        """Close the sockets when no handler can have anything to send any more."""
 
     def replace_session(self, ended: Any) -> None:
         """Forget a session that has ended; what its peer has sent since goes to a new one."""

@@ -4,22 +4,49 @@ import asyncio
 from collections.abc import Hashable
 from typing import Any
 
+from aioecho.datagrams.places import Places
 from aioecho.datagrams.serving import DatagramServing
 from aioecho.datagrams.sessions import Datagrams, Session
-from aioecho.net.datagram_socket import DatagramTransport
+from aioecho.net.datagram_socket import DatagramSocket, DatagramTransport
+from aioecho.serving.admission import host_of
 
 __all__ = ["SessionTable"]
 
 # A session is found silent so many times in a row before it ends: at most this part of the timeout too late.
 SWEEPS = 8
 
+# Seconds whose sessions `accept_rate` lets begin at once, as a peer that comes faster is not kept waiting but dropped.
+BURST = 1.0
+
+
+class Newcomer:
+    """A peer whose session begins when another, of a host that has more than its share, has ended."""
+
+    __slots__ = ("client_address", "datagrams", "key", "last_heard", "transport")
+
+    is_over = True  # nothing is to end it for its silence
+
+    def __init__(self, key: Hashable, client_address: Any, transport: DatagramTransport, datagrams: Datagrams) -> None:
+        self.key, self.client_address, self.transport, self.datagrams = key, client_address, transport, datagrams
+        self.last_heard = 0
+
+    def feed(self, data: bytes) -> None:
+        """Keep a datagram for the session."""
+        self.datagrams.feed(data)
+
 
 class SessionTable:
-    """The live sessions of `server`, by the address that was asked and the peer's."""
+    """The live sessions of `server`, by the address that was asked and the peer's.
+
+    When all places are taken, a host that has the most of them yields one to a newcomer whose host has at least two fewer: the
+    session that has been quiet for longest ends. So no host keeps another one out.
+    """
 
     def __init__(self, server: DatagramServing) -> None:
         self._server = server
-        self._sessions: dict[Hashable, Session] = {}
+        self._sessions: dict[Hashable, Session | Newcomer] = {}
+        self._places: Places[Session | Newcomer] = Places()
+        self._next = 0.0  # when accept_rate allows the next session
         self._sweeps = 0
         self._timer: asyncio.TimerHandle | None = None  # for the next sweep
         self.is_closed = False
@@ -27,25 +54,64 @@ class SessionTable:
 
     def receive(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
         """Give a datagram to its peer's session, begin one for it, or drop it."""
-        stats, limits = self._server.live_stats, self._server.limits
-        stats.received += 1
-        if len(data) > limits.max_datagram:
-            stats.drops["truncated"] += 1
+        server = self._server
+        if len(data) > server.limits.max_datagram:
+            server.drop("truncated", client_address)
             return
         key = (transport.key, client_address)
         session = self._sessions.get(key)
         if session is not None:
+            server.live_stats.received += 1
             session.last_heard = self._sweeps
             session.feed(data)
-        elif self.is_closed:
-            stats.drops["stopped"] += 1
-        elif len(self._sessions) < limits.max_sessions:
-            self._begin(key, client_address, transport, Datagrams(self._server, data))
+            return
+        reason = "stopped" if self.is_closed else self._find_reason_to_drop(client_address)
+        if reason is not None:
+            server.drop(reason, client_address)
+            return
+        limits = server.limits
+        most = min(limits.max_sessions, limits.max_connections or limits.max_sessions)
+        if len(self._places) < most:
+            yielding = None
+        elif (yielding := self._find_yielding(host_of(client_address))) is None:
+            server.drop("too many sessions", client_address)
+            return
+        server.live_stats.received += 1
+        if limits.accept_rate is not None:
+            self._next = max(self._next, asyncio.get_running_loop().time() - BURST) + 1 / limits.accept_rate
+        datagrams = Datagrams(server, data)
+        if yielding is None:
+            self._begin(key, client_address, transport, datagrams)
         else:
-            stats.drops["too many sessions"] += 1
+            self._begin_after(yielding, Newcomer(key, client_address, transport, datagrams))
+
+    def _find_reason_to_drop(self, client_address: Any) -> str | None:
+        """Return which limit of those that are off by default keeps a peer from a session."""
+        limits = self._server.limits
+        if limits.max_per_host is not None:
+            host = host_of(client_address)
+            if host is not None and self._places.count_of(host) >= limits.max_per_host:
+                return "per host"
+        if limits.accept_rate is not None and asyncio.get_running_loop().time() < self._next:
+            return "accept rate"
+        return None
+
+    def _find_yielding(self, host: str | None) -> Session | None:
+        """Return the session that is to end for a newcomer of `host`: one that waits for its peer, if there is any."""
+        found = [each for each in self._places.find_yielding(host) if isinstance(each, Session) and not each.is_over]
+        return min(found, key=lambda each: (not each.datagrams.is_quiet(), each.datagrams.last_active), default=None)
+
+    def _begin_after(self, yielding: Session, newcomer: Newcomer) -> None:
+        self._places.remove(host_of(yielding.client_address), yielding)
+        self._places.add(host_of(newcomer.client_address), newcomer)
+        self._sessions[newcomer.key] = newcomer
+        newcomer.last_heard = self._sweeps
+        yielding.newcomer = newcomer
+        yielding.expire()
 
     def _begin(self, key: Hashable, client_address: Any, transport: DatagramTransport, datagrams: Datagrams) -> None:
         self._sessions[key] = session = Session(self._server, key, client_address, transport, datagrams)
+        self._places.add(host_of(client_address), session)
         session.last_heard = self._sweeps
         self._server.register_connection(session)
         if self._server.is_draining:
@@ -60,8 +126,26 @@ class SessionTable:
         """Forget a session that has ended; what its peer has sent since goes to a new one."""
         ended.finish()
         del self._sessions[ended.key]
-        if ended.successor is not None:
-            self._begin(ended.key, ended.client_address, ended.request[1], ended.successor)
+        self._places.remove(host_of(ended.client_address), ended)
+        newcomer, successor = ended.newcomer, ended.successor
+        if ended.outcome == "cancelled" and self._server.is_draining:  # the grace is over: nothing begins any more
+            if newcomer is not None:
+                newcomer.datagrams.drop("stopped")
+                del self._sessions[newcomer.key]
+                self._places.remove(host_of(newcomer.client_address), newcomer)
+            if successor is not None:
+                successor.drop("stopped")
+        elif newcomer is not None:
+            self._places.remove(host_of(newcomer.client_address), newcomer)
+            self._begin(newcomer.key, newcomer.client_address, newcomer.transport, newcomer.datagrams)
+        elif successor is not None:
+            self._begin(ended.key, ended.client_address, ended.request[1], successor)
+
+    def end_gone(self, sock: DatagramSocket, client_address: Any) -> None:
+        """End the session of a Unix peer that has closed its socket."""
+        session = self._sessions.get((sock, client_address))
+        if isinstance(session, Session) and not session.is_over:
+            session.expire()
 
     def stop(self) -> None:
         """End no more sessions for their silence."""
@@ -79,7 +163,8 @@ class SessionTable:
         self._timer = None
         self._sweeps += 1
         for session in self._sessions.values():
-            if self._sweeps - session.last_heard > SWEEPS and not session.is_over:
+            if not session.is_over and self._sweeps - session.last_heard > SWEEPS:
+                assert isinstance(session, Session)
                 session.expire()
         if self._sessions:
             self._sweep_later()

@@ -7,13 +7,13 @@ from collections.abc import Generator, Hashable
 from time import monotonic
 from typing import Any
 
+from aioecho.datagrams.run import DatagramRun
 from aioecho.datagrams.serving import DatagramServing
 from aioecho.net.datagram_socket import DatagramTransport
 from aioecho.runtime.driver import Driver, Waiter
 from aioecho.runtime.logs import format_address
 from aioecho.runtime.steps import steps
 from aioecho.serving.ends import Reason
-from aioecho.serving.running import HandlerRun
 
 __all__ = ["Datagrams", "Session"]
 
@@ -95,6 +95,10 @@ class Datagrams:
             if self._is_waited_for:
                 self._news.wake()
 
+    def is_quiet(self) -> bool:
+        """Return whether the handler waits for a datagram, and none has come."""
+        return self._is_waited_for and not self._queue
+
     def end(self) -> None:
         """Let it end after what is queued."""
         self._has_ended = True
@@ -126,7 +130,7 @@ class Datagrams:
 QUIET = 1.0
 
 
-class Session(HandlerRun):
+class Session(DatagramRun):
     """A peer whose handler runs, in `server.connections`. `client_address` is the peer's.
 
     Its life: live, in which it is fed; over, from when its datagrams are told to end or its handler has ended, in which what
@@ -136,16 +140,12 @@ class Session(HandlerRun):
     __slots__ = (
         "_RequestHandlerClass",
         "_server",
-        "client_address",
         "datagrams",
-        "handler",
         "is_over",
         "key",
         "last_heard",
-        "reason",
-        "request",
+        "newcomer",
         "successor",
-        "was_aborted",
     )
 
     def __init__(
@@ -164,16 +164,15 @@ class Session(HandlerRun):
         self.request = (datagrams, transport)
         self.handler: Any = None
         self.successor: Datagrams | None = None
+        self.newcomer: Any = None
+        """A peer that waits for the place of this one."""
         self.reason: Reason = "finished"
         self.was_aborted = self.is_over = False
         self.last_heard = 0
+        self.place = self._since = self._cancelled_at = None
         datagrams.set_driver(self)
         self.start(self._serve(), asyncio.get_running_loop(), server.task_context.copy(), "session")
         self.task.add_done_callback(self, context=server.task_context)
-
-    def __call__(self, task: "asyncio.Task[None]") -> None:
-        """Count how it has ended."""
-        self._server.task_ended(self, task)
 
     def __repr__(self) -> str:
         return f"<Session with {format_address(self.client_address)}, handler={self.handler!r}>"
@@ -197,26 +196,29 @@ class Session(HandlerRun):
             self.finish()
             await self.hand_back()
 
-    def give_up(self) -> None:
-        """Count it as ended, though its handler goes on."""
-        self.reason = "cancelled"
-        self.task.remove_done_callback(self)
+    def forget(self) -> None:
+        """Let the peer's next session begin."""
         self._server.replace_session(self)
-        self._server.unregister_connection(self)
 
     def feed(self, data: bytes) -> None:
         """Give the handler a datagram, or keep it for the peer's next session."""
         if not self.is_over:
             self.datagrams.feed(data)
+        elif self.newcomer is not None:
+            self._server.live_stats.drops["too many sessions"] += 1
         elif self.successor is None:
             self.successor = Datagrams(self._server, data)
         else:
             self.successor.feed(data)
 
     def expire(self) -> None:
-        """Let the datagrams end: the peer has been silent for too long."""
+        """Let the datagrams end: the peer has been silent for too long, or is gone, or another one needs its place.
+
+        From now on the handler's time counts.
+        """
         self.is_over = True
         self.datagrams.end()
+        self.count_time()
 
     def finish(self) -> None:
         """Drop what the handler, which has ended, left unread, and end it for a task that the handler left behind."""
@@ -244,17 +246,3 @@ class Session(HandlerRun):
             asyncio.get_running_loop().call_later(left, self.drain)
         else:
             self.datagrams.end()
-
-    def is_in_message(self) -> bool:
-        """Return False: a datagram is a whole message."""
-        return False
-
-    def cut_off(self) -> None:
-        """Cancel the handler."""
-        self.task.cancel()
-
-    def abort(self) -> None:
-        """End the handler even if it swallows its cancellation."""
-        self.was_aborted = True
-        self.abandon()
-        self.cut_off()

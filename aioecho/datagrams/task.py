@@ -8,7 +8,8 @@ task does, and ends with it.
 
 The rule: what one handler has done to its task is never met by the next. A task that a handler has cancelled, named, kept,
 also by a weak reference, or added a callback to ends with that handler. So does a task in whose context a handler has left
-another value than it found: a task has one context for its whole life, and each handler starts in one that is as the server's.
+a variable that was not set: a task has one context for its whole life, each handler starts in one that is as the server's, and
+only the token of a variable can remove it. The value of a variable that the server's context has is set back.
 """
 
 import asyncio
@@ -28,13 +29,13 @@ from types import CoroutineType
 from typing import Any
 from weakref import getweakrefcount
 
+from aioecho.datagrams.run import DatagramRun
 from aioecho.datagrams.serving import DatagramServing
 from aioecho.runtime.driver import Waiter
 from aioecho.runtime.logs import format_address
 from aioecho.runtime.steps import steps
 from aioecho.serving.ends import Reason
 from aioecho.serving.handlers import BaseRequestHandler, DatagramRequestHandler
-from aioecho.serving.running import HandlerRun
 
 __all__ = ["DatagramTask"]
 
@@ -58,9 +59,18 @@ def _is_plain(kind: Any) -> bool:
     )
 
 
-def _is_as(context: Context, other: Context) -> bool:
-    """Return whether two contexts of the same size have the same values, and not only equal ones."""
-    return all(map(is_, map(context.get, other), other.values()))
+def _is_restored(context: Context, pristine: Context) -> bool:
+    """Give the current context, which has as many variables as `pristine`, its values again; return whether that could be done.
+
+    A variable that a handler has added cannot be removed again without its token.
+    """
+    if not all(map(is_, map(context.get, pristine), pristine.values())):  # `==` would take equal values for the same
+        if not all(variable in context for variable in pristine):
+            return False
+        for variable, value in pristine.items():
+            if context[variable] is not value:
+                variable.set(value)
+    return True
 
 
 class _FirstStep:
@@ -69,9 +79,11 @@ class _FirstStep:
     step: Callable[[], object]
 
     def call_soon(self, step: Callable[[], object], *, context: Context) -> None:
+        """Keep the step."""
         self.step = step
 
     def get_debug(self) -> bool:
+        """Return False: the task asks before it notes where it was made."""
         return False
 
 
@@ -103,7 +115,7 @@ class _Parking(Waiter):
         return super().cancel(msg)
 
 
-class DatagramTask(HandlerRun):
+class DatagramTask(DatagramRun):
     """A datagram whose handler runs, in `server.connections`; or the server's spare task, which serves its next datagrams.
 
     `client_address` is the sender's. To do anything with it is its handler's.
@@ -118,18 +130,13 @@ class DatagramTask(HandlerRun):
         "_end",
         "_server",
         "_short_kind",
-        "client_address",
-        "handler",
         "is_counted",
         "is_entered",
         "is_retired",
         "is_special",
         "parking",
         "plain_kind",
-        "reason",
-        "request",
         "resume",
-        "was_aborted",
     )
 
     _end: BaseException | None
@@ -145,6 +152,7 @@ class DatagramTask(HandlerRun):
         self.plain_kind: type | None = None  # the last class that was found to be plain
         self._short_kind: type | None = None  # the last that has neither a setup() nor a finish() of its own
         self._end = None
+        self.place = self._since = self._cancelled_at = None
         loop = asyncio.get_running_loop()
         self.parking = _Parking(loop)
         self.parking.driver = self
@@ -155,6 +163,7 @@ class DatagramTask(HandlerRun):
 
     def __call__(self, task: "asyncio.Task[None]") -> None:
         """Count how it has ended."""
+        self._server.timeout_sweeper.remove(self)
         self.parking.driver = None  # which refers to it: without the cycle both go at once
         if self.handler is None and self.reason == "finished":  # its task was cancelled before it began
             self.reason = "cancelled"
@@ -210,9 +219,8 @@ class DatagramTask(HandlerRun):
                 and getweakrefcount(task) == weak_references
                 and task.get_name() is name
                 and task._callbacks is None
-                # `==` would be wrong: it takes equal values for the same, and values decide what is equal.
                 and len(context) == variables
-                and (not variables or _is_as(context, pristine))
+                and (not variables or _is_restored(context, pristine))
                 and not self.is_retired
             ):
                 self.request = self.handler = None
@@ -308,7 +316,8 @@ class DatagramTask(HandlerRun):
         return False
 
     def count_end(self) -> None:
-        """Count it when its task has ended."""
+        """Count it when its task has ended; its time counts from now on."""
+        self.count_time()
         self.task.add_done_callback(self, context=self._server.task_context)
 
     def reset(self) -> None:
@@ -321,27 +330,7 @@ class DatagramTask(HandlerRun):
         self.is_special = self.is_retired = True
         self.parking.wake()
 
-    def give_up(self) -> None:
-        """Count it as ended, though its handler goes on."""
-        self.reason = "cancelled"
-        self.task.remove_done_callback(self)
-        self._server.unregister_connection(self)
-
     # What the server asks of those that wait when it stops.
 
     def drain(self) -> None:
         """Do nothing: it has all that it will get, and finishes."""
-
-    def is_in_message(self) -> bool:
-        """Return False: a datagram is a whole message."""
-        return False
-
-    def cut_off(self) -> None:
-        """Cancel the handler."""
-        self.task.cancel()
-
-    def abort(self) -> None:
-        """End the handler even if it swallows its cancellation."""
-        self.was_aborted = True
-        self.abandon()
-        self.cut_off()

@@ -36,6 +36,9 @@ where its length comes first. ``framing.limited(n)`` returns the framing with `m
 a reader calls ``framing.limited(getattr(limits, framing.limit))`` once. Used by itself, a framing without `max_size`
 has no limit. `join` ignores `max_size`: it bounds what a peer makes this process hold.
 
+**Datagrams.** ``split_datagram(datagram)`` yields the frames of a datagram that holds several. It calls `split`, so there
+is no need to override it but for a separator that senders leave out at the end.
+
 **A framing of one's own** inherits from Framing. Frames that end with a byte that tells what they are::
 
     class Statements(Framing):
@@ -58,6 +61,7 @@ from aioecho.framing.announced import FixedSize, LengthPrefixed, Varint
 from aioecho.framing.base import Buffer, Framing
 from aioecho.framing.decimal import ContentLength, Netstrings, OctetCounted
 from aioecho.framing.separated import Delimited, Lines
+from aioecho.framing.spec import format_framing, parse_framing
 from aioecho.framing.stuffed import COBS, SLIP
 
 __all__ = [
@@ -73,4 +77,6 @@ __all__ = [
     "Netstrings",
     "OctetCounted",
     "Varint",
+    "format_framing",
+    "parse_framing",
 ]

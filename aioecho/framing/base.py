@@ -2,9 +2,10 @@
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import ClassVar, Literal, Self, TypeAlias
 
-from aioecho.exceptions import FrameTooLong
+from aioecho.exceptions import FrameTooLong, FramingError
 
 __all__ = ["Buffer", "Framing", "check_max_size", "check_separator", "drop_from_too_long", "shown"]
 
@@ -44,6 +45,19 @@ class Framing(ABC):
         This one never finds it: what follows is skipped up to the end of the stream.
         """
         return len(buffer), False
+
+    def split_datagram(self, datagram: bytes, /) -> Iterator[bytes]:
+        """Yield the frames of a datagram, one after another.
+
+        Raises FrameTooLong and FramingError as `split` does, also where the datagram ends in the middle of a frame: its
+        sender's fault. The frames before that were yielded, and what follows in the datagram is lost.
+        """
+        while datagram:
+            frames, used, wanted = self.split(datagram)
+            yield from frames
+            datagram = datagram[used:]
+            if datagram and wanted > len(datagram):
+                raise FramingError(f"the peer sent a datagram that ends in the middle of a frame: {shown(datagram)}")
 
     def limited(self, max_size: int, /) -> Self:
         """Return this framing with a `max_size`, or itself if it has one of its own."""

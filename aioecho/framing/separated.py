@@ -1,6 +1,7 @@
 """Frames that end with a separator."""
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -59,6 +60,10 @@ class Lines(Framing):
         if b"\n" in frame:
             raise ValueError(f"a line must not contain a newline: {shown(frame)}")
         return b"%b\n" % frame
+
+    def split_datagram(self, datagram: bytes, /) -> Iterator[bytes]:
+        """Yield the lines of a datagram. The last one may lack its newline: senders leave it out."""
+        return super().split_datagram(_end_with(b"\n", datagram))
 
     def resync(self, buffer: Buffer, /) -> tuple[int, bool]:
         """Look for the newline that ends a line which is skipped."""
@@ -142,9 +147,17 @@ class Delimited(Framing):
             raise ValueError(f"a frame must not contain its separator {self.separator!r}: {shown(frame)}")
         return joined
 
+    def split_datagram(self, datagram: bytes, /) -> Iterator[bytes]:
+        """Yield the frames of a datagram. The last one may lack its separator."""
+        return super().split_datagram(_end_with(self.separator, datagram))
+
     def resync(self, buffer: Buffer, /) -> tuple[int, bool]:
         """Look for the separator that ends a frame which is skipped."""
         return skip_to(self.separator, buffer)
+
+
+def _end_with(separator: bytes, datagram: bytes) -> bytes:
+    return datagram if not datagram or datagram.endswith(separator) else datagram + separator
 
 
 def skip_to(separator: bytes, buffer: Buffer) -> tuple[int, bool]:

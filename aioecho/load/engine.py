@@ -15,9 +15,9 @@ from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from random import Random
 from typing import Any
 
+from aioecho.load.messages import make_pool
 from aioecho.load.settings import ERROR_CLASSES, LoadProgress, LoadSettings, Tally
 
 __all__ = ["CLOSED_EARLY", "CONNECT", "RESET", "TIMED_OUT", "WRONG_BYTES", "Engine", "Stop"]
@@ -25,28 +25,9 @@ __all__ = ["CLOSED_EARLY", "CONNECT", "RESET", "TIMED_OUT", "WRONG_BYTES", "Engi
 CONNECT, RESET, CLOSED_EARLY, TIMED_OUT, WRONG_BYTES = range(len(ERROR_CLASSES))
 
 NEVER = 1 << 62  # ns
-CHUNK_BYTES = 262_144  # most that one recv or send moves
-POOL_BYTES = 262_144  # small enough to stay in a processor's cache
 OPENING_AT_ONCE = 128  # the usual default of a server's backlog; past it the kernel drops SYNs for a second
 TICK_NS = 250_000_000
 COARSE_FROM_US = 1 << 17  # above this latencies are counted in steps of 128 us, within three digits
-
-
-def make_pool(size_bytes: int, lines: bool) -> tuple[bytes, int]:
-    """Make what all connections send: pairwise different messages one after another, and their total length.
-
-    Connection i starts at its own message and goes round, so that a reply that is stale or belongs to another
-    connection differs. The start is repeated at the end, so that no chunk need be split at the seam.
-    """
-    count = max(16, POOL_BYTES // size_bytes)
-    pool = bytearray(Random(size_bytes).randbytes(count * size_bytes))
-    if lines:
-        pool = pool.translate(bytes(33 + value % 94 for value in range(256)))
-        pool[size_bytes - 1 :: size_bytes] = b"\n" * count
-    period = len(pool)
-    while len(pool) < period + CHUNK_BYTES:
-        pool += pool[: period + CHUNK_BYTES - len(pool)]
-    return bytes(pool), period
 
 
 class Stop(Exception):
@@ -68,7 +49,7 @@ class Engine(ABC):
         self.interval = 0.0 if settings.rate is None else 1e9 * shares / settings.rate  # ns
         self.offset = self.interval * share / shares  # processes take turns instead of sending together
         self.timeout = int(settings.effective_timeout_s * 1e9)
-        self.pool, self.period = make_pool(self.size, settings.lines)
+        self.pool, self.period = self._make_pool()
         self.queue: deque[int] = deque()  # open loop: due, and no slot was free
         self.free: deque[Any] = deque()  # open loop: slots, longest free first
         self.counts: defaultdict[int, int] = defaultdict(int)
@@ -88,6 +69,10 @@ class Engine(ABC):
         self.last_replies = 0
         self.on_progress: Callable[[LoadProgress], None] | None = None
         self.phase = "connecting"
+
+    def _make_pool(self) -> tuple[bytes, int]:
+        """Make what all connections send, and return it with its length without the part that is repeated."""
+        return make_pool(self.size, self.settings.lines)
 
     # What a kind of connection adds.
 

@@ -105,10 +105,10 @@ def print_result(result: LoadResult) -> None:
     console = Console(highlight=False)
     what = "a connection per message" if result.churn else f"{result.depth} in flight on each"
     clients = "sockets" if is_datagram(result.endpoint) else "connections"
-    kind = "lines" if result.lines else "messages"
+    kind = "lines" if result.lines else "messages" if result.framing is None else f"frames ({result.framing})"
     console.print(
         f"{escape(result.endpoint)}{' over TLS' if result.tls else ''}: {result.mode} loop, "
-        f"{result.connections:,} {clients}, {what}, {kind} of {result.size_bytes:,} bytes, "
+        f"{result.connections:,} {clients}, {what}, {escape(kind)} of {result.size_bytes:,} bytes, "
         f"{result.measured_s:.2f} s measured" + (f", {result.processes} processes" if result.processes > 1 else ""),
         soft_wrap=True,
     )

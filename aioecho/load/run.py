@@ -18,8 +18,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from aioecho.framing import format_framing
 from aioecho.load.datagrams import DatagramEngine
 from aioecho.load.engine import Engine
+from aioecho.load.frames import FrameEngine
 from aioecho.load.latencies import Latencies
 from aioecho.load.settings import ERROR_CLASSES, LoadProgress, LoadSettings, Tally, is_datagram
 from aioecho.load.streams import StreamEngine
@@ -48,6 +50,7 @@ class LoadResult:
     depth: int
     size_bytes: int
     lines: bool
+    framing: str | None  # as parse_framing() reads it
     churn: bool
     tls: bool
     processes: int
@@ -119,7 +122,9 @@ def load(
 
 
 def _make_engine(settings: LoadSettings, share: int, shares: int, control: Any = None) -> Engine:
-    kind = DatagramEngine if is_datagram(settings.endpoint) else StreamEngine
+    kind: type[Engine] = StreamEngine if settings.framing is None else FrameEngine
+    if is_datagram(settings.endpoint):
+        kind = DatagramEngine
     return kind(settings, share, shares, control)
 
 
@@ -222,6 +227,7 @@ def _result(settings: LoadSettings, tallies: Sequence[Tally], started_at: str) -
         depth=settings.depth,
         size_bytes=settings.size_bytes,
         lines=settings.lines,
+        framing=None if settings.framing is None else format_framing(settings.framing),
         churn=settings.churn,
         tls=settings.tls,
         processes=settings.processes,

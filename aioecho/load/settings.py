@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass, field
 
+from aioecho.framing import Framing
+from aioecho.load.messages import make_frames
 from aioecho.net.endpoints import (
     InheritedEndpoint,
     StdioEndpoint,
@@ -33,11 +35,12 @@ class LoadSettings:
 
     `endpoint`: `tcp://HOST:PORT` or `unix:PATH`, or for datagrams `udp://HOST:PORT` or `unixgram:PATH`; then a connection
     is a socket with an address of its own. `rate`: messages a second over all connections; None is closed loop.
-    `lines`: each message is printable and ends in a newline, counted in `size_bytes`. `churn`: a connection per message,
-    its set-up counted in the latency. `timeout_s`: a connection that owes a reply and sends nothing for so long has
-    failed, and a datagram without a reply for so long is lost; a run also waits so long at its end for the replies still
-    owed. None is 10 seconds, and 2 for datagrams. `ca_file`: verify the server by this file instead of the system's
-    certificates.
+    `lines`: each message is printable and ends in a newline, counted in `size_bytes`. `framing`, an object of
+    aioecho.framing: each message is a frame of `size_bytes`, and a reply is one whole frame that is equal. `churn`: a
+    connection per message, its set-up counted in the latency. `timeout_s`: a connection that owes a reply and sends nothing
+    for so long has failed, and a datagram without a reply for so long is lost; a run also waits so long at its end for the
+    replies still owed. None is 10 seconds, and 2 for datagrams. `ca_file`: verify the server by this file instead of the
+    system's certificates.
 
     Raises:
         ValueError: a value out of range or an endpoint that nothing can be sent to (caller).
@@ -50,6 +53,7 @@ class LoadSettings:
     churn: bool = False
     size_bytes: int = 64
     lines: bool = False
+    framing: Framing | None = None
     duration_s: float = 10.0
     warmup_s: float = 1.0
     timeout_s: float | None = None
@@ -80,9 +84,13 @@ class LoadSettings:
                 raise ValueError(
                     f"size_bytes must be from {NUMBER_BYTES}, as each datagram has a number, to {most}, not {self.size_bytes}"
                 )
-            for name in ("churn", "lines", "tls"):
+            for name in ("churn", "lines", "framing", "tls"):
                 if getattr(self, name):
                     raise ValueError(f"{name} is for streams: there is none at {self.endpoint}")
+        if self.framing is not None:
+            if self.lines:
+                raise ValueError("lines and framing exclude one another: Lines() is a framing too")
+            make_frames(self.framing, self.size_bytes, 1)  # raises what is wrong with it
 
     @property
     def effective_timeout_s(self) -> float:

@@ -16,7 +16,6 @@ from contextlib import suppress
 from typing import Any
 
 from aioecho.load.engine import (
-    CHUNK_BYTES,
     CLOSED_EARLY,
     COARSE_FROM_US,
     CONNECT,
@@ -26,10 +25,11 @@ from aioecho.load.engine import (
     Engine,
     Stop,
 )
+from aioecho.load.messages import CHUNK_BYTES
 from aioecho.load.settings import LoadSettings, parse_target
 from aioecho.net.endpoints import TCPEndpoint, UnixEndpoint
 
-__all__ = ["StreamEngine"]
+__all__ = ["Connection", "StreamEngine"]
 
 _IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h; leaves the choice of a port to connect(2), which knows the other end
 _CONNECT_PHASE, _HANDSHAKE_PHASE, _OPEN_PHASE = range(3)
@@ -37,7 +37,7 @@ _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _READABLE, _WRITABLE = select.EPOLLIN, select.EPOLLOUT
 
 
-class _Connection:
+class Connection:
     """One socket, and how far the streams to and from the server have come."""
 
     __slots__ = ("due", "fd", "have", "phase", "read_at", "recv",
@@ -69,8 +69,8 @@ class StreamEngine(Engine):
         self.opened = share * 7_919
         self.recv_bytes = min(CHUNK_BYTES, max(4096, self.size * settings.depth + 1))
         self.wanted_ready = 1 if settings.churn else self.slots
-        self.connections: dict[int, _Connection] = {}
-        self.owing: list[_Connection] = []
+        self.connections: dict[int, Connection] = {}
+        self.owing: list[Connection] = []
         where = parse_target(settings.endpoint)
         self.family: int = socket.AF_UNIX
         self.address: Any
@@ -93,7 +93,7 @@ class StreamEngine(Engine):
         # leave records unread.
         self.trigger = 0 if settings.tls else select.EPOLLET | select.EPOLLRDHUP
 
-    def _list_slots(self) -> Sequence[_Connection | None]:
+    def _list_slots(self) -> Sequence[Connection | None]:
         if self.settings.churn:
             return [None] * self.slots
         return list(self.connections.values()) * self.settings.depth
@@ -195,7 +195,25 @@ class StreamEngine(Engine):
             self.received += received
             self.replies += replies
 
-    def _prepare(self, c: _Connection, event: int) -> bool:
+    def _receive(self, c: Connection, event: int) -> bytes | None:
+        """Return what has come, b"" at the end of the stream, None if nothing is to be done with it.
+
+        :meth:`_handle` has this written out.
+        """
+        if c.phase != _OPEN_PHASE:
+            self._advance(c)
+            return None
+        if event != _READABLE and not self._prepare(c, event):
+            return None
+        try:
+            return c.recv(self.recv_bytes)
+        except _WOULD_BLOCK:
+            return None
+        except OSError as error:
+            self._fail(c, RESET, error)
+            return None
+
+    def _prepare(self, c: Connection, event: int) -> bool:
         """Handle the other flags of an event. Return whether there is something to read."""
         if event & ~(_READABLE | _WRITABLE):
             self._watch(c, c.watched)  # it has come to its end, which nothing more will tell of
@@ -203,12 +221,12 @@ class StreamEngine(Engine):
             return False
         return event != _WRITABLE
 
-    def _count_replies(self, c: _Connection, done: int, now: int) -> None:
+    def _count_replies(self, c: Connection, done: int, now: int) -> None:
         """Count replies after which something else follows than simply the next message on the same connection."""
         self.failures_in_a_row = 0
         for _ in range(done):
             self._count(c.due.popleft(), now)
-        slot: _Connection | None = c
+        slot: Connection | None = c
         if self.settings.churn:
             self._close(c)
             slot = None
@@ -217,7 +235,7 @@ class StreamEngine(Engine):
 
     # One connection.
 
-    def _submit(self, slot: _Connection | None, due: int) -> None:
+    def _submit(self, slot: Connection | None, due: int) -> None:
         if slot is None:
             self._open(due)
         elif self.connections.get(slot.fd) is not slot:  # it failed while it was in line
@@ -227,15 +245,22 @@ class StreamEngine(Engine):
             if not slot.due:
                 slot.since = time.perf_counter_ns()
             slot.due.append(due)
-            slot.unsent += self.size
+            slot.unsent += self._next_size(slot)
             self._flush(slot)
+
+    def _make_connection(self, sock: socket.socket, index: int) -> Connection:
+        return Connection(sock, index * 31 % (self.period // self.size) * self.size, time.perf_counter_ns())
+
+    def _next_size(self, c: Connection) -> int:
+        """Return how many bytes the next message takes that is sent on this connection."""
+        return self.size
 
     def _open(self, due: int) -> None:
         index, self.opened = self.opened, self.opened + 1
         sock = socket.socket(self.family, socket.SOCK_STREAM)
-        c = _Connection(sock, index * 31 % (self.period // self.size) * self.size, time.perf_counter_ns())
+        c = self._make_connection(sock, index)
         c.due.append(due)
-        c.unsent = self.size
+        c.unsent = self._next_size(c)
         try:
             if self.family == socket.AF_UNIX:
                 # Without blocking, connect(2) refuses at once where the backlog is full; nothing tells when to retry.
@@ -260,7 +285,7 @@ class StreamEngine(Engine):
         if not c.watched and self.connections.get(c.fd) is c:
             self._watch(c, _READABLE | _WRITABLE)
 
-    def _advance(self, c: _Connection) -> None:
+    def _advance(self, c: Connection) -> None:
         """Take a connection as far towards open as it goes without waiting, and send its first message."""
         try:
             if self.context is None:
@@ -295,7 +320,7 @@ class StreamEngine(Engine):
         if self._flush(c) and c.unsent and c.watched:
             self._watch(c, c.watched)  # the event that led here may have told of a reply, too
 
-    def _flush(self, c: _Connection) -> bool:
+    def _flush(self, c: Connection) -> bool:
         """Send as much as the socket takes; False where the connection failed."""
         try:
             while c.unsent:
@@ -314,7 +339,7 @@ class StreamEngine(Engine):
             self._watch(c, wanted)
         return True
 
-    def _watch(self, c: _Connection, events: int) -> None:
+    def _watch(self, c: Connection, events: int) -> None:
         """Register for these events, also for events that have happened already."""
         if c.watched:
             self.epoll.modify(c.fd, events | self.trigger)
@@ -322,17 +347,17 @@ class StreamEngine(Engine):
             self.epoll.register(c.fd, events | self.trigger)
         c.watched = events
 
-    def _close(self, c: _Connection) -> None:
+    def _close(self, c: Connection) -> None:
         del self.connections[c.fd]
         c.sock.close()  # which removes it from the epoll, too
 
     # What goes wrong.
 
-    def _fail(self, c: _Connection, error_class: int, error: object) -> None:
+    def _fail(self, c: Connection, error_class: int, error: object) -> None:
         self._close(c)
         self._lose(c, error_class, error)
 
-    def _lose(self, c: _Connection, error_class: int, error: object) -> None:
+    def _lose(self, c: Connection, error_class: int, error: object) -> None:
         """Count what was in flight as lost; a lost connection is not opened again, but in churn its slot goes on."""
         detail = f"{type(error).__name__}: {error}" if isinstance(error, ssl.SSLError) else error
         self._count_error(error_class, max(1, len(c.due)), getattr(detail, "strerror", None) or detail)

@@ -11,6 +11,7 @@ from typing import Any
 
 from aioecho.net.binding import BoundSocket
 from aioecho.net.watch import OUT_OF_RESOURCES, ReadWatch, as_os_error
+from aioecho.runtime.addresses import is_dual_stack, unmapped
 from aioecho.runtime.logs import BoundedLog
 
 __all__ = ["Acceptor"]
@@ -23,7 +24,7 @@ ACCEPTS_PER_TURN = 64
 
 
 class _AcceptedSocket(socket.socket):
-    """A socket as socket.accept() makes it, without the search of three enumerations for each connection."""
+    """A socket as socket.accept() makes it, without the search of three enumerations for every connection."""
 
     __slots__ = ()
 
@@ -74,6 +75,7 @@ class Acceptor:
         self._watch = ReadWatch(bound.sock, self._on_readable)
         self._loop = asyncio.get_running_loop()
         self._make_socket = _AcceptedSocket.factory(bound.sock)
+        self._is_dual_stack = is_dual_stack(bound.sock)
         self._accepts = 1
         self._is_closed = False
         self._log = BoundedLog(logger, logging.WARNING)
@@ -137,7 +139,7 @@ class Acceptor:
                 self._on_error(error)
                 self._log.report("a connection on %s was lost before it was accepted: %s", self.bound.name, error)
                 continue
-            on_accept(sock, address)
+            on_accept(sock, unmapped(address) if self._is_dual_stack else address)
         return True
 
     def _retry_later(self, error: OSError) -> None:

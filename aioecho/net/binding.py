@@ -70,7 +70,7 @@ class BoundSocket:
 async def bind_endpoint(endpoint: Endpoint, *, backlog: int, reuse_port: bool = False) -> list[BoundSocket]:
     """Return non-blocking sockets for `endpoint`, which listen: more than one where a host has several addresses.
 
-    Those for datagrams are bound: they have no connections to listen for.
+    Sockets for datagrams are bound only: they have no connections to listen for.
 
     With `reuse_port` other sockets may be bound beside the ones of a TCP or UDP endpoint: see bind_sibling().
 
@@ -235,12 +235,12 @@ async def _bind_unix(endpoint: PathEndpoint, backlog: int) -> BoundSocket:
             _listen(sock, backlog)
             return BoundSocket(sock, endpoint.name)
         # Between finding a path stale and removing it another process could start to listen there, and be removed.
-        # Whoever starts through here waits its turn, until the other listens and can be seen to.
+        # A process that starts through here waits for its turn: by then the other one listens, and can be seen to.
         async with _folder_lock(path):
             _remove_stale(endpoint)
             owner, group = _user_number(endpoint.owner), _group_number(endpoint.group)
             if endpoint.mode is not None and endpoint.type == socket.SOCK_DGRAM:
-                # Whoever may, can send as soon as it is bound. On Linux the path gets no more than the socket has.
+                # Peers can send as soon as it is bound, if they may. On Linux the path gets no more rights than the socket has.
                 is_given_away = owner >= 0 or group >= 0
                 os.fchmod(sock.fileno(), endpoint.mode & 0o700 if is_given_away else endpoint.mode)
             sock.bind(path)
@@ -299,7 +299,7 @@ def _remove_stale(endpoint: PathEndpoint) -> None:
             return
         except OSError as error:
             # EAGAIN: its queue is full. EPROTOTYPE: it is of the other type. EPERM: a datagram socket that is connected to
-            # somebody else. All are alive.
+            # another one. All are alive.
             if error.errno not in (errno.EAGAIN, errno.EPROTOTYPE, errno.EPERM):
                 raise
     message = f"cannot listen on {endpoint}: somebody listens there already"
@@ -358,10 +358,10 @@ def _identity(path: str) -> tuple[int, int]:
 
 @contextlib.asynccontextmanager
 async def _folder_lock(path: str) -> AsyncIterator[None]:
-    """Hold a lock on the folder of `path`, so that two that start there take turns. It is held without awaiting.
+    """Hold a lock on the folder of `path`, so that two programs that start there take turns. It is held without awaiting.
 
-    It is advisory and held for microseconds. Where it can't be had (no such folder, no right to read it, somebody else's
-    long lock) do without: it narrows a race that others leave open.
+    It is advisory and held for microseconds. Where it can't be had (no such folder, no right to read it, a long lock
+    of another program) do without: it narrows a race that others leave open.
     """
     try:
         folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

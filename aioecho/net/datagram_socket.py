@@ -10,6 +10,7 @@ import asyncio
 import errno
 import logging
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
@@ -19,10 +20,11 @@ from aioecho.net.kernel import datagram_memory
 from aioecho.net.pktinfo import ROOM_FOR_PKTINFO, Ancillary, address_of, enable_pktinfo, source_from
 from aioecho.net.room import SendRoom, connected_probe, is_writable
 from aioecho.net.watch import OUT_OF_RESOURCES, ReadWatch, as_os_error
-from aioecho.runtime.logs import BoundedLog
+from aioecho.runtime.addresses import is_dual_stack, to_mapped, unmapped
+from aioecho.runtime.logs import BoundedLog, format_address
 from aioecho.stats import DatagramStats
 
-__all__ = ["DatagramSocket", "DatagramTransport"]
+__all__ = ["DatagramSocket", "DatagramTransport", "logger"]
 
 logger = logging.getLogger("aioecho.datagram_socket")
 
@@ -39,13 +41,23 @@ QUEUED_BY_UNIX = 4096
 # A host has few addresses, but all of 127.0.0.0/8 is one's own.
 ADDRESSES_KEPT = 1024
 
+# What the system says where it will not let a UDP socket send to an address: the program's mistake, or its firewall's rule. Of
+# a Unix socket they are its peer's doing: the mode of its path, or that it is connected to another one.
+FORBIDDEN = {
+    errno.EACCES: "it is a broadcast address: add ?broadcast to the endpoint",
+    errno.EPERM: "a firewall of this machine does not let it pass",
+}
+
+# What it says of a Unix socket that is closed.
+GONE = {errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET}
+
 Buffer = bytes | bytearray | memoryview
 
 
 class DatagramTransport:
     """Sends from one local address of a server: the second part of a datagram handler's `request`.
 
-    Where the server is bound to every address there is one for each address that peers have asked.
+    Where the server is bound to every address there is one per address that peers have asked.
     """
 
     __slots__ = ("_socket", "key", "local_address", "send_now")
@@ -66,6 +78,7 @@ class DatagramTransport:
         awaited, it sends as soon as there is room, at the latest after ``Timeouts.send`` seconds; not awaited, the datagram
         is dropped. Whatever is dropped is counted in ``stats.send_drops``. A datagram that the system will not send, as its
         peer is unreachable or nowhere, is dropped too, and counted in ``stats.send_errors``: peers lie about where they are.
+        A WARNING says if the system forbids it, as it does to send to a broadcast address without the endpoint's option.
 
         Raises:
             OSError: EMSGSIZE: the datagram is too large to be sent at all, the caller's fault.
@@ -80,7 +93,7 @@ class DatagramTransport:
         except TypeError:
             if addr is not None:
                 raise
-            # A Unix socket without a name, as it has for one who does not expect a reply.
+            # A Unix socket without a name, as a client has that does not expect a reply.
             self._socket.count_unsendable(OSError(errno.EDESTADDRREQ, "the peer has no address"), addr)
         return self._socket.sent
 
@@ -94,7 +107,7 @@ class DatagramTransport:
 
 
 class _Unsent(Awaitable[None]):
-    """A datagram for which the socket had no room: it is sent if somebody awaits that, and else dropped."""
+    """A datagram for which the socket had no room: it is sent if the handler awaits that, and else dropped."""
 
     __slots__ = ("_address", "_data", "_is_awaited", "_transport")
 
@@ -116,7 +129,8 @@ class _Unsent(Awaitable[None]):
 
 class DatagramSocket:
     """Reads for a server: calls `on_datagram(data, client_address, transport)` for each datagram, in the order in which they
-    arrive, and `on_turn_end()` after the datagrams of one turn of the loop.
+    arrive, and `on_turn_end()` after the datagrams of one turn of the loop. `on_gone(self, address)` says that a Unix socket
+    to which something was sent is closed. `log` is for warnings, at a bounded rate.
 
     Does not know what becomes of one. A datagram is read up to ``limits.max_datagram`` bytes, and one more, which tells
     that it was longer. All methods may be called in any state, and more than once.
@@ -128,6 +142,8 @@ class DatagramSocket:
         *,
         on_datagram: Callable[[bytes, Any, DatagramTransport], object],
         on_turn_end: Callable[[], object],
+        on_gone: Callable[["DatagramSocket", Any], object],
+        log: BoundedLog,
         stats: DatagramStats,
         limits: Limits,
         send_timeout: float | None,
@@ -136,19 +152,21 @@ class DatagramSocket:
         self.sock = sock = bound.sock
         self.stats = stats
         self._on_datagram = on_datagram
-        self._on_turn_end = on_turn_end
+        self._on_turn_end, self._on_gone = on_turn_end, on_gone
         self._send_timeout = send_timeout
         self._loop = asyncio.get_running_loop()
         self._watch = ReadWatch(sock, self._on_readable)
         self._reads = 1
         self._reads_on = self._is_closed = False
-        self._log = BoundedLog(logger, logging.WARNING)
+        self._log = log
         self._send_log = BoundedLog(logger, logging.DEBUG)
         # What all that were sent at once are awaited by: of what costs nothing to await, the cheapest.
         self.sent: asyncio.Future[None] = self._loop.create_future()
         self.sent.set_result(None)
         self._room = SendRoom(self._loop, sock.fileno())
-        self._transport = DatagramTransport(self, sock.sendto, self, sock.getsockname())
+        self._is_dual_stack = is_dual_stack(sock)
+        send = self._send_mapped if self._is_dual_stack else sock.sendto
+        self._transport = DatagramTransport(self, send, self, unmapped(sock.getsockname()))
         self._transports: dict[Any, DatagramTransport] = {}  # by the address that was asked
         self._asks_for_address = _is_bound_to_all(sock) and enable_pktinfo(sock)
         self.set_limits(limits)
@@ -159,6 +177,12 @@ class DatagramSocket:
         self._size = limits.max_datagram + 1
         if limits.receive_buffer is not None:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, limits.receive_buffer)
+
+    @property
+    def receive_buffer(self) -> int:
+        """The bytes that the kernel keeps of datagrams, as ``limits.receive_buffer`` counts them."""
+        size = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        return size // 2 if sys.platform == "linux" else size  # socket(7): the kernel doubles what it is asked for
 
     # Reading.
 
@@ -188,7 +212,7 @@ class DatagramSocket:
         if keep_backlog:
             return
         self._reads_on = True
-        # Never more than now take up its memory: one who never stops sending does not put the end off.
+        # Never more than now take up its memory: a peer that never stops sending does not put the end off.
         is_unix = self.sock.family == socket.AF_UNIX
         try:
             self._read(QUEUED_BY_UNIX if is_unix else datagram_memory(self.sock)[0] // LEAST_TAKEN + 1)
@@ -197,7 +221,7 @@ class DatagramSocket:
         self.pause()
 
     def close(self) -> None:
-        """Stop, and close the socket. Whoever waits to send is told that it is closed."""
+        """Stop, and close the socket. A handler that waits to send is told that it is closed."""
         if not self._is_closed:
             if not self._loop.is_closed():
                 self.pause()
@@ -217,6 +241,7 @@ class DatagramSocket:
         """Read at most so many datagrams; return whether there were as many."""
         on_datagram, transport = self._on_datagram, self._transport
         receive, receive_message, asks = self.sock.recvfrom, self.sock.recvmsg, self._asks_for_address
+        is_dual_stack = self._is_dual_stack
         for _ in range(most):
             try:
                 if asks:
@@ -238,6 +263,8 @@ class DatagramSocket:
                 self._log.report("an error was waiting on %s: %s", self.bound.name, error)
                 self._watch_again()
                 continue
+            if is_dual_stack:
+                address = unmapped(address)
             on_datagram(data, address, transport)
             if not self._reads_on:
                 return False
@@ -265,7 +292,7 @@ class DatagramSocket:
             if source is not None:
                 if len(self._transports) >= ADDRESSES_KEPT:
                     self._transports.clear()
-                local_address = address_of(source, self.sock.getsockname()[1])
+                local_address = unmapped(address_of(source, self.sock.getsockname()[1]))
                 transport = DatagramTransport(
                     self, self._sender_from(source), (self.bound.name, source[0][2]), local_address
                 )
@@ -279,14 +306,20 @@ class DatagramSocket:
         def send(data: Any, address: Any) -> None:
             send_message((data,), source, 0, address)
 
-        return send
+        def send_mapped(data: Any, address: Any) -> None:
+            send_message((data,), source, 0, to_mapped(address))
+
+        return send_mapped if self._is_dual_stack else send
+
+    def _send_mapped(self, data: Any, address: Any) -> None:
+        self.sock.sendto(data, to_mapped(address))
 
     # Counting.
 
     def new_kernel_drops(self) -> int:
         """Return how many datagrams the kernel has dropped, as the socket had no room, that `stats` does not count yet.
 
-        Asked of the socket and not taken from SO_RXQ_OVFL, whose count comes along with a datagram, and so never tells of
+        Asked of the socket and not taken from SO_RXQ_OVFL: that count comes along with a datagram, and so never tells of
         the drops after the last one. It is the same counter.
         """
         return 0 if self._is_closed else (datagram_memory(self.sock)[1] - self._kernel_drops) % 2**32
@@ -301,7 +334,19 @@ class DatagramSocket:
             self.stats.send_errors += 1
             if _is_connected(self.sock):  # so it may be the one that was waiting
                 self._watch_again()
-        self._send_log.report("cannot send to %s from %s: %s", address, self.bound.name, error)
+            if self.sock.family == socket.AF_UNIX:
+                if error.errno in GONE:
+                    self._on_gone(self, address)
+            elif error.errno in FORBIDDEN:
+                self._log.report(
+                    "the system forbids to send to %s from %s: %s (%s)",
+                    format_address(address),
+                    self.bound.name,
+                    error.strerror,
+                    FORBIDDEN[error.errno],
+                )
+                return
+        self._send_log.report("cannot send to %s from %s: %s", format_address(address), self.bound.name, error)
 
     # Sending when there was no room.
 

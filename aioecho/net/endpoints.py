@@ -173,7 +173,7 @@ class UnixDatagramEndpoint(PathEndpoint):
 
 @dataclass(frozen=True)
 class InheritedEndpoint:
-    """A socket that somebody else has bound: a descriptor, or a socket object of the caller's. `type` is what it has to be."""
+    """A socket that is bound already: a descriptor, or a socket object of the caller's. `type` is what it has to be."""
 
     source: int | socket.socket
     type: int = socket.SOCK_STREAM
@@ -281,7 +281,9 @@ def _with_options(text: str, endpoint: UDPEndpoint, query: str | None) -> UDPEnd
 
 
 async def resolve(endpoint: HostEndpoint) -> list[tuple[socket.AddressFamily, Any]]:
-    """Return the addresses of an endpoint as (family, address), each once. Only a name that needs looking up takes a thread.
+    """Return the addresses of an endpoint as (family, address), without duplicates.
+
+    Only a name that has to be looked up takes a thread.
 
     Raises:
         EndpointError: the host does not resolve.

@@ -93,7 +93,7 @@ def nothing_more_of(sock: socket.socket) -> Callable[[], bool]:
     """Return what tells, whenever a stream waits with an empty buffer, that all that was sent by now has been read.
 
     Asked rather than counted: what is in the socket now has been read after so many reads as it takes at the most, or
-    when the socket is empty. One who never stops sending does not put the end off.
+    when the socket is empty. A peer that never stops sending does not put the end off.
     """
     reads_left = -(-unread(sock) // LEAST_READ)
 

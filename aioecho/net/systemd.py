@@ -1,6 +1,6 @@
 """What systemd hands to a service, and what a service tells it: sockets, readiness, the watchdog.
 
-The protocols are those of sd_listen_fds(3), sd_notify(3) and sd_watchdog_enabled(3). Without systemd all of it does
+The protocols are defined in sd_listen_fds(3), sd_notify(3) and sd_watchdog_enabled(3). Without systemd all of it does
 nothing: every function looks at the environment first.
 """
 
@@ -18,7 +18,7 @@ FIRST_FD = 3
 """SD_LISTEN_FDS_START."""
 
 VARIABLES = ("LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
-"""The environment that is meant for the process that systemd has started, and not for those that it starts."""
+"""The environment that is meant for the process that systemd has started, and not for its children."""
 
 # Seconds that a message may wait for room in systemd's queue, so that a manager that hangs does not take us with it.
 SEND_TIMEOUT = 1.0

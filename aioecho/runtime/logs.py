@@ -6,6 +6,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from aioecho.runtime.addresses import unmapped
+
 __all__ = ["BoundedLog", "ErrorInfo", "format_address"]
 
 ErrorInfo = BaseException | tuple[type[BaseException], BaseException, TracebackType | None] | None
@@ -15,8 +17,10 @@ ErrorInfo = BaseException | tuple[type[BaseException], BaseException, TracebackT
 def format_address(address: Any) -> str:
     """Return a peer's address as text: 127.0.0.1:52240, [::1]:52240, [fe80::1%eth0]:52240, a path, @name, or "unix socket".
 
-    `address` is as accept() or recvfrom() gave it. Anything else is given as str() has it.
+    `address` is as accept() or recvfrom() gave it. Anything else is given as str() has it. An IPv4 address of a socket for
+    both families is shown as one.
     """
+    address = unmapped(address)
     if isinstance(address, tuple) and len(address) in (2, 4):
         host, port = address[:2]
         if ":" not in str(host):

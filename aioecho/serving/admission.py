@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from aioecho.config import Limits
 from aioecho.streams.memory import MemoryBudget
 
-__all__ = ["Admission"]
+__all__ = ["Admission", "host_of"]
 
 # Seconds by which a client may be accepted early after another was late: event loops keep time to a millisecond or worse.
 SLACK = 0.02
@@ -41,7 +41,7 @@ class Admission:
         self.memory.most = limits.max_memory
         self._hosts = Counter()
         if limits.max_per_host is not None:
-            hosts = (_host_of(connection.client_address) for connection in self._connections)
+            hosts = (host_of(connection.client_address) for connection in self._connections)
             self._hosts.update(host for host in hosts if host is not None)
         self._next = 0.0
         self._retry()
@@ -96,15 +96,20 @@ class Admission:
             self._next = max(self._next, now - SLACK) + 1 / limits.accept_rate
         if limits.max_connections is not None and limits.overflow == "reject" and self._is_full():
             return "overflow"
-        if limits.max_per_host is not None and (host := _host_of(client_address)) is not None:
-            if self._hosts[host] >= limits.max_per_host:
+        return None if limits.max_per_host is None else self.admit_host(client_address)
+
+    def admit_host(self, client_address: Any) -> str | None:
+        """Count a client by its host alone, as :meth:`admit` does besides."""
+        most, host = self.limits.max_per_host, host_of(client_address)
+        if most is not None and host is not None:
+            if self._hosts[host] >= most:
                 return "per host"
             self._hosts[host] += 1
         return None
 
     def leave(self, client_address: Any) -> None:
         """Count the end of a connection that was admitted."""
-        if self._hosts and (host := _host_of(client_address)) is not None and host in self._hosts:
+        if self._hosts and (host := host_of(client_address)) is not None and host in self._hosts:
             self._hosts[host] -= 1
             if self._hosts[host] <= 0:
                 del self._hosts[host]  # addresses are many
@@ -118,5 +123,6 @@ class Admission:
         self._retry()
 
 
-def _host_of(client_address: Any) -> str | None:
+def host_of(client_address: Any) -> str | None:
+    """Return what `max_per_host` counts a client by; None for a client of a Unix socket, which has no host."""
     return client_address[0] if isinstance(client_address, tuple) else None

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, Self
 
+from aioecho.certificates import TLS
 from aioecho.config import Limits, Timeouts, check_ssl
 from aioecho.net.binding import BoundSocket, bind_endpoint
 from aioecho.net.endpoints import Endpoint, InheritedEndpoint, parse_endpoint
@@ -16,6 +17,7 @@ from aioecho.net.forks import close_in_forked_children, is_forked_by_multiproces
 from aioecho.serving.drain import DEFAULT_GRACE, Drain, check_grace
 from aioecho.serving.handler_types import check_handler_class, check_socket_type
 from aioecho.serving.registry import Registry
+from aioecho.serving.renewal import Renewal
 from aioecho.stats import DrainReport
 
 __all__ = ["BaseServer", "ListeningSocket"]
@@ -58,7 +60,8 @@ class BaseServer(Registry):
             Or, if `server_address` is None, a mapping: of every handler class to its endpoints.
         ssl: serve TLS 1.2 or later with this context, on all endpoints. A context whose `minimum_version` is
             MINIMUM_SUPPORTED, which is the default of many distributions' Pythons, leaves the choice to OpenSSL: it is
-            set to TLSv1_2 on that very context. A context that names an older version is rejected.
+            set to TLSv1_2 on that very context. A context that names an older version is rejected. Or with the files that
+            an aioecho.TLS names, which are loaded anew when they change.
         limits: see Limits.
         timeouts: see Timeouts.
         grace: seconds, for shutdown() and at the end of ``async with``.
@@ -81,7 +84,7 @@ class BaseServer(Registry):
         server_address: Any,
         RequestHandlerClass: Callable[..., Any] | Mapping[Callable[..., Any], Any],
         *,
-        ssl: ssl_module.SSLContext | None = None,
+        ssl: ssl_module.SSLContext | TLS | None = None,
         limits: Limits | None = None,
         timeouts: Timeouts | None = None,
         grace: float = DEFAULT_GRACE,
@@ -95,7 +98,9 @@ class BaseServer(Registry):
             served = list(RequestHandlerClass.items())
         else:
             served = [(RequestHandlerClass, server_address)]
-        check_ssl(ssl)
+        self._renewal = Renewal(ssl, self._set_context) if isinstance(ssl, TLS) else None
+        context = None if isinstance(ssl, TLS) else ssl
+        check_ssl(context)
         check_grace(grace)
         self.endpoints: list[Endpoint] = []
         self._handler_classes: list[Any] = []  # of each endpoint, where there are several
@@ -116,7 +121,7 @@ class BaseServer(Registry):
         self._names: list[str] = []
         self._was_started = False
         self._stopping: asyncio.Future[None] | None = None  # what serve_forever() waits for
-        super().__init__(RequestHandlerClass, ssl=ssl, limits=limits, timeouts=timeouts)
+        super().__init__(RequestHandlerClass, ssl=context, limits=limits, timeouts=timeouts)
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
         texts = [address] if isinstance(address, str) else address
@@ -159,6 +164,7 @@ class BaseServer(Registry):
 
         Raises:
             EndpointError: an endpoint can't be listened on.
+            CertificateError: what `ssl` names cannot be loaded.
             RuntimeError: it was started before, or has been closed. To serve again, make another server.
         """
         if self._was_started or self._is_ending():
@@ -170,6 +176,8 @@ class BaseServer(Registry):
         bound: list[BoundSocket] = []
         handler_classes: list[Any] = []  # of each socket
         try:
+            if self._renewal is not None:
+                self._renewal.start(self.event_loop)
             for index, endpoint in enumerate(self.endpoints):
                 bound += await bind_endpoint(endpoint, backlog=self.limits.backlog)
                 handler_class = self._handler_classes[index] if index < len(self._handler_classes) else None
@@ -190,6 +198,22 @@ class BaseServer(Registry):
                 bound_socket.close()
             raise
         logger.log(self._log_level, "listening on %s", ", ".join(self.names))
+
+    def reload_tls(self) -> None:
+        """Load the files that `ssl` names anew, now. Connections that there are keep what they began with.
+
+        May be called from the loop's thread only.
+
+        Raises:
+            CertificateError: they cannot be loaded, or a certificate is not valid today. What was loaded before is served on.
+            RuntimeError: `ssl` is no aioecho.TLS, which names files.
+        """
+        if self._renewal is None:
+            raise RuntimeError("there is nothing to reload: give as ssl an aioecho.TLS, which names the files")
+        self._renewal.reload()
+
+    def _set_context(self, context: ssl_module.SSLContext) -> None:
+        self.ssl = context
 
     def _is_ending(self) -> bool:
         return self._drain is not None or self.admission.is_closing
@@ -228,6 +252,8 @@ class BaseServer(Registry):
         `keep_backlog` was set to True, the backlog is not accepted: other processes accept from the same sockets.
         """
         self.admission.close()
+        if self._renewal is not None:
+            self._renewal.stop()
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
             listener.stop(keep_backlog=self.keep_backlog)

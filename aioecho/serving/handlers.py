@@ -1,7 +1,7 @@
 """The classes that a handler is made from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Iterator
 from time import monotonic
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -135,7 +135,7 @@ class StreamRequestHandler(BaseRequestHandler):
         See :meth:`StreamReader.frames` for what it raises. Raises TypeError if the class has no framing.
         """
         if self.framing is None:
-            raise self._no_framing()
+            raise _no_framing(self)
         return self.reader.frames(self.framing)
 
     def send_frame(self, frame: bytes) -> Coroutine[Any, Any, None]:
@@ -146,11 +146,8 @@ class StreamRequestHandler(BaseRequestHandler):
             TypeError: the class has no framing.
         """
         if self.framing is None:
-            raise self._no_framing()
+            raise _no_framing(self)
         return self.send(self.framing.join(frame))
-
-    def _no_framing(self) -> TypeError:
-        return TypeError(f"{type(self).__qualname__} has no framing: set the class attribute, as `framing = Lines()`")
 
     @property
     def credentials(self) -> Credentials | None:
@@ -175,6 +172,9 @@ class DatagramRequestHandler(BaseRequestHandler):
 
     serves = "datagrams"
 
+    framing: Framing | None = None
+    """How :attr:`frames` cuts a datagram into frames, for senders that put several into one: an object of aioecho.framing."""
+
     request: tuple[bytes, DatagramTransport]
     data: bytes
 
@@ -184,6 +184,17 @@ class DatagramRequestHandler(BaseRequestHandler):
         self.client_address = client_address
         self.server = server
         self.data = request[0]
+
+    @property
+    def frames(self) -> Iterator[bytes]:
+        """What ``for frame in self.frames`` goes through: the frames of the datagram, as :attr:`framing` has it.
+
+        The last line may lack its newline, and what `Delimited` splits its separator. Raises FramingError where any other
+        framing's last frame is not whole, and as the framing does. Raises TypeError if the class has no framing.
+        """
+        if self.framing is None:
+            raise _no_framing(self)
+        return self.framing.split_datagram(self.data)
 
     def reply(self, data: bytes | bytearray | memoryview) -> Awaitable[None]:
         """Send a datagram to the peer, from the address that it asked; return what can be awaited.
@@ -228,3 +239,7 @@ class DatagramSessionHandler(BaseRequestHandler):
         """Send a datagram to the peer; see :meth:`DatagramRequestHandler.reply`."""
         self.datagrams.last_active = monotonic()
         return self.request[1].sendto(data, self.client_address)
+
+
+def _no_framing(handler: BaseRequestHandler) -> TypeError:
+    return TypeError(f"{type(handler).__qualname__} has no framing: set the class attribute, as `framing = Lines()`")

@@ -73,6 +73,7 @@ class Registry:
         self._not_begun_log = BoundedLog(logger, logging.WARNING)
         self._cut_log = BoundedLog(logger, logging.WARNING)
         self._mistake_log = MistakeLog(logger)
+        self._no_thread_log = BoundedLog(logging.getLogger("aioecho.threads"), logging.ERROR)
 
     def _make_stats(self) -> Stats:
         return Stats()
@@ -200,6 +201,10 @@ class Registry:
             logger.debug("no %s with %s: %s", what, address, reason)
         else:
             self._not_begun_log.report("no %s with %s: %s", what, address, reason)
+
+    def report_no_thread(self, client_address: Any, error: RuntimeError) -> None:
+        """Log that there is no thread for a blocking handler, at a bounded rate."""
+        self._no_thread_log.report("no thread for %s: %s", format_address(client_address), error)
 
     # What holds for a connection.
 

@@ -140,8 +140,18 @@ class StreamReader(WaitingReader, asyncio.StreamReader):
         """
         if self._lines:
             return self._lines.pop()
-        if self._awaited is not None and (line := self._buffered_line()):
-            return line
+        if self._awaited is not None:
+            # As in _buffered_line(), with no call of it: a line in a protocol that has counted bytes between lines.
+            if self._singles and self._left > 0 and (piece := self._piece):
+                at = self._at
+                end = piece.find(b"\n", at, at + self._limit + 1) + 1
+                if 0 < end < len(piece):
+                    self._singles -= 1
+                    self._left -= 1
+                    self._at = end
+                    return piece[at:end]
+            if line := self._buffered_line():
+                return line
         if self._awaited is None:
             self._awaited = waiter = self._news
             if waiter.unanswered:
@@ -171,8 +181,18 @@ class StreamReader(WaitingReader, asyncio.StreamReader):
     def __anext__(self) -> Generator[Any, None, bytes]:
         if self._lines:
             return self._lines.pop()
-        if self._awaited is not None and (line := self._buffered_line()):
-            return line
+        if self._awaited is not None:
+            # As in _buffered_line(), with no call of it: a line in a protocol that has counted bytes between lines.
+            if self._singles and self._left > 0 and (piece := self._piece):
+                at = self._at
+                end = piece.find(b"\n", at, at + self._limit + 1) + 1
+                if 0 < end < len(piece):
+                    self._singles -= 1
+                    self._left -= 1
+                    self._at = end
+                    return piece[at:end]
+            if line := self._buffered_line():
+                return line
         if self._awaited is None:
             self._awaited = waiter = self._news
             if waiter.unanswered:
@@ -277,7 +297,14 @@ class StreamReader(WaitingReader, asyncio.StreamReader):
             RuntimeError: another coroutine waits for data already.
             OSError: the connection broke.
         """
-        if self._awaited is not None and not self._received:
+        piece = self._piece
+        if piece:
+            at = self._at
+            if at + n < len(piece) and self._left > 0 <= n <= self._unchecked:
+                self._left -= 1
+                self._at = at + n
+                return piece[at : at + n]
+        elif self._awaited is not None and not self._received:
             self._catch_up()
         if self._awaited is None and 0 < n <= self._unchecked:
             self._awaited = waiter = self._news
@@ -298,17 +325,14 @@ class StreamReader(WaitingReader, asyncio.StreamReader):
                     return chunk
                 self._keep(chunk)
                 self._slice_end = monotonic() + SLICE
+                if n < len(chunk) and self._piece and self._left > 0:
+                    self._left -= 1
+                    self._at = n
+                    return chunk[:n]
             elif self._interruption is not None:
                 self._raise_interruption()
         elif n < 0:
             raise ValueError("readexactly size can not be less than zero")
-        piece = self._piece
-        if piece:
-            at = self._at
-            if at + n < len(piece) and self._left > 0 <= n <= self._unchecked:
-                self._left -= 1
-                self._at = at + n
-                return piece[at : at + n]
         yield from self._look()
         if n > self._unchecked:
             self._check_size(n)

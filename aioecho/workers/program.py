@@ -10,9 +10,10 @@ import ssl as ssl_module
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from aioecho.certificates import TLS
 from aioecho.choice import Service, serve
 from aioecho.datagrams.server import DatagramServer
-from aioecho.exceptions import AioechoError
+from aioecho.exceptions import AioechoError, CertificateError
 from aioecho.net import systemd
 from aioecho.net.endpoints import StdioEndpoint, UDPEndpoint
 from aioecho.runtime.interpreters import is_subinterpreter
@@ -48,7 +49,7 @@ def run(
     max_requests: int | None = None,
     max_requests_jitter: int = 0,
     timeout_worker_healthcheck: float | None = HEALTHCHECK,
-    ssl: ssl_module.SSLContext | Callable[[], ssl_module.SSLContext] | None = None,
+    ssl: ssl_module.SSLContext | TLS | Callable[[], ssl_module.SSLContext | TLS] | None = None,
     **options: Any,
 ) -> DrainReport:
     """Serve on all of `endpoints` until SIGTERM or SIGINT, then drain; a second signal ends it at once.
@@ -70,7 +71,8 @@ def run(
         timeout_worker_healthcheck: seconds after which a worker process is killed and replaced whose event loop does not run:
             a handler that waits without `await`, or computes for long, holds it up. None: never. One that a debugger is
             attached to is not killed.
-        ssl: a context, or a function that returns one, which worker processes need, as a context can't be sent to them.
+        ssl: an :class:`aioecho.TLS`, which SIGHUP loads anew too; or a context; or a function that returns one, which worker
+            processes need, as a context can't be sent to them.
 
     `reuse_port` and `max_requests` make a worker process of even one. In a thread other than the main one, and in a
     subinterpreter, it serves without workers, and no signal reaches it. If the program was started with stdin, stdout or
@@ -92,13 +94,15 @@ def run(
         refuse_start_in_worker()
         fill_standard_streams()
         if workers == 1 and not reuse_port and max_requests is None:
-            context = ssl() if callable(ssl) else ssl
-            return run_server(serve(RequestHandlerClass, *endpoints, ssl=context, **options), loop=loop)
+            return run_server(serve(RequestHandlerClass, *endpoints, ssl=_made(ssl), **options), loop=loop)
         if isinstance(ssl, ssl_module.SSLContext):
             raise TypeError(
-                "worker processes each need a context of their own: give as ssl a function that returns one"
+                "worker processes each need a context of their own: give as ssl an aioecho.TLS, or a function that returns one"
             )
-        server = serve(RequestHandlerClass, *endpoints, ssl=ssl and ssl(), **options)  # for its checks
+        context = _made(ssl)
+        if isinstance(context, TLS):
+            context.load()
+        server = serve(RequestHandlerClass, *endpoints, ssl=context, **options)  # for its checks
         options.pop("sock", None)  # it is among the endpoints, by now
         return run_workers(
             server,
@@ -114,13 +118,17 @@ def run(
         raise SystemExit(f"aioecho: {error}") from None
 
 
+def _made(ssl: Any) -> Any:
+    return ssl() if callable(ssl) else ssl
+
+
 def _make_server(
     RequestHandlerClass: Callable[..., Any] | Mapping[Callable[..., Any], Any],
-    make_context: Callable[[], ssl_module.SSLContext] | None,
+    ssl: TLS | Callable[[], ssl_module.SSLContext | TLS] | None,
     options: dict[str, Any],
     endpoints: list[list[str]],
 ) -> BaseServer:
-    context = make_context and make_context()
+    context = _made(ssl)
     if not isinstance(RequestHandlerClass, Mapping):
         return serve(RequestHandlerClass, *itertools.chain(*endpoints), ssl=context, **options)
     groups = iter(endpoints)
@@ -245,7 +253,12 @@ async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseSe
         stopping.add(loop.create_task(server.shutdown()))
 
     def reload() -> None:
-        logger.info("SIGHUP: there is nothing to reload; connections go on")
+        try:
+            server.reload_tls()
+        except CertificateError as error:
+            logger.error("SIGHUP: the certificate from before is served on: %s", error)
+        except RuntimeError:
+            logger.info("SIGHUP: there is nothing to reload; connections go on")
         if starting.done() and not stopping:
             systemd.notify_reloading()
             systemd.notify("READY=1")

@@ -1,0 +1,87 @@
+"""Objects of the user's own that a command names: ``module:Class``, and the option --framing."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aioecho.cli.console import Mistake
+from aioecho.framing import Framing, parse_framing
+from aioecho.framing.spec import FRAMINGS
+
+__all__ = ["FRAMING_HELP", "find_framing", "find_object", "framing_option", "is_object_name"]
+
+FRAMING_HELP = (
+    f"{', '.join(FRAMINGS)}, with parameters as length:2, length:size=2,byteorder=little, delimited:\\r\\n or fixed:8, or one"
+    " of yours as module:object."
+)
+
+
+def is_object_name(name: str) -> bool:
+    """Tell whether a name has the form ``module:object``."""
+    module_name, colon, attribute = name.partition(":")
+    return bool(colon and all(module_name.split(".")) and all(part.isidentifier() for part in attribute.split(".")))
+
+
+def find_object(name: str, folder: str) -> Any:
+    """Import "module:object". `folder` comes first on the path.
+
+    Raises:
+        Mistake: there is none; the message says what was looked for, and where (caller).
+    """
+    module_name, _, attribute = name.partition(":")
+    where = str(Path(folder).resolve())
+    if where not in sys.path[:1]:  # by an object before it
+        sys.path.insert(0, where)
+    try:
+        # Outside of any other `try`: what the user's own module raises comes with a traceback.
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            raise  # the module is there, and imports something that is not
+        raise Mistake(f"no module {module_name!r} in {where} nor among the installed ones") from error
+    found: Any = module
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            file = getattr(module, "__file__", None) or module_name
+            raise Mistake(f"no {attribute!r} in module {module_name!r} ({file})") from None
+    return found
+
+
+def find_framing(text: str, folder: str = ".") -> Framing:
+    """Return the framing that a text names, as --framing has it.
+
+    Raises:
+        Mistake: it names none; the message says what it could have been (caller).
+    """
+    name = text.partition(":")[0]
+    if name in FRAMINGS or not is_object_name(text):
+        try:
+            return parse_framing(text)
+        except ValueError as error:
+            more = "" if name in FRAMINGS else "; for your own say module:object"
+            raise Mistake(f"{error}{more}") from error
+    found = find_object(text, folder)
+    if isinstance(found, type) and issubclass(found, Framing):
+        try:
+            found = found()
+        except TypeError as error:
+            raise Mistake(f"{text} needs arguments ({error}): name an object that has them") from error
+    if not isinstance(found, Framing):
+        raise Mistake(f"{text} is no framing, but {found!r}: expected an object or a class of aioecho.framing.Framing")
+    return found
+
+
+def framing_option(help_text: str) -> Callable[[Any], Any]:
+    """Return the option --framing. Its value comes as an object."""
+    return click.option(
+        "--framing",
+        metavar="SPEC",
+        callback=lambda context, option, text: None if text is None else find_framing(text),
+        help=f"{help_text} SPEC is {FRAMING_HELP}",
+    )

@@ -1,0 +1,89 @@
+"""What the runs of a datagram's handler and of a session have in common: how long they may take, and how they are ended."""
+
+import asyncio
+from math import inf
+from typing import Any
+
+from aioecho.serving.ends import Reason
+from aioecho.serving.running import HandlerRun
+
+__all__ = ["DatagramRun"]
+
+# Seconds from a handler's cancellation until it is ended though it swallows that.
+SWALLOWED_FOR = 1.0
+
+
+class DatagramRun(HandlerRun):
+    """A handler of one datagram, or of a peer's datagrams, that runs in a task of its own.
+
+    ``Timeouts.datagram_handler`` counts from :meth:`count_time` on. The server's timeout sweeper applies it.
+    """
+
+    __slots__ = ("_cancelled_at", "_since", "client_address", "handler", "place", "reason", "request", "was_aborted")
+
+    place: Any
+    """The timeout sweeper's."""
+
+    was_aborted: bool
+    _cancelled_at: float | None  # as it took too long
+    _since: float | None  # when it was first visited
+
+    def count_time(self) -> None:
+        """Let the time count from the next sweep on, a twentieth of it later at the most: nothing looks at the clock here."""
+        self._server.timeout_sweeper.watch(self, self._server.handler_timeouts)
+
+    def visit(self, now: float) -> float:
+        """Cancel the handler if it takes too long, and later end it if it goes on; return when to visit it next."""
+        if self._cancelled_at is not None:
+            if now >= self._cancelled_at + SWALLOWED_FOR:
+                self.abort()
+                return inf
+            return self._cancelled_at + SWALLOWED_FOR
+        self._since = self._since or now
+        timeout: float | None = self._server.handler_timeouts.datagram_handler
+        if timeout is None:
+            return inf
+        if now >= self._since + timeout:
+            self._cancelled_at = now
+            self._server.report_timeout(self)
+            self.cut_off()
+            return now + SWALLOWED_FOR
+        return self._since + timeout
+
+    def _find_reason(self, error: BaseException) -> Reason:
+        reason = super()._find_reason(error)
+        return "datagram_handler" if reason == "cancelled" and self._cancelled_at is not None else reason
+
+    # Its end.
+
+    def __call__(self, task: "asyncio.Task[None]") -> None:
+        """Count how it has ended. To be overridden."""
+        self._server.timeout_sweeper.remove(self)
+        self._server.task_ended(self, task)
+
+    def forget(self) -> None:
+        """Do what is to be done before a handler is counted as ended that goes on. To be overridden."""
+
+    def give_up(self) -> None:
+        """Count it as ended, though its handler goes on."""
+        self.reason = "cancelled" if self._cancelled_at is None else "datagram_handler"
+        self.task.remove_done_callback(self)
+        self._server.timeout_sweeper.remove(self)
+        self.forget()
+        self._server.unregister_connection(self)
+
+    # What the server asks of it when it stops.
+
+    def is_in_message(self) -> bool:
+        """Return False: a datagram is a whole message."""
+        return False
+
+    def cut_off(self) -> None:
+        """Cancel the handler."""
+        self.task.cancel()
+
+    def abort(self) -> None:
+        """End the handler even if it swallows its cancellation."""
+        self.was_aborted = True
+        self.abandon()
+        self.cut_off()
