@@ -105,7 +105,9 @@ def _drips(peers: Peers) -> None:
 
 
 def _never_reads(peers: Peers) -> None:
-    peers.persist(lambda sock: sock.send(b"a line\n" * 10_000))
+    # Of lines that are longer, as the kernel's buffers hold megabytes: a server is to come to the end of them soon.
+    lines = (b"x" * 1000 + b"\n") * 60
+    peers.persist(lambda sock: sock.send(lines))
 
 
 def _sends_long_lines(peers: Peers) -> None:
