@@ -173,17 +173,8 @@ class Timeouts:
     """For a full socket to take a datagram that a handler awaits to be sent. Then it is dropped and counted."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "handshake",
-            "idle",
-            "message",
-            "write",
-            "max_age",
-            "handler",
-            "session",
-            "datagram_handler",
-            "send",
-        ):
+        names = ("handshake", "idle", "message", "write", "max_age", "handler", "session", "datagram_handler", "send")
+        for name in names:
             _check_seconds(name, getattr(self, name))
         if self.linger != 0 or isinstance(self.linger, bool):
             _check_seconds("linger", self.linger)

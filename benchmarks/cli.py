@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from . import abuse
 from .catalog import SERVERS, find_missing
 from .plan import SCENARIOS, Plan, make_plan
 from .processes import ROOT
@@ -37,6 +38,7 @@ def list_command() -> None:
     click.echo("scenarios")
     for scenario in SCENARIOS.values():
         click.echo(f"  {scenario.name:16} {scenario.title}. {scenario.question}")
+    click.echo(f"  {abuse.NAME:16} {abuse.QUESTION}")
 
 
 @main.command("run")
@@ -45,15 +47,26 @@ def list_command() -> None:
 @click.option(
     "--output", type=click.Path(dir_okay=False, path_type=Path), help="Data file, appended to: results/NAME.jsonl."
 )
-@click.option("--scenario", "scenarios", multiple=True, type=click.Choice(list(SCENARIOS)), help="Only these.")
+@click.option("--scenario", "scenarios", multiple=True, type=click.Choice([*SCENARIOS, abuse.NAME]), help="Only these.")
 @click.option(
     "--server", "servers", multiple=True, type=click.Choice([server.name for server in SERVERS]), help="Only these."
 )
 def run_command(
     quick: bool, resume: bool, output: Path | None, scenarios: tuple[str, ...], servers: tuple[str, ...]
 ) -> None:
-    """Measure, and append every turn to a data file as soon as it is over."""
+    """Measure, and append every turn to a data file as soon as it is over.
+
+    `--scenario abuse` is measured by itself, writes a table to results/abuse.md, and prints it.
+    """
     _need_extra()
+    if abuse.NAME in scenarios:
+        if len(scenarios) > 1 or quick or resume:
+            raise click.UsageError("the scenario abuse is measured alone, and always in full")
+        samples = abuse.run_abuse(lambda text: click.echo(text, err=True), servers)
+        click.echo(
+            abuse.write_table(output or _RESULTS / "abuse.md", "python -m benchmarks run --scenario abuse", samples)
+        )
+        return
     from .environment import describe_environment
     from .runner import run_plan
 

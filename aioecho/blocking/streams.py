@@ -23,7 +23,6 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
-from math import inf
 from typing import Any
 
 from aioecho.blocking.ending import ThreadDrain
@@ -58,7 +57,6 @@ class ThreadedConnection(Threaded):
     """
 
     request: RequestSocket
-    due = inf  # the timeout sweeper never visits it: how long its handler waits is for its socket's timeout to say
 
     __slots__ = (
         "_drain",

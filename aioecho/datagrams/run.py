@@ -19,58 +19,36 @@ class DatagramRun(HandlerRun):
     ``Timeouts.datagram_handler`` counts from :meth:`count_time` on. The server's timeout sweeper applies it.
     """
 
-    __slots__ = (
-        "_cancelled_at",
-        "_counts",
-        "_since",
-        "client_address",
-        "handler",
-        "place",
-        "reason",
-        "request",
-        "was_aborted",
-    )
+    __slots__ = ("_cancelled_at", "_since", "client_address", "handler", "place", "reason", "request", "was_aborted")
 
-    place: Any  # the timeout sweeper's
+    place: Any
+    """The timeout sweeper's."""
+
     was_aborted: bool
-    _counts: bool  # whether its time does
     _cancelled_at: float | None  # as it took too long
     _since: float | None  # when it was first visited
 
-    def init_time(self) -> None:
-        """Begin with a time that does not count."""
-        self.place = self._since = self._cancelled_at = None
-        self._counts = False
-
     def count_time(self) -> None:
         """Let the time count from the next sweep on, a twentieth of it later at the most: nothing looks at the clock here."""
-        self._counts = True
-        timeouts = self._server.handler_timeouts
-        if timeouts.datagram_handler is not None:
-            self._server.timeout_sweeper.watch(self, timeouts)
-
-    def timeouts_changed(self) -> None:
-        """Apply timeouts that were replaced."""
-        if self._counts and self._cancelled_at is None:
-            self.count_time()
+        self._server.timeout_sweeper.watch(self, self._server.handler_timeouts)
 
     def visit(self, now: float) -> float:
         """Cancel the handler if it takes too long, and later end it if it goes on; return when to visit it next."""
         if self._cancelled_at is not None:
-            end = self._cancelled_at + SWALLOWED_FOR
-            if now < end:
-                return end
-            self.abort()
-            return inf
+            if now >= self._cancelled_at + SWALLOWED_FOR:
+                self.abort()
+                return inf
+            return self._cancelled_at + SWALLOWED_FOR
         self._since = self._since or now
-        timeout = self._server.handler_timeouts.datagram_handler
-        due = inf if timeout is None else self._since + timeout
-        if due <= now:
+        timeout: float | None = self._server.handler_timeouts.datagram_handler
+        if timeout is None:
+            return inf
+        if now >= self._since + timeout:
             self._cancelled_at = now
-            due = now + SWALLOWED_FOR
             self._server.report_timeout(self)
             self.cut_off()
-        return due
+            return now + SWALLOWED_FOR
+        return self._since + timeout
 
     def _find_reason(self, error: BaseException) -> Reason:
         reason = super()._find_reason(error)
@@ -80,6 +58,7 @@ class DatagramRun(HandlerRun):
 
     def __call__(self, task: "asyncio.Task[None]") -> None:
         """Count how it has ended. To be overridden."""
+        self._server.timeout_sweeper.remove(self)
         self._server.task_ended(self, task)
 
     def forget(self) -> None:
@@ -89,6 +68,7 @@ class DatagramRun(HandlerRun):
         """Count it as ended, though its handler goes on."""
         self.reason = "cancelled" if self._cancelled_at is None else "datagram_handler"
         self.task.remove_done_callback(self)
+        self._server.timeout_sweeper.remove(self)
         self.forget()
         self._server.unregister_connection(self)
 

@@ -85,8 +85,8 @@ class DatagramServer(BaseServer):
         self._is_stopping = False
         self._dispatcher = Dispatcher(self, self._connections)
         self._sessions = SessionTable(self)
-        # Together no more than two records a second, whatever peers send: the sockets have a log as the second one.
         self._error_log = MistakeLog(logger)
+        # Besides mistakes no more than two records a second, whatever peers send: the sockets have a log as the second one.
         self._warnings = BoundedLog(logger, logging.WARNING, every=2.0)
 
     def _make_stats(self) -> DatagramStats:
@@ -138,9 +138,8 @@ class DatagramServer(BaseServer):
         return self.timeouts_of(self.RequestHandlerClass)
 
     def _timeouts_changed(self) -> None:
-        for connection in self._connections:
-            if isinstance(connection, DatagramRun):
-                connection.timeouts_changed()
+        runs = (each for each in self._connections if isinstance(each, DatagramRun))
+        self.timeout_sweeper.mark_all(runs, self.handler_timeouts)
 
     # Life.
 

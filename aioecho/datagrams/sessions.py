@@ -169,7 +169,7 @@ class Session(DatagramRun):
         self.reason: Reason = "finished"
         self.was_aborted = self.is_over = False
         self.last_heard = 0
-        self.init_time()
+        self.place = self._since = self._cancelled_at = None
         datagrams.set_driver(self)
         self.start(self._serve(), asyncio.get_running_loop(), server.task_context.copy(), "session")
         self.task.add_done_callback(self, context=server.task_context)

@@ -152,7 +152,7 @@ class DatagramTask(DatagramRun):
         self.plain_kind: type | None = None  # the last class that was found to be plain
         self._short_kind: type | None = None  # the last that has neither a setup() nor a finish() of its own
         self._end = None
-        self.init_time()
+        self.place = self._since = self._cancelled_at = None
         loop = asyncio.get_running_loop()
         self.parking = _Parking(loop)
         self.parking.driver = self
@@ -163,6 +163,7 @@ class DatagramTask(DatagramRun):
 
     def __call__(self, task: "asyncio.Task[None]") -> None:
         """Count how it has ended."""
+        self._server.timeout_sweeper.remove(self)
         self.parking.driver = None  # which refers to it: without the cycle both go at once
         if self.handler is None and self.reason == "finished":  # its task was cancelled before it began
             self.reason = "cancelled"

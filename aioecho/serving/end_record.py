@@ -71,8 +71,8 @@ def _kind_of(error: BaseException) -> tuple[object, ...]:
         if not (is_librarys or is_own or file.startswith("<frozen")) or not line:
             line = file, traceback.tb_lineno
         traceback = traceback.tb_next
-    made = type(error)  # by its name: a class may be made anew for each error
-    return made.__module__, made.__qualname__, *line
+    # By its name: a class that is made anew each time is of one kind.
+    return type(error).__module__, type(error).__qualname__, *line
 
 
 def log_end(client_address: Any, reason: str, seconds: float = 0.0, bytes_in: int = 0, bytes_out: int = 0) -> None:

@@ -74,8 +74,8 @@ class Registry:
         self.task_context = contextvars.copy_context()
         self._not_begun_log = BoundedLog(logger, logging.WARNING)
         self._cut_log = BoundedLog(logger, logging.WARNING)
-        self._no_thread_log = BoundedLog(logging.getLogger("aioecho.threads"), logging.ERROR)
         self._mistake_log = MistakeLog(logger)
+        self._no_thread_log = BoundedLog(logging.getLogger("aioecho.threads"), logging.ERROR)
 
     def _make_stats(self) -> Stats:
         return Stats()

@@ -73,8 +73,8 @@ class TimeoutSweeper:
     def keep(self, timeouts: Timeouts) -> None:
         """Sweep as often as `timeouts` need, from now on."""
         self._known = timeouts
-        wanted = [timeouts.idle, timeouts.message, timeouts.write, timeouts.max_age, timeouts.handler]
-        wanted.append(timeouts.datagram_handler)
+        of_streams = timeouts.idle, timeouts.message, timeouts.write, timeouts.max_age, timeouts.handler
+        wanted = [*of_streams, timeouts.datagram_handler]
         shortest = min((seconds for seconds in wanted if seconds is not None), default=inf)
         self._interval = min(self._interval, max(SHORTEST, shortest / SWEEPS_PER_TIMEOUT))
         if self._next_sweep != inf:

@@ -15,6 +15,10 @@ __all__ = ["StreamDrain", "Unbroken"]
 # The reads that end with a separator, or at a frame's end. Between two of these a peer that is silent has said all.
 BETWEEN_RECORDS = {"readuntil", "frames"}
 
+# Waits of a peer that only sends in which something more has come already, after which it is stopped: one that sends faster
+# than its handler reads does not put the end off.
+ATTEMPTS = 64
+
 
 class _Reader(Protocol):
     _received: bytearray
@@ -34,8 +38,8 @@ class StreamDrain:
         no_more_comes: returns whether all that the peer had sent when the drain began has been read.
         silence: returns the seconds for which the peer has sent nothing; None if that is not known.
         linger: seconds of silence after which a peer is taken to have nothing more to say; None for ever.
-        stop_receiving: for a peer that only sends, and waits for no reply: has the kernel refuse what it sends from now on, and
-            returns whether nothing came in the very last moment. None for another peer.
+        stop_receiving: for a peer that only sends, and waits for no reply: has the kernel refuse what it sends from now on, if
+            nothing waits to be read, or, called with True, at once; returns whether it has. None for another peer.
     """
 
     def __init__(
@@ -44,13 +48,14 @@ class StreamDrain:
         no_more_comes: Callable[[], bool],
         silence: Callable[[], float | None],
         linger: float | None,
-        stop_receiving: Callable[[], bool] | None,
+        stop_receiving: Callable[[bool], bool] | None,
     ) -> None:
         self._reader = reader
         self._no_more_comes = no_more_comes
         self._silence = silence
         self._linger = linger
         self._stop_receiving = stop_receiving
+        self._attempts = 0  # to stop receiving
         self._timer: asyncio.TimerHandle | None = None
         self._quiet_since: float | None = None
 
@@ -68,7 +73,8 @@ class StreamDrain:
         if began or reader._received or reader._skip is not None or reader._holds or not self._no_more_comes():
             return False
         if self._stop_receiving is not None:
-            return self._stop_receiving()
+            self._attempts += 1
+            return self._stop_receiving(self._attempts > ATTEMPTS)
         if not reader._news.unanswered:
             if kind != "read":
                 return True

@@ -27,6 +27,7 @@ class Options:
     workers: int
     threads: int
     reads: str
+    timeouts_s: float | None
 
 
 def read_options() -> Options:
@@ -46,6 +47,9 @@ def read_options() -> Options:
         default="each",
         help="where there are several ways to read records",
     )
+    parser.add_argument(
+        "--timeouts", type=float, help="seconds that peers may be silent, or take nothing, where it can be said"
+    )
     parser.add_argument("--cert")
     parser.add_argument("--key")
     given = parser.parse_args()
@@ -53,4 +57,14 @@ def read_options() -> Options:
     if given.cert:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.load_cert_chain(given.cert, given.key)
-    return Options(given.port, given.mode, given.delay, given.loop, tls, given.workers, given.threads, given.reads)
+    return Options(
+        given.port,
+        given.mode,
+        given.delay,
+        given.loop,
+        tls,
+        given.workers,
+        given.threads,
+        given.reads,
+        given.timeouts,
+    )

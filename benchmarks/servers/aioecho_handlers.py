@@ -120,6 +120,8 @@ HANDLERS: dict[str, Any] = {
 def main() -> None:
     """Serve until killed."""
     more: dict[str, Any] = {"workers": options.workers} if options.workers > 1 else {}
+    if (seconds := options.timeouts_s) is not None:
+        more["timeouts"] = aioecho.Timeouts(idle=seconds, message=seconds, write=seconds)
     aioecho.run(
         HANDLERS[options.mode],
         f"{'udp' if options.mode == 'udp' else 'tcp'}://{HOST}:{options.port}",
