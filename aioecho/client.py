@@ -284,6 +284,7 @@ class _FramedStream(_Stream):
         self._frames = reader.frames(framing.limited(MAX_FRAME))
 
     async def send(self, data: bytes) -> None:
+        """Write a frame, and wait while the buffer is over high water. A lost connection is for `receive` to report."""
         joined = self._framing.join(data)
         self._has_sent = True
         self._owed += 1
@@ -292,6 +293,7 @@ class _FramedStream(_Stream):
             await self._writer.drain()
 
     async def receive(self) -> bytes | None:
+        """Return the next frame, or None at the end of the stream. Raises as _Stream's does, and in the middle of a frame."""
         try:
             frame = await anext(self._frames)
         except StopAsyncIteration:

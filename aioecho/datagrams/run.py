@@ -58,7 +58,6 @@ class DatagramRun(HandlerRun):
 
     def __call__(self, task: "asyncio.Task[None]") -> None:
         """Count how it has ended. To be overridden."""
-        self._server.timeout_sweeper.remove(self)
         self._server.task_ended(self, task)
 
     def forget(self) -> None:
@@ -68,7 +67,6 @@ class DatagramRun(HandlerRun):
         """Count it as ended, though its handler goes on."""
         self.reason = "cancelled" if self._cancelled_at is None else "datagram_handler"
         self.task.remove_done_callback(self)
-        self._server.timeout_sweeper.remove(self)
         self.forget()
         self._server.unregister_connection(self)
 

@@ -163,7 +163,6 @@ class DatagramTask(DatagramRun):
 
     def __call__(self, task: "asyncio.Task[None]") -> None:
         """Count how it has ended."""
-        self._server.timeout_sweeper.remove(self)
         self.parking.driver = None  # which refers to it: without the cycle both go at once
         if self.handler is None and self.reason == "finished":  # its task was cancelled before it began
             self.reason = "cancelled"
