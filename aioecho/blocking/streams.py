@@ -21,13 +21,13 @@ import logging
 import os
 import socket
 import ssl
-import threading
 from collections.abc import Callable
 from typing import Any
 
 from aioecho.blocking.ending import ThreadDrain
 from aioecho.blocking.request import Threaded
-from aioecho.blocking.sockets import CountingRequestSocket, RequestSocket, WatchedSocket, with_tls_of_requests
+from aioecho.blocking.sockets import CountingRequestSocket, RequestSocket, WatchedSocket
+from aioecho.blocking.tls import end_tls, wrap
 from aioecho.net.kernel import has_peer_ended, is_broken, unread
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
@@ -35,15 +35,7 @@ from aioecho.serving.draining import FRESH, FRESH_AMONG_OTHERS
 from aioecho.serving.end_record import log_end, logger
 from aioecho.serving.handler_types import undo_partial
 
-__all__ = ["ThreadedConnection", "end_tls"]
-
-
-# What a TLS connection whose read side is shut meets is the end of the stream without TLS's own. wrap_socket() makes of
-# that an ordinary end, to the handler; but OpenSSL sends the client an alert, as of a broken protocol, instead of "closed",
-# and nothing after it. Connections copy their context's options, so the context has this one only for that moment, as it has
-# the class of the sockets that tell what was read and written.
-IGNORE_UNEXPECTED_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
-_wrapping = threading.Lock()
+__all__ = ["ThreadedConnection"]
 
 # More than a kernel keeps unread of one connection, in reads of 64 KiB.
 MOST_READS = 256
@@ -154,13 +146,8 @@ class ThreadedConnection(Threaded):
         if self._drain is not None:
             self._drain.decide()
 
-    def _end_drain(self) -> None:
-        if self._drain is not None:
-            self._drain.stop()
-            self._drain = None
-
     def get_socket(self) -> socket.socket:
-        """Return a socket with the connection's descriptor."""
+        """Return a socket with its descriptor."""
         return self._kept or self.request
 
     def is_handshaking(self) -> bool:
@@ -269,7 +256,8 @@ class ThreadedConnection(Threaded):
         request: socket.socket = self.request
         if self._server.ssl is not None:
             try:
-                request = self._wrap(self._server.ssl)
+                self.keep()
+                request = wrap(self._server.ssl, self.request, self._server.timeouts.handshake)
             except OSError as error:
                 # The peer's fault or bad luck: garbage, silence, gone. It may be a flood of them.
                 self.reason = "handshake"
@@ -286,30 +274,6 @@ class ThreadedConnection(Threaded):
                 self._shut(socket.SHUT_WR)
                 request.close()
                 request.owner = None  # type: ignore[attr-defined]  # which refers to it
-
-    def _wrap(self, context: ssl.SSLContext) -> ssl.SSLSocket:
-        self.keep()
-        with contextlib.suppress(OSError):  # no TCP
-            # The reply would wait for the acknowledgement of TLS 1.3's session tickets, which its client delays by 40 ms.
-            self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with _wrapping:
-            options, sslsocket_class = context.options, context.sslsocket_class
-            context.options |= IGNORE_UNEXPECTED_EOF
-            context.sslsocket_class = with_tls_of_requests(sslsocket_class)  # type: ignore[arg-type]  # classes have a hash
-            try:
-                request = context.wrap_socket(self.request, server_side=True, do_handshake_on_connect=False)
-            finally:
-                context.options, context.sslsocket_class = options, sslsocket_class
-        request.owner = self  # type: ignore[attr-defined]
-        try:
-            timeout = request.gettimeout()
-            request.settimeout(self._server.timeouts.handshake)
-            request.do_handshake()
-            request.settimeout(timeout)
-        except BaseException:
-            request.close()
-            raise
-        return request
 
     def keep(self) -> None:
         """Keep a copy of the socket, for the server to shut it with when it has been detached.
@@ -358,7 +322,9 @@ class ThreadedConnection(Threaded):
 
     def _return(self) -> None:
         super()._return()
-        self._end_drain()
+        if self._drain is not None:
+            self._drain.stop()
+            self._drain = None
         if self._handshake_error is not None:
             self._server.report_not_begun(self.client_address, "TLS handshake", self._handshake_error)
             self._handshake_error = None  # its traceback holds on to us
@@ -430,12 +396,3 @@ class ThreadedConnection(Threaded):
             # The handler may live on, and its socket with it.
             self.request.owner = None
             self._server.unregister_connection(self)
-
-
-def end_tls(sock: ssl.SSLSocket) -> None:
-    """Tell the peer that there is no more, without waiting for it to say so too."""
-    try:
-        sock.settimeout(0)
-        sock.unwrap()
-    except (OSError, ValueError):  # mostly that the peer has not; or it is closed, or the connection broken
-        pass

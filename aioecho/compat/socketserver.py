@@ -63,7 +63,7 @@ from socketserver import (  # noqa: F401 - they are in __all__
 from typing import Any
 
 from aioecho.blocking.sockets import RequestSocket
-from aioecho.blocking.streams import end_tls
+from aioecho.blocking.tls import end_tls
 from aioecho.runtime.loops import loop_factory
 from aioecho.runtime.threads import report_end_of_thread
 from aioecho.server import StreamServer

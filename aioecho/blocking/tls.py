@@ -1,0 +1,56 @@
+"""TLS of a blocking handler's connection: the handshake, in its thread, and the end."""
+
+import contextlib
+import socket
+import ssl
+import threading
+
+from aioecho.blocking.sockets import RequestSocket, with_tls_of_requests
+
+__all__ = ["end_tls", "wrap"]
+
+# What a TLS connection whose read side is shut meets is the end of the stream without TLS's own. wrap_socket() makes of
+# that an ordinary end, to the handler; but OpenSSL sends the client an alert, as of a broken protocol, instead of "closed",
+# and nothing after it. Connections copy their context's options, so the context has this one only for that moment, as it has
+# the class of the sockets that tell what was read and written.
+IGNORE_UNEXPECTED_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+_wrapping = threading.Lock()
+
+
+def wrap(context: ssl.SSLContext, sock: RequestSocket, handshake: float | None) -> ssl.SSLSocket:
+    """Wrap a request's socket in TLS, in at most `handshake` seconds, and detach it.
+
+    Raises:
+        OSError: the handshake failed, or timed out: the peer's fault.
+    """
+    owner = sock.owner
+    with contextlib.suppress(OSError):  # no TCP
+        # The reply would wait for the acknowledgement of TLS 1.3's session tickets, which its client delays by 40 ms.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with _wrapping:
+        options, sslsocket_class = context.options, context.sslsocket_class
+        context.options |= IGNORE_UNEXPECTED_EOF
+        context.sslsocket_class = with_tls_of_requests(sslsocket_class)  # type: ignore[arg-type]  # classes have a hash
+        try:
+            request = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        finally:
+            context.options, context.sslsocket_class = options, sslsocket_class
+    request.owner = owner  # type: ignore[attr-defined]
+    try:
+        timeout = request.gettimeout()
+        request.settimeout(handshake)
+        request.do_handshake()
+        request.settimeout(timeout)
+    except BaseException:
+        request.close()
+        raise
+    return request
+
+
+def end_tls(sock: ssl.SSLSocket) -> None:
+    """Tell the peer that there is no more, without waiting for it to say so too."""
+    try:
+        sock.settimeout(0)
+        sock.unwrap()
+    except (OSError, ValueError):  # mostly that the peer has not; or it is closed, or the connection broken
+        pass
