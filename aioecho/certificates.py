@@ -62,6 +62,10 @@ class TLS:
     """Other certificates by the name that a client asks for (SNI): "b.example", or "*.b.example" for all directly under it.
     They differ in `cert`, `key` and `password` alone."""
 
+    num_tickets: int | None = None
+    """Session tickets of TLS 1.3 that a client gets, with which it comes back at less cost. None: as OpenSSL has it, 2. With 0,
+    what a client that only writes and closes has sent is not lost: closing with tickets unread resets a connection."""
+
     password: Password = field(default=None, repr=False)
     """The password of the private key, or a function that returns it."""
 
@@ -103,8 +107,6 @@ class TLS:
             CertificateError: a file cannot be read, or a key is not its certificate's. The message is one line.
         """
         context, not_before, not_after = self._load(self)
-        if not self.names:
-            return Loaded(context, not_before, not_after)
         contexts = {}
         for name, tls in self.names.items():
             contexts[name.lower()], starts, ends = tls._load(self)
@@ -151,6 +153,8 @@ class TLS:
                 context.set_ciphers(common.ciphers)
             except ssl.SSLError as error:
                 raise CertificateError(f"OpenSSL knows none of the ciphers {common.ciphers!r}") from error
+        if common.num_tickets is not None:
+            context.num_tickets = common.num_tickets
         if common.alpn:
             context.set_alpn_protocols(list(common.alpn))
         return context, not_before, not_after

@@ -196,6 +196,22 @@ async def test_clients_are_asked_for_a_certificate_of_an_authority(authority: Au
         await served(server, authority.client)
 
 
+async def test_a_handler_sees_the_name_and_the_protocol_that_its_client_asks_for(authority: Authority) -> None:
+    class Tell(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            asked = self.writer.get_extra_info("server_name"), self.writer.get_extra_info("alpn_protocol")
+            await self.send(repr(asked).encode() + b"\n")
+
+    cert, key = authority.write(authority.issue())
+    async with aioecho.TCPServer(ANYWHERE, Tell, ssl=aioecho.TLS(cert, key, alpn=("tell", "other"))) as server:
+        authority.client.set_alpn_protocols(["other"])
+        reader, writer = await asyncio.open_connection(
+            *server.server_address, ssl=authority.client, server_hostname="localhost"
+        )
+        assert await reader.readline() == b"('localhost', 'other')\n"
+        await close(writer)
+
+
 async def test_a_context_cannot_be_reloaded(tls: SimpleNamespace) -> None:
     async with aioecho.TCPServer(ANYWHERE, Upper, ssl=tls.server) as server:
         with pytest.raises(RuntimeError, match=r"aioecho\.TLS"):

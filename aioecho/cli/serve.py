@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import signal
-import ssl
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 import click
 
+from aioecho.certificates import TLS
 from aioecho.choice import are_for_datagrams
 from aioecho.choice import serve as make_server_for
 from aioecho.cli.console import Mistake, discard_stdout
@@ -23,7 +23,7 @@ from aioecho.cli.logs import DEFAULT_QUEUE, configure_log, flush_log
 from aioecho.cli.objects import FRAMING_HELP, find_framing, find_object, is_object_name
 from aioecho.config import Limits
 from aioecho.echo import DATAGRAM_HANDLERS, FRAME_HANDLERS, HANDLERS
-from aioecho.exceptions import AioechoError
+from aioecho.exceptions import AioechoError, CertificateError
 from aioecho.runtime.loops import LOOPS, loop_factory
 from aioecho.server import StdioServer
 from aioecho.serving.base import BaseServer
@@ -101,6 +101,13 @@ class _Workers(click.IntRange):
     metavar="FILE",
     help="Ask clients for a certificate that one of these has signed.",
 )
+@click.option("--ssl-cert-reqs", type=click.Choice(["required", "optional"]), default="required", show_default=True,
+              help="Whether a client must have one, with --ssl-ca-certs.")  # fmt: skip
+@click.option("--ssl-ciphers", metavar="LIST", help="The cipher suites of TLS 1.2, in OpenSSL's words.")
+@click.option("--ssl-version-min", type=click.Choice(["TLSv1.2", "TLSv1.3"]), default="TLSv1.2", show_default=True,
+              help="The oldest version of TLS.")  # fmt: skip
+@click.option("--ssl-reload-interval", type=click.FloatRange(0), default=60.0, show_default=True, metavar="SECONDS",
+              help="How often to look whether these files have changed, to load them anew; 0 is never.")  # fmt: skip
 @click.option("--log-level", type=click.Choice(["critical", "error", "warning", "info", "debug"]), default="info",
               show_default=True, help="The lowest level that is logged, to stderr.")  # fmt: skip
 @click.option("--log-queue", type=click.IntRange(0), default=DEFAULT_QUEUE, show_default=True, metavar="BYTES",
@@ -128,6 +135,10 @@ def serve_command(
     ssl_keyfile: str | None,
     ssl_keyfile_password: str | None,
     ssl_ca_certs: str | None,
+    ssl_cert_reqs: str,
+    ssl_ciphers: str | None,
+    ssl_version_min: str,
+    ssl_reload_interval: float,
     log_level: str,
     log_queue: int,
     app_dir: str,
@@ -172,7 +183,16 @@ def serve_command(
         served=served,
         app_dir=str(Path(app_dir).resolve()),
         framing=framing,
-        tls=(ssl_certfile, ssl_keyfile, ssl_keyfile_password, ssl_ca_certs),
+        tls=_tls(
+            ssl_certfile,
+            key=ssl_keyfile,
+            password=ssl_keyfile_password,
+            client_ca=ssl_ca_certs,
+            client_cert=ssl_cert_reqs,
+            ciphers=ssl_ciphers,
+            min_version=ssl_version_min,
+            poll=ssl_reload_interval or None,
+        ),
         backlog=backlog,
         limit_concurrency=limit_concurrency,
         grace=grace,
@@ -249,7 +269,7 @@ def _make_server(
     served: list[tuple[str, bool]],
     app_dir: str,
     framing: str | None,
-    tls: tuple[str | None, str | None, str | None, str | None],
+    tls: TLS | None,
     backlog: int,
     limit_concurrency: int | None,
     grace: float,
@@ -259,7 +279,7 @@ def _make_server(
 ) -> BaseServer:
     """Make the server that the command line describes. Each process does: modules and certificates are not sent to workers."""
     configure_log(log_level, log_format, log_queue)
-    context = _tls_context(*tls)
+    _check_certificates(tls)
     by_class: dict[Any, list[str]] = {}
     framed = {} if framing is None else _find_framed_handlers(framing, app_dir, served)
     for (handler, for_datagrams), group in zip(served, endpoints, strict=True):
@@ -271,9 +291,9 @@ def _make_server(
         limits = dataclasses.replace(limits, max_handlers=limit_concurrency, max_sessions=limit_concurrency)
     try:
         if len(by_class) > 1:
-            return make_server_for(by_class, ssl=context, limits=limits, grace=grace)
+            return make_server_for(by_class, ssl=tls, limits=limits, grace=grace)
         ((handler_class, texts),) = by_class.items()
-        return make_server_for(handler_class, *texts, ssl=context, limits=limits, grace=grace)
+        return make_server_for(handler_class, *texts, ssl=tls, limits=limits, grace=grace)
     except (TypeError, ValueError) as error:
         raise Mistake(str(error)) from error
 
@@ -331,49 +351,29 @@ def _find_handler(name: str, folder: str, ready_made: Mapping[str, Any]) -> Any:
     return find_object(name, folder)
 
 
-def _tls_context(
-    certfile: str | None, keyfile: str | None, password: str | None, ca_certs: str | None
-) -> ssl.SSLContext | None:
-    if certfile is None:
-        if keyfile or ca_certs or password:
+def _tls(cert: str | None, **options: Any) -> TLS | None:
+    """Return what to serve TLS with, None for none."""
+    if cert is None:
+        if options["key"] or options["client_ca"] or options["password"]:
             raise Mistake("TLS needs a certificate: --ssl-certfile")
         return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.num_tickets = 0  # a client that closes with session tickets unread resets the connection
-    try:
-        # Without a password OpenSSL would ask for it on the terminal, and wait.
-        context.load_cert_chain(certfile, keyfile, password or "")
-    except (OSError, ValueError) as error:
-        reason = _explain_certificate(error, certfile, keyfile, password)
-        raise Mistake(f"cannot use {certfile}{f' with {keyfile}' if keyfile else ''}: {reason}") from error
-    if ca_certs is not None:
-        try:
-            context.load_verify_locations(ca_certs)
-        except OSError as error:
-            raise Mistake(f"cannot use {ca_certs}: {error.strerror or error}") from error
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
+    # A client that closes with session tickets unread resets the connection.
+    return TLS(cert, num_tickets=0, **options)
 
 
-def _explain_certificate(error: Exception, certfile: str, keyfile: str | None, password: str | None) -> object:
-    """Return why a certificate and its key cannot be loaded. OpenSSL's own reason is mostly "PEM lib"."""
-    if not isinstance(error, ssl.SSLError):
-        return getattr(error, "strerror", None) or error
-    if error.reason == "KEY_VALUES_MISMATCH":
-        return "the private key is not that of the certificate"
+# What helps on the command line, by the end of what is wrong.
+_HINTS = {
+    "there is no private key (PEM) in {}": ": name its file with --ssl-keyfile",
+    "the private key is encrypted: give its password": " with --ssl-keyfile-password",
+}
+
+
+def _check_certificates(tls: TLS | None) -> None:
+    if tls is None:
+        return
     try:
-        certificate, key = Path(certfile).read_bytes(), Path(keyfile or certfile).read_bytes()
-    except OSError:  # such as a pipe's, that was read
-        return error.strerror or error
-    if b"CERTIFICATE-----" not in certificate:
-        return f"there is no certificate (PEM) in {certfile}"
-    if b"PRIVATE KEY-----" not in key:
-        return f"there is no private key (PEM) in {keyfile or certfile}: name its file with --ssl-keyfile"
-    if b"ENCRYPTED" in key:
-        return (
-            "the password is not the private key's"
-            if password
-            else ("the private key is encrypted: give its password with --ssl-keyfile-password")
-        )
-    return error.strerror or error
+        tls.load()
+    except CertificateError as error:
+        message = str(error)
+        ends = ((end.format(tls.key or tls.cert), hint) for end, hint in _HINTS.items())
+        raise Mistake(message + "".join(hint for end, hint in ends if message.endswith(end))) from error

@@ -19,13 +19,13 @@ import asyncio
 import enum
 import ssl
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from ssl import SSLError, SSLWantReadError, SSLZeroReturnError
 from typing import Any, Protocol
 
 __all__ = ["FOR_EVER", "SLICE", "Stream", "TLSTransport"]
 
-FOR_EVER = 1e6
-"""Seconds: a timeout that never ends."""
+FOR_EVER = 1e6  # seconds: a timeout that never ends
 
 # Bytes: the most plaintext in a TLS record, and so the most that SSL_read returns.
 RECORD = 2**14
@@ -42,6 +42,17 @@ RECORDS_AT_ONCE = 4
 MOST_REPLIES = 2**14
 
 Buffer = bytes | bytearray | memoryview
+
+# What get_extra_info() asks the ssl module for.
+TOLD_BY_SSL: dict[str, Callable[[ssl.SSLObject], Any]] = {
+    "ssl_object": lambda made: made,
+    "sslcontext": lambda made: made.context,
+    "server_name": lambda made: getattr(made, "asked_for", None),  # which aioecho.TLS notes
+    "peercert": ssl.SSLObject.getpeercert,
+    "cipher": ssl.SSLObject.cipher,
+    "compression": ssl.SSLObject.compression,
+    "alpn_protocol": ssl.SSLObject.selected_alpn_protocol,
+}
 
 
 class Stream(Protocol):
@@ -83,7 +94,6 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
     """
 
     __slots__ = (
-        "_context",
         "_deliver",
         "_error",
         "_has_ended",
@@ -121,7 +131,6 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         self._transport = transport
         self._protocol: Stream | None = protocol
         self._deliver: Callable[[bytes], object] = protocol.data_received
-        self._context = context
         self._object, self._incoming, self._outgoing = tls_object, incoming, outgoing
         # The object's own methods do no more than call these, for every message.
         made: Any = tls_object
@@ -375,25 +384,15 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return what the ssl module tells of the connection, or what the socket's transport does."""
-        if name == "sslcontext":
-            return self._context
-        if name in ("ssl_object", "peercert", "cipher", "compression"):
-            made = self._object
-            if name == "ssl_object":
-                return made
-            if name == "peercert":
-                return made.getpeercert()
-            return made.cipher() if name == "cipher" else made.compression()
-        return self._transport.get_extra_info(name, default)
+        tell = TOLD_BY_SSL.get(name)
+        return self._transport.get_extra_info(name, default) if tell is None else tell(self._object)
 
 
 def _discard(tls_object: ssl.SSLObject) -> None:
     """Read, and drop, all that has come."""
-    try:
+    with suppress(SSLWantReadError, SSLZeroReturnError):
         while tls_object.read(RECORD):
             pass
-    except (SSLWantReadError, SSLZeroReturnError):
-        pass
 
 
 def _drop(data: bytes) -> None:
