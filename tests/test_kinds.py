@@ -51,7 +51,7 @@ class Factory:
         (7, "RequestHandlerClass must be callable, not 7"),
         (Base, r"StreamRequestHandler has no handle\(\): a handler class defines"),
         (functools.partial(Base), r"StreamRequestHandler has no handle\(\)"),
-        (Yields, r"the handle\(\) of Yields makes generators, which nobody awaits: .* without `yield`"),
+        (Yields, r"the handle\(\) of Yields makes generators, which cannot be awaited: .* without `yield`"),
         (AsyncYields, r"the handle\(\) of AsyncYields makes generators"),
         (factory, "factory is a coroutine function, and RequestHandlerClass is called without `await`: give a class"),
         (functools.partial(factory), "factory is a coroutine function"),

@@ -75,7 +75,7 @@ def check_handler_class(RequestHandlerClass: Any) -> None:
             raise TypeError(f"{plain.__qualname__} has no handle(): a handler class defines `async def handle(self)`")
         if _makes_generators(getattr(plain, "handle", None)):
             raise TypeError(
-                f"the handle() of {plain.__qualname__} makes generators, which nobody awaits: define it as"
+                f"the handle() of {plain.__qualname__} makes generators, which cannot be awaited: define it as"
                 " `async def handle(self)`, without `yield`"
             )
     elif inspect.iscoroutinefunction(plain) or inspect.iscoroutinefunction(getattr(plain, "__call__", None)):  # noqa: B004

@@ -50,7 +50,7 @@ class Renewal:
         self._loop = loop
         if "SSLKEYLOGFILE" in os.environ:
             logger.warning(
-                "SSLKEYLOGFILE is set: whoever reads %s can read all connections", os.environ["SSLKEYLOGFILE"]
+                "SSLKEYLOGFILE is set: with %s all connections can be decrypted", os.environ["SSLKEYLOGFILE"]
             )
         self._seen = self._look()
         loaded = self._tls.load()

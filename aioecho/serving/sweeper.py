@@ -59,7 +59,7 @@ class TimeoutSweeper:
         self._next_sweep = inf
         self._resting: dict[Visited, None] = {}  # not to visit until they are marked
         self._buckets: dict[int, dict[Visited, None]] = {}  # to visit at the key's time, in ticks
-        self._ticks: list[int] = []  # a heap of those keys
+        self._ticks: list[int] = []  # a heap of the keys
         self._due: list[dict[Visited, None]] = []  # to visit now
         self._marking: asyncio.Handle | None = None
         self._lenient_until = -inf

@@ -215,7 +215,7 @@ class TimedConnection(HandlerRun):
             has_taken = counts != tuple(before)
         if has_taken:
             # At the latest when the kernel last heard of it: the probes of a window that is closed are acknowledged too, but
-            # those bring nothing new.
+            # the peer brings nothing new.
             silent = 0.0 if acked is None else (tcp_info(self._sock, LAST_ACK_RECV) or 0) / 1000 - TICK
             since = min(now, max(since, now - silent))
         if now >= since + seconds and protocol.unsent() > 0 and self._has_room():

@@ -74,7 +74,7 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         if isinstance(self._loop, asyncio.SelectorEventLoop):
             made.max_size = READ_BYTES
             if self.is_server_side:
-                # It would begin to watch the socket in a callback of its own, where an error is nobody's: the connection
+                # It would begin to watch the socket in a callback of its own, where no code meets an error: the connection
                 # would stay, and never hear of anything.
                 made.pause_reading()
 
@@ -106,7 +106,7 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         self._stays_open_at_eof = False  # it complains of a protocol that wants to stay half open
         self.transport = self.reader._transport = transport
 
-    data_received = News.deliver  # type: ignore[assignment] # resumes whoever waits for data
+    data_received = News.deliver  # type: ignore[assignment] # resumes the coroutine that waits for data
 
     def buffer_unawaited(self, data: bytes | None) -> bool:
         """Buffer what no read waits for. What comes after the end of the stream is dropped. None is the news of the end."""

@@ -46,9 +46,7 @@ class ReceiveBuffer:
     _split: int = 0  # or so many bytes of it were split into records
     _lines: list[bytes] = []  # noqa: RUF012 - of these the next to hand out, in reverse,
     _further_lines: list[bytes] = []  # noqa: RUF012 - the ones after them,
-    _last_line: bytes | None = (
-        None  # and the last: after that one it can be told whether a reply was written since the read
-    )
+    _last_line: bytes | None = None  # and the last, after which it can be told whether a reply was written since
     _holder: Frames | None = None  # or what holds them, if they are frames
     _scan: tuple[Frames | Batches, int, int] | None = None  # how far which of these has looked at what is buffered
 

@@ -140,7 +140,7 @@ class WaitingReader(ReceiveBuffer):
 
     def _raise_interruption(self) -> None:
         interruption = self._take_interruption()
-        self._message_began = None  # who catches it gives the peer as much time again
+        self._message_began = None  # a handler that catches it gives the peer as much time again
         if interruption is not None:
             raise interruption
 
@@ -152,7 +152,7 @@ class WaitingReader(ReceiveBuffer):
         """
         if self._seen is None:
             self._seen = now
-            self._slow_down()  # for the next read to forget it; so a read that nobody has seen need not
+            self._slow_down()  # for the next read to forget it; so a read that no visitor has seen need not
         if not self._awaited:
             return None
         return ("idle", self._seen) if self._message_began is None else ("message", self._message_began)

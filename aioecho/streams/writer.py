@@ -184,6 +184,6 @@ class StreamWriter(asyncio.StreamWriter):
             # The transport that is aborted tells the handshake, and not the stream's protocol.
             transport.abort()
             if reader is not None and isinstance(error, OSError):
-                reader.set_exception(error)  # now, for whoever asks whether this is the peer's doing
+                reader.set_exception(error)  # now: the server asks whether this is the peer's doing
             self._loop.call_soon(protocol.connection_lost, error if isinstance(error, Exception) else None)
             raise
