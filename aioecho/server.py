@@ -74,6 +74,7 @@ class _ListeningSocket:
         server.register_connection(connection)
         if isinstance(connection, ThreadedConnection):
             connection.begin()
+            server.drain_late(connection)  # an async one asks itself, when it has a handler
 
     def _cannot_accept(self, error: OSError) -> None:
         server = self._server
