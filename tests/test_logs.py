@@ -330,8 +330,8 @@ def judge(found: list[logging.LogRecord], name: str, count: int, seconds: float)
 
 
 # The ssl module leaves a socket of a blocking handler's unclosed that is reset before it is wrapped.
-@pytest.mark.filterwarnings("ignore:.*unclosed <ssl.SSLSocket:ResourceWarning")
-@pytest.mark.filterwarnings("ignore:.*ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:.*unclosed <.*SSLSocket:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:.*SSLSocket:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STREAMS)
 async def test_a_bad_peer_of_a_stream_makes_few_records(name: str, tls: SimpleNamespace) -> None:
