@@ -271,7 +271,7 @@ async def play(seed: int, folder: Path, tls: SimpleNamespace, totals: "collectio
             await settle(lambda: not server.connections)
         check_identity(server)
         assert not server.connections
-        assert server.admission.memory.held == 0
+        await settle(lambda: server.admission.memory.held == 0)  # the loop tells of a lost connection a turn later
     totals["rounds"] += 1
 
 
@@ -297,6 +297,7 @@ async def test_random_clients_get_their_own_bytes_and_nothing_else(tmp_path: Pat
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(0)
 async def test_random_clients_for_long(tmp_path: Path, tls: SimpleNamespace) -> None:
     totals = await fuzz(float(os.environ.get("AIOECHO_FUZZ_SECONDS", "600")), tmp_path, tls)
     print(dict(totals))

@@ -95,6 +95,7 @@ class Connection(DrainedConnection):
                 transport.abort()
             else:
                 self._sock.close()
+            protocol.connection_lost(None)  # uvloop does not tell it, as what opened the transport was never awaited
         self._server.task_ended(self, task)
 
     def _get_protocol(self) -> StreamProtocol:
