@@ -21,7 +21,7 @@ from helpers import ANYWHERE, close
 from programs import Program
 
 import aioecho
-from aioecho.certificates import validity
+from aioecho.certificates import Loaded, validity
 from aioecho.echo import Upper
 
 
@@ -133,6 +133,31 @@ async def test_changed_files_are_found_and_renewals_in_halves_cost_no_handshake(
                     await asyncio.sleep(0.001)
             serial = new
         assert server.stats.rejected == 0
+
+
+async def test_what_could_not_be_used_is_tried_again_and_told_once(
+    authority: Authority, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cert, key = authority.write(authority.issue())
+    async with aioecho.TCPServer(ANYWHERE, Upper, ssl=aioecho.TLS(cert, key, poll=0.02)) as server:
+        tries = 0
+        mistake = Loaded.mistake
+
+        def is_not_valid_yet(loaded: Loaded) -> str | None:
+            nonlocal tries
+            tries += 1
+            return "the certificate is not valid before noon" if tries < 3 else mistake(loaded)
+
+        first = await served(server, authority.client)
+        monkeypatch.setattr(Loaded, "mistake", is_not_valid_yet)
+        authority.write(authority.issue())
+        async with asyncio.timeout(10):  # the files do not change any more
+            while (await served(server, authority.client))["serialNumber"] == first["serialNumber"]:
+                await asyncio.sleep(0.001)
+        assert tries == 3
+        told = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and r.name == "aioecho.tls"]
+        assert len(told) == 1
+        assert "not valid before noon" in told[0]
 
 
 async def test_a_certificate_that_expires_soon_or_has_expired_is_served_with_a_warning(

@@ -35,7 +35,8 @@ class Renewal:
         self._apply = apply
         self._files = tls.files()
         self.loaded: Loaded | None = None
-        self._seen: Signature = ()  # of what was loaded, or could not be
+        self._seen: Signature = ()  # of what was loaded; none, if that failed the last time
+        self._complaint = ""  # of the poll, the last
         self._timer: asyncio.TimerHandle | None = None
         self._has_given_notice = False
 
@@ -72,11 +73,12 @@ class Renewal:
         Raises:
             CertificateError: they cannot be loaded, or a certificate is not valid today. What was loaded before stays.
         """
-        self._seen = self._look()
+        seen, self._seen = self._look(), ()  # the poll tries again, should this fail
         loaded = self._tls.load()
         mistake = loaded.mistake()
         if mistake is not None:
             raise CertificateError(f"cannot use {os.fspath(self._tls.cert)}: {mistake}")
+        self._seen, self._complaint = seen, ""
         self._take(loaded)
 
     def _take(self, loaded: Loaded) -> None:
@@ -123,7 +125,9 @@ class Renewal:
         try:
             self.reload()
         except CertificateError as error:
-            logger.warning("the files have changed, and the certificate from before is served on: %s", error)
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                logger.warning("the files have changed, and the certificate from before is served on: %s", error)
         self._poll_later()
 
 
