@@ -19,7 +19,7 @@ VERSIONS = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3
 OF_A_NAME = {"cert", "key", "password"}
 
 Password = str | bytes | Callable[[], str | bytes] | None
-Path_ = str | os.PathLike[str]
+FileName = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,21 @@ class TLS:
     Raises ValueError, naming the value, if one makes no sense. The files are read when the server starts.
     """
 
-    cert: Path_
+    cert: FileName
     """The certificate, and behind it the ones that lead to a known authority."""
 
-    key: Path_ | None = None
+    key: FileName | None = None
     """Its private key. None: it is in the same file."""
 
     _: KW_ONLY
 
-    client_ca: Path_ | None = None
+    client_ca: FileName | None = None
     """Authorities whose certificates clients must have. None: clients are asked for none."""
 
     client_cert: str = "required"
     """Whether a client must have a certificate, with `client_ca`: "required" or "optional"."""
 
-    crl: Path_ | None = None
+    crl: FileName | None = None
     """Certificates of clients that their authority has revoked; for `client_ca`."""
 
     min_version: str = "TLSv1.2"
@@ -168,9 +168,9 @@ class Loaded:
         self.not_before = not_before
         self.not_after = not_after
 
-    def mistake(self, now: float | None = None) -> str | None:
+    def mistake(self) -> str | None:
         """Return what is wrong with a certificate today, None if nothing is."""
-        now = time.time() if now is None else now
+        now = time.time()
         if now > self.not_after:
             return f"the certificate expired on {date(self.not_after)}"
         if now < self.not_before:
