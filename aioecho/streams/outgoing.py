@@ -72,8 +72,6 @@ class Outgoing(News):
         """Write what the writer does not hand to the transport itself: collect it, or look at everything first."""
         if not isinstance(data, Buffer):
             raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")  # as asyncio's
-        if self.due:
-            self.mark_due()
         if (
             len(data) >= COLLECTED
             or not self.reader._has_input()
