@@ -8,12 +8,13 @@ import re
 import socket
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from conftest import settle
 
 import aioecho
 from aioecho.cli import main
@@ -30,6 +31,7 @@ __all__ = [
     "invoke",
     "reset",
     "skip_without",
+    "stopped_after",
 ]
 
 ANYWHERE = ("127.0.0.1", 0)
@@ -76,6 +78,24 @@ async def close(writer: asyncio.StreamWriter) -> None:
     writer.close()
     with contextlib.suppress(OSError):  # ssl.SSLError is one
         await writer.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def stopped_after(
+    server: aioecho.BaseServer, writer: asyncio.StreamWriter, first: bytes, grace: float
+) -> AsyncIterator["asyncio.Task[Any]"]:
+    """Send the first part of a message, begin a stop, and give that; at the end close, and wait for both."""
+    writer.write(first)
+    await settle(lambda: len(server.connections) == 1)
+    await asyncio.sleep(0.12)  # time is the subject: past aioecho.serving.draining.FRESH
+    stop = asyncio.create_task(server.shutdown(grace))
+    await settle(lambda: not server.is_serving())
+    await settle()
+    try:
+        yield stop
+    finally:
+        await close(writer)
+        await stop
 
 
 def reset(sock: socket.socket) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import check_identity, settle
+from helpers import stopped_after
 from timing import in_time
 
 import aioecho
@@ -98,19 +99,8 @@ async def stopping(
         else:
             tls = {"ssl": client_ssl, "server_hostname": "localhost"} if client_ssl else {}
             reader, writer = await asyncio.open_connection(*server.server_address, **tls)
-        writer.write(first)
-        await settle(lambda: len(server.connections) == 1)
-        await asyncio.sleep(0.12)  # time is the subject: past aioecho.serving.connection.FRESH
-        stop = asyncio.create_task(server.shutdown(grace))
-        await settle(lambda: not server.is_serving())
-        await settle()
-        try:
+        async with stopped_after(server, writer, first, grace) as stop:
             yield reader, writer, stop
-        finally:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-            await stop
     check_identity(server)
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 from conftest import check_identity, settle
-from helpers import reset
+from helpers import reset, stopped_after
 
 import aioecho
 from aioecho.framing import FixedSize, LengthPrefixed
@@ -74,19 +74,8 @@ async def stopping(kind: Any, first: bytes, grace: float = 10) -> AsyncIterator[
     """Serve, send the first part of a message, and begin a stop; give the client's streams and the stop."""
     async with aioecho.TCPServer(("127.0.0.1", 0), kind) as server:
         reader, writer = await asyncio.open_connection(*server.server_address)
-        writer.write(first)
-        await settle(lambda: len(server.connections) == 1)
-        await asyncio.sleep(0.12)  # time is the subject: past aioecho.serving.connection.FRESH
-        stop = asyncio.create_task(server.shutdown(grace))
-        await settle(lambda: not server.is_serving())
-        await settle()
-        try:
+        async with stopped_after(server, writer, first, grace) as stop:
             yield reader, writer, stop
-        finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
-            await stop
 
 
 @pytest.mark.parametrize("kind", [Store, StoreByPieces])
