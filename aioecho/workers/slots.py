@@ -37,6 +37,8 @@ class WorkerProcess:
         self.state = WorkerState.LOADING
         self.serving_since: float | None = None
         self.failure: str | None = None
+        self.may_retry = False
+        """Whether its start failed for what passes: a certificate that is written at the moment."""
         self.report: dict[str, Any] | None = None
         self.stats: dict[str, int] = {}
         self.pinged_at: float | None = None

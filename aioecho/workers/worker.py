@@ -20,7 +20,7 @@ import threading
 import traceback
 from typing import Any, NoReturn
 
-from aioecho.exceptions import AioechoError
+from aioecho.exceptions import AioechoError, CertificateError
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.serving.base import BaseServer
 from aioecho.stats import DatagramStats, ServiceStats, Stats
@@ -102,7 +102,11 @@ class _Worker:
         try:
             if (await self._orders.get())[""] != "serve":
                 return
-            await self._server.start()
+            try:
+                await self._server.start()
+            except CertificateError as error:  # the files may be about to be renewed
+                self._channel.send("failed", why=str(error), traceback=None, retry=True)
+                return
             # `kill` of one worker: it goes when another is there.
             loop.add_signal_handler(signal.SIGTERM, self._channel.send, "replace")
             self._channel.send("ready")
