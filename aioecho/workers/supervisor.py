@@ -275,7 +275,7 @@ class Supervisor:
             if status is not None:
                 self._read_channel(worker)  # its last words
                 self._loop.remove_reader(worker.channel.sock.fileno())
-                worker.channel.sock.close()
+                worker.close()
                 self._workers.discard(worker)
                 worker.kill_after(None)
                 self._on_end(worker, status)
