@@ -910,9 +910,21 @@ async def test_a_handshake_that_a_handler_has_begun_counts_as_fresh_at_a_stop(tl
     assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
 
 
+class BlockingUpper(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        for line in self.rfile:
+            self.wfile.write(line.upper())
+
+
+KINDS = pytest.mark.parametrize("kind", [Upper, BlockingUpper])
+
+
+@KINDS
 @pytest.mark.parametrize("sent", [0, 1, 100])
-async def test_a_peer_that_is_silent_in_its_handshake_does_not_hold_a_stop_up(tls: SimpleNamespace, sent: int) -> None:
-    async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server) as server:
+async def test_a_peer_that_is_silent_in_its_handshake_does_not_hold_a_stop_up(
+    tls: SimpleNamespace, sent: int, kind: Any
+) -> None:
+    async with aioecho.serve(kind, "tcp://127.0.0.1:0", ssl=tls.server) as server:
         with HalfCloser(server.server_address, tls) as client:
             with contextlib.suppress(ssl.SSLWantReadError):
                 client.session.do_handshake()
@@ -925,8 +937,9 @@ async def test_a_peer_that_is_silent_in_its_handshake_does_not_hold_a_stop_up(tl
         check_identity(server)
 
 
-async def test_a_hello_that_comes_slowly_is_waited_for_at_a_stop(tls: SimpleNamespace) -> None:
-    async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server) as server:
+@KINDS
+async def test_a_hello_that_comes_slowly_is_waited_for_at_a_stop(tls: SimpleNamespace, kind: Any) -> None:
+    async with aioecho.serve(kind, "tcp://127.0.0.1:0", ssl=tls.server) as server:
         with HalfCloser(server.server_address, tls) as client:
             with contextlib.suppress(ssl.SSLWantReadError):
                 client.session.do_handshake()
