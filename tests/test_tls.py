@@ -48,6 +48,38 @@ async def test_lines_come_back_over_tls(tls: SimpleNamespace) -> None:
         await settle(lambda: server.stats.completed == 1)
 
 
+@pytest.mark.parametrize("peer", ["slow", "silent"])
+async def test_a_handshake_that_a_handler_begins_while_the_server_stops_counts_as_fresh(
+    tls: SimpleNamespace, peer: str
+) -> None:
+    class Starts(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            await self.reader.readline()
+            await self.send(b"go ahead\n")
+            await self.writer.start_tls(tls.server)
+            async for line in self.reader:
+                await self.send(line.upper())
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Starts) as server:
+        with HalfCloser(server.server_address, tls) as client:
+            client.sock.sendall(b"START")
+            await settle(lambda: [each for each in server.connections if each.is_in_message()])
+            await asyncio.sleep(2 * FRESH)  # time is the subject
+            stopping = asyncio.create_task(server.shutdown(8))
+            await asyncio.sleep(2 * FRESH)  # likewise
+            client.sock.sendall(b"TLS\n")
+            assert await asyncio.to_thread(client.sock.recv, 100) == b"go ahead\n"
+            if peer == "slow":
+                await asyncio.to_thread(client.shake_hands)
+                client.flush()
+                await asyncio.sleep(FRESH / 2)  # likewise
+                assert await asyncio.to_thread(client.ask, b"hello\n") == b"HELLO\n"
+            report = await stopping
+    assert (report.cancelled, report.aborted) == (0, 0)
+    in_time(report.seconds, 3)
+    assert server.stats.completed == (peer == "slow")
+
+
 class BlockingUpper(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         for line in self.rfile:

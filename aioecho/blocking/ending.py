@@ -116,6 +116,7 @@ class ThreadDrain:
             # A peer that has said nothing has begun no message; any other may be silent for `linger`, and no less than FRESH.
             if unread(sock):
                 return LOOK_AGAIN
+            assert isinstance(stream, WatchedSocket)  # the server has it still
             return self._find_silence_left(max(self._linger, self._fresh_for), stream, sock)
         if not isinstance(stream, WatchedSocket) or stream.fileno() < 0:
             return self._judge_by_kernel(sock)

@@ -344,7 +344,7 @@ class DatagramServer(BaseServer):
             self.live_stats.handled -= 1
             self.live_stats.drops[connection.reason] += 1
         elif (
-            isinstance(connection, ThreadedDatagram) and connection.thread is None and connection.outcome == "cancelled"
+            isinstance(connection, ThreadedDatagram) and connection.thread is None and connection.reason == "cancelled"
         ):
             self.live_stats.handled -= 1
             self.live_stats.drops["stopped"] += 1
