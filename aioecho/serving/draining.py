@@ -93,9 +93,12 @@ class DrainedConnection(TimedConnection):
         if self.request is None or protocol.is_lost:
             return
         one_way = bool(getattr(self.handler, "one_way", False))
-        if one_way and not self._has_sent_eof and not protocol.is_tls:
+        if one_way and not self._has_sent_eof:
             self._has_sent_eof = True
-            self.request[1].write_eof()
+            if isinstance(protocol.transport, TLSTransport):
+                protocol.transport.end_writing()
+            else:
+                self.request[1].write_eof()
             if linger is not None:
                 self._loop.call_later(linger, self._end_stream)
             return
