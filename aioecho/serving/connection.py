@@ -87,6 +87,8 @@ class Connection(DrainedConnection):
         protocol = self._protocol
         self._server.timeout_sweeper.remove(self)
         protocol.driver = None  # which refers to it: without the cycle both go at once
+        if protocol.lost_with is not None:
+            protocol.lost_with.__traceback__ = None  # likewise: the handler's frames refer to the stream
         if self._stage == OPEN and not protocol.is_lost:
             # The task was cancelled before its first step: _live() never ran. By now the transport is there, if it was made.
             self.reason = "cancelled"
