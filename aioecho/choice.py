@@ -198,7 +198,7 @@ class Service(BaseServer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in ("keep_backlog", "on_accept"):  # a worker's
+        if name in ("keep_backlog", "on_accept", "handover"):  # a worker's
             for part in self._parts:
                 setattr(part, name, value)
 
