@@ -118,6 +118,8 @@ class DrainedConnection(LiveConnection):
             silence = _silence(self._sock)
             if silence is None:
                 silence = patience if handshake.count == count else 0
+            # What a client said while it waited to be accepted may be old. Since it was answered, it had no time to speak.
+            silence = min(silence, self._loop.time() - handshake.asked_at)
             left = patience if handshake.is_waiting or handshake.has_more() else patience - silence
         if left > 0:
             self._loop.call_later(left, self._drain_handshake, handshake.count)
