@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aioecho.blocking.streams import ThreadedConnection
@@ -20,7 +20,9 @@ from aioecho.net.kernel import set_keepalive
 from aioecho.net.watch import OUT_OF_RESOURCES
 from aioecho.serving.base import BaseServer, ListeningSocket
 from aioecho.serving.connection import Connection
-from aioecho.serving.handler_types import is_blocking
+from aioecho.serving.handler_types import is_blocking, is_handle_function, undo_partial
+from aioecho.serving.handlers import StreamRequestHandler
+from aioecho.serving.porting import check_hooks
 
 __all__ = ["StdioServer", "StreamServer", "TCPServer", "UnixStreamServer"]
 
@@ -100,8 +102,34 @@ class _ListeningSocket:
                 min(idle, key=lambda found: found[:2])[2].cut("shed")
 
 
+def _as_handler_class(handle: Any) -> Any:
+    """Return a handler class that calls a coroutine function with a reader and a writer; anything else as it is."""
+    if not is_handle_function(handle):
+        return handle
+    function: Any = undo_partial(handle)
+    attributes = {
+        "__doc__": function.__doc__,
+        "__module__": function.__module__,
+        "__qualname__": function.__qualname__,
+        "handle": lambda self: handle(*self.request),
+    }
+    return type(function.__name__, (StreamRequestHandler,), attributes)
+
+
 class StreamServer(BaseServer):
-    """A server on any number of endpoints for streams. See :class:`BaseServer`."""
+    """A server on any number of endpoints for streams. See :class:`BaseServer`.
+
+    In place of a handler class it takes a coroutine function that is called with a reader and a writer, as
+    asyncio.start_server() does.
+    """
+
+    def __init__(self, server_address: Any, RequestHandlerClass: Any, **options: Any) -> None:
+        check_hooks(type(self))
+        if isinstance(RequestHandlerClass, Mapping):
+            served = {_as_handler_class(handler): endpoints for handler, endpoints in RequestHandlerClass.items()}
+            super().__init__(server_address, served, **options)
+        else:
+            super().__init__(server_address, _as_handler_class(RequestHandlerClass), **options)
 
     def _check_endpoints(self, RequestHandlerClass: Any) -> None:
         if any(isinstance(endpoint, StdioEndpoint) for endpoint in self.endpoints) and (

@@ -11,7 +11,7 @@ from helpers import ANYWHERE, close, handler
 import aioecho
 
 
-# A client that waited to be accepted for longer than `linger` counted as silent since its ClientHello, and was dropped as soon as
+# A client that waited to be accepted for longer than `linger` counted as silent since its ClientHello, and was dropped when
 # it was looked at, while it was about to complete its handshake.
 async def test_a_handshake_from_the_queue_has_its_time_at_a_stop(tls: SimpleNamespace) -> None:
     linger = 0.5

@@ -23,6 +23,7 @@ from aioecho.runtime.logs import BoundedLog, format_address
 from aioecho.serving.base import BaseServer
 from aioecho.serving.end_record import MistakeLog
 from aioecho.serving.handler_types import is_blocking, makes_sessions
+from aioecho.serving.porting import check_hooks
 from aioecho.stats import DatagramStats
 
 __all__ = ["DatagramServer", "UDPServer", "UnixDatagramServer"]
@@ -77,6 +78,7 @@ class DatagramServer(BaseServer):
         sessions: bool | None = None,
         **options: Any,
     ) -> None:
+        check_hooks(type(self))
         if options.get("ssl") is not None:
             raise ValueError("ssl is for streams: TLS does not go over datagrams")
         if isinstance(RequestHandlerClass, Mapping):
