@@ -180,7 +180,7 @@ class Service(BaseServer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in ("keep_backlog", "on_accept"):  # a worker's
+        if name in ("keep_backlog", "on_accept", "access_log"):
             for part in self._parts:
                 setattr(part, name, value)
 
@@ -206,6 +206,8 @@ class Service(BaseServer):
             self.close()
             raise
         self.socket, self._address = self._parts[0].socket, self._parts[0].server_address
+        if self.when_bound is not None:
+            self.when_bound()
         if not self.admission.is_paused:
             self.resume()
 

@@ -36,7 +36,7 @@ class _ListeningSocket:
         self._acceptor = Acceptor(
             bound, on_accept=self._accepted, has_room=server.admission.has_room, on_error=self._cannot_accept
         )
-        self.sock = bound.sock
+        self.sock, self._name = bound.sock, bound.name
         self.resume, self.pause = self._acceptor.resume, self._acceptor.pause
 
     def stop(self, *, keep_backlog: bool) -> None:
@@ -55,7 +55,7 @@ class _ListeningSocket:
         server = self._server
         reason = server.admission.admit(address)
         if reason is not None:
-            server.reject(sock, address, reason)
+            server.reject(sock, address, reason, self._name)
             return
         handler_class = self._handler_class
         if handler_class is None:
@@ -69,8 +69,9 @@ class _ListeningSocket:
         except (OSError, MemoryError) as error:
             server.admission.leave(address)
             server.report_not_begun(address, "connection", error)
-            server.reject(sock, address, "handshake")
+            server.reject(sock, address, "handshake", self._name)
             return
+        connection.note_endpoint(self._name)
         server.register_connection(connection)
         if isinstance(connection, ThreadedConnection):
             connection.begin()

@@ -1,6 +1,7 @@
 """Datagram servers: their limits and hooks, their sockets, and their life up to the end of a stop."""
 
 import asyncio
+import functools
 import logging
 import socket
 import sys
@@ -22,6 +23,7 @@ from aioecho.runtime.logs import BoundedLog, format_address
 from aioecho.serving.base import BaseServer
 from aioecho.serving.end_record import MistakeLog
 from aioecho.serving.handler_types import is_blocking, makes_sessions
+from aioecho.serving.networks import NetworkLists
 from aioecho.stats import DatagramStats
 
 __all__ = ["DatagramServer", "UDPServer", "UnixDatagramServer"]
@@ -147,6 +149,8 @@ class DatagramServer(BaseServer):
         on_datagram = self._sessions.receive if self.has_sessions else self._dispatcher.receive
         if is_blocking(self.RequestHandlerClass):
             on_datagram = self._receive_for_thread
+        if self.admission.networks is not None:
+            on_datagram = functools.partial(self._receive_allowed, self.admission.networks, on_datagram)
         log = BoundedLog(socket_logger, logging.WARNING, every=2.0)
         self._sockets = [
             DatagramSocket(
@@ -264,6 +268,19 @@ class DatagramServer(BaseServer):
         """Count the end of a handler that has not waited, and that was registered."""
         self._count_end(task)
         self.admission.leave(task.client_address)
+
+    def _receive_allowed(
+        self,
+        networks: NetworkLists,
+        receive: Callable[[bytes, Any, DatagramTransport], None],
+        data: bytes,
+        client_address: Any,
+        transport: DatagramTransport,
+    ) -> None:
+        if networks.allow(client_address):
+            receive(data, client_address, transport)
+        else:
+            self.drop("not allowed", client_address)
 
     def _receive_for_thread(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
         limits = self.limits

@@ -16,6 +16,7 @@ from aioecho.net.endpoints import Endpoint, InheritedEndpoint, parse_endpoint
 from aioecho.net.forks import close_in_forked_children, is_forked_by_multiprocessing
 from aioecho.serving.drain import DEFAULT_GRACE, Drain, check_grace
 from aioecho.serving.handler_types import check_handler_class, check_socket_type
+from aioecho.serving.networks import read_networks
 from aioecho.serving.registry import Registry
 from aioecho.serving.renewal import Renewal
 from aioecho.stats import DrainReport
@@ -65,6 +66,10 @@ class BaseServer(Registry):
         limits: see Limits.
         timeouts: see Timeouts.
         grace: seconds, for shutdown() and at the end of ``async with``.
+        access_log: log a line for each connection that has ended, at INFO by the logger `aioecho.access`.
+        allow, deny: networks, as "10.0.0.0/8" or "2001:db8::/32". A client in a network of `deny`, or, if `allow` names any, in
+            none of that, is disconnected at once, and counted as "not allowed"; a datagram is dropped. Clients of Unix sockets
+            have no address, and are not concerned.
         sock: a bound stream socket to serve on besides, or instead of an address, which then is None. It becomes the
             server's, which closes it; a path that it is bound to is left alone.
 
@@ -88,6 +93,9 @@ class BaseServer(Registry):
         limits: Limits | None = None,
         timeouts: Timeouts | None = None,
         grace: float = DEFAULT_GRACE,
+        access_log: bool = False,
+        allow: Sequence[str] = (),
+        deny: Sequence[str] = (),
         sock: socket.socket | None = None,
     ) -> None:
         if isinstance(RequestHandlerClass, Mapping):
@@ -121,7 +129,10 @@ class BaseServer(Registry):
         self._names: list[str] = []
         self._was_started = False
         self._stopping: asyncio.Future[None] | None = None  # what serve_forever() waits for
+        self.when_bound: Callable[[], object] | None = None
         super().__init__(RequestHandlerClass, ssl=context, limits=limits, timeouts=timeouts)
+        self.access_log = access_log
+        self.admission.networks = read_networks(allow, deny)
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
         texts = [address] if isinstance(address, str) else address
@@ -190,6 +201,8 @@ class BaseServer(Registry):
             # socketserver's name, for its handlers; after the end it is closed, as there
             self.socket = self._listeners[0].sock
             self._address = self.socket.getsockname()
+            if self.when_bound is not None:
+                self.when_bound()
             self._resume_listeners()
         except BaseException:
             self.keep_backlog = True  # clients that have connected by now are not served

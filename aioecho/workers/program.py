@@ -17,6 +17,7 @@ from aioecho.exceptions import AioechoError, CertificateError
 from aioecho.net import systemd
 from aioecho.net.endpoints import StdioEndpoint, UDPEndpoint
 from aioecho.runtime.interpreters import is_subinterpreter
+from aioecho.runtime.logs import reopen_log_files
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.runtime.stdio import fill_standard_streams
 from aioecho.serving.base import BaseServer
@@ -150,12 +151,13 @@ def run_workers(
     max_requests_jitter: int = 0,
     timeout_worker_healthcheck: float | None = HEALTHCHECK,
     when_serving: Callable[[Sequence[str]], object] = lambda names: None,
+    when_reloading: Callable[[], object] = reopen_log_files,
 ) -> DrainReport:
     """Do what :func:`run` does with worker processes. Every worker calls `make_server` with its endpoints.
 
     `server` was made as the workers' servers will be, and is never started. `make_server` gets a list for every endpoint, as
     a host may have several addresses. `when_serving` is called with the names
-    of the endpoints once all workers accept.
+    of the endpoints once all workers accept, and `when_reloading` at SIGHUP, before the workers are replaced.
 
     Raises:
         EndpointError: it can't listen.
@@ -183,7 +185,8 @@ def run_workers(
     order = Order(
         make_server=make_server, loop=loop, max_requests=max_requests, max_requests_jitter=max_requests_jitter
     )
-    supervisor = Supervisor(
+    supervisor = _Supervisor(
+        when_reloading,
         server.endpoints,
         order,
         workers=workers,
@@ -195,6 +198,18 @@ def run_workers(
     )
     with giving_back(SUPERVISOR_SIGNALS), asyncio.Runner(loop_factory=loop_factory("asyncio")) as runner:
         return runner.run(supervisor.run())
+
+
+class _Supervisor(Supervisor):
+    """One that does something else too at SIGHUP."""
+
+    def __init__(self, when_reloading: Callable[[], object], *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._when_reloading = when_reloading
+
+    def _replace_all(self) -> None:
+        self._when_reloading()
+        super()._replace_all()
 
 
 def check_sessions(server: BaseServer, *, reuse_port: bool) -> None:
@@ -224,9 +239,15 @@ def _check_seconds(name: str, value: object) -> None:
 
 
 def run_server(
-    server: BaseServer, *, loop: str = "auto", when_serving: Callable[[BaseServer], object] = lambda server: None
+    server: BaseServer,
+    *,
+    loop: str = "auto",
+    when_serving: Callable[[BaseServer], object] = lambda server: None,
+    when_reloading: Callable[[], object] = reopen_log_files,
 ) -> DrainReport:
     """Do what :func:`run` does for a server that was made but not started; call `when_serving` once it accepts.
+
+    `when_reloading` is called at SIGHUP, before certificates are loaded anew.
 
     Afterwards signals are handled as before, also if this raises.
 
@@ -234,10 +255,12 @@ def run_server(
         EndpointError: it can't listen.
     """
     with giving_back(SERVER_SIGNALS), asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
-        return runner.run(_serve_until_signal(server, when_serving))
+        return runner.run(_serve_until_signal(server, when_serving, when_reloading))
 
 
-async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseServer], object]) -> DrainReport:
+async def _serve_until_signal(
+    server: BaseServer, when_serving: Callable[[BaseServer], object], when_reloading: Callable[[], object]
+) -> DrainReport:
     loop = asyncio.get_running_loop()
     stopping: set[asyncio.Task[DrainReport]] = set()
     starting = loop.create_task(server.start())
@@ -253,6 +276,7 @@ async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseSe
         stopping.add(loop.create_task(server.shutdown()))
 
     def reload() -> None:
+        when_reloading()
         try:
             server.reload_tls()
         except CertificateError as error:
