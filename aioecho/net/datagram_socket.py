@@ -172,6 +172,9 @@ class DatagramSocket:
         self.set_limits(limits)
         self._kernel_drops = datagram_memory(sock)[1]  # by the start
 
+    def set_timeouts(self) -> None:
+        """Do nothing: no timeout is the socket's own."""
+
     def set_limits(self, limits: Limits) -> None:
         """Apply `max_datagram` and `receive_buffer` from now on."""
         self._size = limits.max_datagram + 1

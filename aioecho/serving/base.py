@@ -48,6 +48,9 @@ class ListeningSocket(Protocol):
     def set_limits(self, limits: Limits) -> None:
         """Apply other limits than the socket was made with."""
 
+    def set_timeouts(self) -> None:
+        """Apply the timeouts that hold now."""
+
 
 class BaseServer(Registry):
     """Serves connections, each with a handler object of its own and in a task of its own.
@@ -241,6 +244,11 @@ class BaseServer(Registry):
     def _apply_limits(self, limits: Limits) -> None:
         for listener in self._listeners:
             listener.set_limits(limits)
+
+    def _timeouts_changed(self) -> None:
+        super()._timeouts_changed()
+        for listener in self._listeners:
+            listener.set_timeouts()
 
     def _resume_listeners(self) -> None:
         if self.admission.is_closing:

@@ -80,6 +80,11 @@ class StreamRequestHandler(BaseRequestHandler):
     """Whether peers only send, and wait for no reply, as to a sink of logs or metrics. A server that stops then tells a
     peer first that it will read no more, and reads on for Timeouts.linger: what is on its way is not lost."""
 
+    cancel_on_lost: ClassVar[bool] = True
+    """Whether the handler is cancelled when its connection breaks (is reset, or given up by the kernel) while it waits for
+    something else than its stream: at once if no message is in progress, else after Timeouts.lost. One that a read, drain() or
+    :meth:`closed` tells of the end is only cancelled after Timeouts.lost. The reason is then "connection lost"."""
+
     framing: Framing | None = None
     """How :attr:`frames` and :meth:`send_frame` cut the stream into frames: an object of aioecho.framing, of the class."""
 
@@ -119,6 +124,23 @@ class StreamRequestHandler(BaseRequestHandler):
         if protocol.needs_slow_path or protocol.transport.is_closing():
             del data  # asyncio's transport on 3.11 has a copy: not to hold both while the peer takes nothing
             await self.writer.drain()
+
+    async def draining(self) -> None:
+        """Say goodbye: called when the server begins to stop, in a task of its own, beside :meth:`handle`.
+
+        For what the peer is to be told, by ``self.send()``. The connection stays open until it has returned, but for no more
+        than a second after the handler's end. Not called for a connection whose handler is made after the stop has begun. To be
+        overridden.
+        """
+
+    async def closed(self) -> None:
+        """Wait until no more can be expected of the peer: it has ended its stream, the connection broke, or the server stops.
+
+        To be raced with what the handler waits for otherwise, as a queue's get(). Reads nothing: what had come before can
+        still be read, and then ``self.reader.end`` tells which end it was. The peer's end is not noticed while so much that was
+        not read is buffered that the transport is paused.
+        """
+        await self.reader.wait_end()
 
     def unbroken(self) -> Unbroken:
         """Return what keeps a stop off an exchange in steps: ``async with self.unbroken(): ...``.

@@ -63,6 +63,7 @@ class Registry:
         self.event_loop: asyncio.AbstractEventLoop | None = None
         self.handler_threads: ThreadPool | None = None
         self._connections: set[Any] = set()
+        self.goodbyes: dict[Any, asyncio.Task[None]] = {}  # of connections whose handlers' draining() runs, or has
         self.admission = Admission(
             check_type("limits", limits if limits is not None else Limits(), Limits),
             self._connections,
