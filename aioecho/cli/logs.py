@@ -18,11 +18,8 @@ from queue import SimpleQueue
 from aioecho.cli.console import Mistake
 from aioecho.cli.log_format import JSONFormatter, TextFormatter, shows_colors
 from aioecho.runtime.log_config import apply_log_config
-from aioecho.runtime.logs import reopen_log_files
 
-__all__ = ["DEFAULT_QUEUE", "LogSettings", "configure_log", "flush_log", "renew_log"]
-
-logger = logging.getLogger("aioecho.cli")
+__all__ = ["DEFAULT_QUEUE", "LogSettings", "configure_log", "flush_log"]
 
 DEFAULT_QUEUE = 2**20
 """Bytes of records that wait to be written."""
@@ -77,16 +74,6 @@ def configure_log(settings: LogSettings) -> None:
     logging.basicConfig(level=settings.level, handlers=[handler])
     if settings.has_access_log:  # is asked for, at whatever level the rest is logged
         logging.getLogger("aioecho.access").setLevel(logging.INFO)
-
-
-def renew_log(settings: LogSettings) -> None:
-    """Read the file that configures logging again, and open log files anew that were rotated."""
-    if settings.config is not None:
-        try:
-            configure_log(settings)
-        except Mistake as error:
-            logger.error("SIGHUP: logging stays as it was: %s", error.message)
-    reopen_log_files()
 
 
 def flush_log() -> None:

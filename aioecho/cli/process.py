@@ -30,7 +30,8 @@ class PIDFile:
     """
 
     def __init__(self, path: str) -> None:
-        self._path = Path(path)
+        self._path = Path(path).absolute()
+        self._open = -1
         other = self._read()
         if other is not None and other != os.getpid() and _is_alive(other):
             raise click.ClickException(f"{path}: process {other} is running; stop it, or remove the file")
@@ -44,18 +45,24 @@ class PIDFile:
         """Put the file in its place."""
         try:
             self._draft.replace(self._path)
+            self._open = os.open(self._path, os.O_WRONLY)
         except OSError as error:
             logger.error("cannot write %s: %s", self._path, error.strerror or error)
 
     def remove(self) -> None:
-        """Remove the file, unless another process has written it since."""
+        """Remove the file, unless another process has written it since.
+
+        Empty it, if that is forbidden: the user that it serves as by now may not change the folder, mostly.
+        """
         with contextlib.suppress(OSError):
             self._draft.unlink(missing_ok=True)
         if self._read() == os.getpid():
-            try:
+            with contextlib.suppress(OSError):
                 self._path.unlink()
-            except OSError as error:  # the user that it serves as may not
-                logger.warning("cannot remove %s: %s", self._path, error.strerror or error)
+        if self._open >= 0:
+            os.ftruncate(self._open, 0)
+            os.close(self._open)
+            self._open = -1
 
     def _read(self) -> int | None:
         try:

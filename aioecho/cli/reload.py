@@ -31,6 +31,7 @@ def watch(folder: str) -> None:
 
 
 def _watch(folder: str) -> None:
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it counts the changes that are told of below
     watchfiles: Any = importlib.import_module("watchfiles")  # of an extra
     for changes in watchfiles.watch(folder, watch_filter=watchfiles.PythonFilter(), raise_interrupt=False):
         names = sorted({os.path.relpath(path, folder) for _, path in changes})

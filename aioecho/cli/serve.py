@@ -18,7 +18,7 @@ from aioecho.choice import serve as make_server_for
 from aioecho.cli.config_file import drop_overridden
 from aioecho.cli.console import Mistake, discard_stdout
 from aioecho.cli.handlers import find_framed_handlers, find_handler, sort_by_handler, split_bind
-from aioecho.cli.logs import LogSettings, configure_log, flush_log, renew_log
+from aioecho.cli.logs import LogSettings, configure_log, flush_log
 from aioecho.cli.options import DEFAULT_HOST, DEFAULT_PORT, serve_options
 from aioecho.cli.process import Owner, PIDFile, find_owner, introduce
 from aioecho.cli.reload import check_can_watch, watch
@@ -26,6 +26,7 @@ from aioecho.cli.settings import make_limits, make_timeouts
 from aioecho.config import Limits, Timeouts
 from aioecho.echo import DATAGRAM_HANDLERS, HANDLERS
 from aioecho.exceptions import AioechoError, CertificateError
+from aioecho.runtime.log_config import renew_log
 from aioecho.runtime.loops import loop_factory
 from aioecho.server import StdioServer
 from aioecho.serving.base import BaseServer
@@ -123,7 +124,7 @@ def serve_command(context: click.Context, /, handler: str, **options: Any) -> No
         if owner is not None:
             owner.take_over()
 
-    renew = functools.partial(renew_log, log)
+    renew = functools.partial(renew_log, log.config)
     try:
         if supervised:
             report = run_workers(

@@ -114,14 +114,15 @@ def log_end(
         return
     first_at = counts.first_at if counts is not None and counts.bytes_in else None
     tls_at = counts.tls_at if counts is not None else None
+    seconds = ended - began
     facts = {
         "client_address": client_address,
         "endpoint": endpoint if counts is None else counts.endpoint,
         "outcome": OUTCOMES[reason],
         "reason": reason,
-        "seconds": ended - began,
-        "tls_seconds": None if tls_at is None else max(tls_at - began, 0.0),
-        "first_byte_seconds": None if first_at is None else max(first_at - began, 0.0),
+        "seconds": seconds,
+        "tls_seconds": None if tls_at is None else _within(tls_at - began, seconds),
+        "first_byte_seconds": None if first_at is None else _within(first_at - began, seconds),
         "bytes_in": 0 if counts is None else counts.bytes_in,
         "bytes_out": 0 if counts is None else counts.bytes_out,
     }
@@ -146,6 +147,11 @@ def log_end(
         {**facts, "peer": peer},
         extra=facts,
     )
+
+
+def _within(seconds: float, all_seconds: float) -> float:
+    """Return a time that is no more than the whole: uvloop's clock stands still for a turn, and a thread's does not."""
+    return min(max(seconds, 0.0), all_seconds)
 
 
 def _milliseconds(seconds: float | None) -> int:

@@ -17,6 +17,7 @@ from aioecho.exceptions import AioechoError, CertificateError
 from aioecho.net import systemd
 from aioecho.net.endpoints import StdioEndpoint, UDPEndpoint
 from aioecho.runtime.interpreters import is_subinterpreter
+from aioecho.runtime.log_config import LogConfig, apply_log_config, renew_log
 from aioecho.runtime.logs import reopen_log_files
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.runtime.stdio import fill_standard_streams
@@ -50,6 +51,7 @@ def run(
     max_requests: int | None = None,
     max_requests_jitter: int = 0,
     timeout_worker_healthcheck: float | None = HEALTHCHECK,
+    log_config: LogConfig | None = None,
     ssl: ssl_module.SSLContext | TLS | Callable[[], ssl_module.SSLContext | TLS] | None = None,
     **options: Any,
 ) -> DrainReport:
@@ -72,6 +74,9 @@ def run(
         timeout_worker_healthcheck: seconds after which a worker process is killed and replaced whose event loop does not run:
             a handler that waits without `await`, or computes for long, holds it up. None: never. One that a debugger is
             attached to is not killed.
+        log_config: what configures logging, in this process and in each worker: a file, .json or .toml for
+            logging.config.dictConfig() or .ini for fileConfig(), which SIGHUP reads again; a mapping for dictConfig(); or a
+            function. Without it a worker has the logging that the modules set up which it imports, and no other.
         ssl: an :class:`aioecho.TLS`, which SIGHUP loads anew too; or a context; or a function that returns one, which worker
             processes need, as a context can't be sent to them.
 
@@ -94,8 +99,12 @@ def run(
     try:
         refuse_start_in_worker()
         fill_standard_streams()
+        if log_config is not None:
+            apply_log_config(log_config)
+        renew = functools.partial(renew_log, log_config)
         if workers == 1 and not reuse_port and max_requests is None:
-            return run_server(serve(RequestHandlerClass, *endpoints, ssl=_made(ssl), **options), loop=loop)
+            server = serve(RequestHandlerClass, *endpoints, ssl=_made(ssl), **options)
+            return run_server(server, loop=loop, when_reloading=renew)
         if isinstance(ssl, ssl_module.SSLContext):
             raise TypeError(
                 "worker processes each need a context of their own: give as ssl an aioecho.TLS, or a function that returns one"
@@ -107,13 +116,14 @@ def run(
         options.pop("sock", None)  # it is among the endpoints, by now
         return run_workers(
             server,
-            functools.partial(_make_server, RequestHandlerClass, ssl, options),
+            functools.partial(_make_server, RequestHandlerClass, ssl, log_config, options),
             workers=workers,
             loop=loop,
             reuse_port=reuse_port,
             max_requests=max_requests,
             max_requests_jitter=max_requests_jitter,
             timeout_worker_healthcheck=timeout_worker_healthcheck,
+            when_reloading=renew,
         )
     except AioechoError as error:
         raise SystemExit(f"aioecho: {error}") from None
@@ -126,9 +136,12 @@ def _made(ssl: Any) -> Any:
 def _make_server(
     RequestHandlerClass: Callable[..., Any] | Mapping[Callable[..., Any], Any],
     ssl: TLS | Callable[[], ssl_module.SSLContext | TLS] | None,
+    log_config: LogConfig | None,
     options: dict[str, Any],
     endpoints: list[list[str]],
 ) -> BaseServer:
+    if log_config is not None:
+        apply_log_config(log_config)
     context = _made(ssl)
     if not isinstance(RequestHandlerClass, Mapping):
         return serve(RequestHandlerClass, *itertools.chain(*endpoints), ssl=context, **options)
