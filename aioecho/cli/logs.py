@@ -24,6 +24,8 @@ __all__ = ["DEFAULT_QUEUE", "LogSettings", "configure_log", "flush_log"]
 DEFAULT_QUEUE = 2**20
 """Bytes of records that wait to be written."""
 
+_ALL = "aioecho"  # the logger that the others are below
+
 _ATOMIC = 4096  # bytes that a pipe takes in one piece: lines of several workers are not mixed (PIPE_BUF of Linux)
 _LAST_WORDS = 1.0  # seconds that the end of the program waits for the log
 
@@ -56,7 +58,7 @@ def configure_log(settings: LogSettings) -> None:
         except ValueError as error:
             raise Mistake(str(error)) from error
         if settings.level is not None:
-            logging.getLogger("aioecho").setLevel(settings.level)
+            logging.getLogger(_ALL).setLevel(settings.level)
         return
     descriptor = None
     with contextlib.suppress(AttributeError, OSError, ValueError):  # there is none, or an object of another kind

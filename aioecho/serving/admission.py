@@ -30,7 +30,7 @@ class Admission:
     `memory` is what the connections' streams hold. `retry` is called when there may be room again for another reason than
     the end of a connection.
 
-    `networks` are the lists of who may connect; None is everybody.
+    `networks` are the lists of the networks that may connect; None is all.
 
     After close() clients that were in the kernel's backlog, and for which there is no room, are queued here.
     """

@@ -1,4 +1,4 @@
-"""The networks whose hosts may connect, and the ones whose hosts may not."""
+"""The networks that may connect, and the networks that may not."""
 
 import ipaddress
 import socket
