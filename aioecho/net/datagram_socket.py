@@ -303,6 +303,11 @@ class DatagramSocket:
                 return transport
         return self._transport
 
+    def transport_from(self, asked: bytes | None) -> DatagramTransport:
+        """Return what sends from the address `asked`, the second part of a transport's `key`, or from the socket's own."""
+        of_key = (transport for transport in self._transports.values() if transport.key == (self.bound.name, asked))
+        return next(of_key, self._transport)
+
     def _sender_from(self, source: Ancillary) -> Callable[[Any, Any], object]:
         send_message = self.sock.sendmsg
 

@@ -2,7 +2,7 @@
 
 import ipaddress
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 __all__ = ["NetworkLists", "read_networks"]
@@ -51,6 +51,19 @@ class NetworkLists:
         if self._denied.has(version, number):
             return False
         return not self._allowed or self._allowed.has(version, number)
+
+    def guard(
+        self, receive: Callable[[bytes, Any, Any], None], drop: Callable[[str, Any], None]
+    ) -> Callable[[bytes, Any, Any], None]:
+        """Return what receives the datagrams that are allowed, by `receive`, and has the others dropped."""
+
+        def receive_allowed(data: bytes, client_address: Any, transport: Any) -> None:
+            if self.allow(client_address):
+                receive(data, client_address, transport)
+            else:
+                drop("not allowed", client_address)
+
+        return receive_allowed
 
 
 # What the IPv6 address of an IPv4 host begins with.

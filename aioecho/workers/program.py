@@ -319,4 +319,6 @@ async def _serve_until_signal(
         await asyncio.gather(*stopping)
         watchdog.stop()
         await end_other_tasks()
+        if server.has_failed():
+            raise AioechoError("the lifespan of the server failed: see the log")
         return report
