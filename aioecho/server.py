@@ -18,10 +18,11 @@ from aioecho.net.endpoints import (
 )
 from aioecho.net.kernel import set_keepalive
 from aioecho.net.watch import OUT_OF_RESOURCES
-from aioecho.serving.base import BaseServer, ListeningSocket
+from aioecho.serving.base import BaseServer
 from aioecho.serving.connection import Connection
 from aioecho.serving.handler_types import is_blocking, is_handle_function, undo_partial
 from aioecho.serving.handlers import StreamRequestHandler
+from aioecho.serving.listening import ListeningSocket
 from aioecho.serving.porting import check_hooks
 
 __all__ = ["StdioServer", "StreamServer", "TCPServer", "UnixStreamServer"]
@@ -39,7 +40,7 @@ class _ListeningSocket:
         self._acceptor = Acceptor(
             bound, on_accept=self._accepted, has_room=server.admission.has_room, on_error=self._cannot_accept
         )
-        self.sock = bound.sock
+        self.sock, self._name = bound.sock, bound.name
         self.resume, self.pause = self._acceptor.resume, self._acceptor.pause
         self.set_timeouts()
 
@@ -67,7 +68,7 @@ class _ListeningSocket:
         server = self._server
         reason = server.admission.admit(address)
         if reason is not None:
-            server.reject(sock, address, reason)
+            server.reject(sock, address, reason, self._name)
             return
         handler_class = self._handler_class
         if handler_class is None:
@@ -81,8 +82,9 @@ class _ListeningSocket:
         except (OSError, MemoryError) as error:
             server.admission.leave(address)
             server.report_not_begun(address, "connection", error)
-            server.reject(sock, address, "handshake")
+            server.reject(sock, address, "handshake", self._name)
             return
+        connection.note_endpoint(self._name)
         server.register_connection(connection)
         if isinstance(connection, ThreadedConnection):
             connection.begin()

@@ -11,6 +11,7 @@ import socket
 import ssl
 import weakref
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Protocol
 
 from aioecho.blocking.files import RequestFile, RequestReader
@@ -55,6 +56,15 @@ class WatchedSocket:
 
     bytes_in = bytes_out = 0
     """The bytes read; and the bytes written, which CountingRequestSocket alone counts."""
+
+    first_at: float | None = None
+    """When the first byte was read; CountingRequestSocket alone notes it."""
+
+    tls_at: float | None = None
+    """When the server's own TLS began."""
+
+    endpoint = ""
+    """Where the client came in."""
 
     unanswered = 0
     """Above 0 if something was read since something was written last, and by as much as the kernel was asked for an
@@ -300,6 +310,19 @@ class CountingRequestSocket(RequestSocket):
 
     It does not count what TLS, or a copy made with dup(), writes.
     """
+
+    _bytes_in = 0
+
+    @property
+    def bytes_in(self) -> int:
+        """The bytes read. The first note when they are."""
+        return self._bytes_in
+
+    @bytes_in.setter
+    def bytes_in(self, count: int) -> None:
+        if not self._bytes_in:
+            self.first_at = monotonic()
+        self._bytes_in = count
 
     def send(self, data: Any, flags: int = 0) -> int:
         """Write some of the data."""

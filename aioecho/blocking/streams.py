@@ -17,7 +17,6 @@ four 680 ms and 25 s, beside 32 it stood still. After `sys.setswitchinterval(0.0
 import asyncio
 import contextlib
 import errno
-import logging
 import os
 import socket
 import ssl
@@ -32,7 +31,7 @@ from aioecho.net.kernel import has_peer_ended, is_broken, unread
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
 from aioecho.serving.draining import FRESH, FRESH_AMONG_OTHERS
-from aioecho.serving.end_record import log_end, logger
+from aioecho.serving.end_record import is_recorded, log_end
 from aioecho.serving.handler_types import undo_partial
 
 __all__ = ["ThreadedConnection"]
@@ -78,7 +77,7 @@ class ThreadedConnection(Threaded):
         client_address: Any,
         RequestHandlerClass: Callable[..., Any],
     ) -> None:
-        make = CountingRequestSocket if logger.isEnabledFor(logging.DEBUG) else RequestSocket
+        make = CountingRequestSocket if is_recorded(server.access_log) else RequestSocket
         request = make(sock.family, sock.type, sock.proto, fileno=sock.detach())
         try:
             if request.gettimeout() is None:  # as in socket.accept(): else socket.setdefaulttimeout() holds for it
@@ -93,8 +92,7 @@ class ThreadedConnection(Threaded):
         self._handlers_socket: socket.socket = request  # or what TLS was wrapped around it
         self._handshake_error: OSError | None = None
         self._is_handshaking = server.ssl is not None
-        self._has_shut_reading = self._is_over = self._is_draining = False
-        self._has_made_end = self._has_met_stop = False
+        self._has_shut_reading = self._is_over = self._is_draining = self._has_made_end = self._has_met_stop = False
         self.one_way = bool(getattr(undo_partial(RequestHandlerClass), "one_way", False))
         self._drain: ThreadDrain | None = None
         self._kept: socket.socket | None = None  # the same connection as the socket that was detached
@@ -106,11 +104,14 @@ class ThreadedConnection(Threaded):
     def idle_since(self, now: float) -> None:
         """Return None: what a thread waits for can't be told."""
 
+    def note_endpoint(self, endpoint: str) -> None:
+        """Note where the client came in."""
+        self.request.endpoint = endpoint
+
     def log_end(self) -> None:
-        """Make the one record of a connection that has ended, at DEBUG."""
-        if logger.isEnabledFor(logging.DEBUG):
-            seconds, request = self._loop.time() - self.since, self.request
-            log_end(self.client_address, self.reason, seconds, request.bytes_in, request.bytes_out)
+        """Make the one record of a connection that has ended, if it is to be made."""
+        server, now = self._server, self._loop.time()
+        log_end(server.access_log, self.client_address, self.reason, began=self.since, ended=now, counts=self.request)
 
     # In the loop: what the server asks of it when it stops.
 
@@ -307,6 +308,7 @@ class ThreadedConnection(Threaded):
 
     def _handshaken(self) -> None:
         self._is_handshaking = False
+        self.request.tls_at = self._loop.time()
         if self._drain is not None:
             self._drain.renew(self._get_fresh_time())  # its request comes only now, however old it is
 

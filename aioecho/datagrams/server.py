@@ -153,9 +153,12 @@ class DatagramServer(BaseServer):
     # Life.
 
     def _make_listeners(self, bound: list[BoundSocket], handler_classes: list[Any]) -> Sequence[DatagramSocket]:
+        on_datagram: Callable[[bytes, Any, DatagramTransport], None]
         on_datagram = self._sessions.receive if self.has_sessions else self._dispatcher.receive
         if is_blocking(self.RequestHandlerClass):
             on_datagram = self._receive_for_thread
+        if self.admission.networks is not None:
+            on_datagram = self.admission.networks.guard(on_datagram, self.drop)
         log = BoundedLog(socket_logger, logging.WARNING, every=2.0)
         self._sockets = [
             DatagramSocket(

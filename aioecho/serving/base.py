@@ -7,7 +7,7 @@ import socket
 import ssl as ssl_module
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 from aioecho.certificates import TLS
 from aioecho.config import Limits, Timeouts, check_ssl
@@ -17,39 +17,15 @@ from aioecho.net.forks import close_in_forked_children, is_forked_by_multiproces
 from aioecho.serving.drain import DEFAULT_GRACE, Drain, check_grace
 from aioecho.serving.handler_types import check_handler_class, check_socket_type
 from aioecho.serving.lifespan import Lifespan, MakeLifespan
+from aioecho.serving.listening import ListeningSocket
+from aioecho.serving.networks import read_networks
 from aioecho.serving.registry import Registry
 from aioecho.serving.renewal import Renewal
 from aioecho.stats import DrainReport
 
-__all__ = ["BaseServer", "ListeningSocket"]
+__all__ = ["BaseServer"]
 
 logger = logging.getLogger("aioecho.server")
-
-
-class ListeningSocket(Protocol):
-    """What a server has for each socket that it listens on. Its methods may be called in any state, and more than once."""
-
-    @property
-    def sock(self) -> socket.socket:
-        """The socket."""
-
-    def resume(self) -> None:
-        """Accept, or read, from now on, as long as there is room."""
-
-    def pause(self) -> None:
-        """Leave what comes to the kernel, until resume()."""
-
-    def stop(self, *, keep_backlog: bool) -> None:
-        """Accept, or read, what the kernel has queued, and no more from then on.
-
-        With `keep_backlog` do not: other processes have the same socket, and are to get what is queued.
-        """
-
-    def set_limits(self, limits: Limits) -> None:
-        """Apply other limits than the socket was made with."""
-
-    def set_timeouts(self) -> None:
-        """Apply the timeouts that hold now."""
 
 
 class BaseServer(Registry):
@@ -69,6 +45,10 @@ class BaseServer(Registry):
         limits: see Limits.
         timeouts: see Timeouts.
         grace: seconds, for shutdown() and at the end of ``async with``.
+        access_log: log a line for each connection that has ended, at INFO by the logger `aioecho.access`.
+        allow, deny: networks, as "10.0.0.0/8" or "2001:db8::/32". A client in a network of `deny`, or, if `allow` names any, in
+            none of that, is disconnected at once, and counted as "not allowed"; a datagram is dropped. Clients of Unix sockets
+            have no address, and are not concerned.
         lifespan: called with the server as it starts; returns an async context manager, as a function does that
             contextlib.asynccontextmanager decorates. It is entered before the server listens, and left when the server has
             drained; what it yields is `state`, which handlers have too. If it raises, so does start().
@@ -95,6 +75,9 @@ class BaseServer(Registry):
         limits: Limits | None = None,
         timeouts: Timeouts | None = None,
         grace: float = DEFAULT_GRACE,
+        access_log: bool = False,
+        allow: Sequence[str] = (),
+        deny: Sequence[str] = (),
         lifespan: MakeLifespan | None = None,
         sock: socket.socket | None = None,
     ) -> None:
@@ -131,7 +114,10 @@ class BaseServer(Registry):
         self._names: list[str] = []
         self._was_started = False
         self._stopping: asyncio.Future[None] | None = None  # what serve_forever() waits for
+        self.when_bound: Callable[[], object] | None = None
         super().__init__(RequestHandlerClass, ssl=context, limits=limits, timeouts=timeouts)
+        self.access_log = access_log
+        self.admission.networks = read_networks(allow, deny)
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
         texts = [address] if isinstance(address, str) else address
@@ -202,6 +188,8 @@ class BaseServer(Registry):
             # socketserver's name, for its handlers; after the end it is closed, as there
             self.socket = self._listeners[0].sock
             self._address = self.socket.getsockname()
+            if self.when_bound is not None:
+                self.when_bound()
             self._resume_listeners()
         except BaseException:
             self.keep_backlog = True  # clients that have connected by now are not served

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import inspect
-import logging
 import socket
 import ssl as ssl_module
 import sys
@@ -14,7 +13,7 @@ from typing import Any, cast
 from aioecho.runtime.logs import format_address
 from aioecho.serving.base import BaseServer
 from aioecho.serving.draining import DrainedConnection
-from aioecho.serving.end_record import log_end, logger
+from aioecho.serving.end_record import is_recorded, log_end
 from aioecho.serving.ends import Reason
 from aioecho.serving.handlers import BaseRequestHandler
 from aioecho.serving.timeouts import CLOSED, FINISH, HANDLE, OPEN, PREPARE
@@ -62,7 +61,7 @@ class Connection(DrainedConnection):
         self._linger: asyncio.TimerHandle | None = None
         self._stalled: tuple[float, int, int] | None = None  # since when, and at which counts of bytes
         limits = server.admission.limits
-        kind = CountingStreamProtocol if logger.isEnabledFor(logging.DEBUG) else StreamProtocol
+        kind = CountingStreamProtocol if is_recorded(server.access_log) else StreamProtocol
         self._protocol = kind(
             loop,
             limit=limits.max_buffer,
@@ -106,11 +105,15 @@ class Connection(DrainedConnection):
     def __repr__(self) -> str:
         return f"<Connection from {format_address(self.client_address)}, handler={self.handler!r}>"
 
+    def note_endpoint(self, endpoint: str) -> None:
+        """Note where the client came in, if its end will be recorded."""
+        if isinstance(self._protocol, CountingStreamProtocol):
+            self._protocol.endpoint = endpoint
+
     def log_end(self) -> None:
-        """Make the one record of a connection that has ended, at DEBUG."""
-        if logger.isEnabledFor(logging.DEBUG):
-            seconds, protocol = self._loop.time() - self.since, self._protocol
-            log_end(self.client_address, self.reason, seconds, protocol.bytes_in, protocol.bytes_out)
+        """Make the one record of a connection that has ended, if it is to be made."""
+        server, now = self._server, self._loop.time()
+        log_end(server.access_log, self.client_address, self.reason, began=self.since, ended=now, counts=self._protocol)
 
     # Its life.
 

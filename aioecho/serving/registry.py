@@ -42,6 +42,7 @@ class Registry:
     `handler_threads`: the threads of blocking handlers; None until the first one needs a thread.
     `keep_backlog`: whether the end of accepting leaves what the kernel has queued to other processes, which have the same
     sockets. `on_accept`: called for every connection, or datagram's handler, that is registered. Workers set the two.
+    `access_log`: whether the ends of connections are recorded for the access log.
     `live_stats`: what `stats` tells.
     `audience`: what broadcasts. `goodbyes`: the tasks that run a handler's draining(), by their connections.
     """
@@ -62,7 +63,7 @@ class Registry:
         self.RequestHandlerClass = RequestHandlerClass
         self.ssl = ssl
         self.live_stats = self._make_stats()
-        self.keep_backlog = False
+        self.keep_backlog = self.access_log = False
         self.on_accept: Callable[[], object] | None = None
         self.event_loop: asyncio.AbstractEventLoop | None = None
         self.handler_threads: ThreadPool | None = None
@@ -291,13 +292,13 @@ class Registry:
         if self._drain is not None:
             self._drain.drain_late(connection)
 
-    def reject(self, sock: socket.socket, client_address: Any, reason: Reason) -> None:
+    def reject(self, sock: socket.socket, client_address: Any, reason: Reason, endpoint: str = "") -> None:
         """Close a client's socket at once, and count it."""
         sock.close()
         self.live_stats.accepted += 1
         self.live_stats.rejected += 1
         self.live_stats.reasons[reason] += 1
-        log_end(client_address, reason)
+        log_end(self.access_log, client_address, reason, endpoint=endpoint)
 
     def unregister_connection(self, connection: Any) -> None:
         """Count an ended connection, by its `reason`; it makes room for another."""

@@ -28,8 +28,9 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
 
     `is_server_side` says which side start_tls() takes; `limits` are a server's, and so is `budget`, which all its streams
     share. `reader` is there from the start, `transport` from the time that it calls connection_made(). `lost_with` tells how it
-    ended, and `peer_has_closed` whether the peer has sent its last. `bytes_in` and `bytes_out` count what is read and written,
-    with `counts`.
+    ended, and `peer_has_closed` whether the peer has sent its last. With `counts`, `bytes_in` and `bytes_out` count what is
+    read and written, `first_at` and `tls_at` tell when the first byte came and when TLS began, and `endpoint` is where the
+    client came in.
 
     The methods with an underscore are the ones that asyncio.StreamWriter expects of its protocol.
     """
@@ -45,6 +46,9 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
     )
 
     bytes_in = bytes_out = 0
+    first_at: float | None = None
+    tls_at: float | None = None
+    endpoint = ""
 
     def __init__(
         self,
@@ -230,18 +234,27 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
 class CountingStreamProtocol(StreamProtocol):
     """A StreamProtocol that counts bytes, which costs every message some time."""
 
-    __slots__ = ("bytes_in", "bytes_out")
+    __slots__ = ("bytes_in", "bytes_out", "endpoint", "first_at", "tls_at")
 
     counts = True
 
     def __init__(self, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
         super().__init__(loop, **options)
         self.bytes_in = self.bytes_out = 0
+        self.first_at = self.tls_at = None
+        self.endpoint = ""
 
     def data_received(self, data: bytes) -> bool:  # type: ignore[override]
         """Count, and do as for any stream."""
+        if not self.bytes_in:
+            self.first_at = self._loop.time()
         self.bytes_in += len(data)
         return self.deliver(data)
+
+    def replace_transport(self, transport: asyncio.Transport) -> None:
+        """Note when, and do as for any stream."""
+        super().replace_transport(transport)
+        self.tls_at = self._loop.time()
 
     def note_write(self, data: Buffer) -> bool:
         """Count, and do as for any stream."""
