@@ -295,6 +295,7 @@ class Connection(DrainedConnection):
         self._stage = FINISH
         try:
             finishing = self.finish_handler(end)
+            del end  # as in _live(): its traceback comes to refer to this frame
             if finishing is not None:
                 await finishing
         except (Exception, asyncio.CancelledError):
@@ -315,6 +316,7 @@ class Connection(DrainedConnection):
                     self._linger.cancel()
             if protocol.cut_for is not None:
                 self.reason = cast(Reason, protocol.cut_for)
+            protocol.undo_cycles()
 
     async def _close(self, protocol: StreamProtocol) -> None:
         """Send what was written, and close so that the peer can read it."""

@@ -10,6 +10,7 @@ import ssl
 import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any, Literal, Protocol, cast
 
 from aioecho.exceptions import ConnectionTimeout, FrameTooLong, FramingError, LineTooLong
@@ -215,8 +216,13 @@ def _find_owner(error: BaseException) -> object:
     socketserver = sys.modules.get("socketserver")  # if nothing has imported it, no handler is of it
     traceback = error.__traceback__
     while traceback is not None:
-        me = traceback.tb_frame.f_locals.get("self")
+        frame = traceback.tb_frame
         traceback = traceback.tb_next
+        if _is_running(frame):
+            # It caught the error, and holds it: before 3.13 the dict that f_locals makes would go on to, and with it all that
+            # was received, until the garbage collector runs.
+            continue
+        me = frame.f_locals.get("self")
         if isinstance(me, asyncio.StreamReader | socket.socket):
             owner = me
         elif isinstance(me, asyncio.StreamWriter):
@@ -229,6 +235,13 @@ def _find_owner(error: BaseException) -> object:
         elif socketserver is not None and isinstance(me, socketserver.StreamRequestHandler):
             files = tuple(getattr(getattr(me, name, None), "raw", None) for name in ("rfile", "wfile"))
     return owner
+
+
+def _is_running(frame: FrameType) -> bool:
+    running: FrameType | None = sys._getframe().f_back
+    while running is not None and running is not frame:
+        running = running.f_back
+    return running is not None
 
 
 def find_other_stream(error: BaseException, stream: object) -> Any:
