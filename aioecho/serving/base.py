@@ -16,6 +16,7 @@ from aioecho.net.endpoints import Endpoint, InheritedEndpoint, parse_endpoint
 from aioecho.net.forks import close_in_forked_children, is_forked_by_multiprocessing
 from aioecho.serving.drain import DEFAULT_GRACE, Drain, check_grace
 from aioecho.serving.handler_types import check_handler_class, check_socket_type
+from aioecho.serving.lifespan import Lifespan, MakeLifespan
 from aioecho.serving.registry import Registry
 from aioecho.serving.renewal import Renewal
 from aioecho.stats import DrainReport
@@ -47,6 +48,9 @@ class ListeningSocket(Protocol):
     def set_limits(self, limits: Limits) -> None:
         """Apply other limits than the socket was made with."""
 
+    def set_timeouts(self) -> None:
+        """Apply the timeouts that hold now."""
+
 
 class BaseServer(Registry):
     """Serves connections, each with a handler object of its own and in a task of its own.
@@ -65,6 +69,9 @@ class BaseServer(Registry):
         limits: see Limits.
         timeouts: see Timeouts.
         grace: seconds, for shutdown() and at the end of ``async with``.
+        lifespan: called with the server as it starts; returns an async context manager, as a function does that
+            contextlib.asynccontextmanager decorates. It is entered before the server listens, and left when the server has
+            drained; what it yields is `state`, which handlers have too. If it raises, so does start().
         sock: a bound stream socket to serve on besides, or instead of an address, which then is None. It becomes the
             server's, which closes it; a path that it is bound to is left alone.
 
@@ -88,6 +95,7 @@ class BaseServer(Registry):
         limits: Limits | None = None,
         timeouts: Timeouts | None = None,
         grace: float = DEFAULT_GRACE,
+        lifespan: MakeLifespan | None = None,
         sock: socket.socket | None = None,
     ) -> None:
         if isinstance(RequestHandlerClass, Mapping):
@@ -116,6 +124,8 @@ class BaseServer(Registry):
         for handler_class, _ in served:
             self._check_endpoints(handler_class)
         self.grace = grace
+        self.state: Any = None
+        self._lifespan = None if lifespan is None else Lifespan(lifespan, self, lambda: self._begin_shutdown(None))
         self._address = server_address
         self._listeners: Sequence[ListeningSocket] = []
         self._names: list[str] = []
@@ -178,6 +188,8 @@ class BaseServer(Registry):
         try:
             if self._renewal is not None:
                 self._renewal.start(self.event_loop)
+            if self._lifespan is not None:
+                self.state = await self._lifespan.begin()
             for index, endpoint in enumerate(self.endpoints):
                 bound += await bind_endpoint(endpoint, backlog=self.limits.backlog)
                 handler_class = self._handler_classes[index] if index < len(self._handler_classes) else None
@@ -196,6 +208,7 @@ class BaseServer(Registry):
             self.close()
             for bound_socket in bound:
                 bound_socket.close()
+            await self._end_lifespan()
             raise
         logger.log(self._log_level, "listening on %s", ", ".join(self.names))
 
@@ -228,6 +241,11 @@ class BaseServer(Registry):
     def _apply_limits(self, limits: Limits) -> None:
         for listener in self._listeners:
             listener.set_limits(limits)
+
+    def _timeouts_changed(self) -> None:
+        super()._timeouts_changed()
+        for listener in self._listeners:
+            listener.set_timeouts()
 
     def _resume_listeners(self) -> None:
         if self.admission.is_closing:
@@ -360,6 +378,15 @@ class BaseServer(Registry):
         if self.handler_threads is not None:
             await self.handler_threads.close()
         self.timeout_sweeper.stop()
+        await self._end_lifespan()
+
+    async def _end_lifespan(self) -> None:
+        if self._lifespan is not None:
+            await self._lifespan.end(0 if self._drain is None else self._drain.seconds_left())
+
+    def has_failed(self) -> bool:
+        """Tell whether its lifespan raised or ended too early."""
+        return self._lifespan is not None and self._lifespan.has_failed
 
     async def __aenter__(self) -> Self:
         if not self._was_started:

@@ -26,6 +26,7 @@ Reason = Literal[
     "message",
     "write",
     "max_age",
+    "half_closed",
     "handler",
     "datagram_handler",
     "timeout",
@@ -36,6 +37,7 @@ Reason = Literal[
     "write buffer",
     "key updates",
     "memory",
+    "broadcast",
     "shed",
     "cancelled",
     "unsent",
@@ -53,6 +55,7 @@ OUTCOMES: Mapping[str, Outcome] = {
     "message": "failed",
     "write": "failed",
     "max_age": "failed",
+    "half_closed": "failed",
     "handler": "failed",
     "datagram_handler": "cancelled",
     "timeout": "failed",
@@ -63,6 +66,7 @@ OUTCOMES: Mapping[str, Outcome] = {
     "write buffer": "failed",
     "key updates": "failed",
     "memory": "failed",
+    "broadcast": "failed",
     "shed": "failed",
     "cancelled": "cancelled",
     "unsent": "cancelled",
@@ -126,6 +130,10 @@ class Ended:
         if isinstance(error, asyncio.CancelledError | GeneratorExit):  # the latter meets one that swallows the former
             return "connection lost" if self.is_peer_lost() else self.why_cancelled()
         return find_peers_reason(error, self) or "error"
+
+    def is_listening(self) -> bool:
+        """Tell whether broadcasts are for it: the handle() of a stream's handler runs in the loop."""
+        return False
 
     # What the peer and the network have done, to be overridden where there is a stream.
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from aioecho.net.kernel import round_trip, unread
 from aioecho.streams.handshake_limit import HandshakeLimit, Terms
-from aioecho.streams.tls import FOR_EVER, SLICE, Stream, TLSTransport
+from aioecho.streams.tls import FOR_EVER, SLICE, TLSTransport
+from aioecho.streams.tls_info import Stream
 
 __all__ = ["Handshake", "start_tls"]
 
