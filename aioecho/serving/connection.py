@@ -317,6 +317,7 @@ class Connection(DrainedConnection):
             self._linger = None
         try:
             finishing = self.finish_handler(end)
+            del end  # as in _live(): its traceback comes to refer to this frame
             if finishing is not None:
                 await finishing
         except (Exception, asyncio.CancelledError):
@@ -339,6 +340,7 @@ class Connection(DrainedConnection):
                     self.end_goodbye()
             if protocol.cut_for is not None:
                 self.reason = cast(Reason, protocol.cut_for)
+            protocol.undo_cycles()
 
     async def _close(self, protocol: StreamProtocol) -> None:
         """Send what was written, and close so that the peer can read it."""

@@ -210,6 +210,16 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         """
         return self.reader.is_held() or self.reader.is_in_message() or bool(self.unanswered and not one_way)
 
+    def undo_cycles(self) -> None:
+        """Let what was received go with the connection, and not when the garbage collector runs: the handler has ended.
+
+        The frames in which the reader's error was raised refer to the reader, and it to the error.
+        """
+        reader = self.reader
+        reader._scan = None
+        if reader._exception is not None:
+            reader._exception.__traceback__ = None
+
     async def wait_lost(self) -> None:
         """Wait until the connection is closed, or broke."""
         if not self.is_lost:
