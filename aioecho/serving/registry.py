@@ -18,6 +18,7 @@ from aioecho.serving.drain import Drain, Served
 from aioecho.serving.end_record import MistakeLog, log_end
 from aioecho.serving.ends import OUTCOMES, Ended, Reason, ending, find_other_stream, find_peers_reason
 from aioecho.serving.handler_types import undo_partial
+from aioecho.serving.measures import Measures
 from aioecho.serving.sweeper import TimeoutSweeper
 from aioecho.stats import Stats
 from aioecho.streams.handshake_limit import HandshakeLimit
@@ -38,13 +39,17 @@ class Registry:
     `handler_threads`: the threads of blocking handlers; None until the first one needs a thread.
     `keep_backlog`: whether the end of accepting leaves what the kernel has queued to other processes, which have the same
     sockets. `on_accept`: called for every connection, or datagram's handler, that is registered. Workers set the two.
-    `live_stats`: what `stats` tells.
+    `live_stats`: what `stats` tells. `measures`: what is measured besides, None before the first call of `metrics()`.
     """
+
+    # The attributes of a server for datagrams are no more than 30: see there.
+    __slots__ = ("__dict__", "__weakref__", "measures")
 
     # What a subclass for datagrams has otherwise.
     _what: ClassVar[str] = "connection"
 
     live_stats: Stats
+    measures: Measures | None
 
     def __init__(
         self,
@@ -57,6 +62,7 @@ class Registry:
         self.RequestHandlerClass = RequestHandlerClass
         self.ssl = ssl
         self.live_stats = self._make_stats()
+        self.measures = None
         self.keep_backlog = False
         self.on_accept: Callable[[], object] | None = None
         self.event_loop: asyncio.AbstractEventLoop | None = None
@@ -255,6 +261,8 @@ class Registry:
         """Count an ended connection, by its `reason`; it makes room for another."""
         self._count_end(connection)
         self.admission.leave(connection.client_address)
+        if self.measures is not None and connection.outcome != "rejected":
+            self.measures.durations.note(asyncio.get_running_loop().time() - connection.since)
         connection.log_end()
         if connection.reason in ("write buffer", "memory", "key updates", "shed", "handler"):
             address = format_address(connection.client_address)
