@@ -24,6 +24,7 @@ from aioecho.cli.objects import FRAMING_HELP, find_framing, find_object, is_obje
 from aioecho.config import Limits
 from aioecho.echo import DATAGRAM_HANDLERS, FRAME_HANDLERS, HANDLERS
 from aioecho.exceptions import AioechoError, CertificateError
+from aioecho.ops.metrics import parse_metrics_address
 from aioecho.runtime.loops import LOOPS, loop_factory
 from aioecho.server import StdioServer
 from aioecho.serving.base import BaseServer
@@ -108,6 +109,8 @@ class _Workers(click.IntRange):
               help="The oldest version of TLS.")  # fmt: skip
 @click.option("--ssl-reload-interval", type=click.FloatRange(0), default=60.0, show_default=True, metavar="SECONDS",
               help="How often to look whether these files have changed, to load them anew; 0 is never.")  # fmt: skip
+@click.option("--metrics", metavar="HOST:PORT|unix:PATH",
+              help="Tell Prometheus here, as 127.0.0.1:9464, and health checks: /metrics, /healthz, /readyz.")  # fmt: skip
 @click.option("--log-level", type=click.Choice(["critical", "error", "warning", "info", "debug"]), default="info",
               show_default=True, help="The lowest level that is logged, to stderr.")  # fmt: skip
 @click.option("--log-queue", type=click.IntRange(0), default=DEFAULT_QUEUE, show_default=True, metavar="BYTES",
@@ -139,6 +142,7 @@ def serve_command(
     ssl_ciphers: str | None,
     ssl_version_min: str,
     ssl_reload_interval: float,
+    metrics: str | None,
     log_level: str,
     log_queue: int,
     app_dir: str,
@@ -204,6 +208,8 @@ def serve_command(
     is_stdio = isinstance(server, StdioServer)
     try:
         loop_factory(loop)
+        if metrics is not None:
+            parse_metrics_address(metrics)
         if workers != 1:
             check_sessions(server, reuse_port=reuse_port)
         if supervised and is_stdio:
@@ -221,11 +227,15 @@ def serve_command(
                 max_requests=limit_max_requests,
                 max_requests_jitter=limit_max_requests_jitter,
                 timeout_worker_healthcheck=timeout_worker_healthcheck or None,
+                metrics=metrics,
                 when_serving=_announce,
             )
         else:
             report = run_server(
-                server, loop=loop, when_serving=lambda server: None if is_stdio else _announce(server.names)
+                server,
+                loop=loop,
+                metrics=metrics,
+                when_serving=lambda server: None if is_stdio else _announce(server.names),
             )
     except AioechoError as error:
         raise click.ClickException(str(error)) from error

@@ -1,7 +1,6 @@
 """Taking the measures of a server: its stats, what it measures besides, and what the kernel tells of its sockets."""
 
 import asyncio
-import platform
 from typing import Any
 
 from aioecho.metrics import Metrics
@@ -10,7 +9,7 @@ from aioecho.serving.ends import OUTCOMES
 from aioecho.serving.measures import Measures
 from aioecho.stats import DatagramStats, Stats
 
-__all__ = ["add_accept_queue", "add_build", "begin_measuring", "measure", "measure_in_turns"]
+__all__ = ["add_accept_queue", "begin_measuring", "measure", "measure_in_turns", "tell_measures"]
 
 # Connections that are looked at in one turn of the loop: about a millisecond.
 LOOKS_PER_TURN = 400
@@ -35,7 +34,7 @@ def measure(server: Any) -> Metrics:
     begin_measuring(server)
     for part in _parts(server):
         part.measures.unsent = _look_at(list(part.connections))
-    return _add_up(server)
+    return tell_measures(server)
 
 
 async def measure_in_turns(server: Any) -> Metrics:
@@ -47,12 +46,7 @@ async def measure_in_turns(server: Any) -> Metrics:
             unsent += _look_at(connections[start : start + LOOKS_PER_TURN])
             await asyncio.sleep(0)
         part.measures.unsent = unsent
-    return _add_up(server)
-
-
-def add_build(metrics: Metrics, version: str) -> None:
-    """Add which aioecho and which Python this is."""
-    metrics.add("aioecho_build", 1, version, platform.python_version())
+    return tell_measures(server)
 
 
 def add_accept_queue(metrics: Metrics, name: str, sock: Any) -> None:
@@ -72,7 +66,8 @@ def _look_at(connections: list[Any]) -> int:
     return sum(connection.look_at_wire() for connection in connections if hasattr(connection, "look_at_wire"))
 
 
-def _add_up(server: Any) -> Metrics:
+def tell_measures(server: Any) -> Metrics:
+    """Return what is known of a server that is measured, without looking at its connections."""
     metrics = Metrics()
     for part in _parts(server):
         stats = part.stats

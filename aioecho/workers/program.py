@@ -1,6 +1,7 @@
 """A server as a program of its own: its event loop, its signals, its processes, its end."""
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import logging
@@ -16,6 +17,7 @@ from aioecho.datagrams.server import DatagramServer
 from aioecho.exceptions import AioechoError, CertificateError
 from aioecho.net import systemd
 from aioecho.net.endpoints import StdioEndpoint, UDPEndpoint
+from aioecho.ops.metrics import MetricsEndpoint
 from aioecho.runtime.interpreters import is_subinterpreter
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.runtime.stdio import fill_standard_streams
@@ -49,6 +51,7 @@ def run(
     max_requests: int | None = None,
     max_requests_jitter: int = 0,
     timeout_worker_healthcheck: float | None = HEALTHCHECK,
+    metrics: str | None = None,
     ssl: ssl_module.SSLContext | TLS | Callable[[], ssl_module.SSLContext | TLS] | None = None,
     **options: Any,
 ) -> DrainReport:
@@ -71,6 +74,8 @@ def run(
         timeout_worker_healthcheck: seconds after which a worker process is killed and replaced whose event loop does not run:
             a handler that waits without `await`, or computes for long, holds it up. None: never. One that a debugger is
             attached to is not killed.
+        metrics: where to tell Prometheus of all processes, ``/metrics``, and health checks, ``/healthz`` and ``/readyz``:
+            "127.0.0.1:9464" or "unix:PATH". It asks for no password: give no address that strangers reach.
         ssl: an :class:`aioecho.TLS`, which SIGHUP loads anew too; or a context; or a function that returns one, which worker
             processes need, as a context can't be sent to them.
 
@@ -94,7 +99,9 @@ def run(
         refuse_start_in_worker()
         fill_standard_streams()
         if workers == 1 and not reuse_port and max_requests is None:
-            return run_server(serve(RequestHandlerClass, *endpoints, ssl=_made(ssl), **options), loop=loop)
+            return run_server(
+                serve(RequestHandlerClass, *endpoints, ssl=_made(ssl), **options), loop=loop, metrics=metrics
+            )
         if isinstance(ssl, ssl_module.SSLContext):
             raise TypeError(
                 "worker processes each need a context of their own: give as ssl an aioecho.TLS, or a function that returns one"
@@ -113,6 +120,7 @@ def run(
             max_requests=max_requests,
             max_requests_jitter=max_requests_jitter,
             timeout_worker_healthcheck=timeout_worker_healthcheck,
+            metrics=metrics,
         )
     except AioechoError as error:
         raise SystemExit(f"aioecho: {error}") from None
@@ -149,6 +157,7 @@ def run_workers(
     max_requests: int | None = None,
     max_requests_jitter: int = 0,
     timeout_worker_healthcheck: float | None = HEALTHCHECK,
+    metrics: str | None = None,
     when_serving: Callable[[Sequence[str]], object] = lambda names: None,
 ) -> DrainReport:
     """Do what :func:`run` does with worker processes. Every worker calls `make_server` with its endpoints.
@@ -181,7 +190,11 @@ def run_workers(
     if workers > 1:
         check_sessions(server, reuse_port=reuse_port)
     order = Order(
-        make_server=make_server, loop=loop, max_requests=max_requests, max_requests_jitter=max_requests_jitter
+        make_server=make_server,
+        loop=loop,
+        max_requests=max_requests,
+        max_requests_jitter=max_requests_jitter,
+        is_measured=metrics is not None,
     )
     supervisor = Supervisor(
         server.endpoints,
@@ -191,6 +204,7 @@ def run_workers(
         grace=server.grace,
         reuse_port=reuse_port,
         healthcheck=timeout_worker_healthcheck,
+        metrics=metrics,
         when_serving=when_serving,
     )
     with giving_back(SUPERVISOR_SIGNALS), asyncio.Runner(loop_factory=loop_factory("asyncio")) as runner:
@@ -224,7 +238,11 @@ def _check_seconds(name: str, value: object) -> None:
 
 
 def run_server(
-    server: BaseServer, *, loop: str = "auto", when_serving: Callable[[BaseServer], object] = lambda server: None
+    server: BaseServer,
+    *,
+    loop: str = "auto",
+    metrics: str | None = None,
+    when_serving: Callable[[BaseServer], object] = lambda server: None,
 ) -> DrainReport:
     """Do what :func:`run` does for a server that was made but not started; call `when_serving` once it accepts.
 
@@ -232,9 +250,22 @@ def run_server(
 
     Raises:
         EndpointError: it can't listen.
+        ValueError: `metrics` is no address.
     """
+    telling = MetricsEndpoint.of_server(metrics, server) if metrics is not None else contextlib.nullcontext()
     with giving_back(SERVER_SIGNALS), asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
-        return runner.run(_serve_until_signal(server, when_serving))
+        return runner.run(_serve_and_tell(server, when_serving, telling))
+
+
+async def _serve_and_tell(
+    server: BaseServer,
+    when_serving: Callable[[BaseServer], object],
+    telling: contextlib.AbstractAsyncContextManager[object],
+) -> DrainReport:
+    async with telling:
+        report = await _serve_until_signal(server, when_serving)
+    await end_other_tasks()
+    return report
 
 
 async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseServer], object]) -> DrainReport:
@@ -281,5 +312,4 @@ async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseSe
         report = await server.shutdown()
         await asyncio.gather(*stopping)
         watchdog.stop()
-        await end_other_tasks()
         return report

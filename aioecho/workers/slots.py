@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
+from aioecho.metrics import Values
 from aioecho.net.binding import BoundSocket
 from aioecho.workers.channel import Channel
 
@@ -39,6 +40,7 @@ class WorkerProcess:
         self.failure: str | None = None
         self.report: dict[str, Any] | None = None
         self.stats: dict[str, int] = {}
+        self.metrics: tuple[int, Values] = (0, {})  # the last that it has told, and a number that grows from one to the next
         self.pinged_at: float | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
