@@ -86,7 +86,7 @@ class WorkerProcess:
         """Kill it without a word, and wait until it is gone."""
         self.process.kill()
         self.process.wait()
-        self.channel.sock.close()
+        self.channel.close()
 
 
 class WorkerSlot:
