@@ -134,7 +134,9 @@ class WorkerMetrics:
         """
         for worker, report in await self._ask():
             self.on_report(worker, report)
-        slots = {number: Metrics() for number in sorted({*self._ended, *(worker.slot.number for worker in self._workers)})}
+        slots = {
+            number: Metrics() for number in sorted({*self._ended, *(worker.slot.number for worker in self._workers)})
+        }
         for number, ended in self._ended.items():
             slots[number].add_values(ended.values)
         for worker in self._workers:

@@ -40,7 +40,10 @@ class WorkerProcess:
         self.failure: str | None = None
         self.report: dict[str, Any] | None = None
         self.stats: dict[str, int] = {}
-        self.metrics: tuple[int, Values] = (0, {})  # the last that it has told, and a number that grows from one to the next
+        self.metrics: tuple[int, Values] = (
+            0,
+            {},
+        )  # the last that it has told, and a number that grows from one to the next
         self.pinged_at: float | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -88,7 +91,7 @@ class WorkerProcess:
         """Kill it without a word, and wait until it is gone."""
         self.process.kill()
         self.process.wait()
-        self.channel.sock.close()
+        self.channel.close()
 
 
 class WorkerSlot:

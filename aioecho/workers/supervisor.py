@@ -18,8 +18,10 @@ from aioecho.net import systemd
 from aioecho.net.binding import BoundSocket
 from aioecho.net.endpoints import Endpoint
 from aioecho.stats import DrainReport
+from aioecho.workers.asking import Asking
 from aioecho.workers.order import Order, store_order
 from aioecho.workers.processes import describe_status, start_worker
+from aioecho.workers.restarts import LONGEST_DELAY, count_death, was_killed
 from aioecho.workers.rolling import RollingRestart
 from aioecho.workers.signals import handling, log_stop
 from aioecho.workers.slots import WorkerProcess, WorkerSlot, WorkerState
@@ -33,15 +35,6 @@ logger = logging.getLogger("aioecho.supervisor")
 
 SUPERVISOR_SIGNALS = (*SIGNALS, signal.SIGCHLD)
 """What :meth:`Supervisor.run` handles."""
-
-# Seconds before a worker that has died is replaced: none the first time, then twice as long every time, until one lives.
-FIRST_DELAY = 0.05
-LONGEST_DELAY = 1.6
-LIVES_AFTER = 10.0
-
-# Deaths in a row, of one slot's workers, that end the whole. SIGKILL does not count: an administrator sends it, or the
-# kernel when memory is short, and that says nothing of the worker.
-TOO_OFTEN = 8
 
 # Seconds for a worker to import what it serves and to accept. A program may load a lot; one that hangs there would hold up
 # every restart to come.
@@ -102,8 +95,14 @@ class Supervisor:
         self._slots: list[WorkerSlot] = []
         self._workers: set[WorkerProcess] = set()
         self._rolling = RollingRestart(self._replace)
+        self._asking = Asking(self._workers)
         self._watch = WorkerWatch(
-            self._workers, self._sockets, healthcheck=healthcheck, metrics=metrics, is_stopping=lambda: self._is_stopping
+            self._workers,
+            self._sockets,
+            self._asking,
+            healthcheck=healthcheck,
+            metrics=metrics,
+            is_stopping=lambda: self._is_stopping,
         )
         self._stopping_since = 0.0
         self._stopped_by: signal.Signals | None = None
@@ -216,14 +215,15 @@ class Supervisor:
         except OSError:  # of epoll, which has no room: what the worker says would not be read
             worker.abandon()
             raise
+        worker.channel.attach(self._loop)
         self._workers.add(worker)
         self._watch.note_start(cause)
         worker.kill_after(START_TIMEOUT, f"is not ready after {START_TIMEOUT:g} s")
         logger.debug("started %s", worker)
         return worker
 
-    def _read_channel(self, worker: WorkerProcess) -> None:
-        for message in worker.channel.receive():
+    def _read_channel(self, worker: WorkerProcess, is_last: bool = False) -> None:
+        for message in worker.channel.receive(is_last=is_last):
             match message[""]:
                 case "loaded" if worker.state is WorkerState.LOADING and not self._is_stopping:
                     worker.state = WorkerState.STARTING
@@ -237,6 +237,8 @@ class Supervisor:
                 case "draining" if self._stopped_by is not None:
                     if message["count"]:
                         log_stop(logger, self._stopped_by, message["count"], message["what"], self._grace, str(worker))
+                case "answer":
+                    self._asking.on_answer(worker, message)
                 case "ended":
                     worker.report = message["report"]
                     if not worker.is_leaving:  # its handler has shut it down: it is replaced as soon as it has ended
@@ -272,13 +274,14 @@ class Supervisor:
         for worker in list(self._workers):
             status = worker.process.poll()
             if status is not None:
-                self._read_channel(worker)  # its last words
+                self._read_channel(worker, is_last=True)  # its last words
                 self._loop.remove_reader(worker.channel.sock.fileno())
-                worker.channel.sock.close()
+                worker.channel.close()
                 self._workers.discard(worker)
                 worker.kill_after(None)
                 self._on_end(worker, status)
                 self._watch.on_end(worker)
+                self._asking.on_end(worker)
                 self._advance()
 
     def _on_end(self, worker: WorkerProcess, status: int) -> None:
@@ -311,21 +314,14 @@ class Supervisor:
     def _restart(self, worker: WorkerProcess, status: int, ended: str) -> None:
         """Replace a worker that has died, later the more often that has happened."""
         slot = worker.slot
-        was_killed = status == -signal.SIGKILL and worker.state is not WorkerState.HUNG
-        if worker.serving_since is None:
-            if not (was_killed and self._state is _State.SERVING):
-                self._fail(f"{worker} {ended}")
-                return
-        elif self._loop.time() - worker.serving_since >= LIVES_AFTER:
-            slot.deaths = slot.crashes = 0
-        if not was_killed:
-            slot.crashes += 1
-            if slot.crashes >= TOO_OFTEN:
-                self._fail(f"{worker} {ended}, as {TOO_OFTEN - 1} in its place before it, soon after their start")
-                return
-        cause = "killed" if was_killed else "hung" if worker.state is WorkerState.HUNG else "died"
-        delay = min(FIRST_DELAY * 2 ** (slot.deaths - 1), LONGEST_DELAY) if slot.deaths else 0.0
-        slot.deaths += 1
+        if worker.serving_since is None and not (was_killed(worker, status) and self._state is _State.SERVING):
+            self._fail(f"{worker} {ended}")
+            return
+        delay = count_death(slot, worker, status, self._loop.time())
+        if isinstance(delay, str):
+            self._fail(f"{worker} {ended}, {delay}")
+            return
+        cause = "killed" if was_killed(worker, status) else "hung" if worker.state is WorkerState.HUNG else "died"
         logger.warning("%s %s; it is replaced in %g s", worker, ended, delay)
         slot.restart = self._loop.call_later(delay, self._retry_start, slot, cause)
 
