@@ -41,9 +41,9 @@ ROUND_TRIP = (68, "=I")
 # The state of a connection, and the one that it has after a reset or when it was given up (TCP_CLOSE in linux/tcp_states.h).
 STATE, BROKEN = (0, "=B"), 7
 
-# The states in which a peer's FIN has come, which counts as a byte received: TCP_TIME_WAIT, TCP_CLOSE_WAIT, TCP_LAST_ACK,
-# TCP_CLOSING.
-PEER_HAS_ENDED = {6, 8, 9, 11}
+# The states in which a peer's FIN has come, which counts as a byte received: TCP_TIME_WAIT, TCP_CLOSE, TCP_CLOSE_WAIT,
+# TCP_LAST_ACK, TCP_CLOSING. In TCP_CLOSE it may have been a reset: then it is a byte less than it was.
+PEER_HAS_ENDED = {6, BROKEN, 8, 9, 11}
 
 # The states in which a peer may still send: TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2.
 PEER_MAY_SEND = {1, 4, 5}

@@ -36,9 +36,6 @@ SUPERVISORS_OWN = (
 # What is 1 or 0, also where two workers of a slot tell it.
 FLAGS = ("aioecho_draining", "aioecho_paused")
 
-Ask = Callable[[], Awaitable[Collection[tuple[WorkerProcess, Any]]]]
-"""Asks all workers for their metrics, and returns the answers of those that have answered in time."""
-
 
 class WorkerReports:
     """A worker's side: tells the metrics of its server.
@@ -89,10 +86,12 @@ class WorkerMetrics:
     Args:
         workers: the processes that have not ended; the supervisor's own set, which changes.
         sockets: what they serve on.
-        ask: asks them.
+        ask: asks them, and passes what they answer in time to :meth:`on_report`.
     """
 
-    def __init__(self, workers: Collection[WorkerProcess], sockets: SupervisorSockets, ask: Ask) -> None:
+    def __init__(
+        self, workers: Collection[WorkerProcess], sockets: SupervisorSockets, ask: Callable[[], Awaitable[object]]
+    ) -> None:
         self._workers = workers
         self._sockets = sockets
         self._ask = ask
@@ -104,10 +103,12 @@ class WorkerMetrics:
         """Count the start of a worker; see :data:`CAUSES`."""
         self._starts[cause] += 1
 
-    def on_report(self, worker: WorkerProcess, report: Any) -> None:
-        """Keep what a worker has told, unless it has told something newer."""
-        if report is not None and report[0] > worker.metrics[0]:
-            worker.metrics = report[0], report[1]
+    def on_report(self, worker: WorkerProcess, report: Any) -> bool:
+        """Keep what a worker has told, and return True, unless it has told something newer."""
+        if report[0] <= worker.metrics[0]:
+            return False
+        worker.metrics = report[0], report[1]
+        return True
 
     def add_ended(self, worker: WorkerProcess) -> None:
         """Keep the counts of a worker that has ended."""
@@ -132,8 +133,7 @@ class WorkerMetrics:
 
         What a worker does not tell in time is taken from its last report.
         """
-        for worker, report in await self._ask():
-            self.on_report(worker, report)
+        await self._ask()
         slots = {
             number: Metrics() for number in sorted({*self._ended, *(worker.slot.number for worker in self._workers)})
         }

@@ -70,8 +70,7 @@ class WorkerWatch:
 
     def on_message(self, worker: WorkerProcess, message: dict[str, Any]) -> None:
         """Take what a worker has told."""
-        worker.stats = message.get("stats", worker.stats)
-        self._metrics.on_report(worker, message.get("metrics"))
+        self._keep_counts(worker, message)
         match message[""]:
             case "stats":
                 self._stats.on_answer(worker)
@@ -84,8 +83,14 @@ class WorkerWatch:
         self._metrics.add_ended(worker)
         self._stats.on_answer(worker)
 
-    async def _ask_for_metrics(self) -> Collection[tuple[WorkerProcess, Any]]:
-        return (await self._asking.ask("metrics")).values.items()
+    async def _ask_for_metrics(self) -> None:
+        for worker, told in (await self._asking.ask("metrics")).values.items():
+            self._keep_counts(worker, told)
+
+    def _keep_counts(self, worker: WorkerProcess, told: dict[str, Any]) -> None:
+        """Keep the stats and the metrics that a worker has told, unless it has told newer ones."""
+        if told.get("metrics") is None or self._metrics.on_report(worker, told["metrics"]):
+            worker.stats = told.get("stats", worker.stats)
 
     def _find_obstacle(self) -> str:
         return "draining" if self._is_stopping() else self._metrics.find_obstacle()

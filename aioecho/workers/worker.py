@@ -3,8 +3,8 @@
 The supervisor starts a fresh interpreter that calls :func:`main`. Between the two is a channel. On it the supervisor sends
 "serve" (once everything is loaded), "retire" (others serve on: leave them what is queued), "drain" (no other serves on:
 accept what is queued), "end" (at once), "stats", "ping" and "ask" (see asking.py). The worker sends "loaded", "failed",
-"ready", "replace" (start my successor), "draining" (and how many connections it waits for), "stats", "metrics", "answer", "pong" and
-"ended". The end of the stream tells that the other side is gone.
+"ready", "replace" (start my successor), "draining" (and how many connections it waits for), "stats", "metrics", "answer",
+"pong" and "ended". The end of the stream tells that the other side is gone.
 """
 
 import asyncio
@@ -98,7 +98,7 @@ class _Worker:
         self._reports: WorkerReports | None = None
         if what.is_measured:
             self._reports = WorkerReports(server, lambda report: channel.send("metrics", **self._told(report)))
-            self._questions["metrics"] = self._reports.answer
+            self._questions["metrics"] = self._answer_metrics
 
     async def run(self) -> None:
         """Serve when told to, until told to stop."""
@@ -159,6 +159,10 @@ class _Worker:
             else:
                 stop = asyncio.get_running_loop().create_task(self._server.shutdown(0 if order[""] == "end" else None))
                 self._stops.add(stop)
+
+    async def _answer_metrics(self) -> dict[str, Any]:
+        assert self._reports is not None
+        return self._told(await self._reports.answer())
 
     def _told(self, report: Any) -> dict[str, Any]:
         """Return what goes along with a message that tells what was counted."""
