@@ -10,6 +10,7 @@ import signal
 import socket
 import socketserver
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -28,6 +29,7 @@ from aioecho.echo import DatagramEcho, Echo
 from aioecho.metrics import FAMILIES, Histogram, Metrics, format_metrics
 from aioecho.ops.http import MOST, MOST_OF_HEAD
 from aioecho.ops.metrics import MetricsEndpoint, parse_metrics_address, prefers_openmetrics
+from aioecho.serving import measures
 from aioecho.serving.measuring import measure_in_turns
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -306,6 +308,53 @@ async def test_a_message_takes_the_same_way_with_and_without_metrics() -> None:
     # Nothing but what every class has of its own, and the one slot.
     assert {name for name in vars(measured) if not name.startswith("__")} <= {"wire", "_abc_impl"}
     assert measured.__bases__ == (plain,)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring is new in Python 3.12")
+async def test_a_message_costs_as_many_instructions_with_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures, "LAG_EVERY", 1000.0)
+    monitoring: Any = getattr(sys, "monitoring")  # noqa: B009 - mypy looks at 3.11
+    folder, tool = str(Path(aioecho.__file__).parent), 4
+    count = 0
+
+    def note(code: Any, offset: int) -> Any:
+        nonlocal count
+        if not code.co_filename.startswith(folder):
+            return monitoring.DISABLE
+        count += 1
+        return None
+
+    async def measure(is_measured: bool) -> int:
+        """Return how many instructions of aioecho's own a message takes, in the least of ten rounds."""
+        nonlocal count
+        async with aioecho.TCPServer(ANYWHERE, Echo) as server:
+            if is_measured:
+                server.metrics()
+            with socket.create_connection(server.server_address) as sock:
+                sock.setblocking(False)
+                rounds = []
+                for _ in range(10):
+                    count = 0
+                    for _ in range(10):
+                        sock.send(b"hello")
+                        while True:
+                            await asyncio.sleep(0)
+                            with contextlib.suppress(BlockingIOError):
+                                assert sock.recv(5) == b"hello"
+                                break
+                    rounds.append(count)
+            await settle(lambda: not server.connections)
+            return min(rounds)
+
+    monitoring.use_tool_id(tool, "instructions")
+    try:
+        monitoring.register_callback(tool, monitoring.events.INSTRUCTION, note)
+        monitoring.set_events(tool, monitoring.events.INSTRUCTION)
+        plain, measured = await measure(False), await measure(True)
+    finally:
+        monitoring.set_events(tool, 0)
+        monitoring.free_tool_id(tool)
+    assert plain == measured > 0
 
 
 # The text.
