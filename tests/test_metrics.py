@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -763,8 +764,13 @@ def test_a_real_prometheus_scrapes_it(tmp_path: Path) -> None:
 
             def query(expression: str) -> Any:
                 url = f"http://127.0.0.1:{port}/api/v1/query?query={expression}"
-                with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
-                    return json.load(answer)["data"]["result"]
+                try:
+                    with urllib.request.urlopen(url, timeout=5) as answer:
+                        return json.load(answer)["data"]["result"]
+                except urllib.error.HTTPError as error:  # it starts
+                    error.close()
+                except OSError:
+                    pass
                 assert prometheus.process.poll() is None, prometheus.stderr()
                 return None
 
