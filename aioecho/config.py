@@ -158,6 +158,20 @@ class Timeouts:
     handler: float | None = None
     """For a handler of a stream, from its setup() to the end of its handle(). Then it is cancelled. finish() is not."""
 
+    lost: float | None = 10.0
+    """For a handler to finish with the message in progress when its connection broke. Then it is cancelled. If no message is in
+    progress, a handler that waits for something else than its stream is cancelled at once: see
+    StreamRequestHandler.cancel_on_lost."""
+
+    half_closed: float | None = 10.0
+    """For a handler that goes on after its peer has ended its stream, with no message in progress and nothing that it sends.
+    Then it is cancelled. None is for protocols that reply later. The peer of a Unix socket has to have closed it altogether."""
+
+    keepalive: float | None = 60.0
+    """For a TCP peer that sends nothing to answer the kernel's probes (SO_KEEPALIVE): then its connection is lost. Likewise one
+    that acknowledges nothing of what is sent, but not before `write` seconds (TCP_USER_TIMEOUT). Whole seconds, 4 at the
+    least. It holds for the connections accepted from then on. None leaves the sockets as they are."""
+
     linger: float | None = 0.5
     """For a peer to close its side after the handler has returned, while what it still sends is discarded. Closing over
     unread data resets the connection, and a reset can destroy the reply on its way. At a stop, also the seconds of silence
@@ -173,8 +187,20 @@ class Timeouts:
     """For a full socket to take a datagram that a handler awaits to be sent. Then it is dropped and counted."""
 
     def __post_init__(self) -> None:
-        names = ("handshake", "idle", "message", "write", "max_age", "handler", "session", "datagram_handler", "send")
-        for name in names:
+        for name in (
+            "handshake",
+            "idle",
+            "message",
+            "write",
+            "max_age",
+            "handler",
+            "lost",
+            "half_closed",
+            "keepalive",
+            "session",
+            "datagram_handler",
+            "send",
+        ):
             _check_seconds(name, getattr(self, name))
         if self.linger != 0 or isinstance(self.linger, bool):
             _check_seconds("linger", self.linger)

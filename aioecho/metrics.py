@@ -46,7 +46,10 @@ FAMILIES: Mapping[str, Family] = {
         Family("aioecho_build", "info", "The version of aioecho and of Python.", ("version", "python")),
         Family("aioecho_connections_active", "gauge", "Connections that have not ended yet."),
         Family("aioecho_connections", "counter", "Connections accepted, also the ones that were refused then."),
-        Family("aioecho_connections_ended", "counter", "Connections that had a handler, and have ended.", ("outcome", "reason")),
+        Family(
+            "aioecho_connections_ended", "counter", "Connections that had a handler, and have ended.",
+            ("outcome", "reason"),
+        ),
         Family("aioecho_connections_refused", "counter", "Connections that got no handler.", ("reason",)),
         Family("aioecho_accept_errors", "counter", "Times that accept() failed."),
         Family(

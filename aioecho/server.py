@@ -16,6 +16,7 @@ from aioecho.net.endpoints import (
     TCPEndpoint,
     UnixEndpoint,
 )
+from aioecho.net.kernel import set_keepalive
 from aioecho.net.watch import OUT_OF_RESOURCES
 from aioecho.serving.base import BaseServer, ListeningSocket
 from aioecho.serving.connection import Connection
@@ -38,6 +39,7 @@ class _ListeningSocket:
         )
         self.sock = bound.sock
         self.resume, self.pause = self._acceptor.resume, self._acceptor.pause
+        self.set_timeouts()
 
     def stop(self, *, keep_backlog: bool) -> None:
         """Accept the clients in the backlog, unless `keep_backlog`, and close the socket."""
@@ -46,6 +48,14 @@ class _ListeningSocket:
     def set_limits(self, limits: Limits) -> None:
         """Apply the limit that is the socket's own."""
         self.sock.listen(limits.backlog)
+
+    def set_timeouts(self) -> None:
+        """Apply the timeouts that accepted sockets inherit."""
+        server = self._server
+        timeouts = server.timeouts_of(self._handler_class or server.RequestHandlerClass)
+        if timeouts.keepalive is not None:
+            write = timeouts.write
+            set_keepalive(self.sock, timeouts.keepalive, None if write is None else max(write, timeouts.keepalive))
 
     def _accepted(self, sock: socket.socket, address: Any) -> None:
         if not self._server.admission.enqueue(sock, address, self._serve):

@@ -30,6 +30,7 @@ import pytest
 import words
 from click.testing import CliRunner
 from documents import Blocks, ask_server, execute, load, output_of, served
+from helpers import reset
 from programs import ROOT, Program, ask, connect, read_line
 
 import aioecho
@@ -178,7 +179,7 @@ def test_a_member_that_does_not_read_is_cut_off_and_the_others_go_on() -> None:
             speaker.sendall(b"Speaker\n")
             while b"Speaker: has joined\n" not in replies.readline():
                 pass
-            while server.stats.reasons["write buffer"] == 0:
+            while server.stats.reasons["broadcast"] == 0:
                 speaker.sendall(b"x" * 2**15 + b"\n")
                 replies.readline()
             speaker.sendall(b"the end\n")
@@ -229,6 +230,28 @@ def test_slow_handlers_keep_no_other_client_waiting() -> None:
 def test_arguments_come_with_partial() -> None:
     with served(BLOCKS["arguments"]) as server:
         assert ask_server(server) == b"Good morning!\n"
+
+
+@runs("lifespan")
+def test_a_database_is_open_while_the_server_serves(tmp_path: Path) -> None:
+    text = BLOCKS["lifespan"].replace('"visits.db"', repr(str(tmp_path / "visits.db")))
+    for expected in ([b"visit 1\n", b"visit 2\n"], [b"visit 3\n"]):
+        with served(text) as server:
+            assert [ask_server(server) for _ in expected] == expected
+
+
+@runs("subscriber")
+def test_a_publisher_notices_that_subscribers_go_and_says_goodbye() -> None:
+    with served(BLOCKS["subscriber"]) as server:
+        with connect(server.names[0]) as lost, connect(server.names[0]) as kept, kept.makefile("rb") as news:
+            while sum(connection.handler is not None for connection in server.connections) < 2:
+                time.sleep(0.001)
+            reset(lost)
+            while server.stats.active > 1:
+                time.sleep(0.001)
+            server.server.begin_shutdown()
+            assert news.read() == b"goodbye\n"
+        assert server.stats.reasons["connection lost"] == 1
 
 
 @runs("timeouts")

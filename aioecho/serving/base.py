@@ -11,13 +11,12 @@ from typing import Any, ClassVar, Protocol, Self
 
 from aioecho.certificates import TLS
 from aioecho.config import Limits, Timeouts, check_ssl
-from aioecho.metrics import Metrics
 from aioecho.net.binding import BoundSocket, bind_endpoint
 from aioecho.net.endpoints import Endpoint, InheritedEndpoint, parse_endpoint
 from aioecho.net.forks import close_in_forked_children, is_forked_by_multiprocessing
 from aioecho.serving.drain import DEFAULT_GRACE, Drain, check_grace
 from aioecho.serving.handler_types import check_handler_class, check_socket_type
-from aioecho.serving.measuring import measure
+from aioecho.serving.lifespan import Lifespan, MakeLifespan
 from aioecho.serving.registry import Registry
 from aioecho.serving.renewal import Renewal
 from aioecho.stats import DrainReport
@@ -49,6 +48,9 @@ class ListeningSocket(Protocol):
     def set_limits(self, limits: Limits) -> None:
         """Apply other limits than the socket was made with."""
 
+    def set_timeouts(self) -> None:
+        """Apply the timeouts that hold now."""
+
 
 class BaseServer(Registry):
     """Serves connections, each with a handler object of its own and in a task of its own.
@@ -67,6 +69,9 @@ class BaseServer(Registry):
         limits: see Limits.
         timeouts: see Timeouts.
         grace: seconds, for shutdown() and at the end of ``async with``.
+        lifespan: called with the server as it starts; returns an async context manager, as a function does that
+            contextlib.asynccontextmanager decorates. It is entered before the server listens, and left when the server has
+            drained; what it yields is `state`, which handlers have too. If it raises, so does start().
         sock: a bound stream socket to serve on besides, or instead of an address, which then is None. It becomes the
             server's, which closes it; a path that it is bound to is left alone.
 
@@ -90,6 +95,7 @@ class BaseServer(Registry):
         limits: Limits | None = None,
         timeouts: Timeouts | None = None,
         grace: float = DEFAULT_GRACE,
+        lifespan: MakeLifespan | None = None,
         sock: socket.socket | None = None,
     ) -> None:
         if isinstance(RequestHandlerClass, Mapping):
@@ -118,6 +124,8 @@ class BaseServer(Registry):
         for handler_class, _ in served:
             self._check_endpoints(handler_class)
         self.grace = grace
+        self.state: Any = None
+        self._lifespan = None if lifespan is None else Lifespan(lifespan, self, lambda: self._begin_shutdown(None))
         self._address = server_address
         self._listeners: Sequence[ListeningSocket] = []
         self._names: list[str] = []
@@ -159,25 +167,6 @@ class BaseServer(Registry):
         """Whether it accepts connections."""
         return bool(self._listeners)
 
-    @property
-    def certificate_end(self) -> float | None:
-        """When the first certificate of `ssl` expires, in seconds since 1970; None if `ssl` is no aioecho.TLS."""
-        loaded = self._renewal.loaded if self._renewal is not None else None
-        return loaded.not_after if loaded is not None else None
-
-    @property
-    def listening(self) -> Sequence[tuple[str, socket.socket]]:
-        """The endpoint string and the socket of each place where it listens; empty when it does not serve."""
-        return [(name, listener.sock) for name, listener in zip(self._names, self._listeners, strict=False)]
-
-    def metrics(self) -> Metrics:
-        """Return what can be measured of it now, for Prometheus by ``metrics().text()``. In the loop's thread only.
-
-        Durations, handshakes, bytes and the loop's lag are measured from the first call on: make it before the start. A call
-        costs about 2 us for each live connection; run() with `metrics` spreads that over several turns of the loop.
-        """
-        return measure(self)
-
     # Life.
 
     async def start(self) -> None:
@@ -192,8 +181,7 @@ class BaseServer(Registry):
             raise RuntimeError("a server can be started once, and not after its end")
         self._was_started = True
         self.event_loop = asyncio.get_running_loop()
-        if self.measures is not None:
-            self.measures.start(self.event_loop)
+        self._measure_loop(self.event_loop)
         # Not the context of an accept: a handler, or another thread, may be what makes the server accept again.
         self.task_context = contextvars.copy_context()
         bound: list[BoundSocket] = []
@@ -201,6 +189,8 @@ class BaseServer(Registry):
         try:
             if self._renewal is not None:
                 self._renewal.start(self.event_loop)
+            if self._lifespan is not None:
+                self.state = await self._lifespan.begin()
             for index, endpoint in enumerate(self.endpoints):
                 bound += await bind_endpoint(endpoint, backlog=self.limits.backlog)
                 handler_class = self._handler_classes[index] if index < len(self._handler_classes) else None
@@ -219,6 +209,7 @@ class BaseServer(Registry):
             self.close()
             for bound_socket in bound:
                 bound_socket.close()
+            await self._end_lifespan()
             raise
         logger.log(self._log_level, "listening on %s", ", ".join(self.names))
 
@@ -251,6 +242,11 @@ class BaseServer(Registry):
     def _apply_limits(self, limits: Limits) -> None:
         for listener in self._listeners:
             listener.set_limits(limits)
+
+    def _timeouts_changed(self) -> None:
+        super()._timeouts_changed()
+        for listener in self._listeners:
+            listener.set_timeouts()
 
     def _resume_listeners(self) -> None:
         if self.admission.is_closing:
@@ -383,8 +379,16 @@ class BaseServer(Registry):
         if self.handler_threads is not None:
             await self.handler_threads.close()
         self.timeout_sweeper.stop()
-        if self.measures is not None:
-            self.measures.stop()
+        self._measure_loop(None)
+        await self._end_lifespan()
+
+    async def _end_lifespan(self) -> None:
+        if self._lifespan is not None:
+            await self._lifespan.end(0 if self._drain is None else self._drain.seconds_left())
+
+    def has_failed(self) -> bool:
+        """Tell whether its lifespan raised or ended too early."""
+        return self._lifespan is not None and self._lifespan.has_failed
 
     async def __aenter__(self) -> Self:
         if not self._was_started:

@@ -189,6 +189,9 @@ class Connection(DrainedConnection):
     def handle(self) -> Awaitable[None]:
         """Call handle(); return what is to be awaited, which an event may step."""
         handling = super().handle()
+        protocol = self._protocol
+        if protocol.peer_has_closed or protocol.is_lost:  # while setup() waited
+            self.note_stream_end(False)
         if isinstance(handling, CoroutineType):
             self.step_inner(handling)
         return handling
@@ -206,6 +209,7 @@ class Connection(DrainedConnection):
             and self._stage == HANDLE
             and protocol.peer_has_closed
             and not (protocol.is_lost or protocol.is_tls or self._is_cut_off or protocol.cut_for is not None)
+            and not self._server.goodbyes
             and getattr(type(self.handler), "finish", None) is BaseRequestHandler.finish
             and protocol.transport.get_write_buffer_size() == 0
         ):
@@ -293,6 +297,16 @@ class Connection(DrainedConnection):
         with contextlib.suppress(RuntimeError):  # it has ended in the same turn
             scope.reschedule(0)
 
+    # Broadcasts.
+
+    def is_listening(self) -> bool:
+        """Tell whether broadcasts are for it: its handler's setup() is done, and handle() runs."""
+        return self._stage == HANDLE
+
+    def push(self, data: bytes, most: int) -> bool:
+        """Write a broadcast, unless too much waits to be sent already: return False. If the handler has ended, do nothing."""
+        return self._stage != HANDLE or self._protocol.push(data, most)
+
     # How it ends.
 
     def get_stream(self) -> StreamReader:
@@ -311,6 +325,9 @@ class Connection(DrainedConnection):
         """Let the handler clean up, report what went wrong, and close."""
         protocol, request = self._protocol, self.request
         self._stage = FINISH
+        if self._linger is not None:  # of the time when the handler ran
+            self._linger.cancel()
+            self._linger = None
         try:
             finishing = self.finish_handler(end)
             if finishing is not None:
@@ -331,12 +348,21 @@ class Connection(DrainedConnection):
             finally:
                 if self._linger is not None:
                     self._linger.cancel()
+                if self._server.goodbyes:
+                    self.end_goodbye()
             if protocol.cut_for is not None:
                 self.reason = cast(Reason, protocol.cut_for)
 
     async def _close(self, protocol: StreamProtocol) -> None:
         """Send what was written, and close so that the peer can read it."""
         transport = protocol.transport
+        if self._server.goodbyes and not self._is_cut_off:
+            try:
+                await self.wait_for_goodbye()
+            except asyncio.CancelledError:
+                self._cut_short(protocol)
+                await protocol.wait_lost()
+                raise
         protocol.flush()  # of finish(), or handle_error()
         unsent = protocol.unsent()
         if self._is_cut_off or self.reason == "cancelled" or self.reason == "write":

@@ -25,6 +25,7 @@ Reason = Literal[
     "message",
     "write",
     "max_age",
+    "half_closed",
     "handler",
     "datagram_handler",
     "timeout",
@@ -35,6 +36,7 @@ Reason = Literal[
     "write buffer",
     "key updates",
     "memory",
+    "broadcast",
     "shed",
     "cancelled",
     "unsent",
@@ -52,6 +54,7 @@ OUTCOMES: Mapping[str, Outcome] = {
     "message": "failed",
     "write": "failed",
     "max_age": "failed",
+    "half_closed": "failed",
     "handler": "failed",
     "datagram_handler": "cancelled",
     "timeout": "failed",
@@ -62,6 +65,7 @@ OUTCOMES: Mapping[str, Outcome] = {
     "write buffer": "failed",
     "key updates": "failed",
     "memory": "failed",
+    "broadcast": "failed",
     "shed": "failed",
     "cancelled": "cancelled",
     "unsent": "cancelled",
@@ -125,6 +129,10 @@ class Ended:
         if isinstance(error, asyncio.CancelledError | GeneratorExit):  # the latter meets one that swallows the former
             return "connection lost" if self.is_peer_lost() else self.why_cancelled()
         return find_peers_reason(error, self) or "error"
+
+    def is_listening(self) -> bool:
+        """Tell whether broadcasts are for it: the handle() of a stream's handler runs in the loop."""
+        return False
 
     # What the peer and the network have done, to be overridden where there is a stream.
 

@@ -77,10 +77,10 @@ def tell_measures(server: Any) -> Metrics:
             _add_streams(metrics, stats, part.measures)
             metrics.add("aioecho_buffered_bytes", part.admission.memory.held)
         metrics.add_histogram("aioecho_loop_lag_seconds", part.measures.lags)
-        if (end := part.certificate_end) is not None:
-            metrics.add("aioecho_tls_certificate_end_timestamp_seconds", end)
-        for name, sock in part.listening:
-            add_accept_queue(metrics, name, sock)
+        if part._renewal is not None and part._renewal.loaded is not None:
+            metrics.add("aioecho_tls_certificate_end_timestamp_seconds", part._renewal.loaded.not_after)
+        for name, listener in zip(part._names, part._listeners, strict=False):
+            add_accept_queue(metrics, name, listener.sock)
     metrics.add("aioecho_draining", int(server.is_draining))
     metrics.add("aioecho_paused", int(server.admission.is_paused))
     return metrics

@@ -132,6 +132,8 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         self.reader._end()
         # A handler that ends then, as most do, has its connection closed by the time that this returns.
         self.deliver(None)
+        if self.driver is not None:
+            self.driver.note_stream_end(False)
         return self._stays_open_at_eof
 
     def discard(self) -> None:
@@ -191,6 +193,7 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         self.needs_slow_path = True
         self.lost_with = exc
         reader = self.reader
+        is_told = reader.is_awaited() or bool(self._waiting_to_write)
         if self.cut_for is not None and exc is None:
             # No end of the stream that the peer has not sent: what it sent was not all.
             reader.set_exception(ConnectionAbortedError(f"the server aborted the connection: {self.cut_for}"))
@@ -205,6 +208,14 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         self.end_drains(exc)
         for waiting in self._waiting_to_close:
             set_result(waiting)
+        if exc is not None and self.driver is not None:
+            self.driver.note_stream_end(is_told)
+
+    def is_in_exchange(self, *, one_way: bool) -> bool:
+        """Tell whether something that came is still to be read or, unless `one_way`, to be answered; or a handler has said that
+        it is in the middle of an exchange.
+        """
+        return self.reader.is_held() or self.reader.is_in_message() or bool(self.unanswered and not one_way)
 
     async def wait_lost(self) -> None:
         """Wait until the connection is closed, or broke."""

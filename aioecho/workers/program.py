@@ -265,6 +265,8 @@ async def _serve_and_tell(
     async with telling:
         report = await _serve_until_signal(server, when_serving)
     await end_other_tasks()
+    if server.has_failed():
+        raise AioechoError("the lifespan of the server failed: see the log")
     return report
 
 

@@ -4,6 +4,7 @@ import asyncio
 import enum
 import logging
 import math
+import socket
 import subprocess
 from collections.abc import Sequence
 from typing import Any
@@ -31,19 +32,23 @@ class WorkerState(enum.Enum):
 class WorkerProcess:
     """A worker process, and what is known of it."""
 
-    def __init__(self, slot: "WorkerSlot", process: "subprocess.Popen[bytes]", channel: Channel) -> None:
+    def __init__(
+        self, slot: "WorkerSlot", process: "subprocess.Popen[bytes]", channel: Channel, heritage: socket.socket
+    ) -> None:
         self.slot = slot
         self.process = process
         self.channel = channel
+        self.heritage = heritage
+        """For its successor: what is connected to it, for its sessions of datagrams."""
         self.state = WorkerState.LOADING
         self.serving_since: float | None = None
         self.failure: str | None = None
+        self.may_retry = False
+        """Whether its start failed for what passes: a certificate that is written at the moment."""
         self.report: dict[str, Any] | None = None
         self.stats: dict[str, int] = {}
-        self.metrics: tuple[int, Values] = (
-            0,
-            {},
-        )  # the last that it has told, and a number that grows from one to the next
+        self.metrics: tuple[int, Values] = (0, {})
+        """The last that it has told, and a number that grows from one report to the next."""
         self.pinged_at: float | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -66,6 +71,7 @@ class WorkerProcess:
         """Tell it to leave, "retire" or "drain", within `timeout` seconds. Kill it if it has not begun to accept."""
         if self.may_have_clients:
             self.state = WorkerState.LEAVING
+            self.heritage.close()
             self.channel.send(how)
             self.kill_after(timeout)
         else:
@@ -91,7 +97,12 @@ class WorkerProcess:
         """Kill it without a word, and wait until it is gone."""
         self.process.kill()
         self.process.wait()
+        self.close()
+
+    def close(self) -> None:
+        """Close what is connected to it."""
         self.channel.close()
+        self.heritage.close()
 
 
 class WorkerSlot:

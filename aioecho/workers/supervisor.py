@@ -229,6 +229,7 @@ class Supervisor:
                     worker.state = WorkerState.STARTING
                     worker.channel.send("serve")
                 case "failed":
+                    worker.may_retry = "retry" in message and self._state is _State.SERVING
                     self._on_failed_start(worker, message["why"], message["traceback"])
                 case "ready":
                     self._on_ready(worker)
@@ -253,7 +254,7 @@ class Supervisor:
         if traceback and not self._is_stopping:
             logger.error("%s could not start:\n%s", worker, traceback.rstrip())
         # Else another one serves, or none is needed.
-        if worker is worker.slot.worker and not worker.is_leaving:
+        if worker is worker.slot.worker and not worker.is_leaving and not worker.may_retry:
             self._fail(f"{worker} {worker.failure}")
 
     def _on_ready(self, worker: WorkerProcess) -> None:
@@ -276,7 +277,7 @@ class Supervisor:
             if status is not None:
                 self._read_channel(worker, is_last=True)  # its last words
                 self._loop.remove_reader(worker.channel.sock.fileno())
-                worker.channel.close()
+                worker.close()
                 self._workers.discard(worker)
                 worker.kill_after(None)
                 self._on_end(worker, status)
