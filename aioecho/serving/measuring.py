@@ -17,7 +17,7 @@ LOOKS_PER_TURN = 400
 # The reasons of datagrams' handlers that no connection has.
 OF_DATAGRAMS = {"datagram_handler"}
 
-# A server here is a BaseServer, whose module imports this one. A service's parts are measured each, and added up.
+# A server here is a BaseServer, whose module imports this one. The parts of a service are measured apart, and added up.
 
 
 def begin_measuring(server: Any) -> None:
