@@ -870,6 +870,11 @@ def test_the_program_with_workers_serves(tmp_path: Path) -> None:
             assert server.stderr() == ""
 
 
+@runs("measured")
+def test_the_program_that_measures_itself_prints_what_it_should() -> None:
+    assert output_of(BLOCKS["measured"]) == "1\n6\n"
+
+
 @runs("echo.socket", "echo.service")
 def test_the_units_are_ones_and_their_command_serves(tmp_path: Path) -> None:
     command = re.search(r"ExecStart=(.*)", BLOCKS["echo.service"])

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from aioecho.blocking.files import RequestFile, RequestReader
 from aioecho.streams.protocol import QUICK_ACKS, TCP_QUICKACK
 
-__all__ = ["CountingRequestSocket", "RequestSocket", "WatchedSocket", "with_tls_of_requests"]
+__all__ = ["RequestSocket", "WatchedSocket", "make_request_socket", "with_tls_of_requests"]
 
 # A read that gets as many bytes as it asks for leaves more in the kernel, mostly. One that asks for so few reads a header.
 FEW = 2**11
@@ -341,6 +341,23 @@ class CountingRequestSocket(RequestSocket):
         sent = super().sendfile(file, offset, count)
         self.bytes_out = before + sent  # where os.sendfile() can't be used, send() has counted too
         return sent
+
+
+def make_request_socket(sock: socket.socket, *, counts: bool) -> RequestSocket:
+    """Return a blocking request socket in place of an accepted one, which is detached; one that counts bytes if `counts`.
+
+    Raises:
+        OSError: the system does not let it block.
+    """
+    make = CountingRequestSocket if counts else RequestSocket
+    request = make(sock.family, sock.type, sock.proto, fileno=sock.detach())
+    try:
+        if request.gettimeout() is None:  # as in socket.accept(): else socket.setdefaulttimeout() holds for it
+            request.setblocking(True)
+    except OSError:
+        socket.socket.close(request)
+        raise
+    return request
 
 
 class _WatchedTLS(WatchedSocket):

@@ -86,6 +86,8 @@ _OPTIONS: list[Callable[[Any], Any]] = [
                  show_default=True, help="The oldest version of TLS."),
     click.option("--ssl-reload-interval", type=_Seconds, default=60.0, show_default=True, metavar="SECONDS",
                  help="How often to look whether these files have changed, to load them anew; 0 is never."),
+    click.option("--metrics", metavar="HOST:PORT|unix:PATH",
+                 help="Tell Prometheus here, as 127.0.0.1:9464, and health checks: /metrics, /healthz, /readyz."),
     click.option("--log-level", type=click.Choice(["critical", "error", "warning", "info", "debug"]), default="info",
                  show_default=True, help="The lowest level that is logged, to stderr."),
     click.option("--access-log/--no-access-log", default=False,

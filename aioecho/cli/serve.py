@@ -26,6 +26,7 @@ from aioecho.cli.settings import make_limits, make_timeouts
 from aioecho.config import Limits, Timeouts
 from aioecho.echo import DATAGRAM_HANDLERS, HANDLERS
 from aioecho.exceptions import AioechoError, CertificateError
+from aioecho.ops.metrics import parse_metrics_address
 from aioecho.runtime.log_config import renew_log
 from aioecho.runtime.loops import loop_factory
 from aioecho.server import StdioServer
@@ -94,6 +95,8 @@ def serve_command(context: click.Context, /, handler: str, **options: Any) -> No
     is_stdio = isinstance(server, StdioServer)
     try:
         loop_name = "uvloop" if loop_factory(loop).__module__.startswith("uvloop") else "asyncio"
+        if options["metrics"] is not None:
+            parse_metrics_address(options["metrics"])
         if workers != 1:
             check_sessions(server, reuse_port=reuse_port)
         if supervised and is_stdio:
@@ -138,6 +141,7 @@ def serve_command(context: click.Context, /, handler: str, **options: Any) -> No
                 timeout_worker_healthcheck=options["timeout_worker_healthcheck"] or None,
                 when_serving=announce_workers,
                 when_reloading=renew,
+                metrics=options["metrics"],
             )
         else:
             server.when_bound = when_bound
@@ -146,6 +150,7 @@ def serve_command(context: click.Context, /, handler: str, **options: Any) -> No
                 loop=loop,
                 when_serving=lambda server: None if is_stdio else announce(server.names),
                 when_reloading=renew,
+                metrics=options["metrics"],
             )
     except AioechoError as error:
         raise click.ClickException(str(error)) from error

@@ -167,6 +167,7 @@ class BaseServer(Registry):
             raise RuntimeError("a server can be started once, and not after its end")
         self._was_started = True
         self.event_loop = asyncio.get_running_loop()
+        self._measure_loop(self.event_loop)
         # Not the context of an accept: a handler, or another thread, may be what makes the server accept again.
         self.task_context = contextvars.copy_context()
         bound: list[BoundSocket] = []
@@ -366,6 +367,7 @@ class BaseServer(Registry):
         if self.handler_threads is not None:
             await self.handler_threads.close()
         self.timeout_sweeper.stop()
+        self._measure_loop(None)
         await self._end_lifespan()
 
     async def _end_lifespan(self) -> None:

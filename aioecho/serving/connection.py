@@ -61,7 +61,10 @@ class Connection(DrainedConnection):
         self._linger: asyncio.TimerHandle | None = None
         self._stalled: tuple[float, int, int] | None = None  # since when, and at which counts of bytes
         limits = server.admission.limits
-        kind = CountingStreamProtocol if is_recorded(server.access_log) else StreamProtocol
+        counts, measures = is_recorded(server.access_log), server.measures
+        kind = CountingStreamProtocol if counts else StreamProtocol
+        if measures is not None:
+            kind = measures.choose_protocol(sock, counts)
         self._protocol = kind(
             loop,
             limit=limits.max_buffer,
@@ -70,6 +73,8 @@ class Connection(DrainedConnection):
             is_server_side=True,
         )
         self._protocol.driver = self
+        if measures is not None:
+            measures.attach(sock, self._protocol)
         # Up to where it first waits, before there is a task: by the time that the task runs the transport is there.
         opening = loop.connect_accepted_socket(self._get_protocol, sock)
         opened: Any
@@ -114,6 +119,13 @@ class Connection(DrainedConnection):
         """Make the one record of a connection that has ended, if it is to be made."""
         server, now = self._server, self._loop.time()
         log_end(server.access_log, self.client_address, self.reason, began=self.since, ended=now, counts=self._protocol)
+
+    def look_at_wire(self) -> int:
+        """Count its bytes up to now, where the server is measured. Return how many wait for the kernel to take them."""
+        protocol = self._protocol
+        if protocol.wire is not None:
+            protocol.wire.look()
+        return 0 if protocol.is_lost or protocol.get_socket_protocol() is None else protocol.unsent()
 
     # Its life.
 
@@ -231,13 +243,19 @@ class Connection(DrainedConnection):
     async def _secure(self, ssl: ssl_module.SSLContext, writer: StreamWriter) -> None:
         if self._server.is_draining:
             self._loop.call_soon(self._drain_handshake)  # which has begun by then
+        measures, began = self._server.measures, self._loop.time()
         try:
             # A connection times its end itself: this time would also count while a large reply is still being sent.
             await writer.start_tls(ssl, ssl_shutdown_timeout=FOR_EVER)
         except OSError as error:
             # The peer's fault or bad luck: garbage, silence, gone. It may be a flood of them.
             self._server.report_not_begun(self.client_address, "TLS handshake", error)
+            if measures is not None:
+                self.look_at_wire()  # which ends without a word to the stream's protocol
+                measures.note_handshake(None)
             return
+        if measures is not None:
+            measures.note_handshake(self._loop.time() - began)
         verifying = self._verify((self._protocol.reader, writer))
         if verifying is not None:
             await verifying

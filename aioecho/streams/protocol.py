@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from typing import Any
+from typing import Any, Protocol
 
 from aioecho.config import Limits
 from aioecho.streams.memory import MemoryBudget
@@ -11,7 +11,7 @@ from aioecho.streams.outgoing import Outgoing, set_result
 from aioecho.streams.reader import StreamReader
 from aioecho.streams.records import BIG
 
-__all__ = ["CountingStreamProtocol", "StreamProtocol"]
+__all__ = ["CountingStreamProtocol", "MeasuredCountingStreamProtocol", "MeasuredStreamProtocol", "StreamProtocol"]
 
 # The most that asyncio's transports read at a time. By themselves they ask for 256 KiB, for which malloc() maps memory at each
 # read and unmaps it, as it does from 128 KiB on unless its heap happens to have room. That was measured as twice the processor
@@ -21,6 +21,13 @@ READ_BYTES = 2**17 - 2**12
 # Waits in mid-message, with nothing written in between, for which the kernel is asked to acknowledge at once. It is Linux's.
 QUICK_ACKS = 16
 TCP_QUICKACK = getattr(socket, "TCP_QUICKACK", 12)
+
+
+class Wire(Protocol):
+    """What counts the bytes of a connection on the wire."""
+
+    def look(self) -> None:
+        """Count what has come and gone since the last look. The socket is still open."""
 
 
 class StreamProtocol(Outgoing, asyncio.Protocol):
@@ -49,6 +56,7 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
     first_at: float | None = None
     tls_at: float | None = None
     endpoint = ""
+    wire: Wire | None = None  # set where the server is measured
 
     def __init__(
         self,
@@ -181,6 +189,9 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         """End the stream, with `exc` if the connection broke. A second call changes nothing."""
         if self.is_lost:
             return
+        if self.wire is not None:
+            self.wire.look()
+            self.wire = None  # type: ignore[misc] # which may refer to this; where it is set, the class has the slot
         self.is_lost = True
         self.collected = None
         self.needs_slow_path = True
@@ -272,3 +283,15 @@ class CountingStreamProtocol(StreamProtocol):
         if is_written:
             self.bytes_out += memoryview(data).nbytes
         return is_written
+
+
+class MeasuredStreamProtocol(StreamProtocol):
+    """A StreamProtocol whose `wire` looks at its socket when it ends. A message costs no more."""
+
+    __slots__ = ("wire",)
+
+
+class MeasuredCountingStreamProtocol(CountingStreamProtocol):
+    """The same, of a socket of which the kernel does not tell."""
+
+    __slots__ = ("wire",)

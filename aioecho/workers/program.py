@@ -1,6 +1,7 @@
 """A server as a program of its own: its event loop, its signals, its processes, its end."""
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import logging
@@ -16,6 +17,7 @@ from aioecho.datagrams.server import DatagramServer
 from aioecho.exceptions import AioechoError, CertificateError
 from aioecho.net import systemd
 from aioecho.net.endpoints import StdioEndpoint, UDPEndpoint
+from aioecho.ops.metrics import MetricsEndpoint
 from aioecho.runtime.interpreters import is_subinterpreter
 from aioecho.runtime.log_config import LogConfig, apply_log_config, renew_log
 from aioecho.runtime.logs import reopen_log_files
@@ -52,6 +54,7 @@ def run(
     max_requests_jitter: int = 0,
     timeout_worker_healthcheck: float | None = HEALTHCHECK,
     log_config: LogConfig | None = None,
+    metrics: str | None = None,
     ssl: ssl_module.SSLContext | TLS | Callable[[], ssl_module.SSLContext | TLS] | None = None,
     **options: Any,
 ) -> DrainReport:
@@ -77,6 +80,8 @@ def run(
         log_config: what configures logging, in this process and in each worker: a file, .json or .toml for
             logging.config.dictConfig() or .ini for fileConfig(), which SIGHUP reads again; a mapping for dictConfig(); or a
             function. Without it a worker has the logging that the modules set up which it imports, and no other.
+        metrics: where to tell Prometheus of all processes, ``/metrics``, and health checks, ``/healthz`` and ``/readyz``:
+            "127.0.0.1:9464" or "unix:PATH". It asks for no password: give no address that strangers reach.
         ssl: an :class:`aioecho.TLS`, which SIGHUP loads anew too; or a context; or a function that returns one, which worker
             processes need, as a context can't be sent to them.
 
@@ -104,7 +109,7 @@ def run(
         renew = functools.partial(renew_log, log_config)
         if workers == 1 and not reuse_port and max_requests is None:
             server = serve(RequestHandlerClass, *endpoints, ssl=_made(ssl), **options)
-            return run_server(server, loop=loop, when_reloading=renew)
+            return run_server(server, loop=loop, metrics=metrics, when_reloading=renew)
         if isinstance(ssl, ssl_module.SSLContext):
             raise TypeError(
                 "worker processes each need a context of their own: give as ssl an aioecho.TLS, or a function that returns one"
@@ -124,6 +129,7 @@ def run(
             max_requests_jitter=max_requests_jitter,
             timeout_worker_healthcheck=timeout_worker_healthcheck,
             when_reloading=renew,
+            metrics=metrics,
         )
     except AioechoError as error:
         raise SystemExit(f"aioecho: {error}") from None
@@ -163,6 +169,7 @@ def run_workers(
     max_requests: int | None = None,
     max_requests_jitter: int = 0,
     timeout_worker_healthcheck: float | None = HEALTHCHECK,
+    metrics: str | None = None,
     when_serving: Callable[[Sequence[str]], object] = lambda names: None,
     when_reloading: Callable[[], object] = reopen_log_files,
 ) -> DrainReport:
@@ -196,7 +203,11 @@ def run_workers(
     if workers > 1:
         check_sessions(server, reuse_port=reuse_port)
     order = Order(
-        make_server=make_server, loop=loop, max_requests=max_requests, max_requests_jitter=max_requests_jitter
+        make_server=make_server,
+        loop=loop,
+        max_requests=max_requests,
+        max_requests_jitter=max_requests_jitter,
+        is_measured=metrics is not None,
     )
     supervisor = _Supervisor(
         when_reloading,
@@ -207,6 +218,7 @@ def run_workers(
         grace=server.grace,
         reuse_port=reuse_port,
         healthcheck=timeout_worker_healthcheck,
+        metrics=metrics,
         when_serving=when_serving,
     )
     with giving_back(SUPERVISOR_SIGNALS), asyncio.Runner(loop_factory=loop_factory("asyncio")) as runner:
@@ -255,6 +267,7 @@ def run_server(
     server: BaseServer,
     *,
     loop: str = "auto",
+    metrics: str | None = None,
     when_serving: Callable[[BaseServer], object] = lambda server: None,
     when_reloading: Callable[[], object] = reopen_log_files,
 ) -> DrainReport:
@@ -266,9 +279,25 @@ def run_server(
 
     Raises:
         EndpointError: it can't listen.
+        ValueError: `metrics` is no address.
     """
+    telling = MetricsEndpoint.of_server(metrics, server) if metrics is not None else contextlib.nullcontext()
     with giving_back(SERVER_SIGNALS), asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
-        return runner.run(_serve_until_signal(server, when_serving, when_reloading))
+        return runner.run(_serve_and_tell(server, when_serving, when_reloading, telling))
+
+
+async def _serve_and_tell(
+    server: BaseServer,
+    when_serving: Callable[[BaseServer], object],
+    when_reloading: Callable[[], object],
+    telling: contextlib.AbstractAsyncContextManager[object],
+) -> DrainReport:
+    async with telling:
+        report = await _serve_until_signal(server, when_serving, when_reloading)
+    await end_other_tasks()
+    if server.has_failed():
+        raise AioechoError("the lifespan of the server failed: see the log")
+    return report
 
 
 async def _serve_until_signal(
@@ -318,7 +347,4 @@ async def _serve_until_signal(
         report = await server.shutdown()
         await asyncio.gather(*stopping)
         watchdog.stop()
-        await end_other_tasks()
-        if server.has_failed():
-            raise AioechoError("the lifespan of the server failed: see the log")
         return report
