@@ -6,6 +6,7 @@ from typing import Any
 
 from aioecho.blocking.request import Threaded
 from aioecho.net.datagram_socket import DatagramTransport
+from aioecho.net.proxy_header import ProxyHeader
 from aioecho.net.room import connected_probe, is_writable
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
@@ -20,7 +21,8 @@ class ReplySocket:
     """
 
     def __init__(self, transport: DatagramTransport, send_timeout: float | None) -> None:
-        self._send = transport.send_now
+        self._send, self._find_peer = transport.send_now, transport.find_peer
+        self.proxy: ProxyHeader | None = transport.get_extra_info("proxy")
         self._sock: socket.socket = transport.get_extra_info("socket")
         self._send_timeout = send_timeout
 
@@ -47,7 +49,7 @@ class ReplySocket:
         """Return whether there may be room within so many seconds."""
         if self._sock.family != socket.AF_UNIX or not is_writable(self._sock):
             return is_writable(self._sock, seconds)
-        with connected_probe(address) as probe:
+        with connected_probe(self._find_peer(address)) as probe:
             return is_writable(probe, seconds)
 
     # The socket itself must not block: it is the event loop's, which reads it.

@@ -21,9 +21,11 @@ from aioecho.choice import serve as make_server_for
 from aioecho.cli.console import Mistake, discard_stdout
 from aioecho.cli.logs import DEFAULT_QUEUE, configure_log, flush_log
 from aioecho.cli.objects import FRAMING_HELP, find_framing, find_object, is_object_name
+from aioecho.cli.proxy import proxy_options
 from aioecho.config import Limits
 from aioecho.echo import DATAGRAM_HANDLERS, FRAME_HANDLERS, HANDLERS
 from aioecho.exceptions import AioechoError, CertificateError
+from aioecho.net.proxy_protocol import ProxyProtocol
 from aioecho.runtime.loops import LOOPS, loop_factory
 from aioecho.server import StdioServer
 from aioecho.serving.base import BaseServer
@@ -108,6 +110,7 @@ class _Workers(click.IntRange):
               help="The oldest version of TLS.")  # fmt: skip
 @click.option("--ssl-reload-interval", type=click.FloatRange(0), default=60.0, show_default=True, metavar="SECONDS",
               help="How often to look whether these files have changed, to load them anew; 0 is never.")  # fmt: skip
+@proxy_options
 @click.option("--log-level", type=click.Choice(["critical", "error", "warning", "info", "debug"]), default="info",
               show_default=True, help="The lowest level that is logged, to stderr.")  # fmt: skip
 @click.option("--log-queue", type=click.IntRange(0), default=DEFAULT_QUEUE, show_default=True, metavar="BYTES",
@@ -142,6 +145,7 @@ def serve_command(
     log_level: str,
     log_queue: int,
     app_dir: str,
+    proxy: ProxyProtocol | None,
 ) -> None:
     """Serve HANDLER, a ready-made one or a class of yours as module:Class.
 
@@ -193,6 +197,7 @@ def serve_command(
             min_version=ssl_version_min,
             poll=ssl_reload_interval or None,
         ),
+        proxy=proxy,
         backlog=backlog,
         limit_concurrency=limit_concurrency,
         grace=grace,
@@ -270,6 +275,7 @@ def _make_server(
     app_dir: str,
     framing: str | None,
     tls: TLS | None,
+    proxy: ProxyProtocol | None,
     backlog: int,
     limit_concurrency: int | None,
     grace: float,
@@ -291,9 +297,9 @@ def _make_server(
         limits = dataclasses.replace(limits, max_handlers=limit_concurrency, max_sessions=limit_concurrency)
     try:
         if len(by_class) > 1:
-            return make_server_for(by_class, ssl=tls, limits=limits, grace=grace)
+            return make_server_for(by_class, ssl=tls, proxy=proxy, limits=limits, grace=grace)
         ((handler_class, texts),) = by_class.items()
-        return make_server_for(handler_class, *texts, ssl=tls, limits=limits, grace=grace)
+        return make_server_for(handler_class, *texts, ssl=tls, proxy=proxy, limits=limits, grace=grace)
     except (TypeError, ValueError) as error:
         raise Mistake(str(error)) from error
 

@@ -10,6 +10,7 @@ from typing import Any
 from aioecho.blocking.datagrams import ThreadedDatagram
 from aioecho.config import Limits, Timeouts
 from aioecho.datagrams.dispatcher import Dispatcher
+from aioecho.datagrams.proxied import behind_header
 from aioecho.datagrams.run import DatagramRun
 from aioecho.datagrams.session_table import SessionTable
 from aioecho.datagrams.sessions import Session
@@ -151,7 +152,7 @@ class DatagramServer(BaseServer):
         self._sockets = [
             DatagramSocket(
                 each,
-                on_datagram=on_datagram,
+                on_datagram=on_datagram if each.proxy is None else behind_header(self, each.proxy, on_datagram),
                 stats=self.live_stats,
                 on_turn_end=self._dispatcher.end_turn,
                 on_gone=self._sessions.end_gone,

@@ -97,6 +97,10 @@ class DatagramTransport:
             self._socket.count_unsendable(OSError(errno.EDESTADDRREQ, "the peer has no address"), addr)
         return self._socket.sent
 
+    def find_peer(self, addr: Any) -> Any:
+        """Return where a datagram for an address is sent: there."""
+        return addr
+
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return "socket" or "sockname" of what it sends through, as asyncio's transports do."""
         if name == "socket":

@@ -9,7 +9,7 @@ import ssl as ssl_module
 import sys
 from collections.abc import Awaitable, Callable
 from types import CoroutineType
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from aioecho.runtime.logs import format_address
 from aioecho.serving.base import BaseServer
@@ -39,6 +39,8 @@ class Connection(DrainedConnection):
 
     __slots__ = ("client_address", "reason")
 
+    protocol_class: ClassVar[type[StreamProtocol]] = StreamProtocol
+
     def __init__(
         self,
         server: BaseServer,
@@ -62,7 +64,7 @@ class Connection(DrainedConnection):
         self._linger: asyncio.TimerHandle | None = None
         self._stalled: tuple[float, int, int] | None = None  # since when, and at which counts of bytes
         limits = server.admission.limits
-        kind = CountingStreamProtocol if logger.isEnabledFor(logging.DEBUG) else StreamProtocol
+        kind = CountingStreamProtocol if logger.isEnabledFor(logging.DEBUG) else self.protocol_class
         self._protocol = kind(
             loop,
             limit=limits.max_buffer,
@@ -230,12 +232,15 @@ class Connection(DrainedConnection):
             # A connection times its end itself: this time would also count while a large reply is still being sent.
             await writer.start_tls(ssl, ssl_shutdown_timeout=FOR_EVER)
         except OSError as error:
-            # The peer's fault or bad luck: garbage, silence, gone. It may be a flood of them.
-            self._server.report_not_begun(self.client_address, "TLS handshake", error)
+            self._note_failed_handshake(error)
             return
         verifying = self._verify((self._protocol.reader, writer))
         if verifying is not None:
             await verifying
+
+    def _note_failed_handshake(self, error: OSError) -> None:
+        # The peer's fault or bad luck: garbage, silence, gone. It may be a flood of them.
+        self._server.report_not_begun(self.client_address, "TLS handshake", error)
 
     def _verify(self, request: tuple[StreamReader, StreamWriter]) -> Awaitable[None] | None:
         self.request = request

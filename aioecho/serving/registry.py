@@ -255,7 +255,7 @@ class Registry:
     def unregister_connection(self, connection: Any) -> None:
         """Count an ended connection, by its `reason`; it makes room for another."""
         self._count_end(connection)
-        self.admission.leave(connection.client_address)
+        self.admission.leave(connection.counted_address)
         connection.log_end()
         if connection.reason in ("write buffer", "memory", "key updates", "shed", "handler"):
             address = format_address(connection.client_address)

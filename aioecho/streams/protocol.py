@@ -11,7 +11,7 @@ from aioecho.streams.outgoing import Outgoing, set_result
 from aioecho.streams.reader import StreamReader
 from aioecho.streams.records import BIG
 
-__all__ = ["CountingStreamProtocol", "StreamProtocol"]
+__all__ = ["CountingStreamProtocol", "ReadCountingProtocol", "StreamProtocol"]
 
 # The most that asyncio's transports read at a time. By themselves they ask for 256 KiB, for which malloc() maps memory at each
 # read and unmaps it, as it does from 128 KiB on unless its heap happens to have room. That was measured as twice the processor
@@ -227,21 +227,31 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
             raise self.lost_with
 
 
-class CountingStreamProtocol(StreamProtocol):
-    """A StreamProtocol that counts bytes, which costs every message some time."""
+class ReadCountingProtocol(StreamProtocol):
+    """A StreamProtocol that counts the bytes that are read, which costs every message some time."""
 
-    __slots__ = ("bytes_in", "bytes_out")
-
-    counts = True
+    __slots__ = ("bytes_in",)
 
     def __init__(self, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
         super().__init__(loop, **options)
-        self.bytes_in = self.bytes_out = 0
+        self.bytes_in = 0
 
     def data_received(self, data: bytes) -> bool:  # type: ignore[override]
         """Count, and do as for any stream."""
         self.bytes_in += len(data)
         return self.deliver(data)
+
+
+class CountingStreamProtocol(ReadCountingProtocol):
+    """A StreamProtocol that counts bytes in both directions, which costs every message some time more."""
+
+    __slots__ = ("bytes_out",)
+
+    counts = True
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
+        super().__init__(loop, **options)
+        self.bytes_out = 0
 
     def note_write(self, data: Buffer) -> bool:
         """Count, and do as for any stream."""
