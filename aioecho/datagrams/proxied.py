@@ -9,6 +9,7 @@ from aioecho.net.datagram_socket import DatagramTransport
 from aioecho.net.proxy_datagrams import ProxiedTransport
 from aioecho.net.proxy_header import ProxyHeaderError
 from aioecho.net.proxy_protocol import ProxyProtocol, addresses_of
+from aioecho.runtime.logs import format_address
 from aioecho.serving.ends import PROXY_REASONS
 
 __all__ = ["behind_header"]
@@ -34,11 +35,11 @@ def behind_header(server: DatagramServing, proxy: ProxyProtocol, receive: Receiv
         try:
             header = proxy.parse(data)
         except ProxyHeaderError as error:
-            logger.debug("dropped a datagram from %s: %s", peer, error)
+            logger.debug("dropped a datagram from %s: %s", format_address(peer), error)
             server.drop(PROXY_REASONS[error.reason], peer)
             return
         if header is None:
-            logger.debug("dropped a datagram from %s, which ends in its PROXY header", peer)
+            logger.debug("dropped a datagram from %s, which ends in its PROXY header", format_address(peer))
             server.drop("proxy malformed" if data else "proxy missing", peer)
             return
         client, _ = addresses_of(header, peer)

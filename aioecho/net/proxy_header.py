@@ -132,7 +132,7 @@ def find_missing(buffer: bytes | bytearray) -> int:
     if buffer.startswith(b"PROXY UNKNOWN"):
         return 1 if buffer.endswith(b"\r") else 2
     # Every field that has not begun has a space and a character, and there is the line's end.
-    return 1 if buffer.endswith(b"\r") else 2 * (SPACES - buffer.count(b" ")) + 2
+    return 1 if buffer.endswith(b"\r") else 2 * max(SPACES - buffer.count(b" "), 0) + 2
 
 
 # Version 1
