@@ -10,7 +10,6 @@ import socket
 import socketserver
 import ssl
 import struct
-import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -20,8 +19,8 @@ from typing import Any
 
 import pytest
 from conftest import check_identity, settle
-from helpers import ANYWHERE, ON_ONE_LOOP, ask, check_mistake, close, handler, invoke, reset
-from hypothesis import HealthCheck, given, settings
+from helpers import ANYWHERE, ask, check_mistake, close, handler, invoke, reset
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import Program
 from programs import ask as ask_program
@@ -157,7 +156,9 @@ async def test_everything_in_a_header_is_extra_info_of_the_writer() -> None:
         seen.append(self.writer.get_extra_info("nothing", 7))
 
     tls = tlv(0x20, b"\x07\0\0\0\0" + tlv(0x21, b"TLSv1.3") + tlv(0x22, b"client") + tlv(0x23, b"AES"))
-    tlvs = tlv(1, b"h2") + tlv(2, b"b.example") + tlv(5, b"one") + tls + tlv(0xEA, b"\1vpce-1") + tlv(0xEE, b"\1\5\0\0\0")
+    tlvs = (
+        tlv(1, b"h2") + tlv(2, b"b.example") + tlv(5, b"one") + tls + tlv(0xEA, b"\1vpce-1") + tlv(0xEE, b"\1\5\0\0\0")
+    )
     async with serving(handler(keep)) as server:
         await ask(server, with_checksum(binary(tlvs=tlvs)) + b"x")
         header, peer, nothing = seen
@@ -434,7 +435,11 @@ async def test_each_endpoint_may_have_its_own() -> None:
     async def tell(self: Any) -> None:
         await self.send(repr(self.client_address[0]).encode())
 
-    endpoints = ("tcp://127.0.0.1:0", "tcp://127.0.0.1:0?proxy=v1&proxy_from=127.0.0.1", "tcp://127.0.0.1:0?proxy_from=*&proxy=v2")
+    endpoints = (
+        "tcp://127.0.0.1:0",
+        "tcp://127.0.0.1:0?proxy=v1&proxy_from=127.0.0.1",
+        "tcp://127.0.0.1:0?proxy_from=*&proxy=v2",
+    )
     async with aioecho.serve(handler(tell), *endpoints) as server:
         plain, first, second = (sock.getsockname() for sock in server.sockets)
         assert await ask(plain) == b"'127.0.0.1'"
@@ -449,7 +454,9 @@ async def test_each_endpoint_may_have_its_own() -> None:
 @pytest.mark.parametrize("make", [aioecho.TCPServer, aioecho.UDPServer])
 def test_over_the_network_a_server_is_not_made_without_a_trusted_balancer(make: Any) -> None:
     Handler = Tell if make is aioecho.TCPServer else TellDatagram
-    with pytest.raises(ValueError, match=r"^no balancer is trusted to send PROXY headers to (tcp|udp)://127.0.0.1:0: ") as caught:
+    with pytest.raises(
+        ValueError, match=r"^no balancer is trusted to send PROXY headers to (tcp|udp)://127.0.0.1:0: "
+    ) as caught:
         make(ANYWHERE, Handler, proxy=aioecho.ProxyProtocol())
     assert "\n" not in str(caught.value)
 
@@ -510,7 +517,9 @@ def test_a_proxy_protocol_can_be_sent_to_a_worker() -> None:
     assert sent.trusts("")
 
 
-@pytest.mark.parametrize("text", ["tcp://*:9?proxy=any&proxy_from=10.0.0.0/8,::1", "unix:/s?mode=600&proxy=v1", "fd://3?proxy=v2"])
+@pytest.mark.parametrize(
+    "text", ["tcp://*:9?proxy=any&proxy_from=10.0.0.0/8,::1", "unix:/s?mode=600&proxy=v1", "fd://3?proxy=v2"]
+)
 def test_an_endpoint_shows_its_options(text: str) -> None:
     assert str(aioecho.serve(Tell, text).endpoints[0]) == text
 
@@ -618,7 +627,9 @@ async def test_a_limit_per_host_counts_the_clients_of_datagrams() -> None:
 
 def mutated(random: Random) -> bytes:
     """Return a header that is wrong in some way, mostly."""
-    header = bytearray(random.choice((LINE, binary(), LOCAL, with_checksum(binary(tlvs=tlv(5, b"id"))), b"PROXY UNKNOWN\r\n")))
+    header = bytearray(
+        random.choice((LINE, binary(), LOCAL, with_checksum(binary(tlvs=tlv(5, b"id"))), b"PROXY UNKNOWN\r\n"))
+    )
     for _ in range(random.randint(1, 3)):
         at = random.randrange(len(header) or 1)
         match random.randrange(4):
@@ -679,3 +690,154 @@ async def test_no_malformed_header_is_accepted_or_keeps_a_place(Handler: Any) ->
         assert len(accepted) == expected
         assert server.stats.failed == 0
         assert set(server.stats.reasons) > {"proxy missing", "proxy malformed", "proxy timeout"}
+
+
+# The shell, and workers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--proxy-protocol", "v1"], "no balancer is trusted to send PROXY headers to tcp://127.0.0.1:9999"),
+        (["--proxy-allow-from", "10.0.0.0/8"], "--proxy-allow-from goes with --proxy-protocol"),
+        (["--proxy-protocol", "any", "--proxy-allow-from", "10.0.0.0/8,,x"], "--proxy-allow-from has ''"),
+        (["--bind", "tcp://*:0?proxy=v2"], "no balancer is trusted to send PROXY headers to tcp://*:0"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(arguments: list[str], complaint: str) -> None:
+    check_mistake(invoke("serve", *arguments), complaint)
+
+
+SERVES_TELL = """
+import socketserver
+import aioecho
+class Tell(aioecho.StreamRequestHandler):
+    async def handle(self):
+        header = self.writer.get_extra_info("proxy")
+        async for line in self.reader:
+            await self.send(repr((self.client_address, header and header.version)).encode() + line)
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_command_line_serves_behind_a_balancer(workers: int, tmp_path: Path) -> None:
+    (tmp_path / "tell.py").write_text(SERVES_TELL)
+    with Program.aioecho(
+        *("serve", "tell:Tell", "--workers", str(workers), "--proxy-protocol", "any"),
+        *("--proxy-allow-from", "10.0.0.0/8,127.0.0.1", "--bind", "tcp://127.0.0.1:0"),
+        *("--bind", f"unix:{tmp_path}/s", "--bind", "tcp://127.0.0.1:0?proxy=v2&proxy_from=127.0.0.0/8"),
+        cwd=tmp_path,
+    ) as server:
+        first, path, second = (server.listening() for _ in range(3))
+        for endpoint in (first, path):
+            assert ask_program(endpoint, LINE + b"x\n") == b"(('192.0.2.1', 40000), 1)x\n"
+            assert ask_program(endpoint, binary() + b"x\n") == b"(('192.0.2.1', 40000), 2)x\n"
+        assert ask_program(second, binary() + b"x\n") == b"(('192.0.2.1', 40000), 2)x\n"
+        with contextlib.suppress(OSError):
+            assert ask_program(second, LINE) == b""
+        assert server.stop() == 0
+        assert "WARNING" not in server.stderr()
+
+
+# Real balancers
+
+HAPROXY = shutil.which("haproxy", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin")))
+needs_haproxy = pytest.mark.skipif(HAPROXY is None, reason="haproxy is not installed")
+
+
+def free_port() -> int:
+    with socket.create_server(ANYWHERE) as sock:
+        return int(sock.getsockname()[1])
+
+
+@contextlib.contextmanager
+def haproxy(folder: Path, sections: str) -> Iterator[None]:
+    """Run HAProxy until the end of the block."""
+    (folder / "haproxy.cfg").write_text(
+        "global\n  maxconn 100\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 30s\n  timeout server 30s\n"
+        + sections
+    )
+    assert HAPROXY is not None
+    with Program(HAPROXY, "-db", "-f", folder / "haproxy.cfg") as program:
+        yield
+        program.stop()
+
+
+async def connect_when_there(port: int, **options: Any) -> Any:
+    for _ in range(500):
+        with contextlib.suppress(OSError):
+            return await asyncio.open_connection("127.0.0.1", port, **options)
+        await asyncio.sleep(0.01)
+    raise AssertionError("nothing listens there")
+
+
+@needs_haproxy
+@BOTH
+@pytest.mark.parametrize(("option", "version"), [("send-proxy", 1), ("send-proxy-v2", 2)])
+async def test_haproxys_clients_are_seen(Handler: Any, option: str, version: int, tmp_path: Path) -> None:
+    async with serving(Handler) as server:
+        port, back = free_port(), server.server_address[1]
+        with haproxy(tmp_path, f"listen l\n  bind 127.0.0.1:{port}\n  server s 127.0.0.1:{back} {option}\n"):
+            reader, writer = await connect_when_there(port)
+            writer.write(b"hello\n")
+            client = str(writer.get_extra_info("sockname")).encode()
+            assert await reader.readline() == b"%b v%d hello\n" % (client, version)
+            await close(writer)
+
+
+@needs_haproxy
+async def test_haproxy_tells_of_tls_and_its_unique_id(tls: SimpleNamespace, tmp_path: Path) -> None:
+    headers: list[Any] = []
+
+    async def tell(self: Any) -> None:
+        headers.append(self.writer.get_extra_info("proxy"))
+        await self.send(await self.reader.readline())
+
+    async with serving(handler(tell), ssl=tls.server) as server:
+        port, back = free_port(), server.server_address[1]
+        with haproxy(
+            tmp_path,
+            f"listen l\n  bind 127.0.0.1:{port} ssl crt {tls.files.server} ca-file {tls.files.ca} verify optional alpn x\n"
+            "  unique-id-format %ci-%cp\n"
+            f"  server s 127.0.0.1:{back} ssl verify none send-proxy-v2-ssl-cn"
+            " proxy-v2-options cert-key,cert-sig,ssl-cipher,authority,crc32c,unique-id\n",
+        ):
+            for context, name in ((tls.client, None), (tls.known_client, "client@example.org")):
+                reader, writer = await connect_when_there(port, ssl=context, server_hostname="localhost")
+                writer.write(b"hello\n")
+                assert await reader.readline() == b"hello\n"
+                host, number = writer.get_extra_info("sockname")
+                await close(writer)
+                header = headers[-1]
+                assert header.source == (host, number)
+                assert header.unique_id == f"{host}-{number}".encode()
+                assert header.authority == "localhost"
+                assert header.has_checksum
+                assert (header.tls.version, header.tls.is_tls, header.tls.is_verified) == (
+                    "TLSv1.3",
+                    True,
+                    name is not None,
+                )
+                assert header.tls.cipher.startswith("TLS_")
+                assert name is None or name in (header.tls.common_name or name)
+
+
+@needs_haproxy
+@BOTH
+@pytest.mark.parametrize("with_tls", [False, True])
+async def test_haproxys_health_checks_are_probes(
+    Handler: Any, with_tls: bool, tls: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(Handler, ssl=tls.server if with_tls else None) as server:
+        back = server.server_address[1]
+        check = "check inter 50ms fastinter 50ms downinter 50ms"
+        servers = [f"{check} send-proxy", f"{check} send-proxy-v2", f"{check} check-send-proxy send-proxy-v2"]
+        if with_tls:
+            servers += [f"{each} ssl verify none" for each in servers]
+        lines = "".join(f"  server s{number} 127.0.0.1:{back} {each}\n" for number, each in enumerate(servers))
+        with haproxy(tmp_path, f"listen l\n  bind 127.0.0.1:{free_port()}\n{lines}"):
+            await settle(lambda: server.stats.reasons["probe"] >= 50)
+        await settle(lambda: not server.connections)
+        assert set(server.stats.reasons) == {"probe"}
+        assert (server.stats.failed, server.stats.rejected) == (0, 0)
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]

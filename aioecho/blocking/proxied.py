@@ -21,6 +21,9 @@ from aioecho.serving.proxied import find_probe, log_no_header, report_late_heade
 
 __all__ = ["ProxiedThreadedConnection"]
 
+# What a handshake meets whose peer has closed or reset the connection. An end is OpenSSL's one in order, as tls.py has it.
+ENDS = (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+
 
 class ProxiedThreadedConnection(ThreadedConnection):
     """A connection with a blocking handler that is to begin with a PROXY header.
@@ -159,15 +162,14 @@ class ProxiedThreadedConnection(ThreadedConnection):
 
     def _serve(self) -> None:
         super()._serve()
-        if (
-            self.reason == "handshake"
-            and isinstance(self._handshake_error, ConnectionResetError | BrokenPipeError | ssl.SSLEOFError)
-            and self._header is not None
-            and self._kept is not None
-            # The end of the stream counts as a byte.
-            and (tcp_info(self._kept, BYTES_RECEIVED) or 0) <= self._header.size + 1
-        ):
+        if self.reason == "handshake" and isinstance(self._handshake_error, ENDS) and self._has_only_header(self._kept):
             self.reason, self._handshake_error = "probe", None
+
+    def _has_only_header(self, sock: socket.socket | None) -> bool:
+        """Tell whether nothing has come behind the header; True where the system does not tell."""
+        received = None if sock is None else tcp_info(sock, BYTES_RECEIVED)
+        assert self._header is not None
+        return received is None or received <= self._header.size + 1  # the end of the stream counts as a byte
 
     def _call_handler(self, request: Any) -> None:
         request.proxy = self._header
