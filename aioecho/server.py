@@ -70,7 +70,7 @@ class _ListeningSocket:
         assert self._proxy is not None
         if not self._proxy.trusts(address):
             self._server.reject(sock, address, "proxy untrusted")
-        # Limits per host are for clients, whose addresses are not known yet.
+        # Limits per host are for clients. The client's address is not known yet.
         elif not self._server.admission.enqueue(sock, None, lambda sock, _: self._serve_balancer(sock, address)):
             self._serve_balancer(sock, address)
 

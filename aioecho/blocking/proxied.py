@@ -21,7 +21,7 @@ from aioecho.serving.proxied import find_probe, log_no_header, report_late_heade
 
 __all__ = ["ProxiedThreadedConnection"]
 
-# What a handshake meets whose peer has closed or reset the connection. An end is OpenSSL's one in order, as tls.py has it.
+# What a handshake meets when its peer has closed or reset the connection. An end is OpenSSL's one in order, as tls.py has it.
 ENDS = (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 

@@ -18,7 +18,7 @@ def proxy_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--proxy-protocol", type=click.Choice(list(VERSIONS)),
                   help="Expect a PROXY header, of this version, at the beginning of every connection or datagram.")  # fmt: skip
     @click.option("--proxy-allow-from", metavar="NETWORKS",
-                  help="The balancers whose headers to believe: addresses or networks, with commas between them; * is"
+                  help="The trusted balancers: addresses or networks, with commas between them; * is"
                   " every address. Peers of Unix sockets need none.")  # fmt: skip
     @functools.wraps(command)
     def with_proxy(*arguments: Any, proxy_protocol: str | None, proxy_allow_from: str | None, **options: Any) -> Any:

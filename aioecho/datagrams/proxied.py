@@ -1,4 +1,4 @@
-"""Datagrams that begin with a PROXY header: each has its own, in front of what its client has sent."""
+"""Datagrams that begin with a PROXY header: every one has its own, in front of what its client has sent."""
 
 import logging
 from collections.abc import Callable

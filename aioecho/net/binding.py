@@ -48,7 +48,7 @@ class BoundSocket:
     """
 
     proxy: ProxyProtocol | None = None
-    """Whose PROXY headers come first: see expect_headers()."""
+    """The PROXY headers that come first: see expect_headers()."""
 
     def __init__(
         self, sock: socket.socket, name: str, path: str | None = None, endpoint: HostEndpoint | None = None

@@ -16,7 +16,7 @@
 ===================================  ==========================================================================
 
 All but ``stdio:`` may have the options of the PROXY protocol, as ``tcp://*:9999?proxy=v2&proxy_from=10.0.0.0/8``: ``proxy=v1``,
-``v2`` or ``any``, and the networks, with commas between them, whose headers to believe.
+``v2`` or ``any``, and the networks of trusted balancers, with commas between them.
 """
 
 import asyncio

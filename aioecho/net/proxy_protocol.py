@@ -1,4 +1,4 @@
-"""Whose PROXY headers to believe, and which: what a server, or one of its endpoints, is given as `proxy`."""
+"""The balancers that may send PROXY headers, and which: what a server, or one of its endpoints, is given as `proxy`."""
 
 import ipaddress
 import re
@@ -23,7 +23,7 @@ OPTIONS = ("proxy", "proxy_from")
 # The shortest header that can be allowed: an IPv4 one of version 2. And the longest that there is.
 LEAST, MOST = 28, 16 + 2**16 - 1
 
-# Balancers whose addresses are remembered as trusted or not.
+# Addresses that are remembered as trusted or not.
 REMEMBERED = 1024
 
 
@@ -32,7 +32,7 @@ class ProxyProtocol:
     """Has a server expect a PROXY header (version 1 or 2) before everything else that a connection, or a datagram, has.
 
     Args:
-        trusted: the addresses, or networks such as "10.0.0.0/8", of the balancers whose headers to believe; "*" is every
+        trusted: the addresses, or networks such as "10.0.0.0/8", of the trusted balancers; "*" is every
             address. Anything else that connects is rejected before a byte of it is read. There is no default: over TCP and
             UDP a server is not made without one. Peers of Unix sockets are always trusted, as the file's permissions decide.
         versions: the versions that are accepted.
@@ -88,7 +88,7 @@ class ProxyProtocol:
         return f"proxy={name}" + (f"&proxy_from={trusted}" if trusted else "")
 
     def trusts(self, address: Any) -> bool:
-        """Tell whether to believe the headers of a peer, by its address as accept() gives it."""
+        """Tell whether a peer is trusted to send headers, by its address as accept() gives it."""
         return not isinstance(address, tuple) or _is_in(unmapped(address)[0], self._networks)
 
     def parse(self, buffer: bytes | bytearray) -> ProxyHeader | None:
