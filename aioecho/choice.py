@@ -156,6 +156,10 @@ class Service(BaseServer):
             stats.add(part.stats)
         return stats
 
+    def broadcast(self, data: bytes, **options: Any) -> int:
+        """Write a message to many of the clients of streams: see :meth:`BaseServer.broadcast`."""
+        return self._parts[0].broadcast(data, **options)
+
     def owns_this_thread(self) -> bool:
         """Tell whether the caller runs in a thread of a part's blocking handlers. May be called in any thread."""
         return any(part.owns_this_thread() for part in self._parts)

@@ -179,7 +179,7 @@ def test_a_member_that_does_not_read_is_cut_off_and_the_others_go_on() -> None:
             speaker.sendall(b"Speaker\n")
             while b"Speaker: has joined\n" not in replies.readline():
                 pass
-            while server.stats.reasons["write buffer"] == 0:
+            while server.stats.reasons["broadcast"] == 0:
                 speaker.sendall(b"x" * 2**15 + b"\n")
                 replies.readline()
             speaker.sendall(b"the end\n")

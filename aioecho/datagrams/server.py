@@ -138,6 +138,10 @@ class DatagramServer(BaseServer):
         """The timeouts of the handler class, or else the server's."""
         return self.timeouts_of(self.RequestHandlerClass)
 
+    def broadcast(self, data: bytes, **options: Any) -> int:
+        """Raise TypeError: there are no connections. A datagram is sent to an address, by a handler's transport."""
+        raise TypeError("broadcast() is for streams: datagrams are sent by a handler's transport, to an address")
+
     def _timeouts_changed(self) -> None:
         runs = (each for each in self._connections if isinstance(each, DatagramRun))
         self.timeout_sweeper.mark_all(runs, self.handler_timeouts)

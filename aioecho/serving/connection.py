@@ -284,6 +284,16 @@ class Connection(DrainedConnection):
         with contextlib.suppress(RuntimeError):  # it has ended in the same turn
             scope.reschedule(0)
 
+    # Broadcasts.
+
+    def is_listening(self) -> bool:
+        """Tell whether broadcasts are for it: its handler's setup() is done, and handle() runs."""
+        return self._stage == HANDLE
+
+    def push(self, data: bytes, most: int) -> bool:
+        """Write a broadcast, unless too much waits to be sent already: return False. If the handler has ended, do nothing."""
+        return self._stage != HANDLE or self._protocol.push(data, most)
+
     # How it ends.
 
     def get_stream(self) -> StreamReader:

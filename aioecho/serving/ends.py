@@ -46,6 +46,7 @@ Reason = Literal[
     "write buffer",
     "key updates",
     "memory",
+    "broadcast",
     "shed",
     "cancelled",
     "unsent",
@@ -82,6 +83,7 @@ OUTCOMES: Mapping[str, Outcome] = {
     "write buffer": "failed",
     "key updates": "failed",
     "memory": "failed",
+    "broadcast": "failed",
     "shed": "failed",
     "cancelled": "cancelled",
     "unsent": "cancelled",
@@ -167,6 +169,10 @@ class Ended:
         if isinstance(error, asyncio.CancelledError | GeneratorExit):  # the latter meets one that swallows the former
             return "connection lost" if self.is_peer_lost() else self.why_cancelled()
         return find_peers_reason(error, self) or "error"
+
+    def is_listening(self) -> bool:
+        """Tell whether broadcasts are for it: the handle() of a stream's handler runs in the loop."""
+        return False
 
     # What the peer and the network have done, to be overridden where there is a stream.
 

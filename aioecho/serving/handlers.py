@@ -1,7 +1,7 @@
 """The classes that a handler is made from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Coroutine, Iterator
+from collections.abc import Awaitable, Coroutine, Hashable, Iterator
 from time import monotonic
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -124,6 +124,21 @@ class StreamRequestHandler(BaseRequestHandler):
         if protocol.needs_slow_path or protocol.transport.is_closing():
             del data  # asyncio's transport on 3.11 has a copy: not to hold both while the peer takes nothing
             await self.writer.drain()
+
+    def join(self, group: Hashable) -> None:
+        """Get what ``server.broadcast(data, to=group)`` sends, from now on, or once setup() is done. The group may be new.
+
+        The connection's end leaves all groups.
+        """
+        connection = self.writer.protocol.driver
+        if connection is not None:  # else it has ended
+            self.server.audience.join(connection, group)  # type: ignore[arg-type] # a server's stream has a Connection
+
+    def leave(self, group: Hashable) -> None:
+        """Get no more of what is sent to a group. It may be one that the handler is not in."""
+        connection = self.writer.protocol.driver
+        if connection is not None:
+            self.server.audience.leave(connection, group)  # type: ignore[arg-type]
 
     async def draining(self) -> None:
         """Say goodbye: called when the server begins to stop, in a task of its own, beside :meth:`handle`.

@@ -7,13 +7,14 @@ import logging
 import socket
 import ssl as ssl_module
 import sys
-from collections.abc import Awaitable, Callable, Collection
-from typing import Any, ClassVar
+from collections.abc import Awaitable, Callable, Collection, Hashable
+from typing import Any, ClassVar, Literal
 
 from aioecho.config import Limits, Timeouts, check_type
 from aioecho.runtime.logs import BoundedLog, format_address
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.admission import Admission
+from aioecho.serving.audience import MOST_UNSENT, Audience
 from aioecho.serving.drain import Drain, Served
 from aioecho.serving.end_record import MistakeLog, log_end
 from aioecho.serving.ends import OUTCOMES, Ended, Reason, ending, find_other_stream, find_peers_reason
@@ -25,6 +26,9 @@ from aioecho.streams.handshake_limit import HandshakeLimit
 __all__ = ["Registry"]
 
 logger = logging.getLogger("aioecho.server")
+
+# The reasons of connections that the server has cut off, which the log tells of.
+CUT_OFF = {"write buffer", "memory", "key updates", "broadcast", "shed", "handler"}
 
 
 class Registry:
@@ -39,6 +43,7 @@ class Registry:
     `keep_backlog`: whether the end of accepting leaves what the kernel has queued to other processes, which have the same
     sockets. `on_accept`: called for every connection, or datagram's handler, that is registered. Workers set the two.
     `live_stats`: what `stats` tells.
+    `audience`: what broadcasts. `goodbyes`: the tasks that run a handler's draining(), by their connections.
     """
 
     # What a subclass for datagrams has otherwise.
@@ -62,12 +67,13 @@ class Registry:
         self.event_loop: asyncio.AbstractEventLoop | None = None
         self.handler_threads: ThreadPool | None = None
         self._connections: set[Any] = set()
-        self.goodbyes: dict[Any, asyncio.Task[None]] = {}  # of connections whose handlers' draining() runs, or has
+        self.goodbyes: dict[Any, asyncio.Task[None]] = {}
         self.admission = Admission(
             check_type("limits", limits if limits is not None else Limits(), Limits),
             self._connections,
             self._resume_listeners,
         )
+        self.audience = Audience(self._connections, self.live_stats)
         self.handshake_limit = HandshakeLimit(lambda: self.limits.max_handshakes)
         self.timeout_sweeper = TimeoutSweeper()
         self._timeouts = check_type("timeouts", timeouts if timeouts is not None else Timeouts(), Timeouts)
@@ -125,6 +131,47 @@ class Registry:
 
     def _timeouts_changed(self) -> None:
         self.timeout_sweeper.mark_all((each for each in self._connections if hasattr(each, "place")), self._timeouts)
+
+    def broadcast(
+        self,
+        data: bytes,
+        *,
+        to: Hashable = None,
+        but: Any = None,
+        most: int = MOST_UNSENT,
+        full: Literal["close", "skip"] = "close",
+    ) -> int:
+        """Write a message to many clients, without waiting for any of them; return to how many.
+
+        A client gets all of the message or nothing, and broadcasts in their order; a thousand are written to in a turn of the
+        loop. Clients of blocking handlers get none, nor do clients whose handler's setup() has not returned. What this meets on
+        a client's connection concerns that connection alone. A broadcast is no answer to what that client has asked.
+
+        Args:
+            data: the message, in bytes.
+            to: a group, of handlers that have called ``self.join(group)``; or a handler class; or None, for all.
+            but: a handler whose client gets nothing, such as the speaker's.
+            most: bytes. A client for which more would wait to be sent than this is too slow.
+            full: what happens to a client that is too slow: its connection is aborted, with the reason "broadcast"; or, with
+                "skip", it does not get this message, and ``stats.skipped`` counts that.
+
+        Raises:
+            TypeError: the server is for datagrams, or `data` is no bytes.
+            ValueError: `data` alone is more than `most` bytes.
+            RuntimeError: this is not the thread of the server's event loop.
+        """
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"what is broadcast is bytes, not {type(data).__name__}")
+        if len(data) > most:
+            raise ValueError(f"a broadcast of {len(data)} bytes is more than the {most} that may wait for a client")
+        if full not in ("close", "skip"):
+            raise ValueError(f"full must be 'close' or 'skip', not {full!r}")
+        if self.event_loop is None or asyncio._get_running_loop() is not self.event_loop:
+            raise RuntimeError(
+                "broadcast() is called in the server's event loop: elsewhere use"
+                " server.event_loop.call_soon_threadsafe(server.broadcast, data)"
+            )
+        return self.audience.send(bytes(data), to, but, most, full)
 
     @property
     def what_it_serves(self) -> str:
@@ -255,9 +302,10 @@ class Registry:
     def unregister_connection(self, connection: Any) -> None:
         """Count an ended connection, by its `reason`; it makes room for another."""
         self._count_end(connection)
+        self.audience.forget(connection)
         self.admission.leave(connection.counted_address)
         connection.log_end()
-        if connection.reason in ("write buffer", "memory", "key updates", "shed", "handler"):
+        if connection.reason in CUT_OFF:
             address = format_address(connection.client_address)
             self._cut_log.report("cut off the connection from %s: %s", address, connection.reason)
         self._resume_listeners()
