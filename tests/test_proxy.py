@@ -416,6 +416,50 @@ async def test_the_end_of_the_grace_ends_the_wait_for_a_header(Handler: Any) -> 
         await close(writer)
 
 
+@BOTH
+async def test_a_connection_can_be_aborted_while_its_header_is_read(Handler: Any) -> None:
+    async with serving(Handler) as server:
+        for sent in (b"", LINE[:20]):
+            reader, writer = await asyncio.open_connection(*server.server_address)
+            writer.write(sent)
+            await settle(lambda: len(server.connections) == 1)
+            await settle()
+            for connection in server.connections:
+                assert connection.client_address == writer.get_extra_info("sockname")
+                connection.abort()
+            with contextlib.suppress(OSError):
+                assert await reader.read() == b""
+            await close(writer)
+        assert server.stats.reasons == {"cancelled": 2}
+
+
+@BOTH
+async def test_clients_that_wait_for_room_at_a_stop_are_served_behind_their_headers(Handler: Any) -> None:
+    limits = aioecho.Limits(max_connections=1, max_per_host=2)
+    async with aioecho.TCPServer(ANYWHERE, Handler, proxy=HERE, limits=limits) as server:
+        streams = [await asyncio.open_connection(*server.server_address) for _ in range(3)]
+        for _, writer in streams:
+            writer.write(LINE + b"hello\n")
+        assert await streams[0][0].readline()
+        stop = asyncio.create_task(server.shutdown(10))
+        for reader, writer in streams[:2]:
+            writer.write_eof()
+            assert (await reader.read()).endswith(b"hello\n") or reader is streams[0][0]
+            await close(writer)
+        await settle(lambda: server.stats.completed == 2)
+        server.end_at_once("by the test")
+        await stop
+        await close(streams[2][1])
+        check_identity(server)
+
+
+@BOTH
+async def test_a_header_may_be_longer_than_the_buffer(Handler: Any) -> None:
+    async with serving(Handler, limits=aioecho.Limits(max_buffer=100)) as server:
+        sent = binary(tlvs=tlv(4, b"x" * 3900)) + b"hello\n" * 20
+        assert (await ask(server, sent)).count(b"v2 hello\n") == 20
+
+
 # Unix sockets, and where it is set
 
 

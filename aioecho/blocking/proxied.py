@@ -17,7 +17,7 @@ from aioecho.net.proxy_protocol import ProxyProtocol, addresses_of
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
 from aioecho.serving.ends import PROXY_REASONS, Reason
-from aioecho.serving.proxied import find_probe, log_no_header, report_late_header
+from aioecho.serving.proxied import find_probe, log_client, log_no_header, report_late_header
 
 __all__ = ["ProxiedThreadedConnection"]
 
@@ -93,7 +93,9 @@ class ProxiedThreadedConnection(ThreadedConnection):
     def _begin_behind(self, header: ProxyHeader) -> None:
         self._stop_reading()
         self._header = self.request.proxy = header
-        self.client_address, counted = addresses_of(header, self.client_address)
+        peer = self.client_address
+        self.client_address, counted = addresses_of(header, peer)
+        log_client(self.client_address, peer)
         if counted is not None:
             reason = self._server.admission.admit_host(counted)
             if reason is not None:

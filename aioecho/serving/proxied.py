@@ -20,12 +20,18 @@ from aioecho.streams.handshake import Handshake
 from aioecho.streams.protocol import ReadCountingProtocol
 from aioecho.streams.proxy import ProxiedWriter, read_header
 
-__all__ = ["ProxiedConnection", "find_probe", "log_no_header", "report_late_header"]
+__all__ = ["ProxiedConnection", "find_probe", "log_client", "log_no_header", "report_late_header"]
 
 logger = logging.getLogger("aioecho.server")
 
 # What a probe's end is for other connections: always, and if the peer has ended it before the handler did.
 OF_LOSS, OF_ENDS = ("connection lost", "incomplete"), ("finished", "half_closed")
+
+
+def log_client(client: Any, peer: Any) -> None:
+    """Log, at DEBUG, for which client a balancer has connected."""
+    if logger.isEnabledFor(logging.DEBUG):
+        logger.debug("%s is the client of %s", format_address(client), format_address(peer))
 
 
 def log_no_header(peer: Any, error: object) -> None:
@@ -92,9 +98,7 @@ class ProxiedConnection(Connection):
             return
         peer = self.client_address
         self.client_address, counted = addresses_of(header, peer)
-        logger.debug(
-            "%s is the client of %s, by its PROXY header", format_address(self.client_address), format_address(peer)
-        )
+        log_client(self.client_address, peer)
         if counted is not None:
             reason = self._server.admission.admit_host(counted)
             if reason is not None:
