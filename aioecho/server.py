@@ -20,9 +20,10 @@ from aioecho.net.endpoints import (
 from aioecho.net.kernel import set_keepalive
 from aioecho.net.proxy_protocol import ProxyProtocol
 from aioecho.net.watch import OUT_OF_RESOURCES
-from aioecho.serving.base import BaseServer, ListeningSocket
+from aioecho.serving.base import BaseServer
 from aioecho.serving.connection import Connection
 from aioecho.serving.handler_types import is_blocking
+from aioecho.serving.listening import ListeningSocket
 from aioecho.serving.proxied import ProxiedConnection
 
 __all__ = ["StdioServer", "StreamServer", "TCPServer", "UnixStreamServer"]

@@ -232,6 +232,14 @@ def test_arguments_come_with_partial() -> None:
         assert ask_server(server) == b"Good morning!\n"
 
 
+@runs("lifespan")
+def test_a_database_is_open_while_the_server_serves(tmp_path: Path) -> None:
+    text = BLOCKS["lifespan"].replace('"visits.db"', repr(str(tmp_path / "visits.db")))
+    for expected in ([b"visit 1\n", b"visit 2\n"], [b"visit 3\n"]):
+        with served(text) as server:
+            assert [ask_server(server) for _ in expected] == expected
+
+
 @runs("subscriber")
 def test_a_publisher_notices_that_subscribers_go_and_says_goodbye() -> None:
     with served(BLOCKS["subscriber"]) as server:

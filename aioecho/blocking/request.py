@@ -82,10 +82,24 @@ class Threaded(Ended):
         else:
             self._go_on(verified)
 
+    def _get_verification_limit(self) -> tuple[float | None, Reason]:
+        """Return the seconds that a coroutine of verify_request() has, and the reason of what takes longer."""
+        return self._server.timeouts.handshake, "handshake"
+
     async def _verify(self, verified: Awaitable[bool]) -> None:
+        seconds, reason = self._get_verification_limit()
+        scope = asyncio.timeout(seconds)
         try:
-            self._go_on(await verified)
+            async with scope:
+                verdict = await verified
+            self._go_on(verdict)
         except Exception as error:
+            if scope.expired() and isinstance(error, TimeoutError):
+                self.reason = reason
+                error = TimeoutError(f"verify_request() took longer than {seconds:.4g} seconds")
+                self._server.report_not_begun(self.client_address, "verification", error)
+                self._return()
+                return
             self.report_end(error, self._server)
             self._return()
 

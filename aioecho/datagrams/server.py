@@ -10,6 +10,7 @@ from typing import Any
 from aioecho.blocking.datagrams import ThreadedDatagram
 from aioecho.config import Limits, Timeouts
 from aioecho.datagrams.dispatcher import Dispatcher
+from aioecho.datagrams.handover import Handover
 from aioecho.datagrams.proxied import behind_header
 from aioecho.datagrams.run import DatagramRun
 from aioecho.datagrams.session_table import SessionTable
@@ -66,6 +67,8 @@ class DatagramServer(BaseServer):
     _socket_type = socket.SOCK_DGRAM
     _what = "datagram"
     live_stats: DatagramStats
+    handover: Handover | None = None
+    """What a worker hands its sessions over with."""
 
     def __init__(
         self,
@@ -167,7 +170,34 @@ class DatagramServer(BaseServer):
             for each in bound
         ]
         self._tell_of_receive_buffer(self.limits.receive_buffer)
+        self._sessions.sockets = {sock.bound.name: sock for sock in self._sockets}
+        if on_datagram != self._sessions.receive:
+            self.handover = None  # each datagram is for any worker
+        elif self.handover is not None:
+            self.handover.add(self._sessions)
         return list(self._sockets)
+
+    def _resume_listeners(self) -> None:
+        if self.handover is None or not self.handover.is_others_turn or self.admission.is_closing:
+            super()._resume_listeners()
+
+    @property
+    def gets_datagrams(self) -> bool:
+        """Whether datagrams reach its sessions: it reads, or a successor passes them on."""
+        return not self.keep_backlog or (self.handover is not None and self.handover.has_left)
+
+    def stop_reading(self) -> None:
+        """Leave what comes in the kernel's queues."""
+        for sock in self._sockets:
+            sock.pause()
+
+    def read_on(self) -> None:
+        """Read, unless the server is paused or another worker's turn has come; the peers of sessions as long as these live."""
+        if self._listeners:
+            self._resume_listeners()
+        else:
+            for sock in self._sockets:
+                sock.resume()
 
     def _tell_of_receive_buffer(self, wanted: int | None) -> None:
         found = min((sock.receive_buffer for sock in self._sockets), default=wanted)
@@ -319,7 +349,7 @@ class DatagramServer(BaseServer):
             self.live_stats.handled -= 1
             self.live_stats.drops[connection.reason] += 1
         elif (
-            isinstance(connection, ThreadedDatagram) and connection.thread is None and connection.outcome == "cancelled"
+            isinstance(connection, ThreadedDatagram) and connection.thread is None and connection.reason == "cancelled"
         ):
             self.live_stats.handled -= 1
             self.live_stats.drops["stopped"] += 1

@@ -97,10 +97,6 @@ class DatagramTransport:
             self._socket.count_unsendable(OSError(errno.EDESTADDRREQ, "the peer has no address"), addr)
         return self._socket.sent
 
-    def find_peer(self, addr: Any) -> Any:
-        """Return where a datagram for an address is sent: there."""
-        return addr
-
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return "socket" or "sockname" of what it sends through, as asyncio's transports do."""
         if name == "socket":
@@ -306,6 +302,11 @@ class DatagramSocket:
                 self._transports[data] = transport
                 return transport
         return self._transport
+
+    def transport_from(self, asked: bytes | None) -> DatagramTransport:
+        """Return what sends from the address `asked`, the second part of a transport's `key`, or from the socket's own."""
+        of_key = (transport for transport in self._transports.values() if transport.key == (self.bound.name, asked))
+        return next(of_key, self._transport)
 
     def _sender_from(self, source: Ancillary) -> Callable[[Any, Any], object]:
         send_message = self.sock.sendmsg

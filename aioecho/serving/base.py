@@ -7,7 +7,7 @@ import socket
 import ssl as ssl_module
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 from aioecho.certificates import TLS
 from aioecho.config import Limits, Timeouts, check_ssl, check_type
@@ -18,39 +18,15 @@ from aioecho.net.proxy_protocol import ProxyProtocol, check_trust
 from aioecho.net.proxy_sockets import expect_headers
 from aioecho.serving.drain import DEFAULT_GRACE, Drain, check_grace
 from aioecho.serving.handler_types import check_handler_class, check_socket_type
+from aioecho.serving.lifespan import Lifespan, MakeLifespan
+from aioecho.serving.listening import ListeningSocket
 from aioecho.serving.registry import Registry
 from aioecho.serving.renewal import Renewal
 from aioecho.stats import DrainReport
 
-__all__ = ["BaseServer", "ListeningSocket"]
+__all__ = ["BaseServer"]
 
 logger = logging.getLogger("aioecho.server")
-
-
-class ListeningSocket(Protocol):
-    """What a server has for each socket that it listens on. Its methods may be called in any state, and more than once."""
-
-    @property
-    def sock(self) -> socket.socket:
-        """The socket."""
-
-    def resume(self) -> None:
-        """Accept, or read, from now on, as long as there is room."""
-
-    def pause(self) -> None:
-        """Leave what comes to the kernel, until resume()."""
-
-    def stop(self, *, keep_backlog: bool) -> None:
-        """Accept, or read, what the kernel has queued, and no more from then on.
-
-        With `keep_backlog` do not: other processes have the same socket, and are to get what is queued.
-        """
-
-    def set_limits(self, limits: Limits) -> None:
-        """Apply other limits than the socket was made with."""
-
-    def set_timeouts(self) -> None:
-        """Apply the timeouts that hold now."""
 
 
 class BaseServer(Registry):
@@ -70,6 +46,9 @@ class BaseServer(Registry):
         limits: see Limits.
         timeouts: see Timeouts.
         grace: seconds, for shutdown() and at the end of ``async with``.
+        lifespan: called with the server as it starts; returns an async context manager, as a function does that
+            contextlib.asynccontextmanager decorates. It is entered before the server listens, and left when the server has
+            drained; what it yields is `state`, which handlers have too. If it raises, so does start().
         sock: a bound stream socket to serve on besides, or instead of an address, which then is None. It becomes the
             server's, which closes it; a path that it is bound to is left alone.
         proxy: expect a PROXY header on every connection, or in every datagram, from these balancers. An endpoint string may
@@ -95,6 +74,7 @@ class BaseServer(Registry):
         limits: Limits | None = None,
         timeouts: Timeouts | None = None,
         grace: float = DEFAULT_GRACE,
+        lifespan: MakeLifespan | None = None,
         sock: socket.socket | None = None,
         proxy: ProxyProtocol | None = None,
     ) -> None:
@@ -128,6 +108,8 @@ class BaseServer(Registry):
             if isinstance(endpoint, HostEndpoint):
                 check_trust(endpoint.proxy or proxy, str(endpoint))
         self.grace = grace
+        self.state: Any = None
+        self._lifespan = None if lifespan is None else Lifespan(lifespan, self, lambda: self._begin_shutdown(None))
         self._address = server_address
         self._listeners: Sequence[ListeningSocket] = []
         self._names: list[str] = []
@@ -190,6 +172,8 @@ class BaseServer(Registry):
         try:
             if self._renewal is not None:
                 self._renewal.start(self.event_loop)
+            if self._lifespan is not None:
+                self.state = await self._lifespan.begin()
             for index, endpoint in enumerate(self.endpoints):
                 found = await bind_endpoint(endpoint, backlog=self.limits.backlog)
                 bound += expect_headers(found, endpoint.proxy or self._proxy)
@@ -209,6 +193,7 @@ class BaseServer(Registry):
             self.close()
             for bound_socket in bound:
                 bound_socket.close()
+            await self._end_lifespan()
             raise
         logger.log(self._log_level, "listening on %s", ", ".join(self.names))
 
@@ -378,6 +363,15 @@ class BaseServer(Registry):
         if self.handler_threads is not None:
             await self.handler_threads.close()
         self.timeout_sweeper.stop()
+        await self._end_lifespan()
+
+    async def _end_lifespan(self) -> None:
+        if self._lifespan is not None:
+            await self._lifespan.end(0 if self._drain is None else self._drain.seconds_left())
+
+    def has_failed(self) -> bool:
+        """Tell whether its lifespan raised or ended too early."""
+        return self._lifespan is not None and self._lifespan.has_failed
 
     async def __aenter__(self) -> Self:
         if not self._was_started:

@@ -118,6 +118,8 @@ class DrainedConnection(LiveConnection):
             silence = _silence(self._sock)
             if silence is None:
                 silence = patience if handshake.count == count else 0
+            # What a client said while it waited to be accepted may be old. Since it was answered, it had no time to speak.
+            silence = min(silence, self._loop.time() - handshake.asked_at)
             left = patience if handshake.is_waiting or handshake.has_more() else patience - silence
         if left > 0:
             self._loop.call_later(left, self._drain_handshake, handshake.count)
@@ -130,9 +132,12 @@ class DrainedConnection(LiveConnection):
         if self.request is None or protocol.is_lost:
             return
         one_way = bool(getattr(self.handler, "one_way", False))
-        if one_way and not self._has_sent_eof and not protocol.is_tls:
+        if one_way and not self._has_sent_eof:
             self._has_sent_eof = True
-            self.request[1].write_eof()
+            if isinstance(protocol.transport, TLSTransport):
+                protocol.transport.end_writing()
+            else:
+                self.request[1].write_eof()
             if linger is not None:
                 self._loop.call_later(linger, self._end_stream)
             return
@@ -174,13 +179,19 @@ class DrainedConnection(LiveConnection):
         self.stop()
 
     def handshake_terms(self) -> Terms:
-        """Return what holds for a TLS handshake that begins now: one before the handler is timed from the accepting on."""
+        """Return what holds for a TLS handshake that begins now: one before the handler is timed from the accepting on.
+
+        One that a handler begins after the server has begun to stop makes its client fresh, as any other does.
+        """
         timeouts = self._timeouts()
         seconds = timeouts.handshake
         if seconds is None:
             seconds = FOR_EVER
         elif self.request is None:
             seconds = max(self.since + seconds - self._loop.time(), 0.001)
+        if self.request is not None and self._server.is_draining:
+            self._protocol.reader.suspend_drain()
+            self._loop.call_soon(self.drain)  # by then it has begun
         return Terms(seconds, timeouts.linger, self._server.handshake_limit)
 
 

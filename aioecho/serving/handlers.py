@@ -33,6 +33,13 @@ class Datagrams(Protocol):
         """Return the peer's next datagram."""
 
 
+class _State:
+    """A handler's `state` is its server's, unless it has set its own."""
+
+    def __get__(self, handler: Any, kind: type) -> Any:
+        return self if handler is None else handler.server.state
+
+
 class BaseRequestHandler(ABC):
     """One object for each request, as in socketserver; its methods are coroutines and run in the request's own task.
 
@@ -47,6 +54,9 @@ class BaseRequestHandler(ABC):
     timeouts: Timeouts | None = None
     """What to wait for, and how long, in place of the server's `timeouts`. Of the class or the object; `handshake`, `session`
     and `send` are the class's."""
+
+    state = _State()
+    """What the server's `lifespan` has yielded, its `state`: a database, a cache. A handler may set its own."""
 
     def __init__(self, request: Any, client_address: Any, server: BaseServer) -> None:
         self.request = request

@@ -100,6 +100,12 @@ class WaitingReader(ReceiveBuffer):
         self._tell_of_end()
         self._wakeup_waiter()  # a read that waits already asks too
 
+    def suspend_drain(self) -> None:
+        """Let no read get the end of the stream for a drain, until the next begin_drain()."""
+        if self._drain is not None:
+            self._drain.stop()
+            self._drain = None
+
     def hold(self, count: int) -> None:
         """Count the blocks in which a drain does not end the stream: add `count` to them."""
         self._holds += count

@@ -292,4 +292,6 @@ async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseSe
         await asyncio.gather(*stopping)
         watchdog.stop()
         await end_other_tasks()
+        if server.has_failed():
+            raise AioechoError("the lifespan of the server failed: see the log")
         return report

@@ -4,6 +4,7 @@ import asyncio
 import enum
 import logging
 import math
+import socket
 import subprocess
 from collections.abc import Sequence
 from typing import Any
@@ -30,13 +31,19 @@ class WorkerState(enum.Enum):
 class WorkerProcess:
     """A worker process, and what is known of it."""
 
-    def __init__(self, slot: "WorkerSlot", process: "subprocess.Popen[bytes]", channel: Channel) -> None:
+    def __init__(
+        self, slot: "WorkerSlot", process: "subprocess.Popen[bytes]", channel: Channel, heritage: socket.socket
+    ) -> None:
         self.slot = slot
         self.process = process
         self.channel = channel
+        self.heritage = heritage
+        """For its successor: what is connected to it, for its sessions of datagrams."""
         self.state = WorkerState.LOADING
         self.serving_since: float | None = None
         self.failure: str | None = None
+        self.may_retry = False
+        """Whether its start failed for what passes: a certificate that is written at the moment."""
         self.report: dict[str, Any] | None = None
         self.stats: dict[str, int] = {}
         self.pinged_at: float | None = None
@@ -61,6 +68,7 @@ class WorkerProcess:
         """Tell it to leave, "retire" or "drain", within `timeout` seconds. Kill it if it has not begun to accept."""
         if self.may_have_clients:
             self.state = WorkerState.LEAVING
+            self.heritage.close()
             self.channel.send(how)
             self.kill_after(timeout)
         else:
@@ -86,7 +94,12 @@ class WorkerProcess:
         """Kill it without a word, and wait until it is gone."""
         self.process.kill()
         self.process.wait()
+        self.close()
+
+    def close(self) -> None:
+        """Close what is connected to it."""
         self.channel.sock.close()
+        self.heritage.close()
 
 
 class WorkerSlot:

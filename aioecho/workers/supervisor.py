@@ -225,6 +225,7 @@ class Supervisor:
                     worker.state = WorkerState.STARTING
                     worker.channel.send("serve")
                 case "failed":
+                    worker.may_retry = "retry" in message and self._state is _State.SERVING
                     self._on_failed_start(worker, message["why"], message["traceback"])
                 case "ready":
                     self._on_ready(worker)
@@ -251,7 +252,7 @@ class Supervisor:
         if traceback and not self._is_stopping:
             logger.error("%s could not start:\n%s", worker, traceback.rstrip())
         # Else another one serves, or none is needed.
-        if worker is worker.slot.worker and not worker.is_leaving:
+        if worker is worker.slot.worker and not worker.is_leaving and not worker.may_retry:
             self._fail(f"{worker} {worker.failure}")
 
     def _on_ready(self, worker: WorkerProcess) -> None:
@@ -274,7 +275,7 @@ class Supervisor:
             if status is not None:
                 self._read_channel(worker)  # its last words
                 self._loop.remove_reader(worker.channel.sock.fileno())
-                worker.channel.sock.close()
+                worker.close()
                 self._workers.discard(worker)
                 worker.kill_after(None)
                 self._on_end(worker, status)
@@ -313,7 +314,7 @@ class Supervisor:
     def _restart(self, worker: WorkerProcess, status: int, ended: str) -> None:
         """Replace a worker that has died, later the more often that has happened."""
         slot = worker.slot
-        was_killed = status == -signal.SIGKILL and worker.state is not WorkerState.HUNG
+        was_killed = worker.may_retry or (status == -signal.SIGKILL and worker.state is not WorkerState.HUNG)
         if worker.serving_since is None:
             if not (was_killed and self._state is _State.SERVING):
                 self._fail(f"{worker} {ended}")

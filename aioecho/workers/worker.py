@@ -20,7 +20,10 @@ import threading
 import traceback
 from typing import Any, NoReturn
 
-from aioecho.exceptions import AioechoError
+from aioecho.choice import Service
+from aioecho.datagrams.handover import Handover
+from aioecho.datagrams.server import DatagramServer
+from aioecho.exceptions import AioechoError, CertificateError
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.serving.base import BaseServer
 from aioecho.stats import DatagramStats, ServiceStats, Stats
@@ -38,13 +41,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.
 ORPHAN_TIMEOUT = 1.0
 
 
-def main(control: int, order: int, sockets: list[list[int]], grace: float) -> NoReturn:
+def main(
+    control: int, order: int, sockets: list[list[int]], grace: float, predecessor: int, successor: int
+) -> NoReturn:
     """Be a worker.
 
     Args:
         control, order: descriptors: one end of the channel, and the file that says what to do.
         sockets: the descriptors to serve on, a list for every endpoint.
         grace: the server's, in seconds.
+        predecessor, successor: descriptors for the handing over of sessions, from the worker that it replaces, -1 if there is
+            none, and to the one that replaces it.
     """
     remove_mark()
     keep_for_children(SIGNALS)
@@ -52,9 +59,11 @@ def main(control: int, order: int, sockets: list[list[int]], grace: float) -> No
         # Not SIG_IGN, which the programs that a handler starts would inherit.
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # start_worker() has blocked them for the time until now
-    for descriptor in (control, order, *itertools.chain(*sockets)):
+    before = [predecessor] if predecessor >= 0 else []
+    for descriptor in (control, order, successor, *before, *itertools.chain(*sockets)):
         os.set_inheritable(descriptor, False)
     channel = Channel(socket.socket(fileno=control))
+    handover = Handover(socket.socket(fileno=before[0]) if before else None, socket.socket(fileno=successor))
     threading.Thread(target=_exit_after_supervisor, args=(control, grace + ORPHAN_TIMEOUT), daemon=True).start()
     try:
         with loading():
@@ -65,10 +74,10 @@ def main(control: int, order: int, sockets: list[list[int]], grace: float) -> No
         text = str(error) if isinstance(error, AioechoError | SystemExit) else f"{type(error).__name__}: {error}"
         is_plain = isinstance(error, AioechoError | SystemExit)
         channel.send("failed", why=text, traceback=None if is_plain else traceback.format_exc()[-(2**15) :])
-        channel.sock.close()
-        sys.exit(1)
-    with runner, channel.sock:
-        runner.run(_Worker(server, channel, what).run())
+        with channel.sock, handover:
+            sys.exit(1)
+    with channel.sock, handover, runner:
+        runner.run(_Worker(server, channel, what, handover).run())
     sys.exit()
 
 
@@ -85,11 +94,14 @@ def _exit_after_supervisor(control: int, seconds: float) -> None:
 class _Worker:
     """Obeys the supervisor, in the event loop."""
 
-    def __init__(self, server: BaseServer, channel: Channel, what: Order) -> None:
+    def __init__(self, server: BaseServer, channel: Channel, what: Order, handover: Handover) -> None:
         self._server = server
         self._channel = channel
         self._stops: set[asyncio.Task[Any]] = set()
         self._what = what
+        self._handover = handover
+        if isinstance(server, DatagramServer | Service):
+            server.handover = handover
 
     async def run(self) -> None:
         """Serve when told to, until told to stop."""
@@ -102,7 +114,12 @@ class _Worker:
         try:
             if (await self._orders.get())[""] != "serve":
                 return
-            await self._server.start()
+            try:
+                await self._server.start()
+            except CertificateError as error:  # the files may be about to be renewed
+                self._channel.send("failed", why=str(error), traceback=None, retry=True)
+                return
+            await self._handover.take_over()
             # `kill` of one worker: it goes when another is there.
             loop.add_signal_handler(signal.SIGTERM, self._channel.send, "replace")
             self._channel.send("ready")
@@ -133,6 +150,7 @@ class _Worker:
             order = await self._orders.get()
             if order[""] == "retire":
                 self._server.keep_backlog = True
+                self._handover.retire()
             elif order[""] == "drain":
                 self._channel.send("draining", count=len(self._server.connections), what=self._server.what_it_serves)
             if order[""] == "end" and order["why"]:
