@@ -198,7 +198,7 @@ class Service(BaseServer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in ("keep_backlog", "on_accept", "handover"):  # a worker's
+        if name in ("keep_backlog", "on_accept", "handover", "access_log"):
             for part in self._parts:
                 setattr(part, name, value)
 
@@ -222,6 +222,8 @@ class Service(BaseServer):
                 part.state = self.state
                 part.pause()  # nothing is served unless all can be
                 await part.start()
+            if self.when_bound is not None:
+                self.when_bound()
         except BaseException:
             self.keep_backlog = True
             self.close()

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aioecho.blocking.proxied import ProxiedThreadedConnection
@@ -22,8 +22,10 @@ from aioecho.net.proxy_protocol import ProxyProtocol
 from aioecho.net.watch import OUT_OF_RESOURCES
 from aioecho.serving.base import BaseServer
 from aioecho.serving.connection import Connection
-from aioecho.serving.handler_types import is_blocking
+from aioecho.serving.handler_types import is_blocking, is_handle_function, undo_partial
+from aioecho.serving.handlers import StreamRequestHandler
 from aioecho.serving.listening import ListeningSocket
+from aioecho.serving.porting import check_hooks
 from aioecho.serving.proxied import ProxiedConnection
 
 __all__ = ["StdioServer", "StreamServer", "TCPServer", "UnixStreamServer"]
@@ -43,7 +45,7 @@ class _ListeningSocket:
         self._acceptor = Acceptor(
             bound, on_accept=on_accept, has_room=server.admission.has_room, on_error=self._cannot_accept
         )
-        self.sock = bound.sock
+        self.sock, self._name = bound.sock, bound.name
         self.resume, self.pause = self._acceptor.resume, self._acceptor.pause
         self.set_timeouts()
 
@@ -70,7 +72,7 @@ class _ListeningSocket:
     def _accepted_from_balancer(self, sock: socket.socket, address: Any) -> None:
         assert self._proxy is not None
         if not self._proxy.trusts(address):
-            self._server.reject(sock, address, "proxy untrusted")
+            self._server.reject(sock, address, "proxy untrusted", self._name)
         # Limits per host are for clients. The client's address is not known yet.
         elif not self._server.admission.enqueue(sock, None, lambda sock, _: self._serve_balancer(sock, address)):
             self._serve_balancer(sock, address)
@@ -78,14 +80,14 @@ class _ListeningSocket:
     def _serve_balancer(self, sock: socket.socket, address: Any) -> None:
         reason = self._server.admission.admit(None)
         if reason is not None:
-            self._server.reject(sock, address, reason)
+            self._server.reject(sock, address, reason, self._name)
         else:
             self._make_connection(sock, address)
 
     def _serve(self, sock: socket.socket, address: Any) -> None:
         reason = self._server.admission.admit(address)
         if reason is not None:
-            self._server.reject(sock, address, reason)
+            self._server.reject(sock, address, reason, self._name)
         else:
             self._make_connection(sock, address)
 
@@ -105,8 +107,9 @@ class _ListeningSocket:
         except (OSError, MemoryError) as error:
             server.admission.leave(address if proxy is None else None)
             server.report_not_begun(address, "connection", error)
-            server.reject(sock, address, "handshake")
+            server.reject(sock, address, "handshake", self._name)
             return
+        connection.note_endpoint(self._name)
         server.register_connection(connection)
         if isinstance(connection, ThreadedConnection):
             connection.begin()
@@ -134,8 +137,34 @@ class _ListeningSocket:
                 min(idle, key=lambda found: found[:2])[2].cut("shed")
 
 
+def _as_handler_class(handle: Any) -> Any:
+    """Return a handler class that calls a coroutine function with a reader and a writer; anything else as it is."""
+    if not is_handle_function(handle):
+        return handle
+    function: Any = undo_partial(handle)
+    attributes = {
+        "__doc__": function.__doc__,
+        "__module__": function.__module__,
+        "__qualname__": function.__qualname__,
+        "handle": lambda self: handle(*self.request),
+    }
+    return type(function.__name__, (StreamRequestHandler,), attributes)
+
+
 class StreamServer(BaseServer):
-    """A server on any number of endpoints for streams. See :class:`BaseServer`."""
+    """A server on any number of endpoints for streams. See :class:`BaseServer`.
+
+    In place of a handler class it takes a coroutine function that is called with a reader and a writer, as
+    asyncio.start_server() does.
+    """
+
+    def __init__(self, server_address: Any, RequestHandlerClass: Any, **options: Any) -> None:
+        check_hooks(type(self))
+        if isinstance(RequestHandlerClass, Mapping):
+            served = {_as_handler_class(handler): endpoints for handler, endpoints in RequestHandlerClass.items()}
+            super().__init__(server_address, served, **options)
+        else:
+            super().__init__(server_address, _as_handler_class(RequestHandlerClass), **options)
 
     def _check_endpoints(self, RequestHandlerClass: Any) -> None:
         if any(isinstance(endpoint, StdioEndpoint) for endpoint in self.endpoints) and (

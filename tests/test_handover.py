@@ -111,3 +111,17 @@ def test_sessions_end_whose_worker_has_no_successor_any_more(tmp_path: Path) -> 
         pid, count = peer.ask(b"end")
         assert pid not in (first, second)
         assert count == 1
+
+
+def test_a_session_goes_on_when_its_successor_has_ended_before_it_as_the_program_stops(tmp_path: Path) -> None:
+    with serving(tmp_path, "udp://127.0.0.1:0") as (program, endpoint, first):
+        peer = Peer(endpoint)
+        assert peer.ask() == (first, 1)
+        replace(program, endpoint, first)
+        assert peer.ask() == (first, 2)
+        program.signal(signal.SIGTERM)
+        eventually(lambda: workers_of(program) == {first})
+        assert peer.ask() == (first, 3)
+        assert peer.ask(b"end") == (first, 4)
+        assert program.wait() == 0, program.stderr()
+        assert "ERROR" not in program.stderr()

@@ -21,7 +21,8 @@ LAYERS = (
     {"__main__"},
     {"cli", "testing", "compat"},
     {"load", "client", "echo"},
-    {"workers", "ops"},
+    {"workers"},
+    {"ops"},
     {"background"},
     {"choice"},
     {"server"},
@@ -32,7 +33,7 @@ LAYERS = (
     {"framing"},
     {"net"},
     {"runtime"},
-    {"stats", "config", "certificates"},
+    {"stats", "metrics", "config", "certificates"},
     {"exceptions"},
 )
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}

@@ -95,7 +95,10 @@ def descriptors_of(pid: int) -> int:
 
 
 # The command line, with another timeout of the supervisor's.
-IMPATIENT = "from aioecho import cli; from aioecho.workers import supervisor; supervisor.{} = {}; cli.main()"
+IMPATIENT = (
+    "from aioecho import cli; from aioecho.workers import restarts, supervisor;"
+    " supervisor.{0} = restarts.{0} = {1}; cli.main()"
+)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from aioecho.net.proxy_protocol import ProxyProtocol, addresses_of
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
 from aioecho.serving.ends import PROXY_REASONS, Reason
-from aioecho.serving.proxied import find_probe, log_client, log_no_header, report_late_header
+from aioecho.serving.proxied import admit_client, find_probe, log_client, log_no_header, report_late_header
 
 __all__ = ["ProxiedThreadedConnection"]
 
@@ -96,12 +96,11 @@ class ProxiedThreadedConnection(ThreadedConnection):
         peer = self.client_address
         self.client_address, counted = addresses_of(header, peer)
         log_client(self.client_address, peer)
-        if counted is not None:
-            reason = self._server.admission.admit_host(counted)
-            if reason is not None:
-                self._reject(reason)
-                return
-            self.counted_address = counted
+        reason = admit_client(self._server, header, self.client_address, counted)
+        if reason is not None:
+            self._reject(reason)
+            return
+        self.counted_address = counted
         self._received.clear()
         self.request.settimeout(self._timeout)
         super().begin()

@@ -12,6 +12,7 @@ from aioecho.runtime.logs import format_address
 from aioecho.runtime.threads import ThreadPool, report_end_of_thread
 from aioecho.serving.base import BaseServer
 from aioecho.serving.ends import Ended, Reason
+from aioecho.serving.measures import Wire
 
 __all__ = ["Threaded"]
 
@@ -40,6 +41,7 @@ class Threaded(Ended):
         "request",
         "thread",
         "was_aborted",
+        "wire",
     )
 
     def __init__(
@@ -58,6 +60,7 @@ class Threaded(Ended):
         self.handler: Any = None
         self.thread: threading.Thread | None = None
         self.reason: Reason = "error"
+        self.wire: Wire | None = None  # set for a connection of a server that is measured
         self.was_aborted = self._is_cut_off = self._has_returned = False
         self._context = contextvars.copy_context()  # what a handler sets there no other handler sees
         self._verifying: asyncio.Task[None] | None = None
@@ -65,6 +68,21 @@ class Threaded(Ended):
     def __repr__(self) -> str:
         thread = "no thread yet" if self.thread is None else f"thread={self.thread.name!r}"
         return f"<{type(self).__name__} from {format_address(self.client_address)}, {thread}>"
+
+    # In the loop: what is measured of it.
+
+    def look_at_wire(self, sock: Any = None) -> int:
+        """Count the bytes of a connection up to now. `sock` is its socket, unless it is the request.
+
+        Return 0: nothing waits here for the kernel to take it.
+        """
+        if self.wire is not None:
+            self.wire.look(sock or self.request)
+        return 0
+
+    def _note_handshake(self, seconds: float | None) -> None:
+        if self._server.measures is not None:
+            self._server.measures.note_handshake(seconds)
 
     # In the loop: its beginning.
 

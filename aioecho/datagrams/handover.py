@@ -221,6 +221,7 @@ class Handover:
                     if not self._table_of(key).feed(key, data):
                         _send(heir, "back", key, data)
                 case ("closed",):  # it has ended in good order, as all workers do: nothing else reads
+                    self._drop_successor()
                     for table in self._tables:
                         table.read_on()
                 case ("gone",):

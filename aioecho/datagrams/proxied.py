@@ -11,6 +11,7 @@ from aioecho.net.proxy_header import ProxyHeaderError
 from aioecho.net.proxy_protocol import ProxyProtocol, addresses_of
 from aioecho.runtime.logs import format_address
 from aioecho.serving.ends import PROXY_REASONS
+from aioecho.serving.networks import NetworkLists
 
 __all__ = ["behind_header"]
 
@@ -19,10 +20,13 @@ logger = logging.getLogger("aioecho.datagram")
 Receive = Callable[[bytes, Any, DatagramTransport], object]
 
 
-def behind_header(server: DatagramServing, proxy: ProxyProtocol, receive: Receive) -> Receive:
+def behind_header(
+    server: DatagramServing, proxy: ProxyProtocol, receive: Receive, networks: NetworkLists | None
+) -> Receive:
     """Return what receives datagrams for `server` and hands them on, without their headers and as their clients', to `receive`.
 
-    A datagram without an acceptable header is dropped. Nothing is above DEBUG: a sender's address can be forged.
+    A datagram without an acceptable header is dropped, and so is one of a client that `networks` do not allow.
+    Nothing is above DEBUG: a sender's address can be forged.
     """
 
     def receive_proxied(data: bytes, peer: Any, transport: DatagramTransport) -> None:
@@ -43,6 +47,9 @@ def behind_header(server: DatagramServing, proxy: ProxyProtocol, receive: Receiv
             server.drop("proxy malformed" if data else "proxy missing", peer)
             return
         client, _ = addresses_of(header, peer)
+        if networks is not None and not header.is_local and not networks.allow(client):
+            server.drop("not allowed", client)
+            return
         receive(data[header.size :], client, ProxiedTransport(transport, client, peer, header))
 
     return receive_proxied

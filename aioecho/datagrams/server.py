@@ -24,6 +24,7 @@ from aioecho.runtime.logs import BoundedLog, format_address
 from aioecho.serving.base import BaseServer
 from aioecho.serving.end_record import MistakeLog
 from aioecho.serving.handler_types import is_blocking, makes_sessions
+from aioecho.serving.porting import check_hooks
 from aioecho.stats import DatagramStats
 
 __all__ = ["DatagramServer", "UDPServer", "UnixDatagramServer"]
@@ -78,6 +79,7 @@ class DatagramServer(BaseServer):
         sessions: bool | None = None,
         **options: Any,
     ) -> None:
+        check_hooks(type(self))
         if options.get("ssl") is not None:
             raise ValueError("ssl is for streams: TLS does not go over datagrams")
         if isinstance(RequestHandlerClass, Mapping):
@@ -152,14 +154,17 @@ class DatagramServer(BaseServer):
     # Life.
 
     def _make_listeners(self, bound: list[BoundSocket], handler_classes: list[Any]) -> Sequence[DatagramSocket]:
+        on_datagram: Callable[[bytes, Any, DatagramTransport], None]
         on_datagram = self._sessions.receive if self.has_sessions else self._dispatcher.receive
         if is_blocking(self.RequestHandlerClass):
             on_datagram = self._receive_for_thread
+        networks = self.admission.networks
+        guarded = on_datagram if networks is None else networks.guard(on_datagram, self.drop)
         log = BoundedLog(socket_logger, logging.WARNING, every=2.0)
         self._sockets = [
             DatagramSocket(
                 each,
-                on_datagram=on_datagram if each.proxy is None else behind_header(self, each.proxy, on_datagram),
+                on_datagram=guarded if each.proxy is None else behind_header(self, each.proxy, on_datagram, networks),
                 stats=self.live_stats,
                 on_turn_end=self._dispatcher.end_turn,
                 on_gone=self._sessions.end_gone,
@@ -171,7 +176,7 @@ class DatagramServer(BaseServer):
         ]
         self._tell_of_receive_buffer(self.limits.receive_buffer)
         self._sessions.sockets = {sock.bound.name: sock for sock in self._sockets}
-        if on_datagram != self._sessions.receive:
+        if guarded != self._sessions.receive:
             self.handover = None  # each datagram is for any worker
         elif self.handover is not None:
             self.handover.add(self._sessions)

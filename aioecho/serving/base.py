@@ -20,6 +20,7 @@ from aioecho.serving.drain import DEFAULT_GRACE, Drain, check_grace
 from aioecho.serving.handler_types import check_handler_class, check_socket_type
 from aioecho.serving.lifespan import Lifespan, MakeLifespan
 from aioecho.serving.listening import ListeningSocket
+from aioecho.serving.networks import read_networks
 from aioecho.serving.registry import Registry
 from aioecho.serving.renewal import Renewal
 from aioecho.stats import DrainReport
@@ -46,6 +47,10 @@ class BaseServer(Registry):
         limits: see Limits.
         timeouts: see Timeouts.
         grace: seconds, for shutdown() and at the end of ``async with``.
+        access_log: log a line for each connection that has ended, at INFO by the logger `aioecho.access`.
+        allow, deny: networks, as "10.0.0.0/8" or "2001:db8::/32". A client in a network of `deny`, or, if `allow` names any, in
+            none of that, is disconnected at once, and counted as "not allowed"; a datagram is dropped. Clients of Unix sockets
+            have no address, and are not concerned.
         lifespan: called with the server as it starts; returns an async context manager, as a function does that
             contextlib.asynccontextmanager decorates. It is entered before the server listens, and left when the server has
             drained; what it yields is `state`, which handlers have too. If it raises, so does start().
@@ -74,6 +79,9 @@ class BaseServer(Registry):
         limits: Limits | None = None,
         timeouts: Timeouts | None = None,
         grace: float = DEFAULT_GRACE,
+        access_log: bool = False,
+        allow: Sequence[str] = (),
+        deny: Sequence[str] = (),
         lifespan: MakeLifespan | None = None,
         sock: socket.socket | None = None,
         proxy: ProxyProtocol | None = None,
@@ -115,7 +123,10 @@ class BaseServer(Registry):
         self._names: list[str] = []
         self._was_started = False
         self._stopping: asyncio.Future[None] | None = None  # what serve_forever() waits for
+        self.when_bound: Callable[[], object] | None = None
         super().__init__(RequestHandlerClass, ssl=context, limits=limits, timeouts=timeouts)
+        self.access_log = access_log
+        self.admission.networks = read_networks(allow, deny)
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
         texts = [address] if isinstance(address, str) else address
@@ -165,6 +176,7 @@ class BaseServer(Registry):
             raise RuntimeError("a server can be started once, and not after its end")
         self._was_started = True
         self.event_loop = asyncio.get_running_loop()
+        self._measure_loop(self.event_loop)
         # Not the context of an accept: a handler, or another thread, may be what makes the server accept again.
         self.task_context = contextvars.copy_context()
         bound: list[BoundSocket] = []
@@ -187,6 +199,8 @@ class BaseServer(Registry):
             # socketserver's name, for its handlers; after the end it is closed, as there
             self.socket = self._listeners[0].sock
             self._address = self.socket.getsockname()
+            if self.when_bound is not None:
+                self.when_bound()
             self._resume_listeners()
         except BaseException:
             self.keep_backlog = True  # clients that have connected by now are not served
@@ -363,6 +377,7 @@ class BaseServer(Registry):
         if self.handler_threads is not None:
             await self.handler_threads.close()
         self.timeout_sweeper.stop()
+        self._measure_loop(None)
         await self._end_lifespan()
 
     async def _end_lifespan(self) -> None:

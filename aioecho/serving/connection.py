@@ -1,9 +1,6 @@
 """One connection's life: a transport for the accepted socket, its handler, and the end in good order."""
 
 import asyncio
-import contextlib
-import inspect
-import logging
 import socket
 import ssl as ssl_module
 import sys
@@ -13,11 +10,11 @@ from typing import Any, ClassVar, cast
 
 from aioecho.runtime.logs import format_address
 from aioecho.serving.base import BaseServer
-from aioecho.serving.draining import DrainedConnection
-from aioecho.serving.end_record import log_end, logger
+from aioecho.serving.end_record import is_recorded, log_end
 from aioecho.serving.ends import Reason
 from aioecho.serving.handlers import BaseRequestHandler
 from aioecho.serving.timeouts import CLOSED, FINISH, HANDLE, OPEN, PREPARE
+from aioecho.serving.verifying import VerifiedConnection
 from aioecho.streams.outgoing import reset_when_closed
 from aioecho.streams.protocol import CountingStreamProtocol, StreamProtocol
 from aioecho.streams.reader import StreamReader
@@ -27,7 +24,7 @@ from aioecho.streams.writer import StreamWriter
 __all__ = ["Connection"]
 
 
-class Connection(DrainedConnection):
+class Connection(VerifiedConnection):
     """A live connection of a server, in `server.connections`.
 
     `client_address` is as accept() gave it. `handler` is None until it is made. Call :meth:`abort` to cut it off; to do
@@ -37,7 +34,7 @@ class Connection(DrainedConnection):
     # It ends in exactly one of the server's counters, by its `reason`, in its task's done-callback, which it is
     # itself: a bound method for each connection would cost some bytes.
 
-    __slots__ = ("client_address", "reason")
+    __slots__ = ("client_address",)
 
     protocol_class: ClassVar[type[StreamProtocol]] = StreamProtocol
 
@@ -64,7 +61,11 @@ class Connection(DrainedConnection):
         self._linger: asyncio.TimerHandle | None = None
         self._stalled: tuple[float, int, int] | None = None  # since when, and at which counts of bytes
         limits = server.admission.limits
-        kind = CountingStreamProtocol if logger.isEnabledFor(logging.DEBUG) else self.protocol_class
+        measures = server.measures
+        counts = is_recorded(server.access_log)
+        kind = CountingStreamProtocol if counts else self.protocol_class
+        if measures is not None:
+            kind = measures.choose_protocol(sock, counts or self.protocol_class is not StreamProtocol)
         self._protocol = kind(
             loop,
             limit=limits.max_buffer,
@@ -73,6 +74,8 @@ class Connection(DrainedConnection):
             is_server_side=True,
         )
         self._protocol.driver = self
+        if measures is not None:
+            measures.attach(sock, self._protocol)
         # Up to where it first waits, before there is a task: by the time that the task runs the transport is there.
         opening = loop.connect_accepted_socket(self._get_protocol, sock)
         opened: Any
@@ -89,6 +92,8 @@ class Connection(DrainedConnection):
         protocol = self._protocol
         self._server.timeout_sweeper.remove(self)
         protocol.driver = None  # which refers to it: without the cycle both go at once
+        if protocol.lost_with is not None:
+            protocol.lost_with.__traceback__ = None  # likewise: the handler's frames refer to the stream
         if self._stage == OPEN and not protocol.is_lost:
             # The task was cancelled before its first step: _live() never ran. By now the transport is there, if it was made.
             self.reason = "cancelled"
@@ -106,11 +111,22 @@ class Connection(DrainedConnection):
     def __repr__(self) -> str:
         return f"<Connection from {format_address(self.client_address)}, handler={self.handler!r}>"
 
+    def note_endpoint(self, endpoint: str) -> None:
+        """Note where the client came in, if its end will be recorded."""
+        if isinstance(self._protocol, CountingStreamProtocol):
+            self._protocol.endpoint = endpoint
+
     def log_end(self) -> None:
-        """Make the one record of a connection that has ended, at DEBUG."""
-        if logger.isEnabledFor(logging.DEBUG):
-            seconds, protocol = self._loop.time() - self.since, self._protocol
-            log_end(self.client_address, self.reason, seconds, protocol.bytes_in, protocol.bytes_out)
+        """Make the one record of a connection that has ended, if it is to be made."""
+        server, now = self._server, self._loop.time()
+        log_end(server.access_log, self.client_address, self.reason, began=self.since, ended=now, counts=self._protocol)
+
+    def look_at_wire(self) -> int:
+        """Count its bytes up to now, where the server is measured. Return how many wait for the kernel to take them."""
+        protocol = self._protocol
+        if protocol.wire is not None:
+            protocol.wire.look()
+        return 0 if protocol.is_lost or protocol.get_socket_protocol() is None else protocol.unsent()
 
     # Its life.
 
@@ -228,12 +244,15 @@ class Connection(DrainedConnection):
     async def _secure(self, ssl: ssl_module.SSLContext, writer: StreamWriter) -> None:
         if self._server.is_draining:
             self._loop.call_soon(self._drain_handshake)  # which has begun by then
+        measures, began = self._server.measures, self._loop.time()
         try:
             # A connection times its end itself: this time would also count while a large reply is still being sent.
             await writer.start_tls(ssl, ssl_shutdown_timeout=FOR_EVER)
         except OSError as error:
             self._note_failed_handshake(error)
             return
+        if measures is not None:
+            measures.note_handshake(self._loop.time() - began)
         verifying = self._verify((self._protocol.reader, writer))
         if verifying is not None:
             await verifying
@@ -241,6 +260,9 @@ class Connection(DrainedConnection):
     def _note_failed_handshake(self, error: OSError) -> None:
         # The peer's fault or bad luck: garbage, silence, gone. It may be a flood of them.
         self._server.report_not_begun(self.client_address, "TLS handshake", error)
+        if self._server.measures is not None:
+            self.look_at_wire()  # which ends without a word to the stream's protocol
+            self._server.measures.note_handshake(None)
 
     def _verify(self, request: tuple[StreamReader, StreamWriter]) -> Awaitable[None] | None:
         self.request = request
@@ -248,41 +270,6 @@ class Connection(DrainedConnection):
         if self._server.is_draining:
             self.drain()
         return self.prepare()
-
-    async def _judge(self, verified: Any) -> None:
-        if inspect.isawaitable(verified):
-            verified = await self._await_verdict(verified)
-            if verified is None:
-                return
-        await super()._judge(verified)
-
-    async def _await_verdict(self, verdict: Awaitable[Any]) -> bool | None:
-        """Return what verify_request() does, if its peer stays and Timeouts.handshake lasts so long, else None."""
-        self.note_wait()
-        protocol, seconds = self._protocol, self._timeouts().handshake
-        lost = protocol.make_close_waiter()
-        try:
-            async with asyncio.timeout_at(None if seconds is None else self.since + seconds) as scope:
-                lost.add_done_callback(lambda _: self._end_scope(scope))
-                if protocol.is_lost:
-                    scope.reschedule(0)
-                return bool(await verdict)
-        except TimeoutError:
-            if not scope.expired():  # it is verify_request()'s own
-                raise
-            if protocol.is_lost:
-                self.reason = "connection lost"
-            else:
-                self.reason = "handshake"
-                error = TimeoutError(f"verify_request() took longer than {seconds:.4g} seconds")
-                self._server.report_not_begun(self.client_address, "verification", error)
-            return None
-        finally:
-            protocol.drop_close_waiter(lost)
-
-    def _end_scope(self, scope: asyncio.Timeout) -> None:
-        with contextlib.suppress(RuntimeError):  # it has ended in the same turn
-            scope.reschedule(0)
 
     # Broadcasts.
 
@@ -317,6 +304,7 @@ class Connection(DrainedConnection):
             self._linger = None
         try:
             finishing = self.finish_handler(end)
+            del end  # as in _live(): its traceback comes to refer to this frame
             if finishing is not None:
                 await finishing
         except (Exception, asyncio.CancelledError):
@@ -339,6 +327,7 @@ class Connection(DrainedConnection):
                     self.end_goodbye()
             if protocol.cut_for is not None:
                 self.reason = cast(Reason, protocol.cut_for)
+            protocol.undo_cycles()
 
     async def _close(self, protocol: StreamProtocol) -> None:
         """Send what was written, and close so that the peer can read it."""

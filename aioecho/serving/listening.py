@@ -1,4 +1,4 @@
-"""What a server has for each of its sockets, whatever it does with what comes there."""
+"""What a server has for each socket that it listens on, of streams or of datagrams."""
 
 import socket
 from typing import Protocol

@@ -20,7 +20,7 @@ from aioecho.streams.handshake import Handshake
 from aioecho.streams.protocol import ReadCountingProtocol
 from aioecho.streams.proxy import ProxiedWriter, read_header
 
-__all__ = ["ProxiedConnection", "find_probe", "log_client", "log_no_header", "report_late_header"]
+__all__ = ["ProxiedConnection", "admit_client", "find_probe", "log_client", "log_no_header", "report_late_header"]
 
 logger = logging.getLogger("aioecho.server")
 
@@ -32,6 +32,19 @@ def log_client(client: Any, peer: Any) -> None:
     """Log, at DEBUG, for which client a balancer has connected."""
     if logger.isEnabledFor(logging.DEBUG):
         logger.debug("%s is the client of %s", format_address(client), format_address(peer))
+
+
+def admit_client(server: BaseServer, header: ProxyHeader, client: Any, counted: Any) -> Reason | None:
+    """Count a client by its host, if its network is allowed. Return the reason to disconnect it, or None.
+
+    A balancer's own connection is not judged by the networks: that it is trusted is said elsewhere.
+    """
+    admission = server.admission
+    if counted is not None:
+        return admission.admit_host(counted)
+    if header.is_local or admission.networks is None or admission.networks.allow(client):
+        return None
+    return "not allowed"
 
 
 def log_no_header(peer: Any, error: object) -> None:
@@ -93,19 +106,20 @@ class ProxiedConnection(Connection):
             header = await self._read_header()
         finally:
             if header is None:
+                self.look_at_wire()
                 self._protocol.transport.abort()
         if header is None:
             return
         peer = self.client_address
         self.client_address, counted = addresses_of(header, peer)
         log_client(self.client_address, peer)
-        if counted is not None:
-            reason = self._server.admission.admit_host(counted)
-            if reason is not None:
-                self.reason = reason
-                self._protocol.transport.abort()
-                return
-            self.counted_address = counted
+        reason = admit_client(self._server, header, self.client_address, counted)
+        if reason is not None:
+            self.reason = reason
+            self.look_at_wire()
+            self._protocol.transport.abort()
+            return
+        self.counted_address = counted
         protocol, ssl = self._protocol, self._server.ssl
         writer = ProxiedWriter(protocol.transport, protocol, protocol.reader, self._loop)
         writer.proxy = header
@@ -162,6 +176,7 @@ class ProxiedConnection(Connection):
         has_come = handshake.count if isinstance(handshake, Handshake) else self._protocol.bytes_in
         if isinstance(error, ConnectionResetError | BrokenPipeError) and not has_come:
             self.reason = "probe"
+            self.look_at_wire()
         else:
             super()._note_failed_handshake(error)
 

@@ -37,7 +37,7 @@ def read_header(protocol: ReadCountingProtocol, proxy: ProxyProtocol) -> Generat
         if received and (header := proxy.parse(received)) is not None:
             reader._take(header.size)
             protocol.unanswered = False  # a header is no message
-            protocol.bytes_in -= header.size
+            protocol.uncount(header.size)
             return header
         if reader._exception is not None:
             raise reader._exception

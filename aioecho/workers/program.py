@@ -1,6 +1,7 @@
 """A server as a program of its own: its event loop, its signals, its processes, its end."""
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import logging
@@ -16,7 +17,10 @@ from aioecho.datagrams.server import DatagramServer
 from aioecho.exceptions import AioechoError, CertificateError
 from aioecho.net import systemd
 from aioecho.net.endpoints import StdioEndpoint, UDPEndpoint
+from aioecho.ops.metrics import MetricsEndpoint
 from aioecho.runtime.interpreters import is_subinterpreter
+from aioecho.runtime.log_config import LogConfig, apply_log_config, renew_log
+from aioecho.runtime.logs import reopen_log_files
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.runtime.stdio import fill_standard_streams
 from aioecho.serving.base import BaseServer
@@ -49,6 +53,8 @@ def run(
     max_requests: int | None = None,
     max_requests_jitter: int = 0,
     timeout_worker_healthcheck: float | None = HEALTHCHECK,
+    log_config: LogConfig | None = None,
+    metrics: str | None = None,
     ssl: ssl_module.SSLContext | TLS | Callable[[], ssl_module.SSLContext | TLS] | None = None,
     **options: Any,
 ) -> DrainReport:
@@ -71,6 +77,11 @@ def run(
         timeout_worker_healthcheck: seconds after which a worker process is killed and replaced whose event loop does not run:
             a handler that waits without `await`, or computes for long, holds it up. None: never. One that a debugger is
             attached to is not killed.
+        log_config: what configures logging, in this process and in each worker: a file, .json or .toml for
+            logging.config.dictConfig() or .ini for fileConfig(), which SIGHUP reads again; a mapping for dictConfig(); or a
+            function. Without it a worker has the logging that the modules set up which it imports, and no other.
+        metrics: where to tell Prometheus of all processes, ``/metrics``, and health checks, ``/healthz`` and ``/readyz``:
+            "127.0.0.1:9464" or "unix:PATH". It asks for no password: give no address that strangers reach.
         ssl: an :class:`aioecho.TLS`, which SIGHUP loads anew too; or a context; or a function that returns one, which worker
             processes need, as a context can't be sent to them.
 
@@ -93,8 +104,12 @@ def run(
     try:
         refuse_start_in_worker()
         fill_standard_streams()
+        if log_config is not None:
+            apply_log_config(log_config)
+        renew = functools.partial(renew_log, log_config)
         if workers == 1 and not reuse_port and max_requests is None:
-            return run_server(serve(RequestHandlerClass, *endpoints, ssl=_made(ssl), **options), loop=loop)
+            server = serve(RequestHandlerClass, *endpoints, ssl=_made(ssl), **options)
+            return run_server(server, loop=loop, metrics=metrics, when_reloading=renew)
         if isinstance(ssl, ssl_module.SSLContext):
             raise TypeError(
                 "worker processes each need a context of their own: give as ssl an aioecho.TLS, or a function that returns one"
@@ -106,13 +121,15 @@ def run(
         options.pop("sock", None)  # it is among the endpoints, by now
         return run_workers(
             server,
-            functools.partial(_make_server, RequestHandlerClass, ssl, options),
+            functools.partial(_make_server, RequestHandlerClass, ssl, log_config, options),
             workers=workers,
             loop=loop,
             reuse_port=reuse_port,
             max_requests=max_requests,
             max_requests_jitter=max_requests_jitter,
             timeout_worker_healthcheck=timeout_worker_healthcheck,
+            when_reloading=renew,
+            metrics=metrics,
         )
     except AioechoError as error:
         raise SystemExit(f"aioecho: {error}") from None
@@ -125,9 +142,12 @@ def _made(ssl: Any) -> Any:
 def _make_server(
     RequestHandlerClass: Callable[..., Any] | Mapping[Callable[..., Any], Any],
     ssl: TLS | Callable[[], ssl_module.SSLContext | TLS] | None,
+    log_config: LogConfig | None,
     options: dict[str, Any],
     endpoints: list[list[str]],
 ) -> BaseServer:
+    if log_config is not None:
+        apply_log_config(log_config)
     context = _made(ssl)
     if not isinstance(RequestHandlerClass, Mapping):
         return serve(RequestHandlerClass, *itertools.chain(*endpoints), ssl=context, **options)
@@ -149,13 +169,15 @@ def run_workers(
     max_requests: int | None = None,
     max_requests_jitter: int = 0,
     timeout_worker_healthcheck: float | None = HEALTHCHECK,
+    metrics: str | None = None,
     when_serving: Callable[[Sequence[str]], object] = lambda names: None,
+    when_reloading: Callable[[], object] = reopen_log_files,
 ) -> DrainReport:
     """Do what :func:`run` does with worker processes. Every worker calls `make_server` with its endpoints.
 
     `server` was made as the workers' servers will be, and is never started. `make_server` gets a list for every endpoint, as
     a host may have several addresses. `when_serving` is called with the names
-    of the endpoints once all workers accept.
+    of the endpoints once all workers accept, and `when_reloading` at SIGHUP, before the workers are replaced.
 
     Raises:
         EndpointError: it can't listen.
@@ -184,9 +206,14 @@ def run_workers(
     if any(queries):
         make_server = functools.partial(_make_with_queries, make_server, queries)
     order = Order(
-        make_server=make_server, loop=loop, max_requests=max_requests, max_requests_jitter=max_requests_jitter
+        make_server=make_server,
+        loop=loop,
+        max_requests=max_requests,
+        max_requests_jitter=max_requests_jitter,
+        is_measured=metrics is not None,
     )
-    supervisor = Supervisor(
+    supervisor = _Supervisor(
+        when_reloading,
         server.endpoints,
         order,
         workers=workers,
@@ -194,6 +221,7 @@ def run_workers(
         grace=server.grace,
         reuse_port=reuse_port,
         healthcheck=timeout_worker_healthcheck,
+        metrics=metrics,
         when_serving=when_serving,
     )
     with giving_back(SUPERVISOR_SIGNALS), asyncio.Runner(loop_factory=loop_factory("asyncio")) as runner:
@@ -205,6 +233,18 @@ def _make_with_queries(
 ) -> BaseServer:
     """Make a worker's server of inherited sockets, which have the options that the supervisor's endpoints had."""
     return make_server([[text + query for text in group] for group, query in zip(endpoints, queries, strict=True)])
+
+
+class _Supervisor(Supervisor):
+    """One that does something else too at SIGHUP."""
+
+    def __init__(self, when_reloading: Callable[[], object], *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._when_reloading = when_reloading
+
+    def _replace_all(self) -> None:
+        self._when_reloading()
+        super()._replace_all()
 
 
 def check_sessions(server: BaseServer, *, reuse_port: bool) -> None:
@@ -234,20 +274,45 @@ def _check_seconds(name: str, value: object) -> None:
 
 
 def run_server(
-    server: BaseServer, *, loop: str = "auto", when_serving: Callable[[BaseServer], object] = lambda server: None
+    server: BaseServer,
+    *,
+    loop: str = "auto",
+    metrics: str | None = None,
+    when_serving: Callable[[BaseServer], object] = lambda server: None,
+    when_reloading: Callable[[], object] = reopen_log_files,
 ) -> DrainReport:
     """Do what :func:`run` does for a server that was made but not started; call `when_serving` once it accepts.
+
+    `when_reloading` is called at SIGHUP, before certificates are loaded anew.
 
     Afterwards signals are handled as before, also if this raises.
 
     Raises:
         EndpointError: it can't listen.
+        ValueError: `metrics` is no address.
     """
+    telling = MetricsEndpoint.of_server(metrics, server) if metrics is not None else contextlib.nullcontext()
     with giving_back(SERVER_SIGNALS), asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
-        return runner.run(_serve_until_signal(server, when_serving))
+        return runner.run(_serve_and_tell(server, when_serving, when_reloading, telling))
 
 
-async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseServer], object]) -> DrainReport:
+async def _serve_and_tell(
+    server: BaseServer,
+    when_serving: Callable[[BaseServer], object],
+    when_reloading: Callable[[], object],
+    telling: contextlib.AbstractAsyncContextManager[object],
+) -> DrainReport:
+    async with telling:
+        report = await _serve_until_signal(server, when_serving, when_reloading)
+    await end_other_tasks()
+    if server.has_failed():
+        raise AioechoError("the lifespan of the server failed: see the log")
+    return report
+
+
+async def _serve_until_signal(
+    server: BaseServer, when_serving: Callable[[BaseServer], object], when_reloading: Callable[[], object]
+) -> DrainReport:
     loop = asyncio.get_running_loop()
     stopping: set[asyncio.Task[DrainReport]] = set()
     starting = loop.create_task(server.start())
@@ -263,6 +328,7 @@ async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseSe
         stopping.add(loop.create_task(server.shutdown()))
 
     def reload() -> None:
+        when_reloading()
         try:
             server.reload_tls()
         except CertificateError as error:
@@ -291,7 +357,4 @@ async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseSe
         report = await server.shutdown()
         await asyncio.gather(*stopping)
         watchdog.stop()
-        await end_other_tasks()
-        if server.has_failed():
-            raise AioechoError("the lifespan of the server failed: see the log")
         return report

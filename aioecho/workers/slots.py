@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
+from aioecho.metrics import Values
 from aioecho.net.binding import BoundSocket
 from aioecho.workers.channel import Channel
 
@@ -46,6 +47,8 @@ class WorkerProcess:
         """Whether its start failed for what passes: a certificate that is written at the moment."""
         self.report: dict[str, Any] | None = None
         self.stats: dict[str, int] = {}
+        self.metrics: tuple[int, Values] = (0, {})
+        """The last that it has told, and a number that grows from one report to the next."""
         self.pinged_at: float | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -98,7 +101,7 @@ class WorkerProcess:
 
     def close(self) -> None:
         """Close what is connected to it."""
-        self.channel.sock.close()
+        self.channel.close()
         self.heritage.close()
 
 

@@ -18,13 +18,15 @@ from aioecho.net import systemd
 from aioecho.net.binding import BoundSocket
 from aioecho.net.endpoints import Endpoint
 from aioecho.stats import DrainReport
-from aioecho.workers.health import StatsLog, WorkerWatchdog
+from aioecho.workers.asking import Asking
 from aioecho.workers.order import Order, store_order
 from aioecho.workers.processes import describe_status, start_worker
+from aioecho.workers.restarts import LONGEST_DELAY, count_death, was_killed
 from aioecho.workers.rolling import RollingRestart
 from aioecho.workers.signals import handling, log_stop
 from aioecho.workers.slots import WorkerProcess, WorkerSlot, WorkerState
 from aioecho.workers.sockets import SupervisorSockets
+from aioecho.workers.watching import WorkerWatch
 from aioecho.workers.worker import SIGNALS
 
 __all__ = ["SUPERVISOR_SIGNALS", "Supervisor"]
@@ -33,15 +35,6 @@ logger = logging.getLogger("aioecho.supervisor")
 
 SUPERVISOR_SIGNALS = (*SIGNALS, signal.SIGCHLD)
 """What :meth:`Supervisor.run` handles."""
-
-# Seconds before a worker that has died is replaced: none the first time, then twice as long every time, until one lives.
-FIRST_DELAY = 0.05
-LONGEST_DELAY = 1.6
-LIVES_AFTER = 10.0
-
-# Deaths in a row, of one slot's workers, that end the whole. SIGKILL does not count: an administrator sends it, or the
-# kernel when memory is short, and that says nothing of the worker.
-TOO_OFTEN = 8
 
 # Seconds for a worker to import what it serves and to accept. A program may load a lot; one that hangs there would hold up
 # every restart to come.
@@ -71,10 +64,12 @@ class Supervisor:
         backlog, grace: as the workers' servers have them.
         reuse_port: bind TCP and UDP endpoints for every worker apart, so that the kernel divides the clients between them.
         healthcheck: seconds after which a worker that does not answer is killed; None is never.
+        metrics: the address of the metrics' port; None for none.
         when_serving: called with the endpoints' names once all workers accept.
 
     Raises:
         TypeError: `order` can't be sent to another process.
+        ValueError: `metrics` is no address.
     """
 
     def __init__(
@@ -87,6 +82,7 @@ class Supervisor:
         grace: float,
         reuse_port: bool = False,
         healthcheck: float | None = None,
+        metrics: str | None = None,
         when_serving: Callable[[Sequence[str]], object] = lambda names: None,
     ) -> None:
         self._sockets = SupervisorSockets(endpoints, backlog=backlog, reuse_port=reuse_port)
@@ -99,8 +95,15 @@ class Supervisor:
         self._slots: list[WorkerSlot] = []
         self._workers: set[WorkerProcess] = set()
         self._rolling = RollingRestart(self._replace)
-        self._stats = StatsLog(self._workers)
-        self._watchdog = WorkerWatchdog(self._workers, healthcheck)
+        self._asking = Asking(self._workers)
+        self._watch = WorkerWatch(
+            self._workers,
+            self._sockets,
+            self._asking,
+            healthcheck=healthcheck,
+            metrics=metrics,
+            is_stopping=lambda: self._is_stopping,
+        )
         self._stopping_since = 0.0
         self._stopped_by: signal.Signals | None = None
         self._failure: str | None = None
@@ -121,11 +124,10 @@ class Supervisor:
         with handling(self._loop, self._actions()):
             try:
                 self._order = store_order(self._packed_order)
-                await self._start()
-                await self._done
+                async with self._watch:
+                    await self._start()
+                    await self._done
             finally:
-                self._watchdog.stop()
-                self._stats.stop()
                 for worker in self._workers:  # only if something here has failed
                     worker.abandon()
                 self._close_sockets()
@@ -144,7 +146,7 @@ class Supervisor:
             signal.SIGHUP: self._replace_all,
             signal.SIGTTIN: self._add_slot,
             signal.SIGTTOU: self._remove_slot,
-            signal.SIGUSR1: self._stats.ask,
+            signal.SIGUSR1: self._watch.log_stats,
             signal.SIGCHLD: self._reap,
         }
 
@@ -160,7 +162,7 @@ class Supervisor:
             await asyncio.wait({binding})
             return
         binding.result()
-        self._watchdog.start()
+        self._watch.start()
         if not self._is_stopping:
             self._state = _State.STARTING
         for _ in range(self._count):
@@ -180,7 +182,7 @@ class Supervisor:
         own: list[BoundSocket] = []
         try:
             slot = WorkerSlot(len(self._slots) + 1, self._sockets.of_slot(own, is_first=not self._slots), own)
-            slot.worker = self._start_worker(slot)
+            slot.worker = self._start_worker(slot, "start" if self._state is _State.STARTING else "added")
         except OSError as error:
             for bound in own:
                 bound.close()
@@ -205,21 +207,23 @@ class Supervisor:
 
     # Processes.
 
-    def _start_worker(self, slot: WorkerSlot) -> WorkerProcess:
-        """Start a worker process; OSError if that can't be done."""
+    def _start_worker(self, slot: WorkerSlot, cause: str) -> WorkerProcess:
+        """Start a worker process; OSError if that can't be done. `cause` is one of aioecho.workers.metrics."""
         worker = start_worker(slot, self._order, self._grace)
         try:
             self._loop.add_reader(worker.channel.sock.fileno(), self._read_channel, worker)
         except OSError:  # of epoll, which has no room: what the worker says would not be read
             worker.abandon()
             raise
+        worker.channel.attach(self._loop)
         self._workers.add(worker)
+        self._watch.note_start(cause)
         worker.kill_after(START_TIMEOUT, f"is not ready after {START_TIMEOUT:g} s")
         logger.debug("started %s", worker)
         return worker
 
-    def _read_channel(self, worker: WorkerProcess) -> None:
-        for message in worker.channel.receive():
+    def _read_channel(self, worker: WorkerProcess, is_last: bool = False) -> None:
+        for message in worker.channel.receive(is_last=is_last):
             match message[""]:
                 case "loaded" if worker.state is WorkerState.LOADING and not self._is_stopping:
                     worker.state = WorkerState.STARTING
@@ -230,19 +234,17 @@ class Supervisor:
                 case "ready":
                     self._on_ready(worker)
                 case "replace" if worker.slot.worker is worker and not worker.is_leaving:
-                    self._replace(worker.slot)
-                case "stats":
-                    worker.stats = message["stats"]
-                    self._stats.on_answer(worker)
+                    self._replace(worker.slot, "replaced")
                 case "draining" if self._stopped_by is not None:
                     if message["count"]:
                         log_stop(logger, self._stopped_by, message["count"], message["what"], self._grace, str(worker))
-                case "pong":
-                    worker.pinged_at = None
+                case "answer":
+                    self._asking.on_answer(worker, message)
                 case "ended":
-                    worker.report, worker.stats = message["report"], message["stats"]
+                    worker.report = message["report"]
                     if not worker.is_leaving:  # its handler has shut it down: it is replaced as soon as it has ended
                         worker.kill_after(STOP_TIMEOUT)
+            self._watch.on_message(worker, message)
         if worker.channel.has_ended:  # SIGCHLD tells of its end
             self._loop.remove_reader(worker.channel.sock.fileno())
 
@@ -273,13 +275,14 @@ class Supervisor:
         for worker in list(self._workers):
             status = worker.process.poll()
             if status is not None:
-                self._read_channel(worker)  # its last words
+                self._read_channel(worker, is_last=True)  # its last words
                 self._loop.remove_reader(worker.channel.sock.fileno())
                 worker.close()
                 self._workers.discard(worker)
                 worker.kill_after(None)
                 self._on_end(worker, status)
-                self._stats.on_answer(worker)
+                self._watch.on_end(worker)
+                self._asking.on_end(worker)
                 self._advance()
 
     def _on_end(self, worker: WorkerProcess, status: int) -> None:
@@ -287,17 +290,15 @@ class Supervisor:
         slot = worker.slot
         is_early = worker.serving_since is None
         ended = worker.failure or describe_status(status) + (" before it was ready" if is_early else "")
-        self._stats.add_ended(worker)
-        if self._is_stopping:
-            if worker.report is not None:
-                for name in self._drained:
-                    self._drained[name] += worker.report[name]
-            elif worker.may_have_clients:
-                self._drained["aborted"] += 1
+        if self._is_stopping or worker.is_leaving:
+            is_lost = worker.report is None and worker.may_have_clients
+            if is_lost:
                 logger.error("%s %s in the drain", worker, ended)
-        elif worker.is_leaving:
-            if worker.report is None and worker.may_have_clients:
-                logger.error("%s %s in the drain", worker, ended)
+            if self._is_stopping:
+                self._drained["aborted"] += is_lost
+                for name, count in (worker.report or {}).items():
+                    if name in self._drained:
+                        self._drained[name] += count
         elif worker is slot.successor:
             slot.successor = None
             if slot.worker is not None:
@@ -314,29 +315,23 @@ class Supervisor:
     def _restart(self, worker: WorkerProcess, status: int, ended: str) -> None:
         """Replace a worker that has died, later the more often that has happened."""
         slot = worker.slot
-        was_killed = worker.may_retry or (status == -signal.SIGKILL and worker.state is not WorkerState.HUNG)
-        if worker.serving_since is None:
-            if not (was_killed and self._state is _State.SERVING):
-                self._fail(f"{worker} {ended}")
-                return
-        elif self._loop.time() - worker.serving_since >= LIVES_AFTER:
-            slot.deaths = slot.crashes = 0
-        if not was_killed:
-            slot.crashes += 1
-            if slot.crashes >= TOO_OFTEN:
-                self._fail(f"{worker} {ended}, as {TOO_OFTEN - 1} in its place before it, soon after their start")
-                return
-        delay = min(FIRST_DELAY * 2 ** (slot.deaths - 1), LONGEST_DELAY) if slot.deaths else 0.0
-        slot.deaths += 1
+        if worker.serving_since is None and not (was_killed(worker, status) and self._state is _State.SERVING):
+            self._fail(f"{worker} {ended}")
+            return
+        delay = count_death(slot, worker, status, self._loop.time())
+        if isinstance(delay, str):
+            self._fail(f"{worker} {ended}, {delay}")
+            return
+        cause = "killed" if was_killed(worker, status) else "hung" if worker.state is WorkerState.HUNG else "died"
         logger.warning("%s %s; it is replaced in %g s", worker, ended, delay)
-        slot.restart = self._loop.call_later(delay, self._retry_start, slot)
+        slot.restart = self._loop.call_later(delay, self._retry_start, slot, cause)
 
-    def _retry_start(self, slot: WorkerSlot) -> None:
+    def _retry_start(self, slot: WorkerSlot, cause: str) -> None:
         try:
-            slot.worker = self._start_worker(slot)
+            slot.worker = self._start_worker(slot, cause)
         except OSError as error:
             logger.error("cannot start another worker, and try again in %g s: %s", LONGEST_DELAY, error)
-            slot.restart = self._loop.call_later(LONGEST_DELAY, self._retry_start, slot)
+            slot.restart = self._loop.call_later(LONGEST_DELAY, self._retry_start, slot, cause)
 
     # Replacing workers that serve.
 
@@ -347,10 +342,10 @@ class Supervisor:
         self._rolling.begin(self._slots)
         self._advance()
 
-    def _replace(self, slot: WorkerSlot) -> None:
+    def _replace(self, slot: WorkerSlot, cause: str = "reload") -> None:
         if slot.successor is None and not self._is_stopping:
             try:
-                slot.successor = self._start_worker(slot)
+                slot.successor = self._start_worker(slot, cause)
             except OSError as error:
                 self._call_off(f"cannot start another worker: {error}")
 

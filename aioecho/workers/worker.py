@@ -1,10 +1,10 @@
 """One worker process: how it comes to its server, what it hears from its supervisor and tells it, and its end.
 
-The supervisor starts a fresh interpreter that calls :func:`main`. Between the two is a channel, on which the supervisor
-sends "serve" (once everything is loaded), "retire" (others serve on: leave them what is queued), "drain" (no other serves
-on: accept what is queued), "end" (at once), "stats" and "ping", and the worker "loaded", "failed", "ready", "replace" (start
-my successor), "draining" (and how many connections it waits for), "stats", "pong" and "ended". The end of the stream tells
-that the other side is gone.
+The supervisor starts a fresh interpreter that calls :func:`main`. Between the two is a channel. On it the supervisor sends
+"serve" (once everything is loaded), "retire" (others serve on: leave them what is queued), "drain" (no other serves on:
+accept what is queued), "end" (at once), "stats", "ping" and "ask" (see asking.py). The worker sends "loaded", "failed",
+"ready", "replace" (start my successor), "draining" (and how many connections it waits for), "stats", "metrics", "answer",
+"pong" and "ended". The end of the stream tells that the other side is gone.
 """
 
 import asyncio
@@ -27,8 +27,10 @@ from aioecho.exceptions import AioechoError, CertificateError
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.serving.base import BaseServer
 from aioecho.stats import DatagramStats, ServiceStats, Stats
+from aioecho.workers.asking import Answering, Question
 from aioecho.workers.channel import Channel
 from aioecho.workers.guard import loading, remove_mark
+from aioecho.workers.metrics import WorkerReports
 from aioecho.workers.order import Order, read_order
 from aioecho.workers.signals import keep_for_children
 
@@ -99,6 +101,13 @@ class _Worker:
         self._channel = channel
         self._stops: set[asyncio.Task[Any]] = set()
         self._what = what
+        # What the supervisor may ask for, by name: see aioecho.workers.asking.
+        self._questions: dict[str, Question] = {"stats": self._stats}
+        self._answering = Answering(channel, self._questions)
+        self._reports: WorkerReports | None = None
+        if what.is_measured:
+            self._reports = WorkerReports(server, lambda report: channel.send("metrics", **self._told(report)))
+            self._questions["metrics"] = self._answer_metrics
         self._handover = handover
         if isinstance(server, DatagramServer | Service):
             server.handover = handover
@@ -109,6 +118,7 @@ class _Worker:
         self._orders: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         if self._what.max_requests is not None:
             self._count(self._what.max_requests + random.randint(0, self._what.max_requests_jitter))
+        self._channel.attach(loop)
         loop.add_reader(self._channel.sock.fileno(), self._read_channel)
         self._channel.send("loaded")
         try:
@@ -123,12 +133,19 @@ class _Worker:
             # `kill` of one worker: it goes when another is there.
             loop.add_signal_handler(signal.SIGTERM, self._channel.send, "replace")
             self._channel.send("ready")
+            if self._reports is not None:
+                self._reports.start()
             obeying = loop.create_task(self._obey())
             await self._server.serve_forever()
             obeying.cancel()
             report = await self._server.shutdown()
-            self._channel.send("ended", report=dataclasses.asdict(report), stats=self._stats())
+            last = None if self._reports is None else self._reports.last()
+            self._channel.send("ended", report=dataclasses.asdict(report), **self._told(last))
+            await self._answering.stop()
+            await self._channel.drain(0)  # the supervisor kills one that does not end
         finally:
+            if self._reports is not None:
+                self._reports.stop()
             loop.remove_reader(self._channel.sock.fileno())
         await end_other_tasks()
 
@@ -137,8 +154,10 @@ class _Worker:
             match message[""]:
                 case "stats":
                     self._channel.send("stats", stats=self._stats())
+                case "ask":
+                    self._answering.on_ask(message)
                 case "ping":
-                    self._channel.send("pong")
+                    self._channel.send("pong", stats=self._stats())
                 case _:
                     self._orders.put_nowait(message)
         if self._channel.has_ended:
@@ -158,6 +177,14 @@ class _Worker:
             else:
                 stop = asyncio.get_running_loop().create_task(self._server.shutdown(0 if order[""] == "end" else None))
                 self._stops.add(stop)
+
+    async def _answer_metrics(self) -> dict[str, Any]:
+        assert self._reports is not None
+        return self._told(await self._reports.answer())
+
+    def _told(self, report: Any) -> dict[str, Any]:
+        """Return what goes along with a message that tells what was counted."""
+        return {"stats": self._stats(), "metrics": report}
 
     def _stats(self) -> dict[str, int]:
         stats = self._server.stats
