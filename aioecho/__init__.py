@@ -26,6 +26,7 @@ from aioecho.serving.handlers import (
     DatagramSessionHandler,
     StreamRequestHandler,
 )
+from aioecho.serving.live import ByteCounts, Connections, LiveConnection
 from aioecho.stats import DatagramStats, DrainReport, Stats
 from aioecho.streams.reader import StreamReader
 from aioecho.streams.writer import StreamWriter
@@ -39,8 +40,10 @@ __all__ = [
     "BackgroundServer",
     "BaseRequestHandler",
     "BaseServer",
+    "ByteCounts",
     "CertificateError",
     "ConnectionTimeout",
+    "Connections",
     "DatagramRequestHandler",
     "DatagramServer",
     "DatagramSessionHandler",
@@ -51,6 +54,7 @@ __all__ = [
     "FramingError",
     "Limits",
     "LineTooLong",
+    "LiveConnection",
     "Stats",
     "StreamReader",
     "StreamRequestHandler",

@@ -1,8 +1,9 @@
 """The choice of a server by endpoints and handler classes; and servers for streams and datagrams together."""
 
 import asyncio
+import itertools
 import socket
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aioecho.config import Limits
@@ -13,6 +14,7 @@ from aioecho.server import StdioServer, StreamServer
 from aioecho.serving.base import BaseServer
 from aioecho.serving.drain import Drain
 from aioecho.serving.handler_types import serves_datagrams
+from aioecho.serving.live import Connections
 from aioecho.stats import DrainReport, ServiceStats
 
 __all__ = ["Service", "are_for_datagrams", "serve"]
@@ -117,6 +119,7 @@ class Service(BaseServer):
         for part in parts:
             part.service = self
         self._parts = parts
+        self.serials = itertools.count(1)  # the parts': ids differ in all of them
         self._check_limits(self.limits)
 
     def _check_endpoints(self, RequestHandlerClass: Any) -> None:
@@ -144,9 +147,9 @@ class Service(BaseServer):
         return any(part.is_serving() for part in self._parts)
 
     @property
-    def connections(self) -> Collection[Any]:
+    def connections(self) -> Connections:
         """The live connections, and the handlers of datagrams that run: a copy, as they come and go."""
-        return frozenset().union(*(part.connections for part in self._parts))
+        return Connections(itertools.chain(*(part.connections for part in self._parts)))
 
     @property
     def stats(self) -> ServiceStats:
@@ -180,7 +183,7 @@ class Service(BaseServer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in ("keep_backlog", "on_accept"):  # a worker's
+        if name in ("keep_backlog", "on_accept", "id_prefix", "serials"):  # a worker's
             for part in self._parts:
                 setattr(part, name, value)
 

@@ -24,6 +24,7 @@ from aioecho.cli.objects import FRAMING_HELP, find_framing, find_object, is_obje
 from aioecho.config import Limits
 from aioecho.echo import DATAGRAM_HANDLERS, FRAME_HANDLERS, HANDLERS
 from aioecho.exceptions import AioechoError, CertificateError
+from aioecho.ops.control import parse_control
 from aioecho.runtime.loops import LOOPS, loop_factory
 from aioecho.server import StdioServer
 from aioecho.serving.base import BaseServer
@@ -113,6 +114,9 @@ class _Workers(click.IntRange):
 @click.option("--log-queue", type=click.IntRange(0), default=DEFAULT_QUEUE, show_default=True, metavar="BYTES",
               help="Log records that wait until stderr is read, in bytes. More are dropped and counted. 0: the"
               " server waits.")  # fmt: skip
+@click.option(
+    "--control", metavar="unix:PATH", help="Open a Unix socket for the command ctl; see the docs on live control."
+)
 @click.option("--app-dir", default=".", show_default=True, metavar="FOLDER", help="Look for module:Class here first.")
 def serve_command(
     handler: str,
@@ -141,6 +145,7 @@ def serve_command(
     ssl_reload_interval: float,
     log_level: str,
     log_queue: int,
+    control: str | None,
     app_dir: str,
 ) -> None:
     """Serve HANDLER, a ready-made one or a class of yours as module:Class.
@@ -204,6 +209,8 @@ def serve_command(
     is_stdio = isinstance(server, StdioServer)
     try:
         loop_factory(loop)
+        if control is not None:
+            parse_control(control)
         if workers != 1:
             check_sessions(server, reuse_port=reuse_port)
         if supervised and is_stdio:
@@ -222,10 +229,14 @@ def serve_command(
                 max_requests_jitter=limit_max_requests_jitter,
                 timeout_worker_healthcheck=timeout_worker_healthcheck or None,
                 when_serving=_announce,
+                control=control,
             )
         else:
             report = run_server(
-                server, loop=loop, when_serving=lambda server: None if is_stdio else _announce(server.names)
+                server,
+                loop=loop,
+                when_serving=lambda server: None if is_stdio else _announce(server.names),
+                control=control,
             )
     except AioechoError as error:
         raise click.ClickException(str(error)) from error

@@ -17,6 +17,7 @@ __all__ = [
     "LAST_DATA_SENT",
     "TICK",
     "Credentials",
+    "accept_queue",
     "datagram_memory",
     "has_peer_ended",
     "is_broken",
@@ -27,6 +28,7 @@ __all__ = [
     "tcp_info",
     "unacknowledged",
     "unread",
+    "wire_bytes",
 ]
 
 # Where the kernel tells these in its struct tcp_info (linux/tcp.h), and how wide they are. The times are in milliseconds.
@@ -39,8 +41,18 @@ ROUND_TRIP = (68, "=I")
 # The state of a connection, and the one that it has after a reset or when it was given up (TCP_CLOSE in linux/tcp_states.h).
 STATE, BROKEN = (0, "=B"), 7
 
+# The states in which a peer's FIN has come, which counts as a byte received: TCP_TIME_WAIT, TCP_CLOSE, TCP_CLOSE_WAIT,
+# TCP_LAST_ACK, TCP_CLOSING. In TCP_CLOSE it may have been a reset: then it is a byte less than it was.
+PEER_HAS_ENDED = {6, BROKEN, 8, 9, 11}
+
 # The states in which a peer may still send: TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2.
 PEER_MAY_SEND = {1, 4, 5}
+
+# Likewise: the state; bytes acknowledged and received; bytes that wait to be sent; bytes sent, and how many of them again.
+WIRE = struct.Struct("=B119xQQ8xI52xQQ")
+
+# Of a socket that listens: the clients that were not accepted yet, and how many find room.
+ACCEPT_QUEUE = struct.Struct("=24xII")
 
 # Seconds. The kernel tells times no more exactly than its timer ticks.
 TICK = 0.01
@@ -139,6 +151,34 @@ def tcp_info(sock: socket.socket, field: tuple[int, str]) -> int | None:
     except OSError:
         return None
     return int(struct.unpack_from(layout, info, start)[0]) if len(info) >= end else None
+
+
+def wire_bytes(sock: socket.socket) -> tuple[int, int] | None:
+    """Return how many bytes a TCP connection has received and sent, as far as the kernel has them; None as for tcp_info().
+
+    What the kernel still has to send counts as sent, and what it has sent again counts once. It costs a microsecond.
+    """
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, WIRE.size)
+        state, acknowledged, received, waiting, sent, again = WIRE.unpack(info)
+    except OSError:
+        return None
+    except struct.error:  # a kernel of before 4.19
+        return None if len(info) < BYTES_RECEIVED[0] + 8 else struct.unpack_from("=QQ", info, BYTES_ACKED[0])[::-1]
+    return received - (state in PEER_HAS_ENDED), sent - again + waiting if sent else acknowledged
+
+
+def accept_queue(sock: socket.socket) -> tuple[int, int] | None:
+    """Return how many clients wait in the queue of a TCP socket that listens, and how many may; None as for tcp_info()."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        length, limit = ACCEPT_QUEUE.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, ACCEPT_QUEUE.size))
+    except (OSError, struct.error):
+        return None
+    return length, limit
 
 
 def round_trip(sock: socket.socket) -> float:

@@ -48,6 +48,9 @@ class BaseRequestHandler(ABC):
     """What to wait for, and how long, in place of the server's `timeouts`. Of the class or the object; `handshake`, `session`
     and `send` are the class's."""
 
+    label: str | None = None
+    """What its connection is called where it is listed: see :attr:`LiveConnection.label`."""
+
     def __init__(self, request: Any, client_address: Any, server: BaseServer) -> None:
         self.request = request
         self.client_address = client_address

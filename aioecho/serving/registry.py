@@ -3,11 +3,12 @@
 import asyncio
 import contextvars
 import functools
+import itertools
 import logging
 import socket
 import ssl as ssl_module
 import sys
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
 from aioecho.config import Limits, Timeouts, check_type
@@ -18,6 +19,7 @@ from aioecho.serving.drain import Drain, Served
 from aioecho.serving.end_record import MistakeLog, log_end
 from aioecho.serving.ends import OUTCOMES, Ended, Reason, ending, find_other_stream, find_peers_reason
 from aioecho.serving.handler_types import undo_partial
+from aioecho.serving.live import Connections
 from aioecho.serving.sweeper import TimeoutSweeper
 from aioecho.stats import Stats
 from aioecho.streams.handshake_limit import HandshakeLimit
@@ -37,7 +39,8 @@ class Registry:
     `admission`, `handshake_limit`, `timeout_sweeper`: what applies the limits, and the timeouts.
     `handler_threads`: the threads of blocking handlers; None until the first one needs a thread.
     `keep_backlog`: whether the end of accepting leaves what the kernel has queued to other processes, which have the same
-    sockets. `on_accept`: called for every connection, or datagram's handler, that is registered. Workers set the two.
+    sockets. `on_accept`: called for every connection, or datagram's handler, that is registered. `id_prefix`: what the ids
+    of connections begin with. Workers set the three. `serials`: the numbers of their ids.
     `live_stats`: what `stats` tells.
     """
 
@@ -62,6 +65,11 @@ class Registry:
         self.event_loop: asyncio.AbstractEventLoop | None = None
         self.handler_threads: ThreadPool | None = None
         self._connections: set[Any] = set()
+        self.id_prefix = ""
+        self.serials = itertools.count(1)
+        # Here, and only for connections that were asked for it: in each connection they would take memory.
+        self._ids: dict[Any, str] = {}
+        self._kicked: set[Any] = set()
         self.admission = Admission(
             check_type("limits", limits if limits is not None else Limits(), Limits),
             self._connections,
@@ -86,9 +94,9 @@ class Registry:
     # What users see of it.
 
     @property
-    def connections(self) -> Collection[Any]:
-        """The live connections: a copy, as they come and go."""
-        return frozenset(self._connections)
+    def connections(self) -> Connections:
+        """The live connections, each a :class:`~aioecho.LiveConnection`: a copy, as they come and go."""
+        return Connections(self._connections)
 
     @property
     def stats(self) -> Stats:
@@ -238,6 +246,22 @@ class Registry:
         if self.on_accept is not None:
             self.on_accept()
 
+    def identify(self, connection: Any) -> str:
+        """Return the id of a connection, which it gets now if it has none yet. One that has ended gets none: ""."""
+        found = self._ids.get(connection)
+        if found is None:
+            if connection not in self._connections:
+                return ""
+            found = self._ids[connection] = f"{self.id_prefix}{next(self.serials)}"
+        return found
+
+    def note_kick(self, connection: Any, reason: str) -> None:
+        """Count the end of a connection, which is about to come, as kicked."""
+        if connection in self._connections and connection not in self._kicked:
+            self._kicked.add(connection)
+            why = f": {reason}" if reason else ""
+            logger.info("kicked the %s from %s%s", self._what, format_address(connection.client_address), why)
+
     def drain_late(self, connection: Served) -> None:
         """Let a connection drain that was registered when all others had been told to."""
         if self._drain is not None:
@@ -273,8 +297,13 @@ class Registry:
                 self._mistake_log.report(error, "the handler of the %s from %s raised", what, address)
         self.unregister_connection(connection)
 
-    def _count_end(self, connection: Served) -> None:
+    def _count_end(self, connection: Any) -> None:
         self._connections.discard(connection)
+        if self._ids:
+            self._ids.pop(connection, None)
+        if self._kicked and connection in self._kicked:
+            self._kicked.discard(connection)
+            connection.reason = "kicked"
         stats, outcome = self.live_stats, OUTCOMES[connection.reason]
         stats.active -= 1
         if outcome == "completed":

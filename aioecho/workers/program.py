@@ -15,7 +15,9 @@ from aioecho.choice import Service, serve
 from aioecho.datagrams.server import DatagramServer
 from aioecho.exceptions import AioechoError, CertificateError
 from aioecho.net import systemd
-from aioecho.net.endpoints import StdioEndpoint, UDPEndpoint
+from aioecho.net.endpoints import StdioEndpoint, UDPEndpoint, UnixEndpoint
+from aioecho.ops.control import ControlServer, parse_control
+from aioecho.ops.control_server import ServerBackend
 from aioecho.runtime.interpreters import is_subinterpreter
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.runtime.stdio import fill_standard_streams
@@ -50,6 +52,7 @@ def run(
     max_requests_jitter: int = 0,
     timeout_worker_healthcheck: float | None = HEALTHCHECK,
     ssl: ssl_module.SSLContext | TLS | Callable[[], ssl_module.SSLContext | TLS] | None = None,
+    control: str | None = None,
     **options: Any,
 ) -> DrainReport:
     """Serve on all of `endpoints` until SIGTERM or SIGINT, then drain; a second signal ends it at once.
@@ -73,6 +76,8 @@ def run(
             attached to is not killed.
         ssl: an :class:`aioecho.TLS`, which SIGHUP loads anew too; or a context; or a function that returns one, which worker
             processes need, as a context can't be sent to them.
+        control: a Unix socket for live control, "unix:PATH" or "unix:PATH?mode=660"; without a mode only its user may open it.
+            None: there is none.
 
     `reuse_port` and `max_requests` make a worker process of even one. In a thread other than the main one, and in a
     subinterpreter, it serves without workers, and no signal reaches it. If the program was started with stdin, stdout or
@@ -94,7 +99,9 @@ def run(
         refuse_start_in_worker()
         fill_standard_streams()
         if workers == 1 and not reuse_port and max_requests is None:
-            return run_server(serve(RequestHandlerClass, *endpoints, ssl=_made(ssl), **options), loop=loop)
+            return run_server(
+                serve(RequestHandlerClass, *endpoints, ssl=_made(ssl), **options), loop=loop, control=control
+            )
         if isinstance(ssl, ssl_module.SSLContext):
             raise TypeError(
                 "worker processes each need a context of their own: give as ssl an aioecho.TLS, or a function that returns one"
@@ -113,6 +120,7 @@ def run(
             max_requests=max_requests,
             max_requests_jitter=max_requests_jitter,
             timeout_worker_healthcheck=timeout_worker_healthcheck,
+            control=control,
         )
     except AioechoError as error:
         raise SystemExit(f"aioecho: {error}") from None
@@ -150,6 +158,7 @@ def run_workers(
     max_requests_jitter: int = 0,
     timeout_worker_healthcheck: float | None = HEALTHCHECK,
     when_serving: Callable[[Sequence[str]], object] = lambda names: None,
+    control: str | None = None,
 ) -> DrainReport:
     """Do what :func:`run` does with worker processes. Every worker calls `make_server` with its endpoints.
 
@@ -192,6 +201,9 @@ def run_workers(
         reuse_port=reuse_port,
         healthcheck=timeout_worker_healthcheck,
         when_serving=when_serving,
+        control=None if control is None else parse_control(control),
+        limits=server.limits,
+        timeouts=server.timeouts,
     )
     with giving_back(SUPERVISOR_SIGNALS), asyncio.Runner(loop_factory=loop_factory("asyncio")) as runner:
         return runner.run(supervisor.run())
@@ -224,7 +236,11 @@ def _check_seconds(name: str, value: object) -> None:
 
 
 def run_server(
-    server: BaseServer, *, loop: str = "auto", when_serving: Callable[[BaseServer], object] = lambda server: None
+    server: BaseServer,
+    *,
+    loop: str = "auto",
+    when_serving: Callable[[BaseServer], object] = lambda server: None,
+    control: str | None = None,
 ) -> DrainReport:
     """Do what :func:`run` does for a server that was made but not started; call `when_serving` once it accepts.
 
@@ -234,14 +250,19 @@ def run_server(
         EndpointError: it can't listen.
     """
     with giving_back(SERVER_SIGNALS), asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
-        return runner.run(_serve_until_signal(server, when_serving))
+        return runner.run(
+            _serve_until_signal(server, when_serving, None if control is None else parse_control(control))
+        )
 
 
-async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseServer], object]) -> DrainReport:
+async def _serve_until_signal(
+    server: BaseServer, when_serving: Callable[[BaseServer], object], where: UnixEndpoint | None
+) -> DrainReport:
     loop = asyncio.get_running_loop()
     stopping: set[asyncio.Task[DrainReport]] = set()
     starting = loop.create_task(server.start())
     watchdog = systemd.Watchdog()
+    control = None if where is None else ControlServer(where, ServerBackend(server, server.begin_shutdown))
 
     def stop(number: signal.Signals) -> None:
         if stopping:
@@ -270,6 +291,8 @@ async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseSe
     with handling(loop, {**stops, signal.SIGHUP: reload, signal.SIGUSR1: log_stats}):
         try:
             await starting
+            if control is not None:
+                await control.start()
             when_serving(server)
             systemd.notify("READY=1")
             await server.serve_forever()
@@ -281,5 +304,7 @@ async def _serve_until_signal(server: BaseServer, when_serving: Callable[[BaseSe
         report = await server.shutdown()
         await asyncio.gather(*stopping)
         watchdog.stop()
+        if control is not None:
+            await control.stop()
         await end_other_tasks()
         return report

@@ -33,6 +33,8 @@ class WorkerProcess:
     def __init__(self, slot: "WorkerSlot", process: "subprocess.Popen[bytes]", channel: Channel) -> None:
         self.slot = slot
         self.process = process
+        self.number = 0
+        """Counts the processes that were started, from 1. No two have the same."""
         self.channel = channel
         self.state = WorkerState.LOADING
         self.serving_since: float | None = None
@@ -57,11 +59,14 @@ class WorkerProcess:
             return self.serving_since is not None
         return self.state in (WorkerState.STARTING, WorkerState.SERVING, WorkerState.LEAVING)
 
-    def leave(self, how: str, timeout: float) -> None:
-        """Tell it to leave, "retire" or "drain", within `timeout` seconds. Kill it if it has not begun to accept."""
+    def leave(self, how: str, timeout: float, grace: float | None = None) -> None:
+        """Tell it to leave, "retire" or "drain", within `timeout` seconds. Kill it if it has not begun to accept.
+
+        `grace` is for its connections, in seconds; None is its server's own.
+        """
         if self.may_have_clients:
             self.state = WorkerState.LEAVING
-            self.channel.send(how)
+            self.channel.send(how, grace=grace)
             self.kill_after(timeout)
         else:
             self.state = WorkerState.DISCARDED

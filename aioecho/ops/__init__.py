@@ -1,0 +1,1 @@
+"""Operations: what watches a server from outside."""
