@@ -17,8 +17,8 @@ __all__ = ["SORTS", "ServerView", "changed"]
 SORTS = {"age": "age_s", "sent": "sent_bytes", "received": "received_bytes", "unsent": "unsent_bytes"}
 """What connections may be sorted by, largest first."""
 
-# Connections that are looked at in one turn of the event loop: it takes about a millisecond.
-IN_A_TURN = 100
+# Connections that are looked at in one turn of the event loop: it takes about half a millisecond.
+IN_A_TURN = 50
 
 
 def changed(settings: Any, changes: Mapping[str, Any]) -> Any:
