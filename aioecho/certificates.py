@@ -1,6 +1,7 @@
 """What a server serves TLS with, as files that are renewed while it serves: TLS."""
 
 import os
+import re
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -73,7 +74,11 @@ class TLS:
     """Seconds between two looks at whether a file has changed. None: only reload_tls() and SIGHUP load them anew."""
 
     def __post_init__(self) -> None:
-        if self.min_version not in VERSIONS:
+        for name in ("cert", "key", "client_ca", "crl"):
+            path = getattr(self, name)
+            if not isinstance(path, str | os.PathLike) and (path is not None or name == "cert"):
+                raise ValueError(f"{name} must be the name of a file, not {path!r}")
+        if self.min_version not in tuple(VERSIONS):  # a tuple: what cannot be hashed is no version either
             raise ValueError(f"min_version must be {' or '.join(map(repr, VERSIONS))}, not {self.min_version!r}")
         if self.client_cert not in ("required", "optional"):
             raise ValueError(f"client_cert must be 'required' or 'optional', not {self.client_cert!r}")
@@ -81,10 +86,26 @@ class TLS:
             raise ValueError("crl is for the certificates of clients, and needs client_ca")
         if isinstance(self.alpn, str):
             raise ValueError(f"alpn must be a sequence of names, as ({self.alpn!r},), not {self.alpn!r}")
+        for protocol in self.alpn:
+            if not (isinstance(protocol, str) and protocol.isascii() and 0 < len(protocol) < 256):
+                raise ValueError(f"alpn must hold names of 1 to 255 ASCII characters, not {protocol!r}")
+        if self.num_tickets is not None and not (type(self.num_tickets) is int and self.num_tickets >= 0):
+            raise ValueError(f"num_tickets must be a number, 0 or more, or None, not {self.num_tickets!r}")
+        if self.ciphers is not None and not isinstance(self.ciphers, str):
+            raise ValueError(f"ciphers must be a text, as OpenSSL reads it, or None, not {self.ciphers!r}")
+        if self.password is not None and not (isinstance(self.password, str | bytes) or callable(self.password)):
+            # Not its value: this may come to a log.
+            raise ValueError(f"password must be a text, bytes or a function, not {type(self.password).__name__}")
         if self.poll is not None and not (isinstance(self.poll, int | float) and self.poll > 0):
             raise ValueError(f"poll must be a number of seconds above 0, or None, not {self.poll!r}")
+        if not isinstance(self.names, Mapping):
+            raise ValueError(f'names must be a mapping, as {{"b.example": TLS("b.pem")}}, not {self.names!r}')
         plain = TLS.__dataclass_fields__
         for name, tls in self.names.items():
+            if not isinstance(name, str) or not isinstance(tls, TLS):
+                raise ValueError(
+                    f'names must have a TLS for each name, as "b.example": TLS("b.pem"), not {name!r}: {tls!r}'
+                )
             for each in fields(tls):
                 if each.name in OF_A_NAME:
                     continue
@@ -126,14 +147,16 @@ class TLS:
     def _load(self, common: "TLS") -> tuple[ssl.SSLContext, float, float]:
         """Return a context with this certificate and all else as in `common`; and since and until when it is valid."""
         cert, key = os.fspath(self.cert), os.fspath(self.key) if self.key is not None else None
-        password = self.password() if callable(self.password) else self.password
+        password = self._ask_password(cert)
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.minimum_version = VERSIONS[common.min_version]
         try:
             # Without a password OpenSSL would ask for it on the terminal, and wait.
             context.load_cert_chain(cert, key, password or "")
-            not_before, not_after = validity(ssl.PEM_cert_to_DER_cert(first_certificate(Path(cert).read_text("ascii"))))
-        except (OSError, ValueError) as error:
+            not_before, not_after = validity(
+                ssl.PEM_cert_to_DER_cert(first_certificate(Path(cert).read_text("latin-1")))
+            )
+        except (OSError, ValueError, IndexError) as error:
             reason = _explain(error, cert, key, password)
             raise CertificateError(f"cannot use {cert}{f' with {key}' if key else ''}: {reason}") from error
         if common.client_ca is not None:
@@ -143,8 +166,14 @@ class TLS:
                 try:
                     context.load_verify_locations(path)
                 except OSError as error:
-                    raise CertificateError(f"cannot use {os.fspath(path)}: {error.strerror or error}") from error
+                    reason = _explain_ca(error)
+                    raise CertificateError(f"cannot use {os.fspath(path)}: {reason}") from error
             if common.crl is not None:
+                if not context.cert_store_stats()["crl"]:
+                    # OpenSSL would refuse every client: it knows of no list to look into.
+                    raise CertificateError(
+                        f"cannot use {os.fspath(common.crl)}: there is no revocation list (PEM) in it"
+                    )
                 context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
             is_required = common.client_cert == "required"
             context.verify_mode = ssl.CERT_REQUIRED if is_required else ssl.CERT_OPTIONAL
@@ -158,6 +187,17 @@ class TLS:
         if common.alpn:
             context.set_alpn_protocols(list(common.alpn))
         return context, not_before, not_after
+
+    def _ask_password(self, cert: str) -> str | bytes | None:
+        try:
+            password = self.password() if callable(self.password) else self.password
+        except Exception as error:  # else the poll, which asks again, would end with it
+            raise CertificateError(f"cannot use {cert}: the function for its password raised {error!r}") from error
+        if not isinstance(password, str | bytes | None):
+            raise CertificateError(
+                f"cannot use {cert}: the function for its password returned {type(password).__name__}, not str or bytes"
+            )
+        return password
 
 
 class Loaded:
@@ -185,10 +225,10 @@ def date(seconds: float) -> str:
 
 def first_certificate(text: str) -> str:
     """Return the first certificate of a PEM file. Raises ValueError if there is none."""
-    start, end = text.find(ssl.PEM_HEADER), text.find(ssl.PEM_FOOTER)
-    if start < 0 or end < start:
+    found = re.search(r"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----(.+?)-----END ", text, re.DOTALL)
+    if found is None:
         raise ValueError("there is no certificate (PEM) in it")
-    return text[start : end + len(ssl.PEM_FOOTER)] + "\n"
+    return f"{ssl.PEM_HEADER}{found[1]}{ssl.PEM_FOOTER}\n"
 
 
 def validity(der: bytes) -> tuple[float, float]:
@@ -224,6 +264,13 @@ def _elements(der: bytes) -> list[tuple[int, bytes]]:
 def _time(tag: int, text: bytes) -> float:
     kind = "%y%m%d%H%M%SZ" if tag == 0x17 else "%Y%m%d%H%M%SZ"
     return datetime.strptime(text.decode("ascii"), kind).replace(tzinfo=UTC).timestamp()
+
+
+def _explain_ca(error: OSError) -> object:
+    """Return why the certificates of authorities, or what they have revoked, cannot be loaded."""
+    if isinstance(error, ssl.SSLError) and error.reason == "NO_CERTIFICATE_OR_CRL_FOUND":
+        return "there is no certificate or revocation list (PEM) in it"
+    return error.strerror or error
 
 
 def _explain(error: Exception, certfile: str, keyfile: str | None, password: object) -> object:

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from aioecho.config import Limits
@@ -14,6 +14,7 @@ from aioecho.server import StdioServer, StreamServer
 from aioecho.serving.base import BaseServer
 from aioecho.serving.drain import Drain
 from aioecho.serving.handler_types import serves_datagrams
+from aioecho.serving.lifespan import MakeLifespan
 from aioecho.serving.live import Connections
 from aioecho.stats import DrainReport, ServiceStats
 
@@ -55,8 +56,17 @@ class _DatagramPart(_Part, DatagramServer):
 class _Drains:
     """The drains of a service's parts, as one."""
 
-    def __init__(self, drains: Sequence[Drain]) -> None:
+    def __init__(self, drains: Sequence[Drain], release: Callable[[], Awaitable[None]]) -> None:
         self._drains = drains
+        self._ending = asyncio.ensure_future(self._end(release))
+
+    async def _end(self, release: Callable[[], Awaitable[None]]) -> None:
+        await asyncio.wait([drain.task for drain in self._drains])
+        await release()
+
+    def seconds_left(self) -> float:
+        """Return the seconds until the grace is over; 0 from then on."""
+        return min(drain.seconds_left() for drain in self._drains)
 
     def report(self) -> DrainReport:
         """Return the sums of what the parts have counted so far, and the longest of their times."""
@@ -64,7 +74,9 @@ class _Drains:
 
     async def wait(self) -> DrainReport:
         """Wait until every part has drained, and return the report of all."""
-        return self._sum(await asyncio.gather(*(drain.wait() for drain in self._drains)))
+        reports = await asyncio.gather(*(drain.wait() for drain in self._drains))
+        await asyncio.shield(self._ending)
+        return self._sum(reports)
 
     @staticmethod
     def _sum(reports: Sequence[DrainReport]) -> DrainReport:
@@ -73,6 +85,7 @@ class _Drains:
             cancelled=sum(report.cancelled for report in reports),
             aborted=sum(report.aborted for report in reports),
             seconds=max(report.seconds for report in reports),
+            unfinished=sum(report.unfinished for report in reports),
         )
 
 
@@ -97,9 +110,10 @@ class Service(BaseServer):
         *,
         sessions: bool | None = None,
         ssl: Any = None,
+        lifespan: MakeLifespan | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(None, handlers, ssl=ssl, **options)
+        super().__init__(None, handlers, ssl=ssl, lifespan=lifespan, **options)
         self.endpoints = []
         streams: dict[Callable[..., Any], Sequence[str]] = {}
         datagrams: dict[Callable[..., Any], Sequence[str]] = {}
@@ -119,7 +133,7 @@ class Service(BaseServer):
         for part in parts:
             part.service = self
         self._parts = parts
-        self.serials = itertools.count(1)  # the parts': ids differ in all of them
+        self.ids = self.ids  # the parts' too, so that no two of their connections have the same id
         self._check_limits(self.limits)
 
     def _check_endpoints(self, RequestHandlerClass: Any) -> None:
@@ -159,6 +173,10 @@ class Service(BaseServer):
             stats.add(part.stats)
         return stats
 
+    def broadcast(self, data: bytes, **options: Any) -> int:
+        """Write a message to many of the clients of streams: see :meth:`BaseServer.broadcast`."""
+        return self._parts[0].broadcast(data, **options)
+
     def owns_this_thread(self) -> bool:
         """Tell whether the caller runs in a thread of a part's blocking handlers. May be called in any thread."""
         return any(part.owns_this_thread() for part in self._parts)
@@ -183,7 +201,7 @@ class Service(BaseServer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in ("keep_backlog", "on_accept", "id_prefix", "serials"):  # a worker's
+        if name in ("keep_backlog", "on_accept", "handover", "access_log", "ids"):
             for part in self._parts:
                 setattr(part, name, value)
 
@@ -201,12 +219,18 @@ class Service(BaseServer):
         self._was_started = True
         self.event_loop = asyncio.get_running_loop()
         try:
+            if self._lifespan is not None:
+                self.state = await self._lifespan.begin()
             for part in self._parts:
+                part.state = self.state
                 part.pause()  # nothing is served unless all can be
                 await part.start()
+            if self.when_bound is not None:
+                self.when_bound()
         except BaseException:
             self.keep_backlog = True
             self.close()
+            await self._end_lifespan()
             raise
         self.socket, self._address = self._parts[0].socket, self._parts[0].server_address
         if not self.admission.is_paused:
@@ -240,7 +264,7 @@ class Service(BaseServer):
         seconds = self.grace if grace is None else grace
         drains = [part.begin_own_shutdown(seconds, why) for part in self._parts]
         if self._drain is None:
-            self._drain = _Drains(drains)  # type: ignore[assignment]
+            self._drain = _Drains(drains, self._end_lifespan)  # type: ignore[assignment]
             if self._stopping is not None:
                 self._stopping.set_result(None)
         assert self._drain is not None

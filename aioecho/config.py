@@ -32,9 +32,9 @@ class Limits:
     """What happens to new clients at `max_connections`: they wait in the kernel's queue, or are disconnected at once."""
 
     max_per_host: int | None = None
-    """Connections at once from one address. The one too many is disconnected at once. Clients behind one router share an
-    address; clients of Unix sockets have none, and are not limited. For datagrams handlers that wait, or sessions: the
-    datagram too many is dropped, and counted as "per host"."""
+    """Connections at once from one IPv4 address, or one IPv6 network of 64 bits. The one too many is disconnected at once.
+    Clients behind one router share an address; clients of Unix sockets have none, and are not limited. For datagrams handlers
+    that wait, or sessions: the datagram too many is dropped, and counted as "per host"."""
 
     accept_rate: float | None = None
     """Connections a second, evenly spaced. Clients that come faster wait in the kernel's queue. For datagrams sessions that
@@ -59,7 +59,7 @@ class Limits:
     compute, rather than wait, make the event loop wait as well: see aioecho.blocking for how long."""
 
     max_buffer: int = 2**16
-    """Bytes: asyncio's `limit`. The longest line, and half of what is buffered of a peer that sends faster than its
+    """Bytes of the longest line: asyncio's `limit`. Also half of what is buffered of a peer that sends faster than its
     handler reads."""
 
     max_frame: int | None = 2**24
@@ -87,15 +87,15 @@ class Limits:
     bytes. At the limit that session's are dropped, and counted as "session queue full"."""
 
     max_datagram: int = 65_535
-    """Bytes, the most that UDP has. A longer datagram is dropped, and counted as "truncated"."""
+    """Bytes of a datagram; by default the most that UDP has. A longer datagram is dropped, and counted as "truncated"."""
 
     receive_buffer: int | None = None
     """Bytes that the kernel keeps of datagrams until they are read: SO_RCVBUF, which it cuts to net.core.rmem_max and, on
     Linux, doubles. None: as the system has it."""
 
     max_write_buffer: int | None = 2**24
-    """Bytes. A connection is aborted if its handler writes while more than this waits to be sent: such a handler ignores
-    drain(). A single write() may be larger."""
+    """Bytes that may wait to be sent when a handler writes; over it the connection is aborted. Such a handler ignores drain().
+    A single write() may be larger."""
 
     def __post_init__(self) -> None:
         for name in ("max_connections", "max_per_host", "max_handshakes", "max_write_buffer", "max_frame"):
@@ -158,6 +158,20 @@ class Timeouts:
     handler: float | None = None
     """For a handler of a stream, from its setup() to the end of its handle(). Then it is cancelled. finish() is not."""
 
+    lost: float | None = 10.0
+    """For a handler to finish with the message in progress when its connection broke. Then it is cancelled. If no message is in
+    progress, a handler that waits for something else than its stream is cancelled at once: see
+    StreamRequestHandler.cancel_on_lost."""
+
+    half_closed: float | None = 10.0
+    """For a handler that goes on after its peer has ended its stream, with no message in progress and nothing that it sends.
+    Then it is cancelled. None is for protocols that reply later. The peer of a Unix socket has to have closed it altogether."""
+
+    keepalive: float | None = 60.0
+    """For a TCP peer that sends nothing to answer the kernel's probes (SO_KEEPALIVE): then its connection is lost. Likewise one
+    that acknowledges nothing of what is sent, but not before `write` seconds (TCP_USER_TIMEOUT). Whole seconds, 4 at the
+    least. It holds for the connections accepted from then on. None leaves the sockets as they are."""
+
     linger: float | None = 0.5
     """For a peer to close its side after the handler has returned, while what it still sends is discarded. Closing over
     unread data resets the connection, and a reset can destroy the reply on its way. At a stop, also the seconds of silence
@@ -173,8 +187,20 @@ class Timeouts:
     """For a full socket to take a datagram that a handler awaits to be sent. Then it is dropped and counted."""
 
     def __post_init__(self) -> None:
-        names = ("handshake", "idle", "message", "write", "max_age", "handler", "session", "datagram_handler", "send")
-        for name in names:
+        for name in (
+            "handshake",
+            "idle",
+            "message",
+            "write",
+            "max_age",
+            "handler",
+            "lost",
+            "half_closed",
+            "keepalive",
+            "session",
+            "datagram_handler",
+            "send",
+        ):
             _check_seconds(name, getattr(self, name))
         if self.linger != 0 or isinstance(self.linger, bool):
             _check_seconds("linger", self.linger)

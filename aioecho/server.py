@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aioecho.blocking.streams import ThreadedConnection
@@ -16,10 +16,14 @@ from aioecho.net.endpoints import (
     TCPEndpoint,
     UnixEndpoint,
 )
+from aioecho.net.kernel import set_keepalive
 from aioecho.net.watch import OUT_OF_RESOURCES
-from aioecho.serving.base import BaseServer, ListeningSocket
+from aioecho.serving.base import BaseServer
 from aioecho.serving.connection import Connection
-from aioecho.serving.handler_types import is_blocking
+from aioecho.serving.handler_types import is_blocking, is_handle_function, undo_partial
+from aioecho.serving.handlers import StreamRequestHandler
+from aioecho.serving.listening import ListeningSocket
+from aioecho.serving.porting import check_hooks
 
 __all__ = ["StdioServer", "StreamServer", "TCPServer", "UnixStreamServer"]
 
@@ -36,8 +40,9 @@ class _ListeningSocket:
         self._acceptor = Acceptor(
             bound, on_accept=self._accepted, has_room=server.admission.has_room, on_error=self._cannot_accept
         )
-        self.sock = bound.sock
+        self.sock, self._name = bound.sock, bound.name
         self.resume, self.pause = self._acceptor.resume, self._acceptor.pause
+        self.set_timeouts()
 
     def stop(self, *, keep_backlog: bool) -> None:
         """Accept the clients in the backlog, unless `keep_backlog`, and close the socket."""
@@ -47,6 +52,14 @@ class _ListeningSocket:
         """Apply the limit that is the socket's own."""
         self.sock.listen(limits.backlog)
 
+    def set_timeouts(self) -> None:
+        """Apply the timeouts that accepted sockets inherit."""
+        server = self._server
+        timeouts = server.timeouts_of(self._handler_class or server.RequestHandlerClass)
+        if timeouts.keepalive is not None:
+            write = timeouts.write
+            set_keepalive(self.sock, timeouts.keepalive, None if write is None else max(write, timeouts.keepalive))
+
     def _accepted(self, sock: socket.socket, address: Any) -> None:
         if not self._server.admission.enqueue(sock, address, self._serve):
             self._serve(sock, address)
@@ -55,7 +68,7 @@ class _ListeningSocket:
         server = self._server
         reason = server.admission.admit(address)
         if reason is not None:
-            server.reject(sock, address, reason)
+            server.reject(sock, address, reason, self._name)
             return
         handler_class = self._handler_class
         if handler_class is None:
@@ -69,8 +82,9 @@ class _ListeningSocket:
         except (OSError, MemoryError) as error:
             server.admission.leave(address)
             server.report_not_begun(address, "connection", error)
-            server.reject(sock, address, "handshake")
+            server.reject(sock, address, "handshake", self._name)
             return
+        connection.note_endpoint(self._name)
         server.register_connection(connection)
         if isinstance(connection, ThreadedConnection):
             connection.begin()
@@ -90,8 +104,34 @@ class _ListeningSocket:
                 min(idle, key=lambda found: found[:2])[2].cut("shed")
 
 
+def _as_handler_class(handle: Any) -> Any:
+    """Return a handler class that calls a coroutine function with a reader and a writer; anything else as it is."""
+    if not is_handle_function(handle):
+        return handle
+    function: Any = undo_partial(handle)
+    attributes = {
+        "__doc__": function.__doc__,
+        "__module__": function.__module__,
+        "__qualname__": function.__qualname__,
+        "handle": lambda self: handle(*self.request),
+    }
+    return type(function.__name__, (StreamRequestHandler,), attributes)
+
+
 class StreamServer(BaseServer):
-    """A server on any number of endpoints for streams. See :class:`BaseServer`."""
+    """A server on any number of endpoints for streams. See :class:`BaseServer`.
+
+    In place of a handler class it takes a coroutine function that is called with a reader and a writer, as
+    asyncio.start_server() does.
+    """
+
+    def __init__(self, server_address: Any, RequestHandlerClass: Any, **options: Any) -> None:
+        check_hooks(type(self))
+        if isinstance(RequestHandlerClass, Mapping):
+            served = {_as_handler_class(handler): endpoints for handler, endpoints in RequestHandlerClass.items()}
+            super().__init__(server_address, served, **options)
+        else:
+            super().__init__(server_address, _as_handler_class(RequestHandlerClass), **options)
 
     def _check_endpoints(self, RequestHandlerClass: Any) -> None:
         if any(isinstance(endpoint, StdioEndpoint) for endpoint in self.endpoints) and (

@@ -30,6 +30,9 @@ class Stats:
     reasons: Counter[str] = field(default_factory=Counter)
     """Why connections ended: counts by reason, which add up to `accepted - active`."""
 
+    skipped: int = 0
+    """Messages of broadcasts that were not written to one client, as too much waited for it already."""
+
     accept_errors: int = 0
     """Times that accepting failed, for lack of descriptors or memory or because of one incoming connection."""
 

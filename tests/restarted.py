@@ -301,9 +301,6 @@ class Sessions(Client):
                         reply = await loop.sock_recv(sock, 100)
                 except TimeoutError:
                     reply = b"nothing"
-                if reply == b"unknown":  # docs: while workers are replaced a peer may find itself in a new session
-                    self.outcomes["begun anew"] += 1
-                    return
                 if reply != b"ack %d" % number:
                     self.outcomes[f"cut: {reply.decode()}"] += 1
                     return

@@ -202,6 +202,16 @@ async def test_names_have_certificates_of_their_own(authority: Authority) -> Non
         ({"crl": "crl.pem"}, "client_ca"),
         ({"client_cert": "maybe"}, "maybe"),
         ({"poll": 0}, "poll"),
+        ({"key": b"server.key"}, "key must be the name of a file"),
+        ({"min_version": ["TLSv1.3"]}, "min_version"),
+        ({"alpn": ("",)}, "alpn"),
+        ({"alpn": (b"h2",)}, "alpn"),
+        ({"num_tickets": -1}, "num_tickets"),
+        ({"num_tickets": "2"}, "num_tickets"),
+        ({"ciphers": 3}, "ciphers"),
+        ({"names": ["b.example"]}, "names must be a mapping"),
+        ({"names": {"b.example": "b.pem"}}, "TLS for each name"),
+        ({"password": 5}, "password"),
     ],
 )
 def test_what_makes_no_sense_is_named_when_it_is_written(arguments: dict[str, Any], named: str) -> None:
@@ -343,3 +353,52 @@ def test_a_program_whose_certificate_cannot_be_loaded_says_so_in_one_line(tmp_pa
                     1,
                     "aioecho: cannot use server.crt with server.key: No such file or directory\n",
                 )
+
+
+# The function's error ended the poll for ever, with a traceback, and the next good certificate was not loaded.
+async def test_the_poll_goes_on_after_the_password_could_not_be_had(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new = authority.issue(), authority.issue()
+    cert, key = authority.write(old)
+    has_password = True
+
+    def password() -> str:
+        if not has_password:
+            raise FileNotFoundError("password.txt")
+        return "secret"
+
+    tls = aioecho.TLS(cert, key, password=password, poll=0.02)
+    async with aioecho.TCPServer(ANYWHERE, Upper, ssl=tls) as server:
+        before = await served(server, authority.client)
+        has_password = False
+        authority.write(new)
+        await settle(lambda: "the function for its password raised FileNotFoundError" in caplog.text)
+        has_password = True
+        for _ in range(100):
+            if await served(server, authority.client) != before:
+                break
+            await asyncio.sleep(0.05)
+        assert await served(server, authority.client) != before
+    assert "Traceback" not in caplog.text
+
+
+# "'ascii' codec can't decode byte 0xc3", and "there is no certificate (PEM) in it", of files that OpenSSL loads.
+@pytest.mark.parametrize("how", ["remark", "trusted"])
+async def test_a_certificate_is_served_that_openssl_loads(authority: Authority, how: str) -> None:
+    certificate, key = authority.issue()
+    if how == "remark":
+        certificate = "# für den Empfang\n".encode() + certificate
+    else:
+        certificate = certificate.replace(b" CERTIFICATE-----", b" X509 CERTIFICATE-----")
+    tls = aioecho.TLS(*authority.write((certificate, key)))
+    async with aioecho.TCPServer(ANYWHERE, Upper, ssl=tls) as server:
+        assert (await served(server, authority.client))["notAfter"]
+
+
+# With the certificate of the authority in its place OpenSSL refuses all clients, as it knows of no list.
+async def test_a_file_without_a_revocation_list_is_no_crl(authority: Authority) -> None:
+    authority_file = authority.folder / "ca.pem"
+    tls = aioecho.TLS(*authority.write(authority.issue()), client_ca=authority_file, crl=authority_file)
+    with pytest.raises(aioecho.CertificateError, match=r"ca\.pem: there is no revocation list"):
+        await aioecho.TCPServer(ANYWHERE, Upper, ssl=tls).start()

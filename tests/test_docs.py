@@ -30,6 +30,7 @@ import pytest
 import words
 from click.testing import CliRunner
 from documents import Blocks, ask_server, execute, load, output_of, served
+from helpers import invoke, reset
 from programs import ROOT, Program, ask, connect, read_line
 
 import aioecho
@@ -178,7 +179,7 @@ def test_a_member_that_does_not_read_is_cut_off_and_the_others_go_on() -> None:
             speaker.sendall(b"Speaker\n")
             while b"Speaker: has joined\n" not in replies.readline():
                 pass
-            while server.stats.reasons["write buffer"] == 0:
+            while server.stats.reasons["broadcast"] == 0:
                 speaker.sendall(b"x" * 2**15 + b"\n")
                 replies.readline()
             speaker.sendall(b"the end\n")
@@ -229,6 +230,28 @@ def test_slow_handlers_keep_no_other_client_waiting() -> None:
 def test_arguments_come_with_partial() -> None:
     with served(BLOCKS["arguments"]) as server:
         assert ask_server(server) == b"Good morning!\n"
+
+
+@runs("lifespan")
+def test_a_database_is_open_while_the_server_serves(tmp_path: Path) -> None:
+    text = BLOCKS["lifespan"].replace('"visits.db"', repr(str(tmp_path / "visits.db")))
+    for expected in ([b"visit 1\n", b"visit 2\n"], [b"visit 3\n"]):
+        with served(text) as server:
+            assert [ask_server(server) for _ in expected] == expected
+
+
+@runs("subscriber")
+def test_a_publisher_notices_that_subscribers_go_and_says_goodbye() -> None:
+    with served(BLOCKS["subscriber"]) as server:
+        with connect(server.names[0]) as lost, connect(server.names[0]) as kept, kept.makefile("rb") as news:
+            while sum(connection.handler is not None for connection in server.connections) < 2:
+                time.sleep(0.001)
+            reset(lost)
+            while server.stats.active > 1:
+                time.sleep(0.001)
+            server.server.begin_shutdown()
+            assert news.read() == b"goodbye\n"
+        assert server.stats.reasons["connection lost"] == 1
 
 
 @runs("timeouts")
@@ -469,6 +492,15 @@ def test_the_limits_and_timeouts_are_taken() -> None:
         assert ask_server(server, b"hello") == b"hello"
 
 
+@runs("networks")
+def test_the_networks_are_taken() -> None:
+    with served(BLOCKS["networks"]) as server:
+        assert ask_server(server, b"hello") == b"hello"
+    text = BLOCKS["networks"].replace('"10.1.2.3"', '"127.0.0.1"')
+    with served(text) as server, connect(server.names[0]) as sock:
+        assert sock.recv(5) == b""
+
+
 @runs("stop")
 def test_a_stop_loses_no_reply() -> None:
     assert output_of(BLOCKS["stop"]) == "b'LAST WORDS\\n'\n1 0 0\n"
@@ -557,6 +589,41 @@ def test_the_records_of_connections_have_the_fields_that_are_told(capsys: pytest
     assert "`completed (finished): 6 in, 6 out`" in read_page("logging.md")
 
 
+def shape_of(text: str) -> str:
+    """Return a line of the access log with its figures and its port gone."""
+    return re.sub(r"-?\d+", "0", text.replace("tcp://127.0.0.1", ""))
+
+
+@runs("access-line", "access-json", "log.toml")
+def test_the_access_log_is_as_it_is_shown(tls: SimpleNamespace, tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    assert "/var/log/aioecho/access.log" in BLOCKS["log.toml"]
+    (tmp_path / "log.toml").write_text(BLOCKS["log.toml"].replace("/var/log/aioecho/access.log", str(log)))
+    arguments = ("--port", "0", "--access-log", "--ssl-certfile", tls.files.server, "--log-config", "log.toml")
+    with Program.aioecho("serve", *arguments, cwd=tmp_path) as server:
+        endpoint = server.listening()
+        with tls.client.wrap_socket(connect(endpoint), server_hostname="127.0.0.1") as sock:
+            sock.sendall(b"x\n")
+            assert read_line(sock) == b"x\n"
+            sock.unwrap().close()
+        assert server.stop() == 0
+    found, shown = json.loads(log.read_text()), json.loads(BLOCKS["access-json"])
+    assert shape_of(found["message"]) == shape_of(BLOCKS["access-line"].strip())
+    assert list(found) == list(shown)
+    assert [type(value) for value in found.values()] == [type(value) for value in shown.values()]
+
+
+@runs("log-config")
+def test_the_program_that_configures_logging_in_workers_does(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        text = BLOCKS["log-config"].replace('"tcp://127.0.0.1:9999"', f'"fd://{sock.fileno()}"')
+        (tmp_path / "program.py").write_text(text)
+        with Program(sys.executable, "program.py", cwd=tmp_path, pass_fds=[sock.fileno()]) as server:
+            assert ask("tcp://{}:{}".format(*sock.getsockname()), b"hello\n") == b"hello\n"
+            assert server.stop() == 0
+            assert re.search(r"^\d+ aioecho\.access: 127\.0\.0\.1:", server.stderr(), re.MULTILINE)
+
+
 @runs("log-queue")
 def test_an_application_whose_log_is_not_read_serves_on(tmp_path: Path) -> None:
     loud = """
@@ -630,6 +697,15 @@ def test_a_client_connects_or_says_why_not(tmp_path: Path, monkeypatch: pytest.M
 
 
 # cli.md
+
+
+@runs("server.toml", "service")
+def test_the_configuration_file_and_the_service_are_valid(tmp_path: Path) -> None:
+    (tmp_path / "server.toml").write_text(BLOCKS["server.toml"])
+    assert invoke("serve", "--config", "server.toml", "--check-config", cwd=tmp_path)[0] == 0
+    arguments = shlex.split(BLOCKS["service"])[3:]
+    if os.geteuid() == 0:  # only root may serve as another
+        assert invoke(*arguments, "--check-config")[0] == 0
 
 
 @runs("serve")
@@ -792,6 +868,11 @@ def test_the_program_with_workers_serves(tmp_path: Path) -> None:
             assert ask("tcp://{}:{}".format(*sock.getsockname()), b"hello\n") == b"HELLO\n"
             assert server.stop() == 0
             assert server.stderr() == ""
+
+
+@runs("measured")
+def test_the_program_that_measures_itself_prints_what_it_should() -> None:
+    assert output_of(BLOCKS["measured"]) == "1\n6\n"
 
 
 @runs("echo.socket", "echo.service")

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
+from conftest import settle
+from helpers import ANYWHERE, ask
 
 import aioecho
 from aioecho.serving.handler_types import check_handler_class
@@ -196,3 +198,43 @@ async def test_a_handle_that_returns_what_can_be_awaited_serves(kind: Any) -> No
         assert await reader.read() == b"done\n"
         writer.close()
         await writer.wait_closed()
+
+
+async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """What asyncio.start_server() takes."""
+    writer.write((await reader.readline()).upper())
+    await writer.drain()
+    writer.close()
+
+
+@pytest.mark.parametrize("function", [talk, functools.partial(talk)])
+async def test_a_coroutine_function_serves_streams(function: Any) -> None:
+    async with aioecho.TCPServer(ANYWHERE, function) as server:
+        assert await ask(server, b"hello\n") == b"HELLO\n"
+        assert server.RequestHandlerClass.__qualname__ == "talk"
+        await settle(lambda: not server.connections)
+        assert server.stats.completed == 1
+    async with aioecho.serve({function: "tcp://127.0.0.1:0", Echo: "tcp://127.0.0.1:0"}) as server:
+        assert await ask(server, b"hello\n") == b"HELLO\n"
+
+
+def test_a_server_class_is_no_handler_class() -> None:
+    for kind in (aioecho.TCPServer, socketserver.TCPServer):
+        with pytest.raises(TypeError, match="TCPServer is a server: give the handler class"):
+            aioecho.serve(kind, "tcp://127.0.0.1:0")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"process_request": lambda self, request, client_address: None}, r"Mine.process_request .*aioecho.compat"),
+        ({"request_queue_size": 5}, r"Mine.request_queue_size is socketserver's.*Limits\(backlog=...\)"),
+        ({"service_actions": lambda self: None}, r"Mine.service_actions .*lifespan="),
+    ],
+)
+def test_socketservers_hooks_are_refused_with_what_replaces_them(attributes: dict[str, Any], message: str) -> None:
+    for base in (aioecho.TCPServer, aioecho.UDPServer):
+        kind = type("Mine", (base,), {"__module__": "mine", **attributes})
+        handler_class = Echo if base is aioecho.TCPServer else aioecho.echo.DatagramEcho
+        with pytest.raises(TypeError, match=message):
+            kind(ANYWHERE, handler_class)

@@ -33,7 +33,7 @@ LAYERS = (
     {"framing"},
     {"net"},
     {"runtime"},
-    {"stats", "config", "certificates"},
+    {"stats", "metrics", "config", "certificates"},
     {"exceptions"},
 )
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import check_identity, settle
-from helpers import ask, handler
+from helpers import ask, handler, reset
 
 import aioecho
 from aioecho.client import connect
@@ -299,14 +299,30 @@ async def test_collecting_garbage_all_the_while_loses_no_parked_handler() -> Non
             writer.close()
 
 
-async def test_an_ended_connection_leaves_nothing_for_the_garbage_collector() -> None:
-    async with aioecho.TCPServer(("127.0.0.1", 0), Upper) as server:
+@pytest.mark.parametrize("how", ["answered", "too long", "reset in mid-reply", "raises"])
+async def test_an_ended_connection_leaves_nothing_for_the_garbage_collector(how: str) -> None:
+    """What it has read, up to 100 kB here, would wait for it as well."""
+
+    class Raises(Upper):
+        async def handle(self) -> None:
+            await self.reader.readline()
+            raise ConnectionResetError("made up")
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Raises if how == "raises" else Upper) as server:
 
         def clients() -> None:
             for _ in range(20):
-                with socket.create_connection(server.server_address) as sock:
-                    sock.sendall(b"x\n")
-                    assert sock.recv(2) == b"X\n"
+                with socket.create_connection(server.server_address) as sock, contextlib.suppress(ConnectionError):
+                    match how:
+                        case "answered" | "raises":
+                            sock.sendall(b"x\n")
+                            assert sock.recv(2) == (b"" if how == "raises" else b"X\n")
+                        case "too long":
+                            sock.sendall(b"x" * 100_000)
+                            assert sock.recv(1) == b""
+                        case _:
+                            sock.sendall(b"a line\n" * 10_000)
+                            reset(sock)
 
         await asyncio.to_thread(clients)
         await settle(lambda: not server.connections)

@@ -1091,6 +1091,33 @@ async def test_a_verification_that_hangs_is_cut_off() -> None:
     check_identity(server)
 
 
+@pytest.mark.parametrize("kind", ["stream", "datagram"])
+async def test_a_verification_has_a_deadline(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def hang(*_: Any) -> bool:
+        await asyncio.Event().wait()
+        return True
+
+    class Answer(socketserver.DatagramRequestHandler):
+        pass
+
+    timeouts = aioecho.Timeouts(handshake=0.1) if kind == "stream" else aioecho.Timeouts(datagram_handler=0.1)
+    endpoint = "tcp://127.0.0.1:0" if kind == "stream" else "udp://127.0.0.1:0"
+    server = aioecho.serve(Upper if kind == "stream" else Answer, endpoint, timeouts=timeouts)
+    server.verify_request = hang  # type: ignore[method-assign]
+    async with server:
+        if kind == "stream":
+            with contextlib.suppress(ConnectionError):
+                assert await ask(server, b"x\n") == b""
+        else:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.sendto(b"x", server.server_address)
+        reason = "handshake" if kind == "stream" else "datagram_handler"
+        await settle(lambda: server.stats.reasons[reason] == 1)
+        assert not server.connections
+        check_identity(server)
+    assert "verify_request() took longer than 0.1 seconds" in caplog.text
+
+
 async def test_abort_cuts_off_a_connection() -> None:
     async with aioecho.serve(Upper, ANYWHERE) as server:
         reader, writer = await open_to(server)

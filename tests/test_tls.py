@@ -15,7 +15,7 @@ import struct
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from conftest import check_identity, settle
@@ -46,6 +46,38 @@ async def test_lines_come_back_over_tls(tls: SimpleNamespace) -> None:
     async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server) as server:
         assert await ask(server, tls.client, b"Hello, Server!\n", 15) == b"HELLO, SERVER!\n"
         await settle(lambda: server.stats.completed == 1)
+
+
+@pytest.mark.parametrize("peer", ["slow", "silent"])
+async def test_a_handshake_that_a_handler_begins_while_the_server_stops_counts_as_fresh(
+    tls: SimpleNamespace, peer: str
+) -> None:
+    class Starts(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            await self.reader.readline()
+            await self.send(b"go ahead\n")
+            await self.writer.start_tls(tls.server)
+            async for line in self.reader:
+                await self.send(line.upper())
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Starts) as server:
+        with HalfCloser(server.server_address, tls) as client:
+            client.sock.sendall(b"START")
+            await settle(lambda: [each for each in server.connections if each.is_in_message()])
+            await asyncio.sleep(2 * FRESH)  # time is the subject
+            stopping = asyncio.create_task(server.shutdown(8))
+            await asyncio.sleep(2 * FRESH)  # likewise
+            client.sock.sendall(b"TLS\n")
+            assert await asyncio.to_thread(client.sock.recv, 100) == b"go ahead\n"
+            if peer == "slow":
+                await asyncio.to_thread(client.shake_hands)
+                client.flush()
+                await asyncio.sleep(FRESH / 2)  # likewise
+                assert await asyncio.to_thread(client.ask, b"hello\n") == b"HELLO\n"
+            report = await stopping
+    assert (report.cancelled, report.aborted) == (0, 0)
+    in_time(report.seconds, 3)
+    assert server.stats.completed == (peer == "slow")
 
 
 class BlockingUpper(socketserver.StreamRequestHandler):
@@ -910,9 +942,21 @@ async def test_a_handshake_that_a_handler_has_begun_counts_as_fresh_at_a_stop(tl
     assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
 
 
+class BlockingUpper(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        for line in self.rfile:
+            self.wfile.write(line.upper())
+
+
+KINDS = pytest.mark.parametrize("kind", [Upper, BlockingUpper])
+
+
+@KINDS
 @pytest.mark.parametrize("sent", [0, 1, 100])
-async def test_a_peer_that_is_silent_in_its_handshake_does_not_hold_a_stop_up(tls: SimpleNamespace, sent: int) -> None:
-    async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server) as server:
+async def test_a_peer_that_is_silent_in_its_handshake_does_not_hold_a_stop_up(
+    tls: SimpleNamespace, sent: int, kind: Any
+) -> None:
+    async with aioecho.serve(kind, "tcp://127.0.0.1:0", ssl=tls.server) as server:
         with HalfCloser(server.server_address, tls) as client:
             with contextlib.suppress(ssl.SSLWantReadError):
                 client.session.do_handshake()
@@ -925,8 +969,9 @@ async def test_a_peer_that_is_silent_in_its_handshake_does_not_hold_a_stop_up(tl
         check_identity(server)
 
 
-async def test_a_hello_that_comes_slowly_is_waited_for_at_a_stop(tls: SimpleNamespace) -> None:
-    async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server) as server:
+@KINDS
+async def test_a_hello_that_comes_slowly_is_waited_for_at_a_stop(tls: SimpleNamespace, kind: Any) -> None:
+    async with aioecho.serve(kind, "tcp://127.0.0.1:0", ssl=tls.server) as server:
         with HalfCloser(server.server_address, tls) as client:
             with contextlib.suppress(ssl.SSLWantReadError):
                 client.session.do_handshake()
@@ -939,6 +984,75 @@ async def test_a_hello_that_comes_slowly_is_waited_for_at_a_stop(tls: SimpleName
         report = await stopping
     assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
     assert server.stats.reasons == {"finished": 1}
+
+
+# What a stop does to clients that only send.
+
+
+class Sink(aioecho.StreamRequestHandler):
+    one_way = True
+    taken: ClassVar[list[bytes]] = []
+
+    async def handle(self) -> None:
+        async for line in self.reader:
+            self.taken.append(line)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_client_that_only_sends_is_told_the_end_first_and_read_on(
+    tls: SimpleNamespace, version: ssl.TLSVersion
+) -> None:
+    Sink.taken.clear()
+    timeouts = aioecho.Timeouts(linger=0.5)
+    async with aioecho.TCPServer(("127.0.0.1", 0), Sink, ssl=tls.server, timeouts=timeouts) as server:
+        with HalfCloser(server.server_address, tls, version) as client:
+            await asyncio.to_thread(client.shake_hands)
+            client.say(b"one\n")
+            await settle(lambda: Sink.taken)
+            await asyncio.sleep(2 * FRESH)  # time is the subject
+            stopping = asyncio.create_task(server.shutdown(10))
+            assert await asyncio.to_thread(client.read_some) == b""  # close_notify, while the connection is open
+            client.say(b"two\n")
+            assert await asyncio.to_thread(client.sock.recv, 100) == b""  # FIN
+            client.say(b"three\n")
+            client.say(b"four\n", "close_notify", "FIN")
+            report = await stopping
+    assert Sink.taken == [b"one\n", b"two\n", b"three\n", b"four\n"]
+    assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_one_that_looks_for_no_end_loses_one_line_at_the_most(
+    tls: SimpleNamespace, version: ssl.TLSVersion
+) -> None:
+    Sink.taken.clear()
+    sent = 0
+
+    def send_until_refused(address: tuple[str, int]) -> None:
+        nonlocal sent
+        with HalfCloser(address, tls, version) as client:
+            client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client.shake_hands()
+            with contextlib.suppress(OSError):
+                while True:
+                    client.say(b"%d\n" % sent)
+                    sent += 1
+                    time.sleep(0.0005)
+
+    class Slow(Sink):
+        async def finish(self) -> None:
+            time.sleep(0.05)  # what comes now is read no more
+
+    timeouts = aioecho.Timeouts(linger=0.2)
+    async with aioecho.TCPServer(("127.0.0.1", 0), Slow, ssl=tls.server, timeouts=timeouts) as server:
+        sending = asyncio.create_task(asyncio.to_thread(send_until_refused, server.server_address))
+        await settle(lambda: len(Sink.taken) > 100)
+        report = await server.shutdown(10)
+        await sending
+    assert Sink.taken == [b"%d\n" % number for number in range(len(Sink.taken))]
+    assert sent - len(Sink.taken) <= 1
+    assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+    in_time(report.seconds, 3)
 
 
 # How many handshakes there are at once.

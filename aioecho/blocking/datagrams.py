@@ -9,6 +9,7 @@ from aioecho.net.datagram_socket import DatagramTransport
 from aioecho.net.room import connected_probe, is_writable
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
+from aioecho.serving.ends import Reason
 
 __all__ = ["ReplySocket", "ThreadedDatagram"]
 
@@ -86,6 +87,9 @@ class ThreadedDatagram(Threaded):
     ) -> None:
         request = (data, ReplySocket(transport, server.timeouts.send))
         super().__init__(server, pool, request, client_address, server.RequestHandlerClass)
+
+    def _get_verification_limit(self) -> tuple[float | None, Reason]:
+        return self._server.timeouts.datagram_handler, "datagram_handler"
 
     def _return(self) -> None:
         super()._return()

@@ -68,6 +68,7 @@ class ThreadDrain:
         self._connection = connection
         self._loop = loop
         self._not_before = loop.time() + fresh_for
+        self._fresh_for = fresh_for
         self._linger = inf if linger is None else linger
         self._one_way = one_way
         self._has_said_end = False
@@ -112,8 +113,11 @@ class ThreadDrain:
         """Return the seconds until the stream may end; infinity if something has to happen first that leads here again."""
         stream, sock = self._connection.get_stream(), self._connection.get_socket()
         if self._connection.is_handshaking():
-            # A peer that has said nothing has begun no message; any other has until the handshake's timeout.
-            return inf if tcp_info(sock, BYTES_RECEIVED) or unread(sock) else 0
+            # A peer that has said nothing has begun no message; any other may be silent for `linger`, and no less than FRESH.
+            if unread(sock):
+                return LOOK_AGAIN
+            assert isinstance(stream, WatchedSocket)  # the server has it still
+            return self._find_silence_left(max(self._linger, self._fresh_for), stream, sock)
         if not isinstance(stream, WatchedSocket) or stream.fileno() < 0:
             return self._judge_by_kernel(sock)
         is_tls = stream is not sock

@@ -13,6 +13,7 @@ from aioecho.runtime.threads import ThreadPool, report_end_of_thread
 from aioecho.serving.base import BaseServer
 from aioecho.serving.ends import Ended, Reason
 from aioecho.serving.live import Live
+from aioecho.serving.measures import Wire
 
 __all__ = ["Threaded"]
 
@@ -41,6 +42,7 @@ class Threaded(Live, Ended):
         "request",
         "thread",
         "was_aborted",
+        "wire",
     )
 
     def __init__(
@@ -59,6 +61,7 @@ class Threaded(Live, Ended):
         self.handler: Any = None
         self.thread: threading.Thread | None = None
         self.reason: Reason = "error"
+        self.wire: Wire | None = None  # set for a connection of a server that is measured
         self.was_aborted = self._is_cut_off = self._has_returned = False
         self._context = contextvars.copy_context()  # what a handler sets there no other handler sees
         self._verifying: asyncio.Task[None] | None = None
@@ -66,6 +69,21 @@ class Threaded(Live, Ended):
     def __repr__(self) -> str:
         thread = "no thread yet" if self.thread is None else f"thread={self.thread.name!r}"
         return f"<{type(self).__name__} from {format_address(self.client_address)}, {thread}>"
+
+    # In the loop: what is measured of it.
+
+    def look_at_wire(self, sock: Any = None) -> int:
+        """Count the bytes of a connection up to now. `sock` is its socket, unless it is the request.
+
+        Return 0: nothing waits here for the kernel to take it.
+        """
+        if self.wire is not None:
+            self.wire.look(sock or self.request)
+        return 0
+
+    def _note_handshake(self, seconds: float | None) -> None:
+        if self._server.measures is not None:
+            self._server.measures.note_handshake(seconds)
 
     # In the loop: its beginning.
 
@@ -83,10 +101,24 @@ class Threaded(Live, Ended):
         else:
             self._go_on(verified)
 
+    def _get_verification_limit(self) -> tuple[float | None, Reason]:
+        """Return the seconds that a coroutine of verify_request() has, and the reason of what takes longer."""
+        return self._server.timeouts.handshake, "handshake"
+
     async def _verify(self, verified: Awaitable[bool]) -> None:
+        seconds, reason = self._get_verification_limit()
+        scope = asyncio.timeout(seconds)
         try:
-            self._go_on(await verified)
+            async with scope:
+                verdict = await verified
+            self._go_on(verdict)
         except Exception as error:
+            if scope.expired() and isinstance(error, TimeoutError):
+                self.reason = reason
+                error = TimeoutError(f"verify_request() took longer than {seconds:.4g} seconds")
+                self._server.report_not_begun(self.client_address, "verification", error)
+                self._return()
+                return
             self.report_end(error, self._server)
             self._return()
 

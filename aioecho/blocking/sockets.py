@@ -11,12 +11,13 @@ import socket
 import ssl
 import weakref
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Protocol
 
 from aioecho.blocking.files import RequestFile, RequestReader
 from aioecho.streams.protocol import QUICK_ACKS, TCP_QUICKACK
 
-__all__ = ["CountingRequestSocket", "RequestSocket", "WatchedSocket", "with_tls_of_requests"]
+__all__ = ["RequestSocket", "WatchedSocket", "make_request_socket", "with_tls_of_requests"]
 
 # A read that gets as many bytes as it asks for leaves more in the kernel, mostly. One that asks for so few reads a header.
 FEW = 2**11
@@ -55,6 +56,15 @@ class WatchedSocket:
 
     bytes_in = bytes_out = 0
     """The bytes read; and the bytes written, which CountingRequestSocket alone counts."""
+
+    first_at: float | None = None
+    """When the first byte was read; CountingRequestSocket alone notes it."""
+
+    tls_at: float | None = None
+    """When the server's own TLS began."""
+
+    endpoint = ""
+    """Where the client came in."""
 
     unanswered = 0
     """Above 0 if something was read since something was written last, and by as much as the kernel was asked for an
@@ -301,6 +311,19 @@ class CountingRequestSocket(RequestSocket):
     It does not count what TLS, or a copy made with dup(), writes.
     """
 
+    _bytes_in = 0
+
+    @property
+    def bytes_in(self) -> int:
+        """The bytes read. The first note when they are."""
+        return self._bytes_in
+
+    @bytes_in.setter
+    def bytes_in(self, count: int) -> None:
+        if not self._bytes_in:
+            self.first_at = monotonic()
+        self._bytes_in = count
+
     def send(self, data: Any, flags: int = 0) -> int:
         """Write some of the data."""
         count = super().send(data, flags)
@@ -318,6 +341,23 @@ class CountingRequestSocket(RequestSocket):
         sent = super().sendfile(file, offset, count)
         self.bytes_out = before + sent  # where os.sendfile() can't be used, send() has counted too
         return sent
+
+
+def make_request_socket(sock: socket.socket, *, counts: bool) -> RequestSocket:
+    """Return a blocking request socket in place of an accepted one, which is detached; one that counts bytes if `counts`.
+
+    Raises:
+        OSError: the system does not let it block.
+    """
+    make = CountingRequestSocket if counts else RequestSocket
+    request = make(sock.family, sock.type, sock.proto, fileno=sock.detach())
+    try:
+        if request.gettimeout() is None:  # as in socket.accept(): else socket.setdefaulttimeout() holds for it
+            request.setblocking(True)
+    except OSError:
+        socket.socket.close(request)
+        raise
+    return request
 
 
 class _WatchedTLS(WatchedSocket):

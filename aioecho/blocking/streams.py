@@ -17,22 +17,22 @@ four 680 ms and 25 s, beside 32 it stood still. After `sys.setswitchinterval(0.0
 import asyncio
 import contextlib
 import errno
-import logging
 import os
 import socket
 import ssl
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from aioecho.blocking.ending import ThreadDrain
 from aioecho.blocking.request import Threaded
-from aioecho.blocking.sockets import CountingRequestSocket, RequestSocket, WatchedSocket
+from aioecho.blocking.sockets import RequestSocket, WatchedSocket, make_request_socket
 from aioecho.blocking.tls import end_tls, wrap
-from aioecho.net.kernel import has_peer_ended, is_broken, unread
+from aioecho.net.kernel import has_peer_ended, is_broken, unread, wire_bytes
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
 from aioecho.serving.draining import FRESH, FRESH_AMONG_OTHERS
-from aioecho.serving.end_record import log_end, logger
+from aioecho.serving.end_record import is_recorded, log_end
 from aioecho.serving.handler_types import undo_partial
 
 __all__ = ["ThreadedConnection"]
@@ -78,23 +78,17 @@ class ThreadedConnection(Threaded):
         client_address: Any,
         RequestHandlerClass: Callable[..., Any],
     ) -> None:
-        make = CountingRequestSocket if logger.isEnabledFor(logging.DEBUG) else RequestSocket
-        request = make(sock.family, sock.type, sock.proto, fileno=sock.detach())
-        try:
-            if request.gettimeout() is None:  # as in socket.accept(): else socket.setdefaulttimeout() holds for it
-                request.setblocking(True)
-        except OSError:
-            socket.socket.close(request)
-            raise
+        is_measured = server.measures is not None and wire_bytes(sock) is None
+        request = make_request_socket(sock, counts=is_measured or is_recorded(server.access_log))
         request.owner = self
         super().__init__(server, pool, request, client_address, RequestHandlerClass)
         self.since = self._loop.time()
+        self.wire = server.measures.watch(request, request) if server.measures is not None else None
         self.was_shut = self.is_left_open = self._was_lost = False
         self._handlers_socket: socket.socket = request  # or what TLS was wrapped around it
         self._handshake_error: OSError | None = None
         self._is_handshaking = server.ssl is not None
-        self._has_shut_reading = self._is_over = self._is_draining = False
-        self._has_made_end = self._has_met_stop = False
+        self._has_shut_reading = self._is_over = self._is_draining = self._has_made_end = self._has_met_stop = False
         self.one_way = bool(getattr(undo_partial(RequestHandlerClass), "one_way", False))
         self._drain: ThreadDrain | None = None
         self._kept: socket.socket | None = None  # the same connection as the socket that was detached
@@ -106,11 +100,14 @@ class ThreadedConnection(Threaded):
     def idle_since(self, now: float) -> None:
         """Return None: what a thread waits for can't be told."""
 
+    def note_endpoint(self, endpoint: str) -> None:
+        """Note where the client came in."""
+        self.request.endpoint = endpoint
+
     def log_end(self) -> None:
-        """Make the one record of a connection that has ended, at DEBUG."""
-        if logger.isEnabledFor(logging.DEBUG):
-            seconds, request = self._loop.time() - self.since, self.request
-            log_end(self.client_address, self.reason, seconds, request.bytes_in, request.bytes_out)
+        """Make the one record of a connection that has ended, if it is to be made."""
+        server, now = self._server, self._loop.time()
+        log_end(server.access_log, self.client_address, self.reason, began=self.since, ended=now, counts=self.request)
 
     # In the loop: what the server asks of it when it stops.
 
@@ -257,13 +254,14 @@ class ThreadedConnection(Threaded):
         if self._server.ssl is not None:
             try:
                 self.keep()
+                began = monotonic()
                 request = wrap(self._server.ssl, self.request, self._server.timeouts.handshake)
             except OSError as error:
                 # The peer's fault or bad luck: garbage, silence, gone. It may be a flood of them.
                 self.reason = "handshake"
                 self._handshake_error = error
                 return
-            self._post(self._handshaken)
+            self._post(self._handshaken, monotonic() - began)
             self._handlers_socket = request
             self._watch(request)  # drain() may have looked before
         try:
@@ -305,8 +303,10 @@ class ThreadedConnection(Threaded):
 
     # In the loop again: its end.
 
-    def _handshaken(self) -> None:
+    def _handshaken(self, seconds: float) -> None:
         self._is_handshaking = False
+        self.request.tls_at = self._loop.time()
+        self._note_handshake(seconds)
         if self._drain is not None:
             self._drain.renew(self._get_fresh_time())  # its request comes only now, however old it is
 
@@ -328,6 +328,7 @@ class ThreadedConnection(Threaded):
         if self._handshake_error is not None:
             self._server.report_not_begun(self.client_address, "TLS handshake", self._handshake_error)
             self._handshake_error = None  # its traceback holds on to us
+            self._note_handshake(None)
         left = None if self.is_left_open else self.request.take()
         if self._kept is not None:
             if self._server.ssl is not None and left is None:
@@ -385,6 +386,7 @@ class ThreadedConnection(Threaded):
             self._linger = None
         left, self._left = self._left, None
         if left is not None:
+            self.look_at_wire(left)
             self._loop.remove_reader(left.fileno())
             left.close()
         if self._has_returned:
@@ -393,6 +395,7 @@ class ThreadedConnection(Threaded):
     def _end(self) -> None:
         if not self._is_over:
             self._is_over = True
+            self.look_at_wire(self.request)
             # The handler may live on, and its socket with it.
             self.request.owner = None
             self._server.unregister_connection(self)

@@ -1,9 +1,12 @@
-"""The log on stderr, which never keeps the program waiting: a thread writes it, and what it cannot write is bounded.
+"""The log of `serve`: by a file that configures logging, or on stderr, which never keeps the program waiting.
+
+A thread writes to stderr, and what it cannot write is bounded.
 
 A terminal that was stopped with Ctrl-S, or a full pipe whose reader hangs, would otherwise stop the server at its next record.
 """
 
 import contextlib
+import dataclasses
 import logging
 import os
 import select
@@ -12,24 +15,67 @@ import threading
 import traceback
 from queue import SimpleQueue
 
-__all__ = ["DEFAULT_QUEUE", "configure_log", "flush_log"]
+from aioecho.cli.console import Mistake
+from aioecho.cli.log_format import JSONFormatter, TextFormatter, shows_colors
+from aioecho.runtime.log_config import apply_log_config
+
+__all__ = ["DEFAULT_QUEUE", "LogSettings", "configure_log", "flush_log"]
 
 DEFAULT_QUEUE = 2**20
 """Bytes of records that wait to be written."""
+
+_ALL = "aioecho"  # the logger that the others are below
 
 _ATOMIC = 4096  # bytes that a pipe takes in one piece: lines of several workers are not mixed (PIPE_BUF of Linux)
 _LAST_WORDS = 1.0  # seconds that the end of the program waits for the log
 
 
-def configure_log(level: str, form: str, queue: int) -> None:
-    """Send records to stderr, unless logging is configured already. `queue` is in bytes; with 0 a record is written at once."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogSettings:
+    """What the command line says of the log. `queue` is in bytes; with 0 a record is written at once."""
+
+    level: str | None
+    """None: as `config` has it."""
+    format: str
+    queue: int
+    colors: bool | None
+    config: str | None
+    has_access_log: bool
+    has_process: bool
+
+
+def configure_log(settings: LogSettings) -> None:
+    """Send records where `settings.config` says, or to stderr, unless logging is configured already.
+
+    Raises:
+        Mistake: the file can't be used (caller).
+    """
+    if settings.config is not None:
+        try:
+            apply_log_config(settings.config)
+        except OSError as error:
+            raise Mistake(f"cannot read {settings.config}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise Mistake(str(error)) from error
+        if settings.level is not None:
+            logging.getLogger(_ALL).setLevel(settings.level)
+        return
     descriptor = None
     with contextlib.suppress(AttributeError, OSError, ValueError):  # there is none, or an object of another kind
         descriptor = sys.stderr.fileno()
-    if descriptor is None or not queue:
-        logging.basicConfig(level=level, format=form)
-        return
-    logging.basicConfig(level=level, format=form, handlers=[_QueuedHandler(descriptor, queue)])
+    handler = (
+        logging.StreamHandler()
+        if descriptor is None or not settings.queue
+        else _QueuedHandler(descriptor, settings.queue)
+    )
+    handler.setFormatter(
+        JSONFormatter()
+        if settings.format == "json"
+        else TextFormatter(has_process=settings.has_process, has_colors=shows_colors(settings.colors))
+    )
+    logging.basicConfig(level=settings.level, handlers=[handler])
+    if settings.has_access_log:  # is asked for, at whatever level the rest is logged
+        logging.getLogger("aioecho.access").setLevel(logging.INFO)
 
 
 def flush_log() -> None:

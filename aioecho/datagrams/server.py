@@ -10,6 +10,7 @@ from typing import Any
 from aioecho.blocking.datagrams import ThreadedDatagram
 from aioecho.config import Limits, Timeouts
 from aioecho.datagrams.dispatcher import Dispatcher
+from aioecho.datagrams.handover import Handover
 from aioecho.datagrams.run import DatagramRun
 from aioecho.datagrams.session_table import SessionTable
 from aioecho.datagrams.sessions import Session
@@ -23,6 +24,7 @@ from aioecho.serving.base import BaseServer
 from aioecho.serving.end_record import MistakeLog
 from aioecho.serving.handler_types import is_blocking, makes_sessions
 from aioecho.serving.live import Connections
+from aioecho.serving.porting import check_hooks
 from aioecho.stats import DatagramStats
 
 __all__ = ["DatagramServer", "UDPServer", "UnixDatagramServer"]
@@ -66,6 +68,8 @@ class DatagramServer(BaseServer):
     _socket_type = socket.SOCK_DGRAM
     _what = "datagram"
     live_stats: DatagramStats
+    handover: Handover | None = None
+    """What a worker hands its sessions over with."""
 
     def __init__(
         self,
@@ -75,6 +79,7 @@ class DatagramServer(BaseServer):
         sessions: bool | None = None,
         **options: Any,
     ) -> None:
+        check_hooks(type(self))
         if options.get("ssl") is not None:
             raise ValueError("ssl is for streams: TLS does not go over datagrams")
         if isinstance(RequestHandlerClass, Mapping):
@@ -138,6 +143,10 @@ class DatagramServer(BaseServer):
         """The timeouts of the handler class, or else the server's."""
         return self.timeouts_of(self.RequestHandlerClass)
 
+    def broadcast(self, data: bytes, **options: Any) -> int:
+        """Raise TypeError: there are no connections. A datagram is sent to an address, by a handler's transport."""
+        raise TypeError("broadcast() is for streams: datagrams are sent by a handler's transport, to an address")
+
     def _timeouts_changed(self) -> None:
         runs = (each for each in self._connections if isinstance(each, DatagramRun))
         self.timeout_sweeper.mark_all(runs, self.handler_timeouts)
@@ -145,9 +154,12 @@ class DatagramServer(BaseServer):
     # Life.
 
     def _make_listeners(self, bound: list[BoundSocket], handler_classes: list[Any]) -> Sequence[DatagramSocket]:
+        on_datagram: Callable[[bytes, Any, DatagramTransport], None]
         on_datagram = self._sessions.receive if self.has_sessions else self._dispatcher.receive
         if is_blocking(self.RequestHandlerClass):
             on_datagram = self._receive_for_thread
+        if self.admission.networks is not None:
+            on_datagram = self.admission.networks.guard(on_datagram, self.drop)
         log = BoundedLog(socket_logger, logging.WARNING, every=2.0)
         self._sockets = [
             DatagramSocket(
@@ -163,7 +175,34 @@ class DatagramServer(BaseServer):
             for each in bound
         ]
         self._tell_of_receive_buffer(self.limits.receive_buffer)
+        self._sessions.sockets = {sock.bound.name: sock for sock in self._sockets}
+        if on_datagram != self._sessions.receive:
+            self.handover = None  # each datagram is for any worker
+        elif self.handover is not None:
+            self.handover.add(self._sessions)
         return list(self._sockets)
+
+    def _resume_listeners(self) -> None:
+        if self.handover is None or not self.handover.is_others_turn or self.admission.is_closing:
+            super()._resume_listeners()
+
+    @property
+    def gets_datagrams(self) -> bool:
+        """Whether datagrams reach its sessions: it reads, or a successor passes them on."""
+        return not self.keep_backlog or (self.handover is not None and self.handover.has_left)
+
+    def stop_reading(self) -> None:
+        """Leave what comes in the kernel's queues."""
+        for sock in self._sockets:
+            sock.pause()
+
+    def read_on(self) -> None:
+        """Read, unless the server is paused or another worker's turn has come; the peers of sessions as long as these live."""
+        if self._listeners:
+            self._resume_listeners()
+        else:
+            for sock in self._sockets:
+                sock.resume()
 
     def _tell_of_receive_buffer(self, wanted: int | None) -> None:
         found = min((sock.receive_buffer for sock in self._sockets), default=wanted)
@@ -315,7 +354,7 @@ class DatagramServer(BaseServer):
             self.live_stats.handled -= 1
             self.live_stats.drops[connection.reason] += 1
         elif (
-            isinstance(connection, ThreadedDatagram) and connection.thread is None and connection.outcome == "cancelled"
+            isinstance(connection, ThreadedDatagram) and connection.thread is None and connection.reason == "cancelled"
         ):
             self.live_stats.handled -= 1
             self.live_stats.drops["stopped"] += 1

@@ -6,6 +6,7 @@ from contextvars import Context
 from typing import Any, Protocol
 
 from aioecho.config import Limits, Timeouts
+from aioecho.datagrams.handover import Handover
 from aioecho.serving.drain import Served
 from aioecho.serving.ends import Ended
 from aioecho.serving.sweeper import TimeoutSweeper
@@ -21,6 +22,7 @@ class DatagramServing(Protocol):
     live_stats: DatagramStats
     task_context: Context
     timeout_sweeper: TimeoutSweeper
+    handover: Handover | None
 
     @property
     def limits(self) -> Limits:
@@ -33,6 +35,16 @@ class DatagramServing(Protocol):
     @property
     def keep_backlog(self) -> bool:
         """Whether a shutdown leaves what comes to other processes, which read the same sockets."""
+
+    @property
+    def gets_datagrams(self) -> bool:
+        """Whether datagrams reach its sessions: it reads, or a successor passes them on."""
+
+    def read_on(self) -> None:
+        """Read, unless the server is paused or another worker's turn has come; the peers of sessions as long as these live."""
+
+    def stop_reading(self) -> None:
+        """Leave what comes in the kernel's queues."""
 
     @property
     def is_draining(self) -> bool:

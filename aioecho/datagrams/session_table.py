@@ -1,9 +1,10 @@
 """The sessions of a server: which one gets a datagram, when one begins, and which ones end because their peers are silent."""
 
 import asyncio
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
+from aioecho.datagrams.handover import Key
 from aioecho.datagrams.places import Places
 from aioecho.datagrams.serving import DatagramServing
 from aioecho.datagrams.sessions import Datagrams, Session
@@ -49,6 +50,8 @@ class SessionTable:
         self._next = 0.0  # when accept_rate allows the next session
         self._sweeps = 0
         self._timer: asyncio.TimerHandle | None = None  # for the next sweep
+        self.sockets: dict[str, DatagramSocket] = {}
+        """What is read, by name."""
         self.is_closed = False
         """Whether datagrams of peers that have no session are dropped, as the server stops."""
 
@@ -64,6 +67,9 @@ class SessionTable:
             server.live_stats.received += 1
             session.last_heard = self._sweeps
             session.feed(data)
+            return
+        handover = server.handover
+        if handover is not None and handover.forward(_key_of(transport, client_address), data):
             return
         reason = "stopped" if self.is_closed else self._find_reason_to_drop(client_address)
         if reason is not None:
@@ -128,6 +134,9 @@ class SessionTable:
         del self._sessions[ended.key]
         self._places.remove(host_of(ended.client_address), ended)
         newcomer, successor = ended.newcomer, ended.successor
+        handover = self._server.handover
+        if handover is not None and successor is None:
+            handover.note_end(_key_of(ended.request[1], ended.client_address))
         if ended.outcome == "cancelled" and self._server.is_draining:  # the grace is over: nothing begins any more
             if newcomer is not None:
                 newcomer.datagrams.drop("stopped")
@@ -147,8 +156,55 @@ class SessionTable:
         if isinstance(session, Session) and not session.is_over:
             session.expire()
 
+    # What its handover asks of it.
+
+    def keys(self) -> Iterable[Key]:
+        """Return what the sessions have in any process."""
+        sessions = [each for each in self._sessions.values() if isinstance(each, Session)]
+        return [_key_of(each.request[1], each.client_address) for each in sessions]
+
+    def has_socket(self, name: str) -> bool:
+        """Tell whether a socket is one of its server's."""
+        return name in self.sockets
+
+    def feed(self, key: Key, data: bytes) -> bool:
+        """Give a datagram to its peer's session, or return False if there is none."""
+        name, asked, client_address = key
+        session = self._sessions.get((self.sockets[name] if asked is None else (name, asked), client_address))
+        if session is None:
+            return False
+        self._server.live_stats.received += 1
+        session.last_heard = self._sweeps
+        session.feed(data)
+        return True
+
+    def take_back(self, key: Key, data: bytes) -> None:
+        """Begin a session with a datagram of a peer whose session has ended in another process."""
+        name, asked, client_address = key
+        self.receive(data, client_address, self.sockets[name].transport_from(asked))
+
+    def note_no_room(self, key: Key) -> None:
+        """Count a datagram that could not be passed on to the worker with its session."""
+        self._server.drop("session queue full", key[2])
+
+    def stop_reading(self) -> None:
+        """Leave what comes to the worker's successor."""
+        self._server.stop_reading()
+
+    def read_on(self) -> None:
+        """Read, as far as the server does."""
+        self._server.read_on()
+
+    def end_all(self) -> None:
+        """Let all sessions end: no datagram reaches them any more."""
+        for session in list(self._sessions.values()):
+            if isinstance(session, Session) and not session.is_over:
+                session.datagrams.end()
+
     def stop(self) -> None:
         """End no more sessions for their silence."""
+        if self._server.handover is not None:
+            self._server.handover.close(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -168,3 +224,8 @@ class SessionTable:
                 session.expire()
         if self._sessions:
             self._sweep_later()
+
+
+def _key_of(transport: DatagramTransport, client_address: Any) -> Key:
+    key: Any = transport.key
+    return (key.bound.name, None, client_address) if isinstance(key, DatagramSocket) else (*key, client_address)

@@ -233,10 +233,10 @@ class Session(DatagramRun):
     def drain(self) -> None:
         """Let the datagrams end after the last that has come, once none has come or gone for QUIET seconds.
 
-        Not while the handler is in an `unbroken()` block. In a worker that is replaced they end at once: others read the
-        socket, and nothing more comes here.
+        Not while the handler is in an `unbroken()` block. They end at once where nothing more comes: in a worker that leaves
+        the socket to others, and has no successor that passes on what comes for it.
         """
-        if self._server.keep_backlog:
+        if not self._server.gets_datagrams:
             self.datagrams.end()
             return
         if self.is_over or self.datagrams.holds:

@@ -172,6 +172,9 @@ class DatagramSocket:
         self.set_limits(limits)
         self._kernel_drops = datagram_memory(sock)[1]  # by the start
 
+    def set_timeouts(self) -> None:
+        """Do nothing: no timeout is the socket's own."""
+
     def set_limits(self, limits: Limits) -> None:
         """Apply `max_datagram` and `receive_buffer` from now on."""
         self._size = limits.max_datagram + 1
@@ -299,6 +302,11 @@ class DatagramSocket:
                 self._transports[data] = transport
                 return transport
         return self._transport
+
+    def transport_from(self, asked: bytes | None) -> DatagramTransport:
+        """Return what sends from the address `asked`, the second part of a transport's `key`, or from the socket's own."""
+        of_key = (transport for transport in self._transports.values() if transport.key == (self.bound.name, asked))
+        return next(of_key, self._transport)
 
     def _sender_from(self, source: Ancillary) -> Callable[[Any, Any], object]:
         send_message = self.sock.sendmsg

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import select
 import socket
 import struct
 import sys
@@ -19,11 +20,13 @@ __all__ = [
     "Credentials",
     "accept_queue",
     "datagram_memory",
+    "has_hung_up",
     "has_peer_ended",
     "is_broken",
     "nothing_more_of",
     "peer_credentials",
     "round_trip",
+    "set_keepalive",
     "stop_receiving",
     "tcp_info",
     "unacknowledged",
@@ -53,6 +56,9 @@ WIRE = struct.Struct("=B119xQQ8xI52xQQ")
 
 # Of a socket that listens: the clients that were not accepted yet, and how many find room.
 ACCEPT_QUEUE = struct.Struct("=24xII")
+
+# Probes of a silent peer that have to go unanswered for its connection to be lost.
+PROBES = 3
 
 # Seconds. The kernel tells times no more exactly than its timer ticks.
 TICK = 0.01
@@ -196,6 +202,36 @@ def has_peer_ended(sock: socket.socket) -> bool | None:
     """Tell whether a TCP peer has ended its stream; None where that is not known: of a closed or another socket."""
     state = tcp_info(sock, STATE)
     return None if state is None else state not in PEER_MAY_SEND
+
+
+def has_hung_up(sock: socket.socket) -> bool:
+    """Tell whether the peer of a Unix socket has closed it, and not only its own direction."""
+    poll = select.poll()
+    try:
+        poll.register(sock, 0)  # POLLHUP comes unasked
+    except ValueError:  # it is closed here
+        return False
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
+
+
+def set_keepalive(sock: socket.socket, seconds: float, unacknowledged: float | None) -> None:
+    """Have the kernel probe the peers of the TCP connections that are accepted from this listening socket.
+
+    A connection whose peer answers nothing for about `seconds` is lost, with ETIMEDOUT. So is one whose peer acknowledges
+    nothing of what was sent, or keeps its window shut, for `unacknowledged` seconds; None leaves that to the system.
+    """
+    if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
+        return
+    part = max(1, round(seconds / (PROBES + 1)))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", max(1, round(seconds) - PROBES * part)),
+        ("TCP_KEEPINTVL", part),
+        ("TCP_KEEPCNT", PROBES),
+        ("TCP_USER_TIMEOUT", 0 if unacknowledged is None else min(round(unacknowledged * 1000), 2**31 - 1)),
+    ):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def datagram_memory(sock: socket.socket) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from typing import Any
+from typing import Any, Self
 
 from aioecho.net.binding import BoundSocket, bind_endpoint
 from aioecho.net.endpoints import UnixEndpoint, parse_endpoint
@@ -60,13 +60,17 @@ class ControlServer:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def start(self) -> None:
-        """Listen; EndpointError if that can't be done."""
+    async def __aenter__(self) -> Self:
+        """Listen; EndpointError if that can't be done. Clients wait until :meth:`start`."""
         self._bound = await bind_endpoint(self._where, backlog=MOST_CLIENTS)
+        return self
+
+    async def start(self) -> None:
+        """Serve clients."""
         self._server = await asyncio.start_unix_server(self._serve, sock=self._bound[0].sock.dup(), limit=MOST_BYTES)
         logger.info("control socket at %s", self._where)
 
-    async def stop(self) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         """Close it, and end the connections with its clients."""
         if self._server is not None:
             self._server.close()

@@ -5,20 +5,34 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from aioecho.exceptions import CertificateError
+from aioecho.ops.control import ControlServer, parse_control
 from aioecho.ops.control_commands import Gathered
 from aioecho.ops.control_request import ControlError
 from aioecho.ops.control_view import ServerView
 from aioecho.serving.base import BaseServer
 
-__all__ = ["ServerBackend"]
+__all__ = ["ServerBackend", "make_control"]
+
+
+def make_control(where: str, server: BaseServer, when_reloading: Callable[[], object]) -> ControlServer:
+    """Return the control socket of a server in this process; ValueError if `where` is no Unix socket."""
+    return ControlServer(parse_control(where), ServerBackend(server, server.begin_shutdown, when_reloading))
 
 
 class ServerBackend:
-    """Carries out the commands on `server`. `drain` is called with seconds of grace, or None, to stop the program."""
+    """Carries out the commands on `server`. `drain` is called with seconds of grace, or None, to stop the program.
 
-    def __init__(self, server: BaseServer, drain: Callable[[float | None], object]) -> None:
+    `when_reloading` is called before certificates are loaded anew, by `reload`.
+    """
+
+    def __init__(
+        self, server: BaseServer, drain: Callable[[float | None], object], when_reloading: Callable[[], object]
+    ) -> None:
+        self._server = server
         self._view = ServerView(server)
         self.drain = drain
+        self._when_reloading = when_reloading
 
     async def ask(self, what: str, *, worker: int | None = None, **values: Any) -> Gathered:
         """Ask the server; a large answer is made in turns."""
@@ -51,11 +65,14 @@ class ServerBackend:
         return await self.ask("control.pause" if is_paused else "control.resume")
 
     def reload(self) -> str:
-        """Load certificates anew."""
+        """Do what was asked for at a reload, and load certificates anew."""
+        self._when_reloading()
         try:
-            self._view.reload_tls()
-        except ValueError as error:
+            self._server.reload_tls()
+        except CertificateError as error:
             raise ControlError(str(error)) from error
+        except RuntimeError:
+            return f"process {os.getpid()} has opened its log files anew; it has no certificates to load"
         return f"process {os.getpid()} has loaded its certificates anew"
 
     def set_workers(self, change: str) -> int:

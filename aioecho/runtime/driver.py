@@ -300,6 +300,9 @@ class Driver:
     def mark_due(self) -> None:
         """Do nothing about timeouts that are to be looked at. To be overridden."""
 
+    def note_stream_end(self, is_told: bool) -> None:
+        """Do nothing about the end of what the coroutine reads. To be overridden."""
+
     def give_up(self) -> None:
         """Do nothing about one that swallows even that. To be overridden."""
 

@@ -8,12 +8,16 @@ from typing import Any, Protocol
 
 from aioecho.config import Limits
 from aioecho.serving.ends import Reason
+from aioecho.serving.networks import NetworkLists
 from aioecho.streams.memory import MemoryBudget
 
 __all__ = ["Admission", "host_of"]
 
 # Seconds by which a client may be accepted early after another was late: event loops keep time to a millisecond or worse.
 SLACK = 0.02
+
+# The IPv6 addresses that are counted whole: see host_of().
+WHOLE = ("fe80:", "64:ff9b::")
 
 
 class _Connections(Sized, Iterable[Any], Protocol):
@@ -26,12 +30,15 @@ class Admission:
     `memory` is what the connections' streams hold. `retry` is called when there may be room again for another reason than
     the end of a connection.
 
+    `networks` are the lists of the networks that may connect; None is all.
+
     After close() clients that were in the kernel's backlog, and for which there is no room, are queued here.
     """
 
     def __init__(self, limits: Limits, connections: _Connections, retry: Callable[[], None]) -> None:
         self.limits = limits
         self.memory = MemoryBudget(limits.max_memory)
+        self.networks: NetworkLists | None = None
         self._connections = connections
         self._retry = retry
         self._hosts: Counter[str] = Counter()  # kept while max_per_host is set
@@ -101,10 +108,12 @@ class Admission:
             self._next = max(self._next, now - SLACK) + 1 / limits.accept_rate
         if limits.max_connections is not None and limits.overflow == "reject" and self._is_full():
             return "overflow"
-        return None if limits.max_per_host is None else self.admit_host(client_address)
+        return None if limits.max_per_host is None and self.networks is None else self.admit_host(client_address)
 
     def admit_host(self, client_address: Any) -> Reason | None:
-        """Count a client by its host alone, as :meth:`admit` does besides."""
+        """Count a client by its host alone, as :meth:`admit` does besides, if its network is allowed."""
+        if self.networks is not None and not self.networks.allow(client_address):
+            return "not allowed"
         most, host = self.limits.max_per_host, host_of(client_address)
         if most is not None and host is not None:
             if self._hosts[host] >= most:
@@ -175,5 +184,18 @@ class Admission:
 
 
 def host_of(client_address: Any) -> str | None:
-    """Return what `max_per_host` counts a client by; None for a client of a Unix socket, which has no host."""
-    return client_address[0] if isinstance(client_address, tuple) else None
+    """Return what `max_per_host` counts a client by; None for a client of a Unix socket, which has no host.
+
+    That is its IPv4 address, or the first 64 bits of its IPv6 address: the smallest network that a subscriber gets, with every
+    address in it. Two kinds are counted whole. Link-local addresses all have the same network. And in the network
+    64:ff9b::/96 every address is an IPv4 client's.
+    """
+    if not isinstance(client_address, tuple):
+        return None
+    host: str = client_address[0]
+    if ":" not in host or host.startswith(WHOLE):
+        return host
+    try:
+        return socket.inet_pton(socket.AF_INET6, host.partition("%")[0])[:8].hex()
+    except OSError:
+        return host

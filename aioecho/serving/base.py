@@ -7,7 +7,7 @@ import socket
 import ssl as ssl_module
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 from aioecho.certificates import TLS
 from aioecho.config import Limits, Timeouts, check_ssl
@@ -16,36 +16,16 @@ from aioecho.net.endpoints import Endpoint, InheritedEndpoint, parse_endpoint
 from aioecho.net.forks import close_in_forked_children, is_forked_by_multiprocessing
 from aioecho.serving.drain import DEFAULT_GRACE, Drain, check_grace
 from aioecho.serving.handler_types import check_handler_class, check_socket_type
+from aioecho.serving.lifespan import Lifespan, MakeLifespan
+from aioecho.serving.listening import ListeningSocket
+from aioecho.serving.networks import read_networks
 from aioecho.serving.registry import Registry
 from aioecho.serving.renewal import Renewal
 from aioecho.stats import DrainReport
 
-__all__ = ["BaseServer", "ListeningSocket"]
+__all__ = ["BaseServer"]
 
 logger = logging.getLogger("aioecho.server")
-
-
-class ListeningSocket(Protocol):
-    """What a server has for each socket that it listens on. Its methods may be called in any state, and more than once."""
-
-    @property
-    def sock(self) -> socket.socket:
-        """The socket."""
-
-    def resume(self) -> None:
-        """Accept, or read, from now on, as long as there is room."""
-
-    def pause(self) -> None:
-        """Leave what comes to the kernel, until resume()."""
-
-    def stop(self, *, keep_backlog: bool) -> None:
-        """Accept, or read, what the kernel has queued, and no more from then on.
-
-        With `keep_backlog` do not: other processes have the same socket, and are to get what is queued.
-        """
-
-    def set_limits(self, limits: Limits) -> None:
-        """Apply other limits than the socket was made with."""
 
 
 class BaseServer(Registry):
@@ -65,6 +45,13 @@ class BaseServer(Registry):
         limits: see Limits.
         timeouts: see Timeouts.
         grace: seconds, for shutdown() and at the end of ``async with``.
+        access_log: log a line for each connection that has ended, at INFO by the logger `aioecho.access`.
+        allow, deny: networks, as "10.0.0.0/8" or "2001:db8::/32". A client in a network of `deny`, or, if `allow` names any, in
+            none of that, is disconnected at once, and counted as "not allowed"; a datagram is dropped. Clients of Unix sockets
+            have no address, and are not concerned.
+        lifespan: called with the server as it starts; returns an async context manager, as a function does that
+            contextlib.asynccontextmanager decorates. It is entered before the server listens, and left when the server has
+            drained; what it yields is `state`, which handlers have too. If it raises, so does start().
         sock: a bound stream socket to serve on besides, or instead of an address, which then is None. It becomes the
             server's, which closes it; a path that it is bound to is left alone.
 
@@ -88,6 +75,10 @@ class BaseServer(Registry):
         limits: Limits | None = None,
         timeouts: Timeouts | None = None,
         grace: float = DEFAULT_GRACE,
+        access_log: bool = False,
+        allow: Sequence[str] = (),
+        deny: Sequence[str] = (),
+        lifespan: MakeLifespan | None = None,
         sock: socket.socket | None = None,
     ) -> None:
         if isinstance(RequestHandlerClass, Mapping):
@@ -116,12 +107,17 @@ class BaseServer(Registry):
         for handler_class, _ in served:
             self._check_endpoints(handler_class)
         self.grace = grace
+        self.state: Any = None
+        self._lifespan = None if lifespan is None else Lifespan(lifespan, self, lambda: self._begin_shutdown(None))
         self._address = server_address
         self._listeners: Sequence[ListeningSocket] = []
         self._names: list[str] = []
         self._was_started = False
         self._stopping: asyncio.Future[None] | None = None  # what serve_forever() waits for
+        self.when_bound: Callable[[], object] | None = None
         super().__init__(RequestHandlerClass, ssl=context, limits=limits, timeouts=timeouts)
+        self.access_log = access_log
+        self.admission.networks = read_networks(allow, deny)
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
         texts = [address] if isinstance(address, str) else address
@@ -171,6 +167,7 @@ class BaseServer(Registry):
             raise RuntimeError("a server can be started once, and not after its end")
         self._was_started = True
         self.event_loop = asyncio.get_running_loop()
+        self._measure_loop(self.event_loop)
         # Not the context of an accept: a handler, or another thread, may be what makes the server accept again.
         self.task_context = contextvars.copy_context()
         bound: list[BoundSocket] = []
@@ -178,6 +175,8 @@ class BaseServer(Registry):
         try:
             if self._renewal is not None:
                 self._renewal.start(self.event_loop)
+            if self._lifespan is not None:
+                self.state = await self._lifespan.begin()
             for index, endpoint in enumerate(self.endpoints):
                 bound += await bind_endpoint(endpoint, backlog=self.limits.backlog)
                 handler_class = self._handler_classes[index] if index < len(self._handler_classes) else None
@@ -190,12 +189,15 @@ class BaseServer(Registry):
             # socketserver's name, for its handlers; after the end it is closed, as there
             self.socket = self._listeners[0].sock
             self._address = self.socket.getsockname()
+            if self.when_bound is not None:
+                self.when_bound()
             self._resume_listeners()
         except BaseException:
             self.keep_backlog = True  # clients that have connected by now are not served
             self.close()
             for bound_socket in bound:
                 bound_socket.close()
+            await self._end_lifespan()
             raise
         logger.log(self._log_level, "listening on %s", ", ".join(self.names))
 
@@ -228,6 +230,11 @@ class BaseServer(Registry):
     def _apply_limits(self, limits: Limits) -> None:
         for listener in self._listeners:
             listener.set_limits(limits)
+
+    def _timeouts_changed(self) -> None:
+        super()._timeouts_changed()
+        for listener in self._listeners:
+            listener.set_timeouts()
 
     def _resume_listeners(self) -> None:
         if self.admission.is_closing:
@@ -360,6 +367,16 @@ class BaseServer(Registry):
         if self.handler_threads is not None:
             await self.handler_threads.close()
         self.timeout_sweeper.stop()
+        self._measure_loop(None)
+        await self._end_lifespan()
+
+    async def _end_lifespan(self) -> None:
+        if self._lifespan is not None:
+            await self._lifespan.end(0 if self._drain is None else self._drain.seconds_left())
+
+    def has_failed(self) -> bool:
+        """Tell whether its lifespan raised or ended too early."""
+        return self._lifespan is not None and self._lifespan.has_failed
 
     async def __aenter__(self) -> Self:
         if not self._was_started:

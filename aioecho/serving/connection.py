@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import inspect
-import logging
 import socket
 import ssl as ssl_module
 import sys
@@ -14,7 +13,7 @@ from typing import Any, cast
 from aioecho.runtime.logs import format_address
 from aioecho.serving.base import BaseServer
 from aioecho.serving.draining import DrainedConnection
-from aioecho.serving.end_record import log_end, logger
+from aioecho.serving.end_record import is_recorded, log_end
 from aioecho.serving.ends import Reason
 from aioecho.serving.handlers import BaseRequestHandler
 from aioecho.serving.timeouts import CLOSED, FINISH, HANDLE, OPEN, PREPARE
@@ -62,7 +61,10 @@ class Connection(DrainedConnection):
         self._linger: asyncio.TimerHandle | None = None
         self._stalled: tuple[float, int, int] | None = None  # since when, and at which counts of bytes
         limits = server.admission.limits
-        kind = CountingStreamProtocol if logger.isEnabledFor(logging.DEBUG) else StreamProtocol
+        counts, measures = is_recorded(server.access_log), server.measures
+        kind = CountingStreamProtocol if counts else StreamProtocol
+        if measures is not None:
+            kind = measures.choose_protocol(sock, counts)
         self._protocol = kind(
             loop,
             limit=limits.max_buffer,
@@ -71,6 +73,8 @@ class Connection(DrainedConnection):
             is_server_side=True,
         )
         self._protocol.driver = self
+        if measures is not None:
+            measures.attach(sock, self._protocol)
         # Up to where it first waits, before there is a task: by the time that the task runs the transport is there.
         opening = loop.connect_accepted_socket(self._get_protocol, sock)
         opened: Any
@@ -87,6 +91,8 @@ class Connection(DrainedConnection):
         protocol = self._protocol
         self._server.timeout_sweeper.remove(self)
         protocol.driver = None  # which refers to it: without the cycle both go at once
+        if protocol.lost_with is not None:
+            protocol.lost_with.__traceback__ = None  # likewise: the handler's frames refer to the stream
         if self._stage == OPEN and not protocol.is_lost:
             # The task was cancelled before its first step: _live() never ran. By now the transport is there, if it was made.
             self.reason = "cancelled"
@@ -104,11 +110,22 @@ class Connection(DrainedConnection):
     def __repr__(self) -> str:
         return f"<Connection from {format_address(self.client_address)}, handler={self.handler!r}>"
 
+    def note_endpoint(self, endpoint: str) -> None:
+        """Note where the client came in, if its end will be recorded."""
+        if isinstance(self._protocol, CountingStreamProtocol):
+            self._protocol.endpoint = endpoint
+
     def log_end(self) -> None:
-        """Make the one record of a connection that has ended, at DEBUG."""
-        if logger.isEnabledFor(logging.DEBUG):
-            seconds, protocol = self._loop.time() - self.since, self._protocol
-            log_end(self.client_address, self.reason, seconds, protocol.bytes_in, protocol.bytes_out)
+        """Make the one record of a connection that has ended, if it is to be made."""
+        server, now = self._server, self._loop.time()
+        log_end(server.access_log, self.client_address, self.reason, began=self.since, ended=now, counts=self._protocol)
+
+    def look_at_wire(self) -> int:
+        """Count its bytes up to now, where the server is measured. Return how many wait for the kernel to take them."""
+        protocol = self._protocol
+        if protocol.wire is not None:
+            protocol.wire.look()
+        return 0 if protocol.is_lost or protocol.get_socket_protocol() is None else protocol.unsent()
 
     # Its life.
 
@@ -177,6 +194,9 @@ class Connection(DrainedConnection):
     def handle(self) -> Awaitable[None]:
         """Call handle(); return what is to be awaited, which an event may step."""
         handling = super().handle()
+        protocol = self._protocol
+        if protocol.peer_has_closed or protocol.is_lost:  # while setup() waited
+            self.note_stream_end(False)
         if isinstance(handling, CoroutineType):
             self.step_inner(handling)
         return handling
@@ -194,6 +214,7 @@ class Connection(DrainedConnection):
             and self._stage == HANDLE
             and protocol.peer_has_closed
             and not (protocol.is_lost or protocol.is_tls or self._is_cut_off or protocol.cut_for is not None)
+            and not self._server.goodbyes
             and getattr(type(self.handler), "finish", None) is BaseRequestHandler.finish
             and protocol.transport.get_write_buffer_size() == 0
         ):
@@ -222,13 +243,19 @@ class Connection(DrainedConnection):
     async def _secure(self, ssl: ssl_module.SSLContext, writer: StreamWriter) -> None:
         if self._server.is_draining:
             self._loop.call_soon(self._drain_handshake)  # which has begun by then
+        measures, began = self._server.measures, self._loop.time()
         try:
             # A connection times its end itself: this time would also count while a large reply is still being sent.
             await writer.start_tls(ssl, ssl_shutdown_timeout=FOR_EVER)
         except OSError as error:
             # The peer's fault or bad luck: garbage, silence, gone. It may be a flood of them.
             self._server.report_not_begun(self.client_address, "TLS handshake", error)
+            if measures is not None:
+                self.look_at_wire()  # which ends without a word to the stream's protocol
+                measures.note_handshake(None)
             return
+        if measures is not None:
+            measures.note_handshake(self._loop.time() - began)
         verifying = self._verify((self._protocol.reader, writer))
         if verifying is not None:
             await verifying
@@ -275,6 +302,16 @@ class Connection(DrainedConnection):
         with contextlib.suppress(RuntimeError):  # it has ended in the same turn
             scope.reschedule(0)
 
+    # Broadcasts.
+
+    def is_listening(self) -> bool:
+        """Tell whether broadcasts are for it: its handler's setup() is done, and handle() runs."""
+        return self._stage == HANDLE
+
+    def push(self, data: bytes, most: int) -> bool:
+        """Write a broadcast, unless too much waits to be sent already: return False. If the handler has ended, do nothing."""
+        return self._stage != HANDLE or self._protocol.push(data, most)
+
     # How it ends.
 
     def get_stream(self) -> StreamReader:
@@ -293,8 +330,12 @@ class Connection(DrainedConnection):
         """Let the handler clean up, report what went wrong, and close."""
         protocol, request = self._protocol, self.request
         self._stage = FINISH
+        if self._linger is not None:  # of the time when the handler ran
+            self._linger.cancel()
+            self._linger = None
         try:
             finishing = self.finish_handler(end)
+            del end  # as in _live(): its traceback comes to refer to this frame
             if finishing is not None:
                 await finishing
         except (Exception, asyncio.CancelledError):
@@ -313,12 +354,22 @@ class Connection(DrainedConnection):
             finally:
                 if self._linger is not None:
                     self._linger.cancel()
+                if self._server.goodbyes:
+                    self.end_goodbye()
             if protocol.cut_for is not None:
                 self.reason = cast(Reason, protocol.cut_for)
+            protocol.undo_cycles()
 
     async def _close(self, protocol: StreamProtocol) -> None:
         """Send what was written, and close so that the peer can read it."""
         transport = protocol.transport
+        if self._server.goodbyes and not self._is_cut_off:
+            try:
+                await self.wait_for_goodbye()
+            except asyncio.CancelledError:
+                self._cut_short(protocol)
+                await protocol.wait_lost()
+                raise
         protocol.flush()  # of finish(), or handle_error()
         unsent = protocol.unsent()
         if self._is_cut_off or self.reason == "cancelled" or self.reason == "write":

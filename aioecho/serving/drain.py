@@ -95,7 +95,7 @@ class Drain:
         self._loop = loop = asyncio.get_running_loop()
         self._began = loop.time()
         # A plain task, whatever the loop's factory makes: an eager one would begin before the server knows that it drains.
-        self._task = asyncio.Task(self._run(), loop=loop)
+        self.task = asyncio.Task(self._run(), loop=loop)
 
     def shorten(self, grace: float, why: str | None = None) -> None:
         """Set the deadline to `grace` seconds from now if that is earlier than the present one.
@@ -103,21 +103,25 @@ class Drain:
         The log says `why` handlers were cancelled then. None: the grace was over.
         """
         deadline = self._loop.time() + grace
-        if deadline < self._deadline and not self._task.done():
+        if deadline < self._deadline and not self.task.done():
             self._deadline = deadline
             self._why = OVER if why is None else why
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = self._loop.call_at(deadline, self._cut_off)
 
+    def seconds_left(self) -> float:
+        """Return the seconds until the grace is over; 0 from then on."""
+        return max(0.0, self._deadline - self._loop.time())
+
     async def wait(self) -> DrainReport:
         """Return when the drain has ended. If the wait is cancelled, the grace is over at once."""
         try:
-            return await asyncio.shield(self._task)
+            return await asyncio.shield(self.task)
         except asyncio.CancelledError:
             self.shorten(0)
             with contextlib.suppress(asyncio.CancelledError):  # a further one: it can't be any faster
-                await asyncio.wait([self._task])
+                await asyncio.wait([self.task])
             raise
 
     def count(self, ended: Served) -> None:

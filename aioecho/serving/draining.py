@@ -1,11 +1,14 @@
 """What a connection does when its server stops: how it ends between messages, or in its TLS handshake, or is cut off."""
 
+import asyncio
 import functools
 import socket
 from math import inf
 
 from aioecho.net.kernel import BYTES_RECEIVED, LAST_DATA_RECV, nothing_more_of, round_trip, stop_receiving, tcp_info
-from aioecho.serving.timeouts import TimedConnection
+from aioecho.serving.handlers import StreamRequestHandler
+from aioecho.serving.liveness import ToldConnection
+from aioecho.serving.timeouts import HANDLE
 from aioecho.streams.ending import StreamDrain
 from aioecho.streams.handshake import Handshake
 from aioecho.streams.handshake_limit import Terms
@@ -23,14 +26,47 @@ FRESH_AMONG_OTHERS = 0.5
 # Seconds: the most of a client's round trip that counts in this.
 MOST_ROUND_TRIP = 1.0
 
+# Seconds that the end of a connection waits for draining().
+GOODBYE = 1.0
 
-class DrainedConnection(TimedConnection):
+
+class DrainedConnection(ToldConnection):
     """The part of a :class:`~aioecho.serving.connection.Connection` that ends it when the server stops."""
 
     __slots__ = ("_has_sent_eof", "was_aborted")
 
     _has_sent_eof: bool
     was_aborted: bool
+
+    def _say_goodbye(self) -> None:
+        """Call draining(), if the handler has one of its own, in a task of its own."""
+        handler, goodbyes = self.handler, self._server.goodbyes
+        if (
+            self._stage == HANDLE
+            and isinstance(handler, StreamRequestHandler)
+            and type(handler).draining is not StreamRequestHandler.draining
+            and self not in goodbyes
+        ):
+            saying = self._call_draining(handler)
+            goodbyes[self] = self._loop.create_task(saying, context=self._server.task_context.copy())
+
+    async def _call_draining(self, handler: StreamRequestHandler) -> None:
+        try:
+            await handler.draining()
+        except Exception:
+            self._server.call_handle_error(self.request, self.client_address, self)
+
+    async def wait_for_goodbye(self) -> None:
+        """Wait for draining() to return, a second at the most."""
+        goodbye = self._server.goodbyes.get(self)
+        if goodbye is not None:
+            await asyncio.wait({goodbye}, timeout=GOODBYE)
+
+    def end_goodbye(self) -> None:
+        """Cancel draining(), if it runs still."""
+        goodbye = self._server.goodbyes.pop(self, None)
+        if goodbye is not None:
+            goodbye.cancel()
 
     def drain(self) -> None:
         """Let the handler meet the end of the stream once it has read what its peer has sent by now.
@@ -45,6 +81,7 @@ class DrainedConnection(TimedConnection):
             self._drain_handshake()
         if self.request is None or handshake is not None:
             return
+        self._say_goodbye()
         transport = self._protocol.transport
         age = self._loop.time() - (transport.open_from if isinstance(transport, TLSTransport) else self.since)
         left = self._fresh() - age if age < FRESH_AMONG_OTHERS + MOST_ROUND_TRIP else 0
@@ -81,6 +118,8 @@ class DrainedConnection(TimedConnection):
             silence = _silence(self._sock)
             if silence is None:
                 silence = patience if handshake.count == count else 0
+            # What a client said while it waited to be accepted may be old. Since it was answered, it had no time to speak.
+            silence = min(silence, self._loop.time() - handshake.asked_at)
             left = patience if handshake.is_waiting or handshake.has_more() else patience - silence
         if left > 0:
             self._loop.call_later(left, self._drain_handshake, handshake.count)
@@ -93,9 +132,12 @@ class DrainedConnection(TimedConnection):
         if self.request is None or protocol.is_lost:
             return
         one_way = bool(getattr(self.handler, "one_way", False))
-        if one_way and not self._has_sent_eof and not protocol.is_tls:
+        if one_way and not self._has_sent_eof:
             self._has_sent_eof = True
-            self.request[1].write_eof()
+            if isinstance(protocol.transport, TLSTransport):
+                protocol.transport.end_writing()
+            else:
+                self.request[1].write_eof()
             if linger is not None:
                 self._loop.call_later(linger, self._end_stream)
             return
@@ -137,13 +179,19 @@ class DrainedConnection(TimedConnection):
         self.stop()
 
     def handshake_terms(self) -> Terms:
-        """Return what holds for a TLS handshake that begins now: one before the handler is timed from the accepting on."""
+        """Return what holds for a TLS handshake that begins now: one before the handler is timed from the accepting on.
+
+        One that a handler begins after the server has begun to stop makes its client fresh, as any other does.
+        """
         timeouts = self._timeouts()
         seconds = timeouts.handshake
         if seconds is None:
             seconds = FOR_EVER
         elif self.request is None:
             seconds = max(self.since + seconds - self._loop.time(), 0.001)
+        if self.request is not None and self._server.is_draining:
+            self._protocol.reader.suspend_drain()
+            self._loop.call_soon(self.drain)  # by then it has begun
         return Terms(seconds, timeouts.linger, self._server.handshake_limit)
 
 

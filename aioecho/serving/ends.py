@@ -10,6 +10,8 @@ import ssl
 import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
+from inspect import CO_OPTIMIZED
+from types import FrameType
 from typing import Any, Literal, Protocol, cast
 
 from aioecho.exceptions import ConnectionTimeout, FrameTooLong, FramingError, LineTooLong
@@ -25,6 +27,7 @@ Reason = Literal[
     "message",
     "write",
     "max_age",
+    "half_closed",
     "handler",
     "datagram_handler",
     "timeout",
@@ -35,12 +38,14 @@ Reason = Literal[
     "write buffer",
     "key updates",
     "memory",
+    "broadcast",
     "shed",
     "cancelled",
     "kicked",
     "unsent",
     "handshake",
     "refused",
+    "not allowed",
     "overflow",
     "per host",
     "no thread",
@@ -53,6 +58,7 @@ OUTCOMES: Mapping[str, Outcome] = {
     "message": "failed",
     "write": "failed",
     "max_age": "failed",
+    "half_closed": "failed",
     "handler": "failed",
     "datagram_handler": "cancelled",
     "timeout": "failed",
@@ -63,12 +69,14 @@ OUTCOMES: Mapping[str, Outcome] = {
     "write buffer": "failed",
     "key updates": "failed",
     "memory": "failed",
+    "broadcast": "failed",
     "shed": "failed",
     "cancelled": "cancelled",
     "kicked": "cancelled",
     "unsent": "cancelled",
     "handshake": "rejected",
     "refused": "rejected",
+    "not allowed": "rejected",
     "overflow": "rejected",
     "per host": "rejected",
     "no thread": "rejected",
@@ -127,6 +135,10 @@ class Ended:
         if isinstance(error, asyncio.CancelledError | GeneratorExit):  # the latter meets one that swallows the former
             return "connection lost" if self.is_peer_lost() else self.why_cancelled()
         return find_peers_reason(error, self) or "error"
+
+    def is_listening(self) -> bool:
+        """Tell whether broadcasts are for it: the handle() of a stream's handler runs in the loop."""
+        return False
 
     # What the peer and the network have done, to be overridden where there is a stream.
 
@@ -210,6 +222,17 @@ def _is_same(owner: object, stream: object) -> bool:
     return owner is stream
 
 
+def _find_self(frame: FrameType) -> object:
+    """Return the object whose method a frame is of, by the name of its first argument; None if it has another."""
+    variables = frame.f_locals
+    me = variables.get("self")
+    # Up to Python 3.12 it is a copy, which the frame keeps. With an error that is caught there it would be a cycle, and all
+    # that the connection has read would wait for the garbage collector.
+    if isinstance(variables, dict) and frame.f_code.co_flags & CO_OPTIMIZED:
+        variables.clear()
+    return me
+
+
 def _find_owner(error: BaseException) -> object:
     """Return the reader, or the blocking socket, in whose methods an error was raised; None if it was raised elsewhere."""
     owner: object = None
@@ -217,7 +240,7 @@ def _find_owner(error: BaseException) -> object:
     socketserver = sys.modules.get("socketserver")  # if nothing has imported it, no handler is of it
     traceback = error.__traceback__
     while traceback is not None:
-        me = traceback.tb_frame.f_locals.get("self")
+        me = _find_self(traceback.tb_frame)
         traceback = traceback.tb_next
         if isinstance(me, asyncio.StreamReader | socket.socket):
             owner = me

@@ -13,6 +13,7 @@ __all__ = [
     "check_handler_class",
     "check_socket_type",
     "is_blocking",
+    "is_handle_function",
     "makes_sessions",
     "serves_datagrams",
     "undo_partial",
@@ -59,11 +60,24 @@ def _serves(plain: Any) -> str | None:
     return serves if serves == "streams" or serves in FOR_DATAGRAMS else None
 
 
+def is_handle_function(RequestHandlerClass: Any) -> bool:
+    """Tell whether this is a coroutine function of two arguments, a reader and a writer, as asyncio.start_server() takes."""
+    if not inspect.iscoroutinefunction(undo_partial(RequestHandlerClass)):
+        return False
+    try:
+        inspect.signature(RequestHandlerClass).bind(None, None)
+    except TypeError:
+        return False
+    return True
+
+
 def check_handler_class(RequestHandlerClass: Any) -> None:
     """Raise TypeError unless this makes handlers, as far as that can be told before it does."""
     if not callable(RequestHandlerClass):
         raise TypeError(f"RequestHandlerClass must be callable, not {RequestHandlerClass!r}")
     plain = undo_partial(RequestHandlerClass)
+    if inspect.isclass(plain) and hasattr(plain, "serve_forever"):
+        raise TypeError(f"{plain.__qualname__} is a server: give the handler class that it is to serve with")
     if is_blocking(plain):
         if inspect.iscoroutinefunction(plain.handle):
             raise TypeError(
@@ -81,7 +95,8 @@ def check_handler_class(RequestHandlerClass: Any) -> None:
     elif inspect.iscoroutinefunction(plain) or inspect.iscoroutinefunction(getattr(plain, "__call__", None)):  # noqa: B004
         raise TypeError(
             f"{getattr(plain, '__qualname__', plain)!s} is a coroutine function, and RequestHandlerClass is called without"
-            " `await`: give a class that defines `async def handle(self)`, or a plain function that returns an object of one"
+            " `await`: give a class that defines `async def handle(self)`, a plain function that returns an object of one, or"
+            " `async def handle(reader, writer)`"
         )
 
 

@@ -1,7 +1,7 @@
 """The classes that a handler is made from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Coroutine, Iterator
+from collections.abc import Awaitable, Coroutine, Hashable, Iterator
 from time import monotonic
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -33,6 +33,13 @@ class Datagrams(Protocol):
         """Return the peer's next datagram."""
 
 
+class _State:
+    """A handler's `state` is its server's, unless it has set its own."""
+
+    def __get__(self, handler: Any, kind: type) -> Any:
+        return self if handler is None else handler.server.state
+
+
 class BaseRequestHandler(ABC):
     """One object for each request, as in socketserver; its methods are coroutines and run in the request's own task.
 
@@ -47,6 +54,9 @@ class BaseRequestHandler(ABC):
     timeouts: Timeouts | None = None
     """What to wait for, and how long, in place of the server's `timeouts`. Of the class or the object; `handshake`, `session`
     and `send` are the class's."""
+
+    state = _State()
+    """What the server's `lifespan` has yielded, its `state`: a database, a cache. A handler may set its own."""
 
     label: str | None = None
     """What its connection is called where it is listed: see :attr:`LiveConnection.label`."""
@@ -82,6 +92,11 @@ class StreamRequestHandler(BaseRequestHandler):
     one_way: ClassVar[bool] = False
     """Whether peers only send, and wait for no reply, as to a sink of logs or metrics. A server that stops then tells a
     peer first that it will read no more, and reads on for Timeouts.linger: what is on its way is not lost."""
+
+    cancel_on_lost: ClassVar[bool] = True
+    """Whether the handler is cancelled when its connection breaks (is reset, or given up by the kernel) while it waits for
+    something else than its stream: at once if no message is in progress, else after Timeouts.lost. One that a read, drain() or
+    :meth:`closed` tells of the end is only cancelled after Timeouts.lost. The reason is then "connection lost"."""
 
     framing: Framing | None = None
     """How :attr:`frames` and :meth:`send_frame` cut the stream into frames: an object of aioecho.framing, of the class."""
@@ -122,6 +137,38 @@ class StreamRequestHandler(BaseRequestHandler):
         if protocol.needs_slow_path or protocol.transport.is_closing():
             del data  # asyncio's transport on 3.11 has a copy: not to hold both while the peer takes nothing
             await self.writer.drain()
+
+    def join(self, group: Hashable) -> None:
+        """Get what ``server.broadcast(data, to=group)`` sends, from now on, or once setup() is done. The group may be new.
+
+        The connection's end leaves all groups.
+        """
+        connection = self.writer.protocol.driver
+        if connection is not None:  # else it has ended
+            self.server.audience.join(connection, group)  # type: ignore[arg-type] # a server's stream has a Connection
+
+    def leave(self, group: Hashable) -> None:
+        """Get no more of what is sent to a group. It may be one that the handler is not in."""
+        connection = self.writer.protocol.driver
+        if connection is not None:
+            self.server.audience.leave(connection, group)  # type: ignore[arg-type]
+
+    async def draining(self) -> None:
+        """Say goodbye: called when the server begins to stop, in a task of its own, beside :meth:`handle`.
+
+        For what the peer is to be told, by ``self.send()``. The connection stays open until it has returned, but for no more
+        than a second after the handler's end. Not called for a connection whose handler is made after the stop has begun. To be
+        overridden.
+        """
+
+    async def closed(self) -> None:
+        """Wait until no more can be expected of the peer: it has ended its stream, the connection broke, or the server stops.
+
+        To be raced with what the handler waits for otherwise, as a queue's get(). Reads nothing: what had come before can
+        still be read, and then ``self.reader.end`` tells which end it was. The peer's end is not noticed while so much that was
+        not read is buffered that the transport is paused.
+        """
+        await self.reader.wait_end()
 
     def unbroken(self) -> Unbroken:
         """Return what keeps a stop off an exchange in steps: ``async with self.unbroken(): ...``.

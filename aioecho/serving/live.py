@@ -1,12 +1,13 @@
 """What users see of a live connection, session or datagram's handler: the members of `server.connections`."""
 
+import itertools
 import socket
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from aioecho.net.kernel import wire_bytes
 
-__all__ = ["ByteCounts", "Connections", "Live", "LiveConnection"]
+__all__ = ["ByteCounts", "Connections", "Identities", "Live", "LiveConnection"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,42 @@ class Connections(frozenset[Any]):
 
     def __repr__(self) -> str:
         return f"<{len(self)} connections>"
+
+
+class Identities:
+    """The ids of connections, and which of them were kicked; a service's parts have one for all.
+
+    Kept here, and only for connections that were asked for it: in each connection it would take memory.
+    """
+
+    def __init__(self) -> None:
+        self.prefix = ""
+        """What ids begin with. Workers set it."""
+        self._serials = itertools.count(1)
+        self._ids: dict[Any, str] = {}
+        self._kicked: set[Any] = set()
+
+    def find(self, connection: Any) -> str:
+        """Return the id of a live connection, which it gets now if it has none yet."""
+        found = self._ids.get(connection)
+        if found is None:
+            found = self._ids[connection] = f"{self.prefix}{next(self._serials)}"
+        return found
+
+    def add_kicked(self, connection: Any) -> bool:
+        """Note that a live connection is kicked; return whether that is new."""
+        is_new = connection not in self._kicked
+        self._kicked.add(connection)
+        return is_new
+
+    def forget(self, connection: Any) -> bool:
+        """Forget a connection that has ended; return whether it was kicked."""
+        if self._ids:
+            self._ids.pop(connection, None)
+        if not self._kicked or connection not in self._kicked:
+            return False
+        self._kicked.discard(connection)
+        return True
 
 
 class _Identifying(Protocol):

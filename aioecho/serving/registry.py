@@ -3,23 +3,26 @@
 import asyncio
 import contextvars
 import functools
-import itertools
 import logging
 import socket
 import ssl as ssl_module
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Any, ClassVar
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Any, ClassVar, Literal
 
 from aioecho.config import Limits, Timeouts, check_type
+from aioecho.metrics import Metrics
 from aioecho.runtime.logs import BoundedLog, format_address
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.admission import Admission
+from aioecho.serving.audience import MOST_UNSENT, Audience
 from aioecho.serving.drain import Drain, Served
 from aioecho.serving.end_record import MistakeLog, log_end
 from aioecho.serving.ends import OUTCOMES, Ended, Reason, ending, find_other_stream, find_peers_reason
 from aioecho.serving.handler_types import undo_partial
-from aioecho.serving.live import Connections
+from aioecho.serving.live import Connections, Identities
+from aioecho.serving.measures import Measures
+from aioecho.serving.measuring import measure
 from aioecho.serving.sweeper import TimeoutSweeper
 from aioecho.stats import Stats
 from aioecho.streams.handshake_limit import HandshakeLimit
@@ -27,6 +30,9 @@ from aioecho.streams.handshake_limit import HandshakeLimit
 __all__ = ["Registry"]
 
 logger = logging.getLogger("aioecho.server")
+
+# The reasons of connections that the server has cut off, which the log tells of.
+CUT_OFF = {"write buffer", "memory", "key updates", "broadcast", "shed", "handler"}
 
 
 class Registry:
@@ -39,15 +45,20 @@ class Registry:
     `admission`, `handshake_limit`, `timeout_sweeper`: what applies the limits, and the timeouts.
     `handler_threads`: the threads of blocking handlers; None until the first one needs a thread.
     `keep_backlog`: whether the end of accepting leaves what the kernel has queued to other processes, which have the same
-    sockets. `on_accept`: called for every connection, or datagram's handler, that is registered. `id_prefix`: what the ids
-    of connections begin with. Workers set the three. `serials`: the numbers of their ids.
-    `live_stats`: what `stats` tells.
+    sockets. `on_accept`: called for every connection, or datagram's handler, that is registered. Workers set the two.
+    `ids`: the ids of connections. `access_log`: whether the ends of connections are recorded for the access log.
+    `live_stats`: what `stats` tells. `measures`: what is measured besides, None before the first call of `metrics()`.
+    `audience`: what broadcasts. `goodbyes`: the tasks that run a handler's draining(), by their connections.
     """
+
+    # The attributes of a server for datagrams are no more than 30: see there.
+    __slots__ = ("__dict__", "__weakref__", "ids", "measures")
 
     # What a subclass for datagrams has otherwise.
     _what: ClassVar[str] = "connection"
 
     live_stats: Stats
+    measures: Measures | None
 
     def __init__(
         self,
@@ -60,21 +71,20 @@ class Registry:
         self.RequestHandlerClass = RequestHandlerClass
         self.ssl = ssl
         self.live_stats = self._make_stats()
-        self.keep_backlog = False
+        self.keep_backlog = self.access_log = False
+        self.measures = None
         self.on_accept: Callable[[], object] | None = None
         self.event_loop: asyncio.AbstractEventLoop | None = None
         self.handler_threads: ThreadPool | None = None
         self._connections: set[Any] = set()
-        self.id_prefix = ""
-        self.serials = itertools.count(1)
-        # Here, and only for connections that were asked for it: in each connection they would take memory.
-        self._ids: dict[Any, str] = {}
-        self._kicked: set[Any] = set()
+        self.ids = Identities()
+        self.goodbyes: dict[Any, asyncio.Task[None]] = {}
         self.admission = Admission(
             check_type("limits", limits if limits is not None else Limits(), Limits),
             self._connections,
             self._resume_listeners,
         )
+        self.audience = Audience(self._connections, self.live_stats)
         self.handshake_limit = HandshakeLimit(lambda: self.limits.max_handshakes)
         self.timeout_sweeper = TimeoutSweeper()
         self._timeouts = check_type("timeouts", timeouts if timeouts is not None else Timeouts(), Timeouts)
@@ -102,6 +112,21 @@ class Registry:
     def stats(self) -> Stats:
         """What it has counted since it started."""
         return self.live_stats
+
+    def metrics(self) -> Metrics:
+        """Return what can be measured of it now, for Prometheus by ``metrics().text()``. In the loop's thread only.
+
+        Durations, handshakes, bytes and the loop's lag are measured from the first call on: make it before the start. A call
+        costs about 2 us for each live connection; run() with `metrics` spreads that over several turns of the loop.
+        """
+        return measure(self)
+
+    def _measure_loop(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Measure the lag of `loop`, if the server is measured; None ends that."""
+        if self.measures is not None:
+            self.measures.stop()
+            if loop is not None:
+                self.measures.start(loop)
 
     @property
     def limits(self) -> Limits:
@@ -132,6 +157,47 @@ class Registry:
 
     def _timeouts_changed(self) -> None:
         self.timeout_sweeper.mark_all((each for each in self._connections if hasattr(each, "place")), self._timeouts)
+
+    def broadcast(
+        self,
+        data: bytes,
+        *,
+        to: Hashable = None,
+        but: Any = None,
+        most: int = MOST_UNSENT,
+        full: Literal["close", "skip"] = "close",
+    ) -> int:
+        """Write a message to many clients, without waiting for any of them; return to how many.
+
+        A client gets all of the message or nothing, and broadcasts in their order; a thousand are written to in a turn of the
+        loop. Clients of blocking handlers get none, nor do clients whose handler's setup() has not returned. What this meets on
+        a client's connection concerns that connection alone. A broadcast is no answer to what that client has asked.
+
+        Args:
+            data: the message, in bytes.
+            to: a group, of handlers that have called ``self.join(group)``; or a handler class; or None, for all.
+            but: a handler whose client gets nothing, such as the speaker's.
+            most: bytes. A client for which more would wait to be sent than this is too slow.
+            full: what happens to a client that is too slow: its connection is aborted, with the reason "broadcast"; or, with
+                "skip", it does not get this message, and ``stats.skipped`` counts that.
+
+        Raises:
+            TypeError: the server is for datagrams, or `data` is no bytes.
+            ValueError: `data` alone is more than `most` bytes.
+            RuntimeError: this is not the thread of the server's event loop.
+        """
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"what is broadcast is bytes, not {type(data).__name__}")
+        if len(data) > most:
+            raise ValueError(f"a broadcast of {len(data)} bytes is more than the {most} that may wait for a client")
+        if full not in ("close", "skip"):
+            raise ValueError(f"full must be 'close' or 'skip', not {full!r}")
+        if self.event_loop is None or asyncio._get_running_loop() is not self.event_loop:
+            raise RuntimeError(
+                "broadcast() is called in the server's event loop: elsewhere use"
+                " server.event_loop.call_soon_threadsafe(server.broadcast, data)"
+            )
+        return self.audience.send(bytes(data), to, but, most, full)
 
     @property
     def what_it_serves(self) -> str:
@@ -248,17 +314,11 @@ class Registry:
 
     def identify(self, connection: Any) -> str:
         """Return the id of a connection, which it gets now if it has none yet. One that has ended gets none: ""."""
-        found = self._ids.get(connection)
-        if found is None:
-            if connection not in self._connections:
-                return ""
-            found = self._ids[connection] = f"{self.id_prefix}{next(self.serials)}"
-        return found
+        return self.ids.find(connection) if connection in self._connections else ""
 
     def note_kick(self, connection: Any, reason: str) -> None:
         """Count the end of a connection, which is about to come, as kicked."""
-        if connection in self._connections and connection not in self._kicked:
-            self._kicked.add(connection)
+        if connection in self._connections and self.ids.add_kicked(connection):
             why = f": {reason}" if reason else ""
             logger.info("kicked the %s from %s%s", self._what, format_address(connection.client_address), why)
 
@@ -267,20 +327,23 @@ class Registry:
         if self._drain is not None:
             self._drain.drain_late(connection)
 
-    def reject(self, sock: socket.socket, client_address: Any, reason: Reason) -> None:
+    def reject(self, sock: socket.socket, client_address: Any, reason: Reason, endpoint: str = "") -> None:
         """Close a client's socket at once, and count it."""
         sock.close()
         self.live_stats.accepted += 1
         self.live_stats.rejected += 1
         self.live_stats.reasons[reason] += 1
-        log_end(client_address, reason)
+        log_end(self.access_log, client_address, reason, endpoint=endpoint)
 
     def unregister_connection(self, connection: Any) -> None:
         """Count an ended connection, by its `reason`; it makes room for another."""
         self._count_end(connection)
+        self.audience.forget(connection)
         self.admission.leave(connection.client_address)
+        if self.measures is not None and connection.outcome != "rejected":
+            self.measures.durations.note(asyncio.get_running_loop().time() - connection.since)
         connection.log_end()
-        if connection.reason in ("write buffer", "memory", "key updates", "shed", "handler"):
+        if connection.reason in CUT_OFF:
             address = format_address(connection.client_address)
             self._cut_log.report("cut off the connection from %s: %s", address, connection.reason)
         self._resume_listeners()
@@ -299,10 +362,7 @@ class Registry:
 
     def _count_end(self, connection: Any) -> None:
         self._connections.discard(connection)
-        if self._ids:
-            self._ids.pop(connection, None)
-        if self._kicked and connection in self._kicked:
-            self._kicked.discard(connection)
+        if self.ids.forget(connection):
             connection.reason = "kicked"
         stats, outcome = self.live_stats, OUTCOMES[connection.reason]
         stats.active -= 1

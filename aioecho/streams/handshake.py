@@ -14,7 +14,8 @@ from typing import Any
 
 from aioecho.net.kernel import round_trip, unread
 from aioecho.streams.handshake_limit import HandshakeLimit, Terms
-from aioecho.streams.tls import FOR_EVER, SLICE, Stream, TLSTransport
+from aioecho.streams.tls import FOR_EVER, SLICE, TLSTransport
+from aioecho.streams.tls_info import Stream
 
 __all__ = ["Handshake", "start_tls"]
 
@@ -64,7 +65,6 @@ class Handshake(asyncio.Protocol):
 
     __slots__ = (
         "_answered_in",
-        "_asked_at",
         "_context",
         "_error",
         "_incoming",
@@ -81,6 +81,7 @@ class Handshake(asyncio.Protocol):
         "_stream",
         "_timer",
         "_transport",
+        "asked_at",
         "began",
         "count",
         "done",
@@ -123,7 +124,8 @@ class Handshake(asyncio.Protocol):
         self._state = _HELLO
         self._error: Exception | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self.began = self._asked_at = loop.time()
+        self.began = loop.time()
+        self.asked_at = self.began  # when the peer was answered last
         self._answered_in = 0.0  # seconds that the peer took the last time
         self.count = 0  # bytes received
         self.is_waiting = False  # until others have ended
@@ -168,7 +170,7 @@ class Handshake(asyncio.Protocol):
         """Go on, if a whole ClientHello has come, and there is room for another handshake."""
         self.count += len(data)
         if self._state is _RUNNING:
-            self._answered_in = self.loop.time() - self._asked_at
+            self._answered_in = self.loop.time() - self.asked_at
             self._step(data)
         elif self._state is _HELLO:
             self._received += data
@@ -214,7 +216,7 @@ class Handshake(asyncio.Protocol):
                 return
             if self._outgoing.pending:
                 self._transport.write(self._outgoing.read())
-                self._asked_at = self.loop.time()
+                self.asked_at = self.loop.time()
 
     def _open(self, received: bytes) -> None:
         stream, replace, done = self._stream, self._replace, self.done

@@ -96,6 +96,32 @@ class Outgoing(News):
         if self.note_write(data):
             self.transport.write(data)
 
+    def push(self, data: bytes, most: int) -> bool:
+        """Write a message that answers nothing, unless more than `most` bytes would wait to be sent then: return False.
+
+        What goes nowhere, as the connection is lost or this side has ended its stream, counts as written.
+        """
+        if self.collected is not None:
+            self.flush()
+        socket_transport = self._socket_transport
+        unsent = socket_transport.get_write_buffer_size()
+        if unsent or self.is_lost or self.cut_for is not None:
+            if self.is_lost or self.cut_for is not None or self.transport.is_closing():
+                return True
+            if unsent + len(data) > most:
+                return False
+        elif self.transport.is_closing():  # the loops would warn
+            return True
+        if self.counts and not self.note_write(data):
+            return True
+        try:
+            self.transport.write(data)
+        except RuntimeError:  # after write_eof()
+            return True
+        if self.due and socket_transport.get_write_buffer_size():
+            self.mark_due()
+        return True
+
     def flush(self) -> None:
         """Hand what was collected to the transport."""
         collected, self.collected = self.collected, None

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from typing import Any
+from typing import Any, Protocol
 
 from aioecho.config import Limits
 from aioecho.streams.memory import MemoryBudget
@@ -11,7 +11,7 @@ from aioecho.streams.outgoing import Outgoing, set_result
 from aioecho.streams.reader import StreamReader
 from aioecho.streams.records import BIG
 
-__all__ = ["CountingStreamProtocol", "StreamProtocol"]
+__all__ = ["CountingStreamProtocol", "MeasuredCountingStreamProtocol", "MeasuredStreamProtocol", "StreamProtocol"]
 
 # The most that asyncio's transports read at a time. By themselves they ask for 256 KiB, for which malloc() maps memory at each
 # read and unmaps it, as it does from 128 KiB on unless its heap happens to have room. That was measured as twice the processor
@@ -23,13 +23,21 @@ QUICK_ACKS = 16
 TCP_QUICKACK = getattr(socket, "TCP_QUICKACK", 12)
 
 
+class Wire(Protocol):
+    """What counts the bytes of a connection on the wire."""
+
+    def look(self) -> None:
+        """Count what has come and gone since the last look. The socket is still open."""
+
+
 class StreamProtocol(Outgoing, asyncio.Protocol):
     """Connects a transport with a reader and a writer, and is what the reader waits for.
 
     `is_server_side` says which side start_tls() takes; `limits` are a server's, and so is `budget`, which all its streams
     share. `reader` is there from the start, `transport` from the time that it calls connection_made(). `lost_with` tells how it
-    ended, and `peer_has_closed` whether the peer has sent its last. `bytes_in` and `bytes_out` count what is read and written,
-    with `counts`.
+    ended, and `peer_has_closed` whether the peer has sent its last. With `counts`, `bytes_in` and `bytes_out` count what is
+    read and written, `first_at` and `tls_at` tell when the first byte came and when TLS began, and `endpoint` is where the
+    client came in.
 
     The methods with an underscore are the ones that asyncio.StreamWriter expects of its protocol.
     """
@@ -45,6 +53,10 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
     )
 
     bytes_in = bytes_out = 0
+    first_at: float | None = None
+    tls_at: float | None = None
+    endpoint = ""
+    wire: Wire | None = None  # set where the server is measured
 
     def __init__(
         self,
@@ -124,6 +136,8 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         self.reader._end()
         # A handler that ends then, as most do, has its connection closed by the time that this returns.
         self.deliver(None)
+        if self.driver is not None:
+            self.driver.note_stream_end(False)
         return self._stays_open_at_eof
 
     def discard(self) -> None:
@@ -175,11 +189,15 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         """End the stream, with `exc` if the connection broke. A second call changes nothing."""
         if self.is_lost:
             return
+        if self.wire is not None:
+            self.wire.look()
+            self.wire = None  # type: ignore[misc] # which may refer to this; where it is set, the class has the slot
         self.is_lost = True
         self.collected = None
         self.needs_slow_path = True
         self.lost_with = exc
         reader = self.reader
+        is_told = reader.is_awaited() or bool(self._waiting_to_write)
         if self.cut_for is not None and exc is None:
             # No end of the stream that the peer has not sent: what it sent was not all.
             reader.set_exception(ConnectionAbortedError(f"the server aborted the connection: {self.cut_for}"))
@@ -194,6 +212,24 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         self.end_drains(exc)
         for waiting in self._waiting_to_close:
             set_result(waiting)
+        if exc is not None and self.driver is not None:
+            self.driver.note_stream_end(is_told)
+
+    def is_in_exchange(self, *, one_way: bool) -> bool:
+        """Tell whether something that came is still to be read or, unless `one_way`, to be answered; or a handler has said that
+        it is in the middle of an exchange.
+        """
+        return self.reader.is_held() or self.reader.is_in_message() or bool(self.unanswered and not one_way)
+
+    def undo_cycles(self) -> None:
+        """Let what was received go with the connection, and not when the garbage collector runs: the handler has ended.
+
+        The frames in which the reader's error was raised refer to the reader, and it to the error.
+        """
+        reader = self.reader
+        reader._scan = None
+        if reader._exception is not None:
+            reader._exception.__traceback__ = None
 
     async def wait_lost(self) -> None:
         """Wait until the connection is closed, or broke."""
@@ -219,18 +255,27 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
 class CountingStreamProtocol(StreamProtocol):
     """A StreamProtocol that counts bytes, which costs every message some time."""
 
-    __slots__ = ("bytes_in", "bytes_out")
+    __slots__ = ("bytes_in", "bytes_out", "endpoint", "first_at", "tls_at")
 
     counts = True
 
     def __init__(self, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
         super().__init__(loop, **options)
         self.bytes_in = self.bytes_out = 0
+        self.first_at = self.tls_at = None
+        self.endpoint = ""
 
     def data_received(self, data: bytes) -> bool:  # type: ignore[override]
         """Count, and do as for any stream."""
+        if not self.bytes_in:
+            self.first_at = self._loop.time()
         self.bytes_in += len(data)
         return self.deliver(data)
+
+    def replace_transport(self, transport: asyncio.Transport) -> None:
+        """Note when, and do as for any stream."""
+        super().replace_transport(transport)
+        self.tls_at = self._loop.time()
 
     def note_write(self, data: Buffer) -> bool:
         """Count, and do as for any stream."""
@@ -238,3 +283,15 @@ class CountingStreamProtocol(StreamProtocol):
         if is_written:
             self.bytes_out += memoryview(data).nbytes
         return is_written
+
+
+class MeasuredStreamProtocol(StreamProtocol):
+    """A StreamProtocol whose `wire` looks at its socket when it ends. A message costs no more."""
+
+    __slots__ = ("wire",)
+
+
+class MeasuredCountingStreamProtocol(CountingStreamProtocol):
+    """The same, of a socket of which the kernel does not tell."""
+
+    __slots__ = ("wire",)

@@ -21,9 +21,11 @@ import ssl
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from ssl import SSLError, SSLWantReadError, SSLZeroReturnError
-from typing import Any, Protocol
+from typing import Any
 
-__all__ = ["FOR_EVER", "SLICE", "Stream", "TLSTransport"]
+from aioecho.streams.tls_info import TOLD_BY_SSL, Stream
+
+__all__ = ["FOR_EVER", "SLICE", "TLSTransport"]
 
 FOR_EVER = 1e6  # seconds: a timeout that never ends
 
@@ -42,39 +44,6 @@ RECORDS_AT_ONCE = 4
 MOST_REPLIES = 2**14
 
 Buffer = bytes | bytearray | memoryview
-
-# What get_extra_info() asks the ssl module for.
-TOLD_BY_SSL: dict[str, Callable[[ssl.SSLObject], Any]] = {
-    "ssl_object": lambda made: made,
-    "sslcontext": lambda made: made.context,
-    "server_name": lambda made: getattr(made, "asked_for", None),  # which aioecho.TLS notes
-    "peercert": ssl.SSLObject.getpeercert,
-    "cipher": ssl.SSLObject.cipher,
-    "compression": ssl.SSLObject.compression,
-    "alpn_protocol": ssl.SSLObject.selected_alpn_protocol,
-}
-
-
-class Stream(Protocol):
-    """The protocol of a stream, as its TLS transport sees it."""
-
-    def data_received(self, data: bytes) -> object:
-        """Take data."""
-
-    def eof_received(self) -> object:
-        """Note that no more data comes."""
-
-    def pause_writing(self) -> None:
-        """Note that too much is unsent."""
-
-    def resume_writing(self) -> None:
-        """Note that not too much is unsent any more."""
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Note the end."""
-
-    def cut(self, reason: str) -> None:
-        """Cut the connection off."""
 
 
 class _State(enum.Enum):
@@ -97,6 +66,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         "_deliver",
         "_error",
         "_has_ended",
+        "_has_said_end",
         "_incoming",
         "_is_in_record",
         "_loop",
@@ -141,6 +111,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         self._state = _OPEN
         self._most = SLICE  # bytes: for how many at once data_received() may take the short way
         self._is_in_record = False  # OpenSSL may have a part of a record
+        self._has_said_end = False  # by end_writing()
         self._has_ended = False  # the peer has sent close_notify, or closed its direction of the connection
         self._error: Exception | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -203,6 +174,8 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
             self._end()
         except SSLWantReadError:
             self._is_in_record = True  # perhaps
+        except SSLZeroReturnError:  # for an end, once there is one of both directions
+            self._end()
         except SSLError as error:
             self._fail(error)
             return
@@ -267,6 +240,8 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         No write of a handler is bounded by them, so a peer that has them made and does not read them is cut off.
         """
         data = self._outgoing.read()
+        if self._has_said_end:
+            return
         self._transport.write(data)
         if not self._transport.get_write_buffer_size():
             self._replies = 0
@@ -312,10 +287,28 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         """Return False: write_eof() raises NotImplementedError, as that of the loops' TLS does."""
         return False
 
+    def end_writing(self) -> None:
+        """Send close_notify and FIN after all that was written, and read on. A write from now on is a RuntimeError.
+
+        close() does not wait for the peer any more then: it has been told.
+        """
+        if self._state is not _OPEN or self._has_said_end:
+            return
+        self._most = -1
+        with suppress(SSLError):  # it wants the peer's, mostly
+            self._object.unwrap()  # nothing that is whole is unread
+        self._transport.write(self._outgoing.read())
+        self._has_said_end = True
+        self._write = _refuse
+        self._transport.write_eof()
+
     def close(self) -> None:
         """Close in good order: send close_notify after all that was written, and wait until the peer closes too."""
         if self._state is _OPEN:
             self._state, self._most = _CLOSING, -1
+            if self._has_said_end:
+                self._transport.close()
+                return
             if self._shutdown_timeout < FOR_EVER:
                 self._timer = self._loop.call_later(self._shutdown_timeout, self.abort)
             self._shut_down()
@@ -393,6 +386,10 @@ def _discard(tls_object: ssl.SSLObject) -> None:
     with suppress(SSLWantReadError, SSLZeroReturnError):
         while tls_object.read(RECORD):
             pass
+
+
+def _refuse(data: Buffer) -> int:
+    raise RuntimeError("Cannot call write() after the server has ended the stream")
 
 
 def _drop(data: bytes) -> None:

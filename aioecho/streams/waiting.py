@@ -1,5 +1,6 @@
 """How a reader waits: for its peer, until a timeout, or until the server stops."""
 
+import asyncio
 from collections.abc import Generator, Iterable
 from time import monotonic
 from typing import Any, SupportsIndex
@@ -17,6 +18,7 @@ class WaitingReader(ReceiveBuffer):
     """The part of StreamReader that waits for what is received, and for what ends the wait."""
 
     _drain: StreamDrain | None = None  # while the server stops
+    _waiting_for_end: "tuple[asyncio.Future[None], ...]" = ()  # in wait_end()
     _holds: int = 0  # the unbroken() blocks that the handler is in
     _is_ended_by_drain: bool = False
     _interruption: Exception | None = None
@@ -71,12 +73,14 @@ class WaitingReader(ReceiveBuffer):
     def _end(self) -> None:
         self._eof = True
         self._slow_down()
+        self._tell_of_end()
 
     def set_exception(self, exc: BaseException) -> None:
         """Make this and every later read raise `exc`."""
         self._settle()
         self._exception = exc
         self._slow_down()
+        self._tell_of_end()
         if self._news is not None:  # the connection is not lost
             self._news.flush()
             self._news.update_slow_path()  # for drain(), which raises it too
@@ -93,13 +97,44 @@ class WaitingReader(ReceiveBuffer):
             self._drain.stop()
         self._drain = drain
         self._slow_down()
+        self._tell_of_end()
         self._wakeup_waiter()  # a read that waits already asks too
+
+    def suspend_drain(self) -> None:
+        """Let no read get the end of the stream for a drain, until the next begin_drain()."""
+        if self._drain is not None:
+            self._drain.stop()
+            self._drain = None
 
     def hold(self, count: int) -> None:
         """Count the blocks in which a drain does not end the stream: add `count` to them."""
         self._holds += count
         if self._drain is not None and not self._holds:
             self._wakeup_waiter()
+
+    def is_held(self) -> bool:
+        """Tell whether the handler is in a block that hold() counts."""
+        return self._holds > 0
+
+    def is_awaited(self) -> bool:
+        """Tell whether a read waits, or wait_end() does."""
+        return bool(self._awaited) or bool(self._waiting_for_end)
+
+    async def wait_end(self) -> None:
+        """Wait until the peer has ended its stream, the connection broke, or a drain has begun. Reads nothing."""
+        if self._eof or self._exception is not None or self._drain is not None:
+            return
+        waiting = self._loop.create_future()
+        self._waiting_for_end += (waiting,)
+        try:
+            await waiting
+        finally:
+            self._waiting_for_end = tuple(each for each in self._waiting_for_end if each is not waiting)
+
+    def _tell_of_end(self) -> None:
+        for waiting in self._waiting_for_end:
+            if not waiting.done():
+                waiting.set_result(None)
 
     @property
     def end(self) -> str | None:

@@ -5,7 +5,7 @@ import logging
 import re
 import signal
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from aioecho.config import Limits, Timeouts
 from aioecho.net.endpoints import UnixEndpoint
@@ -50,28 +50,30 @@ class SupervisorControl:
     Args:
         where: the control socket; None for none.
         limits, timeouts: what the workers begin with.
-        supervisor: what has this.
+
+    `supervisor` is set by the supervisor that this is for.
     """
 
-    def __init__(
-        self, where: UnixEndpoint | None, limits: Limits, timeouts: Timeouts, supervisor: "ControlledSupervisor"
-    ) -> None:
+    supervisor: ControlledSupervisor
+
+    def __init__(self, where: UnixEndpoint | None, limits: Limits, timeouts: Timeouts) -> None:
         self._server = None if where is None else ControlServer(where, self)
         self._settings: dict[str, Limits | Timeouts] = {"limits": limits, "timeouts": timeouts}
         self._changes: dict[str, dict[str, Any]] = {"limits": {}, "timeouts": {}}
         self._is_paused = False
-        self._supervisor = supervisor
         self._numbers = itertools.count(1)
 
-    async def start(self) -> None:
-        """Listen on the control socket, if there is to be one."""
+    async def __aenter__(self) -> Self:
+        """Listen on the control socket, if there is to be one; EndpointError if that can't be done."""
         if self._server is not None:
+            await self._server.__aenter__()
             await self._server.start()
+        return self
 
-    async def stop(self) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         """Close it."""
         if self._server is not None:
-            await self._server.stop()
+            await self._server.__aexit__()
 
     def give_number(self, worker: WorkerProcess) -> None:
         """Number a process that was started."""
@@ -85,16 +87,16 @@ class SupervisorControl:
 
     async def ask(self, what: str, *, worker: int | None = None, **values: Any) -> Gathered:
         """Ask all workers that may have clients, or one."""
-        asked = [each for each in self._supervisor.workers if each.may_have_clients]
+        asked = [each for each in self.supervisor.workers if each.may_have_clients]
         if worker is not None:
             asked = [each for each in asked if each.number == worker]
             if not asked:
                 raise ControlError(f"there is no worker {worker}: status tells which there are")
-        return _gathered(await self._supervisor.asking.ask(what, workers=asked, timeout=5.0, **values))
+        return _gathered(await self.supervisor.asking.ask(what, workers=asked, timeout=5.0, **values))
 
     def describe(self) -> dict[str, Any]:
         """Return the processes."""
-        workers = sorted(self._supervisor.workers, key=lambda each: each.number)
+        workers = sorted(self.supervisor.workers, key=lambda each: each.number)
         return {
             "workers": [
                 {
@@ -121,24 +123,24 @@ class SupervisorControl:
     def drain(self, grace: float | None) -> None:
         """Stop."""
         logger.info("stopping, by live control")
-        self._supervisor.stop(grace=grace)
+        self.supervisor.stop(grace=grace)
 
     def reload(self) -> str:
         """Replace all workers."""
-        self._supervisor.replace_all()
+        self.supervisor.replace_all()
         return "all workers are replaced, one after another"
 
     def set_workers(self, change: str) -> int:
         """Add or remove workers."""
-        count = len(self._supervisor.slots)
+        count = len(self.supervisor.slots)
         if not re.fullmatch(r"[+-]?\d{1,6}", change):
             raise ControlError(f"workers takes +1, -1 or a number, not {change!r}")
         wanted = count + int(change) if change[0] in "+-" else int(change)
         if not 1 <= wanted <= MOST_WORKERS:
             raise ControlError(f"there must be 1 to {MOST_WORKERS} workers, not {wanted}; there are {count}")
         for _ in range(abs(wanted - count)):
-            (self._supervisor.add_slot if wanted > count else self._supervisor.remove_slot)()
-        return len(self._supervisor.slots)
+            (self.supervisor.add_slot if wanted > count else self.supervisor.remove_slot)()
+        return len(self.supervisor.slots)
 
 
 def _gathered(answers: Answers) -> Gathered:

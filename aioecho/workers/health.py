@@ -49,9 +49,21 @@ class StatsLog:
                 self._log()
 
     def add_ended(self, worker: WorkerProcess) -> None:
-        """Count a worker that has ended, if it has said its last stats."""
-        if worker.report is not None:
-            self._ended.update(worker.stats)
+        """Keep the counts of a worker that has ended.
+
+        Of one that has not said its last, as it was killed, they are the last ones that it has told. What it had then that was
+        active counts as failed, so that no sum goes back, and all add up.
+        """
+        counts = dict(worker.stats)
+        for name, value in worker.stats.items():
+            kind, _, what = name.rpartition(".")
+            if what == "active":
+                counts[name] = 0
+                counts[f"{kind}.failed" if kind else "failed"] += value
+            elif what == "queued":
+                counts[name] = 0
+                counts[f"{kind}.drops" if kind else "drops"] += value
+        self._ended.update(counts)
 
     def stop(self) -> None:
         """Wait for no answers any more."""

@@ -24,6 +24,7 @@ class Order:
     loop: str
     max_requests: int | None
     max_requests_jitter: int
+    is_measured: bool = False
 
     def pack(self) -> bytes:
         """Return everything that a fresh interpreter needs to obey this.

@@ -33,9 +33,16 @@ def start_worker(slot: WorkerSlot, order: int, grace: float) -> WorkerProcess:
     """
     numbers = [[bound.sock.fileno() for bound in group] for group in slot.sockets]
     ours, theirs = socket.socketpair()
+    try:
+        heritage, handover = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError:
+        ours.close()
+        theirs.close()
+        raise
+    before = slot.worker.heritage.fileno() if slot.worker is not None else -1
     program = (
         f"import sys; sys.path.insert(0, {FOLDER!r}); from aioecho.workers.worker import main; "
-        f"main({theirs.fileno()}, {order}, {numbers}, float('{grace}'))"
+        f"main({theirs.fileno()}, {order}, {numbers}, float('{grace}'), {before}, {handover.fileno()})"
     )
     # As multiprocessing does. -P: what lies in the current folder is not to be taken for the standard library.
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
@@ -49,15 +56,20 @@ def start_worker(slot: WorkerSlot, order: int, grace: float) -> WorkerProcess:
             command,
             env=environment,
             stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno(), order, *itertools.chain(*numbers)],
+            pass_fds=[
+                *(theirs.fileno(), order, handover.fileno(), *itertools.chain(*numbers)),
+                *([before] if before >= 0 else []),
+            ],
         )
     except BaseException:
         ours.close()
+        heritage.close()
         raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
-    return WorkerProcess(slot, process, Channel(ours))
+        handover.close()
+    return WorkerProcess(slot, process, Channel(ours), heritage)
 
 
 def describe_status(status: int) -> str:

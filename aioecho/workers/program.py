@@ -1,13 +1,14 @@
 """A server as a program of its own: its event loop, its signals, its processes, its end."""
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import logging
 import math
 import signal
 import ssl as ssl_module
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from aioecho.certificates import TLS
@@ -15,15 +16,19 @@ from aioecho.choice import Service, serve
 from aioecho.datagrams.server import DatagramServer
 from aioecho.exceptions import AioechoError, CertificateError
 from aioecho.net import systemd
-from aioecho.net.endpoints import StdioEndpoint, UDPEndpoint, UnixEndpoint
+from aioecho.net.endpoints import StdioEndpoint, UDPEndpoint
 from aioecho.ops.control import ControlServer, parse_control
-from aioecho.ops.control_server import ServerBackend
+from aioecho.ops.control_server import make_control
+from aioecho.ops.metrics import MetricsEndpoint
 from aioecho.runtime.interpreters import is_subinterpreter
+from aioecho.runtime.log_config import LogConfig, apply_log_config, renew_log
+from aioecho.runtime.logs import reopen_log_files
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.runtime.stdio import fill_standard_streams
 from aioecho.serving.base import BaseServer
 from aioecho.serving.drain import STAGE_TIMEOUT
 from aioecho.stats import DrainReport
+from aioecho.workers.control import SupervisorControl
 from aioecho.workers.guard import check_can_start_workers, refuse_start_in_worker
 from aioecho.workers.order import Order
 from aioecho.workers.processors import count_processors
@@ -51,6 +56,8 @@ def run(
     max_requests: int | None = None,
     max_requests_jitter: int = 0,
     timeout_worker_healthcheck: float | None = HEALTHCHECK,
+    log_config: LogConfig | None = None,
+    metrics: str | None = None,
     ssl: ssl_module.SSLContext | TLS | Callable[[], ssl_module.SSLContext | TLS] | None = None,
     control: str | None = None,
     **options: Any,
@@ -74,6 +81,11 @@ def run(
         timeout_worker_healthcheck: seconds after which a worker process is killed and replaced whose event loop does not run:
             a handler that waits without `await`, or computes for long, holds it up. None: never. One that a debugger is
             attached to is not killed.
+        log_config: what configures logging, in this process and in each worker: a file, .json or .toml for
+            logging.config.dictConfig() or .ini for fileConfig(), which SIGHUP reads again; a mapping for dictConfig(); or a
+            function. Without it a worker has the logging that the modules set up which it imports, and no other.
+        metrics: where to tell Prometheus of all processes, ``/metrics``, and health checks, ``/healthz`` and ``/readyz``:
+            "127.0.0.1:9464" or "unix:PATH". It asks for no password: give no address that strangers reach.
         ssl: an :class:`aioecho.TLS`, which SIGHUP loads anew too; or a context; or a function that returns one, which worker
             processes need, as a context can't be sent to them.
         control: a Unix socket for live control, "unix:PATH" or "unix:PATH?mode=660"; without a mode only its user may open it.
@@ -98,10 +110,12 @@ def run(
     try:
         refuse_start_in_worker()
         fill_standard_streams()
+        if log_config is not None:
+            apply_log_config(log_config)
+        renew = functools.partial(renew_log, log_config)
         if workers == 1 and not reuse_port and max_requests is None:
-            return run_server(
-                serve(RequestHandlerClass, *endpoints, ssl=_made(ssl), **options), loop=loop, control=control
-            )
+            server = serve(RequestHandlerClass, *endpoints, ssl=_made(ssl), **options)
+            return run_server(server, loop=loop, metrics=metrics, control=control, when_reloading=renew)
         if isinstance(ssl, ssl_module.SSLContext):
             raise TypeError(
                 "worker processes each need a context of their own: give as ssl an aioecho.TLS, or a function that returns one"
@@ -113,13 +127,15 @@ def run(
         options.pop("sock", None)  # it is among the endpoints, by now
         return run_workers(
             server,
-            functools.partial(_make_server, RequestHandlerClass, ssl, options),
+            functools.partial(_make_server, RequestHandlerClass, ssl, log_config, options),
             workers=workers,
             loop=loop,
             reuse_port=reuse_port,
             max_requests=max_requests,
             max_requests_jitter=max_requests_jitter,
             timeout_worker_healthcheck=timeout_worker_healthcheck,
+            when_reloading=renew,
+            metrics=metrics,
             control=control,
         )
     except AioechoError as error:
@@ -133,9 +149,12 @@ def _made(ssl: Any) -> Any:
 def _make_server(
     RequestHandlerClass: Callable[..., Any] | Mapping[Callable[..., Any], Any],
     ssl: TLS | Callable[[], ssl_module.SSLContext | TLS] | None,
+    log_config: LogConfig | None,
     options: dict[str, Any],
     endpoints: list[list[str]],
 ) -> BaseServer:
+    if log_config is not None:
+        apply_log_config(log_config)
     context = _made(ssl)
     if not isinstance(RequestHandlerClass, Mapping):
         return serve(RequestHandlerClass, *itertools.chain(*endpoints), ssl=context, **options)
@@ -157,14 +176,16 @@ def run_workers(
     max_requests: int | None = None,
     max_requests_jitter: int = 0,
     timeout_worker_healthcheck: float | None = HEALTHCHECK,
+    metrics: str | None = None,
     when_serving: Callable[[Sequence[str]], object] = lambda names: None,
     control: str | None = None,
+    when_reloading: Callable[[], object] = reopen_log_files,
 ) -> DrainReport:
     """Do what :func:`run` does with worker processes. Every worker calls `make_server` with its endpoints.
 
     `server` was made as the workers' servers will be, and is never started. `make_server` gets a list for every endpoint, as
     a host may have several addresses. `when_serving` is called with the names
-    of the endpoints once all workers accept.
+    of the endpoints once all workers accept, and `when_reloading` at SIGHUP, before the workers are replaced.
 
     Raises:
         EndpointError: it can't listen.
@@ -190,9 +211,14 @@ def run_workers(
     if workers > 1:
         check_sessions(server, reuse_port=reuse_port)
     order = Order(
-        make_server=make_server, loop=loop, max_requests=max_requests, max_requests_jitter=max_requests_jitter
+        make_server=make_server,
+        loop=loop,
+        max_requests=max_requests,
+        max_requests_jitter=max_requests_jitter,
+        is_measured=metrics is not None,
     )
-    supervisor = Supervisor(
+    supervisor = _Supervisor(
+        when_reloading,
         server.endpoints,
         order,
         workers=workers,
@@ -200,13 +226,25 @@ def run_workers(
         grace=server.grace,
         reuse_port=reuse_port,
         healthcheck=timeout_worker_healthcheck,
+        metrics=metrics,
         when_serving=when_serving,
-        control=None if control is None else parse_control(control),
-        limits=server.limits,
-        timeouts=server.timeouts,
+        control=SupervisorControl(None if control is None else parse_control(control), server.limits, server.timeouts),
     )
     with giving_back(SUPERVISOR_SIGNALS), asyncio.Runner(loop_factory=loop_factory("asyncio")) as runner:
         return runner.run(supervisor.run())
+
+
+class _Supervisor(Supervisor):
+    """One that does something else too at SIGHUP."""
+
+    def __init__(self, when_reloading: Callable[[], object], *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._when_reloading = when_reloading
+
+    def replace_all(self) -> None:
+        """Replace all workers, after that."""
+        self._when_reloading()
+        super().replace_all()
 
 
 def check_sessions(server: BaseServer, *, reuse_port: bool) -> None:
@@ -239,30 +277,54 @@ def run_server(
     server: BaseServer,
     *,
     loop: str = "auto",
-    when_serving: Callable[[BaseServer], object] = lambda server: None,
+    metrics: str | None = None,
     control: str | None = None,
+    when_serving: Callable[[BaseServer], object] = lambda server: None,
+    when_reloading: Callable[[], object] = reopen_log_files,
 ) -> DrainReport:
     """Do what :func:`run` does for a server that was made but not started; call `when_serving` once it accepts.
+
+    `when_reloading` is called at SIGHUP, before certificates are loaded anew.
 
     Afterwards signals are handled as before, also if this raises.
 
     Raises:
         EndpointError: it can't listen.
+        ValueError: `metrics` is no address, or `control` no Unix socket.
     """
+    telling = MetricsEndpoint.of_server(metrics, server) if metrics is not None else contextlib.nullcontext()
+    controlled = None if control is None else make_control(control, server, when_reloading)
     with giving_back(SERVER_SIGNALS), asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
-        return runner.run(
-            _serve_until_signal(server, when_serving, None if control is None else parse_control(control))
-        )
+        return runner.run(_serve_and_tell(server, when_serving, when_reloading, telling, controlled))
+
+
+async def _serve_and_tell(
+    server: BaseServer,
+    when_serving: Callable[[BaseServer], object],
+    when_reloading: Callable[[], object],
+    telling: contextlib.AbstractAsyncContextManager[object],
+    control: ControlServer | None,
+) -> DrainReport:
+    async def begin(server: BaseServer) -> None:
+        if control is not None:
+            await control.start()
+        when_serving(server)
+
+    async with telling, control or contextlib.nullcontext():
+        report = await _serve_until_signal(server, begin, when_reloading)
+    await end_other_tasks()
+    if server.has_failed():
+        raise AioechoError("the lifespan of the server failed: see the log")
+    return report
 
 
 async def _serve_until_signal(
-    server: BaseServer, when_serving: Callable[[BaseServer], object], where: UnixEndpoint | None
+    server: BaseServer, begin: Callable[[BaseServer], Awaitable[None]], when_reloading: Callable[[], object]
 ) -> DrainReport:
     loop = asyncio.get_running_loop()
     stopping: set[asyncio.Task[DrainReport]] = set()
     starting = loop.create_task(server.start())
     watchdog = systemd.Watchdog()
-    control = None if where is None else ControlServer(where, ServerBackend(server, server.begin_shutdown))
 
     def stop(number: signal.Signals) -> None:
         if stopping:
@@ -274,6 +336,7 @@ async def _serve_until_signal(
         stopping.add(loop.create_task(server.shutdown()))
 
     def reload() -> None:
+        when_reloading()
         try:
             server.reload_tls()
         except CertificateError as error:
@@ -291,9 +354,7 @@ async def _serve_until_signal(
     with handling(loop, {**stops, signal.SIGHUP: reload, signal.SIGUSR1: log_stats}):
         try:
             await starting
-            if control is not None:
-                await control.start()
-            when_serving(server)
+            await begin(server)
             systemd.notify("READY=1")
             await server.serve_forever()
         except asyncio.CancelledError:
@@ -304,7 +365,4 @@ async def _serve_until_signal(
         report = await server.shutdown()
         await asyncio.gather(*stopping)
         watchdog.stop()
-        if control is not None:
-            await control.stop()
-        await end_other_tasks()
         return report

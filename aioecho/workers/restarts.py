@@ -17,8 +17,11 @@ TOO_OFTEN = 8
 
 
 def was_killed(worker: WorkerProcess, status: int) -> bool:
-    """Tell whether another process, or the kernel, has killed a worker that has ended with `status`."""
-    return status == -signal.SIGKILL and worker.state is not WorkerState.HUNG
+    """Tell whether another process, or the kernel, has killed a worker that has ended with `status`.
+
+    What passes, as a certificate that is written at the moment, counts as well: it says nothing of the worker.
+    """
+    return worker.may_retry or (status == -signal.SIGKILL and worker.state is not WorkerState.HUNG)
 
 
 def count_death(slot: WorkerSlot, worker: WorkerProcess, status: int, now: float) -> float | str:

@@ -4,10 +4,12 @@ import asyncio
 import enum
 import logging
 import math
+import socket
 import subprocess
 from collections.abc import Sequence
 from typing import Any
 
+from aioecho.metrics import Values
 from aioecho.net.binding import BoundSocket
 from aioecho.workers.channel import Channel
 
@@ -30,17 +32,25 @@ class WorkerState(enum.Enum):
 class WorkerProcess:
     """A worker process, and what is known of it."""
 
-    def __init__(self, slot: "WorkerSlot", process: "subprocess.Popen[bytes]", channel: Channel) -> None:
+    def __init__(
+        self, slot: "WorkerSlot", process: "subprocess.Popen[bytes]", channel: Channel, heritage: socket.socket
+    ) -> None:
         self.slot = slot
         self.process = process
         self.number = 0
         """Counts the processes that were started, from 1. No two have the same."""
         self.channel = channel
+        self.heritage = heritage
+        """For its successor: what is connected to it, for its sessions of datagrams."""
         self.state = WorkerState.LOADING
         self.serving_since: float | None = None
         self.failure: str | None = None
+        self.may_retry = False
+        """Whether its start failed for what passes: a certificate that is written at the moment."""
         self.report: dict[str, Any] | None = None
         self.stats: dict[str, int] = {}
+        self.metrics: tuple[int, Values] = (0, {})
+        """The last that it has told, and a number that grows from one report to the next."""
         self.pinged_at: float | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -66,11 +76,18 @@ class WorkerProcess:
         """
         if self.may_have_clients:
             self.state = WorkerState.LEAVING
+            self.heritage.close()
             self.channel.send(how, grace=grace)
             self.kill_after(timeout)
         else:
             self.state = WorkerState.DISCARDED
             self.process.kill()
+
+    def add_report(self, counts: dict[str, int]) -> None:
+        """Add what it has reported at its end, if it has, to `counts`, which have their names."""
+        for name, count in (self.report or {}).items():
+            if name in counts:
+                counts[name] += count
 
     def kill_after(self, seconds: float | None, why: str = "does not end") -> None:
         """Kill it so many seconds from now, and log `why`; None is never. This replaces the deadline of an earlier call."""
@@ -91,7 +108,12 @@ class WorkerProcess:
         """Kill it without a word, and wait until it is gone."""
         self.process.kill()
         self.process.wait()
+        self.close()
+
+    def close(self) -> None:
+        """Close what is connected to it."""
         self.channel.close()
+        self.heritage.close()
 
 
 class WorkerSlot:

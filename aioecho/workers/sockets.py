@@ -23,6 +23,8 @@ class SupervisorSockets:
         self._reuse_port = reuse_port
         # For every endpoint: whether each slot has its own sockets, and the first slot's.
         self._bound: list[tuple[bool, list[BoundSocket]]] = []
+        self.all: list[BoundSocket] = []
+        """Every socket, the slots' own and the ones that are closed by now included."""
 
     @property
     def names(self) -> list[str]:
@@ -41,6 +43,7 @@ class SupervisorSockets:
             is_divided = self._reuse_port and isinstance(endpoint, HostEndpoint) and not endpoint.is_multicast
             bound = await bind_endpoint(endpoint, backlog=self._backlog, reuse_port=is_divided)
             self._bound.append((is_divided, bound))
+            self.all += bound
 
     def of_slot(self, own: list[BoundSocket], *, is_first: bool) -> list[list[BoundSocket]]:
         """Return what a new slot serves on, for every endpoint. Append to `own` the sockets that are bound for it alone.
@@ -56,6 +59,7 @@ class SupervisorSockets:
             sockets.append([])
             for first in bound:
                 own.append(bind_sibling(first))
+                self.all.append(own[-1])
                 sockets[-1].append(own[-1])
         return sockets
 

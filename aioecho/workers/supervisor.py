@@ -13,15 +13,13 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 
-from aioecho.config import Limits, Timeouts
 from aioecho.exceptions import AioechoError
 from aioecho.net import systemd
 from aioecho.net.binding import BoundSocket
-from aioecho.net.endpoints import Endpoint, UnixEndpoint
+from aioecho.net.endpoints import Endpoint
 from aioecho.stats import DrainReport
 from aioecho.workers.asking import Asking
 from aioecho.workers.control import SupervisorControl
-from aioecho.workers.health import StatsLog, WorkerWatchdog
 from aioecho.workers.order import Order, store_order
 from aioecho.workers.processes import describe_status, start_worker
 from aioecho.workers.restarts import LONGEST_DELAY, count_death, was_killed
@@ -29,6 +27,7 @@ from aioecho.workers.rolling import RollingRestart
 from aioecho.workers.signals import handling, log_stop
 from aioecho.workers.slots import WorkerProcess, WorkerSlot, WorkerState
 from aioecho.workers.sockets import SupervisorSockets
+from aioecho.workers.watching import WorkerWatch
 from aioecho.workers.worker import SIGNALS
 
 __all__ = ["SUPERVISOR_SIGNALS", "Supervisor"]
@@ -65,11 +64,13 @@ class Supervisor:
         backlog, grace: as the workers' servers have them.
         reuse_port: bind TCP and UDP endpoints for every worker apart, so that the kernel divides the clients between them.
         healthcheck: seconds after which a worker that does not answer is killed; None is never.
+        metrics: the address of the metrics' port; None for none.
         when_serving: called with the endpoints' names once all workers accept.
-        control: the control socket, if there is to be one; it tells of `limits` and `timeouts`, which the workers have.
+        control: what is set live, and the control socket.
 
     Raises:
         TypeError: `order` can't be sent to another process.
+        ValueError: `metrics` is no address.
     """
 
     def __init__(
@@ -82,10 +83,9 @@ class Supervisor:
         grace: float,
         reuse_port: bool = False,
         healthcheck: float | None = None,
+        metrics: str | None = None,
         when_serving: Callable[[Sequence[str]], object] = lambda names: None,
-        control: UnixEndpoint | None = None,
-        limits: Limits,
-        timeouts: Timeouts,
+        control: SupervisorControl,
     ) -> None:
         self._sockets = SupervisorSockets(endpoints, backlog=backlog, reuse_port=reuse_port)
         self._packed_order = order.pack()
@@ -98,9 +98,16 @@ class Supervisor:
         self.workers: set[WorkerProcess] = set()
         self._rolling = RollingRestart(self._replace)
         self.asking = Asking(self.workers)
-        self._control = SupervisorControl(control, limits, timeouts, self)
-        self._stats = StatsLog(self.workers)
-        self._watchdog = WorkerWatchdog(self.workers, healthcheck)
+        self._control = control
+        control.supervisor = self
+        self._watch = WorkerWatch(
+            self.workers,
+            self._sockets,
+            self.asking,
+            healthcheck=healthcheck,
+            metrics=metrics,
+            is_stopping=lambda: self._is_stopping,
+        )
         self._stopping_since = 0.0
         self._stopped_by: signal.Signals | None = None
         self._failure: str | None = None
@@ -121,13 +128,10 @@ class Supervisor:
         with handling(self._loop, self._actions()):
             try:
                 self._order = store_order(self._packed_order)
-                await self._control.start()
-                await self._start()
-                await self._done
+                async with self._watch, self._control:
+                    await self._start()
+                    await self._done
             finally:
-                await self._control.stop()
-                self._watchdog.stop()
-                self._stats.stop()
                 for worker in self.workers:  # only if something here has failed
                     worker.abandon()
                 self._close_sockets()
@@ -135,9 +139,9 @@ class Supervisor:
                     os.close(self._order)
         if self._failure is not None:
             raise AioechoError(self._failure)
-        seconds = self._loop.time() - self._stopping_since
-        logger.info("all workers have ended, in %.3f s", seconds)
-        return DrainReport(**self._drained, seconds=seconds)
+        report = DrainReport(**self._drained, seconds=self._loop.time() - self._stopping_since)
+        logger.info("all workers have ended, in %.3f s", report.seconds)
+        return report
 
     def _actions(self) -> dict[signal.Signals, Callable[[], None]]:
         return {
@@ -146,7 +150,7 @@ class Supervisor:
             signal.SIGHUP: self.replace_all,
             signal.SIGTTIN: self.add_slot,
             signal.SIGTTOU: self.remove_slot,
-            signal.SIGUSR1: self._stats.ask,
+            signal.SIGUSR1: self._watch.log_stats,
             signal.SIGCHLD: self._reap,
         }
 
@@ -162,7 +166,7 @@ class Supervisor:
             await asyncio.wait({binding})
             return
         binding.result()
-        self._watchdog.start()
+        self._watch.start()
         if not self._is_stopping:
             self._state = _State.STARTING
         for _ in range(self._count):
@@ -182,7 +186,7 @@ class Supervisor:
         own: list[BoundSocket] = []
         try:
             slot = WorkerSlot(len(self.slots) + 1, self._sockets.of_slot(own, is_first=not self.slots), own)
-            slot.worker = self._start_worker(slot)
+            slot.worker = self._start_worker(slot, "start" if self._state is _State.STARTING else "added")
         except OSError as error:
             for bound in own:
                 bound.close()
@@ -207,8 +211,8 @@ class Supervisor:
 
     # Processes.
 
-    def _start_worker(self, slot: WorkerSlot) -> WorkerProcess:
-        """Start a worker process; OSError if that can't be done."""
+    def _start_worker(self, slot: WorkerSlot, cause: str) -> WorkerProcess:
+        """Start a worker process; OSError if that can't be done. `cause` is one of aioecho.workers.metrics."""
         worker = start_worker(slot, self._order, self._grace)
         try:
             self._loop.add_reader(worker.channel.sock.fileno(), self._read_channel, worker)
@@ -218,6 +222,7 @@ class Supervisor:
         worker.channel.attach(self._loop)
         self._control.give_number(worker)
         self.workers.add(worker)
+        self._watch.note_start(cause)
         worker.kill_after(START_TIMEOUT, f"is not ready after {START_TIMEOUT:g} s")
         logger.debug("started %s", worker)
         return worker
@@ -229,25 +234,22 @@ class Supervisor:
                     worker.state = WorkerState.STARTING
                     worker.channel.send("serve", **self._control.orders(worker))
                 case "failed":
+                    worker.may_retry = "retry" in message and self._state is _State.SERVING
                     self._on_failed_start(worker, message["why"], message["traceback"])
                 case "ready":
                     self._on_ready(worker)
                 case "replace" if worker.slot.worker is worker and not worker.is_leaving:
-                    self._replace(worker.slot)
-                case "stats":
-                    worker.stats = message["stats"]
-                    self._stats.on_answer(worker)
+                    self._replace(worker.slot, "replaced")
                 case "draining" if self._stopped_by is not None:
                     if message["count"]:
                         log_stop(logger, self._stopped_by, message["count"], message["what"], self._grace, str(worker))
                 case "answer":
                     self.asking.on_answer(worker, message)
-                case "pong":
-                    worker.pinged_at = None
                 case "ended":
-                    worker.report, worker.stats = message["report"], message["stats"]
+                    worker.report = message["report"]
                     if not worker.is_leaving:  # its handler has shut it down: it is replaced as soon as it has ended
                         worker.kill_after(STOP_TIMEOUT)
+            self._watch.on_message(worker, message)
         if worker.channel.has_ended:  # SIGCHLD tells of its end
             self._loop.remove_reader(worker.channel.sock.fileno())
 
@@ -257,7 +259,7 @@ class Supervisor:
         if traceback and not self._is_stopping:
             logger.error("%s could not start:\n%s", worker, traceback.rstrip())
         # Else another one serves, or none is needed.
-        if worker is worker.slot.worker and not worker.is_leaving:
+        if worker is worker.slot.worker and not worker.is_leaving and not worker.may_retry:
             self._fail(f"{worker} {worker.failure}")
 
     def _on_ready(self, worker: WorkerProcess) -> None:
@@ -280,11 +282,11 @@ class Supervisor:
             if status is not None:
                 self._read_channel(worker, is_last=True)  # its last words
                 self._loop.remove_reader(worker.channel.sock.fileno())
-                worker.channel.close()
+                worker.close()
                 self.workers.discard(worker)
                 worker.kill_after(None)
                 self._on_end(worker, status)
-                self._stats.on_answer(worker)
+                self._watch.on_end(worker)
                 self.asking.on_end(worker)
                 self._advance()
 
@@ -293,17 +295,13 @@ class Supervisor:
         slot = worker.slot
         is_early = worker.serving_since is None
         ended = worker.failure or describe_status(status) + (" before it was ready" if is_early else "")
-        self._stats.add_ended(worker)
-        if self._is_stopping:
-            if worker.report is not None:
-                for name in self._drained:
-                    self._drained[name] += worker.report[name]
-            elif worker.may_have_clients:
-                self._drained["aborted"] += 1
+        if self._is_stopping or worker.is_leaving:
+            is_lost = worker.report is None and worker.may_have_clients
+            if is_lost:
                 logger.error("%s %s in the drain", worker, ended)
-        elif worker.is_leaving:
-            if worker.report is None and worker.may_have_clients:
-                logger.error("%s %s in the drain", worker, ended)
+            if self._is_stopping:
+                self._drained["aborted"] += is_lost
+                worker.add_report(self._drained)
         elif worker is slot.successor:
             slot.successor = None
             if slot.worker is not None:
@@ -327,15 +325,16 @@ class Supervisor:
         if isinstance(delay, str):
             self._fail(f"{worker} {ended}, {delay}")
             return
+        cause = "killed" if was_killed(worker, status) else "hung" if worker.state is WorkerState.HUNG else "died"
         logger.warning("%s %s; it is replaced in %g s", worker, ended, delay)
-        slot.restart = self._loop.call_later(delay, self._retry_start, slot)
+        slot.restart = self._loop.call_later(delay, self._retry_start, slot, cause)
 
-    def _retry_start(self, slot: WorkerSlot) -> None:
+    def _retry_start(self, slot: WorkerSlot, cause: str) -> None:
         try:
-            slot.worker = self._start_worker(slot)
+            slot.worker = self._start_worker(slot, cause)
         except OSError as error:
             logger.error("cannot start another worker, and try again in %g s: %s", LONGEST_DELAY, error)
-            slot.restart = self._loop.call_later(LONGEST_DELAY, self._retry_start, slot)
+            slot.restart = self._loop.call_later(LONGEST_DELAY, self._retry_start, slot, cause)
 
     # Replacing workers that serve.
 
@@ -346,10 +345,10 @@ class Supervisor:
         self._rolling.begin(self.slots)
         self._advance()
 
-    def _replace(self, slot: WorkerSlot) -> None:
+    def _replace(self, slot: WorkerSlot, cause: str = "reload") -> None:
         if slot.successor is None and not self._is_stopping:
             try:
-                slot.successor = self._start_worker(slot)
+                slot.successor = self._start_worker(slot, cause)
             except OSError as error:
                 self._call_off(f"cannot start another worker: {error}")
 

@@ -3,8 +3,8 @@
 The supervisor starts a fresh interpreter that calls :func:`main`. Between the two is a channel. On it the supervisor sends
 "serve" (once everything is loaded), "retire" (others serve on: leave them what is queued), "drain" (no other serves on:
 accept what is queued), "end" (at once), "stats", "ping" and "ask" (see asking.py). The worker sends "loaded", "failed",
-"ready", "replace" (start my successor), "draining" (and how many connections it waits for), "stats", "answer", "pong" and
-"ended". The end of the stream tells that the other side is gone.
+"ready", "replace" (start my successor), "draining" (and how many connections it waits for), "stats", "metrics", "answer",
+"pong" and "ended". The end of the stream tells that the other side is gone.
 """
 
 import asyncio
@@ -20,7 +20,10 @@ import threading
 import traceback
 from typing import Any, NoReturn
 
-from aioecho.exceptions import AioechoError
+from aioecho.choice import Service
+from aioecho.datagrams.handover import Handover
+from aioecho.datagrams.server import DatagramServer
+from aioecho.exceptions import AioechoError, CertificateError
 from aioecho.ops.control_view import ServerView
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.serving.base import BaseServer
@@ -28,6 +31,7 @@ from aioecho.stats import DatagramStats, ServiceStats, Stats
 from aioecho.workers.asking import Answering, Question
 from aioecho.workers.channel import Channel
 from aioecho.workers.guard import loading, remove_mark
+from aioecho.workers.metrics import WorkerReports
 from aioecho.workers.order import Order, read_order
 from aioecho.workers.signals import keep_for_children
 
@@ -40,13 +44,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.
 ORPHAN_TIMEOUT = 1.0
 
 
-def main(control: int, order: int, sockets: list[list[int]], grace: float) -> NoReturn:
+def main(
+    control: int, order: int, sockets: list[list[int]], grace: float, predecessor: int, successor: int
+) -> NoReturn:
     """Be a worker.
 
     Args:
         control, order: descriptors: one end of the channel, and the file that says what to do.
         sockets: the descriptors to serve on, a list for every endpoint.
         grace: the server's, in seconds.
+        predecessor, successor: descriptors for the handing over of sessions, from the worker that it replaces, -1 if there is
+            none, and to the one that replaces it.
     """
     remove_mark()
     keep_for_children(SIGNALS)
@@ -54,9 +62,11 @@ def main(control: int, order: int, sockets: list[list[int]], grace: float) -> No
         # Not SIG_IGN, which the programs that a handler starts would inherit.
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # start_worker() has blocked them for the time until now
-    for descriptor in (control, order, *itertools.chain(*sockets)):
+    before = [predecessor] if predecessor >= 0 else []
+    for descriptor in (control, order, successor, *before, *itertools.chain(*sockets)):
         os.set_inheritable(descriptor, False)
     channel = Channel(socket.socket(fileno=control))
+    handover = Handover(socket.socket(fileno=before[0]) if before else None, socket.socket(fileno=successor))
     threading.Thread(target=_exit_after_supervisor, args=(control, grace + ORPHAN_TIMEOUT), daemon=True).start()
     try:
         with loading():
@@ -67,10 +77,10 @@ def main(control: int, order: int, sockets: list[list[int]], grace: float) -> No
         text = str(error) if isinstance(error, AioechoError | SystemExit) else f"{type(error).__name__}: {error}"
         is_plain = isinstance(error, AioechoError | SystemExit)
         channel.send("failed", why=text, traceback=None if is_plain else traceback.format_exc()[-(2**15) :])
-        channel.close()
-        sys.exit(1)
-    with runner, channel.sock:
-        runner.run(_Worker(server, channel, what).run())
+        with channel.sock, handover:
+            sys.exit(1)
+    with channel.sock, handover, runner:
+        runner.run(_Worker(server, channel, what, handover).run())
     sys.exit()
 
 
@@ -87,7 +97,7 @@ def _exit_after_supervisor(control: int, seconds: float) -> None:
 class _Worker:
     """Obeys the supervisor, in the event loop."""
 
-    def __init__(self, server: BaseServer, channel: Channel, what: Order) -> None:
+    def __init__(self, server: BaseServer, channel: Channel, what: Order, handover: Handover) -> None:
         self._server = server
         self._channel = channel
         self._stops: set[asyncio.Task[Any]] = set()
@@ -95,6 +105,13 @@ class _Worker:
         # What the supervisor may ask for, by name: see aioecho.workers.asking.
         self._questions: dict[str, Question] = {"stats": self._stats, **ServerView(server).questions}
         self._answering = Answering(channel, self._questions)
+        self._reports: WorkerReports | None = None
+        if what.is_measured:
+            self._reports = WorkerReports(server, lambda report: channel.send("metrics", **self._told(report)))
+            self._questions["metrics"] = self._answer_metrics
+        self._handover = handover
+        if isinstance(server, DatagramServer | Service):
+            server.handover = handover
 
     async def run(self) -> None:
         """Serve when told to, until told to stop."""
@@ -110,25 +127,35 @@ class _Worker:
             if order[""] != "serve":
                 return
             self._apply(order)
-            await self._server.start()
+            try:
+                await self._server.start()
+            except CertificateError as error:  # the files may be about to be renewed
+                self._channel.send("failed", why=str(error), traceback=None, retry=True)
+                return
+            await self._handover.take_over()
             # `kill` of one worker: it goes when another is there.
             loop.add_signal_handler(signal.SIGTERM, self._channel.send, "replace")
             self._channel.send("ready")
+            if self._reports is not None:
+                self._reports.start()
             obeying = loop.create_task(self._obey())
             await self._server.serve_forever()
             obeying.cancel()
             report = await self._server.shutdown()
-            self._channel.send("ended", report=dataclasses.asdict(report), stats=self._stats())
+            last = None if self._reports is None else self._reports.last()
+            self._channel.send("ended", report=dataclasses.asdict(report), **self._told(last))
             await self._answering.stop()
             await self._channel.drain(0)  # the supervisor kills one that does not end
         finally:
+            if self._reports is not None:
+                self._reports.stop()
             loop.remove_reader(self._channel.sock.fileno())
         await end_other_tasks()
 
     def _apply(self, order: dict[str, Any]) -> None:
         """Do what was set live before this process began."""
         server = self._server
-        server.id_prefix = f"{order['number']}."
+        server.ids.prefix = f"{order['number']}."
         if order["limits"]:
             server.limits = dataclasses.replace(server.limits, **order["limits"])
         if order["timeouts"]:
@@ -144,7 +171,7 @@ class _Worker:
                 case "ask":
                     self._answering.on_ask(message)
                 case "ping":
-                    self._channel.send("pong")
+                    self._channel.send("pong", stats=self._stats())
                 case _:
                     self._orders.put_nowait(message)
         if self._channel.has_ended:
@@ -156,6 +183,7 @@ class _Worker:
             order = await self._orders.get()
             if order[""] == "retire":
                 self._server.keep_backlog = True
+                self._handover.retire()
             elif order[""] == "drain":
                 self._channel.send("draining", count=len(self._server.connections), what=self._server.what_it_serves)
             if order[""] == "end" and order["why"]:
@@ -164,6 +192,14 @@ class _Worker:
                 grace = 0 if order[""] == "end" else order.get("grace")
                 stop = asyncio.get_running_loop().create_task(self._server.shutdown(grace))
                 self._stops.add(stop)
+
+    async def _answer_metrics(self) -> dict[str, Any]:
+        assert self._reports is not None
+        return self._told(await self._reports.answer())
+
+    def _told(self, report: Any) -> dict[str, Any]:
+        """Return what goes along with a message that tells what was counted."""
+        return {"stats": self._stats(), "metrics": report}
 
     def _stats(self) -> dict[str, int]:
         stats = self._server.stats

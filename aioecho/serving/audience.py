@@ -1,0 +1,111 @@
+"""Broadcasts: one message to the clients of many connections, without waiting for any of them."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, Literal, Protocol
+
+from aioecho.stats import Stats
+
+__all__ = ["MOST_UNSENT", "Audience"]
+
+MOST_UNSENT = 2**20
+"""Bytes that may wait to be sent to a client for a broadcast to be written to it."""
+
+# Clients that are written to in one turn of the loop: a system call each.
+PER_TURN = 1000
+
+
+class _Listener(Protocol):
+    """A connection, as a broadcast sees it."""
+
+    handler: Any
+
+    def is_listening(self) -> bool:
+        """Tell whether broadcasts are for it."""
+
+    def push(self, data: bytes, most: int) -> bool:
+        """Write `data`, unless more than `most` bytes would wait to be sent then: return False."""
+
+    def cut(self, reason: str) -> None:
+        """Abort it."""
+
+
+class _Broadcast:
+    """One that is under way, and the connections that it is still to be written to, the last one first."""
+
+    def __init__(self, data: bytes, most: int, skips: bool, rest: list[_Listener]) -> None:
+        self.data, self.most, self.skips, self.rest = data, most, skips, rest
+
+
+class Audience:
+    """The connections of one server, and the groups that they are in. `connections` is the server's own collection."""
+
+    def __init__(self, connections: Iterable[Any], stats: Stats) -> None:
+        self._connections = connections
+        self._stats = stats
+        self._groups: dict[Hashable, dict[_Listener, None]] = {}
+        self._memberships: dict[_Listener, set[Hashable]] = {}
+        self._under_way: deque[_Broadcast] = deque()
+
+    def join(self, connection: _Listener, group: Hashable) -> None:
+        """Add a connection to a group, which is made for its first member."""
+        self._groups.setdefault(group, {})[connection] = None
+        self._memberships.setdefault(connection, set()).add(group)
+
+    def leave(self, connection: _Listener, group: Hashable) -> None:
+        """Remove a connection from a group, if it is in it. A group without members is no more."""
+        members = self._groups.get(group, {})
+        if connection in members:
+            del members[connection]
+            if not members:
+                del self._groups[group]
+            memberships = self._memberships[connection]
+            memberships.discard(group)
+            if not memberships:
+                del self._memberships[connection]
+
+    def forget(self, connection: Any) -> None:
+        """Remove a connection that has ended from its groups."""
+        if self._memberships:
+            for group in tuple(self._memberships.get(connection, ())):
+                self.leave(connection, group)
+
+    def send(self, data: bytes, to: Hashable, but: Any, most: int, full: Literal["close", "skip"]) -> int:
+        """Write `data` as BaseServer.broadcast() says, and return to how many."""
+        is_wanted: Callable[[Any], bool] = _is_listening
+        connections: Iterable[Any] = self._connections
+        if isinstance(to, type):
+            is_wanted = lambda connection: connection.is_listening() and isinstance(connection.handler, to)  # noqa: E731
+        elif to is not None:
+            connections = self._groups.get(to, ())
+        rest = [connection for connection in connections if is_wanted(connection) and connection.handler is not but]
+        count = len(rest)
+        rest.reverse()
+        self._under_way.append(_Broadcast(data, most, full == "skip", rest))
+        if len(self._under_way) == 1:
+            self._go_on()
+        return count
+
+    def _go_on(self) -> None:
+        """Write to as many as one turn allows, in the order of the broadcasts."""
+        left = PER_TURN
+        while self._under_way:
+            broadcast = self._under_way[0]
+            data, most, rest = broadcast.data, broadcast.most, broadcast.rest
+            for _ in range(min(left, len(rest))):
+                connection = rest.pop()
+                if not connection.push(data, most):
+                    if broadcast.skips:
+                        self._stats.skipped += 1
+                    else:
+                        connection.cut("broadcast")
+                left -= 1
+            if rest:
+                asyncio.get_running_loop().call_soon(self._go_on)
+                return
+            self._under_way.popleft()
+
+
+def _is_listening(connection: Any) -> bool:
+    return bool(connection.is_listening())

@@ -1,0 +1,310 @@
+"""The options of `serve` that make a service: its configuration file, settings, PID file, user, reload and log files."""
+
+import dataclasses
+import importlib
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from helpers import check_mistake, invoke
+from programs import ROOT, Program, ask
+
+from aioecho import Limits, Timeouts
+from aioecho.cli.serve import serve_command
+from aioecho.cli.settings import make_limits, make_timeouts
+
+ANYWHERE = ("--bind", "tcp://127.0.0.1:0")
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may serve as another user")
+
+
+def wait_until(condition: Callable[[], Any], program: Program) -> None:
+    """Wait for what another process is about to do."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, program.stderr()
+        time.sleep(0.01)
+
+
+def parse(*arguments: str | Path) -> dict[str, Any]:
+    """Return what `serve` makes of its arguments."""
+    with serve_command.make_context("serve", [str(each) for each in arguments]) as context:
+        return context.params
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "server.toml"
+    file.write_text(text)
+    return file
+
+
+# The file
+
+
+def test_a_file_has_the_options_names_as_keys(tmp_path: Path) -> None:
+    file = write(
+        tmp_path,
+        'handler = "upper"\nbind = ["tcp://127.0.0.1:0", "unix:app.sock"]\nworkers = "auto"\nreuse-port = true\n'
+        'timeout-graceful-shutdown = 2.5\nmax-per-host = 7\ntimeout-idle = "none"\nlog-level = "debug"\n',
+    )
+    options = parse("--config", file)
+    assert options["handler"] == "upper"
+    assert options["endpoints"] == ("tcp://127.0.0.1:0", "unix:app.sock")
+    assert (options["workers"], options["reuse_port"], options["grace"]) == ("auto", True, 2.5)
+    assert (options["max_per_host"], options["log_level"]) == (7, "debug")
+    assert make_timeouts(options).idle is None
+
+
+def test_an_option_on_the_command_line_wins(tmp_path: Path) -> None:
+    file = write(tmp_path, "max-per-host = 7\nbacklog = 5\naccess-log = true\n")
+    options = parse("--config", file, "--max-per-host", "8", "--no-access-log")
+    assert (options["max_per_host"], options["backlog"], options["access_log"]) == (8, 5, False)
+    assert parse("--max-per-host", "8", "--config", file)["max_per_host"] == 8
+
+
+def test_a_port_on_the_command_line_takes_the_place_of_all_endpoints_in_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, f'bind = "unix:{tmp_path}/app.sock"\nmax-connections = 9\n')
+    with Program.aioecho("serve", "--config", file, "--port", "0", "--limit-concurrency", "4") as server:
+        assert server.listening().startswith("tcp://127.0.0.1:")
+        assert not (tmp_path / "app.sock").exists()
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max_per_host = 1", "there is no key 'max_per_host'; the nearest is 'max-per-host'"),
+        ("worker = 1", "there is no key 'worker'; the nearest is 'workers'"),
+        ("[serve]\nworkers = 1", "there is no key 'serve'; the nearest is"),
+        ('config = "other.toml"', "there is no key 'config'; the nearest is"),
+        ("workers = 2.5", "workers: '2.5' is not a valid N|auto"),
+        ("workers = true", "workers: expected a number, not true"),
+        ("reload = 1", "reload: expected true or false, not 1"),
+        ("backlog = {}", "backlog: expected a number, not a table"),
+        ("max-per-host = 0", "max-per-host: max_per_host must be a whole number from 1 to 2147483647, not 0"),
+        ('max-per-host = "many"', "max-per-host: 'many' is no whole number, nor none"),
+        ('max-threads = "none"', "max-threads: 'none' is no whole number"),
+        ("timeout-idle = -1", "timeout-idle: idle must be a number of seconds above 0, or None, not -1.0"),
+        ('overflow = "drop"', "overflow: overflow must be 'wait' or 'reject', not 'drop'"),
+        ("workers = ", "Invalid value (at "),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_line_that_names_it(tmp_path: Path, text: str, message: str) -> None:
+    write(tmp_path, text)
+    check_mistake(invoke("serve", "--config", "server.toml", "--check-config", cwd=tmp_path), "server.toml: ", message)
+
+
+def test_a_file_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
+    outcome = invoke("serve", "--config", "absent.toml", cwd=tmp_path)
+    check_mistake(outcome, "cannot read absent.toml: No such file or directory")
+
+
+def test_a_check_binds_nothing_and_tells_by_its_status(tmp_path: Path) -> None:
+    write(tmp_path, f'bind = "unix:{tmp_path}/app.sock"\npid = "{tmp_path}/server.pid"\n')
+    status, output, errors = invoke("serve", "--config", "server.toml", "--check-config", cwd=tmp_path)
+    assert (status, output, errors) == (0, b"", "the configuration is valid\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["server.toml"]
+    check_mistake(invoke("serve", "absent:Handler", "--check-config", cwd=tmp_path), "no module 'absent'")
+    check_mistake(invoke("serve", "--ssl-certfile", "x.pem", "--check-config", cwd=tmp_path), "x.pem")
+    check_mistake(invoke("serve", "--allow", "10.0.0.1/8", "--check-config"), "allow: '10.0.0.1/8' is no network")
+
+
+# Limits and timeouts
+
+
+def test_each_limit_and_timeout_has_an_option() -> None:
+    given = {Limits: {"overflow": "reject", "shed": "idle"}, Timeouts: {"max_age_jitter": 0.5}}
+    for kind, prefix in ((Limits, ""), (Timeouts, "timeout-")):
+        for field in dataclasses.fields(kind):
+            value = given[kind].get(field.name, 3)
+            options = parse(f"--{prefix}{field.name.replace('_', '-')}", str(value))
+            made: Any = make_limits(options, limit_concurrency=None) if kind is Limits else make_timeouts(options)
+            assert made == kind(**{field.name: value})
+
+
+def test_without_an_option_limits_and_timeouts_are_the_defaults() -> None:
+    options = parse()
+    assert make_limits(options, limit_concurrency=None) == Limits()
+    assert make_timeouts(options) == Timeouts()
+
+
+def test_concurrency_is_three_limits_unless_they_are_given() -> None:
+    limits = make_limits(parse("--max-sessions", "9"), limit_concurrency=4)
+    assert (limits.max_connections, limits.max_handlers, limits.max_sessions) == (4, 4, 9)
+
+
+def test_help_says_of_each_what_its_documentation_says() -> None:
+    options = {param.name: param for param in serve_command.params if isinstance(param, click.Option)}
+    context = click.Context(serve_command)
+    for kind, prefix in ((Limits, ""), (Timeouts, "timeout_")):
+        for field in dataclasses.fields(kind):
+            record = options[prefix + field.name].get_help_record(context)
+            assert record is not None
+            assert len(record[1].split()) > 5, record  # more than the default
+
+
+# The process
+
+
+def test_the_pid_file_is_there_while_it_listens(tmp_path: Path) -> None:
+    file = tmp_path / "server.pid"
+    file.write_text("stale\n")
+    for workers in ("1", "2"):
+        with Program.aioecho("serve", *ANYWHERE, "--pid", file, "--workers", workers) as server:
+            server.listening()
+            assert file.read_text() == f"{server.process.pid}\n"
+            status, _, errors = invoke("serve", *ANYWHERE, "--pid", file)
+            assert (status, errors) == (
+                1, f"Error: {file}: process {server.process.pid} is running; stop it, or remove the file\n",
+            )  # fmt: skip
+            assert server.stop() == 0
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pid_file_of_a_process_that_has_ended_is_overwritten(tmp_path: Path) -> None:
+    file = tmp_path / "server.pid"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    file.write_text(f"{ended.pid}\n")
+    with Program.aioecho("serve", *ANYWHERE, "--pid", file) as server:
+        server.listening()
+        assert file.read_text() == f"{server.process.pid}\n"
+        assert server.stop() == 0
+
+
+def test_a_pid_file_that_can_not_be_written_is_said_before_it_listens(tmp_path: Path) -> None:
+    status, output, errors = invoke("serve", *ANYWHERE, "--pid", tmp_path / "absent" / "server.pid")
+    assert (status, output) == (1, b"")
+    assert errors.startswith("Error: cannot write ")
+    assert errors.endswith("No such file or directory\n")
+
+
+def ids_of(process: int) -> set[str]:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return {part for line in lines if line.startswith(("Uid:", "Gid:")) for part in line.split()[1:]}
+
+
+def children_of(process: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@AS_ROOT
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_serves_is_the_users_once_it_listens(tmp_path: Path, workers: str) -> None:
+    nobody = pwd.getpwnam("nobody")
+    arguments = ("--user", "nobody", "--group", str(nobody.pw_gid), "--workers", workers)
+    file = tmp_path / "server.pid"
+    with Program.aioecho("serve", *ANYWHERE, *arguments, "--pid", file) as server:
+        endpoint = server.listening()
+        serving = [server.process.pid] if workers == "1" else children_of(server.process.pid)
+        assert len(serving) == int(workers)
+        for process in serving:
+            assert ids_of(process) == {str(nobody.pw_uid), str(nobody.pw_gid)}
+        assert ask(endpoint, b"x\n") == b"x\n"
+        assert server.stop() == 0
+    assert not file.exists() or file.read_text() == ""  # the user may not remove it from root's folder
+
+
+@AS_ROOT
+@pytest.mark.exclusive
+def test_a_port_below_1024_is_served_by_a_user() -> None:
+    with Program.aioecho("serve", "--port", "514", "--user", "nobody") as server:
+        if server.process.stdout is not None and not (line := server.line()):
+            pytest.skip(f"port 514 is taken: {server.stderr()}")
+        assert line == "listening on tcp://127.0.0.1:514"
+        assert ask("tcp://127.0.0.1:514", b"x\n") == b"x\n"
+        assert server.stop() == 0
+
+
+def test_an_unknown_user_or_group_is_a_mistake() -> None:
+    check_mistake(invoke("serve", "--user", "no-such-user"), "--user no-such-user: there is no such user")
+    check_mistake(invoke("serve", "--group", "no-such-group"), "--group no-such-group: there is no such group")
+
+
+# Reload
+
+# In place of the extra: it tells of a change when the file `changed` appears.
+WATCHFILES = """
+import os, time
+class PythonFilter:
+    pass
+def watch(folder, *, watch_filter, raise_interrupt):
+    while True:
+        if os.path.exists(os.path.join(folder, "changed")):
+            os.unlink(os.path.join(folder, "changed"))
+            yield {(1, os.path.join(folder, "app.py"))}
+        time.sleep(0.01)
+"""
+
+APP = """
+import aioecho
+class Handler(aioecho.StreamRequestHandler):
+    async def handle(self):
+        await self.send(b"%s")
+"""
+
+
+@pytest.mark.parametrize("kind", ["own", "real"])
+def test_a_changed_file_replaces_what_serves(tmp_path: Path, kind: str) -> None:
+    if kind == "real":
+        pytest.importorskip("watchfiles")
+    else:
+        (tmp_path / "stand-in").mkdir()
+        (tmp_path / "stand-in" / "watchfiles.py").write_text(WATCHFILES)
+    app = tmp_path / "app.py"
+    app.write_text(APP % "one")
+    path = os.pathsep.join([str(ROOT), str(tmp_path / "stand-in"), os.environ.get("PYTHONPATH", "")])
+    environment = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    with Program.aioecho("serve", "app:Handler", *ANYWHERE, "--reload", cwd=tmp_path, env=environment) as server:
+        endpoint = server.listening()
+        assert ask(endpoint) == b"one"
+        wait_until(lambda: ask(endpoint) == b"two" or change(app, APP % "two"), server)
+        assert "app.py changed: reloading" in server.stderr()
+        wait_until(lambda: "the old one serves on" in server.stderr() or change(app, "a mistake"), server)
+        assert ask(endpoint) == b"two"
+        assert server.stop() == 0
+
+
+def change(app: Path, text: str) -> None:
+    """Write a program, and again a second later if need be: what watches it may not have begun."""
+    if app.read_text() != text or time.time() - app.stat().st_mtime > 1:
+        app.write_text(text)
+        (app.parent / "changed").touch()
+
+
+def test_reload_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "watchfiles", None)
+    check_mistake(invoke("serve", *ANYWHERE, "--reload"), '--reload needs watchfiles: pip install "aioecho[reload]"')
+
+
+# On a terminal
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_on_a_terminal_it_says_once_what_runs_and_how_to_stop_it(workers: str) -> None:
+    pty = importlib.import_module("pty")
+    ours, theirs = pty.openpty()
+    with Program.aioecho("serve", *ANYWHERE, "--workers", workers, stderr=theirs, env={"TERM": "xterm"}) as server:
+        os.close(theirs)
+        server.listening()
+        text = b""
+        while b"to stop: Ctrl-C" not in text:
+            text += os.read(ours, 2**16)
+        assert server.stop(signal.SIGINT) == 0
+        try:
+            while chunk := os.read(ours, 2**16):
+                text += chunk
+        except OSError:  # Linux's way to tell that all have closed it
+            pass
+        os.close(ours)
+        [line] = [line for line in text.decode().splitlines() if "to stop:" in line]
+        assert f", process {server.process.pid}, uvloop " in line
+        assert (", 2 workers;" in line) is (workers == "2")
+        assert "\x1b[32mINFO\x1b[0m aioecho." in text.decode()

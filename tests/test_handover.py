@@ -1,0 +1,127 @@
+"""Sessions of datagrams when a worker is replaced: they go on in the old one, and new peers are the new one's."""
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from programs import Program
+from test_workers import eventually, workers_of
+
+PROGRAM = """
+import os
+import aioecho
+
+class Count(aioecho.DatagramSessionHandler):
+    async def handle(self):
+        count = 0
+        async with self.unbroken():
+            async for data in self.datagrams:
+                count += 1
+                await self.reply(b"%d %d" % (os.getpid(), count))
+                if data == b"end":
+                    return
+"""
+
+ENDPOINTS = pytest.mark.parametrize("bind", ["udp://127.0.0.1:0", "udp://0.0.0.0:0", "udp://*:0"])
+
+
+class Peer:
+    """A client with a socket of its own."""
+
+    all: ClassVar[list["Peer"]] = []
+
+    def __init__(self, endpoint: str) -> None:
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.settimeout(20)
+        self.all.append(self)
+        self.sock.connect(("127.0.0.1", int(endpoint.rpartition(":")[2])))
+
+    def ask(self, data: bytes = b"on") -> tuple[int, int]:
+        """Return the process that answers, and how many datagrams it has had in this session."""
+        self.sock.send(data)
+        pid, count = self.sock.recv(100).split()
+        return int(pid), int(count)
+
+
+@pytest.fixture(autouse=True)
+def close_all() -> Iterator[None]:
+    yield
+    while Peer.all:
+        Peer.all.pop().sock.close()
+
+
+@contextlib.contextmanager
+def serving(folder: Path, bind: str) -> Iterator[tuple[Program, str, int]]:
+    """Give a program with one worker, its endpoint, and the worker's process id."""
+    (folder / "counting.py").write_text(PROGRAM)
+    command = ("serve", "counting:Count", "--workers", "2", "--reuse-port", "--bind", bind)
+    with Program.aioecho(*command, cwd=folder) as program:
+        endpoint = program.listening()
+        program.signal(signal.SIGTTOU)  # else peers would be dealt out
+        eventually(lambda: len(workers_of(program)) == 1)
+        yield program, endpoint, next(iter(workers_of(program)))
+
+
+def replace(program: Program, endpoint: str, worker: int) -> int:
+    """Have a worker replaced, and return the process id of the new one once that serves."""
+    before = workers_of(program)
+    os.kill(worker, signal.SIGTERM)
+    (new,) = eventually(lambda: workers_of(program) - before)
+    eventually(lambda: Peer(endpoint).ask(b"end")[0] == new)
+    return new
+
+
+@ENDPOINTS
+def test_sessions_go_on_when_their_worker_is_replaced_and_replaced_again(tmp_path: Path, bind: str) -> None:
+    with serving(tmp_path, bind) as (program, endpoint, first):
+        old = [Peer(endpoint) for number in range(20)]
+        assert [peer.ask() for peer in old] == [(first, 1)] * 20
+        second = replace(program, endpoint, first)
+        assert [peer.ask() for peer in old] == [(first, 2)] * 20
+        middle = Peer(endpoint)
+        assert middle.ask() == (second, 1)
+        third = replace(program, endpoint, second)
+        assert [peer.ask() for peer in old] == [(first, 3)] * 20
+        assert middle.ask() == (second, 2)
+        assert Peer(endpoint).ask(b"end") == (third, 1)
+        for peer in old:
+            assert peer.ask(b"end") == (first, 4)
+        assert middle.ask(b"end") == (second, 3)
+        eventually(lambda: workers_of(program) == {third})
+        assert [peer.ask() for peer in (*old, middle)] == [(third, 1)] * 21
+        for peer in (*old, middle):
+            peer.ask(b"end")
+        assert program.stop() == 0
+        assert "ERROR" not in program.stderr()
+
+
+def test_sessions_end_whose_worker_has_no_successor_any_more(tmp_path: Path) -> None:
+    with serving(tmp_path, "udp://127.0.0.1:0") as (program, endpoint, first):
+        peer = Peer(endpoint)
+        assert peer.ask() == (first, 1)
+        second = replace(program, endpoint, first)
+        assert peer.ask() == (first, 2)
+        os.kill(second, signal.SIGKILL)
+        eventually(lambda: first not in workers_of(program) and len(workers_of(program)) == 1)
+        pid, count = peer.ask(b"end")
+        assert pid not in (first, second)
+        assert count == 1
+
+
+def test_a_session_goes_on_when_its_successor_has_ended_before_it_as_the_program_stops(tmp_path: Path) -> None:
+    with serving(tmp_path, "udp://127.0.0.1:0") as (program, endpoint, first):
+        peer = Peer(endpoint)
+        assert peer.ask() == (first, 1)
+        replace(program, endpoint, first)
+        assert peer.ask() == (first, 2)
+        program.signal(signal.SIGTERM)
+        eventually(lambda: workers_of(program) == {first})
+        assert peer.ask() == (first, 3)
+        assert peer.ask(b"end") == (first, 4)
+        assert program.wait() == 0, program.stderr()
+        assert "ERROR" not in program.stderr()
