@@ -103,6 +103,7 @@ class Acceptor:
         if not self._loop.is_closed():
             self.pause()
             if not keep_backlog:
+                self.bound.refuse_clients()
                 self._accept(backlog + 1)
                 self.pause()
         self._is_closed = True

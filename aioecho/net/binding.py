@@ -28,6 +28,7 @@ from aioecho.net.endpoints import (
     resolve,
     socket_name,
 )
+from aioecho.net.refusing import drop_connection_requests
 from aioecho.net.stdio import take_standard_streams
 
 __all__ = ["BoundSocket", "bind_endpoint", "bind_sibling"]
@@ -56,15 +57,25 @@ class BoundSocket:
         self._path = os.path.abspath(path) if path is not None else None
         self._identity = _identity(path) if path is not None else None
 
+    def refuse_clients(self) -> None:
+        """Let no more clients connect, as far as the system can do that, and keep the ones that have connected by now."""
+        self._remove_path()
+        # Not a socket that others have too, such as a supervisor or systemd: it would refuse their clients as well.
+        if self.endpoint is not None and self.sock.type == socket.SOCK_STREAM:
+            drop_connection_requests(self.sock)
+
     def close(self) -> None:
         """Close the socket, after removing its path unless another process has put another file there."""
+        self._remove_path()
+        self.sock.close()
+
+    def _remove_path(self) -> None:
         path, self._path = self._path, None
         if path is not None:
             # Unlink before closing: while the socket listens, no other process can take the path for stale and bind there.
             with contextlib.suppress(OSError):
                 if _identity(path) == self._identity:
                     os.unlink(path)
-        self.sock.close()
 
 
 async def bind_endpoint(endpoint: Endpoint, *, backlog: int, reuse_port: bool = False) -> list[BoundSocket]:

@@ -145,4 +145,5 @@ class WorkerSlot:
         if self.restart is not None:
             self.restart.cancel()
         for bound in self.own:
+            bound.refuse_clients()
             bound.close()

@@ -67,4 +67,5 @@ class SupervisorSockets:
         """Close all but the slots' own."""
         for _, group in self._bound:
             for bound in group:
+                bound.refuse_clients()  # the workers accept the others
                 bound.close()
