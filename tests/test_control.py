@@ -6,20 +6,28 @@ import json
 import os
 import signal
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import check_identity, settle
-from helpers import ANYWHERE, close, handler
+from helpers import ANYWHERE, check_mistake, close, handler, invoke
 from programs import Program, connect, read_line
 
 import aioecho
 from aioecho.ops.control import MOST_CLIENTS
+from aioecho.workers.program import run_server
 
 
 async def wait(self: Any) -> None:
     self.label = "user 7"
+    await self.reader.read()
+
+
+async def greet(self: Any) -> None:
+    self.label = "user 7"
+    await self.send(b"hello\n")
     await self.reader.read()
 
 
@@ -230,3 +238,50 @@ def test_a_flood_of_the_control_socket_harms_no_client_of_the_service(folder: Pa
         os.kill(program.process.pid, signal.SIGTERM)
         assert program.wait() == 0
         assert "Traceback" not in program.stderr()
+
+
+def test_ctl_shows_the_status_and_the_connections(tmp_path: Path) -> None:
+    control = f"unix:{tmp_path / 'control.sock'}"
+    server, is_serving = aioecho.serve(handler(greet), f"unix:{tmp_path / 'service.sock'}"), threading.Event()
+    thread = threading.Thread(
+        target=run_server, args=(server,), kwargs={"control": control, "when_serving": lambda _: is_serving.set()}
+    )
+    thread.start()
+    try:
+        assert is_serving.wait(20)
+        with connect(server.names[0]) as client:
+            assert read_line(client) == b"hello\n"
+            status, output, _ = invoke("ctl", "--control", control, "status")
+            assert (status, output.splitlines()[0].partition(b",")[0]) == (0, b"serving")
+            assert b"active 1  accepted 1" in output
+            status, output, _ = invoke("ctl", "--control", control, "list", "--sort", "age")
+            head, row, count = output.decode().splitlines()
+            assert (status, head.split()[0], row.split()[0]) == (0, "ID", "1")
+            assert row.endswith("user 7")
+            assert count == "1 of 1 connections"
+            check_mistake(invoke("ctl", "--control", control, "lits"), "there is no command 'lits'", status=1)
+        assert invoke("ctl", "--control", control, "drain")[:2] == (0, b"done\n")
+    finally:
+        with contextlib.suppress(RuntimeError):  # it has ended
+            server.begin_shutdown(0)
+        thread.join(20)
+    assert not thread.is_alive()
+    check_mistake(invoke("ctl", "--control", control, "status"), "is the server running", status=1)
+
+
+def test_a_control_path_that_cannot_be_bound_is_told_of_before_the_server_listens(tmp_path: Path) -> None:
+    server, bound = aioecho.serve(handler(greet), "tcp://127.0.0.1:0"), []
+    server.when_bound = lambda: bound.append(server.names)
+    with pytest.raises(aioecho.EndpointError, match="absent"):
+        run_server(server, control=f"unix:{tmp_path / 'absent' / 'control.sock'}")
+    assert bound == []
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_serve_ends_with_one_line_if_the_control_path_cannot_be_bound(folder: Path, workers: str) -> None:
+    with Program.aioecho(
+        "serve", "--port", "0", "--workers", workers, "--control", "unix:absent/c", cwd=folder
+    ) as program:
+        outcome = program.end()
+    check_mistake(outcome, "unix:absent/c", status=1)
+    assert outcome[1] == b""
