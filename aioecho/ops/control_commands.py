@@ -20,7 +20,7 @@ class Gathered:
     """What the processes that serve have answered."""
 
     parts: dict[str, list[Any]]
-    """By the name of each process, what it has answered: a large answer in several parts."""
+    """What every process has answered, by its name: a large answer in several parts."""
     errors: dict[str, str]
     silent: list[str]
     """The names of processes that did not answer in time."""
@@ -36,10 +36,10 @@ class Backend(Protocol):
         """Return what is known without asking, with the list "workers"."""
 
     async def set_live(self, kind: str, changes: Mapping[str, Any]) -> Gathered:
-        """Set "limits" or "timeouts" in all processes, those that start later included. ValueError if they make no sense."""
+        """Set "limits" or "timeouts" in all processes, and any that start later. ValueError if they make no sense."""
 
     async def set_paused(self, is_paused: bool) -> Gathered:
-        """Pause or resume all processes, those that start later included."""
+        """Pause or resume all processes, and any that start later."""
 
     def drain(self, grace: float | None, /) -> object:
         """Begin to stop."""

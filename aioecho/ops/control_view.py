@@ -106,7 +106,7 @@ class ServerView:
         return {**_row(connection, asyncio.get_running_loop().time()), "waits_at": waits}
 
     def kick(self, ids: Sequence[str]) -> list[str]:
-        """Kick connections; return the ids of those that were here."""
+        """Kick connections; return the ids of the ones that were here."""
         wanted = set(ids)
         found = [connection for connection in self._server.connections if connection.id in wanted]
         kicked = [connection.id for connection in found]

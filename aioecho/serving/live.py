@@ -56,7 +56,7 @@ class LiveConnection(Protocol):
 
 
 class Connections(frozenset[Any]):
-    """The live connections of a server, each a :class:`LiveConnection`: a copy, which does not change."""
+    """The live connections of a server, as :class:`LiveConnection`: a copy, which does not change."""
 
     def get(self, id: str) -> LiveConnection | None:
         """Return the connection with this id; None if it has ended by the time of the copy, or never was."""
@@ -69,7 +69,7 @@ class Connections(frozenset[Any]):
 class Identities:
     """The ids of connections, and which of them were kicked; a service's parts have one for all.
 
-    Kept here, and only for connections that were asked for it: in each connection it would take memory.
+    Kept here, and only for connections that were asked for it: in a connection itself it would take memory.
     """
 
     def __init__(self) -> None:

@@ -105,7 +105,7 @@ class Registry:
 
     @property
     def connections(self) -> Connections:
-        """The live connections, each a :class:`~aioecho.LiveConnection`: a copy, as they come and go."""
+        """The live connections, every one a :class:`~aioecho.LiveConnection`: a copy, as they come and go."""
         return Connections(self._connections)
 
     @property

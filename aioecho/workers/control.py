@@ -110,13 +110,13 @@ class SupervisorControl:
         }
 
     async def set_live(self, kind: str, changes: Mapping[str, Any]) -> Gathered:
-        """Set limits or timeouts in all workers, those that start later included."""
+        """Set limits or timeouts in all workers, and any that start later."""
         self._settings[kind] = changed(self._settings[kind], changes)
         self._changes[kind].update(changes)
         return await self.ask(f"control.{kind}", changes=dict(changes))
 
     async def set_paused(self, is_paused: bool) -> Gathered:
-        """Pause or resume all workers, those that start later included."""
+        """Pause or resume all workers, and any that start later."""
         self._is_paused = is_paused
         return await self.ask("control.pause" if is_paused else "control.resume")
 
