@@ -16,7 +16,7 @@ from aioecho.datagrams.run import DatagramRun
 from aioecho.datagrams.session_table import SessionTable
 from aioecho.datagrams.sessions import Session
 from aioecho.datagrams.task import DatagramTask
-from aioecho.net.binding import BoundSocket
+from aioecho.net.bound import BoundSocket
 from aioecho.net.datagram_socket import DatagramSocket, DatagramTransport
 from aioecho.net.datagram_socket import logger as socket_logger
 from aioecho.net.endpoints import Endpoint, UDPEndpoint, UnixDatagramEndpoint

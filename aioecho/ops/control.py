@@ -10,7 +10,8 @@ import json
 import logging
 from typing import Any, Self
 
-from aioecho.net.binding import BoundSocket, bind_endpoint
+from aioecho.net.binding import bind_endpoint
+from aioecho.net.bound import BoundSocket
 from aioecho.net.endpoints import UnixEndpoint, parse_endpoint
 from aioecho.ops.control_commands import Backend, Commands
 from aioecho.ops.control_request import ControlError, parse_request

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aioecho.metrics import Values
-from aioecho.net.binding import BoundSocket
+from aioecho.net.bound import BoundSocket
 from aioecho.workers.channel import Channel
 
 __all__ = ["WorkerProcess", "WorkerSlot", "WorkerState"]

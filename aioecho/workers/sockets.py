@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from aioecho.net.binding import BoundSocket, bind_endpoint, bind_sibling
+from aioecho.net.binding import bind_endpoint, bind_sibling
+from aioecho.net.bound import BoundSocket
 from aioecho.net.endpoints import Endpoint, HostEndpoint
 
 __all__ = ["SupervisorSockets"]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from aioecho.exceptions import AioechoError
 from aioecho.net import systemd
-from aioecho.net.binding import BoundSocket
+from aioecho.net.bound import BoundSocket
 from aioecho.net.endpoints import Endpoint
 from aioecho.stats import DrainReport
 from aioecho.workers.asking import Asking
