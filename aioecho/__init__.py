@@ -18,6 +18,8 @@ from aioecho.exceptions import (
     FramingError,
     LineTooLong,
 )
+from aioecho.net.proxy_header import ProxyHeader, ProxyTLS
+from aioecho.net.proxy_protocol import ProxyProtocol
 from aioecho.server import TCPServer, UnixStreamServer
 from aioecho.serving.base import BaseServer
 from aioecho.serving.handlers import (
@@ -55,6 +57,9 @@ __all__ = [
     "Limits",
     "LineTooLong",
     "LiveConnection",
+    "ProxyHeader",
+    "ProxyProtocol",
+    "ProxyTLS",
     "Stats",
     "StreamReader",
     "StreamRequestHandler",

@@ -128,7 +128,7 @@ class Timeouts:
     connection. They are looked at together, by one timer: one may be up to a tenth late, or 10 ms if that is more.
     A handler class may have an attribute `timeouts`, which takes the place of its server's.
 
-    To blocking handlers only `handshake`, `linger` and `send` apply, as the server has them. The timeout of its socket
+    To blocking handlers only `handshake`, `proxy`, `linger` and `send` apply, as the server has them. The timeout of its socket
     says how long a blocking handler waits for its peer, as under socketserver: set the attribute `timeout` of
     socketserver.StreamRequestHandler, or call ``request.settimeout()``, in verify_request() for instance. Its TimeoutError
     ends the connection with the reason "timeout". Without a timeout a silent peer keeps its thread.
@@ -137,6 +137,9 @@ class Timeouts:
     handshake: float | None = 10.0
     """For a peer to complete its TLS handshake, from the connection's accepting on, or from `writer.start_tls()`; and for
     verify_request(), if that is a coroutine function, from the accepting on too."""
+
+    proxy: float | None = 5.0
+    """For a PROXY header, from the connection's accepting on, where the server or the endpoint expects one."""
 
     idle: float | None = 600.0
     """For the first byte of what a handler reads."""
@@ -189,6 +192,7 @@ class Timeouts:
     def __post_init__(self) -> None:
         for name in (
             "handshake",
+            "proxy",
             "idle",
             "message",
             "write",

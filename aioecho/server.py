@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from aioecho.blocking.proxied import ProxiedThreadedConnection
 from aioecho.blocking.streams import ThreadedConnection
 from aioecho.config import Limits
 from aioecho.net.acceptor import Acceptor
@@ -17,6 +18,7 @@ from aioecho.net.endpoints import (
     UnixEndpoint,
 )
 from aioecho.net.kernel import set_keepalive
+from aioecho.net.proxy_protocol import ProxyProtocol
 from aioecho.net.watch import OUT_OF_RESOURCES
 from aioecho.serving.base import BaseServer
 from aioecho.serving.connection import Connection
@@ -24,6 +26,7 @@ from aioecho.serving.handler_types import is_blocking, is_handle_function, undo_
 from aioecho.serving.handlers import StreamRequestHandler
 from aioecho.serving.listening import ListeningSocket
 from aioecho.serving.porting import check_hooks
+from aioecho.serving.proxied import ProxiedConnection
 
 __all__ = ["StdioServer", "StreamServer", "TCPServer", "UnixStreamServer"]
 
@@ -37,8 +40,10 @@ class _ListeningSocket:
     def __init__(self, server: BaseServer, bound: BoundSocket, handler_class: Any) -> None:
         self._server = server
         self._handler_class = handler_class
+        self._proxy = bound.proxy
+        on_accept = self._accepted if bound.proxy is None else self._accepted_from_balancer
         self._acceptor = Acceptor(
-            bound, on_accept=self._accepted, has_room=server.admission.has_room, on_error=self._cannot_accept
+            bound, on_accept=on_accept, has_room=server.admission.has_room, on_error=self._cannot_accept
         )
         self.sock, self._name = bound.sock, bound.name
         self.resume, self.pause = self._acceptor.resume, self._acceptor.pause
@@ -64,23 +69,43 @@ class _ListeningSocket:
         if not self._server.admission.enqueue(sock, address, self._serve):
             self._serve(sock, address)
 
-    def _serve(self, sock: socket.socket, address: Any) -> None:
-        server = self._server
-        reason = server.admission.admit(address)
+    def _accepted_from_balancer(self, sock: socket.socket, address: Any) -> None:
+        assert self._proxy is not None
+        if not self._proxy.trusts(address):
+            self._server.reject(sock, address, "proxy untrusted", self._name)
+        # Limits per host are for clients. The client's address is not known yet.
+        elif not self._server.admission.enqueue(sock, None, lambda sock, _: self._serve_balancer(sock, address)):
+            self._serve_balancer(sock, address)
+
+    def _serve_balancer(self, sock: socket.socket, address: Any) -> None:
+        reason = self._server.admission.admit(None)
         if reason is not None:
-            server.reject(sock, address, reason, self._name)
-            return
+            self._server.reject(sock, address, reason, self._name)
+        else:
+            self._make_connection(sock, address)
+
+    def _serve(self, sock: socket.socket, address: Any) -> None:
+        reason = self._server.admission.admit(address)
+        if reason is not None:
+            self._server.reject(sock, address, reason, self._name)
+        else:
+            self._make_connection(sock, address)
+
+    def _make_connection(self, sock: socket.socket, address: Any) -> None:
+        server, proxy = self._server, self._proxy
         handler_class = self._handler_class
         if handler_class is None:
             handler_class = server.RequestHandlerClass
         connection: Connection | ThreadedConnection
         try:
-            if is_blocking(handler_class):
+            if proxy is not None:
+                connection = self._make_proxied(sock, address, handler_class, proxy)
+            elif is_blocking(handler_class):
                 connection = ThreadedConnection(server, server.get_handler_threads(), sock, address, handler_class)
             else:
                 connection = Connection(server, sock, address, handler_class)
         except (OSError, MemoryError) as error:
-            server.admission.leave(address)
+            server.admission.leave(address if proxy is None else None)
             server.report_not_begun(address, "connection", error)
             server.reject(sock, address, "handshake", self._name)
             return
@@ -89,6 +114,14 @@ class _ListeningSocket:
         if isinstance(connection, ThreadedConnection):
             connection.begin()
             server.drain_late(connection)  # an async one asks itself, when it has a handler
+
+    def _make_proxied(
+        self, sock: socket.socket, address: Any, handler_class: Any, proxy: ProxyProtocol
+    ) -> Connection | ThreadedConnection:
+        server = self._server
+        if not is_blocking(handler_class):
+            return ProxiedConnection(server, sock, address, handler_class, proxy)
+        return ProxiedThreadedConnection(server, server.get_handler_threads(), sock, address, handler_class, proxy)
 
     def _cannot_accept(self, error: OSError) -> None:
         server = self._server

@@ -949,6 +949,13 @@ def check_that_one_can_be_stopped(servers: list[Program], endpoint: str) -> None
     assert servers[1].stop() == 0
 
 
+@runs("proxy")
+def test_behind_a_balancer_the_client_is_greeted() -> None:
+    with served(BLOCKS["proxy"].replace('if __name__ == "__main__":', "if True:")) as server:
+        sent = b"PROXY TCP4 192.0.2.1 198.51.100.2 40000 443\r\n"
+        assert ask_server(server, sent) == b"hello 192.0.2.1, you asked for ('198.51.100.2', 443)\n"
+
+
 @runs("haproxy.cfg")
 @pytest.mark.skipif(shutil.which("haproxy") is None, reason="there is no haproxy on this machine")
 def test_behind_haproxy_one_server_can_be_stopped(tmp_path: Path) -> None:

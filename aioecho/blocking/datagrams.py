@@ -6,6 +6,8 @@ from typing import Any
 
 from aioecho.blocking.request import Threaded
 from aioecho.net.datagram_socket import DatagramTransport
+from aioecho.net.proxy_datagrams import ProxiedTransport
+from aioecho.net.proxy_header import ProxyHeader
 from aioecho.net.room import connected_probe, is_writable
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
@@ -21,7 +23,8 @@ class ReplySocket:
     """
 
     def __init__(self, transport: DatagramTransport, send_timeout: float | None) -> None:
-        self._send = transport.send_now
+        self._send, self._transport = transport.send_now, transport
+        self.proxy: ProxyHeader | None = transport.get_extra_info("proxy")
         self._sock: socket.socket = transport.get_extra_info("socket")
         self._send_timeout = send_timeout
 
@@ -48,7 +51,9 @@ class ReplySocket:
         """Return whether there may be room within so many seconds."""
         if self._sock.family != socket.AF_UNIX or not is_writable(self._sock):
             return is_writable(self._sock, seconds)
-        with connected_probe(address) as probe:
+        transport = self._transport
+        peer = transport.find_peer(address) if isinstance(transport, ProxiedTransport) else address
+        with connected_probe(peer) as probe:
             return is_writable(probe, seconds)
 
     # The socket itself must not block: it is the event loop's, which reads it.

@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from aioecho.blocking.files import RequestFile, RequestReader
+from aioecho.net.proxy_header import ProxyHeader
 from aioecho.streams.protocol import QUICK_ACKS, TCP_QUICKACK
 
 __all__ = ["RequestSocket", "WatchedSocket", "make_request_socket", "with_tls_of_requests"]
@@ -53,6 +54,9 @@ class WatchedSocket:
 
     owner: SocketOwner | None = None
     """The connection; None for a copy, made with dup()."""
+
+    proxy: ProxyHeader | None = None
+    """What the connection's PROXY header says, where the server expects one."""
 
     bytes_in = bytes_out = 0
     """The bytes read; and the bytes written, which CountingRequestSocket alone counts."""

@@ -25,7 +25,7 @@ from time import monotonic
 from typing import Any
 
 from aioecho.blocking.ending import ThreadDrain
-from aioecho.blocking.request import Threaded
+from aioecho.blocking.lingering import LingeringRequest
 from aioecho.blocking.sockets import RequestSocket, WatchedSocket, make_request_socket
 from aioecho.blocking.tls import end_tls, wrap
 from aioecho.net.kernel import has_peer_ended, is_broken, unread, wire_bytes
@@ -37,11 +37,8 @@ from aioecho.serving.handler_types import undo_partial
 
 __all__ = ["ThreadedConnection"]
 
-# More than a kernel keeps unread of one connection, in reads of 64 KiB.
-MOST_READS = 256
 
-
-class ThreadedConnection(Threaded):
+class ThreadedConnection(LingeringRequest):
     """A live connection of a server with a blocking handler, in `server.connections`.
 
     `client_address` is as accept() gave it, `request` is the socket. `thread` is None until it has one. `handler` is always
@@ -56,13 +53,9 @@ class ThreadedConnection(Threaded):
         "_handshake_error",
         "_has_made_end",
         "_has_met_stop",
-        "_has_shut_reading",
         "_is_draining",
         "_is_handshaking",
-        "_is_over",
         "_kept",
-        "_left",
-        "_linger",
         "_was_lost",
         "is_left_open",
         "one_way",
@@ -88,12 +81,10 @@ class ThreadedConnection(Threaded):
         self._handlers_socket: socket.socket = request  # or what TLS was wrapped around it
         self._handshake_error: OSError | None = None
         self._is_handshaking = server.ssl is not None
-        self._has_shut_reading = self._is_over = self._is_draining = self._has_made_end = self._has_met_stop = False
+        self._is_draining = self._has_made_end = self._has_met_stop = False
         self.one_way = bool(getattr(undo_partial(RequestHandlerClass), "one_way", False))
         self._drain: ThreadDrain | None = None
         self._kept: socket.socket | None = None  # the same connection as the socket that was detached
-        self._left: socket.socket | None = None  # what has come back, to be closed
-        self._linger: asyncio.TimerHandle | None = None
 
     # In the loop: what the server asks of it while it lives.
 
@@ -343,59 +334,3 @@ class ThreadedConnection(Threaded):
             self._read_on()
         elif self._left is None:
             self._end()
-
-    def _read_on(self) -> None:
-        """Read and discard for a while what the peer still sends: a reset could destroy the reply on its way."""
-        assert self._left is not None
-        if self._is_cut_off or self.reason == "handshake":
-            self._close()
-            return
-        try:
-            self._left.setblocking(False)
-            if self._has_shut_reading:
-                # The kernel itself resets a connection on which more comes. What has come is taken: to close over it would
-                # throw away the rest of the reply, as far as it waits in the kernel to be sent.
-                for _ in range(MOST_READS):
-                    if not self._left.recv(2**16):
-                        break
-                self._close()
-                return
-            self._discard()
-            if self._left is not None and not self._is_over:
-                self._loop.add_reader(self._left.fileno(), self._discard)
-        except OSError:  # nothing has come, or it is reset, or epoll has no room
-            self._close()
-            return
-        if self._left is not None and (seconds := self._server.timeouts.linger) is not None:
-            self._linger = self._loop.call_later(seconds, self._close)
-
-    def _discard(self) -> None:
-        assert self._left is not None
-        try:
-            if self._left.recv(2**16):
-                return
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:  # reset
-            pass
-        self._close()
-
-    def _close(self) -> None:
-        if self._linger is not None:
-            self._linger.cancel()
-            self._linger = None
-        left, self._left = self._left, None
-        if left is not None:
-            self.look_at_wire(left)
-            self._loop.remove_reader(left.fileno())
-            left.close()
-        if self._has_returned:
-            self._end()
-
-    def _end(self) -> None:
-        if not self._is_over:
-            self._is_over = True
-            self.look_at_wire(self.request)
-            # The handler may live on, and its socket with it.
-            self.request.owner = None
-            self._server.unregister_connection(self)

@@ -1,6 +1,7 @@
 """TLS of a blocking handler's connection: the handshake, in its thread, and the end."""
 
 import contextlib
+import errno
 import socket
 import ssl
 import threading
@@ -32,6 +33,7 @@ def wrap(context: ssl.SSLContext, sock: RequestSocket, handshake: float | None) 
         context.options |= IGNORE_UNEXPECTED_EOF
         context.sslsocket_class = with_tls_of_requests(sslsocket_class)  # type: ignore[arg-type]  # classes have a hash
         try:
+            _check_connected(sock)
             request = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         finally:
             context.options, context.sslsocket_class = options, sslsocket_class
@@ -45,6 +47,16 @@ def wrap(context: ssl.SSLContext, sock: RequestSocket, handshake: float | None) 
         request.close()
         raise
     return request
+
+
+def _check_connected(sock: RequestSocket) -> None:
+    """Raise ConnectionResetError if a connection was reset: wrap_socket() would not close what it makes of the socket then."""
+    try:
+        sock.getpeername()
+    except OSError as error:
+        raise ConnectionResetError(
+            errno.ECONNRESET, "the peer has reset the connection before the handshake"
+        ) from error
 
 
 def end_tls(sock: ssl.SSLSocket) -> None:

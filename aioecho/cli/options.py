@@ -10,6 +10,7 @@ from aioecho.cli.logs import DEFAULT_QUEUE
 from aioecho.cli.objects import FRAMING_HELP
 from aioecho.cli.settings import setting_options
 from aioecho.config import Limits
+from aioecho.net.proxy_protocol import VERSIONS
 from aioecho.runtime.loops import LOOPS
 from aioecho.serving.drain import DEFAULT_GRACE
 from aioecho.workers.program import HEALTHCHECK
@@ -86,6 +87,11 @@ _OPTIONS: list[Callable[[Any], Any]] = [
                  show_default=True, help="The oldest version of TLS."),
     click.option("--ssl-reload-interval", type=_Seconds, default=60.0, show_default=True, metavar="SECONDS",
                  help="How often to look whether these files have changed, to load them anew; 0 is never."),
+    click.option("--proxy-protocol", type=click.Choice(list(VERSIONS)),
+                 help="Expect a PROXY header, of this version, at the beginning of every connection or datagram."),
+    click.option("--proxy-allow-from", metavar="NETWORKS",
+                 help="The trusted balancers: addresses or networks, with commas between them; * is every address."
+                 " Peers of Unix sockets need none."),
     click.option("--metrics", metavar="HOST:PORT|unix:PATH",
                  help="Tell Prometheus here, as 127.0.0.1:9464, and health checks: /metrics, /healthz, /readyz."),
     click.option("--control", metavar="unix:PATH",

@@ -21,11 +21,13 @@ from aioecho.cli.handlers import find_framed_handlers, find_handler, sort_by_han
 from aioecho.cli.logs import LogSettings, configure_log, flush_log
 from aioecho.cli.options import DEFAULT_HOST, DEFAULT_PORT, serve_options
 from aioecho.cli.process import Owner, PIDFile, find_owner, introduce
+from aioecho.cli.proxy import make_proxy
 from aioecho.cli.reload import check_can_watch, watch
 from aioecho.cli.settings import make_limits, make_timeouts
 from aioecho.config import Limits, Timeouts
 from aioecho.echo import DATAGRAM_HANDLERS, HANDLERS
 from aioecho.exceptions import AioechoError, CertificateError
+from aioecho.net.proxy_protocol import ProxyProtocol
 from aioecho.ops.control import parse_control
 from aioecho.ops.metrics import parse_metrics_address
 from aioecho.runtime.log_config import renew_log
@@ -88,6 +90,7 @@ def serve_command(context: click.Context, /, handler: str, **options: Any) -> No
         framing=options["framing"],
         log=log,
         ssl=_tls(options),
+        proxy=make_proxy(options["proxy_protocol"], options["proxy_allow_from"]),
         limits=make_limits(options, limit_concurrency=options["limit_concurrency"]),
         timeouts=make_timeouts(options),
         options={name: options[name] for name in ("grace", "access_log", "allow", "deny")},
@@ -212,6 +215,7 @@ def _make_server(
     framing: str | None,
     log: LogSettings,
     ssl: TLS | None,
+    proxy: ProxyProtocol | None,
     limits: Limits,
     timeouts: Timeouts,
     options: Mapping[str, Any],
@@ -219,7 +223,7 @@ def _make_server(
     """Make the server that the command line describes. Each process does: modules and certificates are not sent to workers."""
     configure_log(log)
     _check_certificates(ssl)
-    options = {**options, "ssl": ssl, "limits": limits, "timeouts": timeouts}
+    options = {**options, "ssl": ssl, "proxy": proxy, "limits": limits, "timeouts": timeouts}
     by_class: dict[Any, list[str]] = {}
     framed = {} if framing is None else find_framed_handlers(framing, app_dir, served)
     for (handler, for_datagrams), group in zip(served, endpoints, strict=True):

@@ -11,6 +11,7 @@ from aioecho.blocking.datagrams import ThreadedDatagram
 from aioecho.config import Limits, Timeouts
 from aioecho.datagrams.dispatcher import Dispatcher
 from aioecho.datagrams.handover import Handover
+from aioecho.datagrams.proxied import behind_header
 from aioecho.datagrams.run import DatagramRun
 from aioecho.datagrams.session_table import SessionTable
 from aioecho.datagrams.sessions import Session
@@ -158,13 +159,13 @@ class DatagramServer(BaseServer):
         on_datagram = self._sessions.receive if self.has_sessions else self._dispatcher.receive
         if is_blocking(self.RequestHandlerClass):
             on_datagram = self._receive_for_thread
-        if self.admission.networks is not None:
-            on_datagram = self.admission.networks.guard(on_datagram, self.drop)
+        networks = self.admission.networks
+        guarded = on_datagram if networks is None else networks.guard(on_datagram, self.drop)
         log = BoundedLog(socket_logger, logging.WARNING, every=2.0)
         self._sockets = [
             DatagramSocket(
                 each,
-                on_datagram=on_datagram,
+                on_datagram=guarded if each.proxy is None else behind_header(self, each.proxy, on_datagram, networks),
                 stats=self.live_stats,
                 on_turn_end=self._dispatcher.end_turn,
                 on_gone=self._sessions.end_gone,
@@ -176,7 +177,7 @@ class DatagramServer(BaseServer):
         ]
         self._tell_of_receive_buffer(self.limits.receive_buffer)
         self._sessions.sockets = {sock.bound.name: sock for sock in self._sockets}
-        if on_datagram != self._sessions.receive:
+        if guarded != self._sessions.receive:
             self.handover = None  # each datagram is for any worker
         elif self.handover is not None:
             self.handover.add(self._sessions)

@@ -28,6 +28,7 @@ from aioecho.net.endpoints import (
     resolve,
     socket_name,
 )
+from aioecho.net.proxy_protocol import ProxyProtocol
 from aioecho.net.refusing import drop_connection_requests
 from aioecho.net.stdio import take_standard_streams
 
@@ -46,6 +47,9 @@ class BoundSocket:
 
     `close()` also removes its path, while that is still ours to remove.
     """
+
+    proxy: ProxyProtocol | None = None
+    """The PROXY headers that come first: see expect_headers()."""
 
     def __init__(
         self, sock: socket.socket, name: str, path: str | None = None, endpoint: HostEndpoint | None = None

@@ -14,6 +14,9 @@
                                      FileDescriptorName= in the socket unit, by default its own, such as ``echo.socket``
 ``stdio:``                           the one connection that the program was started with, on descriptors 0 and 1
 ===================================  ==========================================================================
+
+All but ``stdio:`` may have the options of the PROXY protocol, as ``tcp://*:9999?proxy=v2&proxy_from=10.0.0.0/8``: ``proxy=v1``,
+``v2`` or ``any``, and the networks of trusted balancers, with commas between them.
 """
 
 import asyncio
@@ -21,11 +24,12 @@ import ipaddress
 import os
 import re
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self, Union
 from urllib.parse import parse_qsl
 
 from aioecho.exceptions import EndpointError
+from aioecho.net.proxy_protocol import ProxyProtocol, split_endpoint
 
 __all__ = [
     "Endpoint",
@@ -55,7 +59,19 @@ MOST_FD = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class HostEndpoint:
+class _ProxiedEndpoint:
+    """The part of an endpoint that says whether a PROXY header comes first, and from where."""
+
+    proxy: ProxyProtocol | None = field(default=None, kw_only=True)
+    """None: as the server has it."""
+
+    def _show(self, name: str) -> str:
+        """Return an endpoint string with this part's options behind it."""
+        return name if self.proxy is None else f"{name}{'&' if '?' in name else '?'}{self.proxy.query}"
+
+
+@dataclass(frozen=True)
+class HostEndpoint(_ProxiedEndpoint):
     """An endpoint at an address of the network."""
 
     host: str
@@ -84,8 +100,12 @@ class HostEndpoint:
         except ValueError:
             return False
 
-    def __str__(self) -> str:
+    @property
+    def _place(self) -> str:
         return f"{self.scheme}://{_bracketed(self.host) or '*'}:{self.port}"
+
+    def __str__(self) -> str:
+        return self._show(self._place)
 
 
 class TCPEndpoint(HostEndpoint):
@@ -112,11 +132,11 @@ class UDPEndpoint(HostEndpoint):
     def __str__(self) -> str:
         flags = [name for name in UDP_FLAGS if getattr(self, name)]
         options = flags + ([] if self.interface is None else [f"interface={self.interface}"])
-        return super().__str__() + (f"?{'&'.join(options)}" if options else "")
+        return self._show(self._place + (f"?{'&'.join(options)}" if options else ""))
 
 
 @dataclass(frozen=True)
-class PathEndpoint:
+class PathEndpoint(_ProxiedEndpoint):
     """An endpoint in the file system, or beside it."""
 
     path: str
@@ -154,7 +174,7 @@ class PathEndpoint:
     def __str__(self) -> str:
         options = [] if self.mode is None else [f"mode={self.mode:03o}"]
         options += [f"{what}={value}" for what in ("owner", "group") if (value := getattr(self, what)) is not None]
-        return self.name + (f"?{'&'.join(options)}" if options else "")
+        return self._show(self.name + (f"?{'&'.join(options)}" if options else ""))
 
 
 class UnixEndpoint(PathEndpoint):
@@ -172,25 +192,25 @@ class UnixDatagramEndpoint(PathEndpoint):
 
 
 @dataclass(frozen=True)
-class InheritedEndpoint:
+class InheritedEndpoint(_ProxiedEndpoint):
     """A socket that is bound already: a descriptor, or a socket object of the caller's. `type` is what it has to be."""
 
     source: int | socket.socket
     type: int = socket.SOCK_STREAM
 
     def __str__(self) -> str:
-        return f"fd://{self.source if isinstance(self.source, int) else self.source.fileno()}"
+        return self._show(f"fd://{self.source if isinstance(self.source, int) else self.source.fileno()}")
 
 
 @dataclass(frozen=True)
-class SystemdEndpoint:
+class SystemdEndpoint(_ProxiedEndpoint):
     """What systemd has passed as `name`. `type` is what these sockets have to be."""
 
     name: str
     type: int = socket.SOCK_STREAM
 
     def __str__(self) -> str:
-        return f"systemd:{self.name}"
+        return self._show(f"systemd:{self.name}")
 
 
 @dataclass(frozen=True)
@@ -198,6 +218,7 @@ class StdioEndpoint:
     """The one connection that the program was started with, on its descriptors 0 and 1."""
 
     type: ClassVar[int] = socket.SOCK_STREAM
+    proxy: ClassVar[None] = None
 
     def __str__(self) -> str:
         return "stdio:"
@@ -217,6 +238,16 @@ def parse_endpoint(text: str, inherited_type: int = socket.SOCK_STREAM) -> Endpo
     """
     if not isinstance(text, str):
         raise TypeError(f"an endpoint is a string, {FORMS}, not {text!r}")
+    rest, proxy = split_endpoint(text)
+    if proxy is None:
+        return _parse(text, inherited_type)
+    endpoint = _parse(rest, inherited_type)
+    if isinstance(endpoint, StdioEndpoint):
+        raise ValueError(f"bad endpoint {text!r}: stdio: takes no options after a ?")
+    return replace(endpoint, proxy=proxy)
+
+
+def _parse(text: str, inherited_type: int) -> Endpoint:
     if match := re.fullmatch(
         r"(?P<scheme>tcp|udp)://(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:\[\]/]*)):(?P<port>[0-9]+)/?(?:\?(?P<query>.*))?",
         text,
@@ -233,7 +264,7 @@ def parse_endpoint(text: str, inherited_type: int = socket.SOCK_STREAM) -> Endpo
         if match["scheme"] == "udp":
             return _with_options(text, UDPEndpoint(host, port), match["query"])
         if match["query"] is not None:
-            raise ValueError(f"bad endpoint {text!r}: tcp:// takes no options after a ?")
+            raise ValueError(f"bad endpoint {text!r}: tcp:// takes no options after a ? but proxy= and proxy_from=")
         return TCPEndpoint(host, port)
     if match := re.fullmatch(r"(?P<scheme>unix|unixgram):(?://(?=/))?(?P<path>[^?]+)(?:\?(?P<query>.*))?", text):
         path = match["path"]

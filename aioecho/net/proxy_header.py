@@ -16,7 +16,7 @@ from aioecho.exceptions import AioechoError
 from aioecho.net.proxy_tlvs import MalformedTLV, ProxyTLS, WrongChecksum, check_checksum, parse_tlvs
 from aioecho.runtime.addresses import unmapped
 
-__all__ = ["ProxyHeader", "ProxyHeaderError", "ProxyTLS", "parse"]
+__all__ = ["ProxyHeader", "ProxyHeaderError", "ProxyTLS", "find_missing", "parse"]
 
 Reason = Literal["bad signature", "version not allowed", "malformed", "too large", "bad checksum"]
 Transport = Literal["tcp", "udp", "unix", "unixgram"]
@@ -26,6 +26,10 @@ SIGNATURE_OF_V2 = b"\r\n\r\n\0\r\nQUIT\n"
 
 # The longest line of version 1, with its end.
 LONGEST_LINE = 107
+
+# The shortest is PROXY UNKNOWN. A header of version 2 has a byte more. The others have so many spaces.
+SHORTEST_LINE = 15
+SPACES = 5
 
 FIXED_PART = struct.Struct("!12sBBH")
 INET, INET6, UNIX = struct.Struct("!4s4sHH"), struct.Struct("!16s16sHH"), struct.Struct("!108s108s")
@@ -112,6 +116,23 @@ def parse(buffer: bytes | bytearray, *, versions: Collection[int] = (1, 2), max_
                 )
             return _parse_binary(buffer, max_size) if version == 2 else _parse_line(buffer, max_size)
     raise ProxyHeaderError("bad signature", f"no PROXY header, but {bytes(buffer[:32])!r}")
+
+
+def find_missing(buffer: bytes | bytearray) -> int:
+    """Return how many bytes a header that is not whole has still to come, at least: to read no more takes none of what follows.
+
+    `buffer` is something for which :func:`parse` has returned None.
+    """
+    size = len(buffer)
+    if size < SHORTEST_LINE:
+        return SHORTEST_LINE - size
+    if buffer.startswith(SIGNATURE_OF_V2):
+        length = int.from_bytes(buffer[14:16], "big") if size >= FIXED_PART.size else 0
+        return FIXED_PART.size + length - size
+    if buffer.startswith(b"PROXY UNKNOWN"):
+        return 1 if buffer.endswith(b"\r") else 2
+    # Every field that has not begun has a space and a character, and there is the line's end.
+    return 1 if buffer.endswith(b"\r") else 2 * max(SPACES - buffer.count(b" "), 0) + 2
 
 
 # Version 1

@@ -25,7 +25,8 @@ class _Connections(Sized, Iterable[Any], Protocol):
 
 
 class Admission:
-    """Applies the limits on accepting. `connections` are the live ones, a collection that changes; they have `client_address`.
+    """Applies the limits on accepting. `connections` are the live ones, a collection that changes; they have a
+    `counted_address`.
 
     `memory` is what the connections' streams hold. `retry` is called when there may be room again for another reason than
     the end of a connection.
@@ -53,7 +54,7 @@ class Admission:
         self.memory.most = limits.max_memory
         self._hosts = Counter()
         if limits.max_per_host is not None:
-            hosts = (host_of(connection.client_address) for connection in self._connections)
+            hosts = (host_of(connection.counted_address) for connection in self._connections)
             self._hosts.update(host for host in hosts if host is not None)
         self._next = 0.0
         self._retry()

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from aioecho.certificates import TLS
-from aioecho.config import Limits, Timeouts, check_ssl
+from aioecho.config import Limits, Timeouts, check_ssl, check_type
 from aioecho.net.binding import BoundSocket, bind_endpoint
-from aioecho.net.endpoints import Endpoint, InheritedEndpoint, parse_endpoint
+from aioecho.net.endpoints import Endpoint, HostEndpoint, InheritedEndpoint, parse_endpoint
 from aioecho.net.forks import close_in_forked_children, is_forked_by_multiprocessing
+from aioecho.net.proxy_protocol import ProxyProtocol, check_trust
+from aioecho.net.proxy_sockets import expect_headers
 from aioecho.serving.drain import DEFAULT_GRACE, Drain, check_grace
 from aioecho.serving.handler_types import check_handler_class, check_socket_type
 from aioecho.serving.lifespan import Lifespan, MakeLifespan
@@ -54,6 +56,8 @@ class BaseServer(Registry):
             drained; what it yields is `state`, which handlers have too. If it raises, so does start().
         sock: a bound stream socket to serve on besides, or instead of an address, which then is None. It becomes the
             server's, which closes it; a path that it is bound to is left alone.
+        proxy: expect a PROXY header on every connection, or in every datagram, from these balancers. An endpoint string may
+            have its own, as in tcp://*:9999?proxy=v2&proxy_from=10.0.0.0/8.
 
     ``async with`` starts it, and at the end shuts it down. The constructor only stores. To be overridden:
     :meth:`verify_request`, :meth:`handle_error`. No signal is handled here: :func:`aioecho.run` does that.
@@ -80,6 +84,7 @@ class BaseServer(Registry):
         deny: Sequence[str] = (),
         lifespan: MakeLifespan | None = None,
         sock: socket.socket | None = None,
+        proxy: ProxyProtocol | None = None,
     ) -> None:
         if isinstance(RequestHandlerClass, Mapping):
             if server_address is not None:
@@ -106,6 +111,10 @@ class BaseServer(Registry):
             raise ValueError("a server needs an address or a socket to listen on")
         for handler_class, _ in served:
             self._check_endpoints(handler_class)
+        self._proxy = None if proxy is None else check_type("proxy", proxy, ProxyProtocol)
+        for endpoint in self.endpoints:
+            if isinstance(endpoint, HostEndpoint):
+                check_trust(endpoint.proxy or proxy, str(endpoint))
         self.grace = grace
         self.state: Any = None
         self._lifespan = None if lifespan is None else Lifespan(lifespan, self, lambda: self._begin_shutdown(None))
@@ -178,7 +187,8 @@ class BaseServer(Registry):
             if self._lifespan is not None:
                 self.state = await self._lifespan.begin()
             for index, endpoint in enumerate(self.endpoints):
-                bound += await bind_endpoint(endpoint, backlog=self.limits.backlog)
+                found = await bind_endpoint(endpoint, backlog=self.limits.backlog)
+                bound += expect_headers(found, endpoint.proxy or self._proxy)
                 handler_class = self._handler_classes[index] if index < len(self._handler_classes) else None
                 handler_classes += [handler_class] * (len(bound) - len(handler_classes))
             if self._is_ending():

@@ -1,22 +1,20 @@
 """One connection's life: a transport for the accepted socket, its handler, and the end in good order."""
 
 import asyncio
-import contextlib
-import inspect
 import socket
 import ssl as ssl_module
 import sys
 from collections.abc import Awaitable, Callable
 from types import CoroutineType
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from aioecho.runtime.logs import format_address
 from aioecho.serving.base import BaseServer
-from aioecho.serving.draining import DrainedConnection
 from aioecho.serving.end_record import is_recorded, log_end
 from aioecho.serving.ends import Reason
 from aioecho.serving.handlers import BaseRequestHandler
 from aioecho.serving.timeouts import CLOSED, FINISH, HANDLE, OPEN, PREPARE
+from aioecho.serving.verifying import VerifiedConnection
 from aioecho.streams.outgoing import reset_when_closed
 from aioecho.streams.protocol import CountingStreamProtocol, StreamProtocol
 from aioecho.streams.reader import StreamReader
@@ -26,7 +24,7 @@ from aioecho.streams.writer import StreamWriter
 __all__ = ["Connection"]
 
 
-class Connection(DrainedConnection):
+class Connection(VerifiedConnection):
     """A live connection of a server, in `server.connections`.
 
     `client_address` is as accept() gave it. `handler` is None until it is made. Call :meth:`abort` to cut it off; to do
@@ -36,7 +34,9 @@ class Connection(DrainedConnection):
     # It ends in exactly one of the server's counters, by its `reason`, in its task's done-callback, which it is
     # itself: a bound method for each connection would cost some bytes.
 
-    __slots__ = ("client_address", "reason")
+    __slots__ = ("client_address",)
+
+    protocol_class: ClassVar[type[StreamProtocol]] = StreamProtocol
 
     def __init__(
         self,
@@ -61,10 +61,11 @@ class Connection(DrainedConnection):
         self._linger: asyncio.TimerHandle | None = None
         self._stalled: tuple[float, int, int] | None = None  # since when, and at which counts of bytes
         limits = server.admission.limits
-        counts, measures = is_recorded(server.access_log), server.measures
-        kind = CountingStreamProtocol if counts else StreamProtocol
+        measures = server.measures
+        counts = is_recorded(server.access_log)
+        kind = CountingStreamProtocol if counts else self.protocol_class
         if measures is not None:
-            kind = measures.choose_protocol(sock, counts)
+            kind = measures.choose_protocol(sock, counts or self.protocol_class is not StreamProtocol)
         self._protocol = kind(
             loop,
             limit=limits.max_buffer,
@@ -248,11 +249,7 @@ class Connection(DrainedConnection):
             # A connection times its end itself: this time would also count while a large reply is still being sent.
             await writer.start_tls(ssl, ssl_shutdown_timeout=FOR_EVER)
         except OSError as error:
-            # The peer's fault or bad luck: garbage, silence, gone. It may be a flood of them.
-            self._server.report_not_begun(self.client_address, "TLS handshake", error)
-            if measures is not None:
-                self.look_at_wire()  # which ends without a word to the stream's protocol
-                measures.note_handshake(None)
+            self._note_failed_handshake(error)
             return
         if measures is not None:
             measures.note_handshake(self._loop.time() - began)
@@ -260,47 +257,19 @@ class Connection(DrainedConnection):
         if verifying is not None:
             await verifying
 
+    def _note_failed_handshake(self, error: OSError) -> None:
+        # The peer's fault or bad luck: garbage, silence, gone. It may be a flood of them.
+        self._server.report_not_begun(self.client_address, "TLS handshake", error)
+        if self._server.measures is not None:
+            self.look_at_wire()  # which ends without a word to the stream's protocol
+            self._server.measures.note_handshake(None)
+
     def _verify(self, request: tuple[StreamReader, StreamWriter]) -> Awaitable[None] | None:
         self.request = request
         self.reason = "error"
         if self._server.is_draining:
             self.drain()
         return self.prepare()
-
-    async def _judge(self, verified: Any) -> None:
-        if inspect.isawaitable(verified):
-            verified = await self._await_verdict(verified)
-            if verified is None:
-                return
-        await super()._judge(verified)
-
-    async def _await_verdict(self, verdict: Awaitable[Any]) -> bool | None:
-        """Return what verify_request() does, if its peer stays and Timeouts.handshake lasts so long, else None."""
-        self.note_wait()
-        protocol, seconds = self._protocol, self._timeouts().handshake
-        lost = protocol.make_close_waiter()
-        try:
-            async with asyncio.timeout_at(None if seconds is None else self.since + seconds) as scope:
-                lost.add_done_callback(lambda _: self._end_scope(scope))
-                if protocol.is_lost:
-                    scope.reschedule(0)
-                return bool(await verdict)
-        except TimeoutError:
-            if not scope.expired():  # it is verify_request()'s own
-                raise
-            if protocol.is_lost:
-                self.reason = "connection lost"
-            else:
-                self.reason = "handshake"
-                error = TimeoutError(f"verify_request() took longer than {seconds:.4g} seconds")
-                self._server.report_not_begun(self.client_address, "verification", error)
-            return None
-        finally:
-            protocol.drop_close_waiter(lost)
-
-    def _end_scope(self, scope: asyncio.Timeout) -> None:
-        with contextlib.suppress(RuntimeError):  # it has ended in the same turn
-            scope.reschedule(0)
 
     # Broadcasts.
 

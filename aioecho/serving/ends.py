@@ -16,7 +16,17 @@ from typing import Any, Literal, Protocol, cast
 
 from aioecho.exceptions import ConnectionTimeout, FrameTooLong, FramingError, LineTooLong
 
-__all__ = ["OUTCOMES", "Ended", "Outcome", "Reason", "Reporting", "ending", "find_other_stream", "find_peers_reason"]
+__all__ = [
+    "OUTCOMES",
+    "PROXY_REASONS",
+    "Ended",
+    "Outcome",
+    "Reason",
+    "Reporting",
+    "ending",
+    "find_other_stream",
+    "find_peers_reason",
+]
 
 Outcome = Literal["completed", "failed", "cancelled", "rejected"]
 
@@ -49,6 +59,14 @@ Reason = Literal[
     "overflow",
     "per host",
     "no thread",
+    "probe",
+    "proxy untrusted",
+    "proxy missing",
+    "proxy version",
+    "proxy malformed",
+    "proxy too large",
+    "proxy checksum",
+    "proxy timeout",
 ]
 
 OUTCOMES: Mapping[str, Outcome] = {
@@ -80,8 +98,25 @@ OUTCOMES: Mapping[str, Outcome] = {
     "overflow": "rejected",
     "per host": "rejected",
     "no thread": "rejected",
+    "probe": "completed",
+    "proxy untrusted": "rejected",
+    "proxy missing": "rejected",
+    "proxy version": "rejected",
+    "proxy malformed": "rejected",
+    "proxy too large": "rejected",
+    "proxy checksum": "rejected",
+    "proxy timeout": "rejected",
 }
 """The outcome that every reason has."""
+
+PROXY_REASONS: Mapping[str, Reason] = {
+    "bad signature": "proxy missing",
+    "version not allowed": "proxy version",
+    "malformed": "proxy malformed",
+    "too large": "proxy too large",
+    "bad checksum": "proxy checksum",
+}
+"""The reasons of connections, by that of a ProxyHeaderError."""
 
 # What an OSError may be beside a ConnectionError when the peer's host has vanished.
 VANISHED = {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN}
@@ -114,6 +149,11 @@ class Ended:
     request: Any
 
     @property
+    def counted_address(self) -> Any:
+        """The address by which limits per host count it; None where they do not."""
+        return self.client_address
+
+    @property
     def outcome(self) -> Outcome:
         """How it ended, or would if it ended now: what `reason` has in :data:`OUTCOMES`."""
         return OUTCOMES[self.reason]
@@ -127,7 +167,7 @@ class Ended:
         is_settled = isinstance(error, Exception)
         # mypy looks for the slot in this class. The derived classes have it: of several bases one alone may have slots.
         self.reason = self._find_reason(error)  # type: ignore[misc]
-        if is_settled and self.reason != "finished":
+        if is_settled and self.reason not in ("finished", "probe"):
             server.call_handle_error(self.request if request is None else request, self.client_address, self)
         return is_settled
 

@@ -11,7 +11,13 @@ from aioecho.streams.outgoing import Outgoing, set_result
 from aioecho.streams.reader import StreamReader
 from aioecho.streams.records import BIG
 
-__all__ = ["CountingStreamProtocol", "MeasuredCountingStreamProtocol", "MeasuredStreamProtocol", "StreamProtocol"]
+__all__ = [
+    "CountingStreamProtocol",
+    "MeasuredCountingStreamProtocol",
+    "MeasuredStreamProtocol",
+    "ReadCountingProtocol",
+    "StreamProtocol",
+]
 
 # The most that asyncio's transports read at a time. By themselves they ask for 256 KiB, for which malloc() maps memory at each
 # read and unmaps it, as it does from 128 KiB on unless its heap happens to have room. That was measured as twice the processor
@@ -252,25 +258,49 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
             raise self.lost_with
 
 
-class CountingStreamProtocol(StreamProtocol):
-    """A StreamProtocol that counts bytes, which costs every message some time."""
+class ReadCountingProtocol(StreamProtocol):
+    """A StreamProtocol that counts the bytes that are read, which costs every message some time."""
 
-    __slots__ = ("bytes_in", "bytes_out", "endpoint", "first_at", "tls_at")
+    __slots__ = ("bytes_in",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
+        super().__init__(loop, **options)
+        self.bytes_in = 0
+
+    def data_received(self, data: bytes) -> bool:  # type: ignore[override]
+        """Count, and do as for any stream."""
+        self.bytes_in += len(data)
+        return self.deliver(data)
+
+    def uncount(self, size: int) -> None:
+        """Take `size` bytes for not read, as they are no payload."""
+        self.bytes_in -= size
+
+
+class CountingStreamProtocol(ReadCountingProtocol):
+    """A StreamProtocol that counts bytes in both directions and notes times, which costs every message some time more."""
+
+    __slots__ = ("bytes_out", "endpoint", "first_at", "tls_at")
 
     counts = True
 
     def __init__(self, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
         super().__init__(loop, **options)
-        self.bytes_in = self.bytes_out = 0
+        self.bytes_out = 0
         self.first_at = self.tls_at = None
         self.endpoint = ""
 
     def data_received(self, data: bytes) -> bool:  # type: ignore[override]
-        """Count, and do as for any stream."""
+        """Count, note when the first byte came, and do as for any stream."""
         if not self.bytes_in:
             self.first_at = self._loop.time()
         self.bytes_in += len(data)
         return self.deliver(data)
+
+    def uncount(self, size: int) -> None:
+        """Take `size` bytes for not read; what is left has come just now, behind them."""
+        super().uncount(size)
+        self.first_at = self._loop.time() if self.bytes_in else None
 
     def replace_transport(self, transport: asyncio.Transport) -> None:
         """Note when, and do as for any stream."""

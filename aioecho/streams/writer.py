@@ -9,7 +9,7 @@ from time import monotonic
 from aioecho.streams.handshake import start_tls
 from aioecho.streams.handshake_limit import TermsOfConnection
 from aioecho.streams.news import Buffer
-from aioecho.streams.protocol import CountingStreamProtocol, StreamProtocol
+from aioecho.streams.protocol import ReadCountingProtocol, StreamProtocol
 from aioecho.streams.reader import StreamReader
 from aioecho.streams.tls import FOR_EVER
 
@@ -159,7 +159,7 @@ class StreamWriter(asyncio.StreamWriter):
         unanswered = protocol.unanswered
         received = reader._take(len(reader._buffer)) if reader is not None else b""
         protocol.unanswered = unanswered  # what was taken is no message
-        if isinstance(protocol, CountingStreamProtocol):
+        if isinstance(protocol, ReadCountingProtocol):
             protocol.bytes_in -= len(received)
         protocol.is_breathing = False
         transport.pause_reading()  # what comes now is TLS's; uvloop would read on before it gets to start that

@@ -210,6 +210,9 @@ def run_workers(
     loop_factory(loop)
     if workers > 1:
         check_sessions(server, reuse_port=reuse_port)
+    queries = ["" if endpoint.proxy is None else f"?{endpoint.proxy.query}" for endpoint in server.endpoints]
+    if any(queries):
+        make_server = functools.partial(_make_with_queries, make_server, queries)
     order = Order(
         make_server=make_server,
         loop=loop,
@@ -232,6 +235,13 @@ def run_workers(
     )
     with giving_back(SUPERVISOR_SIGNALS), asyncio.Runner(loop_factory=loop_factory("asyncio")) as runner:
         return runner.run(supervisor.run())
+
+
+def _make_with_queries(
+    make_server: Callable[[list[list[str]]], BaseServer], queries: list[str], endpoints: list[list[str]]
+) -> BaseServer:
+    """Make a worker's server of inherited sockets, which have the options that the supervisor's endpoints had."""
+    return make_server([[text + query for text in group] for group, query in zip(endpoints, queries, strict=True)])
 
 
 class _Supervisor(Supervisor):
