@@ -131,7 +131,6 @@ def test_an_endpoint_shows_as_the_string_it_came_from(text: str) -> None:
     [
         ("", "expected tcp://HOST:PORT"),
         ("9999", "expected tcp://HOST:PORT"),
-        ("localhost:9999", "expected tcp://HOST:PORT"),
         ("tcp:localhost:9999", "expected tcp://HOST:PORT"),
         ("tcp://localhost", "expected tcp://HOST:PORT"),
         ("tcp://localhost:", "expected tcp://HOST:PORT"),
@@ -165,6 +164,14 @@ def test_an_endpoint_shows_as_the_string_it_came_from(text: str) -> None:
         ("fd://-1", "fd://N"),
         ("fd://stdin", "fd://N"),
         ("http://localhost:80", "expected tcp://HOST:PORT"),
+        (":7000", "write 127.0.0.1:7000, or *:7000 to listen on all addresses"),
+        ("7000", "write 127.0.0.1:7000, or *:7000"),
+        ("tcp:7000", "write 127.0.0.1:7000, or *:7000"),
+        ("localhost", "expected tcp://HOST:PORT"),
+        ("localhost:65536", "a port is at most 65535"),
+        ("[localhost]:7000", "brackets are for an IPv6 address"),
+        ("./app.sock", "write unix:./app.sock"),
+        ("/run/app.sock", "write unix:/run/app.sock"),
         ("TCP://localhost:80", "expected tcp://HOST:PORT"),
     ],
 )
@@ -175,6 +182,11 @@ def test_a_bad_endpoint_string_is_refused_with_what_is_wrong(text: str, complain
     assert complaint in str(caught.value)
     with pytest.raises(ValueError, match="bad endpoint"):
         aioecho.serve(Echo, text)
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:7000", "localhost:0", "[::1]:7000", "*:7000"])
+def test_an_address_without_a_scheme_is_for_tcp(text: str) -> None:
+    assert parse_endpoint(text) == parse_endpoint(f"tcp://{text}")
 
 
 @pytest.mark.parametrize("thing", [None, 9999, b"tcp://localhost:9999", ("localhost", 9999)])

@@ -42,6 +42,10 @@ async def factory(request: Any, client_address: Any, server: Any) -> Echo:
     return Echo(request, client_address, server)
 
 
+async def starred(*arguments: Any) -> Echo:
+    return Echo(*arguments)
+
+
 class Factory:
     async def __call__(self, request: Any, client_address: Any, server: Any) -> Echo:
         return Echo(request, client_address, server)
@@ -57,6 +61,7 @@ class Factory:
         (AsyncYields, r"the handle\(\) of AsyncYields makes generators"),
         (factory, "factory is a coroutine function, and RequestHandlerClass is called without `await`: give a class"),
         (functools.partial(factory), "factory is a coroutine function"),
+        (starred, "starred is a coroutine function"),
         (Factory(), "Factory object at .* is a coroutine function"),
     ],
 )

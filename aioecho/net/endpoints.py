@@ -229,6 +229,10 @@ Endpoint = Union[  # noqa: UP007 - shown as one name in signatures
 ]
 
 
+# What stands before a colon, and is no host.
+SCHEMES = {"tcp", "udp", "unix", "unixgram", "fd", "systemd", "stdio"}
+
+
 def parse_endpoint(text: str, inherited_type: int = socket.SOCK_STREAM) -> Endpoint:
     """Return the endpoint that `text` names; `inherited_type` is the type that inherited sockets are to have.
 
@@ -292,7 +296,18 @@ def _parse(text: str, inherited_type: int) -> Endpoint:
         return StdioEndpoint()
     if match := re.fullmatch(r"systemd:(?P<name>[^:/]+)", text):
         return SystemdEndpoint(match["name"], inherited_type)
-    raise ValueError(f"bad endpoint {text!r}: expected {FORMS}")
+    match = re.fullmatch(r"(?:\[[^\]]+\]|(?P<host>[^:\[\]/?]+)):[0-9]+", text)
+    if match is not None and match["host"] not in SCHEMES:
+        try:
+            return _parse(f"tcp://{text}", inherited_type)
+        except ValueError as error:
+            raise ValueError(str(error).replace(f"tcp://{text}", text, 1)) from None
+    hint = ""
+    if match := re.fullmatch(r"(?:[a-z]*:(?://)?)?([0-9]+)", text):
+        hint = f"write 127.0.0.1:{match[1]}, or *:{match[1]} to listen on all addresses; "
+    elif text.startswith(("/", "./")):
+        hint = f"write unix:{text}; "
+    raise ValueError(f"bad endpoint {text!r}: {hint}expected {FORMS}")
 
 
 def _with_options(text: str, endpoint: UDPEndpoint, query: str | None) -> UDPEndpoint:

@@ -64,11 +64,14 @@ def is_handle_function(RequestHandlerClass: Any) -> bool:
     """Tell whether this is a coroutine function of two arguments, a reader and a writer, as asyncio.start_server() takes."""
     if not inspect.iscoroutinefunction(undo_partial(RequestHandlerClass)):
         return False
-    try:
-        inspect.signature(RequestHandlerClass).bind(None, None)
-    except TypeError:
-        return False
-    return True
+    needed = [
+        parameter
+        for parameter in inspect.signature(RequestHandlerClass).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    return len(needed) == 2 and all(
+        parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD) for parameter in needed
+    )
 
 
 def check_handler_class(RequestHandlerClass: Any) -> None:
