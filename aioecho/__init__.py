@@ -28,6 +28,7 @@ from aioecho.serving.handlers import (
     DatagramSessionHandler,
     StreamRequestHandler,
 )
+from aioecho.serving.live import ByteCounts, Connections, LiveConnection
 from aioecho.stats import DatagramStats, DrainReport, Stats
 from aioecho.streams.reader import StreamReader
 from aioecho.streams.writer import StreamWriter
@@ -41,8 +42,10 @@ __all__ = [
     "BackgroundServer",
     "BaseRequestHandler",
     "BaseServer",
+    "ByteCounts",
     "CertificateError",
     "ConnectionTimeout",
+    "Connections",
     "DatagramRequestHandler",
     "DatagramServer",
     "DatagramSessionHandler",
@@ -53,6 +56,7 @@ __all__ = [
     "FramingError",
     "Limits",
     "LineTooLong",
+    "LiveConnection",
     "ProxyHeader",
     "ProxyProtocol",
     "ProxyTLS",

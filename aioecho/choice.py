@@ -1,8 +1,9 @@
 """The choice of a server by endpoints and handler classes; and servers for streams and datagrams together."""
 
 import asyncio
+import itertools
 import socket
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from aioecho.config import Limits
@@ -14,6 +15,7 @@ from aioecho.serving.base import BaseServer
 from aioecho.serving.drain import Drain
 from aioecho.serving.handler_types import serves_datagrams
 from aioecho.serving.lifespan import MakeLifespan
+from aioecho.serving.live import Connections
 from aioecho.stats import DrainReport, ServiceStats
 
 __all__ = ["Service", "are_for_datagrams", "serve"]
@@ -131,6 +133,7 @@ class Service(BaseServer):
         for part in parts:
             part.service = self
         self._parts = parts
+        self.ids = self.ids  # the parts' too, so that no two of their connections have the same id
         self._check_limits(self.limits)
 
     def _check_endpoints(self, RequestHandlerClass: Any) -> None:
@@ -158,9 +161,9 @@ class Service(BaseServer):
         return any(part.is_serving() for part in self._parts)
 
     @property
-    def connections(self) -> Collection[Any]:
+    def connections(self) -> Connections:
         """The live connections, and the handlers of datagrams that run: a copy, as they come and go."""
-        return frozenset().union(*(part.connections for part in self._parts))
+        return Connections(itertools.chain(*(part.connections for part in self._parts)))
 
     @property
     def stats(self) -> ServiceStats:
@@ -198,7 +201,7 @@ class Service(BaseServer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in ("keep_backlog", "on_accept", "handover", "access_log"):
+        if name in ("keep_backlog", "on_accept", "handover", "access_log", "ids"):
             for part in self._parts:
                 setattr(part, name, value)
 

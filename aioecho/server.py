@@ -10,7 +10,7 @@ from aioecho.blocking.proxied import ProxiedThreadedConnection
 from aioecho.blocking.streams import ThreadedConnection
 from aioecho.config import Limits
 from aioecho.net.acceptor import Acceptor
-from aioecho.net.binding import BoundSocket
+from aioecho.net.bound import BoundSocket
 from aioecho.net.endpoints import (
     Endpoint,
     StdioEndpoint,

@@ -1018,3 +1018,8 @@ def test_behind_nginx_one_server_can_be_stopped(tmp_path: Path) -> None:
     command = ("nginx", "-p", tmp_path, "-e", "stderr", "-c", tmp_path / "nginx.conf")
     with behind(besides + BLOCKS["nginx.conf"], *command) as (servers, endpoint):
         check_that_one_can_be_stopped(servers, endpoint)
+
+
+@BLOCKS.runs("kick")
+def test_the_page_on_live_control_kicks() -> None:
+    execute(BLOCKS["kick"])

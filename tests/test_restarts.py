@@ -10,6 +10,7 @@ import random
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -273,3 +274,55 @@ def test_fifty_rolling_restarts_cut_none_of_five_kinds_of_clients(
     way: tuple[str, ...], kinds: Sequence[type[Client]], tmp_path: Path
 ) -> None:
     asyncio.run(roll_under_all(50, tmp_path / "notes", *way, kinds=kinds, each=8))
+
+
+# Eight clients that connect again and again until they are refused, and what became of their connections.
+CONNECTING = """
+import collections, socket, sys, threading
+
+outcomes = collections.Counter()
+
+def connect():
+    refused = 0
+    while refused < 3:
+        with socket.socket() as sock:
+            sock.settimeout(20)
+            try:
+                sock.connect(("127.0.0.1", int(sys.argv[1])))
+            except ConnectionRefusedError:
+                refused += 1
+                continue
+            except OSError as error:
+                outcomes[repr(error)] += 1
+                continue
+            try:
+                sock.sendall(b"hello\\n")
+                sock.shutdown(socket.SHUT_WR)
+                outcomes[sock.recv(100).decode()] += 1
+            except OSError as error:
+                outcomes[repr(error)] += 1
+
+threads = [threading.Thread(target=connect) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(dict(outcomes))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no other system can drop connection requests")
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_no_client_is_reset_that_connects_while_a_server_stops(loop: str) -> None:
+    for _ in range(6):
+        with Program.aioecho("serve", "upper", "--port", "0", "--loop", loop) as server:
+            port = server.listening().rpartition(":")[2]
+            with Program(sys.executable, "-c", CONNECTING, port) as clients:
+                time.sleep(0.5)  # for some thousands to be served
+                assert server.stop() == 0
+                code, output, errors = clients.end()
+        assert (code, errors) == (0, "")
+        outcomes = eval(output)
+        assert set(outcomes) == {"HELLO\n"}, outcomes
+        assert outcomes["HELLO\n"] > 100

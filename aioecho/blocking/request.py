@@ -12,12 +12,13 @@ from aioecho.runtime.logs import format_address
 from aioecho.runtime.threads import ThreadPool, report_end_of_thread
 from aioecho.serving.base import BaseServer
 from aioecho.serving.ends import Ended, Reason
+from aioecho.serving.live import Live
 from aioecho.serving.measures import Wire
 
 __all__ = ["Threaded"]
 
 
-class Threaded(Ended):
+class Threaded(Live, Ended):
     """A request and its blocking handler, in a thread or waiting for one, in `server.connections`.
 
     `handler` is always None: its constructor returns when all is done. `thread` is None until it has one.

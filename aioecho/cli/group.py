@@ -17,6 +17,8 @@ __all__ = ["main"]
 _COMMANDS = {
     "serve": ("aioecho.cli.serve", "serve_command"),
     "send": ("aioecho.cli.send", "send_command"),
+    "ctl": ("aioecho.cli.ctl", "ctl_command"),
+    "top": ("aioecho.cli.top", "top_command"),
     "load": ("aioecho.cli.load", "load_command"),
 }
 

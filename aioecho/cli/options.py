@@ -94,6 +94,8 @@ _OPTIONS: list[Callable[[Any], Any]] = [
                  " Peers of Unix sockets need none."),
     click.option("--metrics", metavar="HOST:PORT|unix:PATH",
                  help="Tell Prometheus here, as 127.0.0.1:9464, and health checks: /metrics, /healthz, /readyz."),
+    click.option("--control", metavar="unix:PATH",
+                 help="Open a Unix socket for the command ctl; see the docs on live control."),
     click.option("--log-level", type=click.Choice(["critical", "error", "warning", "info", "debug"]), default="info",
                  show_default=True, help="The lowest level that is logged, to stderr."),
     click.option("--access-log/--no-access-log", default=False,

@@ -28,6 +28,7 @@ from aioecho.config import Limits, Timeouts
 from aioecho.echo import DATAGRAM_HANDLERS, HANDLERS
 from aioecho.exceptions import AioechoError, CertificateError
 from aioecho.net.proxy_protocol import ProxyProtocol
+from aioecho.ops.control import parse_control
 from aioecho.ops.metrics import parse_metrics_address
 from aioecho.runtime.log_config import renew_log
 from aioecho.runtime.loops import loop_factory
@@ -100,6 +101,8 @@ def serve_command(context: click.Context, /, handler: str, **options: Any) -> No
         loop_name = "uvloop" if loop_factory(loop).__module__.startswith("uvloop") else "asyncio"
         if options["metrics"] is not None:
             parse_metrics_address(options["metrics"])
+        if options["control"] is not None:
+            parse_control(options["control"])
         if workers != 1:
             check_sessions(server, reuse_port=reuse_port)
         if supervised and is_stdio:
@@ -145,6 +148,7 @@ def serve_command(context: click.Context, /, handler: str, **options: Any) -> No
                 when_serving=announce_workers,
                 when_reloading=renew,
                 metrics=options["metrics"],
+                control=options["control"],
             )
         else:
             server.when_bound = when_bound
@@ -154,6 +158,7 @@ def serve_command(context: click.Context, /, handler: str, **options: Any) -> No
                 when_serving=lambda server: None if is_stdio else announce(server.names),
                 when_reloading=renew,
                 metrics=options["metrics"],
+                control=options["control"],
             )
     except AioechoError as error:
         raise click.ClickException(str(error)) from error

@@ -28,6 +28,11 @@ class DatagramRun(HandlerRun):
     _cancelled_at: float | None  # as it took too long
     _since: float | None  # when it was first visited
 
+    @property
+    def since(self) -> float | None:
+        """When it began, up to a twentieth of its timeout late; None until the timeouts are looked at first."""
+        return self._since
+
     def count_time(self) -> None:
         """Let the time count from the next sweep on, a twentieth of it later at the most: nothing looks at the clock here."""
         self._server.timeout_sweeper.watch(self, self._server.handler_timeouts)

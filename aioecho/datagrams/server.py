@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from aioecho.blocking.datagrams import ThreadedDatagram
@@ -16,7 +16,7 @@ from aioecho.datagrams.run import DatagramRun
 from aioecho.datagrams.session_table import SessionTable
 from aioecho.datagrams.sessions import Session
 from aioecho.datagrams.task import DatagramTask
-from aioecho.net.binding import BoundSocket
+from aioecho.net.bound import BoundSocket
 from aioecho.net.datagram_socket import DatagramSocket, DatagramTransport
 from aioecho.net.datagram_socket import logger as socket_logger
 from aioecho.net.endpoints import Endpoint, UDPEndpoint, UnixDatagramEndpoint
@@ -24,6 +24,7 @@ from aioecho.runtime.logs import BoundedLog, format_address
 from aioecho.serving.base import BaseServer
 from aioecho.serving.end_record import MistakeLog
 from aioecho.serving.handler_types import is_blocking, makes_sessions
+from aioecho.serving.live import Connections
 from aioecho.serving.porting import check_hooks
 from aioecho.stats import DatagramStats
 
@@ -116,10 +117,10 @@ class DatagramServer(BaseServer):
         return stats
 
     @property
-    def connections(self) -> Collection[Any]:
+    def connections(self) -> Connections:
         """The handlers that run: a copy, as they come and go."""
         running = self._first_step()
-        return frozenset(self._connections if running is None else {*self._connections, running})
+        return Connections(self._connections if running is None else {*self._connections, running})
 
     def _first_step(self) -> DatagramTask | None:
         # None for another thread, which only looks on: the step may end meanwhile.

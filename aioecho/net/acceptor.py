@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from aioecho.net.binding import BoundSocket
+from aioecho.net.bound import BoundSocket
 from aioecho.net.watch import OUT_OF_RESOURCES, ReadWatch, as_os_error
 from aioecho.runtime.addresses import is_dual_stack, unmapped
 from aioecho.runtime.logs import BoundedLog
@@ -103,6 +103,7 @@ class Acceptor:
         if not self._loop.is_closed():
             self.pause()
             if not keep_backlog:
+                self.bound.refuse_clients()
                 self._accept(backlog + 1)
                 self.pause()
         self._is_closed = True

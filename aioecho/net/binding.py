@@ -17,6 +17,7 @@ from typing import Any
 
 from aioecho.exceptions import EndpointError
 from aioecho.net import systemd
+from aioecho.net.bound import BoundSocket
 from aioecho.net.endpoints import (
     Endpoint,
     HostEndpoint,
@@ -28,10 +29,9 @@ from aioecho.net.endpoints import (
     resolve,
     socket_name,
 )
-from aioecho.net.proxy_protocol import ProxyProtocol
 from aioecho.net.stdio import take_standard_streams
 
-__all__ = ["BoundSocket", "bind_endpoint", "bind_sibling"]
+__all__ = ["bind_endpoint", "bind_sibling"]
 
 # Two families share port 0's choice only if it is free in both: a few tries find one even on a busy machine.
 PORT_TRIES = 20
@@ -39,36 +39,6 @@ PORT_TRIES = 20
 # Seconds that a start waits for others that start in the same folder, and between two looks. See _folder_lock().
 LOCK_TIMEOUT = 1.0
 LOCK_INTERVAL = 0.001
-
-
-class BoundSocket:
-    """A listening socket, or one bound for datagrams, and where that is.
-
-    `close()` also removes its path, while that is still ours to remove.
-    """
-
-    proxy: ProxyProtocol | None = None
-    """The PROXY headers that come first: see expect_headers()."""
-
-    def __init__(
-        self, sock: socket.socket, name: str, path: str | None = None, endpoint: HostEndpoint | None = None
-    ) -> None:
-        self.sock = sock
-        self.name = name
-        self.endpoint = endpoint
-        # Absolute: the program may change its folder meanwhile.
-        self._path = os.path.abspath(path) if path is not None else None
-        self._identity = _identity(path) if path is not None else None
-
-    def close(self) -> None:
-        """Close the socket, after removing its path unless another process has put another file there."""
-        path, self._path = self._path, None
-        if path is not None:
-            # Unlink before closing: while the socket listens, no other process can take the path for stale and bind there.
-            with contextlib.suppress(OSError):
-                if _identity(path) == self._identity:
-                    os.unlink(path)
-        self.sock.close()
 
 
 async def bind_endpoint(endpoint: Endpoint, *, backlog: int, reuse_port: bool = False) -> list[BoundSocket]:
@@ -353,11 +323,6 @@ def _let_go(sock: socket.socket | None, endpoint: InheritedEndpoint) -> None:
     """Leave a socket that can't be used as it was: with a socket object's owner, or as an open descriptor."""
     if sock is not None and isinstance(endpoint.source, int):
         sock.detach()
-
-
-def _identity(path: str) -> tuple[int, int]:
-    found = os.lstat(path)
-    return found.st_dev, found.st_ino
 
 
 @contextlib.asynccontextmanager

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
 from aioecho.config import Limits
-from aioecho.net.binding import BoundSocket
+from aioecho.net.bound import BoundSocket
 from aioecho.net.kernel import datagram_memory
 from aioecho.net.pktinfo import ROOM_FOR_PKTINFO, Ancillary, address_of, enable_pktinfo, source_from
 from aioecho.net.room import SendRoom, connected_probe, is_writable

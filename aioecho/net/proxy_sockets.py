@@ -4,7 +4,7 @@ import socket
 from collections.abc import Sequence
 
 from aioecho.exceptions import EndpointError
-from aioecho.net.binding import BoundSocket
+from aioecho.net.bound import BoundSocket
 from aioecho.net.proxy_protocol import ProxyProtocol, check_trust
 
 __all__ = ["expect_headers"]

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import logging.config
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -40,6 +39,8 @@ def apply_log_config(config: LogConfig) -> None:
     if not isinstance(config, Mapping):
         with open(path, "rb") as opened:
             text = opened.read()
+    import logging.config  # not at the top: it imports socketserver, which is_blocking() would then look at for each client
+
     before = _take_snapshot()
     try:
         if isinstance(config, Mapping):

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Self
 
 from aioecho.certificates import TLS
 from aioecho.config import Limits, Timeouts, check_ssl, check_type
-from aioecho.net.binding import BoundSocket, bind_endpoint
+from aioecho.net.binding import bind_endpoint
+from aioecho.net.bound import BoundSocket
 from aioecho.net.endpoints import Endpoint, HostEndpoint, InheritedEndpoint, parse_endpoint
 from aioecho.net.forks import close_in_forked_children, is_forked_by_multiprocessing
 from aioecho.net.proxy_protocol import ProxyProtocol, check_trust

@@ -7,7 +7,7 @@ from math import inf
 
 from aioecho.net.kernel import BYTES_RECEIVED, LAST_DATA_RECV, nothing_more_of, round_trip, stop_receiving, tcp_info
 from aioecho.serving.handlers import StreamRequestHandler
-from aioecho.serving.liveness import LiveConnection
+from aioecho.serving.liveness import ToldConnection
 from aioecho.serving.timeouts import HANDLE
 from aioecho.streams.ending import StreamDrain
 from aioecho.streams.handshake import Handshake
@@ -30,7 +30,7 @@ MOST_ROUND_TRIP = 1.0
 GOODBYE = 1.0
 
 
-class DrainedConnection(LiveConnection):
+class DrainedConnection(ToldConnection):
     """The part of a :class:`~aioecho.serving.connection.Connection` that ends it when the server stops."""
 
     __slots__ = ("_has_sent_eof", "was_aborted")

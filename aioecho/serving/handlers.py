@@ -58,6 +58,9 @@ class BaseRequestHandler(ABC):
     state = _State()
     """What the server's `lifespan` has yielded, its `state`: a database, a cache. A handler may set its own."""
 
+    label: str | None = None
+    """What its connection is called where it is listed: see :attr:`LiveConnection.label`."""
+
     def __init__(self, request: Any, client_address: Any, server: BaseServer) -> None:
         self.request = request
         self.client_address = client_address

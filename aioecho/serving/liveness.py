@@ -5,10 +5,10 @@ from typing import Any
 from aioecho.net.kernel import BYTES_ACKED, has_hung_up, tcp_info
 from aioecho.serving.timeouts import HANDLE, TimedConnection
 
-__all__ = ["LiveConnection"]
+__all__ = ["ToldConnection"]
 
 
-class LiveConnection(TimedConnection):
+class ToldConnection(TimedConnection):
     """The part of a :class:`~aioecho.serving.connection.Connection` that ends a handler which no read tells of the end."""
 
     __slots__ = ()

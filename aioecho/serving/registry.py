@@ -7,7 +7,7 @@ import logging
 import socket
 import ssl as ssl_module
 import sys
-from collections.abc import Awaitable, Callable, Collection, Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, ClassVar, Literal
 
 from aioecho.config import Limits, Timeouts, check_type
@@ -20,6 +20,7 @@ from aioecho.serving.drain import Drain, Served
 from aioecho.serving.end_record import MistakeLog, log_end
 from aioecho.serving.ends import OUTCOMES, Ended, Reason, ending, find_other_stream, find_peers_reason
 from aioecho.serving.handler_types import undo_partial
+from aioecho.serving.live import Connections, Identities
 from aioecho.serving.measures import Measures
 from aioecho.serving.measuring import measure
 from aioecho.serving.sweeper import TimeoutSweeper
@@ -45,13 +46,13 @@ class Registry:
     `handler_threads`: the threads of blocking handlers; None until the first one needs a thread.
     `keep_backlog`: whether the end of accepting leaves what the kernel has queued to other processes, which have the same
     sockets. `on_accept`: called for every connection, or datagram's handler, that is registered. Workers set the two.
-    `access_log`: whether the ends of connections are recorded for the access log.
+    `ids`: the ids of connections. `access_log`: whether the ends of connections are recorded for the access log.
     `live_stats`: what `stats` tells. `measures`: what is measured besides, None before the first call of `metrics()`.
     `audience`: what broadcasts. `goodbyes`: the tasks that run a handler's draining(), by their connections.
     """
 
     # The attributes of a server for datagrams are no more than 30: see there.
-    __slots__ = ("__dict__", "__weakref__", "measures")
+    __slots__ = ("__dict__", "__weakref__", "ids", "measures")
 
     # What a subclass for datagrams has otherwise.
     _what: ClassVar[str] = "connection"
@@ -76,6 +77,7 @@ class Registry:
         self.event_loop: asyncio.AbstractEventLoop | None = None
         self.handler_threads: ThreadPool | None = None
         self._connections: set[Any] = set()
+        self.ids = Identities()
         self.goodbyes: dict[Any, asyncio.Task[None]] = {}
         self.admission = Admission(
             check_type("limits", limits if limits is not None else Limits(), Limits),
@@ -102,9 +104,9 @@ class Registry:
     # What users see of it.
 
     @property
-    def connections(self) -> Collection[Any]:
-        """The live connections: a copy, as they come and go."""
-        return frozenset(self._connections)
+    def connections(self) -> Connections:
+        """The live connections, every one a :class:`~aioecho.LiveConnection`: a copy, as they come and go."""
+        return Connections(self._connections)
 
     @property
     def stats(self) -> Stats:
@@ -310,6 +312,16 @@ class Registry:
         if self.on_accept is not None:
             self.on_accept()
 
+    def identify(self, connection: Any) -> str:
+        """Return the id of a connection, which it gets now if it has none yet. One that has ended gets none: ""."""
+        return self.ids.find(connection) if connection in self._connections else ""
+
+    def note_kick(self, connection: Any, reason: str) -> None:
+        """Count the end of a connection, which is about to come, as kicked."""
+        if connection in self._connections and self.ids.add_kicked(connection):
+            why = f": {reason}" if reason else ""
+            logger.info("kicked the %s from %s%s", self._what, format_address(connection.client_address), why)
+
     def drain_late(self, connection: Served) -> None:
         """Let a connection drain that was registered when all others had been told to."""
         if self._drain is not None:
@@ -348,8 +360,10 @@ class Registry:
                 self._mistake_log.report(error, "the handler of the %s from %s raised", what, address)
         self.unregister_connection(connection)
 
-    def _count_end(self, connection: Served) -> None:
+    def _count_end(self, connection: Any) -> None:
         self._connections.discard(connection)
+        if self.ids.forget(connection):
+            connection.reason = "kicked"
         stats, outcome = self.live_stats, OUTCOMES[connection.reason]
         stats.active -= 1
         if outcome == "completed":

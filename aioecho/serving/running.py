@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from aioecho.runtime.driver import Driver
 from aioecho.serving.ends import Ended, Reporting
 from aioecho.serving.handlers import BaseRequestHandler
+from aioecho.serving.live import Live
 
 __all__ = ["HandlerRun", "Verifying"]
 
@@ -21,7 +22,7 @@ class Verifying(Reporting, Protocol):
         """Call the hook."""
 
 
-class HandlerRun(Ended, Driver):
+class HandlerRun(Live, Ended, Driver):
     """A request whose handler runs in a task of its own: a connection, a session.
 
     Its task's coroutine calls :meth:`prepare`, and if there is a `handler` then, :meth:`handle`, and awaits what they

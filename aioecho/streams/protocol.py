@@ -203,7 +203,7 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         self.needs_slow_path = True
         self.lost_with = exc
         reader = self.reader
-        is_told = reader.is_awaited() or bool(self._waiting_to_write)
+        is_told = exc is not None and (reader.is_awaited() or bool(self._waiting_to_write))
         if self.cut_for is not None and exc is None:
             # No end of the stream that the peer has not sent: what it sent was not all.
             reader.set_exception(ConnectionAbortedError(f"the server aborted the connection: {self.cut_for}"))

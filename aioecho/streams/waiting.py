@@ -73,7 +73,8 @@ class WaitingReader(ReceiveBuffer):
     def _end(self) -> None:
         self._eof = True
         self._slow_down()
-        self._tell_of_end()
+        if self._waiting_for_end:
+            self._tell_of_end()
 
     def set_exception(self, exc: BaseException) -> None:
         """Make this and every later read raise `exc`."""

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
 from aioecho.metrics import Metrics, Values
-from aioecho.net.binding import BoundSocket
+from aioecho.net.bound import BoundSocket
 from aioecho.net.kernel import datagram_memory
 from aioecho.serving.base import BaseServer
 from aioecho.serving.measuring import add_accept_queue, begin_measuring, measure_in_turns, tell_measures

@@ -8,7 +8,7 @@ import logging
 import math
 import signal
 import ssl as ssl_module
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from aioecho.certificates import TLS
@@ -17,6 +17,8 @@ from aioecho.datagrams.server import DatagramServer
 from aioecho.exceptions import AioechoError, CertificateError
 from aioecho.net import systemd
 from aioecho.net.endpoints import StdioEndpoint, UDPEndpoint
+from aioecho.ops.control import ControlServer, parse_control
+from aioecho.ops.control_server import make_control
 from aioecho.ops.metrics import MetricsEndpoint
 from aioecho.runtime.interpreters import is_subinterpreter
 from aioecho.runtime.log_config import LogConfig, apply_log_config, renew_log
@@ -26,6 +28,7 @@ from aioecho.runtime.stdio import fill_standard_streams
 from aioecho.serving.base import BaseServer
 from aioecho.serving.drain import STAGE_TIMEOUT
 from aioecho.stats import DrainReport
+from aioecho.workers.control import SupervisorControl
 from aioecho.workers.guard import check_can_start_workers, refuse_start_in_worker
 from aioecho.workers.order import Order
 from aioecho.workers.processors import count_processors
@@ -56,6 +59,7 @@ def run(
     log_config: LogConfig | None = None,
     metrics: str | None = None,
     ssl: ssl_module.SSLContext | TLS | Callable[[], ssl_module.SSLContext | TLS] | None = None,
+    control: str | None = None,
     **options: Any,
 ) -> DrainReport:
     """Serve on all of `endpoints` until SIGTERM or SIGINT, then drain; a second signal ends it at once.
@@ -84,6 +88,8 @@ def run(
             "127.0.0.1:9464" or "unix:PATH". It asks for no password: give no address that strangers reach.
         ssl: an :class:`aioecho.TLS`, which SIGHUP loads anew too; or a context; or a function that returns one, which worker
             processes need, as a context can't be sent to them.
+        control: a Unix socket for live control, "unix:PATH" or "unix:PATH?mode=660"; without a mode only its user may open it.
+            None: there is none.
 
     `reuse_port` and `max_requests` make a worker process of even one. In a thread other than the main one, and in a
     subinterpreter, it serves without workers, and no signal reaches it. If the program was started with stdin, stdout or
@@ -109,7 +115,7 @@ def run(
         renew = functools.partial(renew_log, log_config)
         if workers == 1 and not reuse_port and max_requests is None:
             server = serve(RequestHandlerClass, *endpoints, ssl=_made(ssl), **options)
-            return run_server(server, loop=loop, metrics=metrics, when_reloading=renew)
+            return run_server(server, loop=loop, metrics=metrics, control=control, when_reloading=renew)
         if isinstance(ssl, ssl_module.SSLContext):
             raise TypeError(
                 "worker processes each need a context of their own: give as ssl an aioecho.TLS, or a function that returns one"
@@ -130,6 +136,7 @@ def run(
             timeout_worker_healthcheck=timeout_worker_healthcheck,
             when_reloading=renew,
             metrics=metrics,
+            control=control,
         )
     except AioechoError as error:
         raise SystemExit(f"aioecho: {error}") from None
@@ -171,6 +178,7 @@ def run_workers(
     timeout_worker_healthcheck: float | None = HEALTHCHECK,
     metrics: str | None = None,
     when_serving: Callable[[Sequence[str]], object] = lambda names: None,
+    control: str | None = None,
     when_reloading: Callable[[], object] = reopen_log_files,
 ) -> DrainReport:
     """Do what :func:`run` does with worker processes. Every worker calls `make_server` with its endpoints.
@@ -223,6 +231,7 @@ def run_workers(
         healthcheck=timeout_worker_healthcheck,
         metrics=metrics,
         when_serving=when_serving,
+        control=SupervisorControl(None if control is None else parse_control(control), server.limits, server.timeouts),
     )
     with giving_back(SUPERVISOR_SIGNALS), asyncio.Runner(loop_factory=loop_factory("asyncio")) as runner:
         return runner.run(supervisor.run())
@@ -242,9 +251,10 @@ class _Supervisor(Supervisor):
         super().__init__(*args, **options)
         self._when_reloading = when_reloading
 
-    def _replace_all(self) -> None:
+    def replace_all(self) -> None:
+        """Replace all workers, after that."""
         self._when_reloading()
-        super()._replace_all()
+        super().replace_all()
 
 
 def check_sessions(server: BaseServer, *, reuse_port: bool) -> None:
@@ -278,6 +288,7 @@ def run_server(
     *,
     loop: str = "auto",
     metrics: str | None = None,
+    control: str | None = None,
     when_serving: Callable[[BaseServer], object] = lambda server: None,
     when_reloading: Callable[[], object] = reopen_log_files,
 ) -> DrainReport:
@@ -289,11 +300,12 @@ def run_server(
 
     Raises:
         EndpointError: it can't listen.
-        ValueError: `metrics` is no address.
+        ValueError: `metrics` is no address, or `control` no Unix socket.
     """
     telling = MetricsEndpoint.of_server(metrics, server) if metrics is not None else contextlib.nullcontext()
+    controlled = None if control is None else make_control(control, server, when_reloading)
     with giving_back(SERVER_SIGNALS), asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
-        return runner.run(_serve_and_tell(server, when_serving, when_reloading, telling))
+        return runner.run(_serve_and_tell(server, when_serving, when_reloading, telling, controlled))
 
 
 async def _serve_and_tell(
@@ -301,9 +313,15 @@ async def _serve_and_tell(
     when_serving: Callable[[BaseServer], object],
     when_reloading: Callable[[], object],
     telling: contextlib.AbstractAsyncContextManager[object],
+    control: ControlServer | None,
 ) -> DrainReport:
-    async with telling:
-        report = await _serve_until_signal(server, when_serving, when_reloading)
+    async def begin(server: BaseServer) -> None:
+        if control is not None:
+            await control.start()
+        when_serving(server)
+
+    async with telling, control or contextlib.nullcontext():
+        report = await _serve_until_signal(server, begin, when_reloading)
     await end_other_tasks()
     if server.has_failed():
         raise AioechoError("the lifespan of the server failed: see the log")
@@ -311,7 +329,7 @@ async def _serve_and_tell(
 
 
 async def _serve_until_signal(
-    server: BaseServer, when_serving: Callable[[BaseServer], object], when_reloading: Callable[[], object]
+    server: BaseServer, begin: Callable[[BaseServer], Awaitable[None]], when_reloading: Callable[[], object]
 ) -> DrainReport:
     loop = asyncio.get_running_loop()
     stopping: set[asyncio.Task[DrainReport]] = set()
@@ -346,7 +364,7 @@ async def _serve_until_signal(
     with handling(loop, {**stops, signal.SIGHUP: reload, signal.SIGUSR1: log_stats}):
         try:
             await starting
-            when_serving(server)
+            await begin(server)
             systemd.notify("READY=1")
             await server.serve_forever()
         except asyncio.CancelledError:

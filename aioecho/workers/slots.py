@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aioecho.metrics import Values
-from aioecho.net.binding import BoundSocket
+from aioecho.net.bound import BoundSocket
 from aioecho.workers.channel import Channel
 
 __all__ = ["WorkerProcess", "WorkerSlot", "WorkerState"]
@@ -37,6 +37,8 @@ class WorkerProcess:
     ) -> None:
         self.slot = slot
         self.process = process
+        self.number = 0
+        """Counts the processes that were started, from 1. No two have the same."""
         self.channel = channel
         self.heritage = heritage
         """For its successor: what is connected to it, for its sessions of datagrams."""
@@ -67,16 +69,25 @@ class WorkerProcess:
             return self.serving_since is not None
         return self.state in (WorkerState.STARTING, WorkerState.SERVING, WorkerState.LEAVING)
 
-    def leave(self, how: str, timeout: float) -> None:
-        """Tell it to leave, "retire" or "drain", within `timeout` seconds. Kill it if it has not begun to accept."""
+    def leave(self, how: str, timeout: float, grace: float | None = None) -> None:
+        """Tell it to leave, "retire" or "drain", within `timeout` seconds. Kill it if it has not begun to accept.
+
+        `grace` is for its connections, in seconds; None is its server's own.
+        """
         if self.may_have_clients:
             self.state = WorkerState.LEAVING
             self.heritage.close()
-            self.channel.send(how)
+            self.channel.send(how, grace=grace)
             self.kill_after(timeout)
         else:
             self.state = WorkerState.DISCARDED
             self.process.kill()
+
+    def add_report(self, counts: dict[str, int]) -> None:
+        """Add what it has reported at its end, if it has, to `counts`, which have their names."""
+        for name, count in (self.report or {}).items():
+            if name in counts:
+                counts[name] += count
 
     def kill_after(self, seconds: float | None, why: str = "does not end") -> None:
         """Kill it so many seconds from now, and log `why`; None is never. This replaces the deadline of an earlier call."""
@@ -134,4 +145,5 @@ class WorkerSlot:
         if self.restart is not None:
             self.restart.cancel()
         for bound in self.own:
+            bound.refuse_clients()
             bound.close()

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from aioecho.net.binding import BoundSocket, bind_endpoint, bind_sibling
+from aioecho.net.binding import bind_endpoint, bind_sibling
+from aioecho.net.bound import BoundSocket
 from aioecho.net.endpoints import Endpoint, HostEndpoint
 
 __all__ = ["SupervisorSockets"]
@@ -67,4 +68,5 @@ class SupervisorSockets:
         """Close all but the slots' own."""
         for _, group in self._bound:
             for bound in group:
+                bound.refuse_clients()  # the workers accept the others
                 bound.close()

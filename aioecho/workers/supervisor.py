@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 
 from aioecho.exceptions import AioechoError
 from aioecho.net import systemd
-from aioecho.net.binding import BoundSocket
+from aioecho.net.bound import BoundSocket
 from aioecho.net.endpoints import Endpoint
 from aioecho.stats import DrainReport
 from aioecho.workers.asking import Asking
+from aioecho.workers.control import SupervisorControl
 from aioecho.workers.order import Order, store_order
 from aioecho.workers.processes import describe_status, start_worker
 from aioecho.workers.restarts import LONGEST_DELAY, count_death, was_killed
@@ -36,8 +37,7 @@ logger = logging.getLogger("aioecho.supervisor")
 SUPERVISOR_SIGNALS = (*SIGNALS, signal.SIGCHLD)
 """What :meth:`Supervisor.run` handles."""
 
-# Seconds for a worker to import what it serves and to accept. A program may load a lot; one that hangs there would hold up
-# every restart to come.
+# Seconds for a worker to import what it serves and to accept. One that hangs there would hold up every restart to come.
 START_TIMEOUT = 120.0
 
 # Seconds for a worker to end by itself over its grace, and when it is told to end at once.
@@ -66,6 +66,7 @@ class Supervisor:
         healthcheck: seconds after which a worker that does not answer is killed; None is never.
         metrics: the address of the metrics' port; None for none.
         when_serving: called with the endpoints' names once all workers accept.
+        control: what is set live, and the control socket.
 
     Raises:
         TypeError: `order` can't be sent to another process.
@@ -84,6 +85,7 @@ class Supervisor:
         healthcheck: float | None = None,
         metrics: str | None = None,
         when_serving: Callable[[Sequence[str]], object] = lambda names: None,
+        control: SupervisorControl,
     ) -> None:
         self._sockets = SupervisorSockets(endpoints, backlog=backlog, reuse_port=reuse_port)
         self._packed_order = order.pack()
@@ -92,14 +94,16 @@ class Supervisor:
         self._grace = grace
         self._when_serving = when_serving
         self._state = _State.BINDING
-        self._slots: list[WorkerSlot] = []
-        self._workers: set[WorkerProcess] = set()
+        self.slots: list[WorkerSlot] = []
+        self.workers: set[WorkerProcess] = set()
         self._rolling = RollingRestart(self._replace)
-        self._asking = Asking(self._workers)
+        self.asking = Asking(self.workers)
+        self._control = control
+        control.supervisor = self
         self._watch = WorkerWatch(
-            self._workers,
+            self.workers,
             self._sockets,
-            self._asking,
+            self.asking,
             healthcheck=healthcheck,
             metrics=metrics,
             is_stopping=lambda: self._is_stopping,
@@ -124,11 +128,11 @@ class Supervisor:
         with handling(self._loop, self._actions()):
             try:
                 self._order = store_order(self._packed_order)
-                async with self._watch:
+                async with self._watch, self._control:
                     await self._start()
                     await self._done
             finally:
-                for worker in self._workers:  # only if something here has failed
+                for worker in self.workers:  # only if something here has failed
                     worker.abandon()
                 self._close_sockets()
                 if self._order >= 0:
@@ -141,11 +145,11 @@ class Supervisor:
 
     def _actions(self) -> dict[signal.Signals, Callable[[], None]]:
         return {
-            signal.SIGTERM: functools.partial(self._stop, signal.SIGTERM),
-            signal.SIGINT: functools.partial(self._stop, signal.SIGINT),
-            signal.SIGHUP: self._replace_all,
-            signal.SIGTTIN: self._add_slot,
-            signal.SIGTTOU: self._remove_slot,
+            signal.SIGTERM: functools.partial(self.stop, signal.SIGTERM),
+            signal.SIGINT: functools.partial(self.stop, signal.SIGINT),
+            signal.SIGHUP: self.replace_all,
+            signal.SIGTTIN: self.add_slot,
+            signal.SIGTTOU: self.remove_slot,
             signal.SIGUSR1: self._watch.log_stats,
             signal.SIGCHLD: self._reap,
         }
@@ -166,22 +170,22 @@ class Supervisor:
         if not self._is_stopping:
             self._state = _State.STARTING
         for _ in range(self._count):
-            self._add_slot()
+            self.add_slot()
 
     # Sockets and slots.
 
     def _close_sockets(self) -> None:
-        for slot in self._slots:
+        for slot in self.slots:
             slot.close()
         self._sockets.close()
 
-    def _add_slot(self) -> None:
+    def add_slot(self) -> None:
         """Add a slot and its worker: at the start, and on SIGTTIN."""
         if self._is_stopping or self._state is _State.BINDING:
             return
         own: list[BoundSocket] = []
         try:
-            slot = WorkerSlot(len(self._slots) + 1, self._sockets.of_slot(own, is_first=not self._slots), own)
+            slot = WorkerSlot(len(self.slots) + 1, self._sockets.of_slot(own, is_first=not self.slots), own)
             slot.worker = self._start_worker(slot, "start" if self._state is _State.STARTING else "added")
         except OSError as error:
             for bound in own:
@@ -191,13 +195,13 @@ class Supervisor:
             else:
                 self._fail(f"cannot start a worker: {error}")
         else:
-            self._slots.append(slot)
+            self.slots.append(slot)
 
-    def _remove_slot(self) -> None:
+    def remove_slot(self) -> None:
         """Remove the last slot, unless it is the only one: on SIGTTOU."""
-        if self._is_stopping or len(self._slots) <= 1:
+        if self._is_stopping or len(self.slots) <= 1:
             return
-        slot = self._slots.pop()
+        slot = self.slots.pop()
         slot.close()
         for worker in (slot.worker, slot.successor):
             if worker is not None:
@@ -216,7 +220,8 @@ class Supervisor:
             worker.abandon()
             raise
         worker.channel.attach(self._loop)
-        self._workers.add(worker)
+        self._control.give_number(worker)
+        self.workers.add(worker)
         self._watch.note_start(cause)
         worker.kill_after(START_TIMEOUT, f"is not ready after {START_TIMEOUT:g} s")
         logger.debug("started %s", worker)
@@ -227,7 +232,7 @@ class Supervisor:
             match message[""]:
                 case "loaded" if worker.state is WorkerState.LOADING and not self._is_stopping:
                     worker.state = WorkerState.STARTING
-                    worker.channel.send("serve")
+                    worker.channel.send("serve", **self._control.orders(worker))
                 case "failed":
                     worker.may_retry = "retry" in message and self._state is _State.SERVING
                     self._on_failed_start(worker, message["why"], message["traceback"])
@@ -239,7 +244,7 @@ class Supervisor:
                     if message["count"]:
                         log_stop(logger, self._stopped_by, message["count"], message["what"], self._grace, str(worker))
                 case "answer":
-                    self._asking.on_answer(worker, message)
+                    self.asking.on_answer(worker, message)
                 case "ended":
                     worker.report = message["report"]
                     if not worker.is_leaving:  # its handler has shut it down: it is replaced as soon as it has ended
@@ -272,17 +277,17 @@ class Supervisor:
         self._advance()
 
     def _reap(self) -> None:
-        for worker in list(self._workers):
+        for worker in list(self.workers):
             status = worker.process.poll()
             if status is not None:
                 self._read_channel(worker, is_last=True)  # its last words
                 self._loop.remove_reader(worker.channel.sock.fileno())
                 worker.close()
-                self._workers.discard(worker)
+                self.workers.discard(worker)
                 worker.kill_after(None)
                 self._on_end(worker, status)
                 self._watch.on_end(worker)
-                self._asking.on_end(worker)
+                self.asking.on_end(worker)
                 self._advance()
 
     def _on_end(self, worker: WorkerProcess, status: int) -> None:
@@ -296,9 +301,7 @@ class Supervisor:
                 logger.error("%s %s in the drain", worker, ended)
             if self._is_stopping:
                 self._drained["aborted"] += is_lost
-                for name, count in (worker.report or {}).items():
-                    if name in self._drained:
-                        self._drained[name] += count
+                worker.add_report(self._drained)
         elif worker is slot.successor:
             slot.successor = None
             if slot.worker is not None:
@@ -335,11 +338,11 @@ class Supervisor:
 
     # Replacing workers that serve.
 
-    def _replace_all(self) -> None:
+    def replace_all(self) -> None:
         """Replace all workers, one after another: on SIGHUP."""
-        if self._is_stopping or not self._slots:  # it binds: workers that do not exist yet will be new
+        if self._is_stopping or not self.slots:  # it binds: workers that do not exist yet will be new
             return
-        self._rolling.begin(self._slots)
+        self._rolling.begin(self.slots)
         self._advance()
 
     def _replace(self, slot: WorkerSlot, cause: str = "reload") -> None:
@@ -357,34 +360,35 @@ class Supervisor:
     def _advance(self) -> None:
         """Take the next step of what is under way, if it is time for it: the start, a rolling restart, or the end."""
         if self._is_stopping:
-            if not self._workers and not self._done.done():
+            if not self.workers and not self._done.done():
                 self._done.set_result(None)
             return
-        if self._state is _State.STARTING and all(slot.is_serving for slot in self._slots):
-            self._state = _State.SERVING
-            names = self._sockets.names
-            logger.info("%d workers are listening on %s", len(self._slots), ", ".join(names))
+        if self._state is _State.STARTING and all(slot.is_serving for slot in self.slots):
+            self._state, names = _State.SERVING, self._sockets.names
+            logger.info("%d workers are listening on %s", len(self.slots), ", ".join(names))
             self._when_serving(names)
             systemd.notify("READY=1")
         if self._state is _State.SERVING:
-            self._rolling.advance(self._slots, self._workers)
+            self._rolling.advance(self.slots, self.workers)
 
     # The end.
 
-    def _stop(self, number: signal.Signals | None = None) -> None:
+    def stop(self, number: signal.Signals | None = None, grace: float | None = None) -> None:
+        """Stop, because of a signal or not; the second time at once. `grace` takes the place of the one from the start."""
         if not self._is_stopping:
+            self._grace = self._grace if grace is None else grace
             self._state = _State.STOPPING
             self._stopped_by = number
             self._stopping_since = self._loop.time()
             systemd.notify_stopping(self._grace + STOP_TIMEOUT)
             # First: then the last worker that accepts what is queued gets all of it.
             self._close_sockets()
-            for worker in self._workers:
+            for worker in self.workers:
                 if not worker.is_leaving:
-                    worker.leave("drain", self._grace + STOP_TIMEOUT)
+                    worker.leave("drain", self._grace + STOP_TIMEOUT, grace)
         elif self._state is _State.STOPPING:  # once: further signals do not put the end off
             self._state = _State.ENDING
-            for worker in self._workers:
+            for worker in self.workers:
                 worker.channel.send("end", why="" if number is None else f"by a second signal, {number.name}")
                 worker.kill_after(STOP_TIMEOUT)
         self._advance()
@@ -392,4 +396,4 @@ class Supervisor:
     def _fail(self, why: str) -> None:
         if not self._is_stopping:
             self._failure = why
-            self._stop()
+            self.stop()

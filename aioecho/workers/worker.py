@@ -24,6 +24,7 @@ from aioecho.choice import Service
 from aioecho.datagrams.handover import Handover
 from aioecho.datagrams.server import DatagramServer
 from aioecho.exceptions import AioechoError, CertificateError
+from aioecho.ops.control_view import ServerView
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.serving.base import BaseServer
 from aioecho.stats import DatagramStats, ServiceStats, Stats
@@ -102,7 +103,7 @@ class _Worker:
         self._stops: set[asyncio.Task[Any]] = set()
         self._what = what
         # What the supervisor may ask for, by name: see aioecho.workers.asking.
-        self._questions: dict[str, Question] = {"stats": self._stats}
+        self._questions: dict[str, Question] = {"stats": self._stats, **ServerView(server).questions}
         self._answering = Answering(channel, self._questions)
         self._reports: WorkerReports | None = None
         if what.is_measured:
@@ -122,8 +123,10 @@ class _Worker:
         loop.add_reader(self._channel.sock.fileno(), self._read_channel)
         self._channel.send("loaded")
         try:
-            if (await self._orders.get())[""] != "serve":
+            order = await self._orders.get()
+            if order[""] != "serve":
                 return
+            self._apply(order)
             try:
                 await self._server.start()
             except CertificateError as error:  # the files may be about to be renewed
@@ -148,6 +151,17 @@ class _Worker:
                 self._reports.stop()
             loop.remove_reader(self._channel.sock.fileno())
         await end_other_tasks()
+
+    def _apply(self, order: dict[str, Any]) -> None:
+        """Do what was set live before this process began."""
+        server = self._server
+        server.ids.prefix = f"{order['number']}."
+        if order["limits"]:
+            server.limits = dataclasses.replace(server.limits, **order["limits"])
+        if order["timeouts"]:
+            server.timeouts = dataclasses.replace(server.timeouts, **order["timeouts"])
+        if order["paused"]:
+            server.pause()
 
     def _read_channel(self) -> None:
         for message in self._channel.receive():
@@ -175,7 +189,8 @@ class _Worker:
             if order[""] == "end" and order["why"]:
                 self._server.end_at_once(order["why"])
             else:
-                stop = asyncio.get_running_loop().create_task(self._server.shutdown(0 if order[""] == "end" else None))
+                grace = 0 if order[""] == "end" else order.get("grace")
+                stop = asyncio.get_running_loop().create_task(self._server.shutdown(grace))
                 self._stops.add(stop)
 
     async def _answer_metrics(self) -> dict[str, Any]:

@@ -1,0 +1,122 @@
+"""The shell command `top`: a server's rates, reasons, workers and connections, live in a terminal."""
+
+import contextlib
+import os
+import select
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from aioecho.cli.console import Mistake
+from aioecho.cli.ctl import ask_control, format_bytes, format_seconds
+
+__all__ = ["top_command"]
+
+
+@click.command("top", short_help="Watch a server that runs, in the terminal.")
+@click.option("--control", required=True, metavar="unix:PATH", help="The control socket, as serve --control names it.")
+@click.option(
+    "--every", type=click.FloatRange(0.2), default=1.0, show_default=True, metavar="SECONDS", help="How often."
+)
+@click.option("--sort", type=click.Choice(["age", "sent", "received", "unsent"]), default="age", show_default=True,
+              help="Which connections come first.")  # fmt: skip
+@click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many looks.")
+def top_command(control: str, every: float, sort: str, count: int | None) -> None:
+    """Watch a server that was started with --control, until q or Ctrl-C.
+
+    It needs the package rich: pip install 'aioecho[top]'.
+    """
+    try:
+        from rich.console import Console
+        from rich.live import Live
+    except ImportError as error:
+        raise Mistake("top needs the package rich: pip install 'aioecho[top]'") from error
+    console = Console()
+    before: dict[str, Any] | None = None
+    with _keys() as wait_for_key, contextlib.suppress(KeyboardInterrupt):
+        (status,) = ask_control(control, "status")  # before the screen is cleared: a mistake stays readable
+        with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
+            while True:
+                height = max(console.size.height - 10 - len(status["workers"]), 3)
+                rows = list(ask_control(control, f"list sort={sort} limit={height}"))
+                live.update(_screen(status, before, rows, sort), refresh=True)
+                count = None if count is None else count - 1
+                if count == 0 or wait_for_key(every) in ("q", "Q"):
+                    return
+                before = status
+                (status,) = ask_control(control, "status")
+
+
+def _screen(status: dict[str, Any], before: dict[str, Any] | None, rows: list[dict[str, Any]], sort: str) -> Any:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    stats = status["stats"]
+    colour = {"serving": "green", "paused": "yellow"}.get(status["state"], "red")
+    head = Text.assemble(
+        ("aioecho ", "bold"), (status["state"], f"bold {colour}"),
+        f"  process {status['pid']}  up {format_seconds(status['uptime_s'])}  q quits",
+    )  # fmt: skip
+    rates = ""
+    if before is not None:
+        seconds = max(status["uptime_s"] - before["uptime_s"], 0.1)
+        rates = "  ".join(
+            f"{name} {max(stats.get(name, 0) - before['stats'].get(name, 0), 0) / seconds:.1f}/s"
+            for name in ("accepted", "completed", "failed", "cancelled", "rejected")
+        )
+    reasons = sorted(status["reasons"].items(), key=lambda each: -each[1])[:6]
+    parts: list[Any] = [
+        head,
+        Text(f"active {stats.get('active', 0)}  accepted {stats.get('accepted', 0)}  {rates}", no_wrap=True),
+        Text("ended by  " + ("  ".join(f"{name} {number}" for name, number in reasons) or "-"), no_wrap=True),
+    ]
+    for worker in status["workers"]:
+        parts.append(
+            Text(
+                f"worker {worker['name']}  process {worker['pid']}  {worker['state']}  active {worker.get('active', '?')}"
+            )
+        )
+    table = Table(box=None, expand=True, header_style="reverse", padding=(0, 1))
+    for name in ("id", "client", "age", "received", "sent", "unsent", "handler", "label"):
+        is_number = name in ("age", "received", "sent", "unsent")
+        table.add_column(f"{name} v" if name == sort else name, justify="right" if is_number else "left", no_wrap=True)
+    for row in rows[:-1]:
+        sizes = (format_bytes(row[f"{name}_bytes"]) for name in ("received", "sent", "unsent"))
+        label = "".join(char if char.isprintable() else "?" for char in row["label"] or "")
+        cells = (row["id"], row["client"], format_seconds(row["age_s"]), *sizes, row["handler"] or "-", label)
+        table.add_row(*map(Text, cells))
+    last = rows[-1]
+    parts += ["", table, Text(f"{last.get('shown', 0)} of {last.get('matched', 0)} connections", style="dim")]
+    return Group(*parts)
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[Any]:
+    """Give a function that waits for a key so many seconds, and returns it, or "" if none came."""
+    if not sys.stdin.isatty():
+
+        def wait_only(seconds: float) -> str:
+            time.sleep(seconds)
+            return ""
+
+        yield wait_only
+        return
+    import termios
+    import tty
+
+    descriptor = sys.stdin.fileno()
+    saved = termios.tcgetattr(descriptor)
+
+    def wait(seconds: float) -> str:
+        ready, _, _ = select.select([descriptor], [], [], seconds)
+        return os.read(descriptor, 1).decode("utf-8", "replace") if ready else ""
+
+    try:
+        tty.setcbreak(descriptor)
+        yield wait
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, saved)

@@ -1,0 +1,190 @@
+"""The commands of live control, for a server in this process and for worker processes alike."""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, Protocol
+
+from aioecho.ops.control_request import COMMANDS, ControlError
+from aioecho.ops.control_view import SORTS
+
+__all__ = ["Backend", "Commands", "Gathered"]
+
+
+@dataclasses.dataclass
+class Gathered:
+    """What the processes that serve have answered."""
+
+    parts: dict[str, list[Any]]
+    """What every process has answered, by its name: a large answer in several parts."""
+    errors: dict[str, str]
+    silent: list[str]
+    """The names of processes that did not answer in time."""
+
+
+class Backend(Protocol):
+    """What the commands are carried out by."""
+
+    async def ask(self, what: str, *, worker: int | None = None, **values: Any) -> Gathered:
+        """Ask all processes that serve, or one worker, one of the questions of a ServerView."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is known without asking, with the list "workers"."""
+
+    async def set_live(self, kind: str, changes: Mapping[str, Any]) -> Gathered:
+        """Set "limits" or "timeouts" in all processes, and any that start later. ValueError if they make no sense."""
+
+    async def set_paused(self, is_paused: bool) -> Gathered:
+        """Pause or resume all processes, and any that start later."""
+
+    def drain(self, grace: float | None, /) -> object:
+        """Begin to stop."""
+
+    def reload(self) -> str:
+        """Do what SIGHUP does; return what that is, as text. ControlError if it can't be done."""
+
+    def set_workers(self, change: str) -> int:
+        """Add or remove workers, "+1", "-1" or "4"; return how many there are then. ControlError if it can't be done."""
+
+
+class Commands:
+    """Answers requests, in lines: dictionaries, the last of which has "ok"."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._started = time.monotonic()
+
+    async def answer(self, command: str, values: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield the lines of the answer.
+
+        Raises:
+            ControlError: it can't be done.
+        """
+        match command:
+            case "help":
+                yield {"ok": True, "commands": dict(COMMANDS)}
+            case "status":
+                yield await self._status()
+            case "list":
+                async with contextlib.aclosing(self._list(**values)) as lines:
+                    async for line in lines:
+                        yield line
+            case "trace":
+                async with contextlib.aclosing(self._trace(**values)) as lines:
+                    async for line in lines:
+                        yield line
+            case "kick":
+                yield await self._kick(values["ids"])
+            case "limits" | "timeouts":
+                yield await self._set(command, values)
+            case "pause" | "resume":
+                yield _done(await self._backend.set_paused(command == "pause"))
+            case "reload-tls":
+                yield _done(await self._backend.ask("control.reload_tls"))
+            case "reload":
+                yield {"ok": True, "what": self._backend.reload()}
+            case "drain":
+                self._backend.drain(values.get("grace"))
+                yield {"ok": True}
+            case "workers":
+                yield {"ok": True, "workers": self._backend.set_workers(str(values.get("count", "")))}
+
+    async def _status(self) -> dict[str, Any]:
+        gathered = await self._backend.ask("control.status")
+        known = self._backend.describe()
+        stats: Counter[str] = Counter()
+        reasons: Counter[str] = Counter()
+        for name, (status,) in gathered.parts.items():
+            stats.update(status["stats"])
+            reasons.update(status["reasons"])
+            for worker in known["workers"]:
+                if worker["name"] == name:
+                    worker.update(
+                        state=status["state"], active=status["stats"]["active"], accepted=status["stats"]["accepted"]
+                    )
+        first: dict[str, Any] = next((parts[0] for parts in gathered.parts.values()), {})
+        return {
+            "ok": True,
+            "pid": os.getpid(),
+            "uptime_s": round(time.monotonic() - self._started, 1),
+            "state": first.get("state", "not known"),
+            **known,
+            "stats": dict(stats),
+            "reasons": dict(reasons),
+            "limits": first.get("limits"),
+            "timeouts": first.get("timeouts"),
+            **_unanswered(gathered),
+        }
+
+    async def _list(
+        self, worker: Any = None, sort: str = "age", limit: int = 10_000, **filters: Any
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        if worker is not None and not isinstance(worker, int):
+            raise ControlError(f"worker must be a number, not {worker!r}")
+        gathered = await self._backend.ask("control.list", worker=worker, sort=sort, limit=limit, **filters)
+        rows: list[dict[str, Any]] = []
+        matched = 0
+        for name, parts in gathered.parts.items():
+            matched += parts[-1][0]["matched"]
+            for part in parts[:-1]:
+                rows += [{"worker": name, **row} for row in part]
+            await asyncio.sleep(0)
+        if len(gathered.parts) > 1:
+            key = SORTS[sort]
+            rows.sort(key=lambda row: -(row[key] or 0))
+            del rows[limit:]
+        for row in rows:
+            yield row
+        yield {"ok": True, "shown": len(rows), "matched": matched, **_unanswered(gathered)}
+
+    async def _trace(self, id: str, every: float = 1.0, count: Any = None) -> AsyncGenerator[dict[str, Any], None]:
+        left = None if count is None else int(count)
+        has_seen = False
+        while True:
+            gathered = await self._backend.ask("control.look", id=id)
+            found = next((parts[0] for parts in gathered.parts.values() if parts[0] is not None), None)
+            if found is None:
+                if not has_seen:
+                    raise ControlError(f"there is no connection {id!r}: it has ended, or list never told of it")
+                yield {"ok": True, "ended": True}
+                return
+            has_seen = True
+            yield found
+            left = None if left is None else left - 1
+            if left is not None and left <= 0:
+                yield {"ok": True, "ended": False}
+                return
+            await asyncio.sleep(max(every, 0.1))
+
+    async def _kick(self, ids: list[str]) -> dict[str, Any]:
+        gathered = await self._backend.ask("control.kick", ids=ids)
+        kicked = [each for parts in gathered.parts.values() for each in parts[0]]
+        gone = [each for each in ids if each not in kicked]
+        return {"ok": True, "kicked": kicked, "gone": gone, **_unanswered(gathered)}
+
+    async def _set(self, kind: str, changes: dict[str, Any]) -> dict[str, Any]:
+        if not changes:
+            return {"ok": True, kind: (await self._status())[kind]}
+        try:
+            return {**_done(await self._backend.set_live(kind, changes)), "set": changes}
+        except (ValueError, TypeError) as error:
+            raise ControlError(str(error)) from error
+
+
+def _unanswered(gathered: Gathered) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if gathered.silent:
+        found["silent"] = gathered.silent
+    if gathered.errors:
+        found["errors"] = gathered.errors
+    return found
+
+
+def _done(gathered: Gathered) -> dict[str, Any]:
+    if gathered.errors:
+        raise ControlError("; ".join(f"{name}: {error}" if name else error for name, error in gathered.errors.items()))
+    return {"ok": True, **_unanswered(gathered)}

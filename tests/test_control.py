@@ -1,0 +1,287 @@
+"""Live control: what `server.connections` tells, and the control socket as its clients meet it."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import check_identity, settle
+from helpers import ANYWHERE, check_mistake, close, handler, invoke
+from programs import Program, connect, read_line
+
+import aioecho
+from aioecho.ops.control import MOST_CLIENTS
+from aioecho.workers.program import run_server
+
+
+async def wait(self: Any) -> None:
+    self.label = "user 7"
+    await self.reader.read()
+
+
+async def greet(self: Any) -> None:
+    self.label = "user 7"
+    await self.send(b"hello\n")
+    await self.reader.read()
+
+
+def say(path: Path, line: str, newline: str = "\n", half_close: bool = True) -> list[dict[str, Any]]:
+    """Send a control socket a line, and return the lines of the answer."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(20)
+        sock.connect(str(path))
+        sock.sendall((line + newline).encode())
+        if half_close:
+            sock.shutdown(socket.SHUT_WR)
+        received = b""
+        while chunk := sock.recv(2**16):
+            received += chunk
+    return [json.loads(text) for text in received.splitlines()]
+
+
+def only(path: Path, line: str) -> dict[str, Any]:
+    (answer,) = say(path, line)
+    return answer
+
+
+def eventually(path: Path, line: str, condition: Any, seconds: float = 20) -> dict[str, Any]:
+    import time
+
+    deadline = time.monotonic() + seconds
+    while not condition(answer := say(path, line)[-1]):
+        assert time.monotonic() < deadline, answer
+        time.sleep(0.02)
+    return answer
+
+
+@pytest.mark.asyncio
+async def test_a_kicked_connection_ends_as_cancelled_and_kicked() -> None:
+    async with aioecho.TCPServer(ANYWHERE, handler(wait)) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        await settle(lambda: any(each.label == "user 7" for each in server.connections))
+        (connection,) = server.connections
+        assert isinstance(connection, aioecho.LiveConnection)
+        assert connection.id == "1"
+        assert server.connections.get("1") is connection
+        assert connection.since <= asyncio.get_running_loop().time()
+        writer.write(b"12345")
+        await settle(lambda: connection.bytes().received == 5)
+        assert connection.bytes().unsent == 0
+        connection.kick("by a test")
+        with contextlib.suppress(ConnectionResetError):  # what the handler has not read by then
+            assert await reader.read() == b""
+        await settle(lambda: not server.connections)
+        assert server.stats.cancelled == 1
+        assert server.stats.reasons == {"kicked": 1}
+        assert connection.id == ""
+        check_identity(server)
+        await close(writer)
+
+
+@pytest.mark.asyncio
+async def test_ids_are_never_used_again() -> None:
+    async with aioecho.TCPServer(ANYWHERE, handler(wait)) as server:
+        seen = []
+        for _ in range(3):
+            _, writer = await asyncio.open_connection(*server.server_address)
+            await settle(lambda: len(server.connections) == 1)
+            seen += [connection.id for connection in server.connections]
+            await close(writer)
+            await settle(lambda: not server.connections)
+        assert seen == ["1", "2", "3"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "waiting.py").write_text(
+        "import aioecho\n"
+        "class Waiting(aioecho.StreamRequestHandler):\n"
+        "    async def handle(self):\n"
+        "        self.label = 'waits'\n"
+        "        await self.send(b'hello\\n')\n"
+        "        async for line in self.reader:\n"
+        "            await self.send(line)\n"
+    )
+    return tmp_path
+
+
+def serve(folder: Path, *arguments: str) -> Program:
+    return Program.aioecho(
+        "serve", "waiting:Waiting", "--port", "0", "--control", "unix:control.sock", *arguments, cwd=folder
+    )
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_control_socket_lists_and_kicks_in_all_processes(folder: Path, workers: str) -> None:
+    path = folder / "control.sock"
+    with serve(folder, "--workers", workers) as program:
+        endpoint = program.listening()
+        assert path.stat().st_mode & 0o777 == 0o600
+        clients = [connect(endpoint) for _ in range(6)]
+        try:
+            assert all(read_line(client) == b"hello\n" for client in clients)
+            *rows, last = say(path, "list sort=sent limit=50")
+            assert last == {"ok": True, "shown": 6, "matched": 6}
+            assert {row["client"] for row in rows} == {f"127.0.0.1:{client.getsockname()[1]}" for client in clients}
+            assert {row["label"] for row in rows} == {"waits"}
+            assert {row["handler"] for row in rows} == {"Waiting"}
+            assert all(row["sent_bytes"] == 6 for row in rows)
+            assert len({row["id"] for row in rows}) == 6
+            if workers == "2":
+                assert all(row["id"].startswith(f"{row['worker']}.") for row in rows)
+            assert len(say(path, "list limit=2")) == 3
+            assert say(path, "list older=1h")[-1]["matched"] == 0
+            assert say(path, "list host=127.0.0.0/8")[-1]["matched"] == 6
+            assert say(path, "list host=10.0.0.1")[-1]["matched"] == 0
+            victim = rows[0]
+            answer = only(path, json.dumps({"command": "kick", "ids": [victim["id"], "77.1"]}))
+            assert answer == {"ok": True, "kicked": [victim["id"]], "gone": ["77.1"]}
+            status = eventually(path, "status", lambda found: found["stats"]["active"] == 5)
+            assert status["reasons"] == {"kicked": 1}
+            assert len(status["workers"]) == (2 if workers == "2" else 0)
+            trace = say(path, f"trace {rows[1]['id']} every=0.1 count=2")
+            assert [line["id"] for line in trace[:2]] == [rows[1]["id"]] * 2
+            assert trace[2] == {"ok": True, "ended": False}
+        finally:
+            for client in clients:
+                client.close()
+        assert program.stop() == 0
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_limits_and_pause_that_were_set_live_hold_in_workers_that_start_later(folder: Path, workers: str) -> None:
+    path = folder / "control.sock"
+    with serve(folder, "--workers", workers) as program:
+        endpoint = program.listening()
+        assert only(path, "limits max_connections=1 overflow=reject")["ok"] is True
+        assert only(path, "timeouts idle=30")["ok"] is True
+        assert only(path, "pause")["ok"] is True
+        if workers == "2":
+            assert only(path, "workers 3") == {"ok": True, "workers": 3}
+            assert only(path, "reload")["ok"] is True
+            eventually(
+                path,
+                "status",
+                lambda found: (
+                    sorted(int(each["name"]) for each in found["workers"]) >= [4]
+                    and all(each["state"] == "paused" for each in found["workers"])
+                ),
+            )
+        status = only(path, "status")
+        assert status["limits"]["max_connections"] == 1
+        assert status["timeouts"]["idle"] == 30
+        assert status["state"] == "paused"
+        with connect(endpoint) as waiting:
+            assert only(path, "status")["stats"]["accepted"] == 0
+            assert only(path, "resume")["ok"] is True
+            assert read_line(waiting) == b"hello\n"
+        assert only(path, "drain grace=5")["ok"] is True
+        assert program.wait() == 0
+
+
+def test_mistakes_are_one_line_that_says_what_to_do(folder: Path) -> None:
+    path = folder / "control.sock"
+    with serve(folder) as program:
+        program.listening()
+        for line, expected in {
+            "lits": "there is no command 'lits': expected one of status, list",
+            "list colour=red": "list does not take 'colour'",
+            "list older=soon": "older must be seconds",
+            "list host=nowhere": "host must be an address or a network",
+            "list sort=name": "sort must be one of age",
+            "list worker=1": "there are no workers",
+            "kick": "kick takes the ids",
+            "limits max_conections=5": "there is no 'max_conections': expected one of max_connections",
+            "limits max_connections=-5": "max_connections must be a whole number",
+            "trace 99": "there is no connection '99'",
+            "workers +1": "there are no workers: start the program with --workers",
+            "reload-tls": "there is nothing to reload",
+            "{not json": "this is no JSON",
+            '{"comand": "list"}': 'expected {"command"',
+            "GET / HTTP/1.1": "speaks no HTTP",
+        }.items():
+            answer = only(path, line)
+            assert answer["ok"] is False
+            assert expected in answer["error"], line
+        assert say(path, "status", newline="")[0]["ok"] is True  # at the end of the stream
+        assert say(path, "status", half_close=False)[0]["ok"] is True  # and it is closed by the server
+        assert [line["ok"] for line in say(path, "interactive\npause\nresume")] == [True, True]
+        assert program.stop() == 0
+        assert "Traceback" not in program.stderr()
+
+
+def test_a_flood_of_the_control_socket_harms_no_client_of_the_service(folder: Path) -> None:
+    path = folder / "control.sock"
+    with serve(folder) as program:
+        endpoint = program.listening()
+        flood = []
+        for _ in range(MOST_CLIENTS + 4):
+            sock = socket.socket(socket.AF_UNIX)
+            sock.settimeout(10)
+            sock.connect(str(path))
+            flood.append(sock)
+        assert b"clients are connected" in flood[-1].recv(1000)
+        with connect(endpoint) as client:
+            assert read_line(client) == b"hello\n"
+        flood[0].sendall(b"x" * 200_000)
+        assert b"a line may have" in flood[0].recv(1000)
+        for sock in flood:
+            sock.close()
+        eventually(path, "status", lambda found: found["ok"])
+        os.kill(program.process.pid, signal.SIGTERM)
+        assert program.wait() == 0
+        assert "Traceback" not in program.stderr()
+
+
+def test_ctl_shows_the_status_and_the_connections(tmp_path: Path) -> None:
+    control = f"unix:{tmp_path / 'control.sock'}"
+    server, is_serving = aioecho.serve(handler(greet), f"unix:{tmp_path / 'service.sock'}"), threading.Event()
+    thread = threading.Thread(
+        target=run_server, args=(server,), kwargs={"control": control, "when_serving": lambda _: is_serving.set()}
+    )
+    thread.start()
+    try:
+        assert is_serving.wait(20)
+        with connect(server.names[0]) as client:
+            assert read_line(client) == b"hello\n"
+            status, output, _ = invoke("ctl", "--control", control, "status")
+            assert (status, output.splitlines()[0].partition(b",")[0]) == (0, b"serving")
+            assert b"active 1  accepted 1" in output
+            status, output, _ = invoke("ctl", "--control", control, "list", "--sort", "age")
+            head, row, count = output.decode().splitlines()
+            assert (status, head.split()[0], row.split()[0]) == (0, "ID", "1")
+            assert row.endswith("user 7")
+            assert count == "1 of 1 connections"
+            check_mistake(invoke("ctl", "--control", control, "lits"), "there is no command 'lits'", status=1)
+        assert invoke("ctl", "--control", control, "drain")[:2] == (0, b"done\n")
+    finally:
+        with contextlib.suppress(RuntimeError):  # it has ended
+            server.begin_shutdown(0)
+        thread.join(20)
+    assert not thread.is_alive()
+    check_mistake(invoke("ctl", "--control", control, "status"), "is the server running", status=1)
+
+
+def test_a_control_path_that_cannot_be_bound_is_told_of_before_the_server_listens(tmp_path: Path) -> None:
+    server, bound = aioecho.serve(handler(greet), "tcp://127.0.0.1:0"), []
+    server.when_bound = lambda: bound.append(server.names)
+    with pytest.raises(aioecho.EndpointError, match="absent"):
+        run_server(server, control=f"unix:{tmp_path / 'absent' / 'control.sock'}")
+    assert bound == []
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_serve_ends_with_one_line_if_the_control_path_cannot_be_bound(folder: Path, workers: str) -> None:
+    with Program.aioecho(
+        "serve", "--port", "0", "--workers", workers, "--control", "unix:absent/c", cwd=folder
+    ) as program:
+        outcome = program.end()
+    check_mistake(outcome, "unix:absent/c", status=1)
+    assert outcome[1] == b""
