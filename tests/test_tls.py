@@ -17,7 +17,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import click
 import pytest
 from conftest import check_identity, settle
 from cryptography.hazmat.primitives import hashes
@@ -863,8 +862,8 @@ async def test_the_command_line_sends_no_session_tickets_which_make_of_a_clients
             secured.sendall(b"line\n" * 100)
             select.select([secured], [], [], 0.05)  # tickets would come
 
-    options = {param.name: param.get_default(click.Context(serve_command)) for param in serve_command.params}
-    context = command_lines_tls({**options, "ssl_certfile": str(tls.files.server)})
+    options = serve_command.make_context("serve", ["--ssl-certfile", str(tls.files.server)]).params
+    context = command_lines_tls(options)
     async with aioecho.TCPServer(("127.0.0.1", 0), Sink, ssl=context) as server:
         await asyncio.to_thread(write_and_close)
         await settle(lambda: server.stats.accepted == 1 and not server.connections)
