@@ -27,6 +27,7 @@ from timing import in_time
 
 import aioecho
 from aioecho.cli.serve import _tls as command_lines_tls
+from aioecho.cli.serve import serve_command
 from aioecho.client import connect
 from aioecho.echo import Echo, Upper
 from aioecho.net.kernel import unacknowledged
@@ -861,7 +862,8 @@ async def test_the_command_line_sends_no_session_tickets_which_make_of_a_clients
             secured.sendall(b"line\n" * 100)
             select.select([secured], [], [], 0.05)  # tickets would come
 
-    context = command_lines_tls(str(tls.files.server), key=None, client_ca=None, password=None)
+    options = serve_command.make_context("serve", ["--ssl-certfile", str(tls.files.server)]).params
+    context = command_lines_tls(options)
     async with aioecho.TCPServer(("127.0.0.1", 0), Sink, ssl=context) as server:
         await asyncio.to_thread(write_and_close)
         await settle(lambda: server.stats.accepted == 1 and not server.connections)
