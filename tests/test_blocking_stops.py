@@ -314,6 +314,7 @@ async def test_a_client_that_asks_without_a_pause_ends_at_the_next_wait(
     in_time(report.seconds, 0.4, "the stop")  # and not linger
 
 
+@pytest.mark.timed
 async def test_an_upload_with_acknowledgements_is_not_cut_while_it_comes() -> None:
     class Acknowledges(socketserver.BaseRequestHandler):
         def handle(self) -> None:

@@ -1,6 +1,6 @@
 """Having the kernel turn away new TCP clients of a listening socket, whose queue is then accepted before it is closed."""
 
-import ctypes
+import array
 import socket
 import struct
 import sys
@@ -33,12 +33,10 @@ def drop_connection_requests(sock: socket.socket) -> bool:
     """
     if not sys.platform.startswith("linux") or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return False
-    program = ctypes.create_string_buffer(PROGRAM, len(PROGRAM))
-    instructions = len(PROGRAM) // INSTRUCTION.size
+    program = array.array("B", PROGRAM)  # tells its address; ctypes, which does too, does not load in subinterpreters
+    address, size = program.buffer_info()
     try:
-        sock.setsockopt(
-            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", instructions, ctypes.addressof(program))
-        )
+        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", size // INSTRUCTION.size, address))
     except OSError:  # it is locked, or a sandbox forbids it
         return False
     return True
