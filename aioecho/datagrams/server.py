@@ -177,8 +177,8 @@ class DatagramServer(BaseServer):
         ]
         self._tell_of_receive_buffer(self.limits.receive_buffer)
         self._sessions.sockets = {sock.bound.name: sock for sock in self._sockets}
-        if guarded != self._sessions.receive:
-            self.handover = None  # each datagram is for any worker
+        if on_datagram != self._sessions.receive or any(each.proxy is not None for each in bound):
+            self.handover = None  # each datagram is for any worker, or the peer is known by a header alone
         elif self.handover is not None:
             self.handover.add(self._sessions)
         return list(self._sockets)
