@@ -217,7 +217,7 @@ def has_hung_up(sock: socket.socket) -> bool:
 def set_keepalive(sock: socket.socket, seconds: float, unacknowledged: float | None) -> None:
     """Have the kernel probe the peers of the TCP connections that are accepted from this listening socket.
 
-    A connection whose peer answers nothing for about `seconds` is lost, with ETIMEDOUT. So is one whose peer acknowledges
+    A connection is lost, with ETIMEDOUT, if its peer answers nothing for about `seconds`. So is one if its peer acknowledges
     nothing of what was sent, or keeps its window shut, for `unacknowledged` seconds; None leaves that to the system.
     """
     if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:

@@ -157,7 +157,7 @@ class StreamRequestHandler(BaseRequestHandler):
         """Say goodbye: called when the server begins to stop, in a task of its own, beside :meth:`handle`.
 
         For what the peer is to be told, by ``self.send()``. The connection stays open until it has returned, but for no more
-        than a second after the handler's end. Not called for a connection whose handler is made after the stop has begun. To be
+        than a second after the handler's end. Not called where the handler is made after the stop has begun. To be
         overridden.
         """
 

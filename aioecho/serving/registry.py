@@ -170,13 +170,13 @@ class Registry:
         """Write a message to many clients, without waiting for any of them; return to how many.
 
         A client gets all of the message or nothing, and broadcasts in their order; a thousand are written to in a turn of the
-        loop. Clients of blocking handlers get none, nor do clients whose handler's setup() has not returned. What this meets on
-        a client's connection concerns that connection alone. A broadcast is no answer to what that client has asked.
+        loop. Clients of blocking handlers get none, nor do clients before their handler's setup() has returned. What this meets
+        on a client's connection concerns that connection alone. A broadcast is no answer to what that client has asked.
 
         Args:
             data: the message, in bytes.
             to: a group, of handlers that have called ``self.join(group)``; or a handler class; or None, for all.
-            but: a handler whose client gets nothing, such as the speaker's.
+            but: a handler; its client gets nothing. Such as the speaker's.
             most: bytes. A client for which more would wait to be sent than this is too slow.
             full: what happens to a client that is too slow: its connection is aborted, with the reason "broadcast"; or, with
                 "skip", it does not get this message, and ``stats.skipped`` counts that.
