@@ -854,7 +854,7 @@ def test_endpoints_are_read(endpoint):
     "endpoint",
     [
         "",
-        "127.0.0.1:80",
+        ":80",
         "tcp://127.0.0.1",
         "tcp://h:0",
         "tcp://h:65536",
