@@ -244,6 +244,17 @@ async def test_a_handler_that_waits_for_long_after_the_clients_end_is_cancelled(
         sock.close()
 
 
+async def test_a_handler_that_never_answers_is_cancelled_when_it_waits_for_long_after_the_clients_end() -> None:
+    Handler = waiting(take_and_wait, one_way=True)
+    async with aioecho.TCPServer(ANYWHERE, Handler, timeouts=aioecho.Timeouts(half_closed=0.05)) as server:
+        sock = await connect(server, b"a line\n")
+        await settle(lambda: Handler.has_read)
+        sock.shutdown(socket.SHUT_WR)
+        await settle(lambda: not server.connections)
+        assert server.stats.reasons == {"half_closed": 1}
+        sock.close()
+
+
 async def test_a_request_that_is_not_answered_yet_is_answered_after_the_clients_end() -> None:
     async def answer_late(self: Any) -> None:
         line = await self.reader.readline()

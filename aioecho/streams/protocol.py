@@ -225,7 +225,7 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         """Tell whether something that came is still to be read or, unless `one_way`, to be answered; or a handler has said that
         it is in the middle of an exchange.
         """
-        return self.reader.is_held() or self.reader.is_in_message() or bool(self.unanswered and not one_way)
+        return self.reader.is_held() or self.reader.is_in_record() or bool(self.unanswered and not one_way)
 
     def undo_cycles(self) -> None:
         """Let what was received go with the connection, and not when the garbage collector runs: the handler has ended.

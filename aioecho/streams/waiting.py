@@ -145,10 +145,14 @@ class WaitingReader(ReceiveBuffer):
         """
         return None if not self._eof else "drain" if self._is_ended_by_drain else "peer"
 
+    def is_in_record(self) -> bool:
+        """Tell whether a part of a record has come, or something that is still to be read."""
+        return self._has_input() or self._skip is not None
+
     def is_in_message(self) -> bool:
         """Tell whether a message is in progress: a part of a record has come, or a request was not answered yet."""
         news = self._news
-        return self._has_input() or self._skip is not None or bool(news is not None and news.unanswered)
+        return self.is_in_record() or bool(news is not None and news.unanswered)
 
     def interrupt(self, exc: Exception) -> None:
         """Raise `exc` in the read that waits now; later ones go on as if nothing had been."""
