@@ -74,25 +74,16 @@ class _ListeningSocket:
         if not self._proxy.trusts(address):
             self._server.reject(sock, address, "proxy untrusted", self._name)
         # Limits per host are for clients. The client's address is not known yet.
-        elif not self._server.admission.enqueue(sock, None, lambda sock, _: self._serve_balancer(sock, address)):
-            self._serve_balancer(sock, address)
-
-    def _serve_balancer(self, sock: socket.socket, address: Any) -> None:
-        reason = self._server.admission.admit(None)
-        if reason is not None:
-            self._server.reject(sock, address, reason, self._name)
-        else:
-            self._make_connection(sock, address)
+        elif not self._server.admission.enqueue(sock, None, lambda sock, _: self._serve(sock, address)):
+            self._serve(sock, address)
 
     def _serve(self, sock: socket.socket, address: Any) -> None:
-        reason = self._server.admission.admit(address)
-        if reason is not None:
-            self._server.reject(sock, address, reason, self._name)
-        else:
-            self._make_connection(sock, address)
-
-    def _make_connection(self, sock: socket.socket, address: Any) -> None:
         server, proxy = self._server, self._proxy
+        counted = address if proxy is None else None
+        reason = server.admission.admit(counted)
+        if reason is not None:
+            server.reject(sock, address, reason, self._name)
+            return
         handler_class = self._handler_class
         if handler_class is None:
             handler_class = server.RequestHandlerClass
@@ -105,7 +96,7 @@ class _ListeningSocket:
             else:
                 connection = Connection(server, sock, address, handler_class)
         except (OSError, MemoryError) as error:
-            server.admission.leave(address if proxy is None else None)
+            server.admission.leave(counted)
             server.report_not_begun(address, "connection", error)
             server.reject(sock, address, "handshake", self._name)
             return
