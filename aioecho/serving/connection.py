@@ -92,8 +92,7 @@ class Connection(VerifiedConnection):
         protocol = self._protocol
         self._server.timeout_sweeper.remove(self)
         protocol.driver = None  # which refers to it: without the cycle both go at once
-        if protocol.lost_with is not None:
-            protocol.lost_with.__traceback__ = None  # likewise: the handler's frames refer to the stream
+        protocol.undo_cycles()
         if self._stage == OPEN and not protocol.is_lost:
             # The task was cancelled before its first step: _live() never ran. By now the transport is there, if it was made.
             self.reason = "cancelled"
@@ -327,7 +326,6 @@ class Connection(VerifiedConnection):
                     self.end_goodbye()
             if protocol.cut_for is not None:
                 self.reason = cast(Reason, protocol.cut_for)
-            protocol.undo_cycles()
 
     async def _close(self, protocol: StreamProtocol) -> None:
         """Send what was written, and close so that the peer can read it."""

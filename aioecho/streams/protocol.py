@@ -230,12 +230,13 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
     def undo_cycles(self) -> None:
         """Let what was received go with the connection, and not when the garbage collector runs: the handler has ended.
 
-        The frames in which the reader's error was raised refer to the reader, and it to the error.
+        The frames in which the stream's error was raised refer to the stream, and it to the error.
         """
         reader = self.reader
         reader._scan = None
-        if reader._exception is not None:
-            reader._exception.__traceback__ = None
+        for error in (reader._exception, self.lost_with):
+            if error is not None:
+                error.__traceback__ = None
 
     async def wait_lost(self) -> None:
         """Wait until the connection is closed, or broke."""
