@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any, Literal, Protocol
 
 from aioecho.stats import Stats
@@ -73,13 +73,15 @@ class Audience:
 
     def send(self, data: bytes, to: Hashable, but: Any, most: int, full: Literal["close", "skip"]) -> int:
         """Write `data` as BaseServer.broadcast() says, and return to how many."""
-        is_wanted: Callable[[Any], bool] = _is_listening
         connections: Iterable[Any] = self._connections
-        if isinstance(to, type):
-            is_wanted = lambda connection: connection.is_listening() and isinstance(connection.handler, to)  # noqa: E731
-        elif to is not None:
+        kind = to if isinstance(to, type) else object
+        if to is not None and kind is not to:
             connections = self._groups.get(to, ())
-        rest = [connection for connection in connections if is_wanted(connection) and connection.handler is not but]
+        rest = [
+            connection
+            for connection in connections
+            if connection.is_listening() and connection.handler is not but and isinstance(connection.handler, kind)
+        ]
         count = len(rest)
         rest.reverse()
         self._under_way.append(_Broadcast(data, most, full == "skip", rest))
@@ -105,7 +107,3 @@ class Audience:
                 asyncio.get_running_loop().call_soon(self._go_on)
                 return
             self._under_way.popleft()
-
-
-def _is_listening(connection: Any) -> bool:
-    return bool(connection.is_listening())

@@ -103,15 +103,12 @@ class Outgoing(News):
         """
         if self.collected is not None:
             self.flush()
+        if self.is_lost or self.cut_for is not None or self.transport.is_closing():  # the loops would warn
+            return True
         socket_transport = self._socket_transport
         unsent = socket_transport.get_write_buffer_size()
-        if unsent or self.is_lost or self.cut_for is not None:
-            if self.is_lost or self.cut_for is not None or self.transport.is_closing():
-                return True
-            if unsent + len(data) > most:
-                return False
-        elif self.transport.is_closing():  # the loops would warn
-            return True
+        if unsent and unsent + len(data) > most:
+            return False
         if self.counts and not self.note_write(data):
             return True
         try:
