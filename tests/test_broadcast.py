@@ -11,6 +11,7 @@ from conftest import settle
 from helpers import ANYWHERE, close, handler, reset
 
 import aioecho
+from aioecho.echo import DatagramEcho
 
 
 class Room(aioecho.StreamRequestHandler):
@@ -246,13 +247,13 @@ async def test_mistakes_are_told() -> None:
             server.broadcast(b"text", full="drop")  # type: ignore[arg-type]
         with pytest.raises(RuntimeError, match="event loop: elsewhere use"):
             await asyncio.to_thread(server.broadcast, b"text")
-    async with aioecho.serve(aioecho.echo.DatagramEcho, "udp://127.0.0.1:0") as datagrams:
+    async with aioecho.serve(DatagramEcho, "udp://127.0.0.1:0") as datagrams:
         with pytest.raises(TypeError, match="for streams"):
             datagrams.broadcast(b"text")
 
 
 async def test_a_service_of_streams_and_datagrams_broadcasts_to_the_streams() -> None:
-    handlers: Any = {Room: "tcp://127.0.0.1:0", aioecho.echo.DatagramEcho: "udp://127.0.0.1:0"}
+    handlers: Any = {Room: "tcp://127.0.0.1:0", DatagramEcho: "udp://127.0.0.1:0"}
     async with aioecho.serve(handlers) as server:
         reader, writer = await asyncio.open_connection(*server.server_address[:2])
         writer.write(b"a\n")

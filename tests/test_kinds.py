@@ -12,6 +12,7 @@ from conftest import settle
 from helpers import ANYWHERE, ask
 
 import aioecho
+from aioecho.echo import DatagramEcho
 from aioecho.serving.handler_types import check_handler_class
 
 Base = aioecho.StreamRequestHandler
@@ -240,6 +241,6 @@ def test_a_server_class_is_no_handler_class() -> None:
 def test_socketservers_hooks_are_refused_with_what_replaces_them(attributes: dict[str, Any], message: str) -> None:
     for base in (aioecho.TCPServer, aioecho.UDPServer):
         kind = type("Mine", (base,), {"__module__": "mine", **attributes})
-        handler_class = Echo if base is aioecho.TCPServer else aioecho.echo.DatagramEcho
+        handler_class = Echo if base is aioecho.TCPServer else DatagramEcho
         with pytest.raises(TypeError, match=message):
             kind(ANYWHERE, handler_class)
