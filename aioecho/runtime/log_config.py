@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from aioecho.runtime.logs import reopen_log_files
+from aioecho.runtime.logs import all_loggers, reopen_log_files
 
 __all__ = ["LogConfig", "apply_log_config", "renew_log"]
 
@@ -76,22 +76,17 @@ def _explain(error: BaseException) -> str:
     return " ".join((own if cause is None else f"{own}: {_explain(cause)}").split())
 
 
-def _loggers() -> list[logging.Logger]:
-    root = logging.getLogger()
-    return [root, *(each for each in root.manager.loggerDict.values() if isinstance(each, logging.Logger))]
-
-
 def _take_snapshot() -> list[tuple[logging.Logger, dict[str, Any]]]:
     names = ("level", "propagate", "disabled", "handlers", "filters")
     return [
         (logger, {name: list(value) if isinstance(value := getattr(logger, name), list) else value for name in names})
-        for logger in _loggers()
+        for logger in all_loggers()
     ]
 
 
 def _restore(before: list[tuple[logging.Logger, dict[str, Any]]]) -> None:
     known = dict(before)
-    for logger in _loggers():
+    for logger in all_loggers():
         for name, value in known.get(logger, {"handlers": [], "disabled": False}).items():
             setattr(logger, name, value)
         logger.setLevel(logger.level)  # which forgets what is remembered of levels

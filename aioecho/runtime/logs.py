@@ -9,7 +9,7 @@ from typing import Any
 
 from aioecho.runtime.addresses import unmapped
 
-__all__ = ["BoundedLog", "ErrorInfo", "format_address", "reopen_log_files"]
+__all__ = ["BoundedLog", "ErrorInfo", "all_loggers", "format_address", "reopen_log_files"]
 
 ErrorInfo = BaseException | tuple[type[BaseException], BaseException, TracebackType | None] | None
 """What logging takes as `exc_info`."""
@@ -75,11 +75,15 @@ class BoundedLog:
         self._logger.log(self._level, message, *args, exc_info=exc_info)
 
 
+def all_loggers() -> list[logging.Logger]:
+    """Return the loggers that there are, the root first."""
+    root = logging.getLogger()
+    return [root, *(each for each in root.manager.loggerDict.values() if isinstance(each, logging.Logger))]
+
+
 def reopen_log_files() -> None:
     """Open the files that loggers write to anew, where another file, or none, has their path now: they were rotated."""
-    manager = logging.getLogger().manager
-    loggers = [each for each in (logging.getLogger(), *manager.loggerDict.values()) if isinstance(each, logging.Logger)]
-    for handler in {handler for each in loggers for handler in each.handlers}:
+    for handler in {handler for each in all_loggers() for handler in each.handlers}:
         if isinstance(handler, logging.FileHandler) and _was_moved(handler):
             handler.acquire()
             try:
