@@ -79,7 +79,7 @@ async def test_an_answer_larger_than_the_socket_holds_comes_whole_and_in_order()
     async with pair({"many": many}, count=2) as (asking, workers):
         answers = await asking.ask("many", timeout=30)
         assert [[number for number, _ in answers.parts[worker]] for worker in workers] == [list(range(200))] * 2
-        assert all(len(text) == 50_000 for _, text in answers.all_parts)
+        assert all(len(text) == 50_000 for worker in workers for _, text in answers.parts[worker])
 
 
 @pytest.mark.asyncio

@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from conftest import check_identity, settle
 from helpers import ANYWHERE, ask, ask_by_datagram, check_mistake, close, handler, invoke, reset
 from programs import ROOT, Program, connect
 from programs import ask as ask_blocking
+from test_workers import eventually, workers_of
 
 import aioecho
 from aioecho.echo import DatagramEcho, Echo
@@ -627,15 +628,6 @@ def fetch(where: str, path: str = "/metrics") -> str:
         return text
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 30) -> Any:
-    """Return what `condition()` returns, once that is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "what was waited for did not come about"
-        time.sleep(0.01)
-    return found
-
-
 @contextlib.contextmanager
 def serving(*arguments: str | Path) -> Iterator[tuple[Program, str, str]]:
     """Serve echo on some port, with metrics: the program, its endpoint, and where its metrics are."""
@@ -644,11 +636,6 @@ def serving(*arguments: str | Path) -> Iterator[tuple[Program, str, str]]:
         # A thread of the program's writes its log.
         match = eventually(lambda: re.search(r"metrics on (http://\S+)/metrics\n", program.stderr()))
         yield program, endpoint, match[1]
-
-
-def workers_of(program: Program) -> list[int]:
-    pid = program.process.pid
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.mark.parametrize("arguments", [(), ("--workers", "2"), ("--workers", "2", "--reuse-port")])
@@ -731,7 +718,7 @@ def test_no_count_goes_back_in_a_thousand_scrapes_and_twenty_kills() -> None:
                 assert not back
                 last = counts
                 if index % 50 == 25:
-                    victims = eventually(lambda: workers_of(program))
+                    victims = sorted(eventually(lambda: workers_of(program)))
                     os.kill(victims[index % len(victims)], signal.SIGKILL)
                     kills += 1
         finally:

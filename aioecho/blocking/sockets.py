@@ -319,7 +319,7 @@ class CountingRequestSocket(RequestSocket):
 
     @property
     def bytes_in(self) -> int:
-        """The bytes read. The first note when they are."""
+        """The bytes read. To set it for the first time notes when that was."""
         return self._bytes_in
 
     @bytes_in.setter

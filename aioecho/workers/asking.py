@@ -47,11 +47,6 @@ class Answers:
         """The first part of each answer, for answers that have one part."""
         return {worker: parts[0] for worker, parts in self.parts.items()}
 
-    @property
-    def all_parts(self) -> Iterator[Any]:
-        """The parts of all workers, one after another."""
-        return itertools.chain.from_iterable(self.parts.values())
-
 
 class _Gathering:
     """One question that was asked: which workers have not answered it yet, and what the others have."""
