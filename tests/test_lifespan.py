@@ -204,5 +204,6 @@ def test_each_process_of_a_program_has_its_own(tmp_path: Path, workers: int, fai
         assert code == (1 if workers == 1 else 0)
     else:
         assert code == 0
-        # The second worker may not have come to serve.
-        assert output == b"closed\n" or (workers == 2 and output == b"closed\nclosed\n")
+        # The second worker may not have come to serve; and two that write at once mix their lines.
+        assert not output.replace(b"closed", b"").strip()
+        assert 1 <= output.count(b"closed") <= workers
