@@ -24,6 +24,7 @@ from aioecho.server import TCPServer, UnixStreamServer
 from aioecho.serving.base import BaseServer
 from aioecho.serving.handlers import (
     BaseRequestHandler,
+    DatagramBatchHandler,
     DatagramRequestHandler,
     DatagramSessionHandler,
     StreamRequestHandler,
@@ -46,6 +47,7 @@ __all__ = [
     "CertificateError",
     "ConnectionTimeout",
     "Connections",
+    "DatagramBatchHandler",
     "DatagramRequestHandler",
     "DatagramServer",
     "DatagramSessionHandler",

@@ -73,6 +73,7 @@ def test_what_users_get_is_this() -> None:
         "CertificateError",
         "ConnectionTimeout",
         "Connections",
+        "DatagramBatchHandler",
         "DatagramRequestHandler",
         "DatagramServer",
         "DatagramSessionHandler",
