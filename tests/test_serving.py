@@ -100,7 +100,7 @@ def test_mistakes_at_the_command_line_are_one_line(tmp_path: Path) -> None:
 
 async def test_a_client_does_not_connect_to_what_only_a_server_can_use() -> None:
     with pytest.raises(ValueError, match=r"cannot connect to udp://127\.0\.0\.1:9: only to tcp://HOST:PORT"):
-        await client.connect("udp://127.0.0.1:9")
+        await client.open_connection("udp://127.0.0.1:9")
 
     async def nothing() -> AsyncIterator[bytes]:
         yield b""

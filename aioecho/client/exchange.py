@@ -1,76 +1,22 @@
-"""Talking to a server: a stream pair connected to an endpoint, and the exchange that ``aioecho send`` does."""
+"""The exchange that ``aioecho send`` does: all requests go to a server, and all that comes back is shown meanwhile."""
 
 import asyncio
-import os
 import socket
 import ssl as ssl_module
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
-from aioecho.exceptions import EndpointError
+from aioecho.client.opening import open_connection, open_datagrams
 from aioecho.framing import Framing
-from aioecho.net.endpoints import TCPEndpoint, UDPEndpoint, UnixDatagramEndpoint, UnixEndpoint, parse_endpoint, resolve
-from aioecho.streams.protocol import StreamProtocol
+from aioecho.net.endpoints import TCPEndpoint, UDPEndpoint, UnixDatagramEndpoint, UnixEndpoint, parse_endpoint
 from aioecho.streams.reader import StreamReader
 from aioecho.streams.writer import StreamWriter
 
-__all__ = ["connect", "exchange", "explain"]
+__all__ = ["MAX_FRAME", "exchange"]
 
 MAX_FRAME = 2**24
 """Bytes of a frame that exchange() accepts where the framing has no `max_size`: as many as a server does."""
-
-
-async def connect(
-    endpoint: str,
-    *,
-    ssl: ssl_module.SSLContext | None = None,
-    server_hostname: str | None = None,
-    timeout: float | None = 10.0,
-) -> tuple[StreamReader, StreamWriter]:
-    """Return a `(reader, writer)` that is connected to `endpoint`.
-
-    Args:
-        endpoint: tcp://HOST:PORT or unix:PATH.
-        ssl: speak TLS, with this context.
-        server_hostname: the name that the certificate must have, if it is not the endpoint's host.
-        timeout: seconds for all of it, the TLS handshake too. None waits for ever.
-
-    Raises:
-        EndpointError: there is no connection; the message names the endpoint and the reason (system).
-        ValueError: no client can connect a stream to `endpoint` (caller).
-    """
-    where = parse_endpoint(endpoint)
-    loop = asyncio.get_running_loop()
-
-    def make_protocol() -> StreamProtocol:
-        return StreamProtocol(loop, is_server_side=False)
-
-    try:
-        async with asyncio.timeout(timeout):
-            if not isinstance(where, TCPEndpoint | UnixEndpoint):
-                raise ValueError(f"cannot connect to {endpoint}: only to tcp://HOST:PORT and unix:PATH")
-            if isinstance(where, TCPEndpoint):
-                _, protocol = await loop.create_connection(make_protocol, where.host or "localhost", where.port)
-            else:
-                # Not left to the loop: uvloop can't connect to an abstract name (0.23).
-                sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                try:
-                    sock.setblocking(False)
-                    await loop.sock_connect(sock, where.path)
-                    _, protocol = await loop.create_unix_connection(make_protocol, sock=sock)
-                except BaseException:
-                    sock.close()
-                    raise
-            writer = StreamWriter(protocol.transport, protocol, protocol.reader, loop)
-            if ssl is not None:
-                host = where.host or "localhost" if isinstance(where, TCPEndpoint) else ""
-                await writer.start_tls(ssl, server_hostname=server_hostname or host)
-    except TimeoutError as error:
-        raise EndpointError(f"cannot connect to {where}: no answer within {timeout} s") from error
-    except (OSError, UnicodeError) as error:
-        raise EndpointError(f"cannot connect to {where}: {explain(error)}", getattr(error, "errno", None)) from error
-    return protocol.reader, writer
 
 
 async def exchange(
@@ -114,14 +60,14 @@ async def exchange(
     where = parse_endpoint(endpoint)
     channel: _Channel
     if isinstance(where, TCPEndpoint | UnixEndpoint):
-        reader, writer = await connect(endpoint, ssl=ssl, timeout=timeout)
+        reader, writer = await open_connection(endpoint, ssl=ssl, timeout=timeout)
         channel = _Stream(reader, writer) if framing is None else _FramedStream(reader, writer, framing)
     elif isinstance(where, UDPEndpoint | UnixDatagramEndpoint):
         if ssl is not None:
             raise ValueError(f"no TLS goes to {endpoint}: it is for datagrams")
         if framing is not None:
             raise ValueError(f"no framing goes to {endpoint}: it is for datagrams, and a framing is for streams")
-        channel = _Datagrams(await _connect_datagrams(where))
+        channel = _Datagrams(await open_datagrams(where))
     else:
         raise ValueError(
             f"cannot send to {endpoint}: only to tcp://HOST:PORT, unix:PATH, udp://HOST:PORT and unixgram:PATH"
@@ -134,25 +80,6 @@ async def exchange(
         raise
     finally:
         channel.close()
-
-
-async def _connect_datagrams(where: UDPEndpoint | UnixDatagramEndpoint) -> socket.socket:
-    address: Any
-    if isinstance(where, UDPEndpoint):
-        where = UDPEndpoint(where.host or "localhost", where.port)
-        family, address = (await resolve(where))[0]
-    else:
-        family, address = socket.AF_UNIX, where.path
-    sock = socket.socket(family, socket.SOCK_DGRAM)
-    try:
-        sock.setblocking(False)
-        if family == socket.AF_UNIX:
-            sock.bind("")  # to a name that the kernel chooses: a server cannot reply to a socket without a name
-        sock.connect(address)
-    except OSError as error:
-        sock.close()
-        raise EndpointError(f"cannot connect to {where}: {explain(error)}", error.errno) from error
-    return sock
 
 
 class _Channel(Protocol):
@@ -348,16 +275,3 @@ class _Datagrams:
     def close(self) -> None:
         """Close the socket."""
         self._sock.close()
-
-
-def explain(error: BaseException) -> str:
-    """Return in one line why a connection failed."""
-    if isinstance(error, ssl_module.SSLCertVerificationError):
-        return f"the certificate is not accepted: {error.verify_message}"
-    if isinstance(error, ssl_module.SSLError):  # its errno is OpenSSL's own, its reason like WRONG_VERSION_NUMBER
-        return f"no TLS there: {error.reason or error}"
-    if isinstance(error, socket.gaierror):
-        return error.strerror or str(error)
-    number = getattr(error, "errno", None)
-    # Not strerror: asyncio packs "Multiple exceptions: ..." or "Connect call failed ('127.0.0.1', 9)" into it.
-    return os.strerror(number) if number else str(error) or type(error).__name__
