@@ -90,7 +90,7 @@ def connect(
 
 
 class Connecting:
-    """What :func:`connect` returns: it connects when it is awaited, entered or looped over, each time anew."""
+    """What :func:`connect` returns: it connects when it is awaited, entered or looped over, every time anew."""
 
     def __init__(
         self,
