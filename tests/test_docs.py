@@ -907,6 +907,28 @@ def test_the_load_generator_loads() -> None:
             assert "p99" in outcome.stdout
 
 
+@runs("load-others", "exchanges.txt")
+def test_the_load_generator_loads_servers_that_do_not_echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replies = {b"PING": b"PONG\n", b"LOGIN me": b"welcome\n", b"GET one": b"value 1\n"}
+
+    class Server(aioecho.StreamRequestHandler):
+        greeting = b""
+
+        async def handle(self) -> None:
+            await self.send(self.greeting)
+            async for line in self.reader:
+                await self.send(replies[line.strip()])
+
+    (tmp_path / "exchanges.txt").write_text(BLOCKS["exchanges.txt"])
+    monkeypatch.chdir(tmp_path)
+    for line in BLOCKS["load-others"].splitlines():
+        handler = type("Handler", (Server,), {"greeting": b"hello there\n" if "--script" in line else b""})
+        with aioecho.run_in_thread(handler, "tcp://127.0.0.1:0") as server:
+            outcome = load(line, server.names[0])
+        assert (outcome.exit_code, outcome.stderr) == (0, "")
+        assert "p99" in outcome.stdout
+
+
 @pytest.mark.slow
 def test_the_figures_are_those_of_the_last_full_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
