@@ -79,7 +79,7 @@ def load_command(
     \b
         python -m aioecho load tcp://127.0.0.1:9999 --connections 100
         python -m aioecho load unix:app.sock --rate 5000 --fail-if "p99_us>2000"
-        python -m aioecho load tcp://127.0.0.1:6379 --send 'PING\\r\\n' --expect '\\+PONG\\r\\n'
+        python -m aioecho load unix:app.sock --lines --send PING --expect PONG
 
     ENDPOINT is tcp://HOST:PORT or unix:PATH, or for datagrams udp://HOST:PORT or unixgram:PATH.
 

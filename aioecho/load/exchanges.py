@@ -62,7 +62,7 @@ class ExchangeEngine(ReplyEngine):
             c.to_read = (c.to_read + 1) % len(self.exchanges)
             done += 1
         if done == owed and buffer:
-            raise ValueError(f"the server sent more than was expected: {bytes(buffer[:24])!r}")
+            raise ValueError(f"the server sent more than was expected: {chunk[:40]!r}")
         return done
 
     def _take(self, c: ReplyConnection, exchange: Exchange) -> bool:
@@ -126,7 +126,7 @@ class ExchangeEngine(ReplyEngine):
                 c.step += 1
                 c.unsaid = None
             if c.buffer:
-                raise ValueError(f"the server sent more than was expected: {bytes(c.buffer[:24])!r}")
+                raise ValueError(f"the server sent more than was expected: {bytes(c.buffer[:40])!r}")
         except WOULD_BLOCK:
             self._watch(c, READABLE | WRITABLE if c.unsaid else READABLE)
             return
