@@ -130,8 +130,8 @@ async def test_a_certificate_that_is_not_accepted_is_told_at_once(tls: SimpleNam
         ),
         ("tcp://127.0.0.1:0", {}, "with the server's port"),
         ("tcp//x", {}, "bad endpoint 'tcp//x'"),
-        ("udp://127.0.0.1:9", {"framing": Lines()}, "framing is for streams, and udp://127.0.0.1:9 is for datagrams"),
-        ("udp://127.0.0.1:9", {"tls": True}, "tls is for streams"),
+        ("udp://127.0.0.1:9", {"framing": Lines()}, "a framing is for streams, and udp://127.0.0.1:9 is for datagrams"),
+        ("udp://127.0.0.1:9", {"tls": True}, "TLS is for streams, and udp://127.0.0.1:9 is for datagrams"),
         ("tcp://127.0.0.1:9", {"server_hostname": "x"}, "server_hostname is for TLS"),
         ("unix:x", {"tls": True}, "unix:x has no host name: give the one of its certificate as server_hostname"),
         ("tcp://127.0.0.1:9", {"tls": "/no/ca.pem"}, "cannot trust the authorities in /no/ca.pem: No such file"),
@@ -148,6 +148,17 @@ def test_mistakes_are_told_before_anything_is_connected(endpoint: str, options: 
 def test_a_framing_that_is_none_is_a_type_error() -> None:
     with pytest.raises(TypeError, match=r"framing must be an aioecho.framing.Framing, as Lines\(\), not 'lines'"):
         connect("tcp://127.0.0.1:9", framing="lines")  # type: ignore[arg-type]
+
+
+async def test_what_connects_is_entered_once_at_a_time() -> None:
+    async with aioecho.serve(Echo, "tcp://127.0.0.1:0") as server:
+        connecting = connect(server.names[0], framing=Lines())
+        async with connecting as conn:
+            with pytest.raises(RuntimeError, match="it is entered already"):
+                await connecting.__aenter__()
+            assert await conn.ask(b"hello") == b"hello"
+        async with connecting as conn:
+            assert await conn.ask(b"again") == b"again"
 
 
 # Bad servers.
@@ -417,6 +428,26 @@ async def test_a_connection_that_lasted_ends_the_series(monkeypatch: pytest.Monk
     assert asked[2] == 0.01
 
 
+async def test_an_error_in_the_loop_is_the_callers_and_closes_the_connection() -> None:
+    async with aioecho.serve(Echo, "tcp://127.0.0.1:0") as server:
+        with pytest.raises(ZeroDivisionError):
+            await _divide(connect(server.names[0]))
+        await settle(lambda: not server.connections)
+
+
+async def _divide(connecting: Any) -> None:
+    async for _ in connecting:
+        1 // 0  # noqa: B018 - it raises
+
+
+async def test_a_loop_that_is_cancelled_in_its_pause_ends() -> None:
+    attempts = asyncio.create_task(anext(aiter(connect(f"tcp://127.0.0.1:{free_port()}", reconnect=Backoff(60, 60)))))
+    await settle()
+    attempts.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await attempts
+
+
 @pytest.mark.parametrize("options", [{"base": -1}, {"base": 2, "cap": 1}, {"attempts": 0}], ids=str)
 def test_a_backoff_that_makes_no_sense_is_refused(options: Any) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
@@ -516,7 +547,7 @@ async def test_a_port_without_a_server_is_told_by_the_reply_that_is_none() -> No
     async with connect(endpoint, timeout=5) as conn:
         with pytest.raises(EndpointError) as caught:
             await conn.ask(b"x")
-        assert str(caught.value) == f"cannot reach {endpoint}: Connection refused"
+        assert str(caught.value) == f"cannot receive from {endpoint}: Connection refused"
 
 
 async def test_a_close_wakes_the_task_that_receives() -> None:

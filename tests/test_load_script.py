@@ -154,7 +154,7 @@ def test_a_reply_may_come_byte_by_byte():
     ("reply", "options", "error", "said"),
     [
         (b"-ERR\r\n", {"timeout_s": 0.1}, "timed_out", r"expected '\+PONG\r\n' within 0.1 s, and got b'-ERR\r\n'"),
-        (b"+PONG\r\n+PONG\r\n", {}, "wrong_bytes", r"the server sent more than was expected: b'+PONG\r\n'"),
+        (b"+PONG\r\n+PONG\r\n", {}, "wrong_bytes", r"the server sent more than was expected: b'+PONG\r\n+PONG\r\n'"),
         (b"-ERR\r\n", {"framing": Lines()}, "wrong_bytes", r"expected '\+PONG', got the frame b'-ERR"),
         (b"+PONG\nx\n", {"framing": Lines()}, "wrong_bytes", "the server sent more than was expected"),
         (b"x", {"timeout_s": 0.1, "script": make_script("PING", "y")}, "timed_out", "has no newline at its end"),

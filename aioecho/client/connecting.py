@@ -73,7 +73,7 @@ def connect(
     if framing is not None and not isinstance(framing, Framing):
         raise TypeError(f"framing must be an aioecho.framing.Framing, as Lines(), not {framing!r}")
     if isinstance(where, UDPEndpoint | UnixDatagramEndpoint):
-        for name, value in (("tls", tls), ("framing", framing)):
+        for name, value in (("TLS", tls), ("a framing", framing)):
             if value:
                 raise ValueError(f"{name} is for streams, and {endpoint} is for datagrams")
     context = _load_context(tls)
@@ -109,20 +109,25 @@ class Connecting:
         self._connect_timeout = connect_timeout
         self._timeout = timeout
         self._reconnect = reconnect
-        self._entered: list[Connection] = []
+        self._entered: Connection | None = None
 
     def __await__(self) -> Generator[object, None, Connection]:
         return self._connect(self._reconnect, 0).__await__()
 
     async def __aenter__(self) -> Connection:
-        connection = await self
-        self._entered.append(connection)
-        return connection
+        if self._entered is not None:
+            raise RuntimeError(
+                "it is entered already, and would not know which connection to close: call connect() again"
+            )
+        self._entered = await self
+        return self._entered
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._entered.pop().close()
+        connection, self._entered = self._entered, None
+        assert connection is not None
+        await connection.close()
 
     def __aiter__(self) -> AsyncIterator[Connection]:
         return self._repeat(self._reconnect or Backoff())

@@ -36,7 +36,7 @@ class DatagramConnection(Connection):
                 async with asyncio.timeout(self.timeout):
                     await self._loop.sock_sendall(self._sock, data)
         except OSError as error:
-            raise self._explain(error, self.timeout, "did not take a datagram") from error
+            raise self._explain(error, self.timeout, "did not take a datagram", "cannot send to") from error
 
     async def receive(self) -> bytes:
         """Return the next datagram: see :meth:`Connection.receive`."""
@@ -56,7 +56,7 @@ class DatagramConnection(Connection):
                     except BlockingIOError:
                         await self._wait()
         except OSError as error:
-            raise self._explain(error, timeout, "sent nothing") from error
+            raise self._explain(error, timeout, "sent nothing", "cannot receive from") from error
 
     async def _wait(self) -> None:
         """Wait until there is something to receive."""
@@ -112,7 +112,7 @@ class DatagramConnection(Connection):
                     return
 
     def _explain(
-        self, error: OSError, timeout: float | None, what: str
+        self, error: OSError, timeout: float | None, what: str, verb: str
     ) -> ConnectionClosed | ConnectionTimeout | EndpointError:
         """Return the error to raise in place of the system's."""
         if isinstance(error, ConnectionClosed):
@@ -121,7 +121,7 @@ class DatagramConnection(Connection):
             return ConnectionTimeout("timeout", timeout, f"{self.endpoint} {what} within {timeout:g} s")
         if self._sock.fileno() < 0:
             return self._explain_close()
-        return EndpointError(f"cannot reach {self.endpoint}: {explain(error)}", error.errno)
+        return EndpointError(f"{verb} {self.endpoint}: {explain(error)}", error.errno)
 
     def _explain_close(self) -> ConnectionClosed:
         return ConnectionClosed(f"the socket to {self.endpoint} was closed by this program")
