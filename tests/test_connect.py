@@ -97,6 +97,14 @@ async def test_without_a_framing_there_are_the_reader_and_the_writer() -> None:
                 await receive()
 
 
+async def test_the_kernel_looks_for_a_server_that_has_vanished() -> None:
+    async with aioecho.serve(Echo, "tcp://127.0.0.1:0") as server, connect(server.names[0]) as conn:
+        sock = conn.writer.get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        times = [sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_KEEP{name}")) for name in ("IDLE", "INTVL")]
+        assert times[0] + times[1] * sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 60
+
+
 @pytest.mark.parametrize("name", ["file", "@abstract"])
 async def test_unix_sockets_are_connected_to(tmp_path: Any, name: str) -> None:
     endpoint = f"unix:{tmp_path}/app.sock" if name == "file" else f"unix:@aioecho-test-{tmp_path}"

@@ -67,7 +67,7 @@ GREETED = parse_script(
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"depth": 5}, {"churn": True}, {"rate": 300.0}, {"processes": 2, "connections": 2}],
+    [{}, {"depth": 5}, {"churn": True}, {"rate": 300.0}],
     ids=str,
 )
 def test_a_server_that_does_not_echo_is_loaded(options):

@@ -285,7 +285,7 @@ class Engine(ABC):
     def _end_series(self, closed: int) -> None:
         """Put what is left into the series: into its last interval if that makes a short one."""
         self._end_interval(closed)
-        if len(self.series) > 1 and self.series[-1][1] < INTERVAL_NS / 2e9:
+        if len(self.series) > 1 and self.series[-1][1] < INTERVAL_NS / 4e9:
             _, seconds, rest = self.series.pop()
             start, so_far, counts = self.series.pop()
             for latency, count in rest.items():
