@@ -558,6 +558,20 @@ async def test_a_port_without_a_server_is_told_by_the_reply_that_is_none() -> No
         assert str(caught.value) == f"cannot receive from {endpoint}: Connection refused"
 
 
+async def test_a_name_that_does_not_resolve_is_named_and_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EndpointError, match=r"^cannot resolve the host of udp://no\.invalid:9: "):
+        await connect("udp://no.invalid:9", connect_timeout=30)
+
+    async def resolve_never(where: Any) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("aioecho.client.opening.resolve", resolve_never)
+    with pytest.raises(
+        EndpointError, match=r"^cannot resolve the host of udp://some\.name:9: no answer within 0.01 s$"
+    ):
+        await connect("udp://some.name:9", connect_timeout=0.01)
+
+
 async def test_a_close_wakes_the_task_that_receives() -> None:
     async with datagram_server(lambda data, send: None) as endpoint:
         conn = await connect(endpoint)

@@ -76,8 +76,8 @@ def _explain_timeout(error: TimeoutError, timeout: float | None) -> str:
     return explain(error) if error.errno else f"no answer within {timeout} s"
 
 
-async def open_datagrams(where: UDPEndpoint | UnixDatagramEndpoint) -> socket.socket:
-    """Return a socket that sends to `where` and receives from there alone.
+async def open_datagrams(where: UDPEndpoint | UnixDatagramEndpoint, timeout: float | None) -> socket.socket:
+    """Return a socket that sends to `where` and receives from there alone. `timeout` is for finding the host's address.
 
     Raises:
         EndpointError: there is none; the message names the endpoint and the reason (system).
@@ -85,7 +85,11 @@ async def open_datagrams(where: UDPEndpoint | UnixDatagramEndpoint) -> socket.so
     address: Any
     if isinstance(where, UDPEndpoint):
         where = UDPEndpoint(where.host or "localhost", where.port)
-        family, address = (await resolve(where))[0]
+        try:
+            async with asyncio.timeout(timeout):
+                family, address = (await resolve(where))[0]
+        except TimeoutError as error:
+            raise EndpointError(f"cannot resolve the host of {where}: no answer within {timeout} s") from error
     else:
         family, address = socket.AF_UNIX, where.path
     sock = socket.socket(family, socket.SOCK_DGRAM)
