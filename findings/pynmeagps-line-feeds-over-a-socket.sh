@@ -4,8 +4,8 @@
 # NMEA 0183 ends a sentence with CR LF, but a log file or a serial line in the terminal's usual mode has LF, and a server that
 # passes such lines on sends LF. One would guess that NMEAReader takes the same bytes alike wherever they come from. A file or a serial
 # line is read by its own readline(), which ends at LF. A socket is read by pynmeagps' own, which ends only at CR LF
-# (pynmeagps/socketwrapper.py: readline()), so that all sentences to the end of the stream become one, whose checksum is
-# wrong. With the usual quitonerror=1 it is logged and dropped. On a connection that stays open, nothing comes at all.
+# (pynmeagps/socketwrapper.py: readline()), so that all sentences to the end of the stream become one with a wrong
+# checksum. With the usual quitonerror=1 it is logged and dropped. On a connection that stays open, nothing comes at all.
 #
 # Seen: the sentences that NMEAReader gives.
 #   CR LF, file: ['GPGLL', 'GPRMC']
