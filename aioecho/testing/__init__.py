@@ -6,5 +6,16 @@ between any client and any server, and delays, cuts and resets what passes. For 
 
 from aioecho.testing.blocking import BlockingClient, BlockingDatagramClient, connect_sync
 from aioecho.testing.client import Client, DatagramClient, connect
+from aioecho.testing.pipes import Faults
+from aioecho.testing.proxy import FaultyProxy
 
-__all__ = ["BlockingClient", "BlockingDatagramClient", "Client", "DatagramClient", "connect", "connect_sync"]
+__all__ = [
+    "BlockingClient",
+    "BlockingDatagramClient",
+    "Client",
+    "DatagramClient",
+    "Faults",
+    "FaultyProxy",
+    "connect",
+    "connect_sync",
+]
