@@ -156,7 +156,7 @@ async def test_a_handler_that_reads_nothing_is_told_of() -> None:
 
 
 async def test_what_a_handler_raises_fails_the_test() -> None:
-    with pytest.raises(KeyError, match="hello"):
+    with pytest.raises(KeyError, match="hello"):  # noqa: PT012 - what is raised is raised at its end
         async with testing.connect(Bad) as client:
             await client.send(b"hello\n")
             assert await client.read() == b""
@@ -182,7 +182,7 @@ async def test_what_the_other_methods_raise_fails_the_test_too(method: str) -> N
 
 
 async def test_a_test_that_fails_by_itself_notes_what_the_handler_raised() -> None:
-    with pytest.raises(AssertionError) as caught:
+    with pytest.raises(AssertionError) as caught:  # noqa: PT012
         async with testing.connect(Bad) as client:
             await client.send(b"hello\n")
             assert await client.read() == b"HELLO\n"
@@ -197,7 +197,7 @@ async def test_what_the_peer_causes_is_no_mistake_of_the_handlers() -> None:
 
 
 async def test_several_handlers_fail_as_a_group() -> None:
-    with pytest.raises(BaseExceptionGroup) as caught:
+    with pytest.raises(BaseExceptionGroup) as caught:  # noqa: PT012
         async with testing.connect(Bad) as client, testing.connect(client.server, raise_errors=False) as other:
             del other
             await client.send(b"1\n")
@@ -277,15 +277,15 @@ async def test_the_servers_hooks_and_limits_are_the_real_ones() -> None:
 
 
 async def test_a_client_for_which_there_is_no_room_waits_or_is_rejected() -> None:
-    async with testing.connect(Echo, limits=aioecho.Limits(max_connections=1)) as client:
-        async with testing.connect(client.server) as second:
-            await second.send(b"waiting\n")
-            assert second.handler is None
-            await client.aclose()
-            assert await second.readline() == b"waiting\n"
-            client.server.limits = aioecho.Limits(max_connections=1, overflow="reject")
-            async with testing.connect(client.server) as third:
-                assert await third.read() == b""
+    only_one = aioecho.Limits(max_connections=1)
+    async with testing.connect(Echo, limits=only_one) as client, testing.connect(client.server) as second:
+        await second.send(b"waiting\n")
+        assert second.handler is None
+        await client.aclose()
+        assert await second.readline() == b"waiting\n"
+        client.server.limits = aioecho.Limits(max_connections=1, overflow="reject")
+        async with testing.connect(client.server) as third:
+            assert await third.read() == b""
     assert client.server.stats.reasons["overflow"] == 1
     check_identity(client.server)
 

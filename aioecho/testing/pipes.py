@@ -1,6 +1,7 @@
 """What a proxy does to one connection: two pipes, and the faults that they have."""
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ __all__ = ["Faults", "Link", "Pipe", "Way", "reset"]
 # Bytes that are read at a time, and that may be on their way in one direction: a sender is held back beyond.
 CHUNK = 2**16
 MOST_IN_FLIGHT = 2**20
+
+# Turns of the loop between two slices. A receiver in the same loop reads in the second: in the first, asyncio's loop runs the
+# proxy before what the poll has found.
+TURNS = 3
 
 # Pieces a second in which a rate is kept, at the least one byte each.
 PIECES_PER_SECOND = 100
@@ -32,8 +37,8 @@ class Faults:
     slices: int | tuple[int, int] | None = None
     """Bytes of a piece in which the stream is written, as a number or as (least, most). None: as it was read.
 
-    The boundaries are the same for the same seed, however the bytes are read. The event loop turns between two pieces. A
-    receiver in another process that is slower than that reads several at once: set `rate` besides.
+    The boundaries are the same for the same seed, however the bytes are read. The event loop turns three times between two
+    pieces. A receiver in another process that is slower than that reads several at once: set `rate` besides.
     """
     reset_after: int | None = None
     """Bytes, from the start of the connection, after which it is reset on both sides. 0: before the first byte. None: never."""
@@ -69,8 +74,10 @@ class Way:
 
 def reset(writer: StreamWriter) -> None:
     """Abort a connection, so that its peer gets a reset."""
-    reset_when_closed(writer.transport)
-    writer.transport.abort()
+    if not writer.protocol.is_lost:
+        with contextlib.suppress(ValueError):  # uvloop: the socket is closed
+            reset_when_closed(writer.transport)
+        writer.transport.abort()
 
 
 class _ResetError(Exception):
@@ -193,7 +200,8 @@ class Pipe:
             if faults.rate is not None:
                 await self._wait_until(began + size / faults.rate)
             elif faults.slices is not None:
-                await asyncio.sleep(0)
+                for _ in range(TURNS):
+                    await asyncio.sleep(0)
 
     def _choose_size(self, faults: Faults, available: int) -> int:
         """Return how many bytes to write at once."""

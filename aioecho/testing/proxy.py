@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-from collections.abc import Coroutine
 from dataclasses import fields, replace
 from typing import Any, Literal, Self
 
@@ -71,6 +70,7 @@ class FaultyProxy:
         self._acceptors: list[Acceptor] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._links: set[Link] = set()
+        self._opening: set[asyncio.Task[None]] = set()  # of clients that have no link yet
         self._accepted = 0
 
     # What it is.
@@ -148,6 +148,8 @@ class FaultyProxy:
         """Reset every connection, on both sides, now."""
         for link in tuple(self._links):
             link.reset()
+        for task in self._opening:
+            task.cancel()
 
     def half_close(self, direction: Direction) -> None:
         """End one direction of every connection, behind what is on its way: what its sender sends later is dropped.
@@ -181,13 +183,10 @@ class FaultyProxy:
 
     def _accept(self, sock: socket.socket, address: Any) -> None:
         self._accepted += 1
-        self._start(self._serve(sock, self._accepted))
-
-    def _start(self, coroutine: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        task = asyncio.get_running_loop().create_task(self._serve(sock, self._accepted))
+        for tasks in (self._tasks, self._opening):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
 
     async def _serve(self, sock: socket.socket, number: int) -> None:
         loop = asyncio.get_running_loop()
@@ -206,6 +205,9 @@ class FaultyProxy:
             if isinstance(error, EndpointError):
                 return
             raise
+        task = asyncio.current_task()
+        assert task is not None
+        self._opening.discard(task)
         link = Link(self._ways, f"{self._seed} {number}", clients, servers)
         self._links.add(link)
         try:

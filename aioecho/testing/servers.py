@@ -19,6 +19,7 @@ from aioecho.net.endpoints import Endpoint, TCPEndpoint
 from aioecho.net.proxy_sockets import expect_headers
 from aioecho.server import StreamListener, StreamServer, TCPServer
 from aioecho.serving.base import BaseServer
+from aioecho.serving.ends import Reason
 from aioecho.serving.handler_types import is_blocking, serves_datagrams, undo_partial
 from aioecho.serving.listening import ListeningSocket
 
@@ -220,6 +221,11 @@ class PortlessServer(RecordingServer, StreamServer):
         self._pairs = Pairs(self, own)
         self._record.when_made = self._pairs.note_made
         return [self._pairs]
+
+    def reject(self, sock: socket.socket, client_address: Any, reason: Reason, endpoint: str = "") -> None:
+        """Close a client's socket at once, count it, and note it."""
+        super().reject(sock, client_address, reason, endpoint)
+        self._pairs.note_end(client_address)
 
     def unregister_connection(self, connection: Any) -> None:
         """Count the end of a connection, and note it."""
