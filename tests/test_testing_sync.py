@@ -88,7 +88,7 @@ def test_a_blocking_handler_is_served_to_a_blocking_client() -> None:
 def test_datagrams_are_asked_by_a_blocking_client(kind: Any) -> None:
     with testing.connect_sync(kind) as client:
         assert client.ask(b"hello") == b"HELLO"
-        assert client.handler.client_address == client.client_address
+    assert client.handler.client_address == client.client_address
 
 
 def test_what_a_handler_raises_is_raised_in_the_synchronous_test() -> None:
