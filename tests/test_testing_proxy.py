@@ -33,7 +33,7 @@ async def behind(
         server.state = []
         async with FaultyProxy(server.names[0], **faults) as proxy:
             proxy.server = server  # type: ignore[attr-defined]
-            reader, writer = await client.connect(proxy.endpoint)
+            reader, writer = await client.open_connection(proxy.endpoint)
             await settle(lambda: proxy.connections)
             try:
                 yield proxy, reader, writer
@@ -141,7 +141,7 @@ async def test_all_connections_are_reset_at_any_time_in_a_partition_too() -> Non
 async def test_a_client_that_waits_for_the_server_is_reset_too() -> None:
     async with FaultyProxy("tcp://127.0.0.1:1") as proxy:
         proxy.partition()
-        reader, writer = await client.connect(proxy.endpoint)
+        reader, writer = await client.open_connection(proxy.endpoint)
         await settle(lambda: proxy.accepted)
         await settle()
         proxy.reset()
@@ -167,7 +167,7 @@ async def test_a_partition_holds_bytes_and_ends_until_it_is_healed() -> None:
 async def test_a_client_that_comes_in_a_partition_is_served_when_that_is_healed() -> None:
     async with behind(Echo) as (proxy, _, _):
         proxy.partition()
-        reader, writer = await client.connect(proxy.endpoint)
+        reader, writer = await client.open_connection(proxy.endpoint)
         writer.write(b"hello")
         await settle(lambda: proxy.accepted == 2)
         await settle()
@@ -200,7 +200,7 @@ async def test_a_peers_reset_is_passed_on_behind_its_bytes() -> None:
 
 async def test_without_a_server_the_client_is_reset(tmp_path: Path) -> None:
     async with FaultyProxy(f"unix:{tmp_path}/none.sock") as proxy:
-        reader, writer = await client.connect(proxy.endpoint)
+        reader, writer = await client.open_connection(proxy.endpoint)
         with pytest.raises(ConnectionResetError):
             await reader.read()
         await close(writer)

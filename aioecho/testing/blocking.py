@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from aioecho.background import BackgroundServer, running
 from aioecho.serving.base import BaseServer
-from aioecho.serving.handlers import DatagramRequestHandler, DatagramSessionHandler
+from aioecho.serving.handlers import DatagramBatchHandler, DatagramRequestHandler, DatagramSessionHandler
 from aioecho.testing.client import TIMEOUT
 from aioecho.testing.servers import (
     Address,
@@ -45,7 +45,8 @@ class _BaseClient:
     @property
     def handler(self) -> Any:
         """The handler object of this client, as :attr:`Client.handler` has it. It lives in another thread."""
-        return self._server._record.handlers.get(self.client_address)
+        handlers = self._server._record.handlers
+        return handlers.get(self.client_address, handlers.get(None))
 
     def close(self) -> None:
         """Close the connection. May be called more than once; `connect_sync()` does it too."""
@@ -165,7 +166,7 @@ class BlockingDatagramClient(_BaseClient):
 
 @overload
 def connect_sync(
-    RequestHandlerClass: type[DatagramRequestHandler] | type[DatagramSessionHandler],
+    RequestHandlerClass: type[DatagramRequestHandler] | type[DatagramSessionHandler] | type[DatagramBatchHandler],
     **options: Any,
 ) -> AbstractContextManager[BlockingDatagramClient]: ...
 

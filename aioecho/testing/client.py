@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar, overload
 
 from aioecho.serving.base import BaseServer
-from aioecho.serving.handlers import DatagramRequestHandler, DatagramSessionHandler
+from aioecho.serving.handlers import DatagramBatchHandler, DatagramRequestHandler, DatagramSessionHandler
 from aioecho.streams.frames import Frames
 from aioecho.streams.protocol import StreamProtocol
 from aioecho.streams.reader import StreamReader
@@ -55,7 +55,8 @@ class _BaseClient:
         `verify_request()` is a coroutine function, and where the limits let the client wait. A blocking handler's object, whose
         constructor does all the work, is here once that has returned.
         """
-        return self._server._record.handlers.get(self.client_address)
+        handlers = self._server._record.handlers
+        return handlers.get(self.client_address, handlers.get(None))  # a batch of datagrams is of no client's address
 
     async def _within_timeout(self, awaitable: Awaitable[Result], what: str) -> Result:
         scope = asyncio.timeout(self.timeout)
@@ -199,7 +200,7 @@ class DatagramClient(_BaseClient):
 
 @overload
 def connect(
-    RequestHandlerClass: type[DatagramRequestHandler] | type[DatagramSessionHandler],
+    RequestHandlerClass: type[DatagramRequestHandler] | type[DatagramSessionHandler] | type[DatagramBatchHandler],
     **options: Any,
 ) -> AbstractAsyncContextManager[DatagramClient]: ...
 

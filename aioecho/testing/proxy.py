@@ -198,7 +198,7 @@ class FaultyProxy:
         clients = protocol.reader, StreamWriter(protocol.transport, protocol, protocol.reader, loop)
         try:
             await self._ways["to_server"].gate.wait()
-            servers = await client.connect(self._server_endpoint, timeout=None)
+            servers = await client.open_connection(self._server_endpoint, timeout=None)
         except BaseException as error:
             reset(clients[1])
             await protocol.wait_lost()
