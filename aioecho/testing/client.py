@@ -52,8 +52,8 @@ class _BaseClient:
         """The handler object of this client; None as long as it was not made. Over datagrams, that of its last datagram.
 
         It is made before `connect()` yields, but where the client has to write first (with `ssl` or `proxy`), where
-        `verify_request()` is a coroutine function, and where the limits let the client wait. A blocking handler's object, whose
-        constructor does all the work, is here once that has returned.
+        `verify_request()` is a coroutine function, and where the limits let the client wait. The constructor of a blocking
+        handler does all the work: its object is here once that has returned.
         """
         handlers = self._server._record.handlers
         return handlers.get(self.client_address, handlers.get(None))  # a batch of datagrams is of no client's address

@@ -14,7 +14,7 @@ __all__ = ["ServerFactory"]
 
 
 class ServerFactory:
-    """Serves handlers, each in a thread, until :meth:`close`."""
+    """Serves every handler in a thread of its own, until :meth:`close`."""
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()

@@ -20,7 +20,7 @@ MOST_IN_FLIGHT = 2**20
 # proxy before what the poll has found.
 TURNS = 3
 
-# Pieces a second in which a rate is kept, at the least one byte each.
+# Pieces a second in which a rate is kept, of one byte at the least.
 PIECES_PER_SECOND = 100
 
 

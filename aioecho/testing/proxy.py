@@ -18,7 +18,7 @@ from aioecho.testing.pipes import Faults, Link, Way, reset
 __all__ = ["Direction", "FaultyProxy"]
 
 Direction = Literal["both", "to_server", "to_client"]
-"""Which bytes: those that the client sends, those that the server sends, or all."""
+"""Which bytes: what the client sends, what the server sends, or both."""
 
 # Clients that wait to be accepted.
 BACKLOG = 100
@@ -29,7 +29,7 @@ class FaultyProxy:
 
     Clients connect to `proxy.endpoint`, or `proxy.address`. It may serve any number of connections, and knows nothing of what
     they say. The end of a stream is passed on behind its bytes, and so is a reset, with the same faults. With TCP a reset is a
-    RST. A Unix socket knows none: there it is a close, with an error only for a peer whose bytes were not read.
+    RST. A Unix socket knows none: there it is a close, with an error only where bytes of the peer were not read.
 
     Faults may be changed at any time, and hold for live connections from the next piece on. What is random is drawn from
     `seed`, the number of the connection and the direction, and so the same in the next run: the boundaries of slices to the

@@ -202,7 +202,7 @@ class Pairs(StreamListener):
 
 
 class PortlessServer(RecordingServer, StreamServer):
-    """A server for streams whose clients come from ``_pairs.connect()``, and not through a port."""
+    """A server for streams without a port: ``_pairs.connect()`` makes its clients."""
 
     _log_level = logging.DEBUG
     _pairs: Pairs
