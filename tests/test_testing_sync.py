@@ -107,6 +107,14 @@ def test_a_blocking_client_waits_for_no_more_than_its_timeout() -> None:
         client.readline()
 
 
+@LOOPS
+def test_a_blocking_client_may_speak_tls(loop: str, tls: Any) -> None:
+    with testing.connect_sync(Upper, ssl=tls.server, loop=loop) as client:
+        client.socket = tls.client.wrap_socket(client.socket, server_hostname="localhost")
+        client.send(b"hello\n")
+        assert client.readline() == b"HELLO\n"
+
+
 # The plugin
 
 

@@ -63,6 +63,7 @@ class BlockingClient(_BaseClient):
     """A client of one handler for streams, for a thread without an event loop, as :func:`connect_sync` gives it.
 
     Its methods are those of :class:`Client`. `socket` is its socket: what was read by a method is not there any more.
+    For TLS wrap it, and set it to the result.
     """
 
     def __init__(self, server: BaseServer, client_address: Address, sock: socket.socket, timeout: float | None) -> None:
@@ -223,9 +224,12 @@ def _serve(
 def _connect(server: PortlessServer, client_address: Address | None, timeout: float | None) -> Iterator[BlockingClient]:
     assert server.event_loop is not None
     connecting = asyncio.run_coroutine_threadsafe(server._pairs.connect(client_address), server.event_loop)
-    sock, address = connecting.result(timeout)
-    with sock:
-        yield BlockingClient(server, address, sock, timeout)
+    sock, address = connecting.result(TIMEOUT)
+    client = BlockingClient(server, address, sock, timeout)
+    try:
+        yield client
+    finally:
+        client.close()
 
 
 @contextlib.contextmanager
