@@ -20,10 +20,10 @@ from aioecho.net.endpoints import StdioEndpoint, UDPEndpoint
 from aioecho.ops.control import ControlServer, parse_control
 from aioecho.ops.control_server import make_control
 from aioecho.ops.metrics import MetricsEndpoint
+from aioecho.runtime.collector import short_collections
 from aioecho.runtime.interpreters import is_subinterpreter
 from aioecho.runtime.log_config import LogConfig, apply_log_config, renew_log
 from aioecho.runtime.logs import reopen_log_files
-from aioecho.runtime.collector import short_collections
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.runtime.stdio import fill_standard_streams
 from aioecho.serving.base import BaseServer
