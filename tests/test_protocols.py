@@ -1,0 +1,142 @@
+"""The pages on protocols: the code of each serves the real clients that the page shows, and shows what the page says."""
+
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from consoles import need, replay
+from documents import Blocks, ask_server, served
+from programs import ROOT, Program
+
+import aioecho
+
+PAGES = ROOT / "docs" / "pages" / "protocols"
+BLOCKS = Blocks(*sorted(PAGES.glob("*.md")))
+runs = BLOCKS.runs
+
+
+def port_of(name: str) -> str:
+    """Return the port of an endpoint's name."""
+    return name.rpartition(":")[2]
+
+
+@contextmanager
+def program(name: str) -> Iterator[tuple[aioecho.BackgroundServer, dict[str, str]]]:
+    """Serve a page's program; with the server, and what the ports that the program names are here, in their order."""
+    named = re.findall(r'"(?:tcp|udp)://127\.0\.0\.1:(\d+)"', BLOCKS[name])
+    with served(BLOCKS[name]) as server:
+        yield server, dict(zip(named, map(port_of, server.names), strict=True))
+
+
+def test_every_block_has_a_name_of_its_own_and_is_run() -> None:
+    assert not BLOCKS.unnamed
+    assert set(BLOCKS) == BLOCKS.have_run
+
+
+@pytest.mark.parametrize("page", [path.name for path in PAGES.glob("*.md")])
+def test_links_lead_to_what_is_there(page: str) -> None:
+    path = PAGES / page
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text("utf-8")):
+        if not target.startswith(("http", "#")):
+            assert (path.parent / target.partition("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("name", [name for name in BLOCKS if name.endswith(".py")])
+def test_a_program_is_of_20_to_60_lines(name: str) -> None:
+    assert 20 <= len(BLOCKS[name].splitlines()) <= 60
+
+
+# resp.md
+
+
+@runs("store.py", "resp-try")
+def test_the_store_serves_redis_cli_and_redis_benchmark() -> None:
+    with program("store.py") as (_, ports):
+        replay(BLOCKS["resp-try"], ports)
+
+
+def test_the_store_answers_what_is_malformed() -> None:
+    with program("store.py") as (server, _):
+        for sent, reply in (
+            (b"\r\nPING\r\n", b"+PONG\r\n"),
+            (b"*0\r\nPING\r\n", b"+PONG\r\n"),
+            (b"*x\r\nPING\r\n", b"-ERR Protocol error: expected '*' and a number up to 1024\r\n"),
+            (b"*1\r\n$-1\r\n", b"-ERR Protocol error: expected '$' and a number up to 1048576\r\n"),
+            (b"*1\r\n$4\r\nPI", b""),
+        ):
+            assert ask_server(server, sent) == reply
+        assert ask_server(server, b"x" * 100_000).startswith(b"-ERR Protocol error: ")
+        assert server.stats.failed == 1
+
+
+# syslog.md
+
+
+@contextmanager
+def logs(tls: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, dict[str, str]]]:
+    monkeypatch.chdir(tls.files.folder)
+    with program("logs.py") as (server, ports):
+        yield server, ports
+
+
+def wait_for_lines(capsys: pytest.CaptureFixture[str], count: int) -> list[str]:
+    """Return what the program has printed, once there are so many lines, in any order."""
+    shown = ""
+    while shown.count("\n") < count:
+        shown += capsys.readouterr().out
+        time.sleep(0.005)
+    return sorted(shown.replace(socket.gethostname(), "vm").splitlines())
+
+
+@runs("logs.py", "syslog-try", "syslog-shown")
+def test_the_receiver_gets_what_logger_sends_over_tcp_tls_and_udp(
+    tls: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with logs(tls, monkeypatch) as (_, ports):
+        replay(BLOCKS["syslog-try"], ports)
+        shown = BLOCKS["syslog-shown"].splitlines()
+        assert wait_for_lines(capsys, len(shown)) == sorted(shown)
+
+
+@runs("rsyslog.conf")
+def test_the_receiver_gets_what_rsyslog_forwards(
+    tls: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    need("rsyslogd", "logger")
+    with logs(tls, monkeypatch) as (server, ports):
+        path = tmp_path / "log"
+        (tmp_path / "rsyslog.conf").write_text(
+            f'global(workDirectory="{tmp_path}")\nmodule(load="imuxsock" SysSock.Use="off")\n'
+            f'input(type="imuxsock" Socket="{path}")\n' + BLOCKS["rsyslog.conf"].replace("601", ports["601"])
+        )
+        command = ("rsyslogd", "-n", "-f", tmp_path / "rsyslog.conf", "-i", tmp_path / "pid")
+        with Program(*command) as daemon:
+            while not path.exists():
+                assert daemon.process.poll() is None, daemon.stderr()
+                time.sleep(0.005)
+            for text in ("one", "two"):
+                with Program("logger", "-u", path, "-p", "local3.err", "-t", "app", text) as client:
+                    assert client.end() == (0, b"", "")
+            assert wait_for_lines(capsys, 2) == ["local3.err vm app one", "local3.err vm app two"]
+            assert server.stats.streams.accepted == 1
+
+
+def test_the_receiver_notes_what_is_malformed_or_too_long(
+    tls: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with logs(tls, monkeypatch) as (server, _):
+        sent = b"<999>no such priority\n<>\n9000 " + b"x" * 9000 + b"<0>1 broken\n12345678901 x\n"
+        assert ask_server(server, sent) == b""
+        assert wait_for_lines(capsys, 4) == [
+            "kern.emerg 127.0.0.1 - 1 broken",
+            "syslog.notice 127.0.0.1 - a message of more than 8192 bytes",
+            "user.notice 127.0.0.1 - <999>no such priority",
+            "user.notice 127.0.0.1 - <>",
+        ]
+    assert server.stats.streams.reasons == {"framing": 1}
