@@ -2,9 +2,10 @@
 
 import re
 import socket
+import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from consoles import need, replay
 from documents import Blocks, ask_server, served
+from helpers import ask_by_datagram
 from programs import ROOT, Program
 
 import aioecho
@@ -21,17 +23,25 @@ BLOCKS = Blocks(*sorted(PAGES.glob("*.md")))
 runs = BLOCKS.runs
 
 
-def port_of(name: str) -> str:
-    """Return the port of an endpoint's name."""
-    return name.rpartition(":")[2]
+def free_port() -> str:
+    """Return a port that is free for streams and for datagrams."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as stream, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+            with suppress(OSError):
+                datagrams.bind(stream.getsockname())
+                return str(stream.getsockname()[1])
 
 
 @contextmanager
 def program(name: str) -> Iterator[tuple[aioecho.BackgroundServer, dict[str, str]]]:
-    """Serve a page's program; with the server, and what the ports that the program names are here, in their order."""
-    named = re.findall(r'"(?:tcp|udp)://127\.0\.0\.1:(\d+)"', BLOCKS[name])
-    with served(BLOCKS[name]) as server:
-        yield server, dict(zip(named, map(port_of, server.names), strict=True))
+    """Serve a page's program; with the server, and what the ports that the program names are here."""
+    ports = {port: free_port() for port in re.findall(r"://127\.0\.0\.1:(\d+)", BLOCKS[name])}
+
+    def replace(text: str) -> str:
+        return re.sub(r"(?<=://127\.0\.0\.1:)\d+", lambda match: ports[match[0]], text)
+
+    with served(BLOCKS[name], replace) as server:
+        yield server, ports
 
 
 def test_every_block_has_a_name_of_its_own_and_is_run() -> None:
@@ -49,7 +59,7 @@ def test_links_lead_to_what_is_there(page: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in BLOCKS if name.endswith(".py")])
 def test_a_program_is_of_20_to_60_lines(name: str) -> None:
-    assert 20 <= len(BLOCKS[name].splitlines()) <= 60
+    assert 20 <= len([line for line in BLOCKS[name].splitlines() if line]) <= 60
 
 
 # resp.md
@@ -140,3 +150,38 @@ def test_the_receiver_notes_what_is_malformed_or_too_long(
             "user.notice 127.0.0.1 - <>",
         ]
     assert server.stats.streams.reasons == {"framing": 1}
+
+
+# dns.md
+
+
+@runs("names.py", "dns-try")
+def test_the_name_server_answers_dig_over_udp_and_over_tcp() -> None:
+    with program("names.py") as (server, ports):
+        replay(BLOCKS["dns-try"], ports)
+    assert server.stats.streams.completed == 2
+    assert server.stats.datagrams.handled == 6
+
+
+def test_the_name_server_answers_what_is_malformed() -> None:
+    header, question = b"\1\2\1\0\0\1\0\0\0\0\0\0", b"\3www\7example\0\0\1\0\1"
+    format_error = b"\1\2\x81\1" + bytes(8)
+    with program("names.py") as (server, ports):
+        for query in (
+            header,
+            header + question[:-1],
+            header + b"\xc0\x0c\0\1\0\1",
+            header + b"\3www",
+            header[:5] + b"\2" + header[6:] + question,
+        ):
+            assert ask_by_datagram(server.names[1], query) == format_error
+            assert ask_server(server, struct.pack("!H", len(query)) + query) == b"\0\x0c" + format_error
+        with socket.socket(type=socket.SOCK_DGRAM) as client:
+            client.connect(("127.0.0.1", int(ports["53"])))
+            client.settimeout(10)
+            for unanswered in (b"", header[:11], b"\1\2\x81\0" + header[4:] + question):
+                client.send(unanswered)
+            client.send(header + question)
+            assert client.recv(1000).startswith(b"\1\2\x85\0\0\1\0\2")
+    assert server.stats.datagrams.drops == {}
+    assert server.stats.datagrams.reasons.keys() == {"finished"}
