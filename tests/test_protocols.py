@@ -1,6 +1,7 @@
 """The pages on protocols: the code of each serves the real clients that the page shows, and shows what the page says."""
 
 import re
+import smtplib
 import socket
 import struct
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 from consoles import need, replay
-from documents import Blocks, ask_server, served
+from documents import Blocks, ask_server, output_of, served
 from helpers import ask_by_datagram
 from programs import ROOT, Program
 
@@ -42,6 +43,12 @@ def program(name: str) -> Iterator[tuple[aioecho.BackgroundServer, dict[str, str
 
     with served(BLOCKS[name], replace) as server:
         yield server, ports
+
+
+def check_output(text: str) -> None:
+    """Run a client's program and check that it prints what the comments of its own on their lines say."""
+    expected = re.findall(r"^\s*# (.*)$", text, re.MULTILINE)
+    assert output_of(text).splitlines() == expected
 
 
 def test_every_block_has_a_name_of_its_own_and_is_run() -> None:
@@ -185,3 +192,51 @@ def test_the_name_server_answers_what_is_malformed() -> None:
             assert client.recv(1000).startswith(b"\1\2\x85\0\0\1\0\2")
     assert server.stats.datagrams.drops == {}
     assert server.stats.datagrams.reasons.keys() == {"finished"}
+
+
+# smtp.md
+
+
+@runs("mail.py", "smtp-try")
+def test_the_mail_server_takes_a_mail_from_swaks(tls: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tls.files.folder)
+    with program("mail.py") as (server, ports):
+        replay(BLOCKS["smtp-try"], ports)
+    [(sender, recipients, lines)] = server.server.RequestHandlerClass.inbox
+    assert (sender, recipients) == (b"bob@b.example", [b"ann@mail.example"])
+    assert b"Subject: hello" in lines
+    assert b".dot" in lines
+
+
+@runs("smtp-client")
+def test_the_mail_server_takes_a_mail_from_smtplib(tls: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tls.files.folder)
+    with program("mail.py") as (server, ports):
+        check_output(BLOCKS["smtp-client"].replace(", 25)", f", {ports['25']})"))
+    [(_, recipients, lines)] = server.server.RequestHandlerClass.inbox
+    assert recipients == [b"ann@mail.example"]
+    assert lines == [b"Subject: hello", b"", b"How are you?"]
+
+
+def test_the_mail_server_answers_what_is_malformed(tls: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tls.files.folder)
+    with program("mail.py") as (server, ports):
+        sent = b"\r\nFOO\r\nEHLO\r\nDATA\r\nMAIL FROM:<a@b\r\nNOOP\n.\nRSET\r\nQUIT\r\nNOOP\r\n"
+        numbers = [line[:3] for line in ask_server(server, sent).splitlines()]
+        assert numbers == [b"220", b"500", b"500", b"503", b"530", b"530", b"500", b"221"]
+        assert ask_server(server, b"x" * 100_000).splitlines()[1:] == [b"500 5.5.2 the line is too long"]
+        with smtplib.SMTP("127.0.0.1", int(ports["25"])) as client:
+            client.starttls(context=tls.client)
+            # To end a message with a lone newline is smuggling: nothing ends there.
+            client.ehlo()
+            assert [client.docmd(command)[0] for command in ("MAIL FROM:<>", "MAIL FROM:<>", "DATA")] == [250, 503, 503]
+            assert [client.docmd(command)[0] for command in ("RCPT TO:<a@mail.example>", "DATA")] == [250, 354]
+            client.send("one\n.\nMAIL FROM:<eve@b>\n.\r\n..two\r\n.\r\n")
+            assert client.getreply()[0] == 250
+            assert client.docmd("RCPT TO:<a@mail.example>")[0] == 503
+            for command in ("MAIL FROM:<>", "RCPT TO:<a@mail.example>", "DATA"):
+                client.docmd(command)
+            client.send("\r\n".join(["x" * 60_000] * 20 + [".", ""]))
+            assert client.getreply()[0] == 552
+    [(_, _, lines)] = server.server.RequestHandlerClass.inbox
+    assert lines == [b"one\n.\nMAIL FROM:<eve@b>\n.", b".two"]
