@@ -240,3 +240,30 @@ def test_the_mail_server_answers_what_is_malformed(tls: SimpleNamespace, monkeyp
             assert client.getreply()[0] == 552
     [(_, _, lines)] = server.server.RequestHandlerClass.inbox
     assert lines == [b"one\n.\nMAIL FROM:<eve@b>\n.", b".two"]
+
+
+# statsd.md
+
+
+def flushed(capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
+    return {name: float(value) for name, value, _ in map(str.split, capsys.readouterr().out.splitlines())}
+
+
+@runs("metrics.py", "statsd-try", "statsd-shown")
+def test_metrics_that_nc_sends_are_summed_up(capsys: pytest.CaptureFixture[str]) -> None:
+    with program("metrics.py") as (server, ports):
+        replay(BLOCKS["statsd-try"], ports)
+    lines = (line.rpartition(" ")[0] for line in capsys.readouterr().out.splitlines())
+    assert list(lines) == [line.rpartition(" ")[0] for line in BLOCKS["statsd-shown"].splitlines()]
+    assert server.stats.datagrams.handled == 4
+
+
+def test_metrics_that_are_malformed_are_counted_and_the_others_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    bad = [b"", b"x", b"x:1", b":1|c", b"x:|c", b"x:nan|c", b"x:1|c|@0", b"x:1|c|@2", b"x:1|c|@1|y", b"x:1|h", b"\xff"]
+    with program("metrics.py") as (server, ports):
+        with socket.socket(type=socket.SOCK_DGRAM) as client:
+            client.sendto(b"\n".join([b"a:1|c", *bad, b"a:1|c"]), ("127.0.0.1", int(ports["8125"])))
+        assert ask_server(server, b"a.b 1 2\nx\n\xff 1 2\nx y 2\nc.d 3 4") == b""
+    assert flushed(capsys) == {
+        "a": 2, "statsd.bad_lines_seen": len(bad), "carbon.bad_lines_seen": 3, "a.b": 1, "c.d": 3,
+    }  # fmt: skip
