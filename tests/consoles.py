@@ -71,4 +71,4 @@ def _show(command: str, cwd: Path | None) -> str:
         while chunk := terminal.read(2**16):
             shown += chunk
     process.wait(30)
-    return shown.decode().replace("\r\n", "\n")
+    return re.sub(r"\r+(?=\n)|\x1b\[[\d;]*m", "", shown.decode())  # bold print is for the eye

@@ -48,7 +48,7 @@ def program(name: str) -> Iterator[tuple[aioecho.BackgroundServer, dict[str, str
 def check_output(text: str) -> None:
     """Run a client's program and check that it prints what the comments of its own on their lines say."""
     expected = re.findall(r"^\s*# (.*)$", text, re.MULTILINE)
-    assert output_of(text).splitlines() == expected
+    assert [line.rstrip() for line in output_of(text).splitlines()] == expected
 
 
 def test_every_block_has_a_name_of_its_own_and_is_run() -> None:
@@ -267,3 +267,81 @@ def test_metrics_that_are_malformed_are_counted_and_the_others_taken(capsys: pyt
     assert flushed(capsys) == {
         "a": 2, "statsd.bad_lines_seen": len(bad), "carbon.bad_lines_seen": 3, "a.b": 1, "c.d": 3,
     }  # fmt: skip
+
+
+# mllp.md
+
+
+@runs("ward.py", "mllp-client")
+def test_the_ward_acknowledges_what_the_package_hl7_sends() -> None:
+    pytest.importorskip("hl7", reason="not tried: there is no Python package hl7 on this machine")
+    with program("ward.py") as (server, ports):
+        check_output(BLOCKS["mllp-client"].replace("2575", ports["2575"]))
+    assert list(server.server.RequestHandlerClass.messages) == [(b"desk", b"7")]
+
+
+def test_the_ward_rejects_what_is_malformed_and_takes_the_next_message() -> None:
+    good = b"\x0bMSH|^~\\&|desk||||||ADT^A01|8|P|2.5\r\x1c\r"
+    with program("ward.py") as (server, _):
+        for bad in (b"\x0b\x1c\r", b"hello\x1c\r", b"\x0bMSH|\x1c\r", b"\x0b" + b"x" * 2**21 + b"\x1c\r"):
+            codes = re.findall(rb"\rMSA\|(\w\w)\|", ask_server(server, bad + good))
+            assert codes == [b"AR", b"AA"]
+
+
+# modbus.md
+
+
+@runs("device.py", "modbus-client")
+def test_the_device_serves_pymodbus() -> None:
+    pytest.importorskip("pymodbus", reason="not tried: there is no Python package pymodbus on this machine")
+    with program("device.py") as (_, ports):
+        check_output(BLOCKS["modbus-client"].replace("=502", f"={ports['502']}"))
+
+
+def test_the_device_answers_what_is_malformed_with_the_protocols_exceptions() -> None:
+    with program("device.py") as (server, _):
+        for request, reply in (
+            ("01", "81 01"),
+            ("ff", "ff 01"),
+            ("03", "83 03"),
+            ("03 0000 007e", "83 03"),
+            ("03 0000 0001 00", "83 03"),
+            ("03 ffff 0001", "83 02"),
+            ("06 0064 0001", "86 02"),
+            ("10 0000 0002 02 0001", "90 03"),
+            ("10 0000 0001 03 0001", "90 03"),
+            ("10 0000 0000 00", "90 03"),
+        ):
+            sent, expected = bytes.fromhex(request), bytes.fromhex("0009 0000 0003 05" + reply)
+            frame = struct.pack("!3HB", 9, 0, len(sent) + 1, 5) + sent
+            assert ask_server(server, frame * 2) == expected * 2
+        assert ask_server(server, b"GET / HTTP/1.1\r\n\r\n") == b""
+        assert ask_server(server, bytes.fromhex("0009 0000 0001 05")) == b""
+    assert server.stats.reasons.keys() <= {"finished", "too long"}
+
+
+# http.md
+
+
+@runs("web.py", "http-try")
+def test_the_endpoint_serves_curl_and_wrk() -> None:
+    with program("web.py") as (server, ports):
+        replay(BLOCKS["http-try"], ports)
+    assert not server.stats.reasons["error"]
+
+
+def test_the_endpoint_answers_what_is_malformed() -> None:
+    good = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    with program("web.py") as (server, _):
+        for bad, status in (
+            (b"HELLO\r\n\r\n", b"400"),
+            (b"GET / HTTP/1.1\r\n\r\n", b"400"),
+            (b"POST /upper HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", b"400"),
+            (b"POST /upper HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", b"400"),
+            (b"POST /upper HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", b"501"),
+            (b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", b"431"),
+            (b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n" + good, b"200"),
+        ):
+            statuses = re.findall(rb"HTTP/1.1 (\d+)", ask_server(server, good + bad))
+            assert statuses[:2] == [b"200", status]
+    assert not server.stats.reasons["error"]
