@@ -16,7 +16,7 @@ import pytest
 __all__ = ["need", "replay"]
 
 # Words that begin a command and are no program that may be missing.
-BUILTIN = {"cat", "cd", "echo", "printf", "sh", "sleep"}
+BUILTIN = {"cat", "cd", "echo", "printf", "sh", "sleep", "wait"}
 
 
 def need(*programs: str) -> None:
@@ -31,7 +31,7 @@ def replay(session: str, replaced: Mapping[str, object], cwd: Path | None = None
 
     `replaced` says what the page's ports, and other words, are here. Skips the test if a program is not installed.
     """
-    parts = re.findall(r"^\$ (.*(?:\\\n.*)*)\n((?:(?!\$ ).*\n)*)", session, re.MULTILINE)
+    parts = re.findall(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", session, re.MULTILINE)
     assert parts, session
     need(*(name for command, _ in parts for name in _programs(command)))
     for command, expected in parts:
@@ -47,7 +47,7 @@ def replay(session: str, replaced: Mapping[str, object], cwd: Path | None = None
 def _programs(command: str) -> list[str]:
     """Return the programs that a command line starts."""
     starts, names = True, []
-    for word in shlex.shlex(command, posix=True, punctuation_chars=True):
+    for word in shlex.shlex(command.replace("\\\n", ""), posix=True, punctuation_chars=True):
         if word in ("|", "||", "&&", ";", "(", "&"):
             starts = True
         elif starts:

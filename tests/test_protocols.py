@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from consoles import need, replay
-from documents import Blocks, ask_server, output_of, served
+from documents import Blocks, ask_server, execute, output_of, served
 from helpers import ask_by_datagram
 from programs import ROOT, Program
 
@@ -345,3 +345,49 @@ def test_the_endpoint_answers_what_is_malformed() -> None:
             statuses = re.findall(rb"HTTP/1.1 (\d+)", ask_server(server, good + bad))
             assert statuses[:2] == [b"200", status]
     assert not server.stats.reasons["error"]
+
+
+# mqtt.md
+
+
+@runs("broker.py", "mqtt-try")
+def test_the_broker_serves_mosquittos_clients() -> None:
+    with program("broker.py") as (server, ports):
+        replay(BLOCKS["mqtt-try"], ports)
+    assert not server.stats.reasons["error"]
+
+
+CONNECT, CONNACK = b"\x10\x0d\0\4MQTT\4\2\0\x3c\0\1x", b"\x20\2\0\0"
+
+
+def test_the_broker_closes_on_what_is_malformed() -> None:
+    with program("broker.py") as (server, _):
+        assert ask_server(server, CONNECT + b"\x82\6\0\1\0\1a\0" + b"\x32\6\0\1a\0\2!" + b"\xc0\0") == (
+            CONNACK + b"\x90\3\0\1\0" + b"\x30\4\0\1a!" + b"\x40\2\0\2" + b"\xd0\0"
+        )
+        assert ask_server(server, b"\x10\x0d\0\4MQTT\5\2\0\x3c\0\1x") == b"\x20\2\0\1"
+        for first in (b"GET / HTTP/1.1\r\n\r\n", b"\xc0\0", CONNECT[:-1], b"\x10\xff\xff\xff\xff\1"):
+            assert ask_server(server, first) == b""
+        for bad in (
+            CONNECT,
+            b"\x30\xff\xff\xff\x7f",
+            b"\x30\3\0\5a",
+            b"\x30\5\0\3a/#",
+            b"\x30\3\0\1\xff",
+            b"\x32\4\0\1a\0",
+            b"\x34\5\0\1a\0\1",
+            b"\x80\6\0\1\0\1a\0",
+            b"\x82\7\0\1\0\2a+\0",
+            b"\x82\2\0\1",
+            b"\xf0\0",
+        ):
+            assert ask_server(server, CONNECT + bad + b"\xc0\0") == CONNACK, bad
+    assert server.stats.reasons.keys() <= {"finished", "incomplete"}
+
+
+def test_the_brokers_filters_match_as_the_protocol_says() -> None:
+    matches = execute(BLOCKS["broker.py"].replace("__main__", "broker"))["matches"]
+    for pattern, topic in (("a/+", "a/b"), ("a/#", "a"), ("a/#", "a/b/c"), ("#", "a/b"), ("+/+", "/a"), ("a", "a")):
+        assert matches(pattern, topic)
+    for pattern, topic in (("a/+", "a"), ("a/+", "a/b/c"), ("a", "b"), ("+", "/a"), ("a/#", "b/a"), ("a/b/#", "a")):
+        assert not matches(pattern, topic)
