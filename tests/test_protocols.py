@@ -391,3 +391,26 @@ def test_the_brokers_filters_match_as_the_protocol_says() -> None:
         assert matches(pattern, topic)
     for pattern, topic in (("a/+", "a"), ("a/+", "a/b/c"), ("a", "b"), ("+", "/a"), ("a/#", "b/a"), ("a/b/#", "a")):
         assert not matches(pattern, topic)
+
+
+# gps.md
+
+
+@runs("trackers.py", "gps-try", "gps-shown", "gps-report")
+def test_a_trackers_reports_are_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert BLOCKS["gps-report"].strip() in BLOCKS["gps-try"].replace("\\\n", "")
+    with program("trackers.py") as (_, ports):
+        replay(BLOCKS["gps-try"], ports)
+    assert capsys.readouterr().out == BLOCKS["gps-shown"]
+
+
+def test_what_is_malformed_of_a_tracker_is_skipped_up_to_a_point(capsys: pytest.CaptureFixture[str]) -> None:
+    number = b"359710049095095"
+    login, bad = b"##,imei:%b,A;" % number, b"imei:%b,tracker,x;\r\n" % number
+    with program("trackers.py") as (server, _):
+        assert ask_server(server, login + bad * 10 + number + b";") == b"LOADON"
+        assert ask_server(server, login + bad * 11 + number + b";") == b"LOAD"
+        assert ask_server(server, number + b";") == b""
+        assert ask_server(server, b"\xff" * 5000) == b""
+    assert server.stats.reasons == {"finished": 3, "too long": 1}
+    assert capsys.readouterr().out == ""
