@@ -414,3 +414,42 @@ def test_what_is_malformed_of_a_tracker_is_skipped_up_to_a_point(capsys: pytest.
         assert ask_server(server, b"\xff" * 5000) == b""
     assert server.stats.reasons == {"finished": 3, "too long": 1}
     assert capsys.readouterr().out == ""
+
+
+# tftp.md
+
+
+@runs("boot.py", "tftp-try")
+def test_files_are_transferred_by_tftp_and_by_atftp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with program("boot.py") as (_, ports):
+        replay(BLOCKS["tftp-try"], ports)
+
+
+def test_a_transfer_answers_what_is_malformed_and_ignores_what_comes_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "boot").mkdir()
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "boot" / "kernel").write_bytes(bytes(700))
+    with program("boot.py") as (server, ports), socket.socket(type=socket.SOCK_DGRAM) as client:
+        server.server.RequestHandlerClass.patience = 0.05
+        client.settimeout(10)
+        where = ("127.0.0.1", int(ports["69"]))
+        for request, code in ((b"", 4), (b"\0", 4), (b"\0\1kernel", 4), (b"\0\7kernel\0octet\0", 4), (b"\0\1\0octet\0", 4),
+                              (b"\0\1kernel\0mail\0", 0), (b"\0\1../secret\0octet\0", 1), (b"\0\1\xff\0octet\0", 1),
+                              (b"\0\1.\0octet\0", 1), (b"\0\2kernel\0octet\0", 6)):  # fmt: skip
+            client.sendto(request, where)
+            reply, came_from = client.recvfrom(1000)
+            assert (reply[:4], came_from[1] != where[1]) == (b"\0\5\0" + bytes([code]), True), request
+        client.sendto(b"\0\5\0\0\0", where)  # an error, which is not answered
+        client.sendto(b"\0\1kernel\0OCTET\0blksize\0001024\0", where)
+        reply, transfer = client.recvfrom(1000)
+        assert reply == b"\0\3\0\1" + bytes(512)
+        assert client.recv(1000) == reply  # it comes again as it was not acknowledged
+        for _ in range(2):
+            client.sendto(b"\0\4\0\1", transfer)
+        replies = {client.recv(1000) for _ in range(2)}
+        assert replies <= {reply, b"\0\3\0\2" + bytes(188)}
+        client.sendto(b"\0\5\0\0enough\0", transfer)
