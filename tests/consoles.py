@@ -60,14 +60,23 @@ def _programs(command: str) -> list[str]:
 def _show(command: str, cwd: Path | None) -> str:
     """Run a command line for 30 s at most and return what it writes to its terminal; it is typed nothing."""
     ours, its = pty.openpty()
+    env = {**os.environ, "LC_ALL": "C.UTF-8"}
     try:
         process = subprocess.Popen(
-            ["sh", "-c", command], cwd=cwd, stdin=subprocess.DEVNULL, stdout=its, stderr=its, env={**os.environ, "LC_ALL": "C.UTF-8"}
+            ["sh", "-c", command],
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=its,
+            stderr=its,
+            env=env,
         )
     finally:
         os.close(its)
     shown = b""
-    with open(ours, "rb", buffering=0) as terminal, contextlib.suppress(OSError):  # EIO: no process has it open any more
+    with (
+        open(ours, "rb", buffering=0) as terminal,
+        contextlib.suppress(OSError),
+    ):  # EIO: no process has it open any more
         while chunk := terminal.read(2**16):
             shown += chunk
     process.wait(30)

@@ -27,10 +27,13 @@ runs = BLOCKS.runs
 def free_port() -> str:
     """Return a port that is free for streams and for datagrams."""
     while True:
-        with socket.create_server(("127.0.0.1", 0)) as stream, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
-            with suppress(OSError):
-                datagrams.bind(stream.getsockname())
-                return str(stream.getsockname()[1])
+        with (
+            suppress(OSError),
+            socket.create_server(("127.0.0.1", 0)) as stream,
+            socket.socket(type=socket.SOCK_DGRAM) as datagrams,
+        ):
+            datagrams.bind(stream.getsockname())
+            return str(stream.getsockname()[1])
 
 
 @contextmanager
@@ -67,6 +70,17 @@ def test_links_lead_to_what_is_there(page: str) -> None:
 @pytest.mark.parametrize("name", [name for name in BLOCKS if name.endswith(".py")])
 def test_a_program_is_of_20_to_60_lines(name: str) -> None:
     assert 20 <= len([line for line in BLOCKS[name].splitlines() if line]) <= 60
+
+
+# index.md
+
+
+@runs("chat-try")
+def test_the_chat_serves_telnet() -> None:
+    chat = Blocks(PAGES.parent / "start.md")["chat.py"]
+    with served(chat) as server:
+        replay(BLOCKS["chat-try"], {"9999": server.names[0].rpartition(":")[2]})
+    assert server.stats.reasons == {"finished": 1}
 
 
 # resp.md
