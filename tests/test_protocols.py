@@ -15,9 +15,10 @@ import pytest
 from consoles import need, replay
 from documents import Blocks, ask_server, execute, output_of, served
 from helpers import ask_by_datagram
-from programs import ROOT, Program
+from programs import ROOT, Program, connect
 
 import aioecho
+from aioecho.serving import sweeper
 
 PAGES = ROOT / "docs" / "pages" / "protocols"
 BLOCKS = Blocks(*sorted(PAGES.glob("*.md")))
@@ -397,6 +398,19 @@ def test_the_broker_closes_on_what_is_malformed() -> None:
         ):
             assert ask_server(server, CONNECT + bad + b"\xc0\0") == CONNACK, bad
     assert server.stats.reasons.keys() <= {"finished", "incomplete"}
+
+
+def test_the_broker_disconnects_a_client_that_is_silent_for_longer_than_its_keep_alive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sweeper, "LONGEST", 0.05)  # it is five seconds
+    with program("broker.py") as (server, _), connect(server.names[0]) as client:
+        client.sendall(CONNECT.replace(b"\x3c", b"\1"))
+        assert client.recv(100) == CONNACK
+        assert client.recv(100) == b""
+        while not server.stats.reasons:
+            time.sleep(0.01)
+    assert server.stats.reasons == {"idle": 1}
 
 
 def test_the_brokers_filters_match_as_the_protocol_says() -> None:
