@@ -2,8 +2,8 @@
 # aiohttp 3.14.5 on CPython: its server does not answer a client that has closed its sending side, as `nc -N` does.
 #
 # A client that has sent its whole request may end its stream and read on: TCP has two directions, and with `Connection: close` no
-# more can follow anyway. aiohttp's protocol leaves eof_received() at asyncio's default, which closes the transport at the client's
-# end of stream: a request that is being answered then, or has come in the same read, gets no byte of a reply.
+# more can follow anyway. aiohttp's eof_received() does nothing (aiohttp/web_protocol.py), and so returns None, at which asyncio
+# closes the transport: a request that is being answered then, or has come just before, gets no byte of a reply.
 #
 # Seen: how many of one or three requests are answered.
 #   http.server, the client waits: 1 of 1
