@@ -231,7 +231,7 @@ def test_the_mail_server_takes_a_mail_from_smtplib(tls: SimpleNamespace, monkeyp
         check_output(BLOCKS["smtp-client"].replace(", 25)", f", {ports['25']})"))
     [(_, recipients, lines)] = server.server.RequestHandlerClass.inbox
     assert recipients == [b"ann@mail.example"]
-    assert lines == [b"Subject: hello", b"", b"How are you?"]
+    assert lines == [b"Subject: hello", b"", b"Are you well?"]
 
 
 def test_the_mail_server_answers_what_is_malformed(tls: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
