@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 from conftest import check_identity, settle
-from helpers import ANYWHERE, check_mistake, close, handler, invoke
+from helpers import ANYWHERE, ON_ONE_LOOP, check_mistake, close, handler, invoke
 from programs import Program, connect, read_line
 
 import aioecho
 from aioecho.ops.control import MOST_CLIENTS
+from aioecho.ops.control_server import make_control
+from aioecho.ops.control_view import IN_A_TURN, ServerView
 from aioecho.workers.program import run_server
 
 
@@ -97,6 +99,56 @@ async def test_ids_are_never_used_again() -> None:
         assert seen == ["1", "2", "3"]
 
 
+@pytest.mark.asyncio
+async def test_looking_for_connections_keeps_the_loop_for_a_part_of_them_at_a_time(tmp_path: Path) -> None:
+    turns = 0
+
+    def count_turns() -> None:
+        nonlocal turns, handle
+        turns += 1
+        handle = asyncio.get_running_loop().call_soon(count_turns)
+
+    async def turns_of(line: str) -> int:
+        before = turns
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(line.encode() + b"\n")
+        assert b'"shown": 0' in await reader.read()
+        await close(writer)
+        return turns - before
+
+    path = tmp_path / "control"
+    async with (
+        aioecho.UnixStreamServer(str(tmp_path / "service"), handler(wait)) as server,
+        make_control(f"unix:{path}", server, lambda: None) as control,
+    ):
+        await control.start()
+        handle = asyncio.get_running_loop().call_soon(count_turns)
+        few = await turns_of("list host=10.0.0.0/8")
+        clients = [await asyncio.open_unix_connection(tmp_path / "service") for _ in range(450)]
+        await settle(lambda: len(server.connections) == 450)
+        many = await turns_of("list host=10.0.0.0/8")
+        handle.cancel()
+        assert many - few >= 450 // IN_A_TURN
+        for _, writer in clients:
+            await close(writer)
+
+
+@ON_ONE_LOOP
+async def test_to_look_for_an_id_gives_no_other_connection_one(tmp_path: Path) -> None:
+    async with aioecho.TCPServer(ANYWHERE, handler(wait)) as server:
+        clients = [await asyncio.open_connection(*server.server_address) for _ in range(3)]
+        await settle(lambda: len(server.connections) == 3)
+        view = ServerView(server)
+        assert view.kick(["99"]) == []
+        assert view.look("98") is None
+        *_, last = server.connections
+        assert last.id == "1"
+        assert view.kick(["1"]) == ["1"]
+        await settle(lambda: len(server.connections) == 2)
+        for _, writer in clients:
+            await close(writer)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "waiting.py").write_text(
@@ -133,6 +185,8 @@ def test_the_control_socket_lists_and_kicks_in_all_processes(folder: Path, worke
             assert {row["handler"] for row in rows} == {"Waiting"}
             assert all(row["sent_bytes"] == 6 for row in rows)
             assert len({row["id"] for row in rows}) == 6
+            ages = [row["age_s"] for row in say(path, "list")[:-1]]
+            assert ages == sorted(ages, reverse=True)
             if workers == "2":
                 assert all(row["id"].startswith(f"{row['worker']}.") for row in rows)
             assert len(say(path, "list limit=2")) == 3

@@ -133,7 +133,7 @@ class ControlServer:
             waiting = bytearray()
             async with contextlib.aclosing(self._commands.answer(command, values)) as lines:
                 async for found in lines:
-                    waiting += _line(found)
+                    waiting += found.encode() if isinstance(found, str) else _line(found)
                     if len(waiting) >= AT_ONCE or command == "trace" or "ok" in found:
                         writer.write(bytes(waiting))
                         waiting.clear()
@@ -147,4 +147,4 @@ class ControlServer:
 
 
 def _line(values: dict[str, Any]) -> bytes:
-    return json.dumps(values, separators=(", ", ": ")).encode() + b"\n"
+    return json.dumps(values).encode() + b"\n"

@@ -10,9 +10,11 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Protocol
 
 from aioecho.ops.control_request import COMMANDS, ControlError
-from aioecho.ops.control_view import SORTS
 
 __all__ = ["Backend", "Commands", "Gathered"]
+
+# Lines of a list that are joined at a time.
+AT_ONCE = 100
 
 
 @dataclasses.dataclass
@@ -52,13 +54,13 @@ class Backend(Protocol):
 
 
 class Commands:
-    """Answers requests, in lines: dictionaries, the last of which has "ok"."""
+    """Answers requests, in lines: dictionaries, the last of which has "ok", and text that is lines of JSON already."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._started = time.monotonic()
 
-    async def answer(self, command: str, values: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+    async def answer(self, command: str, values: dict[str, Any]) -> AsyncGenerator[dict[str, Any] | str, None]:
         """Yield the lines of the answer.
 
         Raises:
@@ -122,24 +124,26 @@ class Commands:
 
     async def _list(
         self, worker: Any = None, sort: str = "age", limit: int = 10_000, **filters: Any
-    ) -> AsyncGenerator[dict[str, Any], None]:
+    ) -> AsyncGenerator[dict[str, Any] | str, None]:
         if worker is not None and not isinstance(worker, int):
             raise ControlError(f"worker must be a number, not {worker!r}")
         gathered = await self._backend.ask("control.list", worker=worker, sort=sort, limit=limit, **filters)
-        rows: list[dict[str, Any]] = []
-        matched = 0
-        for name, parts in gathered.parts.items():
-            matched += parts[-1][0]["matched"]
-            for part in parts[:-1]:
-                rows += [{"worker": name, **row} for row in part]
-            await asyncio.sleep(0)
+        matched = sum(parts[-1]["matched"] for parts in gathered.parts.values())
+        found = [part for parts in gathered.parts.values() for part in parts[:-1]]
+        shown = sum(len(part["keys"]) for part in found)
         if len(gathered.parts) > 1:
-            key = SORTS[sort]
-            rows.sort(key=lambda row: -(row[key] or 0))
-            del rows[limit:]
-        for row in rows:
-            yield row
-        yield {"ok": True, "shown": len(rows), "matched": matched, **_unanswered(gathered)}
+            keys, lines = [], []
+            for part in found:
+                keys += part["keys"]
+                lines += part["text"].splitlines(keepends=True)
+            order = sorted(range(shown), key=keys.__getitem__, reverse=True)[:limit]
+            shown = len(order)
+            for start in range(0, shown, AT_ONCE):
+                yield "".join(lines[index] for index in order[start : start + AT_ONCE])
+        else:
+            for part in found:
+                yield part["text"]
+        yield {"ok": True, "shown": shown, "matched": matched, **_unanswered(gathered)}
 
     async def _trace(self, id: str, every: float = 1.0, count: Any = None) -> AsyncGenerator[dict[str, Any], None]:
         left = None if count is None else int(count)
