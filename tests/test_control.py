@@ -16,7 +16,7 @@ from helpers import ANYWHERE, ON_ONE_LOOP, check_mistake, close, handler, invoke
 from programs import Program, connect, read_line
 
 import aioecho
-from aioecho.ops.control import MOST_CLIENTS
+from aioecho.ops.control import BURST, MOST_CLIENTS, RATE
 from aioecho.ops.control_server import make_control
 from aioecho.ops.control_view import IN_A_TURN, ServerView
 from aioecho.workers.program import run_server
@@ -147,6 +147,53 @@ async def test_to_look_for_an_id_gives_no_other_connection_one(tmp_path: Path) -
         await settle(lambda: len(server.connections) == 2)
         for _, writer in clients:
             await close(writer)
+
+
+@pytest.mark.asyncio
+async def test_clients_that_read_nothing_or_trace_do_not_delay_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def wait_with_a_long_label(self: Any) -> None:
+        self.label = "x" * 2**18
+        await self.reader.read()
+
+    path = tmp_path / "control"
+    async with aioecho.TCPServer(ANYWHERE, handler(wait_with_a_long_label)) as server:
+        clients = [await asyncio.open_connection(*server.server_address) for _ in range(4)]
+        await settle(lambda: sum(each.label is not None for each in server.connections) == 4)
+        async with make_control(f"unix:{path}", server, lambda: None) as control:
+            await control.start()
+            unread, tracing = socket.socket(socket.AF_UNIX), await asyncio.open_unix_connection(path, limit=2**20)
+            unread.connect(str(path))
+            unread.sendall(b"list\n")
+            assert await asyncio.to_thread(unread.recv, 1) == b"{"
+            found = next(iter(server.connections))
+            tracing[1].write(f"trace {found.id}\n".encode())
+            assert (await tracing[0].readline()).startswith(b"{")
+            began = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - began < 2  # 10 s were given to what is unread
+        unread.close()
+        await close(tracing[1])
+        assert not [record for record in caplog.records if record.levelno > 20]
+        for _, writer in clients:
+            await close(writer)
+
+
+@ON_ONE_LOOP
+async def test_a_flood_of_commands_is_answered_at_a_bounded_rate(tmp_path: Path) -> None:
+    path = tmp_path / "control"
+    async with (
+        aioecho.TCPServer(ANYWHERE, handler(wait)) as server,
+        make_control(f"unix:{path}", server, lambda: None) as control,
+    ):
+        await control.start()
+        reader, writer = await asyncio.open_unix_connection(path)
+        began = asyncio.get_running_loop().time()
+        writer.write(b"interactive\n" + b"status\n" * (BURST + 20))
+        writer.write_eof()
+        assert (await reader.read()).count(b'"ok": true') == BURST + 20
+        assert asyncio.get_running_loop().time() - began >= 19 / RATE
+        await close(writer)
 
 
 @pytest.fixture

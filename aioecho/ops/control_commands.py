@@ -59,6 +59,7 @@ class Commands:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._started = time.monotonic()
+        self._listing = asyncio.Lock()  # lists are made one after another: they take the most time by far
 
     async def answer(self, command: str, values: dict[str, Any]) -> AsyncGenerator[dict[str, Any] | str, None]:
         """Yield the lines of the answer.
@@ -127,7 +128,8 @@ class Commands:
     ) -> AsyncGenerator[dict[str, Any] | str, None]:
         if worker is not None and not isinstance(worker, int):
             raise ControlError(f"worker must be a number, not {worker!r}")
-        gathered = await self._backend.ask("control.list", worker=worker, sort=sort, limit=limit, **filters)
+        async with self._listing:
+            gathered = await self._backend.ask("control.list", worker=worker, sort=sort, limit=limit, **filters)
         matched = sum(parts[-1]["matched"] for parts in gathered.parts.values())
         found = [part for parts in gathered.parts.values() for part in parts[:-1]]
         shown = sum(len(part["keys"]) for part in found)
