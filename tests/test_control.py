@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import check_identity, settle
 from helpers import ANYWHERE, ON_ONE_LOOP, check_mistake, close, handler, invoke
-from programs import Program, connect, read_line
+from programs import Program, ask, connect, read_line
 
 import aioecho
 from aioecho.ops.control import BURST, MOST_CLIENTS, RATE
@@ -285,6 +285,53 @@ def test_limits_and_pause_that_were_set_live_hold_in_workers_that_start_later(fo
             assert read_line(waiting) == b"hello\n"
         assert only(path, "drain grace=5")["ok"] is True
         assert program.wait() == 0
+
+
+def test_the_sums_of_status_count_workers_that_have_ended_too(folder: Path) -> None:
+    path = folder / "control.sock"
+    with serve(folder, "--workers", "2") as program:
+        endpoint = program.listening()
+        for _ in range(5):
+            assert ask(endpoint, b"x\n") == b"hello\nx\n"
+        with connect(endpoint) as client:
+            assert read_line(client) == b"hello\n"
+            before = eventually(path, "status", lambda found: found["stats"]["completed"] == 5)
+            assert before["stats"]["accepted"] == 6
+            (victim,) = (worker for worker in before["workers"] if worker["active"])
+            os.kill(victim["pid"], signal.SIGKILL)
+            status = eventually(
+                path, "status", lambda found: victim["pid"] not in [each["pid"] for each in found["workers"]]
+            )
+        assert status["stats"]["accepted"] == 6
+        assert status["stats"]["completed"] == 5
+        assert status["stats"]["failed"] == 1
+        assert status["reasons"] == {"finished": 5, "worker died": 1}
+        assert only(path, "reload")["ok"] is True
+        numbers = {each["name"] for each in before["workers"]} | {"3"}
+        status = eventually(path, "status", lambda found: not numbers & {each["name"] for each in found["workers"]})
+        assert status["stats"]["accepted"] == 6
+        assert status["reasons"] == {"finished": 5, "worker died": 1}
+        assert program.stop() == 0
+
+
+def test_limits_that_differ_between_workers_are_told_of_every_one(folder: Path) -> None:
+    (folder / "own.py").write_text(
+        "import aioecho, dataclasses\n"
+        "class Own(aioecho.StreamRequestHandler):\n"
+        "    async def handle(self):\n"
+        "        self.server.limits = dataclasses.replace(self.server.limits, max_connections=7)\n"
+    )
+    with Program.aioecho(
+        "serve", "own:Own", "--port", "0", "--workers", "2", "--control", "unix:c", cwd=folder
+    ) as program:
+        ask(program.listening())
+        answer = eventually(folder / "c", "limits", lambda found: "differing" in found)
+        values = answer["differing"]["limits"]["max_connections"]
+        assert sorted(values.values(), key=str) == [7, None]
+        status, output, _ = invoke("ctl", "--control", f"unix:{folder / 'c'}", "limits")
+        (line,) = (line for line in output.decode().splitlines() if line.startswith("max_connections"))
+        assert (status, "7 in worker " in line, "none in worker " in line) == (0, True, True)
+        assert program.stop() == 0
 
 
 def test_mistakes_are_one_line_that_says_what_to_do(folder: Path) -> None:

@@ -128,8 +128,10 @@ def _show(command: str, line: dict[str, Any], rows: list[dict[str, Any]]) -> Non
         for name, what in line["commands"].items():
             click.echo(f"{name:<11} {what}")
     elif command in ("limits", "timeouts") and command in line:
+        differing = line.get("differing", {}).get(command, {})
         for name, value in line[command].items():
-            click.echo(f"{name:<20} {'none' if value is None else value}")
+            of_workers = [f"{_show_value(each)} in worker {worker}" for worker, each in differing.get(name, {}).items()]
+            click.echo(f"{name:<20} {', '.join(of_workers) or _show_value(value)}")
     elif command == "kick":
         click.echo(
             f"kicked {len(line['kicked'])}" + (f"; gone before: {', '.join(line['gone'])}" if line["gone"] else "")
@@ -146,6 +148,10 @@ def _show(command: str, line: dict[str, Any], rows: list[dict[str, Any]]) -> Non
         click.echo(f"{name} has not answered", err=True)
     for name, error in line.get("errors", {}).items():
         click.echo(f"{name}: {error}", err=True)
+
+
+def _show_value(value: Any) -> str:
+    return "none" if value is None else str(value)
 
 
 def _show_status(line: Mapping[str, Any]) -> None:

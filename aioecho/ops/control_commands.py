@@ -35,7 +35,11 @@ class Backend(Protocol):
         """Ask all processes that serve, or one worker, one of the questions of a ServerView."""
 
     def describe(self) -> dict[str, Any]:
-        """Return what is known without asking, with the list "workers"."""
+        """Return what is known without asking.
+
+        It has the list "workers". With workers it has "counts", by their names: the stats and reasons that were told last, by
+        them and by the ones that have ended.
+        """
 
     async def set_live(self, kind: str, changes: Mapping[str, Any]) -> Gathered:
         """Set "limits" or "timeouts" in all processes, and any that start later. ValueError if they make no sense."""
@@ -99,27 +103,27 @@ class Commands:
     async def _status(self) -> dict[str, Any]:
         gathered = await self._backend.ask("control.status")
         known = self._backend.describe()
-        stats: Counter[str] = Counter()
-        reasons: Counter[str] = Counter()
-        for name, (status,) in gathered.parts.items():
-            stats.update(status["stats"])
-            reasons.update(status["reasons"])
-            for worker in known["workers"]:
-                if worker["name"] == name:
-                    worker.update(
-                        state=status["state"], active=status["stats"]["active"], accepted=status["stats"]["accepted"]
-                    )
-        first: dict[str, Any] = next((parts[0] for parts in gathered.parts.values()), {})
+        told = {name: parts[0] for name, parts in gathered.parts.items()}
+        for worker in known["workers"]:
+            status = told.get(worker["name"])
+            if status is not None:
+                counts = status["stats"]
+                worker.update(state=status["state"], active=counts["active"], accepted=counts["accepted"])
+        # A worker that has ended since it answered is counted among the ended ones.
+        stats, reasons = _sum(known.pop("counts", told))
+        first: dict[str, Any] = next(iter(told.values()), {})
+        differing = {kind: found for kind in ("limits", "timeouts") if (found := _differing(told, kind))}
         return {
             "ok": True,
             "pid": os.getpid(),
             "uptime_s": round(time.monotonic() - self._started, 1),
             "state": first.get("state", "not known"),
             **known,
-            "stats": dict(stats),
-            "reasons": dict(reasons),
+            "stats": stats,
+            "reasons": reasons,
             "limits": first.get("limits"),
             "timeouts": first.get("timeouts"),
+            **({"differing": differing} if differing else {}),
             **_unanswered(gathered),
         }
 
@@ -174,11 +178,31 @@ class Commands:
 
     async def _set(self, kind: str, changes: dict[str, Any]) -> dict[str, Any]:
         if not changes:
-            return {"ok": True, kind: (await self._status())[kind]}
+            status = await self._status()
+            return {name: status[name] for name in ("ok", kind, "differing", "silent", "errors") if name in status}
         try:
             return {**_done(await self._backend.set_live(kind, changes)), "set": changes}
         except (ValueError, TypeError) as error:
             raise ControlError(str(error)) from error
+
+
+def _sum(counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the sums of stats, and of reasons."""
+    stats: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    for of_one in counts.values():
+        for name, count in of_one["stats"].items():
+            stats[name.rpartition(".")[2]] += count  # of either kind, where a service has both
+        reasons.update(of_one["reasons"])
+    return dict(stats), dict(reasons)
+
+
+def _differing(told: Mapping[str, Mapping[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+    """Return the limits, or timeouts, that are not the same in all workers: their values by the name of the worker."""
+    values = {name: status[kind] for name, status in told.items()}
+    names: Mapping[str, Any] = next(iter(values.values()), {})
+    found = {name: {worker: of_worker[name] for worker, of_worker in values.items()} for name in names}
+    return {name: by_worker for name, by_worker in found.items() if len(set(by_worker.values())) > 1}
 
 
 def _unanswered(gathered: Gathered) -> dict[str, Any]:

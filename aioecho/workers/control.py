@@ -15,6 +15,7 @@ from aioecho.ops.control_request import ControlError
 from aioecho.ops.control_view import changed
 from aioecho.workers.asking import Answers, Asking
 from aioecho.workers.slots import WorkerProcess, WorkerSlot
+from aioecho.workers.watching import WorkerWatch
 
 __all__ = ["MOST_WORKERS", "ControlledSupervisor", "SupervisorControl"]
 
@@ -30,6 +31,7 @@ class ControlledSupervisor(Protocol):
     asking: Asking
     slots: list[WorkerSlot]
     workers: set[WorkerProcess]
+    watch: WorkerWatch
 
     def add_slot(self) -> None:
         """Add a worker."""
@@ -92,10 +94,14 @@ class SupervisorControl:
             asked = [each for each in asked if each.number == worker]
             if not asked:
                 raise ControlError(f"there is no worker {worker}: status tells which there are")
-        return _gathered(await self.supervisor.asking.ask(what, workers=asked, timeout=5.0, **values))
+        answers = await self.supervisor.asking.ask(what, workers=asked, timeout=5.0, **values)
+        if what == "control.status":
+            for one, status in answers.values.items():
+                self.supervisor.watch.keep_counts(one, status.pop("counts"))
+        return _gathered(answers)
 
     def describe(self) -> dict[str, Any]:
-        """Return the processes."""
+        """Return the processes, and what they and the ones before them have told."""
         workers = sorted(self.supervisor.workers, key=lambda each: each.number)
         return {
             "workers": [
@@ -106,7 +112,8 @@ class SupervisorControl:
                     "state": each.state.name.lower(),
                 }
                 for each in workers
-            ]
+            ],
+            "counts": self.supervisor.watch.counts(),
         }
 
     async def set_live(self, kind: str, changes: Mapping[str, Any]) -> Gathered:
