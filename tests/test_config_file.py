@@ -201,8 +201,10 @@ def test_what_serves_is_the_users_once_it_listens(tmp_path: Path, workers: str) 
     nobody = pwd.getpwnam("nobody")
     arguments = ("--user", "nobody", "--group", str(nobody.pw_gid), "--workers", workers)
     file = tmp_path / "server.pid"
-    with Program.aioecho("serve", *ANYWHERE, *arguments, "--pid", file) as server:
+    control = tmp_path / "control.sock"
+    with Program.aioecho("serve", *ANYWHERE, *arguments, "--pid", file, "--control", f"unix:{control}") as server:
         endpoint = server.listening()
+        assert (control.stat().st_uid, control.stat().st_mode & 0o777) == (nobody.pw_uid, 0o600)
         serving = [server.process.pid] if workers == "1" else children_of(server.process.pid)
         assert len(serving) == int(workers)
         for process in serving:

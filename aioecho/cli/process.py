@@ -13,6 +13,7 @@ import click
 
 from aioecho import __version__
 from aioecho.cli.console import Mistake
+from aioecho.net.endpoints import UnixEndpoint
 
 __all__ = ["Owner", "PIDFile", "find_owner", "introduce"]
 
@@ -90,6 +91,13 @@ class Owner:
     user: int | None
     group: int | None
     groups: tuple[int, ...]
+
+    def adopt(self, endpoint: UnixEndpoint) -> None:
+        """Make the file of a socket theirs. Do nothing for a socket without one."""
+        if not endpoint.path.startswith("\0"):
+            unchanged = -1
+            user, group = (unchanged if each is None else each for each in (self.user, self.group))
+            os.chown(endpoint.path, user, group, follow_symlinks=False)
 
     def take_over(self) -> None:
         """Make the process theirs, for good."""

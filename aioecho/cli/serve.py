@@ -101,8 +101,7 @@ def serve_command(context: click.Context, /, handler: str, **options: Any) -> No
         loop_name = "uvloop" if loop_factory(loop).__module__.startswith("uvloop") else "asyncio"
         if options["metrics"] is not None:
             parse_metrics_address(options["metrics"])
-        if options["control"] is not None:
-            parse_control(options["control"])
+        control = None if options["control"] is None else parse_control(options["control"])
         if workers != 1:
             check_sessions(server, reuse_port=reuse_port)
         if supervised and is_stdio:
@@ -120,16 +119,20 @@ def serve_command(context: click.Context, /, handler: str, **options: Any) -> No
             count = count_processors() if workers == "auto" else workers
             introduce(loop_name, count if supervised else None)
 
-    def announce_workers(names: Sequence[str]) -> None:
+    def own_files() -> None:
         if pid_file is not None:
             pid_file.write()
+        if owner is not None and control is not None:
+            owner.adopt(control)
+
+    def announce_workers(names: Sequence[str]) -> None:
+        own_files()
         announce(names)
         if options["reload"]:
             watch(app_dir)
 
     def when_bound() -> None:
-        if pid_file is not None:
-            pid_file.write()
+        own_files()
         if owner is not None:
             owner.take_over()
 
