@@ -314,6 +314,54 @@ def test_the_sums_of_status_count_workers_that_have_ended_too(folder: Path) -> N
         assert program.stop() == 0
 
 
+@ON_ONE_LOOP
+async def test_kick_limits_pause_and_drain_hold_under_load_in_two_workers(folder: Path) -> None:
+    async def talk() -> tuple[bytes, bytes]:
+        """Exchange lines until the end; return what was asked last, and what has come as its answer."""
+        host, port = endpoint.removeprefix("tcp://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        asked, answer = b"", await reader.readline()
+        with contextlib.suppress(ConnectionError):
+            while answer:
+                asked, answer = b"x" * 100 + b"\n", b""
+                writer.write(asked)
+                answer = await reader.readline()
+        await close(writer)
+        return asked, answer
+
+    async def tell(line: str) -> list[dict[str, Any]]:
+        return await asyncio.to_thread(say, path, line)
+
+    path = folder / "control.sock"
+    with serve(folder, "--workers", "2") as program:
+        endpoint = program.listening()
+        clients = [asyncio.create_task(talk()) for _ in range(40)]
+        while (await tell("status"))[0]["stats"]["active"] < 40:
+            pass
+        *rows, _ = await tell("list sort=received")
+        victims = [row["id"] for row in rows[::5]]
+        assert {row["worker"] for row in rows} == {"1", "2"}
+        (answer,) = await tell(f"kick {' '.join(victims)}")
+        assert (answer["ok"], sorted(answer["kicked"])) == (True, sorted(victims))
+        await settle(lambda: sum(client.done() for client in clients) == 8)
+        assert (await tell("limits max_connections=1000 overflow=reject"))[0]["ok"] is True
+        assert (await tell("pause"))[0]["ok"] is True
+        waiting = asyncio.create_task(talk())
+        assert (await tell("status"))[0]["stats"]["accepted"] == 40
+        assert (await tell("resume"))[0]["ok"] is True
+        while (status := (await tell("status"))[0])["stats"]["accepted"] < 41:
+            pass
+        assert status["reasons"] == {"kicked": 8}
+        assert status["limits"]["max_connections"] == 1000
+        assert not waiting.done()
+        assert sum(client.done() for client in clients) == 8
+        assert (await tell("drain grace=10"))[0]["ok"] is True
+        for asked, answered in await asyncio.gather(*clients, waiting):
+            assert answered in (b"", asked)  # never a part of one
+        assert await asyncio.to_thread(program.wait) == 0
+        assert "Traceback" not in program.stderr()
+
+
 def test_limits_that_differ_between_workers_are_told_of_every_one(folder: Path) -> None:
     (folder / "own.py").write_text(
         "import aioecho, dataclasses\n"
