@@ -396,6 +396,12 @@ def test_mistakes_are_one_line_that_says_what_to_do(folder: Path) -> None:
             "kick": "kick takes the ids",
             "limits max_conections=5": "there is no 'max_conections': expected one of max_connections",
             "limits max_connections=-5": "max_connections must be a whole number",
+            "list worker=x": "worker must be a whole number",
+            "limits max-conections=5": "there is no 'max_conections'",
+            "timeouts idle=soon": "idle must be a number of seconds",
+            "trace 1 count=x": "count must be a whole number",
+            '{"command": "trace", "id": "1", "every": null, "count": 0}': "count must be a whole number",
+            '{"command": ' + "[" * 30_000: "this is no JSON",
             "trace 99": "there is no connection '99'",
             "workers +1": "there are no workers: start the program with --workers",
             "reload-tls": "there is nothing to reload",
@@ -406,6 +412,7 @@ def test_mistakes_are_one_line_that_says_what_to_do(folder: Path) -> None:
             answer = only(path, line)
             assert answer["ok"] is False
             assert expected in answer["error"], line
+        assert only(path, "timeouts idle=5m max-age=1h")["set"] == {"idle": 300, "max_age": 3600}
         assert say(path, "status", newline="")[0]["ok"] is True  # at the end of the stream
         assert say(path, "status", half_close=False)[0]["ok"] is True  # and it is closed by the server
         assert [line["ok"] for line in say(path, "interactive\npause\nresume")] == [True, True]

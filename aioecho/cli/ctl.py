@@ -1,6 +1,7 @@
 """The shell command `ctl`: asks a program that serves, through its control socket, and shows the answer."""
 
 import json
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -125,8 +126,9 @@ def _show(command: str, line: dict[str, Any], rows: list[dict[str, Any]]) -> Non
     elif command == "status":
         _show_status(line)
     elif command == "help":
-        for name, what in line["commands"].items():
-            click.echo(f"{name:<11} {what}")
+        formatter = click.HelpFormatter(width=shutil.get_terminal_size().columns)
+        formatter.write_dl(list(line["commands"].items()))
+        click.echo(formatter.getvalue(), nl=False)
     elif command in ("limits", "timeouts") and command in line:
         differing = line.get("differing", {}).get(command, {})
         for name, value in line[command].items():

@@ -128,10 +128,8 @@ class Commands:
         }
 
     async def _list(
-        self, worker: Any = None, sort: str = "age", limit: int = 10_000, **filters: Any
+        self, worker: int | None = None, sort: str = "age", limit: int = 10_000, **filters: Any
     ) -> AsyncGenerator[dict[str, Any] | str, None]:
-        if worker is not None and not isinstance(worker, int):
-            raise ControlError(f"worker must be a number, not {worker!r}")
         async with self._listing:
             gathered = await self._backend.ask("control.list", worker=worker, sort=sort, limit=limit, **filters)
         matched = sum(parts[-1]["matched"] for parts in gathered.parts.values())
@@ -151,8 +149,9 @@ class Commands:
                 yield part["text"]
         yield {"ok": True, "shown": shown, "matched": matched, **_unanswered(gathered)}
 
-    async def _trace(self, id: str, every: float = 1.0, count: Any = None) -> AsyncGenerator[dict[str, Any], None]:
-        left = None if count is None else int(count)
+    async def _trace(
+        self, id: str, every: float = 1.0, count: int | None = None
+    ) -> AsyncGenerator[dict[str, Any], None]:
         has_seen = False
         while True:
             gathered = await self._backend.ask("control.look", id=id)
@@ -164,8 +163,8 @@ class Commands:
                 return
             has_seen = True
             yield found
-            left = None if left is None else left - 1
-            if left is not None and left <= 0:
+            count = None if count is None else count - 1
+            if count == 0:
                 yield {"ok": True, "ended": False}
                 return
             await asyncio.sleep(max(every, 0.1))
