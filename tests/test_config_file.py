@@ -297,7 +297,7 @@ def test_on_a_terminal_it_says_once_what_runs_and_how_to_stop_it(workers: str) -
         os.close(theirs)
         server.listening()
         text = b""
-        while b"to stop: Ctrl-C" not in text:
+        while b"twice for at once" not in text:
             text += os.read(ours, 2**16)
         assert server.stop(signal.SIGINT) == 0
         try:
@@ -306,7 +306,8 @@ def test_on_a_terminal_it_says_once_what_runs_and_how_to_stop_it(workers: str) -
         except OSError:  # Linux's way to tell that all have closed it
             pass
         os.close(ours)
-        [line] = [line for line in text.decode().splitlines() if "to stop:" in line]
-        assert f", process {server.process.pid}, uvloop " in line
-        assert (", 2 workers;" in line) is (workers == "2")
+        lines = text.decode().splitlines()
+        [index] = [index for index, line in enumerate(lines) if line.startswith("to stop: Ctrl-C")]
+        assert f", process {server.process.pid}, uvloop " in lines[index - 1]
+        assert lines[index - 1].endswith(", 2 workers") is (workers == "2")
         assert "\x1b[32mINFO\x1b[0m aioecho." in text.decode()

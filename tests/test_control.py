@@ -463,6 +463,15 @@ def test_ctl_shows_the_status_and_the_connections(tmp_path: Path) -> None:
             assert row.endswith("user 7")
             assert count == "1 of 1 connections"
             check_mistake(invoke("ctl", "--control", control, "lits"), "there is no command 'lits'", status=1)
+            pytest.importorskip("rich")
+            status, output, _ = invoke("top", "--control", control, "--every", "0.2", "--count", "2")
+            assert status == 0
+            assert all(len(line) <= 80 for line in output.decode().splitlines())
+            lines = [line.split() for line in output.decode().splitlines()]
+            assert ["active", "accepted", "completed", "failed", "cancelled", "rejected"] in lines
+            assert ["in", "all", "1", "1", "0", "0", "0", "0"] in lines
+            assert ["per", "second", "0.0", "0.0", "0.0", "0.0", "0.0"] in lines
+            assert any(line[0] == "1" and line[-2:] == ["user", "7"] for line in lines if line)
         assert invoke("ctl", "--control", control, "drain")[:2] == (0, b"done\n")
     finally:
         with contextlib.suppress(RuntimeError):  # it has ended

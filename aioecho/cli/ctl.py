@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-__all__ = ["ask_control", "ctl_command", "format_bytes", "format_seconds"]
+__all__ = ["ask_control", "ctl_command", "format_bytes", "format_cells", "format_seconds"]
 
 TIMEOUT = 15.0
 """Seconds without a byte of an answer."""
@@ -171,7 +171,7 @@ def _show_status(line: Mapping[str, Any]) -> None:
 
 def _table(rows: list[dict[str, Any]]) -> str:
     head = ("ID", "CLIENT", "AGE", "RECEIVED", "SENT", "UNSENT", "HANDLER", "LABEL")
-    lines = [head, *(_cells(row) for row in rows)]
+    lines = [head, *(format_cells(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     right = {2, 3, 4, 5}
     return "\n".join(
@@ -183,13 +183,14 @@ def _table(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+def format_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what is told of a connection for people, in the order of a table's columns."""
     sizes = (format_bytes(row[f"{name}_bytes"]) for name in ("received", "sent", "unsent"))
     label = "".join(char if char.isprintable() else "?" for char in row["label"] or "")
     return (row["id"], row["client"], format_seconds(row["age_s"]), *sizes, row["handler"] or "-", label)
 
 
 def _format_row(row: Mapping[str, Any]) -> str:
-    cells = _cells(row)
+    cells = format_cells(row)
     waits = row.get("waits_at") or "-"
     return f"{cells[0]} {cells[1]} age {cells[2]} received {cells[3]} sent {cells[4]} unsent {cells[5]} at {waits}"

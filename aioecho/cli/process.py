@@ -160,7 +160,8 @@ def introduce(loop: str, workers: int | None) -> None:
         name = f"uvloop {uvloop.__version__}"  # type: ignore[attr-defined]
     count = "" if workers is None else f", {workers} worker{'s' if workers != 1 else ''}"
     with contextlib.suppress(OSError):
+        # At once: log records come from another thread.
         click.echo(
-            f"aioecho {__version__}, process {os.getpid()}, {name}{count}; to stop: Ctrl-C or SIGTERM, twice for at once",
+            f"aioecho {__version__}, process {os.getpid()}, {name}{count}\nto stop: Ctrl-C or SIGTERM, twice for at once",
             err=True,
         )

@@ -14,7 +14,7 @@ COMMANDS: Mapping[str, str] = {
     "status": "state, counters, limits and workers",
     "list": "connections: older=1h host=10.0.0.0/8 worker=2 sort=age|sent|received|unsent limit=100",
     "kick": "end connections: kick ID...",
-    "limits": "set limits, or tell them: limits max_connections=500, max_connections=none",
+    "limits": "set limits, or tell them: limits max_connections=500; none is no limit",
     "timeouts": "set timeouts, or tell them: timeouts idle=30, idle=5m, idle=none",
     "pause": "accept no more; connections go on",
     "resume": "accept again",
