@@ -82,9 +82,9 @@ def test_a_port_on_the_command_line_takes_the_place_of_all_endpoints_in_the_file
     [
         ("max_per_host = 1", "there is no key 'max_per_host'; the nearest is 'max-per-host'"),
         ("worker = 1", "there is no key 'worker'; the nearest is 'workers'"),
-        ("[serve]\nworkers = 1", "there is no key 'serve'; the nearest is"),
+        ("[serve]\nworkers = 1", "'serve' is a table, and there are none"),
         ('config = "other.toml"', "there is no key 'config'; the nearest is"),
-        ("workers = 2.5", "workers: '2.5' is not a valid N|auto"),
+        ("workers = 2.5", "workers: '2.5' is neither a number from 1 nor auto"),
         ("workers = true", "workers: expected a number, not true"),
         ("reload = 1", "reload: expected true or false, not 1"),
         ("backlog = {}", "backlog: expected a number, not a table"),

@@ -16,7 +16,7 @@ from helpers import ANYWHERE, ON_ONE_LOOP, check_mistake, close, handler, invoke
 from programs import Program, ask, connect, read_line
 
 import aioecho
-from aioecho.ops.control import BURST, MOST_CLIENTS, RATE
+from aioecho.ops.control import BURST, MOST_CLIENTS, RATE, parse_control
 from aioecho.ops.control_server import make_control
 from aioecho.ops.control_view import IN_A_TURN, ServerView
 from aioecho.workers.program import run_server
@@ -479,6 +479,22 @@ def test_ctl_shows_the_status_and_the_connections(tmp_path: Path) -> None:
         thread.join(20)
     assert not thread.is_alive()
     check_mistake(invoke("ctl", "--control", control, "status"), "is the server running", status=1)
+
+
+@pytest.mark.parametrize(
+    ("control", "message"),
+    [
+        ("tcp://127.0.0.1:1", "a control socket is a Unix socket"),
+        ("unix:/run/c?proxy=v1", "no balancer stands in front of a control socket"),
+    ],
+)
+def test_what_is_no_control_socket_is_refused_by_server_and_client(control: str, message: str) -> None:
+    check_mistake(invoke("serve", "--check-config", "--control", control), message)
+    check_mistake(invoke("ctl", "--control", control, "status"), message)
+
+
+def test_a_control_socket_may_be_given_an_owner() -> None:
+    assert str(parse_control("unix:/run/c?owner=1&group=2")) == "unix:/run/c?mode=600&owner=1&group=2"
 
 
 def test_a_control_path_that_cannot_be_bound_is_told_of_before_the_server_listens(tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 
 import click
 
+from aioecho.cli.console import Mistake
+from aioecho.ops.control import parse_control
+
 __all__ = ["ask_control", "ctl_command", "format_bytes", "format_cells", "format_seconds"]
 
 TIMEOUT = 15.0
@@ -69,8 +72,10 @@ def _as_line(command: str, values: tuple[str, ...]) -> str:
 
 def ask_control(control: str, line: str, timeout: float | None = TIMEOUT) -> Iterator[dict[str, Any]]:
     """Yield the lines of a control socket's answer; ClickException, in one line, if it can't be had."""
-    path = control.removeprefix("unix:").partition("?")[0]
-    name = "\0" + path[1:] if path.startswith("@") else path
+    try:
+        name = parse_control(control if ":" in control else f"unix:{control}").path
+    except ValueError as error:
+        raise Mistake(str(error)) from error
     try:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(timeout)

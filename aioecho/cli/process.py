@@ -13,9 +13,9 @@ import click
 
 from aioecho import __version__
 from aioecho.cli.console import Mistake
-from aioecho.net.endpoints import UnixEndpoint
+from aioecho.ops.control import parse_control
 
-__all__ = ["Owner", "PIDFile", "find_owner", "introduce"]
+__all__ = ["Owner", "PIDFile", "find_control", "find_owner", "introduce"]
 
 logger = logging.getLogger("aioecho.cli")
 
@@ -92,13 +92,6 @@ class Owner:
     group: int | None
     groups: tuple[int, ...]
 
-    def adopt(self, endpoint: UnixEndpoint) -> None:
-        """Make the file of a socket theirs. Do nothing for a socket without one."""
-        if not endpoint.path.startswith("\0"):
-            unchanged = -1
-            user, group = (unchanged if each is None else each for each in (self.user, self.group))
-            os.chown(endpoint.path, user, group, follow_symlinks=False)
-
     def take_over(self) -> None:
         """Make the process theirs, for good."""
         if self.group is not None:
@@ -144,6 +137,20 @@ def find_owner(user: str | None, group: str | None) -> Owner | None:
     if os.geteuid():
         raise Mistake("--user and --group: only root may serve as another user or group")
     return Owner(uid, gid, groups)
+
+
+def find_control(text: str, owner: Owner | None) -> str:
+    """Return a control socket's endpoint, which is given to `owner` unless it names an owner itself.
+
+    Raises:
+        ValueError: it is no Unix socket's.
+    """
+    endpoint = parse_control(text)
+    has_file = not endpoint.path.startswith("\0")
+    if owner is not None and has_file and endpoint.owner is None and endpoint.group is None:
+        user, group = (None if each is None else str(each) for each in (owner.user, owner.group))
+        endpoint = dataclasses.replace(endpoint, owner=user, group=group)
+    return str(endpoint)
 
 
 def introduce(loop: str, workers: int | None) -> None:

@@ -20,7 +20,7 @@ from aioecho.cli.console import Mistake, discard_stdout
 from aioecho.cli.handlers import find_framed_handlers, find_handler, sort_by_handler, split_bind
 from aioecho.cli.logs import LogSettings, configure_log, flush_log
 from aioecho.cli.options import DEFAULT_HOST, DEFAULT_PORT, serve_options
-from aioecho.cli.process import Owner, PIDFile, find_owner, introduce
+from aioecho.cli.process import Owner, PIDFile, find_control, find_owner, introduce
 from aioecho.cli.proxy import make_proxy
 from aioecho.cli.reload import check_can_watch, watch
 from aioecho.cli.settings import make_limits, make_timeouts
@@ -28,7 +28,6 @@ from aioecho.config import Limits, Timeouts
 from aioecho.echo import DATAGRAM_HANDLERS, HANDLERS
 from aioecho.exceptions import AioechoError, CertificateError
 from aioecho.net.proxy_protocol import ProxyProtocol
-from aioecho.ops.control import parse_control
 from aioecho.ops.metrics import parse_metrics_address
 from aioecho.runtime.log_config import renew_log
 from aioecho.runtime.loops import loop_factory
@@ -101,7 +100,7 @@ def serve_command(context: click.Context, /, handler: str, **options: Any) -> No
         loop_name = "uvloop" if loop_factory(loop).__module__.startswith("uvloop") else "asyncio"
         if options["metrics"] is not None:
             parse_metrics_address(options["metrics"])
-        control = None if options["control"] is None else parse_control(options["control"])
+        control = None if options["control"] is None else find_control(options["control"], owner)
         if workers != 1:
             check_sessions(server, reuse_port=reuse_port)
         if supervised and is_stdio:
@@ -119,20 +118,16 @@ def serve_command(context: click.Context, /, handler: str, **options: Any) -> No
             count = count_processors() if workers == "auto" else workers
             introduce(loop_name, count if supervised else None)
 
-    def own_files() -> None:
+    def announce_workers(names: Sequence[str]) -> None:
         if pid_file is not None:
             pid_file.write()
-        if owner is not None and control is not None:
-            owner.adopt(control)
-
-    def announce_workers(names: Sequence[str]) -> None:
-        own_files()
         announce(names)
         if options["reload"]:
             watch(app_dir)
 
     def when_bound() -> None:
-        own_files()
+        if pid_file is not None:
+            pid_file.write()
         if owner is not None:
             owner.take_over()
 
@@ -151,7 +146,7 @@ def serve_command(context: click.Context, /, handler: str, **options: Any) -> No
                 when_serving=announce_workers,
                 when_reloading=renew,
                 metrics=options["metrics"],
-                control=options["control"],
+                control=control,
             )
         else:
             server.when_bound = when_bound
@@ -161,7 +156,7 @@ def serve_command(context: click.Context, /, handler: str, **options: Any) -> No
                 when_serving=lambda server: None if is_stdio else announce(server.names),
                 when_reloading=renew,
                 metrics=options["metrics"],
-                control=options["control"],
+                control=control,
             )
     except AioechoError as error:
         raise click.ClickException(str(error)) from error

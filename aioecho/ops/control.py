@@ -8,6 +8,7 @@ It is a server of aioecho's own kind with limits of its own, so that no client o
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
@@ -52,7 +53,9 @@ def parse_control(text: str) -> UnixEndpoint:
     endpoint = parse_endpoint(text)
     if not isinstance(endpoint, UnixEndpoint):
         raise ValueError(f"a control socket is a Unix socket, unix:PATH or unix:PATH?mode=660, not {text!r}")
-    return UnixEndpoint(endpoint.path, 0o600) if endpoint.mode is None else endpoint
+    if endpoint.proxy is not None:
+        raise ValueError(f"no balancer stands in front of a control socket: {text!r} must not ask for PROXY headers")
+    return dataclasses.replace(endpoint, mode=0o600) if endpoint.mode is None else endpoint
 
 
 class ControlServer:
