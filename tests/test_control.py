@@ -456,6 +456,7 @@ def test_ctl_shows_the_status_and_the_connections(tmp_path: Path) -> None:
             assert read_line(client) == b"hello\n"
             status, output, _ = invoke("ctl", "--control", control, "status")
             assert (status, output.splitlines()[0].partition(b",")[0]) == (0, b"serving")
+            assert f"listening on {server.names[0]}\n".encode() in output
             assert b"active 1  accepted 1" in output
             status, output, _ = invoke("ctl", "--control", control, "list", "--sort", "age")
             head, row, count = output.decode().splitlines()

@@ -11,7 +11,10 @@ import click
 from aioecho.cli.console import Mistake
 from aioecho.ops.control import parse_control
 
-__all__ = ["ask_control", "ctl_command", "format_bytes", "format_cells", "format_seconds"]
+__all__ = ["COUNTERS", "ask_control", "ctl_command", "format_bytes", "format_cells", "format_seconds", "format_worker"]
+
+COUNTERS = ("active", "accepted", "completed", "failed", "cancelled", "rejected")
+"""The counters of status that are shown."""
 
 TIMEOUT = 15.0
 """Seconds without a byte of an answer."""
@@ -164,14 +167,20 @@ def _show_value(value: Any) -> str:
 def _show_status(line: Mapping[str, Any]) -> None:
     stats = line["stats"]
     click.echo(f"{line['state']}, process {line['pid']}, up {format_seconds(line['uptime_s'])}")
-    counts = ("active", "accepted", "completed", "failed", "cancelled", "rejected")
-    click.echo("  ".join(f"{name} {stats.get(name, 0)}" for name in counts))
+    for endpoint in line["endpoints"]:
+        click.echo(f"listening on {endpoint}")
+    click.echo("  ".join(f"{name} {stats.get(name, 0)}" for name in COUNTERS))
     if line["reasons"]:
         reasons = sorted(line["reasons"].items(), key=lambda each: -each[1])
         click.echo("ended by: " + ", ".join(f"{name} {count}" for name, count in reasons))
     for worker in line["workers"]:
-        active = worker.get("active", "?")
-        click.echo(f"worker {worker['name']}: process {worker['pid']}, {worker['state']}, active {active}")
+        click.echo(f"worker {format_worker(worker)}")
+
+
+def format_worker(worker: Mapping[str, Any]) -> str:
+    """Return what is told of a worker for people."""
+    name, active = worker["name"], worker.get("active", "?")
+    return f"{name}  slot {worker['slot']}  process {worker['pid']}  {worker['state']}  active {active}"
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

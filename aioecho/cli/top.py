@@ -11,11 +11,9 @@ from typing import Any
 import click
 
 from aioecho.cli.console import Mistake
-from aioecho.cli.ctl import ask_control, format_cells, format_seconds
+from aioecho.cli.ctl import COUNTERS, ask_control, format_cells, format_seconds, format_worker
 
 __all__ = ["top_command"]
-
-COUNTERS = ("active", "accepted", "completed", "failed", "cancelled", "rejected")
 
 
 @click.command("top", short_help="Watch a server that runs, in the terminal.")
@@ -63,10 +61,7 @@ def _screen(status: dict[str, Any], before: dict[str, Any] | None, rows: list[di
     )  # fmt: skip
     reasons = sorted(status["reasons"].items(), key=lambda each: -each[1])[:6]
     ended_by = Text("ended by  " + ("  ".join(f"{name} {number}" for name, number in reasons) or "-"), no_wrap=True)
-    workers = [
-        Text(f"worker {worker['name']}  process {worker['pid']}  {worker['state']}  active {worker.get('active', '?')}")
-        for worker in status["workers"]
-    ]
+    workers = [Text(f"worker {format_worker(worker)}", no_wrap=True) for worker in status["workers"]]
     count = Text(f"{rows[-1].get('shown', 0)} of {rows[-1].get('matched', 0)} connections", style="dim")
     return Group(head, _counts(status, before), ended_by, *workers, "", _connections(rows[:-1], sort), count)
 

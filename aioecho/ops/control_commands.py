@@ -118,6 +118,7 @@ class Commands:
             "pid": os.getpid(),
             "uptime_s": round(time.monotonic() - self._started, 1),
             "state": first.get("state", "not known"),
+            "endpoints": first.get("endpoints", []),
             **known,
             "stats": stats,
             "reasons": reasons,

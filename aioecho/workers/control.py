@@ -135,7 +135,7 @@ class SupervisorControl:
     def reload(self) -> str:
         """Replace all workers."""
         self.supervisor.replace_all()
-        return "all workers are replaced, one after another"
+        return "replacing all workers, one after another; the log tells how that goes"
 
     def set_workers(self, change: str) -> int:
         """Add or remove workers."""
@@ -153,6 +153,10 @@ class SupervisorControl:
 def _gathered(answers: Answers) -> Gathered:
     return Gathered(
         {str(worker.number): parts for worker, parts in answers.parts.items()},
-        {str(worker): error for worker, error in answers.errors.items()},
-        [str(worker) for worker in answers.silent],
+        {_name(worker): error for worker, error in answers.errors.items()},
+        [_name(worker) for worker in answers.silent],
     )
+
+
+def _name(worker: WorkerProcess) -> str:
+    return f"worker {worker.number} (process {worker.process.pid})"  # the number that ids begin with
