@@ -101,6 +101,9 @@ class TLS:
             raise ValueError(f"password must be a text, bytes or a function, not {type(self.password).__name__}")
         if self.poll is not None and not (isinstance(self.poll, int | float) and 0 < self.poll < math.inf):
             raise ValueError(f"poll must be a number of seconds above 0, or None, not {self.poll!r}")
+        self._check_names()
+
+    def _check_names(self) -> None:
         if not isinstance(self.names, Mapping):
             raise ValueError(f'names must be a mapping, as {{"b.example": TLS("b.pem")}}, not {self.names!r}')
         plain = TLS.__dataclass_fields__
@@ -168,23 +171,7 @@ class TLS:
             reason = _explain(error, cert, key, password)
             raise CertificateError(f"cannot use {cert}{f' with {key}' if key else ''}: {reason}") from error
         if common.client_ca is not None:
-            for path in (common.client_ca, common.crl):
-                if path is None:
-                    continue
-                try:
-                    context.load_verify_locations(path)
-                except (OSError, ValueError) as error:
-                    reason = _explain_ca(error)
-                    raise CertificateError(f"cannot use {os.fspath(path)}: {reason}") from error
-            if common.crl is not None:
-                if not context.cert_store_stats()["crl"]:
-                    # OpenSSL would refuse every client: it knows of no list to look into.
-                    raise CertificateError(
-                        f"cannot use {os.fspath(common.crl)}: there is no revocation list (PEM) in it"
-                    )
-                context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
-            is_required = common.client_cert == "required"
-            context.verify_mode = ssl.CERT_REQUIRED if is_required else ssl.CERT_OPTIONAL
+            common._verify_clients(context, common.client_ca)
         if common.ciphers is not None:
             try:
                 context.set_ciphers(common.ciphers)
@@ -197,6 +184,22 @@ class TLS:
         if common.alpn:
             context.set_alpn_protocols(list(common.alpn))
         return context, not_before, not_after
+
+    def _verify_clients(self, context: ssl.SSLContext, client_ca: FileName) -> None:
+        """Have a context ask clients for certificates of `client_ca`."""
+        for path in (client_ca, self.crl):
+            if path is None:
+                continue
+            try:
+                context.load_verify_locations(path)
+            except (OSError, ValueError) as error:
+                raise CertificateError(f"cannot use {os.fspath(path)}: {_explain_ca(error)}") from error
+        if self.crl is not None:
+            if not context.cert_store_stats()["crl"]:
+                # OpenSSL would refuse every client: it knows of no list to look into.
+                raise CertificateError(f"cannot use {os.fspath(self.crl)}: there is no revocation list (PEM) in it")
+            context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+        context.verify_mode = ssl.CERT_REQUIRED if self.client_cert == "required" else ssl.CERT_OPTIONAL
 
     def _ask_password(self, cert: str) -> str | bytes | None:
         try:
