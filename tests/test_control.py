@@ -248,6 +248,7 @@ def test_the_control_socket_lists_and_kicks_in_all_processes(folder: Path, worke
             assert len(status["workers"]) == (2 if workers == "2" else 0)
             trace = say(path, f"trace {rows[1]['id']} every=0.1 count=2")
             assert [line["id"] for line in trace[:2]] == [rows[1]["id"]] * 2
+            assert trace[0]["waits_at"] == "waiting.py:6"
             assert trace[2] == {"ok": True, "ended": False}
         finally:
             for client in clients:

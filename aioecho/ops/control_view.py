@@ -18,6 +18,9 @@ __all__ = ["SORTS", "ServerView", "changed"]
 SORTS = ("age", "sent", "received", "unsent")
 """What connections may be sorted by, largest first."""
 
+# Where the files are that are not of the program which is looked into: this package's, and asyncio's.
+NOT_OWN = (os.path.dirname(os.path.dirname(__file__)) + os.sep, os.path.dirname(asyncio.__file__) + os.sep)
+
 # Connections that are looked at in one turn of the event loop: it takes about a millisecond.
 IN_A_TURN = 100
 
@@ -99,10 +102,7 @@ class ServerView:
         (connection,) = self._server.ids.search([id]) or [None]
         if connection is None:
             return None
-        task = getattr(connection, "task", None)
-        frames = [] if task is None else task.get_stack(limit=1)
-        waits = f"{os.path.basename(frames[0].f_code.co_filename)}:{frames[0].f_lineno}" if frames else None
-        return {**self._row(connection, asyncio.get_running_loop().time()), "waits_at": waits}
+        return {**self._row(connection, asyncio.get_running_loop().time()), "waits_at": _find_line(connection)}
 
     def kick(self, ids: Sequence[str]) -> list[str]:
         """Kick connections; return the ids of the ones that were here."""
@@ -152,6 +152,19 @@ class ServerView:
             "sent_bytes": counts.sent,
             "unsent_bytes": counts.unsent,
         }
+
+
+def _find_line(connection: Any) -> str | None:
+    """Return the line that a connection's task waits in: the innermost one of the program's own, where there is one."""
+    task = getattr(connection, "task", None)
+    inner = None if task is None else task.get_coro()
+    own = other = None
+    while frame := getattr(inner, "cr_frame", None) or getattr(inner, "gi_frame", None):
+        file = frame.f_code.co_filename
+        line = f"{os.path.basename(file)}:{frame.f_lineno}"
+        own, other = (own, line) if file.startswith(NOT_OWN) else (line, other)
+        inner = getattr(inner, "cr_await", None) or getattr(inner, "gi_yieldfrom", None)
+    return own or other
 
 
 def _is_of(connection: Any, networks: NetworkLists) -> bool:
