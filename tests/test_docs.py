@@ -836,24 +836,27 @@ def test_the_load_generator_loads() -> None:
             assert "p99" in outcome.stdout
 
 
-@pytest.mark.slow
-def test_the_figures_are_those_of_the_last_full_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@runs("report")
+def test_readme_and_page_say_what_the_last_full_run_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     from benchmarks import report
 
     monkeypatch.setattr(report, "_load", functools.cache(report._load))  # most of the time
-    results = tmp_path / "benchmarks" / "results"
-    shutil.copytree(ROOT / "benchmarks" / "results", results)
-    for page, rows in (("README.md", 6), ("docs/pages/benchmarks.md", 24)):
+    *_, data, readme, first, other_readme, second = shlex.split(BLOCKS["report"])
+    assert readme == other_readme == "--readme"
+    for page in (first, second):
+        text = (ROOT / page).read_text("utf-8")
         copy = tmp_path / page
         copy.parent.mkdir(parents=True, exist_ok=True)
-        text = (ROOT / page).read_text("utf-8")
-        before, mark, made = text.partition("<!-- benchmarks:begin")
-        made, end, after = made.partition("<!-- benchmarks:end")
-        copy.write_text(before + mark + re.sub(r"\| \d[\d.,]* \|", "| 0 |", made) + end + after)
-        report.refresh_readme(copy, results / "full.jsonl", results / "full")
-        assert copy.read_text("utf-8") == text
-        assert len(re.findall(r"^\| .+ \(\d[\d.,]*-[\d.,]+\) \|$", text, re.MULTILINE)) == rows
+        begin, end = text.index("<!-- benchmarks:begin"), text.index("<!-- benchmarks:end")
+        stale = re.sub(r"\| \d[\d.,]* \|", "| 0 |", text[begin:end])
+        assert stale != text[begin:end]
+        copy.write_text(text[:begin] + stale + text[end:])
+        report.refresh_readme(copy, ROOT / data, tmp_path / "benchmarks" / "results" / "full")
+        assert copy.read_text("utf-8") == text, f"run: {BLOCKS['report']}"
+        for picture in re.findall(r"\]\(([^)]*\.svg)\)", text):
+            assert (ROOT / page).parent.joinpath(picture).is_file()
+    assert len(re.findall(r"^\| .+ \(\d[\d.,]*-[\d.,]+\) \|$", (ROOT / first).read_text("utf-8"), re.MULTILINE)) == 6
 
 
 # workers.md
