@@ -108,7 +108,7 @@ def _write(spread: Spread | None, name: str) -> str:
 def make_summary(rows: Sequence[Row], loads: Sequence[tuple[str, int]] | None = None) -> Table:
     """Make the short table for a README: the candidate against the baseline, a line a cell, its main figure.
 
-    With `loads`, given as (scenario, x), of these cells alone.
+    With `loads`, given as (scenario, x), of these cells alone, and of all of them: also where there is no ratio.
     """
     body = []
     baselines = {(row.pinned, row.scenario, row.x): row for row in rows if row.server == BASELINE}
@@ -116,19 +116,21 @@ def make_summary(rows: Sequence[Row], loads: Sequence[tuple[str, int]] | None = 
         row = finding.row
         if loads is not None and (row.scenario, row.x) not in loads:
             continue
-        if finding.ratio is None or not row.pinned:
+        if not row.pinned or (finding.ratio is None and loads is None):
             continue
-        theirs = baselines[row.pinned, row.scenario, row.x].figures[finding.figure]
-        mine = row.figures[finding.figure]
-        digits = 0 if mine.median >= 1000 else 1 if mine.median >= 1 else 2
+        both = (
+            baselines[row.pinned, row.scenario, row.x].figures.get(finding.figure),
+            row.figures.get(finding.figure),
+        )
+        least = min((spread.median for spread in both if spread is not None), default=0)
+        digits = 0 if least >= 1000 else 1 if least >= 1 else 2
         what = f"{title_of(finding.figure, row.scenario)}, {FIGURES[finding.figure].unit}"
         body.append(
             (
                 describe_cell(row),
                 what,
-                f"{theirs.median:,.{digits}f}",
-                f"{mine.median:,.{digits}f}",
-                format_ratio(finding.ratio),
+                *("void" if spread is None else f"{spread.median:,.{digits}f}" for spread in both),
+                "no ratio" if finding.ratio is None else format_ratio(finding.ratio),
             )
         )
     header = (

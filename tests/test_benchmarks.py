@@ -525,6 +525,14 @@ def test_tables_mark_void_and_bound_rows():
     assert "500" not in summary, "a bound row gives no ratio"
 
 
+def test_a_brief_summary_has_all_its_loads():
+    loads = [("clients", 100), ("clients", 1000)]
+    summary = to_markdown(make_summary(make_rows(run_lines()), loads)).splitlines()
+    assert len(summary) == 4
+    assert "| 100 | 200 | 2.00 (" in summary[2].replace(".0 ", " ")
+    assert summary[3].endswith("| 100.0 | 500.0 | no ratio |")
+
+
 def test_the_report_is_written_whole(tmp_path):
     data = tmp_path / "quick.jsonl"
     data.write_text("".join(json.dumps(line) + "\n" for line in [*run_lines(), *record_lines()]))
