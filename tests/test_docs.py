@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -912,16 +913,32 @@ def test_the_units_are_ones_and_their_command_serves(tmp_path: Path) -> None:
         assert program.stop() == 0
 
 
-@runs("Dockerfile")
-def test_the_command_of_the_container_serves() -> None:
+@runs("Dockerfile", "container.yaml")
+def test_the_commands_of_the_container_serve_and_tell_health() -> None:
     instructions = [line.split(maxsplit=1) for line in BLOCKS["Dockerfile"].splitlines()]
-    assert [name for name, _ in instructions] == ["FROM", "COPY", "RUN", "USER", "EXPOSE", "CMD"]
+    assert [name for name, _ in instructions] == ["FROM", "COPY", "RUN", "USER", "EXPOSE", "HEALTHCHECK", "CMD"]
     python, *arguments = json.loads(instructions[-1][1])
     assert python == "python"
-    assert f"*:{instructions[-2][1]}" in " ".join(arguments)
-    with Program(sys.executable, *(part.replace("9999", "0") for part in arguments)) as server:
+    port, health = instructions[4][1].split()
+    assert {f"tcp://*:{port}", f"0.0.0.0:{health}"} < set(arguments)
+    probes = re.findall(r"(\w+)Probe: \{httpGet: \{path: (\S+), port: (\d+)\}", BLOCKS["container.yaml"])
+    assert [name for name, *_ in probes] == ["liveness", "readiness"]
+    with Program(sys.executable, *(part.replace(port, "0").replace(health, "0") for part in arguments)) as server:
         assert ask(server.listening(), b"hello\n") == b"HELLO\n"
+        while not (found := re.search(r"metrics on http://\S+:(\d+)/metrics\n", server.stderr())):
+            assert server.process.poll() is None, server.stderr()  # a thread of it writes its log
+        for _, path, where in probes:
+            assert where == health
+            with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}{path}", timeout=10) as reply:
+                assert reply.status == 200
+        kind, command = instructions[5][1].split(maxsplit=1)
+        python, option, program = json.loads(command)
+        assert (kind, python, option) == ("CMD", "python", "-c")
+        assert health in program
+        exec(program.replace(health, found[1]), {})
         assert server.stop() == 0
+    with pytest.raises(OSError, match="refused"):
+        exec(program.replace(health, found[1]), {})
 
 
 @contextmanager
