@@ -19,7 +19,7 @@ _FONTS = "DejaVu Sans, Verdana, Arial, Helvetica, sans-serif"  # the first is th
 _DARK = {
     "#ffffff": "#15181c",
     "#000000": "#e4e6e8",
-    "#262626": "#e4e6e8",
+    "#222222": "#d0d3d6",  # not black: that is what SVG fills with where no colour is written
     "#555555": "#a3a9b0",
     "#777777": "#9aa0a6",
     "#999999": "#8a9097",
