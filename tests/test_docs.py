@@ -393,6 +393,14 @@ def test_records_of_one_datagram_are_counted() -> None:
     assert server.server.RequestHandlerClass.counters == {b"requests": 2, b"errors": 1}
 
 
+@runs("ingest")
+def test_records_of_many_datagrams_are_counted() -> None:
+    with served(BLOCKS["ingest"]) as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        for data in (b"requests:1|c\nerrors:1|c\n", b"requests:1|c\n"):
+            client.sendto(data, server.server_address)
+    assert server.server.RequestHandlerClass.counters == {b"requests": 2, b"errors": 1}
+
+
 @runs("sessions")
 def test_a_session_keeps_what_its_peer_sent() -> None:
     with datagrams("sessions") as client:
