@@ -463,10 +463,15 @@ async def test_frames_of_asyncios_reader_take_no_more_than_they_are() -> None:
     one = handler(raise_key_error, framing=Lines())((reader, FakeWriter()), ("127.0.0.1", 1), None)
     assert await anext(one.frames) == b"one"
     assert await reader.readline() == b"two\n"
+    reader.feed_data(b"\nfour\n")
+    assert (await one.read_frame(), await one.read_frame()) == (b"rest", b"four")
+    reader.feed_data(b"rest")
     reader.feed_eof()
     with pytest.raises(asyncio.IncompleteReadError) as caught:
         await anext(one.frames)
     assert caught.value.partial == b"rest"
+    with pytest.raises(asyncio.IncompleteReadError):
+        await one.read_frame()
 
 
 @ON_ONE_LOOP

@@ -11,7 +11,7 @@ from aioecho.net.datagram_socket import DatagramTransport
 from aioecho.net.kernel import Credentials, peer_credentials
 from aioecho.serving.base import BaseServer
 from aioecho.streams.ending import Unbroken
-from aioecho.streams.frames import Frames, read_frames
+from aioecho.streams.frames import Frames, read_frames, read_one_frame
 from aioecho.streams.reader import StreamReader
 from aioecho.streams.writer import StreamWriter
 
@@ -210,6 +210,18 @@ class StreamRequestHandler(BaseRequestHandler):
         if not isinstance(self.reader, StreamReader):  # asyncio's, as in a test
             return read_frames(self.reader, self.framing)
         return self.reader.frames(self.framing)
+
+    def read_frame(self) -> Coroutine[Any, Any, bytes]:
+        """Return the next frame, as :attr:`framing` has it: ``await self.read_frame()``. For protocols that go on in steps.
+
+        Raises, beside what :attr:`frames` does:
+            IncompleteReadError: the stream has ended; between two frames its `partial` is b"".
+        """
+        if self.framing is None:
+            raise _no_framing(self)
+        if not isinstance(self.reader, StreamReader):  # asyncio's, as in a test
+            return read_one_frame(self.reader, self.framing)
+        return self.reader.readframe(self.framing)
 
     def send_frame(self, frame: bytes) -> Coroutine[Any, Any, None]:
         """Send one frame: ``await self.send_frame(frame)`` is :meth:`send` of what :attr:`framing` makes of it.

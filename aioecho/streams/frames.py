@@ -10,7 +10,7 @@ from aioecho.framing import Framing
 from aioecho.runtime.steps import steps
 from aioecho.streams.records import RecordReader
 
-__all__ = ["Batches", "Frames", "read_frames"]
+__all__ = ["Batches", "Frames", "read_frames", "read_one_frame"]
 
 # Bytes by which what is buffered may exceed the most that a frame may have, before a framing is taken to have overlooked that.
 SLACK = 2**16
@@ -62,10 +62,12 @@ class _Reading:
 class Frames(_Reading):
     """``async for frame in reader.frames(framing)``: see :meth:`StreamReader.frames`."""
 
-    __slots__ = ("_frames", "_further", "_last")
+    __slots__ = ("_frames", "_further", "_last", "asked_for")
 
-    def __init__(self, reader: RecordReader, framing: Framing) -> None:
+    def __init__(self, reader: RecordReader, framing: Framing, asked_for: Framing) -> None:
         super().__init__(reader, framing)
+        self.asked_for = asked_for
+        """The framing as the caller gave it, without the limit that the server has set."""
         # What was split off the reader's buffer and not handed out: in reverse, and the last of all.
         self._frames: list[bytes] = []
         self._further: list[bytes] = []
@@ -170,3 +172,10 @@ async def read_frames(reader: asyncio.StreamReader, framing: Framing) -> AsyncIt
                 if received:
                     raise IncompleteReadError(bytes(received), None) from None
                 return
+
+
+async def read_one_frame(reader: asyncio.StreamReader, framing: Framing) -> bytes:
+    """Return the next frame of a stream of asyncio's own. Raises IncompleteReadError at the end of the stream."""
+    async for frame in read_frames(reader, framing):
+        return frame
+    raise IncompleteReadError(b"", None)
