@@ -110,7 +110,6 @@ class Connecting:
         self._timeout = timeout
         self._reconnect = reconnect
         self._entered: Connection | None = None
-        self._is_entered = False
 
     def __await__(self) -> Generator[object, None, Connection]:
         return self._connect(self._reconnect, 0).__await__()
@@ -126,7 +125,7 @@ class Connecting:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        connection, self._entered, self._is_entered = self._entered, None, False
+        connection, self._entered = self._entered, None
         assert connection is not None
         await connection.close()
 

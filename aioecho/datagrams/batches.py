@@ -76,7 +76,7 @@ class Batches:
     In place of a :class:`~aioecho.datagrams.dispatcher.Dispatcher`, with the same methods.
     """
 
-    __slots__ = ("_longest", "_most", "_running", "_server", "_waiting", "at_once")
+    __slots__ = ("_batch", "_longest", "_most", "_room", "_running", "_server", "_transport", "_waiting", "at_once")
 
     at_once: int
 
@@ -84,29 +84,39 @@ class Batches:
         self._server, self._running = server, running
         # By what replies to them, as on a socket that is bound to every address: a batch has one transport.
         self._waiting: dict[DatagramTransport, Datagrams] = {}
+        self._transport: DatagramTransport | None = None  # the last one, and
+        self._batch: Datagrams = []  # what waits for it
+        self._most = self._room = 0
         self.at_once = 0
         self.apply(server.limits)
 
     def apply(self, limits: Limits) -> None:
         """Apply `max_datagram` and `max_queue` from now on."""
-        self._longest, self._most = limits.max_datagram, limits.max_queue
+        self._longest = limits.max_datagram
+        self._room += limits.max_queue - self._most
+        self._most = limits.max_queue
 
     def receive(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
-        """Add a datagram to the next batch, or drop it."""
-        stats = self._server.live_stats
+        """Add a datagram to the next batch, or drop it. It is counted at the end of the turn."""
         if len(data) > self._longest:
             self._server.drop("truncated", client_address)
-        elif stats.queued >= self._most:
+        elif self._room <= 0:
             self._server.drop("queue full", client_address)
         else:
-            stats.received += 1
-            stats.queued += 1
-            self._waiting.setdefault(transport, []).append((data, client_address))
+            if transport is not self._transport:
+                self._transport, self._batch = transport, self._waiting.setdefault(transport, [])
+            self._batch.append((data, client_address))
+            self._room -= 1
 
     def end_turn(self) -> None:
-        """Begin a handler for what has come, unless one runs."""
-        if self._waiting and not self._running:
-            self.begin_queued()
+        """Count what has come, and begin a handler for it unless one runs."""
+        if self._waiting:
+            stats = self._server.live_stats
+            new = self._most - self._room - stats.queued
+            stats.received += new
+            stats.queued += new
+            if not self._running:
+                self.begin_queued()
 
     def has_queued(self) -> bool:
         """Return whether datagrams wait for a handler."""
@@ -116,19 +126,23 @@ class Batches:
         """Begin a handler for the datagrams that wait: the one before has ended."""
         transport = next(iter(self._waiting))
         datagrams = self._waiting.pop(transport)
-        stats = self._server.live_stats
-        stats.queued -= len(datagrams)
-        stats.handled += len(datagrams)
+        self._forget(len(datagrams))
+        self._server.live_stats.handled += len(datagrams)
         batch = Batch(self._server, datagrams, transport)
         self._server.register_connection(batch)
         batch.count_time()
 
     def drop_queued(self) -> None:
         """Drop the datagrams that wait, as the server stops."""
+        self._waiting.clear()
         stats = self._server.live_stats
         stats.drops["stopped"] += stats.queued
-        stats.queued = 0
-        self._waiting.clear()
+        self._forget(stats.queued)
+
+    def _forget(self, count: int) -> None:
+        self._transport = None
+        self._room += count
+        self._server.live_stats.queued -= count
 
     # What a Dispatcher has for its spare task.
 

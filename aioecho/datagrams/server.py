@@ -175,6 +175,7 @@ class DatagramServer(BaseServer):
                 log=log,
                 limits=self.limits,
                 send_timeout=self.handler_timeouts.send,
+                reads_all=self._makes_batches,
             )
             for each in bound
         ]
