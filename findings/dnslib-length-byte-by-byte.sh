@@ -2,9 +2,8 @@
 # dnslib 0.9.26 on CPython: over TCP its client raises, and its server gives no answer, if the first read has one byte.
 #
 # DNS over TCP puts a length of two bytes before a message, and TCP may deliver the first of them alone. The client and the server
-# read once and take the length from what has come (dnslib/dns.py, DNSRecord.send(): `length =
-# struct.unpack("!H",bytes(response[:2]))[0]`; dnslib/server.py calls it "Request Truncated", and closes). From the third byte on both
-# read until the message is whole, so only this one place to cut is wrong.
+# read once and take the length from what has come (dnslib/dns.py, DNSRecord.send(); dnslib/server.py takes it for a request that
+# was cut off, and closes). From the third byte on both read until the message is whole, so only this one place to cut is wrong.
 #
 # Seen: what the client makes of a reply that comes in two pieces, and whether the server answers a query that does.
 #   client, cut after  1 byte:  error: unpack requires a buffer of 2 bytes
