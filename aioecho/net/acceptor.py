@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aioecho.net.bound import BoundSocket
+from aioecho.net.kernel import has_client
 from aioecho.net.turns import PAUSE, AcceptTurns
 from aioecho.net.watch import OUT_OF_RESOURCES, ReadWatch, as_os_error
 from aioecho.runtime.addresses import is_dual_stack, unmapped
@@ -132,11 +133,18 @@ class Acceptor:
         """Leave a client to the processes that hold fewer connections, for a moment."""
         self._steps_back = True
         behind = turns.find_behind()
+        looks = 0
 
         def look_again() -> None:
+            nonlocal looks
+            looks += 1
+            if not turns.has_moved(behind):
+                if looks == 1 and has_client(self.sock):  # it may have come just now, and be about to be accepted
+                    self._watch.retry_later(look_again, PAUSE)
+                    return
+                if looks == 2 and self._accept(1):
+                    turns.disregard(behind)
             self._steps_back = False
-            if not turns.has_moved(behind) and self._accept(1):
-                turns.disregard(behind)
             self.resume()
 
         self._watch.retry_later(look_again, PAUSE)

@@ -2,7 +2,8 @@
 
 All of them wake when a client comes, and the quickest gets it: often the same one again and again. So every process writes down
 how many connections it holds, in shared memory, and one that holds more than others steps back for a moment. No process waits
-for another one that does not accept: what has stepped back looks again after PAUSE seconds, and accepts unless another has.
+for another one that does not accept: what has stepped back looks again, and accepts a client that has waited for PAUSE
+seconds.
 
 Nothing is locked. A process writes to its own cell alone, and one that dies leaves a number there that does not change, which
 the others disregard.
@@ -14,13 +15,13 @@ from collections.abc import Callable
 __all__ = ["PAUSE", "AcceptCounts", "AcceptTurns"]
 
 PAUSE = 0.005
-"""Seconds that a process steps back. A client waits so long, and no longer, where all that hold fewer connections are busy."""
+"""Seconds that a process steps back. A client waits twice as long at the most, where all that hold fewer are busy."""
 
 # A process accepts while it holds no more connections than another one has, and these: for few, and as a share for many.
 # With none the work of short connections would go to and fro between processes without need.
-AHEAD, AHEAD_SHARE = 4, 1 / 16
+AHEAD, AHEAD_SHARE = 8, 1 / 16
 
-# Accepts in one turn of the loop in place of processes that are busy: they may be back soon.
+# Accepts in one turn of the loop: others look at the count only between turns, and busy processes may be back soon.
 AT_ONCE = 8
 
 # The cell of a process that does not accept.
@@ -95,7 +96,7 @@ class AcceptTurns:
         least = min(others)
         if least == ABSENT:
             return AT_ONCE if self._disregarded else ABSENT
-        return least + AHEAD + int(least * AHEAD_SHARE) - mine
+        return min(AT_ONCE, least + AHEAD + int(least * AHEAD_SHARE) - mine)
 
     def note(self) -> None:
         """Write down how many connections it holds, after it has accepted some."""
