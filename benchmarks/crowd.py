@@ -18,7 +18,7 @@ from typing import Any
 
 from .processes import HOST, ROOT
 
-__all__ = ["NAME", "QUESTION", "choose_count", "make_table", "run_crowd"]
+__all__ = ["NAME", "QUESTION", "choose_count", "make_table", "run_crowd", "write_table"]
 
 NAME = "crowd"
 QUESTION = "As many connections as the machine can hold, over worker processes. What do they cost, and how do they end?"
@@ -30,6 +30,7 @@ _SHARE = 0.9
 _BYTES, _PART = 20_000, 0.5
 
 # Seconds.
+_SETTLE = 7.0
 _AT_REST = 10.0
 _TALKING = 10.0
 _RESTART = 120.0
@@ -108,7 +109,7 @@ def _measure(
         found["connect_s"] = time.monotonic() - began
         found["most_of_a_worker"] = max(_descriptors(child) for child in _children(server.pid))
         report("rest")
-        time.sleep(7)  # the sweeps after their messages
+        time.sleep(_SETTLE)  # the sweeps after their messages
         found["worker_kib"] = (_memory_kib(server.pid) - memory) / count
         found["kernel_kib"] = (_kernel_kib() - kernel) / count
         used, began = _cpu_s(server.pid), time.monotonic()
@@ -260,7 +261,7 @@ def make_table(found: dict[str, Any]) -> str:
     rows = [
         ("connections held", f"{found['connections']:,}, over {found['workers']} workers"),
         ("connected and accepted in", f"{found['connect_s']:.1f} s"),
-        ("replies that were wrong", f"{found['wrong']:,}"),
+        ("replies that were wrong or lost", f"{found['wrong']:,}"),
         ("descriptors of the worker that has most", f"{found['most_of_a_worker']:,}"),
         ("memory of the processes, per connection", f"{found['worker_kib']:.1f} KiB"),
         ("memory of the kernel, both ends, per connection", f"{found['kernel_kib']:.1f} KiB"),
@@ -275,6 +276,15 @@ def make_table(found: dict[str, Any]) -> str:
         ("longest standstill of a loop then", _still(found["stop_still"])),
     ]
     return "\n".join(["| what | figure |", "|---|---|", *(f"| {what} | {figure} |" for what, figure in rows)]) + "\n"
+
+
+def write_table(path: Path, found: dict[str, Any]) -> str:
+    """Write the table with its command to a file, and return the table."""
+    table = make_table(found)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = f"python -m benchmarks run --scenario {NAME} --connections {found['connections']}"
+    path.write_text(f"`{command}`\n\n{table}")
+    return table
 
 
 def _still(still: dict[str, float]) -> str:

@@ -196,9 +196,7 @@ class Drain:
             logger.warning("would not end when cancelled, and was cut off: %r", connection)
         connection.abort()
 
-    def _do_with_all(
-        self, rest: list[Served], act: Callable[[Served], None], next_stage: Callable[[], None]
-    ) -> None:
+    def _do_with_all(self, rest: list[Served], act: Callable[[Served], None], next_stage: Callable[[], None]) -> None:
         """Do something with each connection that is live still, some in a turn; then set the timer for the next stage."""
         for connection in rest[-AT_A_TIME:]:
             if connection in self._served:
