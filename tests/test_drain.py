@@ -12,8 +12,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import programs
 import pytest
@@ -23,6 +24,7 @@ from timing import in_time, within
 import aioecho
 from aioecho.echo import Echo, Upper
 from aioecho.runtime.threads import ThreadPool
+from aioecho.serving.drain import AT_A_TIME, Drain
 from aioecho.serving.draining import FRESH
 
 
