@@ -79,6 +79,8 @@ def _serving(workers: int, folder: str) -> Iterator[tuple[subprocess.Popen[str],
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+        assert server.stdout is not None
+        server.stdout.close()
 
 
 def _measure(
