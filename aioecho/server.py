@@ -43,7 +43,11 @@ class StreamListener:
         self._proxy = bound.proxy
         on_accept = self._accepted if bound.proxy is None else self._accepted_from_balancer
         self._acceptor = Acceptor(
-            bound, on_accept=on_accept, has_room=server.admission.has_room, on_error=self._cannot_accept
+            bound,
+            on_accept=on_accept,
+            has_room=server.admission.has_room,
+            on_error=self._cannot_accept,
+            turns=server.make_accept_turns(),
         )
         self.sock, self._name = bound.sock, bound.name
         self.resume, self.pause = self._acceptor.resume, self._acceptor.pause

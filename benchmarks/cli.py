@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from . import abuse
+from . import abuse, crowd
 from .catalog import SERVERS, find_missing
 from .plan import make_plan
 from .processes import ROOT
@@ -39,7 +39,8 @@ def list_command() -> None:
     click.echo("scenarios")
     for scenario in SCENARIOS.values():
         click.echo(f"  {scenario.name:16} {scenario.title}. {scenario.question}")
-    click.echo(f"  {abuse.NAME:16} {abuse.QUESTION}")
+    for alone in (abuse, crowd):
+        click.echo(f"  {alone.NAME:16} {alone.QUESTION}")
 
 
 @main.command("run")
@@ -48,18 +49,41 @@ def list_command() -> None:
 @click.option(
     "--output", type=click.Path(dir_okay=False, path_type=Path), help="Data file, appended to: results/NAME.jsonl."
 )
-@click.option("--scenario", "scenarios", multiple=True, type=click.Choice([*SCENARIOS, abuse.NAME]), help="Only these.")
+@click.option(
+    "--scenario",
+    "scenarios",
+    multiple=True,
+    type=click.Choice([*SCENARIOS, abuse.NAME, crowd.NAME]),
+    help="Only these.",
+)
 @click.option(
     "--server", "servers", multiple=True, type=click.Choice([server.name for server in SERVERS]), help="Only these."
 )
+@click.option(
+    "--connections", type=click.IntRange(100), help="Of the crowd; by default as many as there is memory for."
+)
 def run_command(
-    quick: bool, resume: bool, output: Path | None, scenarios: tuple[str, ...], servers: tuple[str, ...]
+    quick: bool,
+    resume: bool,
+    output: Path | None,
+    scenarios: tuple[str, ...],
+    servers: tuple[str, ...],
+    connections: int | None,
 ) -> None:
     """Measure, and append every turn to a data file as soon as it is over.
 
-    `--scenario abuse` is measured by itself, writes a table to results/abuse.md, and prints it.
+    `--scenario abuse` and `--scenario crowd` are measured by themselves, write a table to results/abuse.md or crowd.md, and
+    print it. The crowd takes minutes, and all of the machine.
     """
     _need_extra()
+    if crowd.NAME in scenarios:
+        if len(scenarios) > 1 or quick or resume or servers:
+            raise click.UsageError("the scenario crowd is measured alone, and with aioecho only")
+        found = crowd.run_crowd(lambda text: click.echo(text, err=True), connections)
+        click.echo(crowd.write_table(output or _RESULTS / "crowd.md", found))
+        return
+    if connections is not None:
+        raise click.UsageError("--connections is for the scenario crowd")
     if abuse.NAME in scenarios:
         if len(scenarios) > 1 or quick or resume:
             raise click.UsageError("the scenario abuse is measured alone, and always in full")

@@ -20,7 +20,7 @@ pytest.importorskip("rich")
 
 from click.testing import CliRunner
 
-from benchmarks import report, runner
+from benchmarks import crowd, report, runner
 from benchmarks.audience import Audience
 from benchmarks.burst import send_burst
 from benchmarks.catalog import BASELINE, CANDIDATE, SERVERS, by_name, find_missing
@@ -859,3 +859,33 @@ def test_locust_loads_an_endpoint_from_a_master_and_two_workers(tmp_path):
     assert int(stats["Request Count"]) > 100
     assert int(stats["Failure Count"]) == 0
     assert float(stats["Median Response Time"]) >= 10, "microseconds, for in milliseconds it would be 0"
+
+
+def test_a_crowd_is_as_large_as_the_machine_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.crowd._meminfo", lambda: {"MemAvailable": 4_000_000})
+    assert crowd.choose_count() == 102_000
+    monkeypatch.setattr("benchmarks.crowd._meminfo", lambda: {"MemAvailable": 400_000_000})
+    assert crowd.choose_count() == 250_000
+    monkeypatch.setattr("benchmarks.crowd._meminfo", lambda: {"MemAvailable": 1000})
+    assert crowd.choose_count() == 1000
+
+
+def test_a_crowd_is_measured_alone() -> None:
+    for arguments in (["--scenario", "crowd", "--quick"], ["--connections", "1000"]):
+        outcome = CliRunner().invoke(main, ["run", *arguments])
+        assert outcome.exit_code == 2
+        assert "crowd" in outcome.output
+
+
+@pytest.mark.slow
+def test_a_crowd_is_held_echoed_replaced_and_drained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("_SETTLE", "_AT_REST", "_TALKING"):
+        monkeypatch.setattr(f"benchmarks.crowd.{name}", 0.5)
+    said: list[str] = []
+    found = crowd.run_crowd(said.append, 400)
+    assert (found["workers"], found["held"], found["wrong"]) == (2, 400, 0)
+    assert found["restart_ended"] >= 400
+    assert (found["stop_ended"], found["stop_status"]) == (400, 0)
+    assert found["restart_reset"] == found["stop_reset"] == 0
+    assert "| connections held | 400, over 2 workers |" in crowd.write_table(tmp_path / "crowd.md", found)
+    assert said[0] == "400 connect"

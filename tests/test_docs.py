@@ -797,6 +797,14 @@ def test_a_reader_and_a_writer_are_connected_or_say_why_not(tmp_path: Path, monk
 # cli.md
 
 
+@runs("doctor")
+def test_doctor_looks_at_the_limits_of_this_machine() -> None:
+    status, output, errors = invoke(*shlex.split(BLOCKS["doctor"])[3:])
+    assert errors == ""
+    assert output.startswith(b"50,000 connections over 4 workers\n")
+    assert status == (b"too low  " in output)
+
+
 @runs("server.toml", "service")
 def test_the_configuration_file_and_the_service_are_valid(tmp_path: Path) -> None:
     (tmp_path / "server.toml").write_text(BLOCKS["server.toml"])

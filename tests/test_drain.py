@@ -12,8 +12,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import programs
 import pytest
@@ -23,6 +24,7 @@ from timing import in_time, within
 import aioecho
 from aioecho.echo import Echo, Upper
 from aioecho.runtime.threads import ThreadPool
+from aioecho.serving.drain import AT_A_TIME, Drain
 from aioecho.serving.draining import FRESH
 
 
@@ -506,3 +508,47 @@ with socket.create_server(("127.0.0.1", 0)) as sock:
     assert (code, output.split()[-1:]) == (0, [b"1"])
     assert "left behind, as it would not end when cancelled" in errors
     assert "stays for ever" in errors
+
+
+async def test_thousands_are_drained_and_cut_off_a_few_in_a_turn_of_the_loop() -> None:
+    class Stubborn:
+        was_aborted = False
+        calls: ClassVar[Counter[str]] = Counter()
+
+        def is_in_message(self) -> bool:
+            return False
+
+        def drain(self) -> None:
+            self.calls["drain"] += 1
+
+        def cut_off(self) -> None:
+            self.calls["cut_off"] += 1
+
+        def abort(self) -> None:
+            self.calls["abort"] += 1
+            self.was_aborted = True
+
+    async def release() -> None:
+        pass
+
+    served: set[Any] = {Stubborn() for _ in range(1000)}
+    drain = Drain(
+        served,
+        close=lambda: None,
+        is_idle=lambda: not served,
+        drop_waiting=lambda: 0,
+        release=release,
+        level=logging.DEBUG,
+    )
+    most = before = 0
+    while Stubborn.calls["abort"] < 1000:
+        await asyncio.sleep(0)
+        now = Stubborn.calls.total()
+        most, before = max(most, now - before), now
+        if Stubborn.calls["drain"] == 1000:
+            drain.shorten(0)
+    assert Stubborn.calls == {"drain": 1000, "cut_off": 1000, "abort": 1000}
+    assert most <= 2 * AT_A_TIME
+    served.clear()
+    drain.end_if_idle()
+    await drain.wait()

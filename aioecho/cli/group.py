@@ -20,6 +20,7 @@ _COMMANDS = {
     "ctl": ("aioecho.cli.ctl", "ctl_command"),
     "top": ("aioecho.cli.top", "top_command"),
     "load": ("aioecho.cli.load", "load_command"),
+    "doctor": ("aioecho.cli.doctor", "doctor_command"),
 }
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from aioecho.net.bound import BoundSocket
+from aioecho.net.kernel import has_client
+from aioecho.net.turns import PAUSE, AcceptTurns
 from aioecho.net.watch import OUT_OF_RESOURCES, ReadWatch, as_os_error
 from aioecho.runtime.addresses import is_dual_stack, unmapped
 from aioecho.runtime.logs import BoundedLog
@@ -53,7 +55,7 @@ class _AcceptedSocket(socket.socket):
 
 class Acceptor:
     """Accepts on one listening socket: calls `on_accept(sock, address)` for each connection while `has_room()` is true, and
-    `on_error(error)` where accepting failed.
+    `on_error(error)` where accepting failed. `turns` are for a socket from which other processes accept too.
 
     Does not know what a connection is. All methods may be called in any state, and more than once.
     """
@@ -65,6 +67,7 @@ class Acceptor:
         on_accept: Callable[[socket.socket, Any], None],
         has_room: Callable[[], bool],
         on_error: Callable[[OSError], None],
+        turns: AcceptTurns | None = None,
     ) -> None:
         self.bound = bound
         self.sock = bound.sock
@@ -72,6 +75,8 @@ class Acceptor:
         self._on_accept = on_accept
         self._has_room = has_room
         self._on_error = on_error
+        self._turns = turns
+        self._steps_back = False
         self._watch = ReadWatch(bound.sock, self._on_readable)
         self._loop = asyncio.get_running_loop()
         self._make_socket = _AcceptedSocket.factory(bound.sock)
@@ -82,7 +87,9 @@ class Acceptor:
 
     def resume(self) -> None:
         """Accept from now on, as long as there is room."""
-        if not self._is_closed and not self._watch.is_on and self._has_room():
+        if not self._is_closed and not self._watch.is_on and not self._steps_back and self._has_room():
+            if self._turns is not None:
+                self._turns.note()
             try:
                 self._watch.start()
             except OSError as error:
@@ -91,6 +98,9 @@ class Acceptor:
     def pause(self) -> None:
         """Leave new clients in the kernel's backlog until resume()."""
         self._watch.stop()
+        self._steps_back = False
+        if self._turns is not None:
+            self._turns.leave()
 
     def close(self, *, backlog: int, keep_backlog: bool = False) -> None:
         """Accept the clients in the kernel's backlog, at most `backlog` and one, and close the socket.
@@ -110,8 +120,34 @@ class Acceptor:
         self.bound.close()
 
     def _on_readable(self) -> None:
-        found_all = self._accept(self._accepts)
+        most, turns = self._accepts, self._turns
+        if turns is not None and (most := min(most, turns.allowance())) <= 0:
+            self._step_back(turns)
+            return
+        found_all = self._accept(most)
         self._accepts = min(2 * self._accepts, ACCEPTS_PER_TURN) if found_all else 1
+        if turns is not None and self._watch.is_on:
+            turns.note()
+
+    def _step_back(self, turns: AcceptTurns) -> None:
+        """Leave a client to the processes that hold fewer connections, for a moment."""
+        self._steps_back = True
+        behind = turns.find_behind()
+        looks = 0
+
+        def look_again() -> None:
+            nonlocal looks
+            looks += 1
+            if not turns.has_moved(behind):
+                if looks == 1 and has_client(self.sock):  # it may have come just now, and be about to be accepted
+                    self._watch.retry_later(look_again, PAUSE)
+                    return
+                if looks == 2 and self._accept(1):
+                    turns.disregard(behind)
+            self._steps_back = False
+            self.resume()
+
+        self._watch.retry_later(look_again, PAUSE)
 
     def _accept(self, most: int) -> bool:
         """Accept at most so many connections; return whether there were as many."""
@@ -145,4 +181,6 @@ class Acceptor:
 
     def _retry_later(self, error: OSError) -> None:
         self._watch.retry_later(self.resume)
+        if self._turns is not None:
+            self._turns.leave()
         self._log.report("cannot accept on %s for now: %s", self.bound.name, error)

@@ -58,13 +58,13 @@ class ReadWatch:
             self.is_on = False
             self._loop.remove_reader(self._sock.fileno())
 
-    def retry_later(self, retry: Callable[[], None]) -> None:
-        """Watch no more, for the socket stays readable and the loop would spin; call `retry` after RETRY_AFTER seconds.
+    def retry_later(self, retry: Callable[[], None], seconds: float = RETRY_AFTER) -> None:
+        """Watch no more, for the socket stays readable and the loop would spin; call `retry` after so many seconds.
 
         It is not called if start() or stop() is called before.
         """
         self.stop()
-        self._retry = self._loop.call_later(RETRY_AFTER, retry)
+        self._retry = self._loop.call_later(seconds, retry)
 
     def _cancel_retry(self) -> None:
         if self._retry is not None:

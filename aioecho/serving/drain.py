@@ -22,6 +22,9 @@ DEFAULT_GRACE = 30.0
 STAGE_TIMEOUT = 0.25
 """Seconds, when the grace is over, from one of the three stages that follow to the next."""
 
+# Connections that are ended in one turn of the loop, for others not to wait until thousands have been.
+AT_A_TIME = 32
+
 OVER = "when the grace was over"
 
 
@@ -151,8 +154,11 @@ class Drain:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             self._has_told_all = True
-            for connection in tuple(self._served):
-                connection.drain()
+            for number, connection in enumerate(tuple(self._served), 1):
+                if connection in self._served:  # else it has ended meanwhile
+                    connection.drain()
+                if number % AT_A_TIME == 0:
+                    await asyncio.sleep(0)
             if not self._is_idle():
                 self._all_ended = self._loop.create_future()
                 await self._all_ended
@@ -175,18 +181,31 @@ class Drain:
     def _cut_off(self) -> None:
         self._counts["cancelled"] += self._drop_waiting()
         self.end_if_idle()
-        for connection in tuple(self._served):
-            if connection.is_in_message():
-                self._in_message.add(connection)
-            connection.cut_off()
-        self._timer = self._loop.call_later(STAGE_TIMEOUT, self._abort)
+        self._do_with_all(list(self._served), self._cut_one_off, self._abort)
+
+    def _cut_one_off(self, connection: Served) -> None:
+        if connection.is_in_message():
+            self._in_message.add(connection)
+        connection.cut_off()
 
     def _abort(self) -> None:
-        for connection in tuple(self._served):
-            if not connection.was_aborted:
-                logger.warning("would not end when cancelled, and was cut off: %r", connection)
-            connection.abort()
-        self._timer = self._loop.call_later(STAGE_TIMEOUT, self._leave_behind)
+        self._do_with_all(list(self._served), self._abort_one, self._leave_behind)
+
+    def _abort_one(self, connection: Served) -> None:
+        if not connection.was_aborted:
+            logger.warning("would not end when cancelled, and was cut off: %r", connection)
+        connection.abort()
+
+    def _do_with_all(self, rest: list[Served], act: Callable[[Served], None], next_stage: Callable[[], None]) -> None:
+        """Do something with each connection that is live still, some in a turn; then set the timer for the next stage."""
+        for connection in rest[-AT_A_TIME:]:
+            if connection in self._served:
+                act(connection)
+        del rest[-AT_A_TIME:]
+        if rest:
+            self._timer = self._loop.call_later(0, self._do_with_all, rest, act, next_stage)
+        else:
+            self._timer = self._loop.call_later(STAGE_TIMEOUT, next_stage)
 
     def _leave_behind(self) -> None:
         if self._all_ended is None:  # the loop was blocked so long that _run() has not come this far

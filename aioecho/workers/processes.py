@@ -1,5 +1,6 @@
 """Starting a worker process, and saying how it ended."""
 
+import functools
 import itertools
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 from aioecho.net import systemd
 from aioecho.workers.channel import Channel
 from aioecho.workers.guard import MARK
+from aioecho.workers.inherited import Inherited
 from aioecho.workers.slots import WorkerProcess, WorkerSlot
 from aioecho.workers.worker import SIGNALS
 
@@ -20,12 +22,12 @@ __all__ = ["describe_status", "start_worker"]
 FOLDER = str(Path(__file__).resolve().parents[2])
 
 
-def start_worker(slot: WorkerSlot, order: int, grace: float) -> WorkerProcess:
+def start_worker(slot: WorkerSlot, inherited: Inherited, grace: float) -> WorkerProcess:
     """Start a process for a slot.
 
     Args:
         slot: what it serves on.
-        order: a descriptor from which it reads what to do.
+        inherited: what all workers have.
         grace: its server's, in seconds.
 
     Raises:
@@ -39,10 +41,12 @@ def start_worker(slot: WorkerSlot, order: int, grace: float) -> WorkerProcess:
         ours.close()
         theirs.close()
         raise
+    cell = inherited.claim_cell()
     before = slot.worker.heritage.fileno() if slot.worker is not None else -1
     program = (
         f"import sys; sys.path.insert(0, {FOLDER!r}); from aioecho.workers.worker import main; "
-        f"main({theirs.fileno()}, {order}, {numbers}, float('{grace}'), {before}, {handover.fileno()})"
+        f"main({theirs.fileno()}, {inherited.descriptors}, {cell}, {numbers}, float('{grace}'), {before},"
+        f" {handover.fileno()})"
     )
     # As multiprocessing does. -P: what lies in the current folder is not to be taken for the standard library.
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
@@ -57,19 +61,20 @@ def start_worker(slot: WorkerSlot, order: int, grace: float) -> WorkerProcess:
             env=environment,
             stdin=subprocess.DEVNULL,
             pass_fds=[
-                *(theirs.fileno(), order, handover.fileno(), *itertools.chain(*numbers)),
+                *(theirs.fileno(), *inherited.descriptors, handover.fileno(), *itertools.chain(*numbers)),
                 *([before] if before >= 0 else []),
             ],
         )
     except BaseException:
         ours.close()
         heritage.close()
+        inherited.release_cell(cell)
         raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
         handover.close()
-    return WorkerProcess(slot, process, Channel(ours), heritage)
+    return WorkerProcess(slot, process, Channel(ours), heritage, functools.partial(inherited.release_cell, cell))
 
 
 def describe_status(status: int) -> str:

@@ -6,7 +6,7 @@ import logging
 import math
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from aioecho.metrics import Values
@@ -33,7 +33,12 @@ class WorkerProcess:
     """A worker process, and what is known of it."""
 
     def __init__(
-        self, slot: "WorkerSlot", process: "subprocess.Popen[bytes]", channel: Channel, heritage: socket.socket
+        self,
+        slot: "WorkerSlot",
+        process: "subprocess.Popen[bytes]",
+        channel: Channel,
+        heritage: socket.socket,
+        when_closed: Callable[[], None],
     ) -> None:
         self.slot = slot
         self.process = process
@@ -42,6 +47,7 @@ class WorkerProcess:
         self.channel = channel
         self.heritage = heritage
         """For its successor: what is connected to it, for its sessions of datagrams."""
+        self._when_closed = when_closed
         self.state = WorkerState.LOADING
         self.serving_since: float | None = None
         self.failure: str | None = None
@@ -116,6 +122,7 @@ class WorkerProcess:
         """Close what is connected to it."""
         self.channel.close()
         self.heritage.close()
+        self._when_closed()
 
 
 class WorkerSlot:

@@ -9,7 +9,6 @@ import asyncio
 import enum
 import functools
 import logging
-import os
 import signal
 from collections.abc import Callable, Sequence
 
@@ -20,7 +19,8 @@ from aioecho.net.endpoints import Endpoint
 from aioecho.stats import DrainReport
 from aioecho.workers.asking import Asking
 from aioecho.workers.control import SupervisorControl
-from aioecho.workers.order import Order, store_order
+from aioecho.workers.inherited import Inherited
+from aioecho.workers.order import Order
 from aioecho.workers.processes import describe_status, start_worker
 from aioecho.workers.restarts import LONGEST_DELAY, count_death, was_killed
 from aioecho.workers.rolling import RollingRestart
@@ -88,8 +88,7 @@ class Supervisor:
         control: SupervisorControl,
     ) -> None:
         self._sockets = SupervisorSockets(endpoints, backlog=backlog, reuse_port=reuse_port)
-        self._packed_order = order.pack()
-        self._order = -1  # the descriptor that the workers read it from
+        self._inherited = Inherited(order.pack(), take_turns=not reuse_port)
         self._count = workers
         self._grace = grace
         self._when_serving = when_serving
@@ -127,7 +126,7 @@ class Supervisor:
         self._done: asyncio.Future[None] = self._loop.create_future()
         with handling(self._loop, self._actions()):
             try:
-                self._order = store_order(self._packed_order)
+                self._inherited.open()
                 async with self.watch, self._control:
                     await self._start()
                     await self._done
@@ -135,8 +134,7 @@ class Supervisor:
                 for worker in self.workers:  # only if something here has failed
                     worker.abandon()
                 self._close_sockets()
-                if self._order >= 0:
-                    os.close(self._order)
+                self._inherited.close()
         if self._failure is not None:
             raise AioechoError(self._failure)
         report = DrainReport(**self._drained, seconds=self._loop.time() - self._stopping_since)
@@ -213,7 +211,7 @@ class Supervisor:
 
     def _start_worker(self, slot: WorkerSlot, cause: str) -> WorkerProcess:
         """Start a worker process; OSError if that can't be done. `cause` is one of aioecho.workers.metrics."""
-        worker = start_worker(slot, self._order, self._grace)
+        worker = start_worker(slot, self._inherited, self._grace)
         try:
             self._loop.add_reader(worker.channel.sock.fileno(), self._read_channel, worker)
         except OSError:  # of epoll, which has no room: what the worker says would not be read

@@ -24,6 +24,7 @@ from aioecho.choice import Service
 from aioecho.datagrams.handover import Handover
 from aioecho.datagrams.server import DatagramServer
 from aioecho.exceptions import AioechoError, CertificateError
+from aioecho.net.turns import AcceptCounts
 from aioecho.ops.control_view import ServerView
 from aioecho.runtime.collector import short_collections
 from aioecho.runtime.loops import end_other_tasks, loop_factory
@@ -46,12 +47,20 @@ ORPHAN_TIMEOUT = 1.0
 
 
 def main(
-    control: int, order: int, sockets: list[list[int]], grace: float, predecessor: int, successor: int
+    control: int,
+    inherited: list[int],
+    cell: int,
+    sockets: list[list[int]],
+    grace: float,
+    predecessor: int,
+    successor: int,
 ) -> NoReturn:
     """Be a worker.
 
     Args:
-        control, order: descriptors: one end of the channel, and the file that says what to do.
+        control: a descriptor: one end of the channel.
+        inherited: descriptors: the file that says what to do, and the memory for taking turns at accept(), if they do.
+        cell: the number of this worker's cell there; 0 if it has none.
         sockets: the descriptors to serve on, a list for every endpoint.
         grace: the server's, in seconds.
         predecessor, successor: descriptors for the handing over of sessions, from the worker that it replaces, -1 if there is
@@ -64,15 +73,17 @@ def main(
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # start_worker() has blocked them for the time until now
     before = [predecessor] if predecessor >= 0 else []
-    for descriptor in (control, order, successor, *before, *itertools.chain(*sockets)):
+    for descriptor in (control, *inherited, successor, *before, *itertools.chain(*sockets)):
         os.set_inheritable(descriptor, False)
     channel = Channel(socket.socket(fileno=control))
     handover = Handover(socket.socket(fileno=before[0]) if before else None, socket.socket(fileno=successor))
     threading.Thread(target=_exit_after_supervisor, args=(control, grace + ORPHAN_TIMEOUT), daemon=True).start()
     try:
         with loading():
-            what = read_order(order)
+            what = read_order(inherited[0])
             server = what.make_server([[f"fd://{number}" for number in group] for group in sockets])
+        for counts in inherited[1:]:
+            _take_turns(server, counts, cell)
         runner = asyncio.Runner(loop_factory=loop_factory(what.loop))
     except BaseException as error:
         text = str(error) if isinstance(error, AioechoError | SystemExit) else f"{type(error).__name__}: {error}"
@@ -83,6 +94,16 @@ def main(
     with channel.sock, handover, short_collections(), runner:
         runner.run(_Worker(server, channel, what, handover).run())
     sys.exit()
+
+
+def _take_turns(server: BaseServer, descriptor: int, cell: int) -> None:
+    """Have the server leave clients to other workers that have fewer connections. Close the descriptor."""
+    if cell:
+        counts = AcceptCounts(descriptor)
+        for part in server.parts if isinstance(server, Service) else [server]:
+            if not isinstance(part, DatagramServer):
+                part.accept_cell = counts, cell
+    os.close(descriptor)
 
 
 def _exit_after_supervisor(control: int, seconds: float) -> None:
