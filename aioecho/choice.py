@@ -230,7 +230,7 @@ class Service(BaseServer):
         except BaseException:
             self.keep_backlog = True
             self.close()
-            await self._end_lifespan()
+            await self._end_program()
             raise
         self.socket, self._address = self._parts[0].socket, self._parts[0].server_address
         if not self.admission.is_paused:
@@ -264,7 +264,7 @@ class Service(BaseServer):
         seconds = self.grace if grace is None else grace
         drains = [part.begin_own_shutdown(seconds, why) for part in self._parts]
         if self._drain is None:
-            self._drain = _Drains(drains, self._end_lifespan)  # type: ignore[assignment]
+            self._drain = _Drains(drains, self._end_program)  # type: ignore[assignment]
             if self._stopping is not None:
                 self._stopping.set_result(None)
         assert self._drain is not None

@@ -254,6 +254,18 @@ def test_a_publisher_notices_that_subscribers_go_and_says_goodbye() -> None:
         assert server.stats.reasons["connection lost"] == 1
 
 
+@runs("tasks-beside")
+def test_a_task_beside_the_handler_beats_while_it_reads() -> None:
+    with (
+        served(BLOCKS["tasks-beside"]) as server,
+        connect(server.names[0]) as sock,
+        sock.makefile("rb") as replies,
+    ):
+        assert replies.readline() == b"beat\n"
+        sock.sendall(b"hello\n")
+        assert replies.readline() == b"hello\n"
+
+
 @runs("timeouts")
 def test_a_handler_says_goodbye_when_time_is_up() -> None:
     with served(BLOCKS["timeouts"].replace("message=5", "message=0.1")) as server:

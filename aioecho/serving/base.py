@@ -22,8 +22,8 @@ from aioecho.serving.handler_types import check_handler_class, check_socket_type
 from aioecho.serving.lifespan import Lifespan, MakeLifespan
 from aioecho.serving.listening import ListeningSocket
 from aioecho.serving.networks import read_networks
-from aioecho.serving.registry import Registry
 from aioecho.serving.renewal import Renewal
+from aioecho.serving.sharing import Sharing
 from aioecho.stats import DrainReport
 
 __all__ = ["BaseServer"]
@@ -31,7 +31,7 @@ __all__ = ["BaseServer"]
 logger = logging.getLogger("aioecho.server")
 
 
-class BaseServer(Registry):
+class BaseServer(Sharing):
     """Serves connections, each with a handler object of its own and in a task of its own.
 
     Args:
@@ -117,7 +117,6 @@ class BaseServer(Registry):
             if isinstance(endpoint, HostEndpoint):
                 check_trust(endpoint.proxy or proxy, str(endpoint))
         self.grace = grace
-        self.state: Any = None
         self._lifespan = None if lifespan is None else Lifespan(lifespan, self, lambda: self._begin_shutdown(None))
         self._address = server_address
         self._listeners: Sequence[ListeningSocket] = []
@@ -208,7 +207,7 @@ class BaseServer(Registry):
             self.close()
             for bound_socket in bound:
                 bound_socket.close()
-            await self._end_lifespan()
+            await self._end_program()
             raise
         logger.log(self._log_level, "listening on %s", ", ".join(self.names))
 
@@ -379,15 +378,7 @@ class BaseServer(Registry):
             await self.handler_threads.close()
         self.timeout_sweeper.stop()
         self._measure_loop(None)
-        await self._end_lifespan()
-
-    async def _end_lifespan(self) -> None:
-        if self._lifespan is not None:
-            await self._lifespan.end(0 if self._drain is None else self._drain.seconds_left())
-
-    def has_failed(self) -> bool:
-        """Tell whether its lifespan raised or ended too early."""
-        return self._lifespan is not None and self._lifespan.has_failed
+        await self._end_program()
 
     async def __aenter__(self) -> Self:
         if not self._was_started:
