@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from aioecho.config import Limits
 from aioecho.datagrams.server import DatagramServer
@@ -45,6 +45,14 @@ class _StreamPart(_Part, StreamServer):
 
 
 class _DatagramPart(_Part, DatagramServer):
+    def broadcast(self, data: bytes, **options: Any) -> int:
+        """Write a message to many clients of the service's streams."""
+        return self.service.broadcast(data, **options)
+
+    def publish(self, topic: str, data: bytes, **options: Any) -> int:
+        """Write a message to clients of the service's streams in all workers."""
+        return self.service.publish(topic, data, **options)
+
     def _check_limits(self, limits: Limits) -> None:
         """Do nothing: the service checks whether any part can have them."""
 
@@ -177,6 +185,18 @@ class Service(BaseServer):
         """Write a message to many of the clients of streams: see :meth:`BaseServer.broadcast`."""
         return self._parts[0].broadcast(data, **options)
 
+    def publish(self, topic: str, data: bytes, **options: Any) -> int:
+        """Write a message to clients of streams in all workers: see :meth:`BaseServer.publish`."""
+        return self._parts[0].publish(topic, data, **options)
+
+    def deliver(self, topic: str, data: bytes, full: Literal["close", "skip"]) -> None:
+        """Write what another worker has published to the clients of streams."""
+        self._parts[0].deliver(topic, data, full)
+
+    def note_unpublished(self, count: int) -> None:
+        """Count messages that the clients of streams have missed."""
+        self._parts[0].note_unpublished(count)
+
     def owns_this_thread(self) -> bool:
         """Tell whether the caller runs in a thread of a part's blocking handlers. May be called in any thread."""
         return any(part.owns_this_thread() for part in self._parts)
@@ -201,7 +221,7 @@ class Service(BaseServer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in ("keep_backlog", "on_accept", "handover", "access_log", "ids"):
+        if name in ("keep_backlog", "on_accept", "handover", "access_log", "ids", "relay"):
             for part in self._parts:
                 setattr(part, name, value)
 

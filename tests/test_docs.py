@@ -266,6 +266,26 @@ def test_a_task_beside_the_handler_beats_while_it_reads() -> None:
         assert replies.readline() == b"hello\n"
 
 
+@runs("publish")
+def test_a_room_of_two_workers_is_one_room(tmp_path: Path) -> None:
+    (tmp_path / "room.py").write_text(BLOCKS["publish"].replace("tcp://127.0.0.1:9999", "unix:s"))
+    with Program(sys.executable, "room.py", cwd=tmp_path) as program, ExitStack() as stack:
+        members: list[Any] = []
+        while len(members) < 8:  # most likely in both, and if not, it is the same to them
+            with contextlib.suppress(OSError):
+                members.append(stack.enter_context(connect(f"unix:{tmp_path / 's'}")))
+        speaker = stack.enter_context(connect(f"unix:{tmp_path / 's'}"))
+        for member in members:
+            line = b""
+            while not line:  # until it has joined
+                speaker.sendall(b"hello\n")
+                member.settimeout(0.1)
+                with contextlib.suppress(TimeoutError):
+                    line = read_line(member)
+            assert line == b"hello\n"
+        assert program.stop() == 0, program.stderr()
+
+
 @runs("timeouts")
 def test_a_handler_says_goodbye_when_time_is_up() -> None:
     with served(BLOCKS["timeouts"].replace("message=5", "message=0.1")) as server:

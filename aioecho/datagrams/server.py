@@ -148,6 +148,10 @@ class DatagramServer(BaseServer):
         """Raise TypeError: there are no connections. A datagram is sent to an address, by a handler's transport."""
         raise TypeError("broadcast() is for streams: datagrams are sent by a handler's transport, to an address")
 
+    def publish(self, topic: str, data: bytes, **options: Any) -> int:
+        """Raise TypeError, as :meth:`broadcast` does."""
+        return self.broadcast(data)
+
     def _timeouts_changed(self) -> None:
         runs = (each for each in self._connections if isinstance(each, DatagramRun))
         self.timeout_sweeper.mark_all(runs, self.handler_timeouts)

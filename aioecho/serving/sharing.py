@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, Literal
 
 from aioecho.serving.audience import MOST_UNSENT
@@ -18,6 +18,8 @@ class Sharing(Registry):
 
     state: Any = None
     _lifespan: Lifespan | None = None
+    # In a worker process: passes a message on to the others, and returns False if there is no room for it.
+    relay: Callable[[str, bytes, str], bool] | None = None
 
     @functools.cached_property
     def tasks(self) -> Tasks:
@@ -40,6 +42,7 @@ class Sharing(Registry):
         but: Any = None,
         most: int = MOST_UNSENT,
         full: Literal["close", "skip"] = "close",
+        local: bool = False,
     ) -> int:
         """Write a message to many clients, without waiting for any of them; return to how many.
 
@@ -54,12 +57,57 @@ class Sharing(Registry):
             most: bytes. A client for which more would wait to be sent than this is too slow.
             full: what happens to a client that is too slow: its connection is aborted, with the reason "broadcast"; or, with
                 "skip", it does not get this message, and ``stats.skipped`` counts that.
+            local: in a worker process, write to the clients of this process alone. Else :meth:`publish` is what reaches all.
 
         Raises:
             TypeError: the server is for datagrams, or `data` is no bytes.
             ValueError: `data` alone is more than `most` bytes.
+            RuntimeError: this is not the thread of the server's event loop; or a worker process, and `local` is not True.
+        """
+        if self.relay is not None and not local:
+            raise RuntimeError(
+                "with workers, broadcast() reaches the clients of one process alone: use server.publish(group, data), or"
+                " broadcast(..., local=True)"
+            )
+        self._check_message(data, most, full)
+        return self.audience.send(bytes(data), to, but, most, full)
+
+    def publish(self, topic: str, data: bytes, *, but: Any = None, full: Literal["close", "skip"] = "close") -> int:
+        """Write a message to a group's clients in all worker processes; return to how many of this process.
+
+        A topic is a group: clients hear it whose handlers have called ``self.join(topic)``, in any worker. Without workers it
+        is :meth:`broadcast` to that group. Never waits. In this process the message is written at once; to the others it goes
+        through their parent. From one worker messages come in their order, from several in any. Where 4 MiB wait for a process
+        already, the message does not reach it, and ``stats.unpublished`` counts that, there or here.
+
+        Args:
+            topic: a group's name, a str.
+            data: the message, in bytes, a mebibyte at the most.
+            but: a handler; its client gets nothing.
+            full: what happens to a client that is too slow, as for :meth:`broadcast`.
+
+        Raises:
+            TypeError: the server is for datagrams, `topic` is no str, or `data` is no bytes.
+            ValueError: `data` is more than a mebibyte.
             RuntimeError: this is not the thread of the server's event loop.
         """
+        if not isinstance(topic, str):
+            raise TypeError(f"a topic is a str, as it is sent to other processes, not {topic!r}")
+        self._check_message(data, MOST_UNSENT, full)
+        message = bytes(data)
+        if self.relay is not None and not self.relay(topic, message, full):
+            self.note_unpublished(1)
+        return self.audience.send(message, topic, but, MOST_UNSENT, full)
+
+    def deliver(self, topic: str, data: bytes, full: Literal["close", "skip"]) -> None:
+        """Write what another worker has published. Not for users."""
+        self.audience.send(data, topic, None, MOST_UNSENT, full)
+
+    def note_unpublished(self, count: int) -> None:
+        """Count messages that were dropped between workers. Not for users."""
+        self.live_stats.unpublished += count
+
+    def _check_message(self, data: bytes, most: int, full: str) -> None:
         if not isinstance(data, bytes | bytearray | memoryview):
             raise TypeError(f"what is broadcast is bytes, not {type(data).__name__}")
         if len(data) > most:
@@ -71,7 +119,6 @@ class Sharing(Registry):
                 "broadcast() is called in the server's event loop: elsewhere use"
                 " server.event_loop.call_soon_threadsafe(server.broadcast, data)"
             )
-        return self.audience.send(bytes(data), to, but, most, full)
 
     async def _end_program(self) -> None:
         """End the server's tasks, then its lifespan."""
