@@ -17,7 +17,7 @@ from programs import Program, connect, read_line
 
 import aioecho
 from aioecho.ops.control import MOST_CLIENTS
-from aioecho.workers.program import run_server
+from aioecho.workers.single import run_server
 
 
 async def wait(self: Any) -> None:

@@ -266,6 +266,18 @@ def test_a_task_beside_the_handler_beats_while_it_reads() -> None:
         assert replies.readline() == b"hello\n"
 
 
+@runs("factory")
+def test_a_port_for_the_administrator_has_limits_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(BLOCKS["factory"].replace("9999", "0"))
+    with Program.aioecho("serve", "program:make_servers", "--factory", cwd=tmp_path) as program:
+        endpoint = program.listening()
+        with connect(endpoint) as sock:
+            sock.sendall(b"hello\n")
+            assert read_line(sock) == b"HELLO\n"
+            assert ask(f"unix:{tmp_path / 'admin.sock'}") == b"1 connections\n"
+        assert program.stop() == 0, program.stderr()
+
+
 @runs("publish")
 def test_a_room_of_two_workers_is_one_room(tmp_path: Path) -> None:
     (tmp_path / "room.py").write_text(BLOCKS["publish"].replace("tcp://127.0.0.1:9999", "unix:s"))
@@ -718,7 +730,7 @@ def test_it_runs_beside_other_tasks() -> None:
 
 @runs("background")
 def test_a_server_runs_in_a_thread() -> None:
-    assert output_of(BLOCKS["background"]) == "b'HELLO\\n'\n1\n"
+    assert output_of(BLOCKS["background"]) == "0\nb'HELLO\\n'\n1\n"
 
 
 @runs("connect")

@@ -380,7 +380,7 @@ class UDPServer(DatagramServer):
     """
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
-        return super()._parse_address(address) if isinstance(address, str) else [UDPEndpoint.at(address)]
+        return super()._parse_address(address) if isinstance(address, str | list) else [UDPEndpoint.at(address)]
 
 
 class UnixDatagramServer(DatagramServer):
@@ -396,4 +396,5 @@ class UnixDatagramServer(DatagramServer):
         super().__init__(server_address, RequestHandlerClass, **options)
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
-        return [UnixDatagramEndpoint.at(address, self._mode)]
+        is_list = isinstance(address, list)
+        return super()._parse_address(address) if is_list else [UnixDatagramEndpoint.at(address, self._mode)]

@@ -80,7 +80,10 @@ def check_handler_class(RequestHandlerClass: Any) -> None:
         raise TypeError(f"RequestHandlerClass must be callable, not {RequestHandlerClass!r}")
     plain = undo_partial(RequestHandlerClass)
     if inspect.isclass(plain) and hasattr(plain, "serve_forever"):
-        raise TypeError(f"{plain.__qualname__} is a server: give the handler class that it is to serve with")
+        raise TypeError(
+            f"{plain.__qualname__} is a server: give the handler class that it is to serve with, and to run() or serve()"
+            f" besides server_class={plain.__qualname__}"
+        )
     if is_blocking(plain):
         if inspect.iscoroutinefunction(plain.handle):
             raise TypeError(

@@ -332,3 +332,15 @@ class Registry:
         stats.reasons[connection.reason] += 1
         if self._drain is not None:
             self._drain.count(connection)
+
+    # What a drain asks of it.
+
+    def _is_idle(self) -> bool:
+        return not self._connections and not self.admission.queued
+
+    def _drop_waiting(self) -> int:
+        """Reset the clients that still wait for room; return how many."""
+        queued = self.admission.take_queued()
+        for sock, client_address in queued:
+            self.reject(sock, client_address, "overflow")
+        return len(queued)

@@ -18,6 +18,8 @@ class Sharing(Registry):
 
     state: Any = None
     _lifespan: Lifespan | None = None
+    # The servers that it is one of, under one start and one drain: see aioecho.several.
+    company: Any = None
     # In a worker process: passes a message on to the others, and returns False if there is no room for it.
     relay: Callable[[str, bytes, str], bool] | None = None
 
@@ -124,6 +126,8 @@ class Sharing(Registry):
         """End the server's tasks, then its lifespan."""
         seconds = 0 if self._drain is None else self._drain.seconds_left()
         await self.tasks.end(max(seconds, LEAST))
+        if self.company is not None and self._drain is not None:
+            await self.company.wait_drained(self)
         if self._lifespan is not None:
             await self._lifespan.end(seconds)
 

@@ -21,11 +21,11 @@ import threading
 import traceback
 from typing import Any, NoReturn
 
-from aioecho.choice import Service
 from aioecho.datagrams.handover import Handover
 from aioecho.datagrams.server import DatagramServer
 from aioecho.exceptions import AioechoError, CertificateError
 from aioecho.ops.control_view import ServerView
+from aioecho.parts import Composite
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.serving.base import BaseServer
 from aioecho.stats import DatagramStats, ServiceStats, Stats
@@ -113,7 +113,7 @@ class _Worker:
             self._questions["metrics"] = self._answer_metrics
         self._publishing = Publishing(server, channel)
         self._handover = handover
-        if isinstance(server, DatagramServer | Service):
+        if isinstance(server, DatagramServer | Composite):
             server.handover = handover
 
     async def run(self) -> None:
