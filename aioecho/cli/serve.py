@@ -16,7 +16,7 @@ from click.core import ParameterSource
 from aioecho.certificates import TLS
 from aioecho.choice import serve as make_server_for
 from aioecho.cli.config_file import drop_overridden
-from aioecho.cli.console import Mistake, discard_stdout
+from aioecho.cli.console import ImportMistake, Mistake, discard_stdout
 from aioecho.cli.factory import refuse_with_factory, was_raised_by
 from aioecho.cli.handlers import find_framed_handlers, find_handler, sort_by_handler, split_bind
 from aioecho.cli.logs import LogSettings, configure_log, flush_log
@@ -265,7 +265,10 @@ def _make_server_in_worker(
 ) -> BaseServer:
     try:
         server = make_server(endpoints)
-    except Mistake as error:  # certificates or a handler that were there at the start, and no longer are
+    except (
+        Mistake,
+        ImportMistake,
+    ) as error:  # certificates or a handler that were there at the start, and no longer are
         raise AioechoError(error.message) from error
     if owner is not None:
         server.when_bound = owner.take_over

@@ -20,6 +20,7 @@ from aioecho.serving.drain import Drain, Served
 from aioecho.serving.end_record import MistakeLog, log_end
 from aioecho.serving.ends import OUTCOMES, Ended, Reason, ending, find_other_stream, find_peers_reason
 from aioecho.serving.handler_types import undo_partial
+from aioecho.serving.held_up import HeldUpWatch, watch_in_debug_mode
 from aioecho.serving.live import Connections, Identities
 from aioecho.serving.measures import Measures
 from aioecho.serving.measuring import measure
@@ -59,6 +60,7 @@ class Registry:
 
     live_stats: Stats
     measures: Measures | None
+    _held_up: HeldUpWatch | None = None
 
     def __init__(
         self,
@@ -122,11 +124,14 @@ class Registry:
         return measure(self)
 
     def _measure_loop(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        """Measure the lag of `loop`, if the server is measured; None ends that."""
+        """Measure the lag of `loop`, if the server is measured, and watch it in debug mode; None ends that."""
         if self.measures is not None:
             self.measures.stop()
             if loop is not None:
                 self.measures.start(loop)
+        if self._held_up is not None:
+            self._held_up.stop()
+        self._held_up = None if loop is None else watch_in_debug_mode(loop)
 
     @property
     def limits(self) -> Limits:
