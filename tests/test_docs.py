@@ -188,9 +188,9 @@ def test_a_member_that_does_not_read_is_cut_off_and_the_others_go_on() -> None:
     assert server.stats.completed == 1
 
 
-@runs("test_chat.py", "test_upper.py")
+@runs("board.py", "test_board.py", "test_chat.py", "test_upper.py")
 def test_the_tests_on_the_pages_pass(tmp_path: Path) -> None:
-    for name in ("chat.py", "test_chat.py", "test_upper.py"):
+    for name in ("board.py", "test_board.py", "chat.py", "test_chat.py", "test_upper.py"):
         (tmp_path / name).write_text(BLOCKS[name])
     (tmp_path / "pytest.ini").write_text(
         "[pytest]\npythonpath = .\nfilterwarnings = error\nasyncio_default_fixture_loop_scope = function\n"
@@ -199,7 +199,12 @@ def test_the_tests_on_the_pages_pass(tmp_path: Path) -> None:
     with Program(*command, cwd=tmp_path, env={"PYTEST_ADDOPTS": ""}) as program:
         code, output, errors = program.end()
     assert code == 0, (output, errors)
-    assert b"2 passed" in output
+    assert b"3 passed" in output
+
+
+def test_what_a_program_needs_first_takes_no_more_than_forty_lines() -> None:
+    lines = (BLOCKS["board.py"] + BLOCKS["test_board.py"]).splitlines()
+    assert len([line for line in lines if line.strip()]) <= 40
 
 
 # handlers.md

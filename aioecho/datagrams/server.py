@@ -147,13 +147,8 @@ class DatagramServer(BaseServer):
         """The timeouts of the handler class, or else the server's."""
         return self.timeouts_of(self.RequestHandlerClass)
 
-    def broadcast(self, data: bytes, **options: Any) -> int:
-        """Raise TypeError: there are no connections. A datagram is sent to an address, by a handler's transport."""
+    def _check_message(self, *_: Any) -> None:
         raise TypeError("broadcast() is for streams: datagrams are sent by a handler's transport, to an address")
-
-    def publish(self, topic: str, data: bytes, **options: Any) -> int:
-        """Raise TypeError, as :meth:`broadcast` does."""
-        return self.broadcast(data)
 
     def _timeouts_changed(self) -> None:
         runs = (each for each in self._connections if isinstance(each, DatagramRun))

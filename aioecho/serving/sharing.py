@@ -66,12 +66,12 @@ class Sharing(Registry):
             ValueError: `data` alone is more than `most` bytes.
             RuntimeError: this is not the thread of the server's event loop; or a worker process, and `local` is not True.
         """
+        self._check_message(data, most, full)
         if self.relay is not None and not local:
             raise RuntimeError(
                 "with workers, broadcast() reaches the clients of one process alone: use server.publish(group, data), or"
                 " broadcast(..., local=True)"
             )
-        self._check_message(data, most, full)
         return self.audience.send(bytes(data), to, but, most, full)
 
     def publish(self, topic: str, data: bytes, *, but: Any = None, full: Literal["close", "skip"] = "close") -> int:
