@@ -38,7 +38,8 @@ from aioecho.cli import main
 from aioecho.echo import Echo, Upper
 
 PAGES = ROOT / "docs" / "pages"
-BLOCKS = Blocks(*sorted(PAGES.rglob("*.md")))
+# The pages on protocols are test_protocols.py's.
+BLOCKS = Blocks(*sorted(path for path in PAGES.rglob("*.md") if path.parent.name != "protocols"))
 runs = BLOCKS.runs
 
 
@@ -433,9 +434,10 @@ def test_a_slow_datagram_keeps_no_other_waiting() -> None:
         assert [client.recv(100) for _ in range(3)] == [b"2", b"1", b"unknown"]
 
 
-@runs("statsd")
-def test_records_of_one_datagram_are_counted() -> None:
-    with served(BLOCKS["statsd"]) as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+@runs("statsd", "ingest")
+@pytest.mark.parametrize("block", ["statsd", "ingest"])
+def test_records_of_one_datagram_are_counted(block: str) -> None:
+    with served(BLOCKS[block]) as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.sendto(b"requests:1|c\nerrors:1|c\nrequests:1|c", server.server_address)
     # A stop has served what had come.
     assert server.server.RequestHandlerClass.counters == {b"requests": 2, b"errors": 1}

@@ -12,6 +12,7 @@ from aioecho.net import systemd
 from aioecho.ops.control import ControlServer
 from aioecho.ops.control_server import make_control
 from aioecho.ops.metrics import MetricsEndpoint
+from aioecho.runtime.collector import short_collections
 from aioecho.runtime.logs import reopen_log_files
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.serving.base import BaseServer
@@ -48,7 +49,8 @@ def run_server(
     """
     telling = MetricsEndpoint.of_server(metrics, server) if metrics is not None else contextlib.nullcontext()
     controlled = None if control is None else make_control(control, server, when_reloading)
-    with giving_back(SERVER_SIGNALS), asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
+    making = asyncio.Runner(loop_factory=loop_factory(loop))
+    with giving_back(SERVER_SIGNALS), short_collections(), making as runner:
         return runner.run(_serve_and_tell(server, when_serving, when_reloading, telling, controlled))
 
 

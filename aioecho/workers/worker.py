@@ -26,6 +26,7 @@ from aioecho.datagrams.server import DatagramServer
 from aioecho.exceptions import AioechoError, CertificateError
 from aioecho.ops.control_view import ServerView
 from aioecho.parts import Composite
+from aioecho.runtime.collector import short_collections
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.serving.base import BaseServer
 from aioecho.stats import DatagramStats, ServiceStats, Stats
@@ -81,7 +82,7 @@ def main(
         channel.send("failed", why=text, traceback=None if is_plain else traceback.format_exc()[-(2**15) :])
         with channel.sock, handover:
             sys.exit(1)
-    with channel.sock, handover, runner:
+    with channel.sock, handover, short_collections(), runner:
         runner.run(_Worker(server, channel, what, handover).run())
     sys.exit()
 
