@@ -106,7 +106,11 @@ class _Worker:
         self._stops: set[asyncio.Task[Any]] = set()
         self._what = what
         # What the supervisor may ask for, by name: see aioecho.workers.asking.
-        self._questions: dict[str, Question] = {"stats": self._stats, **ServerView(server).questions}
+        view = ServerView(server)
+        self._questions: dict[str, Question] = {
+            **view.questions,
+            "control.status": lambda: {**view.status(), "counts": self._counts()},
+        }
         self._answering = Answering(channel, self._questions)
         self._reports: WorkerReports | None = None
         if what.is_measured:
@@ -172,7 +176,7 @@ class _Worker:
         for message in self._channel.receive():
             match message[""]:
                 case "stats":
-                    self._channel.send("stats", stats=self._stats())
+                    self._channel.send("stats", **self._counts())
                 case "ask":
                     self._answering.on_ask(message)
                 case "published":
@@ -180,7 +184,7 @@ class _Worker:
                 case "unpublished":
                     self._publishing.on_unpublished(message)
                 case "ping":
-                    self._channel.send("pong", stats=self._stats())
+                    self._channel.send("pong", **self._counts())
                 case _:
                     self._orders.put_nowait(message)
         if self._channel.has_ended:
@@ -208,7 +212,10 @@ class _Worker:
 
     def _told(self, report: Any) -> dict[str, Any]:
         """Return what goes along with a message that tells what was counted."""
-        return {"stats": self._stats(), "metrics": report}
+        return {**self._counts(), "metrics": report}
+
+    def _counts(self) -> dict[str, dict[str, int]]:
+        return {"stats": self._stats(), "reasons": dict(self._server.stats.reasons)}
 
     def _stats(self) -> dict[str, int]:
         stats = self._server.stats
