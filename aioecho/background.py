@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import inspect
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
@@ -67,6 +68,37 @@ class BackgroundServer:
     def stats(self) -> Stats:
         """The server's counters; they go on counting."""
         return self.server.stats
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that it serves in, for asyncio.run_coroutine_threadsafe() and ``call_soon_threadsafe()``."""
+        assert self.server.event_loop is not None
+        return self.server.event_loop
+
+    def call(self, what: Callable[..., Any] | Coroutine[Any, Any, Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call a function in the server's thread, await what it returns if that can be awaited, and return the result.
+
+        Or with a coroutine in place of a function: await that. What it raises is raised here.
+
+        Raises:
+            RuntimeError: this is the server's thread, which would wait for itself; or the server has ended.
+            TypeError: `what` is neither.
+        """
+        if not (callable(what) or inspect.iscoroutine(what)):
+            raise TypeError(f"call() takes a function with its arguments, or a coroutine, not {what!r}")
+        calling = _call(what, args, kwargs)
+        try:
+            if asyncio._get_running_loop() is self.loop:
+                raise RuntimeError(
+                    "call() is for other threads than the server's, which would wait for itself: await it"
+                )
+            future = asyncio.run_coroutine_threadsafe(calling, self.loop)
+        except RuntimeError:
+            calling.close()
+            if inspect.iscoroutine(what):
+                what.close()
+            raise
+        return future.result()
 
     def shutdown(self, grace: float | None = None) -> DrainReport | None:
         """Do what :meth:`aioecho.BaseServer.shutdown` does, and return its report when all is over.
@@ -139,6 +171,11 @@ class BackgroundServer:
         await self.server.serve_forever()
         self._report = await self.server.shutdown()
         await end_other_tasks()
+
+
+async def _call(what: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    found = what(*args, **kwargs) if callable(what) else what
+    return await found if inspect.isawaitable(found) else found
 
 
 def run_in_thread(

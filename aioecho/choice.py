@@ -1,24 +1,24 @@
 """The choice of a server by endpoints and handler classes; and servers for streams and datagrams together."""
 
-import asyncio
-import itertools
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aioecho.config import Limits
 from aioecho.datagrams.server import DatagramServer
 from aioecho.net import systemd
 from aioecho.net.endpoints import InheritedEndpoint, SystemdEndpoint, parse_endpoint
+from aioecho.parts import Composite, inherit
 from aioecho.server import StdioServer, StreamServer
 from aioecho.serving.base import BaseServer
 from aioecho.serving.drain import Drain
 from aioecho.serving.handler_types import serves_datagrams
 from aioecho.serving.lifespan import MakeLifespan
-from aioecho.serving.live import Connections
-from aioecho.stats import DrainReport, ServiceStats
+from aioecho.stats import DrainReport
 
 __all__ = ["Service", "are_for_datagrams", "serve"]
+
+KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
 
 
 class _Part(BaseServer):
@@ -45,6 +45,14 @@ class _StreamPart(_Part, StreamServer):
 
 
 class _DatagramPart(_Part, DatagramServer):
+    def broadcast(self, data: bytes, **options: Any) -> int:
+        """Write a message to many clients of the service's streams."""
+        return self.service.broadcast(data, **options)
+
+    def publish(self, topic: str, data: bytes, **options: Any) -> int:
+        """Write a message to clients of the service's streams in all workers."""
+        return self.service.publish(topic, data, **options)
+
     def _check_limits(self, limits: Limits) -> None:
         """Do nothing: the service checks whether any part can have them."""
 
@@ -53,43 +61,7 @@ class _DatagramPart(_Part, DatagramServer):
         super()._check_limits(limits)
 
 
-class _Drains:
-    """The drains of a service's parts, as one."""
-
-    def __init__(self, drains: Sequence[Drain], release: Callable[[], Awaitable[None]]) -> None:
-        self._drains = drains
-        self._ending = asyncio.ensure_future(self._end(release))
-
-    async def _end(self, release: Callable[[], Awaitable[None]]) -> None:
-        await asyncio.wait([drain.task for drain in self._drains])
-        await release()
-
-    def seconds_left(self) -> float:
-        """Return the seconds until the grace is over; 0 from then on."""
-        return min(drain.seconds_left() for drain in self._drains)
-
-    def report(self) -> DrainReport:
-        """Return the sums of what the parts have counted so far, and the longest of their times."""
-        return self._sum([drain.report() for drain in self._drains])
-
-    async def wait(self) -> DrainReport:
-        """Wait until every part has drained, and return the report of all."""
-        reports = await asyncio.gather(*(drain.wait() for drain in self._drains))
-        await asyncio.shield(self._ending)
-        return self._sum(reports)
-
-    @staticmethod
-    def _sum(reports: Sequence[DrainReport]) -> DrainReport:
-        return DrainReport(
-            completed=sum(report.completed for report in reports),
-            cancelled=sum(report.cancelled for report in reports),
-            aborted=sum(report.aborted for report in reports),
-            seconds=max(report.seconds for report in reports),
-            unfinished=sum(report.unfinished for report in reports),
-        )
-
-
-class Service(BaseServer):
+class Service(Composite):
     """A server for streams and datagrams, with a handler class per kind: one start, one drain, one report.
 
     `stats` is a :class:`ServiceStats`. A handler's `server` is the part that serves its kind: its `stats` are of that kind, and
@@ -101,7 +73,6 @@ class Service(BaseServer):
         sessions: as for :class:`DatagramServer`, for all handler classes of datagrams.
     """
 
-    _what = "handler"
     _parts: Sequence[_StreamPart | _DatagramPart] = ()
 
     def __init__(
@@ -139,48 +110,6 @@ class Service(BaseServer):
     def _check_endpoints(self, RequestHandlerClass: Any) -> None:
         """Do nothing: the parts check theirs."""
 
-    # What it is.
-
-    @property
-    def parts(self) -> Sequence[BaseServer]:
-        """The servers that it is made of: one for streams, and one per handler class of datagrams."""
-        return self._parts
-
-    @property
-    def names(self) -> Sequence[str]:
-        """The endpoint strings of where it listens, with real ports, none twice. Empty before the start."""
-        return tuple(dict.fromkeys(name for part in self._parts for name in part.names))
-
-    @property
-    def sockets(self) -> tuple[socket.socket, ...]:
-        """The listening sockets; empty when it does not serve."""
-        return tuple(sock for part in self._parts for sock in part.sockets)
-
-    def is_serving(self) -> bool:
-        """Whether it accepts connections, or reads datagrams."""
-        return any(part.is_serving() for part in self._parts)
-
-    @property
-    def connections(self) -> Connections:
-        """The live connections, and the handlers of datagrams that run: a copy, as they come and go."""
-        return Connections(itertools.chain(*(part.connections for part in self._parts)))
-
-    @property
-    def stats(self) -> ServiceStats:
-        """What it has counted since it started: a copy, as it stands now."""
-        stats = ServiceStats()
-        for part in self._parts:
-            stats.add(part.stats)
-        return stats
-
-    def broadcast(self, data: bytes, **options: Any) -> int:
-        """Write a message to many of the clients of streams: see :meth:`BaseServer.broadcast`."""
-        return self._parts[0].broadcast(data, **options)
-
-    def owns_this_thread(self) -> bool:
-        """Tell whether the caller runs in a thread of a part's blocking handlers. May be called in any thread."""
-        return any(part.owns_this_thread() for part in self._parts)
-
     # What is set on all parts.
 
     def _check_limits(self, limits: Limits) -> None:
@@ -199,60 +128,18 @@ class Service(BaseServer):
         for part in self._parts:
             part.timeouts = self.timeouts
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name in ("keep_backlog", "on_accept", "handover", "access_log", "ids"):
-            for part in self._parts:
-                setattr(part, name, value)
+    def _begin_shutdown_of(self, part: BaseServer, grace: float, why: str | None) -> Drain:
+        assert isinstance(part, _Part)
+        return part.begin_own_shutdown(grace, why)
 
-    # Life.
+    def _prepare(self, part: BaseServer) -> None:
+        part.state = self.state
 
-    async def start(self) -> None:
-        """Listen on every endpoint, or on none, and accept and read.
-
-        Raises:
-            EndpointError: an endpoint can't be listened on.
-            RuntimeError: it was started before, or has been closed.
-        """
-        if self._was_started or self._is_ending():
-            raise RuntimeError("a server can be started once, and not after its end")
-        self._was_started = True
-        self.event_loop = asyncio.get_running_loop()
-        try:
-            if self._lifespan is not None:
-                self.state = await self._lifespan.begin()
-            for part in self._parts:
-                part.state = self.state
-                part.pause()  # nothing is served unless all can be
-                await part.start()
-            if self.when_bound is not None:
-                self.when_bound()
-        except BaseException:
-            self.keep_backlog = True
-            self.close()
-            await self._end_lifespan()
-            raise
-        self.socket, self._address = self._parts[0].socket, self._parts[0].server_address
-        if not self.admission.is_paused:
-            self.resume()
-
-    def close(self) -> None:
-        """Stop accepting and reading, for good. Handlers that run, and what has come by now, are served to their end."""
-        self.admission.close()
-        for part in self._parts:
-            part.close()
-
-    def pause(self) -> None:
-        """Leave new clients and datagrams in the kernel's queues, until :meth:`resume`."""
-        super().pause()
-        for part in self._parts:
-            part.pause()
-
-    def resume(self) -> None:
-        """Accept and read again, after :meth:`pause`."""
-        super().resume()
-        for part in self._parts:
-            part.resume()
+    def inherit(self, groups: Sequence[Sequence[str]]) -> None:
+        """Serve on other endpoints in place of its own, of the same kinds: see :meth:`BaseServer.inherit`."""
+        served = list(zip(self.endpoints, groups, strict=True))
+        by_kind = [group for kind in KINDS for endpoint, group in served if endpoint.type == kind]
+        inherit(self._parts, by_kind)  # streams first, as in the parts
 
     def reload_tls(self) -> None:
         """Load the files that `ssl` names anew, now: see :meth:`BaseServer.reload_tls`."""
@@ -260,24 +147,18 @@ class Service(BaseServer):
             super().reload_tls()  # which raises
         self._parts[0].reload_tls()
 
-    def _begin_shutdown(self, grace: float | None, why: str | None = None) -> Drain:
-        seconds = self.grace if grace is None else grace
-        drains = [part.begin_own_shutdown(seconds, why) for part in self._parts]
-        if self._drain is None:
-            self._drain = _Drains(drains, self._end_lifespan)  # type: ignore[assignment]
-            if self._stopping is not None:
-                self._stopping.set_result(None)
-        assert self._drain is not None
-        return self._drain
-
 
 def serve(
-    RequestHandlerClass: Callable[..., Any] | Mapping[Callable[..., Any], Any], *endpoints: str, **options: Any
+    RequestHandlerClass: Callable[..., Any] | Mapping[Callable[..., Any], Any],
+    *endpoints: str,
+    server_class: type[BaseServer] | None = None,
+    **options: Any,
 ) -> BaseServer:
     """Return a server on all of `endpoints`, to be used with ``async with``.
 
     It is a :class:`BaseServer` for streams or, where the endpoints are for datagrams, a :class:`DatagramServer`. It
-    takes the options of that class.
+    takes the options of that class. Or it is of the class `server_class`, a subclass of one of aioecho's servers with hooks of
+    its own, or other options.
 
     Or with several handler classes, async and blocking ones, with an endpoint or a list of them for every class:
     ``serve({Chat: "tcp://127.0.0.1:7000", Legacy: ["tcp://127.0.0.1:7001", "unix:legacy.sock"]})``. Where some are for
@@ -285,7 +166,12 @@ def serve(
 
     Raises:
         ValueError: the endpoints of one handler class are for both. Or an argument makes no sense.
+        TypeError: `server_class` is no class of servers. Or an argument is of the wrong type.
     """
+    if server_class is not None:
+        if not (isinstance(server_class, type) and issubclass(server_class, BaseServer)):
+            raise TypeError(f"server_class is a subclass of aioecho.TCPServer or another server, not {server_class!r}")
+        return server_class(list(endpoints) or None, RequestHandlerClass, **options)
     if isinstance(RequestHandlerClass, Mapping):
         if endpoints or not any(map(_is_of_datagrams, RequestHandlerClass.items())):
             return StreamServer(endpoints or None, RequestHandlerClass, **options)

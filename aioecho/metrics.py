@@ -51,6 +51,10 @@ FAMILIES: Mapping[str, Family] = {
             ("outcome", "reason"),
         ),
         Family("aioecho_connections_refused", "counter", "Connections that got no handler.", ("reason",)),
+        Family(
+            "aioecho_published_dropped", "counter",
+            "Messages of publish() that did not reach another worker, as too much waited for it.",
+        ),
         Family("aioecho_accept_errors", "counter", "Times that accept() failed."),
         Family(
             "aioecho_connection_duration_seconds", "histogram",

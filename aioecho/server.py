@@ -237,13 +237,13 @@ BaseServer._make_listeners = StreamServer._make_listeners  # type: ignore[method
 
 
 class TCPServer(StreamServer):
-    """A server on one TCP address, `(host, port)`; host "" is every address, port 0 is any free one.
+    """A server on one TCP address, `(host, port)`; host "" is every address, port 0 is any free one. Or on a list of endpoints.
 
     See :class:`BaseServer` for the rest.
     """
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
-        return super()._parse_address(address) if isinstance(address, str) else [TCPEndpoint.at(address)]
+        return super()._parse_address(address) if isinstance(address, str | list) else [TCPEndpoint.at(address)]
 
 
 class UnixStreamServer(StreamServer):
@@ -259,4 +259,4 @@ class UnixStreamServer(StreamServer):
         super().__init__(server_address, RequestHandlerClass, **options)
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
-        return [UnixEndpoint.at(address, self._mode)]
+        return super()._parse_address(address) if isinstance(address, list) else [UnixEndpoint.at(address, self._mode)]

@@ -33,6 +33,9 @@ class Stats:
     skipped: int = 0
     """Messages of broadcasts that were not written to one client, as too much waited for it already."""
 
+    unpublished: int = 0
+    """Messages of publish() that did not reach the clients of another worker process, as too much waited for it already."""
+
     accept_errors: int = 0
     """Times that accepting failed, for lack of descriptors or memory or because of one incoming connection."""
 

@@ -297,3 +297,28 @@ def test_a_subinterpreter_serves_on_asyncios_loop_and_says_what_it_can_not() -> 
     expected = ["_UnixSelectorEventLoop", no_uvloop, no_uvloop, no_thread, no_workers, r"b'SERVED\n'", "None"]
     assert output.decode().splitlines() == expected
     assert (code, errors) == (0, "")
+
+
+def test_call_runs_functions_and_coroutines_in_the_servers_loop() -> None:
+    async def add(one: int, two: int) -> int:
+        await asyncio.sleep(0)
+        assert asyncio.get_running_loop() is server.loop
+        return one + two
+
+    def fail() -> None:
+        raise KeyError("mine")
+
+    with aioecho.run_in_thread(Upper, "tcp://127.0.0.1:0") as server:
+        assert server.call(server.server.broadcast, b"x") == 0
+        assert server.call(add, 1, two=2) == 3
+        assert server.call(add(3, 4)) == 7
+        with pytest.raises(KeyError, match="mine"):
+            server.call(fail)
+        with pytest.raises(TypeError, match="takes a function"):
+            server.call(5)  # type: ignore[arg-type]
+        with pytest.raises(RuntimeError, match="for other threads"):
+            server.call(lambda: server.call(fail))
+    coroutine = add(1, 2)
+    with pytest.raises(RuntimeError, match="closed"):
+        server.call(coroutine)
+    assert coroutine.cr_frame is None

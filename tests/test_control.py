@@ -19,7 +19,7 @@ import aioecho
 from aioecho.ops.control import BURST, MOST_CLIENTS, RATE, parse_control
 from aioecho.ops.control_server import make_control
 from aioecho.ops.control_view import IN_A_TURN, ServerView
-from aioecho.workers.program import run_server
+from aioecho.workers.single import run_server
 
 
 async def wait(self: Any) -> None:

@@ -192,6 +192,7 @@ def test_a_member_that_does_not_read_is_cut_off_and_the_others_go_on() -> None:
 
 
 PAGES_TESTS = (
+    "test_board.py",
     "test_chat.py",
     "test_upper.py",
     "test_legacy.py",
@@ -202,11 +203,11 @@ PAGES_TESTS = (
 )
 
 
-@runs(*PAGES_TESTS)
+@runs("board.py", *PAGES_TESTS)
 def test_the_tests_on_the_pages_pass(tmp_path: Path) -> None:
     has_looptime = importlib.util.find_spec("looptime") is not None
     names = [name for name in PAGES_TESTS if has_looptime or name != "test_time.py"]
-    for name in ("chat.py", *names):
+    for name in ("board.py", "chat.py", *names):
         (tmp_path / name).write_text(BLOCKS[name])
     (tmp_path / "pytest.ini").write_text(
         "[pytest]\npythonpath = .\nfilterwarnings = error\nasyncio_default_fixture_loop_scope = function\n"
@@ -218,6 +219,11 @@ def test_the_tests_on_the_pages_pass(tmp_path: Path) -> None:
         code, output, errors = program.end()
     assert code == 0, (output, errors)
     assert b"%d passed" % (len(names) + 1) in output
+
+
+def test_what_a_program_needs_first_takes_no_more_than_forty_lines() -> None:
+    lines = (BLOCKS["board.py"] + BLOCKS["test_board.py"]).splitlines()
+    assert len([line for line in lines if line.strip()]) <= 40
 
 
 # handlers.md
@@ -270,6 +276,50 @@ def test_a_publisher_notices_that_subscribers_go_and_says_goodbye() -> None:
             server.server.begin_shutdown()
             assert news.read() == b"goodbye\n"
         assert server.stats.reasons["connection lost"] == 1
+
+
+@runs("tasks-beside")
+def test_a_task_beside_the_handler_beats_while_it_reads() -> None:
+    with (
+        served(BLOCKS["tasks-beside"]) as server,
+        connect(server.names[0]) as sock,
+        sock.makefile("rb") as replies,
+    ):
+        assert replies.readline() == b"beat\n"
+        sock.sendall(b"hello\n")
+        assert replies.readline() == b"hello\n"
+
+
+@runs("factory")
+def test_a_port_for_the_administrator_has_limits_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(BLOCKS["factory"].replace("9999", "0"))
+    with Program.aioecho("serve", "program:make_servers", "--factory", cwd=tmp_path) as program:
+        endpoint = program.listening()
+        with connect(endpoint) as sock:
+            sock.sendall(b"hello\n")
+            assert read_line(sock) == b"HELLO\n"
+            assert ask(f"unix:{tmp_path / 'admin.sock'}") == b"1 connections\n"
+        assert program.stop() == 0, program.stderr()
+
+
+@runs("publish")
+def test_a_room_of_two_workers_is_one_room(tmp_path: Path) -> None:
+    (tmp_path / "room.py").write_text(BLOCKS["publish"].replace("tcp://127.0.0.1:9999", "unix:s"))
+    with Program(sys.executable, "room.py", cwd=tmp_path) as program, ExitStack() as stack:
+        members: list[Any] = []
+        while len(members) < 8:  # most likely in both, and if not, it is the same to them
+            with contextlib.suppress(OSError):
+                members.append(stack.enter_context(connect(f"unix:{tmp_path / 's'}")))
+        speaker = stack.enter_context(connect(f"unix:{tmp_path / 's'}"))
+        for member in members:
+            line = b""
+            while not line:  # until it has joined
+                speaker.sendall(b"hello\n")
+                member.settimeout(0.1)
+                with contextlib.suppress(TimeoutError):
+                    line = read_line(member)
+            assert line == b"hello\n"
+        assert program.stop() == 0, program.stderr()
 
 
 @runs("timeouts")
@@ -713,7 +763,7 @@ def test_it_runs_beside_other_tasks() -> None:
 
 @runs("background")
 def test_a_server_runs_in_a_thread() -> None:
-    assert output_of(BLOCKS["background"]) == "b'HELLO\\n'\n1\n"
+    assert output_of(BLOCKS["background"]) == "0\nb'HELLO\\n'\n1\n"
 
 
 # client.md

@@ -435,7 +435,7 @@ class Slow(aioecho.StreamRequestHandler):
             await asyncio.sleep(random.random() / 2)
             await self.send(line.upper())
 
-from aioecho.workers.program import run_server
+from aioecho.workers.single import run_server
 server = aioecho.serve(Slow, "tcp://127.0.0.1:0", grace=20)
 report = run_server(server, loop=sys.argv[1], when_serving=lambda s: print(s.names[0], flush=True))
 print(report, flush=True)

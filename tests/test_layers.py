@@ -24,7 +24,8 @@ LAYERS = (
     {"workers"},
     {"ops"},
     {"background"},
-    {"choice"},
+    {"choice", "several"},
+    {"parts"},
     {"server"},
     {"datagrams"},
     {"blocking"},
@@ -45,7 +46,19 @@ DOOR = "__init__"
 CLIENTS = {"client", "load"}
 OF_SERVERS = {
     *("net.acceptor", "net.binding", "net.watch"),
-    *("serving", "datagrams", "blocking", "server", "choice", "background", "workers", "ops", "echo"),
+    *(
+        "serving",
+        "datagrams",
+        "blocking",
+        "server",
+        "choice",
+        "several",
+        "parts",
+        "background",
+        "workers",
+        "ops",
+        "echo",
+    ),
 }
 
 # They write to the standard streams of a program.

@@ -7,7 +7,7 @@ from typing import Any
 
 from aioecho.choice import are_for_datagrams
 from aioecho.cli.console import Mistake
-from aioecho.cli.objects import find_framing, find_object, is_object_name
+from aioecho.cli.objects import did_you_mean, find_framing, find_object, is_object_name
 from aioecho.echo import FRAME_HANDLERS
 from aioecho.serving.handlers import StreamRequestHandler
 
@@ -64,6 +64,7 @@ def find_handler(name: str, folder: str, ready_made: Mapping[str, Any]) -> Any:
         return ready_made[name]
     if not is_object_name(name):
         raise Mistake(
-            f"no handler is called {name!r}: the ready-made ones are {', '.join(ready_made)}; for your own say module:Class"
+            f"no handler is called {name!r}{did_you_mean(name, ready_made)}: the ready-made ones are"
+            f" {', '.join(ready_made)}; for your own say module:Class"
         )
     return find_object(name, folder)

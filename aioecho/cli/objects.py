@@ -1,18 +1,19 @@
 """Objects of the user's own that a command names: ``module:Class``, and the option --framing."""
 
+import difflib
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from aioecho.cli.console import Mistake
+from aioecho.cli.console import ImportMistake, Mistake
 from aioecho.framing import Framing, parse_framing
 from aioecho.framing.spec import FRAMINGS
 
-__all__ = ["FRAMING_HELP", "find_framing", "find_object", "framing_option", "is_object_name"]
+__all__ = ["FRAMING_HELP", "did_you_mean", "find_framing", "find_object", "framing_option", "is_object_name"]
 
 FRAMING_HELP = (
     "lines, length:4 (or length:size=2,byteorder=little), delimited:\\r\\n, fixed:8, varint, netstrings, octet-counted,"
@@ -31,26 +32,36 @@ def find_object(name: str, folder: str) -> Any:
 
     Raises:
         Mistake: there is none; the message says what was looked for, and where (caller).
+        ImportMistake: the module raises something as it is imported (caller).
     """
     module_name, _, attribute = name.partition(":")
     where = str(Path(folder).resolve())
     if where not in sys.path[:1]:  # by an object before it
         sys.path.insert(0, where)
     try:
-        # Outside of any other `try`: what the user's own module raises comes with a traceback.
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
-            raise  # the module is there, and imports something that is not
+            raise ImportMistake(module_name, error) from error  # the module is there, and imports something that is not
         raise Mistake(f"no module {module_name!r} in {where} nor among the installed ones") from error
+    except Exception as error:
+        raise ImportMistake(module_name, error) from error
     found: Any = module
     for part in attribute.split("."):
         try:
             found = getattr(found, part)
         except AttributeError:
             file = getattr(module, "__file__", None) or module_name
-            raise Mistake(f"no {attribute!r} in module {module_name!r} ({file})") from None
+            raise Mistake(
+                f"no {attribute!r} in module {module_name!r} ({file}){did_you_mean(part, dir(found))}"
+            ) from None
     return found
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return what an error message adds for a name that is close to one of `names`; "" if it is not."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def find_framing(text: str, folder: str = ".") -> Framing:

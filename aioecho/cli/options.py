@@ -61,6 +61,9 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option("--deny", multiple=True, metavar="NETWORK",
                  help="Disconnect clients of this network at once, also if it is allowed. May be repeated."),
     click.option("--framing", metavar="SPEC", help=f"Let echo and upper answer frames. SPEC is {FRAMING_HELP}"),
+    click.option("--factory", is_flag=True,
+                 help="HANDLER is module:function: called without arguments, it returns the server, or a list of servers,"
+                 " with where they listen and their own limits."),
     click.option("--workers", type=_Workers(1), default=1, show_default=True,
                  help="Processes that serve; auto is one for each processor they may use. They share the sockets."),
     click.option("--reuse-port", is_flag=True,

@@ -16,7 +16,8 @@ from click.core import ParameterSource
 from aioecho.certificates import TLS
 from aioecho.choice import serve as make_server_for
 from aioecho.cli.config_file import drop_overridden
-from aioecho.cli.console import Mistake, discard_stdout
+from aioecho.cli.console import ImportMistake, Mistake, discard_stdout
+from aioecho.cli.factory import refuse_with_factory, was_raised_by
 from aioecho.cli.handlers import find_framed_handlers, find_handler, sort_by_handler, split_bind
 from aioecho.cli.logs import LogSettings, configure_log, flush_log
 from aioecho.cli.options import DEFAULT_HOST, DEFAULT_PORT, serve_options
@@ -33,8 +34,10 @@ from aioecho.runtime.log_config import renew_log
 from aioecho.runtime.loops import loop_factory
 from aioecho.server import StdioServer
 from aioecho.serving.base import BaseServer
+from aioecho.several import make_servers
 from aioecho.workers.processors import count_processors
-from aioecho.workers.program import check_sessions, run_server, run_workers
+from aioecho.workers.program import check_sessions, make_servers_in_worker, run_workers
+from aioecho.workers.single import run_server
 from aioecho.workers.worker import SIGNALS
 
 __all__ = ["serve_command"]
@@ -78,23 +81,29 @@ def serve_command(context: click.Context, /, handler: str, **options: Any) -> No
     if options["reload"]:
         check_can_watch()
     supervised = workers != 1 or reuse_port or options["limit_max_requests"] is not None or options["reload"]
-    served, bind = sort_by_handler([split_bind(text, handler) for text in _find_endpoints(options)])
     owner = find_owner(options["user"], options["group"])
     log = _find_log_settings(context, options, has_process=supervised)
     app_dir = str(Path(options["app_dir"]).resolve())
-    make_server = functools.partial(
-        _make_server,
-        served=served,
-        app_dir=app_dir,
-        framing=options["framing"],
-        log=log,
-        ssl=_tls(options),
-        proxy=make_proxy(options["proxy_protocol"], options["proxy_allow_from"]),
-        limits=make_limits(options, limit_concurrency=options["limit_concurrency"]),
-        timeouts=make_timeouts(options),
-        options={name: options[name] for name in ("grace", "access_log", "allow", "deny")},
-    )
-    server = make_server([[text] for text in bind])
+    make_server: Callable[[list[list[str]]], BaseServer]
+    if options["factory"]:
+        refuse_with_factory(context)
+        make_server = functools.partial(_make_by_factory, name=handler, app_dir=app_dir, log=log)
+        server = make_server([])
+    else:
+        served, bind = sort_by_handler([split_bind(text, handler) for text in _find_endpoints(options)])
+        make_server = functools.partial(
+            _make_server,
+            served=served,
+            app_dir=app_dir,
+            framing=options["framing"],
+            log=log,
+            ssl=_tls(options),
+            proxy=make_proxy(options["proxy_protocol"], options["proxy_allow_from"]),
+            limits=make_limits(options, limit_concurrency=options["limit_concurrency"]),
+            timeouts=make_timeouts(options),
+            options={name: options[name] for name in ("grace", "access_log", "allow", "deny")},
+        )
+        server = make_server([[text] for text in bind])
     is_stdio = isinstance(server, StdioServer)
     try:
         loop_name = "uvloop" if loop_factory(loop).__module__.startswith("uvloop") else "asyncio"
@@ -237,12 +246,27 @@ def _make_server(
         raise Mistake(str(error)) from error
 
 
+def _make_by_factory(endpoints: list[list[str]], *, name: str, app_dir: str, log: LogSettings) -> BaseServer:
+    """Make the servers that the user's factory gives; with `endpoints`, to serve on these."""
+    configure_log(log)
+    factory = find_handler(name, app_dir, {})
+    try:
+        return make_servers_in_worker(factory, None, endpoints) if endpoints else make_servers(factory)
+    except (TypeError, ValueError) as error:
+        if was_raised_by(error, factory):
+            raise  # with its traceback
+        raise Mistake(str(error)) from error
+
+
 def _make_server_in_worker(
     make_server: Callable[[list[list[str]]], BaseServer], owner: Owner | None, endpoints: list[list[str]]
 ) -> BaseServer:
     try:
         server = make_server(endpoints)
-    except Mistake as error:  # certificates or a handler that were there at the start, and no longer are
+    except (
+        Mistake,
+        ImportMistake,
+    ) as error:  # certificates or a handler that were there at the start, and no longer are
         raise AioechoError(error.message) from error
     if owner is not None:
         server.when_bound = owner.take_over

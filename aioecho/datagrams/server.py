@@ -147,8 +147,7 @@ class DatagramServer(BaseServer):
         """The timeouts of the handler class, or else the server's."""
         return self.timeouts_of(self.RequestHandlerClass)
 
-    def broadcast(self, data: bytes, **options: Any) -> int:
-        """Raise TypeError: there are no connections. A datagram is sent to an address, by a handler's transport."""
+    def _check_message(self, *_: Any) -> None:
         raise TypeError("broadcast() is for streams: datagrams are sent by a handler's transport, to an address")
 
     def _timeouts_changed(self) -> None:
@@ -381,7 +380,7 @@ class UDPServer(DatagramServer):
     """
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
-        return super()._parse_address(address) if isinstance(address, str) else [UDPEndpoint.at(address)]
+        return super()._parse_address(address) if isinstance(address, str | list) else [UDPEndpoint.at(address)]
 
 
 class UnixDatagramServer(DatagramServer):
@@ -397,4 +396,5 @@ class UnixDatagramServer(DatagramServer):
         super().__init__(server_address, RequestHandlerClass, **options)
 
     def _parse_address(self, address: Any) -> list[Endpoint]:
-        return [UnixDatagramEndpoint.at(address, self._mode)]
+        is_list = isinstance(address, list)
+        return super()._parse_address(address) if is_list else [UnixDatagramEndpoint.at(address, self._mode)]

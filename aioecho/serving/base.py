@@ -22,8 +22,8 @@ from aioecho.serving.handler_types import check_handler_class, check_socket_type
 from aioecho.serving.lifespan import Lifespan, MakeLifespan
 from aioecho.serving.listening import ListeningSocket
 from aioecho.serving.networks import read_networks
-from aioecho.serving.registry import Registry
 from aioecho.serving.renewal import Renewal
+from aioecho.serving.sharing import Sharing
 from aioecho.stats import DrainReport
 
 __all__ = ["BaseServer"]
@@ -31,7 +31,7 @@ __all__ = ["BaseServer"]
 logger = logging.getLogger("aioecho.server")
 
 
-class BaseServer(Registry):
+class BaseServer(Sharing):
     """Serves connections, each with a handler object of its own and in a task of its own.
 
     Args:
@@ -71,6 +71,15 @@ class BaseServer(Registry):
     _socket_type: ClassVar[int] = socket.SOCK_STREAM
     _log_level: ClassVar[int] = logging.INFO  # of its start and its end
 
+    _address: Any = None
+    _listeners: Sequence[ListeningSocket] = ()
+    _names: Sequence[str] = ()
+    _proxy: ProxyProtocol | None = None
+    _renewal: Renewal | None = None
+    _stopping: asyncio.Future[None] | None = None  # what serve_forever() waits for
+    _was_started = False
+    when_bound: Callable[[], object] | None = None
+
     def __init__(
         self,
         server_address: Any,
@@ -95,7 +104,8 @@ class BaseServer(Registry):
             served = list(RequestHandlerClass.items())
         else:
             served = [(RequestHandlerClass, server_address)]
-        self._renewal = Renewal(ssl, self._set_context) if isinstance(ssl, TLS) else None
+        if isinstance(ssl, TLS):
+            self._renewal = Renewal(ssl, self._set_context)
         context = None if isinstance(ssl, TLS) else ssl
         check_ssl(context)
         check_grace(grace)
@@ -117,14 +127,8 @@ class BaseServer(Registry):
             if isinstance(endpoint, HostEndpoint):
                 check_trust(endpoint.proxy or proxy, str(endpoint))
         self.grace = grace
-        self.state: Any = None
         self._lifespan = None if lifespan is None else Lifespan(lifespan, self, lambda: self._begin_shutdown(None))
         self._address = server_address
-        self._listeners: Sequence[ListeningSocket] = []
-        self._names: list[str] = []
-        self._was_started = False
-        self._stopping: asyncio.Future[None] | None = None  # what serve_forever() waits for
-        self.when_bound: Callable[[], object] | None = None
         super().__init__(RequestHandlerClass, ssl=context, limits=limits, timeouts=timeouts)
         self.access_log = access_log
         self.admission.networks = read_networks(allow, deny)
@@ -132,6 +136,14 @@ class BaseServer(Registry):
     def _parse_address(self, address: Any) -> list[Endpoint]:
         texts = [address] if isinstance(address, str) else address
         return [parse_endpoint(text, self._socket_type) for text in texts]
+
+    def inherit(self, groups: Sequence[Sequence[str]]) -> None:
+        """Serve on other endpoints in place of its own: one or more for every one of them. Before the start. Not for users."""
+        sizes = [len(group) for group in groups]
+        self._handler_classes = [
+            kind for kind, size in zip(self._handler_classes, sizes, strict=False) for _ in range(size)
+        ]
+        self.endpoints = [parse_endpoint(text, self._socket_type) for group in groups for text in group]
 
     def _check_endpoints(self, RequestHandlerClass: Any) -> None:
         """Raise if the endpoints are not for this kind of server, or the handler is not for them."""
@@ -208,7 +220,7 @@ class BaseServer(Registry):
             self.close()
             for bound_socket in bound:
                 bound_socket.close()
-            await self._end_lifespan()
+            await self._end_program()
             raise
         logger.log(self._log_level, "listening on %s", ", ".join(self.names))
 
@@ -357,37 +369,24 @@ class BaseServer(Registry):
                 release=self._release,
                 level=self._log_level if self._names else logging.DEBUG,  # the end of one that never served is no news
             )
-            if self._stopping is not None:
-                self._stopping.set_result(None)
+            self._tell_stopping(grace, why)
         self._drain.shorten(self.grace if grace is None else grace, why)
         return self._drain
 
+    def _tell_stopping(self, grace: float | None, why: str | None) -> None:
+        if self._stopping is not None:
+            self._stopping.set_result(None)
+        if self.company is not None:
+            self.company.one_stops(grace, why)
+
     # What a drain asks of it.
-
-    def _is_idle(self) -> bool:
-        return not self._connections and not self.admission.queued
-
-    def _drop_waiting(self) -> int:
-        """Reset the clients that still wait for room; return how many."""
-        queued = self.admission.take_queued()
-        for sock, client_address in queued:
-            self.reject(sock, client_address, "overflow")
-        return len(queued)
 
     async def _release(self) -> None:
         if self.handler_threads is not None:
             await self.handler_threads.close()
         self.timeout_sweeper.stop()
         self._measure_loop(None)
-        await self._end_lifespan()
-
-    async def _end_lifespan(self) -> None:
-        if self._lifespan is not None:
-            await self._lifespan.end(0 if self._drain is None else self._drain.seconds_left())
-
-    def has_failed(self) -> bool:
-        """Tell whether its lifespan raised or ended too early."""
-        return self._lifespan is not None and self._lifespan.has_failed
+        await self._end_program()
 
     async def __aenter__(self) -> Self:
         if not self._was_started:

@@ -214,7 +214,7 @@ class Connection(VerifiedConnection):
             and self._stage == HANDLE
             and protocol.peer_has_closed
             and not (protocol.is_lost or protocol.is_tls or self._is_cut_off or protocol.cut_for is not None)
-            and not self._server.goodbyes
+            and not self._server.beside
             and getattr(type(self.handler), "finish", None) is BaseRequestHandler.finish
             and protocol.transport.get_write_buffer_size() == 0
         ):
@@ -302,6 +302,8 @@ class Connection(VerifiedConnection):
             self._linger.cancel()
             self._linger = None
         try:
+            if self._server.beside:
+                end = await self.end_beside(end)
             finishing = self.finish_handler(end)
             del end  # as in _live(): its traceback comes to refer to this frame
             if finishing is not None:
@@ -322,21 +324,12 @@ class Connection(VerifiedConnection):
             finally:
                 if self._linger is not None:
                     self._linger.cancel()
-                if self._server.goodbyes:
-                    self.end_goodbye()
             if protocol.cut_for is not None:
                 self.reason = cast(Reason, protocol.cut_for)
 
     async def _close(self, protocol: StreamProtocol) -> None:
         """Send what was written, and close so that the peer can read it."""
         transport = protocol.transport
-        if self._server.goodbyes and not self._is_cut_off:
-            try:
-                await self.wait_for_goodbye()
-            except asyncio.CancelledError:
-                self._cut_short(protocol)
-                await protocol.wait_lost()
-                raise
         protocol.flush()  # of finish(), or handle_error()
         unsent = protocol.unsent()
         if self._is_cut_off or self.reason == "cancelled" or self.reason == "write":

@@ -1,14 +1,11 @@
 """What a connection does when its server stops: how it ends between messages, or in its TLS handshake, or is cut off."""
 
-import asyncio
 import functools
 import socket
 from math import inf
 
 from aioecho.net.kernel import BYTES_RECEIVED, LAST_DATA_RECV, nothing_more_of, round_trip, stop_receiving, tcp_info
-from aioecho.serving.handlers import StreamRequestHandler
-from aioecho.serving.liveness import ToldConnection
-from aioecho.serving.timeouts import HANDLE
+from aioecho.serving.beside import AccompaniedConnection
 from aioecho.streams.ending import StreamDrain
 from aioecho.streams.handshake import Handshake
 from aioecho.streams.handshake_limit import Terms
@@ -26,47 +23,14 @@ FRESH_AMONG_OTHERS = 0.5
 # Seconds: the most of a client's round trip that counts in this.
 MOST_ROUND_TRIP = 1.0
 
-# Seconds that the end of a connection waits for draining().
-GOODBYE = 1.0
 
-
-class DrainedConnection(ToldConnection):
+class DrainedConnection(AccompaniedConnection):
     """The part of a :class:`~aioecho.serving.connection.Connection` that ends it when the server stops."""
 
     __slots__ = ("_has_sent_eof", "was_aborted")
 
     _has_sent_eof: bool
     was_aborted: bool
-
-    def _say_goodbye(self) -> None:
-        """Call draining(), if the handler has one of its own, in a task of its own."""
-        handler, goodbyes = self.handler, self._server.goodbyes
-        if (
-            self._stage == HANDLE
-            and isinstance(handler, StreamRequestHandler)
-            and type(handler).draining is not StreamRequestHandler.draining
-            and self not in goodbyes
-        ):
-            saying = self._call_draining(handler)
-            goodbyes[self] = self._loop.create_task(saying, context=self._server.task_context.copy())
-
-    async def _call_draining(self, handler: StreamRequestHandler) -> None:
-        try:
-            await handler.draining()
-        except Exception:
-            self._server.call_handle_error(self.request, self.client_address, self)
-
-    async def wait_for_goodbye(self) -> None:
-        """Wait for draining() to return, a second at the most."""
-        goodbye = self._server.goodbyes.get(self)
-        if goodbye is not None:
-            await asyncio.wait({goodbye}, timeout=GOODBYE)
-
-    def end_goodbye(self) -> None:
-        """Cancel draining(), if it runs still."""
-        goodbye = self._server.goodbyes.pop(self, None)
-        if goodbye is not None:
-            goodbye.cancel()
 
     def drain(self) -> None:
         """Let the handler meet the end of the stream once it has read what its peer has sent by now.
@@ -81,7 +45,7 @@ class DrainedConnection(ToldConnection):
             self._drain_handshake()
         if self.request is None or handshake is not None:
             return
-        self._say_goodbye()
+        self.say_goodbye()
         transport = self._protocol.transport
         age = self._loop.time() - (transport.open_from if isinstance(transport, TLSTransport) else self.since)
         left = self._fresh() - age if age < FRESH_AMONG_OTHERS + MOST_ROUND_TRIP else 0

@@ -3,11 +3,15 @@
 A handler class of aioecho's says what it is for by its attribute `serves`: see BaseRequestHandler.
 """
 
+import dis
 import functools
 import inspect
 import socket
 import sys
 from typing import Any
+
+from aioecho.config import Timeouts
+from aioecho.framing import Framing
 
 __all__ = [
     "check_handler_class",
@@ -19,6 +23,8 @@ __all__ = [
     "serves_datagrams",
     "undo_partial",
 ]
+
+CO_COROUTINES = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 # Values of `serves`, and the handler classes of socketserver's that serve the same.
 FOR_DATAGRAMS = ("datagrams", "sessions", "batches")
@@ -86,7 +92,10 @@ def check_handler_class(RequestHandlerClass: Any) -> None:
         raise TypeError(f"RequestHandlerClass must be callable, not {RequestHandlerClass!r}")
     plain = undo_partial(RequestHandlerClass)
     if inspect.isclass(plain) and hasattr(plain, "serve_forever"):
-        raise TypeError(f"{plain.__qualname__} is a server: give the handler class that it is to serve with")
+        raise TypeError(
+            f"{plain.__qualname__} is a server: give the handler class that it is to serve with, and to run() or serve()"
+            f" besides server_class={plain.__qualname__}"
+        )
     if is_blocking(plain):
         if inspect.iscoroutinefunction(plain.handle):
             raise TypeError(
@@ -96,7 +105,18 @@ def check_handler_class(RequestHandlerClass: Any) -> None:
     elif inspect.isclass(plain):
         if inspect.isabstract(plain):
             raise TypeError(f"{plain.__qualname__} has no handle(): a handler class defines `async def handle(self)`")
-        if _makes_generators(getattr(plain, "handle", None)):
+        handle = getattr(plain, "handle", None)
+        if handle is None and not _may_set_handle(plain):
+            raise TypeError(
+                f"{plain.__qualname__} makes no handlers, as it has no handle(): derive it from one of aioecho's"
+            )
+        if _returns_nothing(handle) and not _may_set_handle(plain):
+            raise TypeError(
+                f"the handle() of {plain.__qualname__} is a plain function: define it as `async def handle(self)`; or, for a"
+                " thread of its own, derive the class from one of socketserver's handlers"
+            )
+        _check_attributes(plain)
+        if _makes_generators(handle):
             raise TypeError(
                 f"the handle() of {plain.__qualname__} makes generators, which cannot be awaited: define it as"
                 " `async def handle(self)`, without `yield`"
@@ -107,6 +127,66 @@ def check_handler_class(RequestHandlerClass: Any) -> None:
             " `await`: give a class that defines `async def handle(self)`, a plain function that returns an object of one, or"
             " `async def handle(reader, writer)`"
         )
+
+    elif inspect.isfunction(plain) and not _takes_three(RequestHandlerClass):
+        raise TypeError(
+            f"{plain.__qualname__} is called with (request, client_address, server) to make a handler, and does not take these:"
+            " give a handler class, or `async def handle(reader, writer)`"
+        )
+
+
+def _check_attributes(plain: Any) -> None:
+    """Raise TypeError if what a handler class is set by is of the wrong type."""
+    for name, kind, example in (
+        ("framing", Framing, "aioecho.framing.Lines()"),
+        ("timeouts", Timeouts, "aioecho.Timeouts()"),
+    ):
+        value = getattr(plain, name, None)
+        # A descriptor gives every handler its own.
+        if not (value is None or isinstance(value, kind) or hasattr(type(value), "__get__")):
+            raise TypeError(f"{plain.__qualname__}.{name} must be None or as {example}, not {value!r}")
+
+
+def _returns_nothing(function: Any) -> bool:
+    """Tell whether this is a plain function that returns None wherever it returns, and so nothing that could be awaited."""
+    if not inspect.isfunction(function) or function.__code__.co_flags & (CO_COROUTINES | inspect.CO_GENERATOR):
+        return False
+    returns = 0
+    before = None
+    for instruction in dis.get_instructions(function):
+        returned = before if instruction.opname == "RETURN_VALUE" else instruction
+        if instruction.opname in ("RETURN_VALUE", "RETURN_CONST"):
+            assert returned is not None
+            # Where something jumps to a return, it is another value.
+            is_none = (
+                returned.opname in ("LOAD_CONST", "LOAD_COMMON_CONSTANT", "RETURN_CONST") and returned.argval is None
+            )
+            if not is_none or (returned is before and instruction.is_jump_target):
+                return False
+            returns += 1
+        before = instruction
+    return returns > 0
+
+
+def _may_set_handle(plain: Any) -> bool:
+    """Tell whether an object of a class, or what the class makes, may have another handle() than the class."""
+    if (
+        type(plain).__call__ is not type.__call__
+        or plain.__new__ is not object.__new__
+        or plain.__getattribute__ is not object.__getattribute__
+        or hasattr(plain, "__getattr__")
+    ):
+        return True
+    functions = (found for kind in plain.__mro__ for found in vars(kind).values() if inspect.isfunction(found))
+    return any("handle" in (*function.__code__.co_names, *function.__code__.co_consts) for function in functions)
+
+
+def _takes_three(function: Any) -> bool:
+    try:
+        inspect.signature(function).bind(None, None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def _makes_generators(function: Any) -> bool:

@@ -10,6 +10,7 @@ from aioecho.framing import Framing
 from aioecho.net.datagram_socket import DatagramTransport
 from aioecho.net.kernel import Credentials, peer_credentials
 from aioecho.serving.base import BaseServer
+from aioecho.serving.tasks import Tasks
 from aioecho.streams.ending import Unbroken
 from aioecho.streams.frames import Frames, read_frames, read_one_frame
 from aioecho.streams.reader import StreamReader
@@ -44,6 +45,18 @@ class _State:
 
     def __get__(self, handler: Any, kind: type) -> Any:
         return self if handler is None else handler.server.state
+
+
+class _TasksOfConnection:
+    """A handler's `tasks`. No property: a handler may have an attribute of its own of this name."""
+
+    def __get__(self, handler: Any, kind: type) -> Any:
+        if handler is None:
+            return self
+        connection = handler.writer.protocol.driver
+        if connection is None:
+            raise RuntimeError("the connection has ended, and has no tasks any more")
+        return connection.get_tasks()
 
 
 class BaseRequestHandler(ABC):
@@ -109,6 +122,11 @@ class StreamRequestHandler(BaseRequestHandler):
 
     framing: Framing | None = None
     """How :attr:`frames` and :meth:`send_frame` cut the stream into frames: an object of aioecho.framing, of the class."""
+
+    tasks: Tasks = _TasksOfConnection()  # type: ignore[assignment]
+    """Tasks beside :meth:`handle`: ``self.tasks.create_task(coroutine)``. They end with the connection: when handle() has
+    ended they are cancelled, and :meth:`finish` is called when they have ended, or after a second. What one raises cancels
+    handle(), and is reported as an error of the handler's. RuntimeError once the connection is at its end."""
 
     request: tuple[StreamReader, StreamWriter]
     reader: StreamReader
@@ -176,8 +194,8 @@ class StreamRequestHandler(BaseRequestHandler):
         """Say goodbye: called when the server begins to stop, in a task of its own, beside :meth:`handle`.
 
         For what the peer is to be told, by ``self.send()``. The connection stays open until it has returned, but for no more
-        than a second after the handler's end. Not called where the handler is made after the stop has begun. To be
-        overridden.
+        than a second after the end of handle(); :meth:`finish` comes then. Not called where the handler is made after the stop
+        has begun. To be overridden.
         """
 
     async def closed(self) -> None:

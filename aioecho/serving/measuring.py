@@ -95,6 +95,7 @@ def _add_streams(metrics: Metrics, stats: Stats, measures: Measures) -> None:
             metrics.add("aioecho_connections_refused", stats.reasons[reason], reason)
         elif reason not in OF_DATAGRAMS:
             metrics.add("aioecho_connections_ended", stats.reasons[reason], outcome, reason)
+    metrics.add("aioecho_published_dropped", stats.unpublished)
     metrics.add("aioecho_accept_errors", stats.accept_errors)
     metrics.add_histogram("aioecho_connection_duration_seconds", measures.durations)
     metrics.add_histogram("aioecho_tls_handshake_seconds", measures.handshakes)

@@ -7,8 +7,8 @@ import logging
 import socket
 import ssl as ssl_module
 import sys
-from collections.abc import Awaitable, Callable, Hashable
-from typing import Any, ClassVar, Literal
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar
 
 from aioecho.config import Limits, Timeouts, check_type
 from aioecho.metrics import Metrics
@@ -16,11 +16,12 @@ from aioecho.net.turns import AcceptCounts, AcceptTurns
 from aioecho.runtime.logs import BoundedLog, format_address
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.admission import Admission
-from aioecho.serving.audience import MOST_UNSENT, Audience
+from aioecho.serving.audience import Audience
 from aioecho.serving.drain import Drain, Served
 from aioecho.serving.end_record import MistakeLog, log_end
 from aioecho.serving.ends import OUTCOMES, Ended, Reason, ending, find_other_stream, find_peers_reason
 from aioecho.serving.handler_types import undo_partial
+from aioecho.serving.held_up import HeldUpWatch, watch_in_debug_mode
 from aioecho.serving.live import Connections, Identities
 from aioecho.serving.measures import Measures
 from aioecho.serving.measuring import measure
@@ -50,7 +51,7 @@ class Registry:
     all processes that accept from the same sockets, and which is this one's. Workers set the three.
     `ids`: the ids of connections. `access_log`: whether the ends of connections are recorded for the access log.
     `live_stats`: what `stats` tells. `measures`: what is measured besides, None before the first call of `metrics()`.
-    `audience`: what broadcasts. `goodbyes`: the tasks that run a handler's draining(), by their connections.
+    `audience`: what broadcasts. `beside`: what runs beside handlers, by their connections.
     """
 
     # The attributes of a server for datagrams are no more than 30: see there.
@@ -62,6 +63,7 @@ class Registry:
     live_stats: Stats
     measures: Measures | None
     accept_cell: tuple[AcceptCounts, int] | None = None
+    _held_up: HeldUpWatch | None = None
 
     def __init__(
         self,
@@ -81,7 +83,7 @@ class Registry:
         self.handler_threads: ThreadPool | None = None
         self._connections: set[Any] = set()
         self.ids = Identities()
-        self.goodbyes: dict[Any, asyncio.Task[None]] = {}
+        self.beside: dict[Any, Any] = {}
         self.admission = Admission(
             check_type("limits", limits if limits is not None else Limits(), Limits),
             self._connections,
@@ -125,11 +127,14 @@ class Registry:
         return measure(self)
 
     def _measure_loop(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        """Measure the lag of `loop`, if the server is measured; None ends that."""
+        """Measure the lag of `loop`, if the server is measured, and watch it in debug mode; None ends that."""
         if self.measures is not None:
             self.measures.stop()
             if loop is not None:
                 self.measures.start(loop)
+        if self._held_up is not None:
+            self._held_up.stop()
+        self._held_up = None if loop is None else watch_in_debug_mode(loop)
 
     @property
     def limits(self) -> Limits:
@@ -160,47 +165,6 @@ class Registry:
 
     def _timeouts_changed(self) -> None:
         self.timeout_sweeper.mark_all((each for each in self._connections if hasattr(each, "place")), self._timeouts)
-
-    def broadcast(
-        self,
-        data: bytes,
-        *,
-        to: Hashable = None,
-        but: Any = None,
-        most: int = MOST_UNSENT,
-        full: Literal["close", "skip"] = "close",
-    ) -> int:
-        """Write a message to many clients, without waiting for any of them; return to how many.
-
-        A client gets all of the message or nothing, and broadcasts in their order; a thousand are written to in a turn of the
-        loop. Clients of blocking handlers get none, nor do clients before their handler's setup() has returned. What this meets
-        on a client's connection concerns that connection alone. A broadcast is no answer to what that client has asked.
-
-        Args:
-            data: the message, in bytes.
-            to: a group, of handlers that have called ``self.join(group)``; or a handler class; or None, for all.
-            but: a handler; its client gets nothing. Such as the speaker's.
-            most: bytes. A client for which more would wait to be sent than this is too slow.
-            full: what happens to a client that is too slow: its connection is aborted, with the reason "broadcast"; or, with
-                "skip", it does not get this message, and ``stats.skipped`` counts that.
-
-        Raises:
-            TypeError: the server is for datagrams, or `data` is no bytes.
-            ValueError: `data` alone is more than `most` bytes.
-            RuntimeError: this is not the thread of the server's event loop.
-        """
-        if not isinstance(data, bytes | bytearray | memoryview):
-            raise TypeError(f"what is broadcast is bytes, not {type(data).__name__}")
-        if len(data) > most:
-            raise ValueError(f"a broadcast of {len(data)} bytes is more than the {most} that may wait for a client")
-        if full not in ("close", "skip"):
-            raise ValueError(f"full must be 'close' or 'skip', not {full!r}")
-        if self.event_loop is None or asyncio._get_running_loop() is not self.event_loop:
-            raise RuntimeError(
-                "broadcast() is called in the server's event loop: elsewhere use"
-                " server.event_loop.call_soon_threadsafe(server.broadcast, data)"
-            )
-        return self.audience.send(bytes(data), to, but, most, full)
 
     @property
     def what_it_serves(self) -> str:
@@ -380,3 +344,15 @@ class Registry:
         stats.reasons[connection.reason] += 1
         if self._drain is not None:
             self._drain.count(connection)
+
+    # What a drain asks of it.
+
+    def _is_idle(self) -> bool:
+        return not self._connections and not self.admission.queued
+
+    def _drop_waiting(self) -> int:
+        """Reset the clients that still wait for room; return how many."""
+        queued = self.admission.take_queued()
+        for sock, client_address in queued:
+            self.reject(sock, client_address, "overflow")
+        return len(queued)

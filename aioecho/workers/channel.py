@@ -31,6 +31,11 @@ class Channel:
         self._room: asyncio.Event | None = None  # made by the first that waits for it
         sock.setblocking(False)
 
+    @property
+    def unsent(self) -> int:
+        """How many bytes wait until the other side reads."""
+        return len(self._unsent)
+
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Send in this loop what the socket has no room for yet."""
         self._loop = loop

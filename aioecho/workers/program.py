@@ -1,48 +1,37 @@
 """A server as a program of its own: its event loop, its signals, its processes, its end."""
 
 import asyncio
-import contextlib
 import functools
 import itertools
-import logging
 import math
-import signal
 import ssl as ssl_module
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aioecho.certificates import TLS
-from aioecho.choice import Service, serve
+from aioecho.choice import serve
 from aioecho.datagrams.server import DatagramServer
-from aioecho.exceptions import AioechoError, CertificateError
-from aioecho.net import systemd
+from aioecho.exceptions import AioechoError
 from aioecho.net.endpoints import StdioEndpoint, UDPEndpoint
-from aioecho.ops.control import ControlServer, parse_control
-from aioecho.ops.control_server import make_control
-from aioecho.ops.metrics import MetricsEndpoint
-from aioecho.runtime.collector import short_collections
+from aioecho.ops.control import parse_control
+from aioecho.parts import Composite
 from aioecho.runtime.interpreters import is_subinterpreter
 from aioecho.runtime.log_config import LogConfig, apply_log_config, renew_log
 from aioecho.runtime.logs import reopen_log_files
-from aioecho.runtime.loops import end_other_tasks, loop_factory
+from aioecho.runtime.loops import loop_factory
 from aioecho.runtime.stdio import fill_standard_streams
 from aioecho.serving.base import BaseServer
-from aioecho.serving.drain import STAGE_TIMEOUT
+from aioecho.several import is_factory, make_servers
 from aioecho.stats import DrainReport
 from aioecho.workers.control import SupervisorControl
 from aioecho.workers.guard import check_can_start_workers, refuse_start_in_worker
 from aioecho.workers.order import Order
 from aioecho.workers.processors import count_processors
-from aioecho.workers.signals import gets_signals, giving_back, handling, log_stop
+from aioecho.workers.signals import gets_signals, giving_back
+from aioecho.workers.single import run_server
 from aioecho.workers.supervisor import SUPERVISOR_SIGNALS, Supervisor
 
-__all__ = ["HEALTHCHECK", "check_sessions", "run", "run_server", "run_workers"]
-
-logger = logging.getLogger("aioecho.workers")
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-SERVER_SIGNALS = (*STOP_SIGNALS, signal.SIGHUP, signal.SIGUSR1)
-
+__all__ = ["HEALTHCHECK", "check_sessions", "make_servers_in_worker", "run", "run_workers"]
 
 HEALTHCHECK = 30.0
 """Seconds that a worker's event loop may be held up before the worker is killed: longer than a handler does it by mistake."""
@@ -51,6 +40,7 @@ HEALTHCHECK = 30.0
 def run(
     RequestHandlerClass: Callable[..., Any] | Mapping[Callable[..., Any], Any],
     *endpoints: str,
+    server_class: type[BaseServer] | None = None,
     workers: int | str = 1,
     loop: str = "auto",
     reuse_port: bool = False,
@@ -67,7 +57,10 @@ def run(
 
     Args:
         RequestHandlerClass, endpoints: as for :func:`aioecho.serve`, and `options` are :class:`aioecho.BaseServer`'s,
-            such as `grace`, the seconds that handlers have to finish. Limits are for each process.
+            such as `grace`, the seconds that handlers have to finish. Limits are for each process. Or, without endpoints, a
+            factory: a function without arguments that returns a server, or a list of servers which are one program then, each
+            with limits and options of its own. Every worker calls it.
+        server_class: the class of the server, a subclass of :class:`aioecho.TCPServer` for instance, with hooks of its own.
         workers: processes that serve. "auto" is as many as this process has processors to use: those that it may be
             scheduled on, or fewer by the CPU quota of its control group (rounded up). Unless it is 1, this process serves
             nothing: it starts the workers, and replaces a worker that dies. SIGHUP replaces all, one after another, and no
@@ -114,21 +107,35 @@ def run(
         if log_config is not None:
             apply_log_config(log_config)
         renew = functools.partial(renew_log, log_config)
-        if workers == 1 and not reuse_port and max_requests is None:
-            server = serve(RequestHandlerClass, *endpoints, ssl=_made(ssl), **options)
-            return run_server(server, loop=loop, metrics=metrics, control=control, when_reloading=renew)
-        if isinstance(ssl, ssl_module.SSLContext):
+        if server_class is not None:
+            options["server_class"] = server_class
+        if ssl is not None:
+            options["ssl"] = ssl
+        has_workers = not (workers == 1 and not reuse_port and max_requests is None)
+        if has_workers and isinstance(ssl, ssl_module.SSLContext):
             raise TypeError(
                 "worker processes each need a context of their own: give as ssl an aioecho.TLS, or a function that returns one"
             )
-        context = _made(ssl)
-        if isinstance(context, TLS):
-            context.load()
-        server = serve(RequestHandlerClass, *endpoints, ssl=context, **options)  # for its checks
-        options.pop("sock", None)  # it is among the endpoints, by now
+        make_server: Callable[[list[list[str]]], BaseServer]
+        factory: Any = RequestHandlerClass
+        if not endpoints and "sock" not in options and is_factory(factory):
+            _check_factory(factory, options)
+            server = make_servers(factory)
+            make_server = functools.partial(make_servers_in_worker, factory, log_config)
+        else:
+            context = _made(ssl)
+            if has_workers and isinstance(context, TLS):
+                context.load()
+            server = serve(
+                RequestHandlerClass, *endpoints, **{**options, "ssl": context}
+            )  # for its checks, with workers
+            options.pop("sock", None)  # it is among the endpoints, by now
+            make_server = functools.partial(_make_server, RequestHandlerClass, log_config, options)
+        if not has_workers:
+            return run_server(server, loop=loop, metrics=metrics, control=control, when_reloading=renew)
         return run_workers(
             server,
-            functools.partial(_make_server, RequestHandlerClass, ssl, log_config, options),
+            make_server,
             workers=workers,
             loop=loop,
             reuse_port=reuse_port,
@@ -147,24 +154,40 @@ def _made(ssl: Any) -> Any:
     return ssl() if callable(ssl) else ssl
 
 
+def _check_factory(factory: Any, options: Mapping[str, Any]) -> None:
+    if options:
+        name = getattr(factory, "__qualname__", repr(factory))
+        raise TypeError(f"{', '.join(options)}: with a factory, these are given to the servers that {name} makes")
+
+
+def make_servers_in_worker(
+    factory: Callable[[], Any], log_config: LogConfig | None, endpoints: list[list[str]]
+) -> BaseServer:
+    """Make the servers of a factory, to serve on the endpoints of inherited sockets."""
+    if log_config is not None:
+        apply_log_config(log_config)
+    server = make_servers(factory)
+    server.inherit(endpoints)
+    return server
+
+
 def _make_server(
     RequestHandlerClass: Callable[..., Any] | Mapping[Callable[..., Any], Any],
-    ssl: TLS | Callable[[], ssl_module.SSLContext | TLS] | None,
     log_config: LogConfig | None,
     options: dict[str, Any],
     endpoints: list[list[str]],
 ) -> BaseServer:
     if log_config is not None:
         apply_log_config(log_config)
-    context = _made(ssl)
+    options = {**options, "ssl": _made(options.get("ssl"))}
     if not isinstance(RequestHandlerClass, Mapping):
-        return serve(RequestHandlerClass, *itertools.chain(*endpoints), ssl=context, **options)
+        return serve(RequestHandlerClass, *itertools.chain(*endpoints), **options)
     groups = iter(endpoints)
     served: dict[Callable[..., Any], list[str]] = {}
     for handler_class, given in RequestHandlerClass.items():
         count = 1 if isinstance(given, str) else len(given)
         served[handler_class] = list(itertools.chain(*itertools.islice(groups, count)))
-    return serve(served, ssl=context, **options)
+    return serve(served, **options)
 
 
 def run_workers(
@@ -260,7 +283,7 @@ class _Supervisor(Supervisor):
 
 def check_sessions(server: BaseServer, *, reuse_port: bool) -> None:
     """Raise ValueError if several processes can't serve this, as any would get any datagram of a peer's session."""
-    parts = server.parts if isinstance(server, Service) else [server]
+    parts = server.parts if isinstance(server, Composite) else [server]
     sessions = [part for part in parts if isinstance(part, DatagramServer) and part.has_sessions]
     endpoints = [endpoint for part in sessions for endpoint in part.endpoints]
     if sessions and not (
@@ -282,99 +305,3 @@ def _check_seconds(name: str, value: object) -> None:
         not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf
     ):
         raise ValueError(f"{name} must be a number of seconds above 0, or None, not {value!r}")
-
-
-def run_server(
-    server: BaseServer,
-    *,
-    loop: str = "auto",
-    metrics: str | None = None,
-    control: str | None = None,
-    when_serving: Callable[[BaseServer], object] = lambda server: None,
-    when_reloading: Callable[[], object] = reopen_log_files,
-) -> DrainReport:
-    """Do what :func:`run` does for a server that was made but not started; call `when_serving` once it accepts.
-
-    `when_reloading` is called at SIGHUP, before certificates are loaded anew.
-
-    Afterwards signals are handled as before, also if this raises.
-
-    Raises:
-        EndpointError: it can't listen.
-        ValueError: `metrics` is no address, or `control` no Unix socket.
-    """
-    telling = MetricsEndpoint.of_server(metrics, server) if metrics is not None else contextlib.nullcontext()
-    controlled = None if control is None else make_control(control, server, when_reloading)
-    making = asyncio.Runner(loop_factory=loop_factory(loop))
-    with giving_back(SERVER_SIGNALS), short_collections(), making as runner:
-        return runner.run(_serve_and_tell(server, when_serving, when_reloading, telling, controlled))
-
-
-async def _serve_and_tell(
-    server: BaseServer,
-    when_serving: Callable[[BaseServer], object],
-    when_reloading: Callable[[], object],
-    telling: contextlib.AbstractAsyncContextManager[object],
-    control: ControlServer | None,
-) -> DrainReport:
-    async def begin(server: BaseServer) -> None:
-        if control is not None:
-            await control.start()
-        when_serving(server)
-
-    async with telling, control or contextlib.nullcontext():
-        report = await _serve_until_signal(server, begin, when_reloading)
-    await end_other_tasks()
-    if server.has_failed():
-        raise AioechoError("the lifespan of the server failed: see the log")
-    return report
-
-
-async def _serve_until_signal(
-    server: BaseServer, begin: Callable[[BaseServer], Awaitable[None]], when_reloading: Callable[[], object]
-) -> DrainReport:
-    loop = asyncio.get_running_loop()
-    stopping: set[asyncio.Task[DrainReport]] = set()
-    starting = loop.create_task(server.start())
-    watchdog = systemd.Watchdog()
-
-    def stop(number: signal.Signals) -> None:
-        if stopping:
-            server.end_at_once(f"by a second signal, {number.name}")
-            return
-        systemd.notify_stopping(server.grace + 3 * STAGE_TIMEOUT)
-        log_stop(logger, number, len(server.connections), server.what_it_serves, server.grace)
-        starting.cancel()
-        stopping.add(loop.create_task(server.shutdown()))
-
-    def reload() -> None:
-        when_reloading()
-        try:
-            server.reload_tls()
-        except CertificateError as error:
-            logger.error("SIGHUP: the certificate from before is served on: %s", error)
-        except RuntimeError:
-            logger.info("SIGHUP: there is nothing to reload; connections go on")
-        if starting.done() and not stopping:
-            systemd.notify_reloading()
-            systemd.notify("READY=1")
-
-    def log_stats() -> None:
-        logger.info("stats: %s", server.stats)
-
-    stops = {number: functools.partial(stop, number) for number in STOP_SIGNALS}
-    with handling(loop, {**stops, signal.SIGHUP: reload, signal.SIGUSR1: log_stats}):
-        try:
-            await starting
-            await begin(server)
-            systemd.notify("READY=1")
-            await server.serve_forever()
-        except asyncio.CancelledError:
-            pass  # by stop()
-        except BaseException:
-            await server.shutdown(0)
-            raise
-        report = await server.shutdown()
-        await asyncio.gather(*stopping)
-        watchdog.stop()
-        return report

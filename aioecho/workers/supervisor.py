@@ -241,8 +241,6 @@ class Supervisor:
                 case "draining" if self._stopped_by is not None:
                     if message["count"]:
                         log_stop(logger, self._stopped_by, message["count"], message["what"], self._grace, str(worker))
-                case "answer":
-                    self.asking.on_answer(worker, message)
                 case "ended":
                     worker.report = message["report"]
                     if not worker.is_leaving:  # its handler has shut it down: it is replaced as soon as it has ended
@@ -285,7 +283,6 @@ class Supervisor:
                 worker.kill_after(None)
                 self._on_end(worker, status)
                 self.watch.on_end(worker)
-                self.asking.on_end(worker)
                 self._advance()
 
     def _on_end(self, worker: WorkerProcess, status: int) -> None:
@@ -300,6 +297,8 @@ class Supervisor:
             if self._is_stopping:
                 self._drained["aborted"] += is_lost
                 worker.add_report(self._drained)
+                if worker.report is not None and worker.report["failed"]:
+                    self._failure = self._failure or f"the lifespan of {worker} failed: see the log"
         elif worker is slot.successor:
             slot.successor = None
             if slot.worker is not None:

@@ -8,6 +8,7 @@ from aioecho.ops.metrics import MetricsEndpoint
 from aioecho.workers.asking import Asking
 from aioecho.workers.health import StatsLog, WorkerWatchdog
 from aioecho.workers.metrics import WorkerMetrics
+from aioecho.workers.publishing import Relay
 from aioecho.workers.slots import WorkerProcess
 from aioecho.workers.sockets import SupervisorSockets
 
@@ -42,6 +43,7 @@ class WorkerWatch:
         self._workers = workers
         self._asking = asking
         self._is_stopping = is_stopping
+        self._relay = Relay(workers)
         self._stats = StatsLog(workers)
         self._watchdog = WorkerWatchdog(workers, healthcheck)
         self._metrics = WorkerMetrics(workers, sockets, self._ask_for_metrics)
@@ -73,6 +75,10 @@ class WorkerWatch:
         """Take what a worker has told."""
         self.keep_counts(worker, message)
         match message[""]:
+            case "answer":
+                self._asking.on_answer(worker, message)
+            case "publish":
+                self._relay.on_publish(worker, message)
             case "stats":
                 self._stats.on_answer(worker)
             case "pong":
@@ -83,6 +89,7 @@ class WorkerWatch:
         self._stats.add_ended(worker)
         self._metrics.add_ended(worker)
         self._stats.on_answer(worker)
+        self._asking.on_end(worker)
 
     async def _ask_for_metrics(self) -> None:
         for worker, told in (await self._asking.ask("metrics")).values.items():

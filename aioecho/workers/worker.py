@@ -2,9 +2,10 @@
 
 The supervisor starts a fresh interpreter that calls :func:`main`. Between the two is a channel. On it the supervisor sends
 "serve" (once everything is loaded), "retire" (others serve on: leave them what is queued), "drain" (no other serves on:
-accept what is queued), "end" (at once), "stats", "ping" and "ask" (see asking.py). The worker sends "loaded", "failed",
-"ready", "replace" (start my successor), "draining" (and how many connections it waits for), "stats", "metrics", "answer",
-"pong" and "ended". The end of the stream tells that the other side is gone.
+accept what is queued), "end" (at once), "stats", "ping", "ask" (see asking.py), "published" and "unpublished" (see
+publishing.py). The worker sends "loaded", "failed", "ready", "replace" (start my successor), "draining" (and how many
+connections it waits for), "stats", "metrics", "answer", "publish", "pong" and "ended". The end of the stream tells that the
+other side is gone.
 """
 
 import asyncio
@@ -20,12 +21,12 @@ import threading
 import traceback
 from typing import Any, NoReturn
 
-from aioecho.choice import Service
 from aioecho.datagrams.handover import Handover
 from aioecho.datagrams.server import DatagramServer
 from aioecho.exceptions import AioechoError, CertificateError
 from aioecho.net.turns import AcceptCounts
 from aioecho.ops.control_view import ServerView
+from aioecho.parts import Composite
 from aioecho.runtime.collector import short_collections
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.serving.base import BaseServer
@@ -35,6 +36,7 @@ from aioecho.workers.channel import Channel
 from aioecho.workers.guard import loading, remove_mark
 from aioecho.workers.metrics import WorkerReports
 from aioecho.workers.order import Order, read_order
+from aioecho.workers.publishing import Publishing
 from aioecho.workers.signals import keep_for_children
 
 __all__ = ["SIGNALS", "main"]
@@ -135,8 +137,9 @@ class _Worker:
         if what.is_measured:
             self._reports = WorkerReports(server, lambda report: channel.send("metrics", **self._told(report)))
             self._questions["metrics"] = self._answer_metrics
+        self._publishing = Publishing(server, channel)
         self._handover = handover
-        if isinstance(server, DatagramServer | Service):
+        if isinstance(server, DatagramServer | Composite):
             server.handover = handover
 
     async def run(self) -> None:
@@ -169,7 +172,8 @@ class _Worker:
             obeying.cancel()
             report = await self._server.shutdown()
             last = None if self._reports is None else self._reports.last()
-            self._channel.send("ended", report=dataclasses.asdict(report), **self._told(last))
+            ended = {**dataclasses.asdict(report), "failed": self._server.has_failed()}
+            self._channel.send("ended", report=ended, **self._told(last))
             await self._answering.stop()
             await self._channel.drain(0)  # the supervisor kills one that does not end
         finally:
@@ -196,6 +200,10 @@ class _Worker:
                     self._channel.send("stats", **self._counts())
                 case "ask":
                     self._answering.on_ask(message)
+                case "published":
+                    self._publishing.on_published(message)
+                case "unpublished":
+                    self._publishing.on_unpublished(message)
                 case "ping":
                     self._channel.send("pong", **self._counts())
                 case _:

@@ -1,0 +1,136 @@
+"""What the handlers of a server share: the program's state and its end, tasks of the server's own, messages to many."""
+
+import asyncio
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any, Literal
+
+from aioecho.serving.audience import MOST_UNSENT
+from aioecho.serving.lifespan import Lifespan
+from aioecho.serving.registry import Registry
+from aioecho.serving.tasks import LEAST, Tasks
+
+__all__ = ["Sharing"]
+
+
+class Sharing(Registry):
+    """The part of :class:`~aioecho.serving.base.BaseServer` that is the handlers' together."""
+
+    state: Any = None
+    _lifespan: Lifespan | None = None
+    # The servers that it is one of, under one start and one drain: see aioecho.several.
+    company: Any = None
+    # In a worker process: passes a message on to the others, and returns False if there is no room for it.
+    relay: Callable[[str, bytes, str], bool] | None = None
+
+    @functools.cached_property
+    def tasks(self) -> Tasks:
+        """Tasks of the server's own: ``server.tasks.create_task(coroutine)``. In the loop's thread only.
+
+        They outlive the connection of a handler that makes them, and are cancelled when the server has drained, before the
+        lifespan is left. What one raises is logged, and ends neither the server nor other tasks, as a handler's error does not.
+        Where it is to end the server, make the task in a task group of the `lifespan`.
+        """
+        return Tasks("the server", self._task_failed)
+
+    def _task_failed(self, error: Exception) -> None:
+        self._mistake_log.report(error, "a task of the server raised")
+
+    def broadcast(
+        self,
+        data: bytes,
+        *,
+        to: Hashable = None,
+        but: Any = None,
+        most: int = MOST_UNSENT,
+        full: Literal["close", "skip"] = "close",
+        local: bool = False,
+    ) -> int:
+        """Write a message to many clients, without waiting for any of them; return to how many.
+
+        A client gets all of the message or nothing, and broadcasts in their order; a thousand are written to in a turn of the
+        loop. Clients of blocking handlers get none, nor do clients before their handler's setup() has returned. What this meets
+        on a client's connection concerns that connection alone. A broadcast is no answer to what that client has asked.
+
+        Args:
+            data: the message, in bytes.
+            to: a group, of handlers that have called ``self.join(group)``; or a handler class; or None, for all.
+            but: a handler; its client gets nothing. Such as the speaker's.
+            most: bytes. A client for which more would wait to be sent than this is too slow.
+            full: what happens to a client that is too slow: its connection is aborted, with the reason "broadcast"; or, with
+                "skip", it does not get this message, and ``stats.skipped`` counts that.
+            local: in a worker process, write to the clients of this process alone. Else :meth:`publish` is what reaches all.
+
+        Raises:
+            TypeError: the server is for datagrams, or `data` is no bytes.
+            ValueError: `data` alone is more than `most` bytes.
+            RuntimeError: this is not the thread of the server's event loop; or a worker process, and `local` is not True.
+        """
+        self._check_message(data, most, full)
+        if self.relay is not None and not local:
+            raise RuntimeError(
+                "with workers, broadcast() reaches the clients of one process alone: use server.publish(group, data), or"
+                " broadcast(..., local=True)"
+            )
+        return self.audience.send(bytes(data), to, but, most, full)
+
+    def publish(self, topic: str, data: bytes, *, but: Any = None, full: Literal["close", "skip"] = "close") -> int:
+        """Write a message to a group's clients in all worker processes; return to how many of this process.
+
+        A topic is a group: clients hear it whose handlers have called ``self.join(topic)``, in any worker. Without workers it
+        is :meth:`broadcast` to that group. Never waits. In this process the message is written at once; to the others it goes
+        through their parent. From one worker messages come in their order, from several in any. Where 4 MiB wait for a process
+        already, the message does not reach it, and ``stats.unpublished`` counts that, there or here.
+
+        Args:
+            topic: a group's name, a str.
+            data: the message, in bytes, a mebibyte at the most.
+            but: a handler; its client gets nothing.
+            full: what happens to a client that is too slow, as for :meth:`broadcast`.
+
+        Raises:
+            TypeError: the server is for datagrams, `topic` is no str, or `data` is no bytes.
+            ValueError: `data` is more than a mebibyte.
+            RuntimeError: this is not the thread of the server's event loop.
+        """
+        if not isinstance(topic, str):
+            raise TypeError(f"a topic is a str, as it is sent to other processes, not {topic!r}")
+        self._check_message(data, MOST_UNSENT, full)
+        message = bytes(data)
+        if self.relay is not None and not self.relay(topic, message, full):
+            self.note_unpublished(1)
+        return self.audience.send(message, topic, but, MOST_UNSENT, full)
+
+    def deliver(self, topic: str, data: bytes, full: Literal["close", "skip"]) -> None:
+        """Write what another worker has published. Not for users."""
+        self.audience.send(data, topic, None, MOST_UNSENT, full)
+
+    def note_unpublished(self, count: int) -> None:
+        """Count messages that were dropped between workers. Not for users."""
+        self.live_stats.unpublished += count
+
+    def _check_message(self, data: bytes, most: int, full: str) -> None:
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"what is broadcast is bytes, not {type(data).__name__}")
+        if len(data) > most:
+            raise ValueError(f"a broadcast of {len(data)} bytes is more than the {most} that may wait for a client")
+        if full not in ("close", "skip"):
+            raise ValueError(f"full must be 'close' or 'skip', not {full!r}")
+        if self.event_loop is None or asyncio._get_running_loop() is not self.event_loop:
+            raise RuntimeError(
+                "broadcast() is called in the server's event loop: elsewhere use"
+                " server.event_loop.call_soon_threadsafe(server.broadcast, data)"
+            )
+
+    async def _end_program(self) -> None:
+        """End the server's tasks, then its lifespan."""
+        seconds = 0 if self._drain is None else self._drain.seconds_left()
+        await self.tasks.end(max(seconds, LEAST))
+        if self.company is not None and self._drain is not None:
+            await self.company.wait_drained(self)
+        if self._lifespan is not None:
+            await self._lifespan.end(seconds)
+
+    def has_failed(self) -> bool:
+        """Tell whether its lifespan raised or ended too early."""
+        return self._lifespan is not None and self._lifespan.has_failed

@@ -1,0 +1,102 @@
+"""Mistakes that are told in one line: at the start where that can be, or in debug mode while they happen."""
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import pytest
+from conftest import settle
+from helpers import ANYWHERE, ask
+
+import aioecho
+from aioecho.echo import Echo
+
+
+class Plain(aioecho.StreamRequestHandler):
+    def handle(self) -> None:  # type: ignore[override]
+        self.writer.write(b"x")
+        if self.reader:
+            return
+
+
+class NoHandle:
+    def __init__(self, *args: Any) -> None: ...
+
+
+class Lines(Echo):
+    framing = "lines"  # type: ignore[assignment]
+
+
+class Seconds(Echo):
+    timeouts = 30  # type: ignore[assignment]
+
+
+def two_arguments(reader: Any, writer: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("made_with", "expected"),
+    [
+        (Plain, r"the handle\(\) of Plain is a plain function: define it as `async def handle\(self\)`"),
+        (NoHandle, r"NoHandle makes no handlers, as it has no handle\(\)"),
+        (Lines, r"Lines.framing must be None or as aioecho.framing.Lines\(\), not 'lines'"),
+        (Seconds, r"Seconds.timeouts must be None or as aioecho.Timeouts\(\), not 30"),
+        (two_arguments, r"two_arguments is called with \(request, client_address, server\)"),
+        (aioecho.TCPServer, r"TCPServer is a server: .* server_class=TCPServer"),
+    ],
+)
+def test_what_makes_no_handlers_says_so_before_it_serves(made_with: Any, expected: str) -> None:
+    with pytest.raises(TypeError, match=expected):
+        aioecho.TCPServer(ANYWHERE, made_with)
+
+
+@pytest.mark.parametrize("name", ["limits", "timeouts"])
+def test_settings_of_the_wrong_type_are_named(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be"):
+        aioecho.TCPServer(ANYWHERE, Echo, **{name: 30})  # type: ignore[arg-type]
+
+
+async def test_a_plain_handle_that_returns_what_can_be_awaited_is_no_mistake() -> None:
+    class Delegating(aioecho.StreamRequestHandler):
+        def handle(self) -> Any:
+            if self.client_address is None:
+                return None
+            return self.send(b"hello")
+
+    async with aioecho.TCPServer(ANYWHERE, Delegating) as server:
+        assert await ask(server) == b"hello"
+
+
+def work() -> None:
+    time.sleep(0.3)  # the line that holds the loop up
+
+
+async def test_in_debug_mode_a_handler_that_holds_the_loop_up_is_named_with_its_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Sleepy(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            async for line in self.reader:
+                work()
+                await self.send(line)
+
+    loop = asyncio.get_running_loop()
+    loop.slow_callback_duration = 0.1
+    try:
+        with caplog.at_level(logging.WARNING, "aioecho.server"):
+            async with aioecho.TCPServer(ANYWHERE, Sleepy) as server:
+                assert await ask(server) == b"x\n"
+                await settle(lambda: "Sleepy" in caplog.text)
+    finally:
+        loop.slow_callback_duration = float("inf")
+    records = [record.getMessage() for record in caplog.records if record.name == "aioecho.server"]
+    assert len(records) == 1
+    line = work.__code__.co_firstlineno + 1
+    assert f"Sleepy.handle() holds the event loop up for more than 0.1 s, at {__file__}:{line}" in records[0]
+
+
+async def test_out_of_debug_mode_the_loop_is_not_watched() -> None:
+    asyncio.get_running_loop().set_debug(False)
+    async with aioecho.TCPServer(ANYWHERE, Echo) as server:
+        assert server._held_up is None
