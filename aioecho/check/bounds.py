@@ -257,7 +257,7 @@ async def _converse(session: Session, subject: Subject, counts: _Counts) -> None
         for conversations in (WARM_UP + ROUND, ROUND, ROUND):
             for _ in range(conversations):
                 await session.connect()
-                await session.send(*subject.conversation.records)
+                await session.send(b"".join(subject.conversation.records))
                 session.end()
                 await session.wait_end(subject.player.patience)
                 session.close()

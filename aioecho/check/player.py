@@ -45,6 +45,9 @@ class Outcome:
     has_ended: bool = False
     """Whether the handler ended by itself, within PATIENCE seconds after its client."""
 
+    is_endless: bool = False
+    """Whether more than MOST_KEPT bytes were sent."""
+
     was_stuck: bool = False
     """Whether the handler ran for seconds without waiting for anything."""
 
@@ -145,14 +148,16 @@ class Session:
 
     async def settle(self) -> None:
         """Wait until the server has read all that was sent, has done what it can, and its replies are here."""
-        deadline = self._loop.time() + SETTLE
+        # One that sends without end never settles.
+        seconds = SETTLE if self._received < MOST_KEPT else 0.01
+        deadline = self._loop.time() + seconds
         while self._loop.time() < deadline:
-            if await self._loop.quiet(SETTLE) and self._has_arrived():
+            if await self._loop.quiet(seconds) and self._has_arrived():
                 break
             await asyncio.sleep(0.001)  # the kernel, or a handler's thread, is not done: neither tells when it is
         if self._pace:
             before = -1
-            while before != self._received and not self.is_over:
+            while before != self._received < MOST_KEPT and not self.is_over:
                 before = self._received
                 await asyncio.sleep(self._pace)
 
@@ -297,6 +302,7 @@ class Player:
                 await steps(session)
             finally:
                 outcome.replies = session.take_replies()
+                outcome.is_endless = len(outcome.replies) == MOST_KEPT
                 session.close()
                 outcome.reasons = tuple(server.stats.reasons)
         outcome.reasons = tuple(server.stats.reasons)

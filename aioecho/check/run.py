@@ -66,6 +66,8 @@ def check(handler: Callable[..., Any], conversation: Conversation, name: str) ->
 
 def _make(what: str, find: Callable[[Subject], Iterator[Finding]], subject: Subject) -> Result:
     note = "not told: the handler replies differently when it is told the same again"
+    if subject.reference.is_endless:
+        note = "not told: the handler sends without end"
     if what in COMPARES and not subject.is_repeatable:
         return Result(what, note=note)
     findings = tuple(find(subject))

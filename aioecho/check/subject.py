@@ -47,8 +47,8 @@ class Subject:
             self.player.pace = pace
             first, second = (self.player.play(*records, is_cached=False) for _ in range(2))
             self.reference = second
-            self.is_repeatable = first.facts == second.facts
-            if self.is_repeatable:
+            self.is_repeatable = first.facts == second.facts and not second.is_endless
+            if self.is_repeatable or second.is_endless:
                 break
         if not self.reference.has_ended:
             self.player.patience = NOT_ENDING
