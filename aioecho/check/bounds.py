@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import itertools
 import os
 import time
 import tracemalloc
@@ -21,6 +22,9 @@ SENT = 2**25
 HELD = 3 * 2**23
 """Bytes that the process may hold for it. aioecho's own limits are below that, and so are limits of a handler's own mostly."""
 
+UNREAD = 2**22
+"""Bytes that it may hold for a client that reads nothing, if it reads on all the same, and holds a good part of what it reads."""
+
 CHUNK = 2**16
 
 BLOCKED = 0.3
@@ -34,6 +38,14 @@ WARM_UP = 5
 
 ROUND = 20
 """Conversations from one count to the next."""
+
+MOST_SECONDS = 6.0
+"""What all of these conversations may take. Where one takes long there are fewer, but FEWEST in a round."""
+
+FEWEST = 3
+
+OTHERS = ("<", os.path.dirname(os.__file__), os.path.dirname(os.path.dirname(__file__)))
+"""How the names of files begin that are not the handler's: the standard library's, aioecho's."""
 
 LEAKED = 1024
 """Bytes that a conversation may leave behind, in each of two rounds. A connection takes more."""
@@ -116,12 +128,12 @@ def check_slow_reader(subject: Subject) -> Iterator[Finding]:
     outcome = subject.player.run(lambda session: flood.send(session, reads=False))
     if "write buffer" in outcome.reasons:
         text = "the handler writes on and does not drain while its client reads nothing, until the server ends the connection"
-    elif flood.held > HELD:
+    elif flood.held > HELD or (flood.held > UNREAD and flood.held > flood.sent // 4 and not flood.was_blocked):
         text = f"the handler holds {flood.held >> 20} MiB when its client sends {flood.sent >> 20} MiB and reads nothing"
     else:
         return
     shown = f"{data!r} * {CHUNK // len(data) + 1}"
-    values = {"begin": "b''", "chunk": shown, "reads": False, "most": HELD, "sent": SENT}
+    values = {"begin": "b''", "chunk": shown, "reads": False, "most": UNREAD, "sent": SENT}
     yield Finding("slow reader", text, source_of(subject, _FLOOD, _HELD, **values))
 
 
@@ -131,6 +143,7 @@ class _Flood:
     def __init__(self, begin: bytes, chunk: bytes) -> None:
         self._begin, self._chunk = begin, chunk
         self.sent = self.held = 0
+        self.was_blocked = False
 
     async def send(self, session: Session, *, reads: bool) -> None:
         """Connect, and send."""
@@ -148,7 +161,7 @@ class _Flood:
     async def _send(self, session: Session) -> None:
         began = last = time.monotonic()
         left = memoryview(self._begin or self._chunk)
-        while self.sent < SENT and not session.is_over:
+        while self.sent < SENT and not session.is_over and time.monotonic() - began < SECONDS:
             count = session.send_now(left)
             now = time.monotonic()
             if count:
@@ -156,7 +169,8 @@ class _Flood:
                 left, last = left[count:] or memoryview(self._chunk), now
                 await asyncio.sleep(0)
                 self.held = max(self.held, tracemalloc.get_traced_memory()[0])
-            elif now - last > BLOCKED or now - began > SECONDS:
+            elif now - last > BLOCKED and await session.is_quiet():
+                self.was_blocked = True
                 return
             else:
                 await asyncio.sleep(0.001)  # the socket is full: whether the server reads on shows by and by
@@ -192,22 +206,23 @@ def test_nothing_is_left():
 
 
 def check_leaks(subject: Subject) -> Iterator[Finding]:
-    """Count tasks, descriptors and bytes before and after some conversations: none of them grows with their number."""
+    """Count tasks, descriptors and bytes before and after some conversations: none of them grows with their number. What is found first is told."""
     counts = _Counts()
     subject.player.run(lambda session: _converse(session, subject, counts))
     for what, count, most, setup, text in (
-        ("tasks", "len(asyncio.all_tasks())", ROUND // 2, "", f": {counts.commonest_task}"),
-        ("descriptors", 'len(os.listdir("/dev/fd"))', ROUND // 2, "", ""),
-        ("bytes", "tracemalloc.get_traced_memory()[0]", ROUND * LEAKED, "tracemalloc.start()\n    ", counts.place),
+        ("tasks", "len(asyncio.all_tasks())", 0.5, "", f": {counts.commonest_task}"),
+        ("descriptors", 'len(os.listdir("/dev/fd"))', 0.5, "", ""),
+        ("bytes", "tracemalloc.get_traced_memory()[0]", LEAKED, "tracemalloc.start()\n    ", counts.place),
     ):
-        grown = [after - before for before, after in zip(counts.seen[what], counts.seen[what][1:], strict=False)]
-        if len(grown) == 2 and min(grown) >= most:
-            number = min(grown) // ROUND
-            each = f"{number} {what if number != 1 else what.removesuffix('s')}"
+        grown = [after - before for before, after in itertools.pairwise(counts.seen[what])]
+        if len(grown) == 2 and min(grown) >= most * counts.round:
+            number = max(min(grown) // counts.round, 1)
+            left = f"{number} {what if number > 1 else what.removesuffix('s')}"
             data = repr(b"".join(subject.conversation.records))
-            values = {"count": count, "most": most, "setup": setup, "data": data, "rounds": ROUND}
+            values = {"count": count, "most": int(most * ROUND), "setup": setup, "data": data, "rounds": ROUND}
             source = source_of(subject, _LEAK, **values)
-            yield Finding("leaks", f"a conversation leaves {each} behind{text}", source)
+            yield Finding("leaks", f"a conversation leaves {left} behind{text}", source)
+            return  # a task or a descriptor holds memory too
 
 
 class _Counts:
@@ -216,6 +231,7 @@ class _Counts:
     def __init__(self) -> None:
         self.seen: dict[str, list[int]] = {"tasks": [], "descriptors": [], "bytes": []}
         self.commonest_task = self.place = ""
+        self.round = ROUND
         self._snapshot: tracemalloc.Snapshot | None = None
 
     def note(self) -> None:
@@ -230,7 +246,7 @@ class _Counts:
         if taken is not None and self._snapshot is not None:
             for grown in taken.compare_to(self._snapshot, "lineno"):
                 frame = grown.traceback[0]
-                if f"{os.sep}check{os.sep}" not in frame.filename and not frame.filename.endswith("tracemalloc.py"):
+                if grown.size_diff > 0 and not frame.filename.startswith(OTHERS):
                     self.place = f", most of them from {os.path.basename(frame.filename)}:{frame.lineno}"
                     break
         self._snapshot = taken
@@ -254,16 +270,28 @@ def _count_descriptors() -> int:
 async def _converse(session: Session, subject: Subject, counts: _Counts) -> None:
     tracemalloc.start()
     try:
-        for conversations in (WARM_UP + ROUND, ROUND, ROUND):
-            for _ in range(conversations):
-                await session.connect()
-                await session.send(b"".join(subject.conversation.records))
-                session.end()
-                await session.wait_end(subject.player.patience)
-                session.close()
-                if not await session.wait_handler(PATIENCE):
-                    return
-            await session.settle()
+        began = time.monotonic()
+        if not await _repeat(session, subject, WARM_UP):
+            return
+        seconds = (time.monotonic() - began) / WARM_UP
+        counts.round = min(max(int(MOST_SECONDS / 3 / seconds), FEWEST), ROUND)
+        for _ in range(3):
+            if not await _repeat(session, subject, counts.round):
+                return
             counts.note()
     finally:
         tracemalloc.stop()
+
+
+async def _repeat(session: Session, subject: Subject, count: int) -> bool:
+    """Hold the conversation so many times; return whether the handler has ended after every one."""
+    for _ in range(count):
+        await session.connect()
+        await session.send(b"".join(subject.conversation.records))
+        session.end()
+        await session.wait_end(subject.player.patience)
+        session.close()
+        if not await session.wait_handler(PATIENCE):
+            return False
+    await session.settle()
+    return True

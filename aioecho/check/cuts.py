@@ -19,7 +19,7 @@ MOST_SINGLE = 120
 RANDOM = 60
 """Ways of cutting that are chosen at random, but the same in every run."""
 
-SECONDS = 8.0
+SECONDS = 4.0
 """What a search may take, and shrinking what it has found again."""
 
 Cuts = frozenset[int]
@@ -40,7 +40,9 @@ def check_coalescing(subject: Subject) -> Iterator[Finding]:
     """Send records together: those that come in one piece must be answered as those that come one by one."""
     bounds, inner = _places(subject.conversation.records)
     pairs = (bounds - {place} for place in sorted(bounds))
-    found = _search(subject, itertools.chain([frozenset[int]()], pairs), _chosen([*inner, *bounds], frozenset()))
+    # Besides, pieces that begin in one record and end in another, where records in pieces are no trouble by themselves.
+    places = [*bounds] if "segmentation" in subject.found else [*inner, *bounds]
+    found = _search(subject, itertools.chain([frozenset[int]()], pairs), _chosen(places, frozenset()))
     if found is not None:
         yield _shrink(subject, found, "coalescing")
 

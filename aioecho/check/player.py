@@ -182,6 +182,10 @@ class Session:
             return 0
         return int(struct.unpack("i", found)[0])
 
+    async def is_quiet(self) -> bool:
+        """Tell whether the server waits for something: its client, a timer, a thread."""
+        return await self._loop.quiet(0.01)
+
     def end(self) -> None:
         """End the client's direction of the stream."""
         with contextlib.suppress(OSError):

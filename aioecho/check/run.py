@@ -73,4 +73,6 @@ def _make(what: str, find: Callable[[Subject], Iterator[Finding]], subject: Subj
     findings = tuple(find(subject))
     if what in COMPARES and not subject.is_repeatable:
         return Result(what, note=note)
+    if findings:
+        subject.found.add(what)
     return Result(what, findings, note_truncation(subject) if what == "truncation" and not findings else "")

@@ -36,6 +36,8 @@ class Subject:
         self.player, self.conversation, self.name = player, conversation, name
         self.reference = Outcome()
         self.is_repeatable = False
+        self.found: set[str] = set()
+        """The checks that have found something."""
 
     def learn(self) -> None:
         """Play the conversation record by record, twice: note how it goes, and whether it goes the same way again.
