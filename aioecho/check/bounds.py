@@ -23,7 +23,7 @@ HELD = 3 * 2**23
 """Bytes that the process may hold for it. aioecho's own limits are below that, and so are limits of a handler's own mostly."""
 
 UNREAD = 2**22
-"""Bytes that it may hold for a client that reads nothing, if it reads on all the same, and holds a good part of what it reads."""
+"""Bytes that it may hold for a client that reads nothing, where it reads on and holds a good part of what it reads."""
 
 CHUNK = 2**16
 
@@ -129,7 +129,9 @@ def check_slow_reader(subject: Subject) -> Iterator[Finding]:
     if "write buffer" in outcome.reasons:
         text = "the handler writes on and does not drain while its client reads nothing, until the server ends the connection"
     elif flood.held > HELD or (flood.held > UNREAD and flood.held > flood.sent // 4 and not flood.was_blocked):
-        text = f"the handler holds {flood.held >> 20} MiB when its client sends {flood.sent >> 20} MiB and reads nothing"
+        text = (
+            f"the handler holds {flood.held >> 20} MiB when its client sends {flood.sent >> 20} MiB and reads nothing"
+        )
     else:
         return
     shown = f"{data!r} * {CHUNK // len(data) + 1}"
@@ -206,7 +208,7 @@ def test_nothing_is_left():
 
 
 def check_leaks(subject: Subject) -> Iterator[Finding]:
-    """Count tasks, descriptors and bytes before and after some conversations: none of them grows with their number. What is found first is told."""
+    """Count tasks, descriptors and bytes after conversations: none grows with their number. What grows first is told."""
     counts = _Counts()
     subject.player.run(lambda session: _converse(session, subject, counts))
     for what, count, most, setup, text in (

@@ -71,9 +71,9 @@ def default_conversation(framing: Framing) -> Conversation:
         ValueError: the framing can write none of them: a script has to say what to send (caller).
     """
     size: Any = getattr(framing, "size", None)
-    for fit in (lambda text: text, lambda text: (text * 2**10)[:size] if isinstance(size, int) else text):
+    fitted = tuple((text * 2**10)[:size] for text in PAYLOADS) if isinstance(size, int) else PAYLOADS
+    for payloads in (PAYLOADS, fitted):
         try:
-            payloads = tuple(fit(text) for text in PAYLOADS)
             return Conversation(tuple(map(framing.join, payloads)), payloads, framing)
         except ValueError as error:
             why = error
@@ -84,8 +84,8 @@ def parse_script(text: bytes, framing: Framing | None) -> Conversation:
     r"""Return the conversation of a script.
 
     With a line that begins with ``> `` it is one of lines ``> sent``, ``< expected`` and ``# comment``, in which ``\n``,
-    ``\r``, ``\t``, ``\0``, ``\\`` and ``\xHH`` are escapes. Without one every line is sent as it is. A record is the line as the
-    framing writes it; without a framing a newline is added to what does not end with one.
+    ``\r``, ``\t``, ``\0``, ``\\`` and ``\xHH`` are escapes. Without one every line is sent as it is. A record is the line as
+    the framing writes it; without a framing a newline is added to what does not end with one.
 
     Raises:
         ValueError: a line makes no sense, which the message names by its number, or nothing is sent (caller).
@@ -93,12 +93,15 @@ def parse_script(text: bytes, framing: Framing | None) -> Conversation:
     lines = text.removesuffix(b"\n").split(b"\n")
     if not any(line.startswith(b"> ") for line in lines):
         return _conversation(lines, framing, ())
-    sent, expected = [], []
+    sent: list[bytes] = []
+    expected: list[bytes] = []
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith(b"#"):
             continue
         if line[:2].rstrip() not in (b">", b"<"):
-            raise ValueError(f"line {number} begins with none of '> ', '< ' and '#': {line.decode('utf-8', 'replace')!r}")
+            raise ValueError(
+                f"line {number} begins with none of '> ', '< ' and '#': {line.decode('utf-8', 'replace')!r}"
+            )
         line = line.removesuffix(b"\r")
         (sent if line.startswith(b">") else expected).append(_unescape(line[2:], number))
     return _conversation(sent, framing, tuple(expected))

@@ -1,7 +1,8 @@
-"""What a handler does when its client ends in mid-message, ends its stream early, breaks the connection, or the server stops."""
+"""What a handler does when its client ends in mid-message or early, breaks the connection, or when the server stops."""
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Iterator
 
 from aioecho.check.examples import ERRORS, explain, list_pieces, source_of
@@ -76,7 +77,7 @@ def check_half_close(subject: Subject) -> Iterator[Finding]:
             return
 
 
-_RESET = '''
+_RESET = """
 async def reset_connection(data):
     async with Server(("127.0.0.1", 0), {handler}, timeouts=aioecho.Timeouts(lost=1), grace=0.1) as server:
         client = socket.create_connection(server.server_address)
@@ -95,7 +96,7 @@ async def reset_connection(data):
 def test_a_reset_ends_the_handler():
     asyncio.run(reset_connection({data}))
     assert Server.mistakes == []
-'''
+"""
 
 
 def check_reset(subject: Subject) -> Iterator[Finding]:
@@ -103,8 +104,13 @@ def check_reset(subject: Subject) -> Iterator[Finding]:
     records = subject.conversation.records
     everything = b"".join(records)
     known = set(subject.reference.errors)
-    for data, waits in ((records[0], True), (records[0][: len(records[0]) // 2], True), (everything, False), (everything, True)):
-        outcome = subject.player.run(lambda session, data=data, waits=waits: _reset(session, data, waits))
+    for data, waits in (
+        (records[0], True),
+        (records[0][: len(records[0]) // 2], True),
+        (everything, False),
+        (everything, True),
+    ):
+        outcome = subject.player.run(functools.partial(_reset, data=data, waits=waits))
         when = f"its client sends {shorten(data)} and resets the connection"
         if outcome.was_stuck:
             text = f"the handler runs on and on, and waits for nothing, when {when}"
@@ -164,8 +170,8 @@ def check_stop(subject: Subject) -> Iterator[Finding]:
         if not part:
             continue
         before = records[:number]
-        between = subject.player.run(lambda session, said=before: _stop(session, said))
-        outcome = subject.player.run(lambda session, said=(*before, part): _stop(session, said))
+        between = subject.player.run(functools.partial(_stop, said=before))
+        outcome = subject.player.run(functools.partial(_stop, said=(*before, part)))
         when = f"the server stops after half a request, {shorten(part)}"
         said = list_pieces((*before, part))
         if outcome.was_stuck:
@@ -200,7 +206,9 @@ def _is_reply(subject: Subject, number: int, part: bytes, outcome: Outcome) -> b
 async def _stop(session: Session, said: tuple[bytes, ...]) -> None:
     await session.connect()
     await session.send(*said)
-    await asyncio.sleep(0.12)  # a connection that is younger is given time for its first request: see docs/pages/stopping.md
+    await asyncio.sleep(
+        0.12
+    )  # a connection that is younger is given time for its first request: see docs/pages/stopping.md
     session.outcome.before_stop = session.take_replies()
     await session.server.shutdown(GRACE)
     session.outcome.has_ended = await session.wait_end(PATIENCE)

@@ -8,14 +8,14 @@ from aioecho.check.subject import Finding, Subject, shorten
 
 __all__ = ["ERRORS", "explain", "list_pieces", "source_of"]
 
-ERRORS = '''
+ERRORS = """
 class Server(aioecho.TCPServer):
     mistakes = []  # of its handlers
 
     def handle_error(self, request, client_address):
         if not self.is_peers_fault(sys.exception()):
             self.mistakes.append(sys.exception())
-'''
+"""
 """A part of an example: a server that notes what its handlers raise."""
 
 _SAY = '''
@@ -121,7 +121,9 @@ def explain(
         how = f"{' + '.join(map(shorten, pieces))} comes in {'one piece' if len(pieces) == 1 else 'pieces'}"
     if outcome.was_stuck:
         return Finding(
-            check, f"the handler runs on and on, and waits for nothing, when {how}", source_of(subject, _SAY, _WAITS, said=said)
+            check,
+            f"the handler runs on and on, and waits for nothing, when {how}",
+            source_of(subject, _SAY, _WAITS, said=said),
         )
     if set(outcome.errors) - set(expected.errors):
         source = source_of(subject, ERRORS, _SAY, _RAISES, said=said, server="Server")

@@ -1,4 +1,4 @@
-"""Plays conversations with a handler: a server in this process, and one client of it, over a TCP socket of the loopback interface."""
+"""Plays conversations with a handler: a server in this process, and one client of it, over TCP on the loopback interface."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,7 @@ import struct
 import sys
 import termios
 import threading
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,7 +139,7 @@ class Session:
             self._sent += len(piece)
             await self.settle()
 
-    def send_now(self, data: bytes) -> int:
+    def send_now(self, data: bytes | memoryview) -> int:
         """Send what the kernel takes at once; return how many bytes that were. Raises OSError if the server has closed."""
         try:
             return self._sock.send(data)
@@ -247,7 +247,9 @@ class Player:
 
     def _make_loop(self) -> QuietLoop:
         self._loop = QuietLoop()
-        self._loop.set_exception_handler(lambda loop, context: None)  # handlers' own tasks: printed, they would be noise
+        self._loop.set_exception_handler(
+            lambda loop, context: None
+        )  # handlers' own tasks: printed, they would be noise
         return self._loop
 
     def __enter__(self) -> "Player":

@@ -12,6 +12,7 @@ from aioecho.check.endings import check_half_close, check_reset, check_stop, che
 from aioecho.check.player import Player
 from aioecho.check.replies import check_replies
 from aioecho.check.subject import Finding, Subject
+from aioecho.server import TCPServer
 
 __all__ = ["CHECKS", "Result", "check"]
 
@@ -44,14 +45,19 @@ class Result:
 
 
 def check(handler: Callable[..., Any], conversation: Conversation, name: str) -> Iterator[Result]:
-    """Make all checks of a handler class for streams, and yield what every one has found as soon as it has ended.
+    """Make all checks of a handler for streams, and return an iterator of what every one has found, as soon as it has ended.
 
     The handler runs in this process and thread, with a server for every conversation. Meanwhile nothing is logged. `name` is
     ``module:Class``, as the examples of the findings import it. The same handler has the same findings in every run.
 
     Raises:
-        TypeError: this is no handler class for streams (caller).
+        TypeError: this is no handler for streams (caller).
     """
+    TCPServer(("127.0.0.1", 0), handler)  # it raises; it is not started
+    return _check(handler, conversation, name)
+
+
+def _check(handler: Callable[..., Any], conversation: Conversation, name: str) -> Iterator[Result]:
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

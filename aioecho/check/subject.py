@@ -59,7 +59,9 @@ class Subject:
         """Return the replies to the first records, each of which waits for the reply to the one before."""
         return self.player.play(*self.conversation.records[:count]).replies
 
-    def differs(self, pieces: Sequence[bytes], records: Sequence[bytes], *, ends_at_once: bool = False) -> Outcome | None:
+    def differs(
+        self, pieces: Sequence[bytes], records: Sequence[bytes], *, ends_at_once: bool = False
+    ) -> Outcome | None:
         """Return how it goes when `records` are said in these pieces, if it goes in another way than record by record.
 
         None too if it does not go the same way each time: that tells nothing.
