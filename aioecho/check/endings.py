@@ -5,7 +5,7 @@ import contextlib
 import functools
 from collections.abc import Iterator
 
-from aioecho.check.examples import ERRORS, explain, list_pieces, source_of
+from aioecho.check.examples import ERRORS, RUNS_ON, WAITS, explain, list_pieces, source_of
 from aioecho.check.player import PATIENCE, Outcome, Session
 from aioecho.check.subject import Finding, Subject, shorten
 
@@ -92,7 +92,12 @@ async def reset_connection(data):
                 return
         raise TimeoutError("the handler has not ended")
 
+'''
 
+_RESET_ENDS = '''
+"""
+
+_RESET_ENDS = """
 def test_a_reset_ends_the_handler():
     asyncio.run(reset_connection({data}))
     assert Server.mistakes == []
@@ -110,18 +115,20 @@ def check_reset(subject: Subject) -> Iterator[Finding]:
         (everything, False),
         (everything, True),
     ):
+        wait = 0.1 if waits else 0
         outcome = subject.player.run(functools.partial(_reset, data=data, waits=waits))
+        end = _RESET_ENDS
         when = f"its client sends {shorten(data)} and resets the connection"
         if outcome.was_stuck:
-            text = f"the handler runs on and on, and waits for nothing, when {when}"
+            text, end = f"the handler {RUNS_ON} when {when}", WAITS
         elif set(outcome.errors) - known:
             text = f"the handler raises {outcome.errors[0]} when {when}"
         elif not outcome.has_ended:
             text = f"the handler goes on for more than {PATIENCE:g} s when {when}"
         else:
             continue
-        wait = 0.1 if waits else 0
-        yield Finding("reset", text, source_of(subject, ERRORS, _RESET, data=repr(data), wait=wait))
+        call = f"reset_connection({data!r})"
+        yield Finding("reset", text, source_of(subject, ERRORS, _RESET, end, data=repr(data), wait=wait, call=call))
         return
 
 
@@ -175,18 +182,19 @@ def check_stop(subject: Subject) -> Iterator[Finding]:
         when = f"the server stops after half a request, {shorten(part)}"
         said = list_pieces((*before, part))
         if outcome.was_stuck:
-            text, end = f"the handler runs on and on, and waits for nothing, when {when}", _STOP_RAISES
+            text, end = f"the handler {RUNS_ON} when {when}", WAITS
         elif set(outcome.errors) - set(subject.reference.errors) - set(between.errors):
             text, end = f"the handler raises {outcome.errors[0]} when {when}", _STOP_RAISES
         elif outcome.replies != between.replies and _is_reply(subject, number, part, outcome):
             text, end = f"the reply {shorten(outcome.replies)} is made up when {when}", _STOP_REPLIES
         else:
             continue
-        is_reply = end is _STOP_REPLIES
-        parts = (_STOP, end) if is_reply else (ERRORS, _STOP, end)
-        values = {"said": said, "before": list_pieces(before), "grace": GRACE}
-        server = {} if is_reply else {"server": "Server"}
-        yield Finding("stop", text, source_of(subject, *parts, **values, **server))
+        values = {"said": said, "before": list_pieces(before), "grace": GRACE, "call": f"stop_after({said})"}
+        if end is _STOP_RAISES:
+            source = source_of(subject, ERRORS, _STOP, end, **values, server="Server")
+        else:
+            source = source_of(subject, _STOP, end, **values)
+        yield Finding("stop", text, source)
         return
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from aioecho.check.examples import explain_plain
+from aioecho.check.examples import RUNS_ON, explain_plain
 from aioecho.check.subject import Finding, Subject, shorten
 
 __all__ = ["check_replies"]
@@ -12,7 +12,7 @@ def check_replies(subject: Subject) -> Iterator[Finding]:
     """Say the conversation as it is: the handler raises nothing, and the replies that a script expects come in order."""
     outcome, conversation = subject.reference, subject.conversation
     if outcome.was_stuck:
-        yield explain_plain(subject, "the handler runs on and on, and waits for nothing, in the plain conversation")
+        yield explain_plain(subject, f"the handler {RUNS_ON} in the plain conversation")
         return
     if outcome.errors:
         yield explain_plain(subject, f"the handler raises {outcome.errors[0]} in the plain conversation")
