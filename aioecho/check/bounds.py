@@ -198,7 +198,7 @@ class _Flood:
 
 
 _LEAK = '''
-async def count_what_is_left(before=5, then={rounds}):
+async def count_what_is_left(before=5, then=10):
     """Return what is counted after some conversations, and after some more."""
     async with aioecho.TCPServer(("127.0.0.1", 0), {handler}) as server:
         counts = []
@@ -239,7 +239,7 @@ def check_leaks(subject: Subject) -> Iterator[Finding]:
             number = max(min(grown) // counts.round, 1)
             left = f"{number} {what if number > 1 else what.removesuffix('s')}"
             data = repr(b"".join(subject.conversation.records))
-            values = {"count": count, "most": int(most * ROUND), "setup": setup, "data": data, "rounds": ROUND}
+            values = {"count": count, "most": int(most * 10), "setup": setup, "data": data}
             source = source_of(subject, _LEAK, **values)
             yield Finding("leaks", f"a conversation leaves {left} behind{text}", source)
             return  # a task or a descriptor holds memory too

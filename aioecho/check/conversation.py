@@ -90,7 +90,7 @@ def parse_script(text: bytes, framing: Framing | None) -> Conversation:
     Raises:
         ValueError: a line makes no sense, which the message names by its number, or nothing is sent (caller).
     """
-    lines = text.removesuffix(b"\n").split(b"\n")
+    lines = text.removesuffix(b"\n").split(b"\n") if text else []
     if not any(line.startswith(b"> ") for line in lines):
         return _conversation(lines, framing, ())
     sent: list[bytes] = []

@@ -156,8 +156,8 @@ class Session:
                 break
             await asyncio.sleep(0.001)  # the kernel, or a handler's thread, is not done: neither tells when it is
         if self._pace:
-            before = -1
-            while before != self._received < MOST_KEPT and not self.is_over:
+            before, deadline = -1, self._loop.time() + SETTLE  # one that sends by a timer may never be silent
+            while before != self._received < MOST_KEPT and not self.is_over and self._loop.time() < deadline:
                 before = self._received
                 await asyncio.sleep(self._pace)
 

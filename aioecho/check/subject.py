@@ -61,6 +61,10 @@ class Subject:
         """Return the replies to the first records, each of which waits for the reply to the one before."""
         return self.player.play(*self.conversation.records[:count]).replies
 
+    def seems_different(self, pieces: Sequence[bytes], records: Sequence[bytes], *, ends_at_once: bool = False) -> bool:
+        """Tell whether it goes differently when `records` are said in these pieces, as far as one time tells."""
+        return self.player.play(*pieces, ends_at_once=ends_at_once).facts != self.player.play(*records).facts
+
     def differs(
         self, pieces: Sequence[bytes], records: Sequence[bytes], *, ends_at_once: bool = False
     ) -> Outcome | None:
@@ -68,7 +72,7 @@ class Subject:
 
         None too if it does not go the same way each time: that tells nothing.
         """
-        if self.player.play(*pieces, ends_at_once=ends_at_once).facts == self.player.play(*records).facts:
+        if not self.seems_different(pieces, records, ends_at_once=ends_at_once):
             return None
         expected, got = [], []
         for _ in range(2):
