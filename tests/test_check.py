@@ -119,14 +119,13 @@ def test_the_same_is_found_in_every_run() -> None:
     [
         *echo.HANDLERS.values(),
         faulty.Framed,
-        faulty.Ended,
+        handler(echo.UpperFrames.handle, framing=COBS()),
         faulty.Bye,
         faulty.Greets,
         faulty.Room,
         faulty.InThreads,
         faulty.Publisher,
         faulty.Blocking,
-        handler(faulty.Bye.handle, framing=COBS()),
     ],
 )
 def test_nothing_is_found_in_a_sound_handler(kind: Any) -> None:

@@ -75,10 +75,12 @@ class _Server(TCPServer):
         self.client_socket: Any = None
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Note the socket, and serve the client."""
         self.client_socket = request[1].get_extra_info("socket") if isinstance(request, tuple) else request
         return True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
+        """Note what the handler has raised, if that is a mistake of its own."""
         error = sys.exception()
         if isinstance(error, HandlerStuck):
             self.outcome.was_stuck = True

@@ -47,6 +47,8 @@ class Subject:
         """
         records, player = self.conversation.records, self.player
         first = player.play(*records, is_cached=False)
+        if not first.has_ended:
+            player.patience = NOT_ENDING
         player.pace = SLOW_PACE
         self.reference = player.play(*records, is_cached=False)
         if self.reference.is_endless or first.facts == self.reference.facts:
@@ -54,8 +56,6 @@ class Subject:
         else:
             first = player.play(*records, is_cached=False)
         self.is_repeatable = first.facts == self.reference.facts and not self.reference.is_endless
-        if not self.reference.has_ended:
-            self.player.patience = NOT_ENDING
 
     def replies_to(self, count: int) -> bytes:
         """Return the replies to the first records, each of which waits for the reply to the one before."""

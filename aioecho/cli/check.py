@@ -11,7 +11,7 @@ import click
 from aioecho.cli.console import Mistake
 from aioecho.cli.handlers import find_framed_handlers, find_handler
 from aioecho.cli.objects import FRAMING_HELP, find_framing
-from aioecho.echo import HANDLERS
+from aioecho.echo import FRAME_HANDLERS, HANDLERS
 from aioecho.framing import Framing, Lines
 from aioecho.serving.handler_types import undo_partial
 
@@ -55,7 +55,10 @@ def check_command(handler: str, say: str | None, framing: str | None) -> None:
         raise Mistake('check needs the package hypothesis: pip install "aioecho[check]"') from error
     kind = _find(handler, framing)
     conversation = _read_conversation(kind, say, framing)
-    name = f"{kind.__module__}:{kind.__qualname__}" if handler in HANDLERS else handler
+    name = handler
+    if handler in HANDLERS:
+        ready_made = HANDLERS[handler] if framing is None else FRAME_HANDLERS[handler]
+        name = f"{ready_made.__module__}:{ready_made.__qualname__}"
     try:
         results = check(kind, conversation, name)
     except TypeError as error:
