@@ -7,11 +7,13 @@ Write a handler class with an ``async def handle(self)``, and give it to :func:`
 from aioecho.background import BackgroundServer, run_in_thread
 from aioecho.certificates import TLS
 from aioecho.choice import serve
+from aioecho.client import Backoff, Connection, connect
 from aioecho.config import Limits, Timeouts
 from aioecho.datagrams.server import DatagramServer, UDPServer, UnixDatagramServer
 from aioecho.exceptions import (
     AioechoError,
     CertificateError,
+    ConnectionClosed,
     ConnectionTimeout,
     EndpointError,
     FrameTooLong,
@@ -24,6 +26,7 @@ from aioecho.server import TCPServer, UnixStreamServer
 from aioecho.serving.base import BaseServer
 from aioecho.serving.handlers import (
     BaseRequestHandler,
+    DatagramBatchHandler,
     DatagramRequestHandler,
     DatagramSessionHandler,
     StreamRequestHandler,
@@ -40,12 +43,16 @@ __all__ = [
     "TLS",
     "AioechoError",
     "BackgroundServer",
+    "Backoff",
     "BaseRequestHandler",
     "BaseServer",
     "ByteCounts",
     "CertificateError",
+    "Connection",
+    "ConnectionClosed",
     "ConnectionTimeout",
     "Connections",
+    "DatagramBatchHandler",
     "DatagramRequestHandler",
     "DatagramServer",
     "DatagramSessionHandler",
@@ -70,6 +77,7 @@ __all__ = [
     "UnixDatagramServer",
     "UnixStreamServer",
     "__version__",
+    "connect",
     "run",
     "run_in_thread",
     "serve",

@@ -5,6 +5,7 @@ from typing import ClassVar
 __all__ = [
     "AioechoError",
     "CertificateError",
+    "ConnectionClosed",
     "ConnectionTimeout",
     "EndpointError",
     "FrameTooLong",
@@ -36,24 +37,45 @@ class CertificateError(AioechoError, ValueError):
     """A certificate, its key, or what goes with them cannot be used: the caller's or the system's fault. One line says why."""
 
 
-class ConnectionTimeout(AioechoError, TimeoutError):
-    """One of the server's timeouts has passed: the peer's fault. Raised where a handler reads or drains.
+class ConnectionClosed(AioechoError, ConnectionError):
+    """The connection of a client has ended, or broke: the peer's or the system's fault. For `aioecho.connect()`.
 
-    `which` names the field of Timeouts, "idle", "message", "write" or "max_age", and `seconds` is its value. The stream
-    can be used on, for a last word: a timeout is raised once.
+    The message is one line that names the endpoint and the reason. `errno` is the system's, None where the peer has closed in
+    good order. `partial` is what had come of a message that was not whole.
     """
 
-    def __init__(self, which: str, seconds: float) -> None:
-        super().__init__(which, seconds)
-        self.which = which
-        self.seconds = seconds
+    def __init__(self, message: str, errno: int | None = None, partial: bytes = b"") -> None:
+        super().__init__(message)
+        self.errno = errno
+        self.message = message
+        self.partial = partial
 
     def __str__(self) -> str:
-        return f"{_WHAT_PASSED[self.which]} {self.seconds:g} s (Timeouts.{self.which})"
+        return self.message
+
+
+class ConnectionTimeout(AioechoError, TimeoutError):
+    """A timeout of a connection has passed: the peer's fault. Raised where a handler, or a client, reads or writes.
+
+    In a server `which` names the field of Timeouts, "idle", "message", "write" or "max_age", and `seconds` is its value. In a
+    client it is "timeout", and `message` names the endpoint. The stream can be used on: a timeout is raised once.
+    """
+
+    def __init__(self, which: str, seconds: float, message: str = "") -> None:
+        super().__init__(which, seconds, message)
+        self.which = which
+        self.seconds = seconds
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message or f"{_WHAT_PASSED[self.which]} {self.seconds:g} s (Timeouts.{self.which})"
 
 
 class _RecordTooLong(AioechoError, ValueError):
     _record: ClassVar[str]
+
+    peer = "the peer"
+    """What the message calls the sender. A client has the endpoint's name there."""
 
     def __init__(self, size: int | None, limit: int, skip: int | None = None) -> None:
         super().__init__(size, limit, skip)
@@ -63,7 +85,7 @@ class _RecordTooLong(AioechoError, ValueError):
 
     def __str__(self) -> str:
         what = f"more than {self.limit} bytes" if self.size is None else f"{self.size} bytes"
-        return f"the peer sent a {self._record} of {what}, over the limit of {self.limit} bytes"
+        return f"{self.peer} sent a {self._record} of {what}, over the limit of {self.limit} bytes"
 
 
 class LineTooLong(_RecordTooLong):

@@ -472,6 +472,7 @@ async def test_a_one_way_sink_loses_a_line_at_the_most_of_a_client_that_looks_fo
 # Clients without a thread.
 
 
+@pytest.mark.timed  # a client has FRESH from the end of its handshake on
 @pytest.mark.parametrize("has_tls", [False, True])
 async def test_clients_that_wait_for_a_thread_at_a_stop_are_all_answered_in_turn(
     has_tls: bool, tls: SimpleNamespace

@@ -835,9 +835,9 @@ def test_send_takes_frames_up_to_16_mib(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("reply", "output", "expected"),
     [
-        (b"3:abc,4:d", b"abc\n", "the connection to {} broke: it was closed in the middle of a frame, after 3 bytes"),
-        (b"3:abc,x", b"abc\n", "{}: the peer sent no length, in at most 10 digits before b':': b'x'"),
-        (b"99999999:", b"", "{}: the peer sent a frame of 99999999 bytes, over the limit of 16777216 bytes"),
+        (b"3:abc,4:d", b"abc\n", "{} closed the connection in the middle of a message, after 3 bytes"),
+        (b"3:abc,x", b"abc\n", "{} sent no length, in at most 10 digits before b':': b'x'"),
+        (b"99999999:", b"", "{} sent a frame of 99999999 bytes, over the limit of 16777216 bytes"),
         (b"", b"", "the connection to {} broke: it was closed without an answer"),
     ],
 )

@@ -690,8 +690,79 @@ def test_a_server_runs_in_a_thread() -> None:
     assert output_of(BLOCKS["background"]) == "b'HELLO\\n'\n1\n"
 
 
+# client.md
+
+
+def run_against(endpoint: str, name: str) -> str:
+    """Run a block that connects to port 9999, but to `endpoint`, and return its output."""
+    return output_of(BLOCKS[name].replace("tcp://127.0.0.1:9999", endpoint).replace("udp://127.0.0.1:9999", endpoint))
+
+
+@runs("client")
+def test_the_client_sends_receives_and_asks_or_says_why_not() -> None:
+    class UpperUntilBye(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            async for line in self.reader:
+                await self.send(line.upper())
+                if line == b"bye\n":
+                    return
+
+    with aioecho.run_in_thread(UpperUntilBye, "tcp://127.0.0.1:0") as server:
+        endpoint = server.names[0]
+        assert run_against(endpoint, "client") == "b'HELLO'\nb'AND AGAIN'\nb'BYE'\n"
+    assert run_against(endpoint, "client") == f"cannot connect to {endpoint}: Connection refused\n"
+
+
+@runs("follow")
+def test_the_subscriber_comes_back_and_subscribes_anew() -> None:
+    said = []
+
+    class News(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            said.append(await self.reader.readline())
+            await self.send(b"news\n" if len(said) < 3 else b"stop\n")
+            if len(said) == 1:
+                await self.send(b"half a li")
+
+    class Stop(Exception):
+        pass
+
+    printed = []
+
+    def show(text: object) -> None:
+        printed.append(str(text))
+        if text == "stop":
+            raise Stop
+
+    with aioecho.run_in_thread(News, "tcp://127.0.0.1:0") as server:
+        text = BLOCKS["follow"].replace("tcp://127.0.0.1:9999", server.names[0])
+        module = {"__name__": "__main__", "print": show}
+        with pytest.raises(Stop):
+            exec(compile(text, "<block>", "exec"), module)
+    assert said == [b"subscribe news\n"] * 3
+    assert printed[0] == "news"
+    assert printed[1].endswith("closed the connection in the middle of a message, after 9 bytes")
+    assert printed[2:] == ["news", "stop"]
+
+
+@runs("lookup-again")
+def test_a_datagram_is_asked_again_until_its_reply_comes() -> None:
+    seen = []
+
+    class Lookup(aioecho.DatagramRequestHandler):
+        async def handle(self) -> None:
+            seen.append(self.data)
+            if len(seen) == 2:
+                await self.reply(b"6 late")
+                await self.reply(b"7 one is 1")
+
+    with aioecho.run_in_thread(Lookup, "udp://127.0.0.1:0") as server:
+        assert run_against(server.names[0], "lookup-again") == "b'7 one is 1'\n"
+    assert seen == [b"7 one?", b"7 one?"]
+
+
 @runs("connect")
-def test_a_client_connects_or_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_and_a_writer_are_connected_or_say_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     output = output_of(BLOCKS["connect"])
     assert output == "b'HELLO\\n'\ncannot connect to unix:upper.sock: No such file or directory\n"
@@ -835,6 +906,28 @@ def test_the_load_generator_loads() -> None:
             outcome = load(line, server.names[0])
             assert (outcome.exit_code, outcome.stderr) == (0, "")
             assert "p99" in outcome.stdout
+
+
+@runs("load-others", "exchanges.txt")
+def test_the_load_generator_loads_servers_that_do_not_echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replies = {b"PING": b"PONG\n", b"LOGIN me": b"welcome\n", b"GET one": b"value 1\n"}
+
+    class Server(aioecho.StreamRequestHandler):
+        greeting = b""
+
+        async def handle(self) -> None:
+            await self.send(self.greeting)
+            async for line in self.reader:
+                await self.send(replies[line.strip()])
+
+    (tmp_path / "exchanges.txt").write_text(BLOCKS["exchanges.txt"])
+    monkeypatch.chdir(tmp_path)
+    for line in BLOCKS["load-others"].splitlines():
+        handler = type("Handler", (Server,), {"greeting": b"hello there\n" if "--script" in line else b""})
+        with aioecho.run_in_thread(handler, "tcp://127.0.0.1:0") as server:
+            outcome = load(line, server.names[0])
+        assert (outcome.exit_code, outcome.stderr) == (0, "")
+        assert "p99" in outcome.stdout
 
 
 @pytest.mark.slow

@@ -810,7 +810,7 @@ async def test_a_link_local_address_is_named_so_that_it_can_be_used() -> None:
     async with aioecho.serve(Echo, f"tcp://[{link_local()}]:0") as server:
         name = server.names[0]
         assert name == f"tcp://[{link_local()}]:{server.server_address[1]}"
-        reader, writer = await client.connect(name)
+        reader, writer = await client.open_connection(name)
         writer.write(b"hello")
         writer.write_eof()
         assert await reader.read() == b"hello"

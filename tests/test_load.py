@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import re
@@ -43,7 +44,8 @@ from aioecho.framing import (
 from aioecho.load.hdr_log import encode_histogram
 from aioecho.load.latencies import Latencies
 from aioecho.load.messages import make_pool
-from aioecho.load.report import Condition, remarks, write_hdr, write_plot
+from aioecho.load.plot import write_plot
+from aioecho.load.report import Condition, remarks, write_hdr
 from aioecho.load.run import LoadResult, LoadSettings, load
 from aioecho.load.settings import parse_target
 
@@ -1084,7 +1086,8 @@ def test_a_histogram_is_encoded_as_hdrhistogram_encodes_it():
 def test_hdrhistogram_reads_the_log(tmp_path):
     histogram_module, log_module = pytest.importorskip("hdrh.histogram"), pytest.importorskip("hdrh.log")
     counts = {7: 3, 900: 40, 2049: 1, 70_000: 2000, 1_000_000: 5, 123_456_789: 1}
-    write_hdr(result_of(counts, measured_s=2.5), tmp_path / "r.hdr")
+    with open(tmp_path / "r.hdr", "wb") as file:
+        write_hdr(result_of(counts, measured_s=2.5), file)
     expected = histogram_module.HdrHistogram(1, 3_600_000_000, 3)
     for value, count in counts.items():
         expected.record_value(value, count)
@@ -1108,8 +1111,11 @@ def test_conditions_compare_and_unmeasured_values_meet_them():
     assert Condition.parse("p99_us<1").holds(result_of({}))
 
 
-def test_a_result_with_nothing_measured_can_still_be_written(tmp_path):
+def test_a_result_with_nothing_measured_can_still_be_written():
     result = result_of({})
-    write_plot(result, tmp_path / "empty.png")
-    write_hdr(result, tmp_path / "empty.hdr")
+    plot, log = io.BytesIO(), io.BytesIO()
+    write_plot(result, plot, "png")
+    write_hdr(result, log)
+    assert plot.getvalue().startswith(b"\x89PNG")
+    assert log.getvalue().startswith(b"#[aioecho load")
     assert json.loads(json.dumps(result.as_dict()))["p50_us"] is None

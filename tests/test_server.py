@@ -18,7 +18,7 @@ from conftest import check_identity, settle
 from helpers import ask, handler, reset
 
 import aioecho
-from aioecho.client import connect
+from aioecho.client import open_connection
 from aioecho.echo import DatagramEcho, Echo, Upper
 from aioecho.net import endpoints
 from aioecho.net.acceptor import Acceptor
@@ -503,7 +503,7 @@ async def test_a_handler_that_waits_for_another_stream_last_ends_as_any_other(is
 
     async def relay(self: Any) -> None:
         line = await self.reader.readline()
-        reader, writer = await connect(behind.names[0])
+        reader, writer = await open_connection(behind.names[0])
         writer.write(line)
         await self.send(await reader.readline())
         writer.close()

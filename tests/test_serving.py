@@ -70,7 +70,7 @@ def test_it_serves_datagrams_and_sends_them(kind: str, loop: str, tmp_path: Path
 
 
 def test_send_says_when_nobody_is_there(nobody: str, tmp_path: Path) -> None:
-    check_mistake(invoke("send", nobody, "hello"), f"the connection to {nobody} broke: Connection refused", status=1)
+    check_mistake(invoke("send", nobody, "hello"), f"cannot receive from {nobody}: Connection refused", status=1)
     absent = f"unixgram:{tmp_path}/none"
     check_mistake(invoke("send", absent, "hello"), f"cannot connect to {absent}: No such file or directory", status=1)
 
@@ -92,7 +92,7 @@ def test_mistakes_at_the_command_line_are_one_line(tmp_path: Path) -> None:
             ["serve", "aioecho.echo:Echo", "--bind", "udp://127.0.0.1:0"],
             "Echo is a handler of streams: it can't serve datagrams, as on udp://127.0.0.1:0",
         ),
-        (["send", "--tls", "udp://127.0.0.1:9", "x"], "no TLS goes to udp://127.0.0.1:9: it is for datagrams"),
+        (["send", "--tls", "udp://127.0.0.1:9", "x"], "TLS is for streams, and udp://127.0.0.1:9 is for datagrams"),
         (["send", "udp://127.0.0.1", "x"], "bad endpoint 'udp://127.0.0.1'"),
     ):
         check_mistake(invoke(*arguments, cwd=tmp_path), message)
@@ -100,11 +100,11 @@ def test_mistakes_at_the_command_line_are_one_line(tmp_path: Path) -> None:
 
 async def test_a_client_does_not_connect_to_what_only_a_server_can_use() -> None:
     with pytest.raises(ValueError, match=r"cannot connect to udp://127\.0\.0\.1:9: only to tcp://HOST:PORT"):
-        await client.connect("udp://127.0.0.1:9")
+        await client.open_connection("udp://127.0.0.1:9")
 
     async def nothing() -> AsyncIterator[bytes]:
         yield b""
 
     forms = r"tcp://HOST:PORT, unix:PATH, udp://HOST:PORT and unixgram:PATH"
-    with pytest.raises(ValueError, match=rf"cannot send to fd://3: only to {forms}"):
+    with pytest.raises(ValueError, match=rf"cannot connect to fd://3: only to {forms}"):
         await client.exchange("fd://3", nothing(), print, timeout=1)

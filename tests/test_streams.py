@@ -492,9 +492,9 @@ async def test_a_peer_that_fails_to_start_tls_holds_nothing(
 
 
 async def aioecho_connect(server: aioecho.BaseServer) -> Any:
-    from aioecho.client import connect
+    from aioecho.client import open_connection
 
-    return await connect(server.names[0])
+    return await open_connection(server.names[0])
 
 
 async def test_a_foreign_stepper_that_resumes_late_loses_no_byte() -> None:

@@ -28,14 +28,14 @@ from timing import in_time
 import aioecho
 from aioecho.cli.serve import _tls as command_lines_tls
 from aioecho.cli.serve import serve_command
-from aioecho.client import connect
+from aioecho.client import open_connection
 from aioecho.echo import Echo, Upper
 from aioecho.net.kernel import unacknowledged
 from aioecho.serving.draining import FRESH
 
 
 async def ask(server: aioecho.BaseServer, context: ssl.SSLContext, request: bytes, size: int) -> bytes:
-    reader, writer = await connect(server.names[0], ssl=context)
+    reader, writer = await open_connection(server.names[0], ssl=context)
     writer.write(request)
     answer = await reader.readexactly(size)
     writer.close()
@@ -103,7 +103,7 @@ async def test_a_client_must_show_its_certificate_where_that_is_asked_for(tls: S
 
     async with aioecho.TCPServer(("127.0.0.1", 0), Names, ssl=tls.mutual) as server:
         assert await ask(server, tls.known_client, b"", 18) == b"client@example.org"
-        reader, writer = await connect(server.names[0], ssl=tls.client)
+        reader, writer = await open_connection(server.names[0], ssl=tls.client)
         with pytest.raises((OSError, asyncio.IncompleteReadError)):
             await reader.readexactly(1)
         writer.close()
@@ -798,7 +798,7 @@ async def test_a_handler_learns_of_the_session_even_when_it_is_over(tls: SimpleN
                 told[name] = self.writer.get_extra_info(name, "default")
 
     async with aioecho.TCPServer(("127.0.0.1", 0), Tell, ssl=tls.mutual) as server:
-        _, writer = await connect(server.names[0], ssl=tls.known_client)
+        _, writer = await open_connection(server.names[0], ssl=tls.known_client)
         cipher = writer.get_extra_info("cipher")
         writer.close()
         await asyncio.gather(writer.wait_closed(), return_exceptions=True)

@@ -64,7 +64,7 @@ def send_command(
     try:
         asyncio.run(client.exchange(endpoint, requests, show, ssl=context, timeout=timeout, framing=framing))
     except AioechoError as error:  # some are ValueErrors too: before those
-        raise click.ClickException(f"{endpoint}: {error}" if isinstance(error, ValueError) else str(error)) from error
+        raise click.ClickException(str(error)) from error
     except ValueError as error:
         raise Mistake(str(error)) from error
     except _StdoutClosed:  # by `head`, for example

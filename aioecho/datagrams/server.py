@@ -9,6 +9,7 @@ from typing import Any
 
 from aioecho.blocking.datagrams import ThreadedDatagram
 from aioecho.config import Limits, Timeouts
+from aioecho.datagrams.batches import Batch, Batches, check_batch_limits
 from aioecho.datagrams.dispatcher import Dispatcher
 from aioecho.datagrams.handover import Handover
 from aioecho.datagrams.proxied import behind_header
@@ -23,7 +24,7 @@ from aioecho.net.endpoints import Endpoint, UDPEndpoint, UnixDatagramEndpoint
 from aioecho.runtime.logs import BoundedLog, format_address
 from aioecho.serving.base import BaseServer
 from aioecho.serving.end_record import MistakeLog
-from aioecho.serving.handler_types import is_blocking, makes_sessions
+from aioecho.serving.handler_types import is_blocking, makes_batches, makes_sessions
 from aioecho.serving.live import Connections
 from aioecho.serving.porting import check_hooks
 from aioecho.stats import DatagramStats
@@ -40,13 +41,14 @@ NO_ACCEPT_RATE = (
 
 
 class DatagramServer(BaseServer):
-    """Serves datagrams, with a handler object for each of them, or for each peer.
+    """Serves datagrams, with a handler object for each of them, for each peer, or for all that have come.
 
     Args:
         server_address: an endpoint string, or several, for datagrams.
-        RequestHandlerClass: a subclass of DatagramRequestHandler, or of DatagramSessionHandler; or anything that, called
-            with `(request, client_address, server)`, gives one. A handler class of socketserver's for datagrams, or a
-            partial of one, is called in a thread: ``Limits.max_threads`` at a time, and ``Limits.max_queue`` wait for one.
+        RequestHandlerClass: a subclass of DatagramRequestHandler, DatagramSessionHandler or DatagramBatchHandler; or what,
+            called with `(request, client_address, server)`, makes one of the first two. A handler class of socketserver's
+            for datagrams, or a partial of one, is called in a thread: ``Limits.max_threads`` at a time, and
+            ``Limits.max_queue`` wait for one.
         sessions: whether there is a handler for each peer. None: if RequestHandlerClass is, or is a functools.partial of, a
             DatagramSessionHandler.
 
@@ -55,12 +57,12 @@ class DatagramServer(BaseServer):
     stopping server serves what has come by then, and reads no more.
     """
 
-    # So an object's other attributes are no more than 30: beyond that Python 3.11 looks up any of them, and any method, at
-    # several times the cost.
+    # So an object's other attributes are no more than 30: of more Python 3.11 looks up each at several times the cost.
     __slots__ = (
         "_dispatcher",
         "_error_log",
         "_is_stopping",
+        "_makes_batches",
         "_sessions",
         "_sockets",
         "_warnings",
@@ -87,10 +89,11 @@ class DatagramServer(BaseServer):
             raise TypeError(ONE_HANDLER_CLASS)
         super().__init__(server_address, RequestHandlerClass, **options)
         self.has_sessions = makes_sessions(RequestHandlerClass) if sessions is None else sessions
+        self._makes_batches = makes_batches(RequestHandlerClass)
         self._check_limits(self.limits)
         self._sockets: list[DatagramSocket] = []
         self._is_stopping = False
-        self._dispatcher = Dispatcher(self, self._connections)
+        self._dispatcher = (Batches if self._makes_batches else Dispatcher)(self, self._connections)
         self._sessions = SessionTable(self)
         self._error_log = MistakeLog(logger)
         # Besides mistakes no more than two records a second, whatever peers send: the sockets have a log as the second one.
@@ -172,6 +175,7 @@ class DatagramServer(BaseServer):
                 log=log,
                 limits=self.limits,
                 send_timeout=self.handler_timeouts.send,
+                reads_all=self._makes_batches,
             )
             for each in bound
         ]
@@ -216,6 +220,8 @@ class DatagramServer(BaseServer):
         """Raise ValueError if a limit is set that no handler of this server can have."""
         if limits.accept_rate is not None and not self.has_sessions:
             raise ValueError(NO_ACCEPT_RATE)
+        if self._makes_batches:
+            check_batch_limits(limits)
 
     def _apply_limits(self, limits: Limits) -> None:
         self._check_limits(limits)
@@ -351,17 +357,16 @@ class DatagramServer(BaseServer):
             )
 
     def _count_end(self, connection: Any) -> None:
-        if connection.outcome == "rejected" and isinstance(connection, DatagramTask | ThreadedDatagram):
-            self.live_stats.handled -= 1
-            self.live_stats.drops[connection.reason] += 1
+        if connection.outcome == "rejected" and not isinstance(connection, Session):
+            count = connection.size if isinstance(connection, Batch) else 1
+            self.live_stats.handled -= count
+            self.live_stats.drops[connection.reason] += count
         elif (
             isinstance(connection, ThreadedDatagram) and connection.thread is None and connection.reason == "cancelled"
         ):
             self.live_stats.handled -= 1
             self.live_stats.drops["stopped"] += 1
         super()._count_end(connection)
-
-    # A handler for each peer.
 
     def replace_session(self, ended: Session) -> None:
         """Forget a session that has ended; what its peer has sent since goes to a new one."""

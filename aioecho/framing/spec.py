@@ -11,7 +11,7 @@ from aioecho.framing.decimal import ContentLength, Netstrings, OctetCounted
 from aioecho.framing.separated import Delimited, Lines
 from aioecho.framing.stuffed import COBS, SLIP
 
-__all__ = ["FRAMINGS", "format_framing", "parse_framing"]
+__all__ = ["FRAMINGS", "format_framing", "parse_bytes", "parse_framing"]
 
 FRAMINGS: dict[str, type[Any]] = {
     "lines": Lines,
@@ -94,7 +94,10 @@ def _list(parameters: Iterable[str]) -> str:
 def _read_value(name: str, parameter: str, kind: Any, text: str) -> Any:
     what = f"{parameter} of the framing {name}"
     if kind is bytes:
-        return _read_bytes(what, text)
+        data = parse_bytes(what, text)
+        if not data:
+            raise ValueError(rf"{what} is empty: write a comma as \x2c")
+        return data
     if kind is bool:
         if text.lower() not in _BOOLEANS:
             raise ValueError(f"{what} must be true or false, not {text!r}")
@@ -107,7 +110,12 @@ def _read_value(name: str, parameter: str, kind: Any, text: str) -> Any:
         raise ValueError(f"{what} must be a number, not {text!r}") from None
 
 
-def _read_bytes(what: str, text: str) -> bytes:
+def parse_bytes(what: str, text: str) -> bytes:
+    r"""Return the bytes that a text stands for: UTF-8, with the escapes ``\n``, ``\r``, ``\t``, ``\0``, ``\\`` and ``\xHH``.
+
+    Raises:
+        ValueError: there is another escape; the message calls the text `what` (caller).
+    """
     parts = []
     for escape, plain in re.findall(r"\\(x[0-9A-Fa-f]{2}|.|$)|([^\\]+)", text, re.DOTALL):
         if plain:
@@ -118,8 +126,6 @@ def _read_bytes(what: str, text: str) -> bytes:
             parts.append(_ESCAPES[escape])
         else:
             raise ValueError(rf"{what} has an escape '\{escape}', which is none of \n \r \t \0 \\ \xHH")
-    if not parts:
-        raise ValueError(rf"{what} is empty: write a comma as \x2c")
     return b"".join(parts)
 
 

@@ -27,6 +27,7 @@ CONNECT, RESET, CLOSED_EARLY, TIMED_OUT, WRONG_BYTES = range(len(ERROR_CLASSES))
 NEVER = 1 << 62  # ns
 OPENING_AT_ONCE = 128  # the usual default of a server's backlog; past it the kernel drops SYNs for a second
 TICK_NS = 250_000_000
+INTERVAL_NS = 1_000_000_000  # of the series over time
 COARSE_FROM_US = 1 << 17  # above this latencies are counted in steps of 128 us, within three digits
 
 
@@ -53,6 +54,8 @@ class Engine(ABC):
         self.queue: deque[int] = deque()  # open loop: due, and no slot was free
         self.free: deque[Any] = deque()  # open loop: slots, longest free first
         self.counts: defaultdict[int, int] = defaultdict(int)
+        self.series: list[tuple[float, float, dict[int, int]]] = []
+        self.interval_began = self.interval_end = NEVER
         self.replies = self.sent = self.received = 0
         self.late = self.duplicates = 0
         self.errors = [0] * len(ERROR_CLASSES)
@@ -140,7 +143,8 @@ class Engine(ABC):
                 on_window(True)
                 self._turn_until(time.perf_counter_ns() + 10_000_000)  # catch up with what fell due meanwhile
             before = self._counters()
-            opened = self.start = time.perf_counter_ns()
+            opened = self.start = self.interval_began = time.perf_counter_ns()
+            self.interval_end = opened + INTERVAL_NS
             end = opened + int(self.settings.duration_s * 1e9)
             self._turn_until(end)
             self._turn(end - 1, end)  # for what fell due last, if this process stood still then
@@ -158,9 +162,14 @@ class Engine(ABC):
                 gc.enable()
             self._close_all()
             self.epoll.close()
+        if opened:
+            self._end_series(closed)
         if any(self.errors) and not tally.problem:
             tally.problem = f"messages were lost: {self.first_error}"
-        tally.counts = dict(self.counts)
+        tally.series = self.series
+        for _, _, counts in self.series:
+            for latency, count in counts.items():
+                tally.counts[latency] = tally.counts.get(latency, 0) + count
         tally.replies = after[0] - before[0]
         tally.bytes_sent = after[1] - before[1]
         tally.bytes_received = after[2] - before[2]
@@ -265,6 +274,24 @@ class Engine(ABC):
         elif self.sending:
             self._submit(slot, now)
 
+    def _end_interval(self, now: int) -> None:
+        """Put the latencies since the last interval into the series. A message costs nothing for that."""
+        self.series.append(((self.interval_began - self.start) / 1e9, (now - self.interval_began) / 1e9, self.counts))
+        self.counts = defaultdict(int)
+        self.interval_began = now
+        while self.interval_end <= now:
+            self.interval_end += INTERVAL_NS
+
+    def _end_series(self, closed: int) -> None:
+        """Put what is left into the series: into its last interval if that makes a short one."""
+        self._end_interval(closed)
+        if len(self.series) > 1 and self.series[-1][1] < INTERVAL_NS / 4e9:
+            _, seconds, rest = self.series.pop()
+            start, so_far, counts = self.series.pop()
+            for latency, count in rest.items():
+                counts[latency] = counts.get(latency, 0) + count
+            self.series.append((start, so_far + seconds, counts))
+
     # What goes wrong.
 
     def _count_error(self, error_class: int, lost: int, detail: object) -> None:
@@ -279,7 +306,9 @@ class Engine(ABC):
         self.paused.append(slot)
 
     def _tick(self, now: int) -> None:
-        """Do what need not happen at every turn: timeouts, paused slots, progress, word from the parent."""
+        """Do what need not happen at every turn: timeouts, paused slots, intervals, progress, word from the parent."""
+        if now >= self.interval_end and self.sending:
+            self._end_interval(now)
         self._fail_silent(now)
         paused, self.paused = self.paused, []
         if self.sending or self.queue:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 __all__ = ["encode_histogram", "format_log"]
 
@@ -55,13 +55,15 @@ def encode_histogram(counts: Mapping[int, int]) -> bytes:
     return header + payload
 
 
-def format_log(counts: Mapping[int, int], *, seconds: float, comment: str) -> str:
-    """Return a log with one interval of so many seconds, which begins at 0; `comment` is one line."""
-    compressed = zlib.compress(encode_histogram(counts))
-    histogram = base64.b64encode(struct.pack(">ii", _COMPRESSED_COOKIE, len(compressed)) + compressed).decode()
-    return (
-        f"#[{comment}]\n"
-        "#[Histogram log format version 1.2]\n"
-        '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"\n'
-        f"{0:.3f},{seconds:.3f},{max(counts, default=0):.3f},{histogram}\n"
-    )
+def format_log(intervals: Iterable[tuple[float, float, Mapping[int, int]]], *, comment: str) -> str:
+    """Return a log of intervals: when one begins (seconds), how long it is (seconds), counts. `comment` is one line."""
+    lines = [
+        f"#[{comment}]",
+        "#[Histogram log format version 1.2]",
+        '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"',
+    ]
+    for start, seconds, counts in intervals:
+        compressed = zlib.compress(encode_histogram(counts))
+        histogram = base64.b64encode(struct.pack(">ii", _COMPRESSED_COOKIE, len(compressed)) + compressed).decode()
+        lines.append(f"{start:.3f},{seconds:.3f},{max(counts, default=0):.3f},{histogram}")
+    return "\n".join(lines) + "\n"

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import accumulate
 
-__all__ = ["Latencies"]
+__all__ = ["Interval", "Latencies"]
 
 
 class Latencies:
@@ -57,6 +58,17 @@ class Latencies:
             found = sum(max(0, n - max(0, -((middle - value) // interval_us))) * count for value, n, count in numbers)
             low, high = (low, middle) if found >= rank else (middle + 1, high)
         return float(low)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A part of what was measured, about a second: the latencies of the replies that came in it."""
+
+    start_s: float
+    """Seconds from the start of what is measured."""
+
+    seconds: float
+    latencies: Latencies
 
 
 def _rank(percent: float, total: int) -> int:

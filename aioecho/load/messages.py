@@ -7,9 +7,10 @@ from random import Random
 
 from aioecho.framing import Framing, format_framing
 
-__all__ = ["CHUNK_BYTES", "FrameMessages", "make_frames", "make_pool"]
+__all__ = ["CHUNK_BYTES", "MAX_REPLY", "FrameMessages", "make_frames", "make_pool", "repeat_start"]
 
 CHUNK_BYTES = 262_144  # most that one recv or send moves
+MAX_REPLY = 2**24  # bytes of a reply that is not known beforehand
 POOL_BYTES = 262_144  # small enough to stay in a processor's cache
 
 # What messages are made of: any bytes, or for a framing that does not allow all of them, fewer.
@@ -28,7 +29,7 @@ def make_pool(size_bytes: int, lines: bool) -> tuple[bytes, int]:
     if lines:
         pool = pool.translate(_only(_PRINTABLE))
         pool[size_bytes - 1 :: size_bytes] = b"\n" * count
-    return _repeat_start(bytes(pool)), len(pool)
+    return repeat_start(bytes(pool)), len(pool)
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class FrameMessages:
     def pool(self) -> tuple[bytes, int]:
         """Return what all connections send, and its length without the part that is repeated, as make_pool() does."""
         pool = b"".join(self.joined)
-        return _repeat_start(pool), len(pool)
+        return repeat_start(pool), len(pool)
 
 
 def make_frames(framing: Framing, size_bytes: int, count: int | None = None) -> FrameMessages:
@@ -80,7 +81,8 @@ def _only(alphabet: bytes) -> bytes:
     return bytes(alphabet[value % len(alphabet)] for value in range(256))
 
 
-def _repeat_start(pool: bytes) -> bytes:
+def repeat_start(pool: bytes) -> bytes:
+    """Return a pool with its start behind it, once more or as often as it takes for one chunk."""
     repeated = bytearray(pool)
     while len(repeated) < len(pool) + CHUNK_BYTES:
         repeated += pool[: len(pool) + CHUNK_BYTES - len(repeated)]

@@ -1,6 +1,6 @@
-"""Present one load result: a table, a line while it runs, JSON, an HdrHistogram log, a plot, and conditions to fail on.
+"""Present one load result: tables, a line while it runs, JSON, an HdrHistogram log, and conditions to fail on.
 
-rich and matplotlib belong to the `bench` extra and are imported where they are used.
+rich belongs to the `bench` extra and is imported where it is used.
 """
 
 from __future__ import annotations
@@ -8,17 +8,21 @@ from __future__ import annotations
 import json
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from aioecho.load.hdr_log import format_log
+from aioecho.load.histogram import draw_histogram
+from aioecho.load.latencies import Interval
 from aioecho.load.run import LoadResult
 from aioecho.load.settings import ERROR_CLASSES, LoadProgress, is_datagram
 
-__all__ = ["Condition", "LiveLine", "print_result", "write_hdr", "write_json", "write_plot"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["Condition", "LiveLine", "print_result", "remarks", "write_hdr", "write_json"]
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -62,7 +66,7 @@ class Condition:
         return value is None or _OPERATORS[self.comparison](value, self.number)
 
     def __str__(self) -> str:
-        return f"{self.name} {self.comparison} {self.number:g}"
+        return f"{self.name} {self.comparison} {self.number:.12g}"
 
 
 class LiveLine:
@@ -96,54 +100,67 @@ def _us(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}"
 
 
-def print_result(result: LoadResult) -> None:
-    """Print the result as a table on standard output, and what to know before believing it."""
+def print_result(result: LoadResult, *, to_stderr: bool = False) -> None:
+    """Print the result as tables and a histogram on standard output, and what to know before believing it."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, stderr=to_stderr)
+    is_whole = not console.is_terminal  # a line of text: what searches for it finds it
     what = "a connection per message" if result.churn else f"{result.depth} in flight on each"
     clients = "sockets" if is_datagram(result.endpoint) else "connections"
     kind = "lines" if result.lines else "messages" if result.framing is None else f"frames ({result.framing})"
+    if result.script is not None:
+        kind = f"{kind} {result.script},"
     console.print(
         f"{escape(result.endpoint)}{' over TLS' if result.tls else ''}: {result.mode} loop, "
         f"{result.connections:,} {clients}, {what}, {escape(kind)} of {result.size_bytes:,} bytes, "
         f"{result.measured_s:.2f} s measured" + (f", {result.processes} processes" if result.processes > 1 else ""),
-        soft_wrap=True,
+        soft_wrap=is_whole,
     )
-    latency = Table(title="latency, microseconds", title_justify="left")
-    values = {
-        "p50": result.p50_us,
-        "p90": result.p90_us,
-        "p99": result.p99_us,
-        "p99.9": result.p999_us,
-        "p99.99": result.p9999_us,
-        "max": result.max_us,
-        "mean": result.mean_us,
-    }
-    for name in values:
-        latency.add_column(name, justify="right")
-    latency.add_row(*map(_us, values.values()))
-    traffic = Table(title="traffic", title_justify="left")
-    for name in ("messages", "offered/s", "achieved/s", "bytes sent", "bytes received"):
-        traffic.add_column(name, justify="right")
-    offered = "as it goes" if result.offered_rate is None else f"{result.offered_rate:,.0f}"
-    traffic.add_row(
-        f"{result.messages:,}",
-        offered,
-        f"{result.achieved_rate:,.0f}",
-        f"{result.bytes_sent:,}",
-        f"{result.bytes_received:,}",
-    )
-    errors = Table(title="errors, in messages lost", title_justify="left")
-    for name in ERROR_CLASSES:
-        errors.add_column(name.replace("_", " "), justify="right")
-    errors.add_row(*(f"{getattr(result, f'errors_{name}'):,}" for name in ERROR_CLASSES))
-    for table in (traffic, latency, errors) if result.messages else (errors,):
-        console.print(table)
+    if result.messages:
+        traffic = {
+            "messages": f"{result.messages:,}",
+            "offered/s": "as it goes" if result.offered_rate is None else f"{result.offered_rate:,.0f}",
+            "achieved/s": f"{result.achieved_rate:,.0f}",
+            "bytes sent": f"{result.bytes_sent:,}",
+            "bytes received": f"{result.bytes_received:,}",
+        }
+        latency = {
+            "p50": result.p50_us,
+            "p90": result.p90_us,
+            "p99": result.p99_us,
+            "p99.9": result.p999_us,
+            "p99.99": result.p9999_us,
+            "max": result.max_us,
+            "mean": result.mean_us,
+        }
+        _print_table(console, "traffic", traffic)
+        _print_table(console, "latency, microseconds", {name: _us(value) for name, value in latency.items()})
+        for line in draw_histogram(result.latencies, console.width, is_ascii=console.options.ascii_only):
+            console.print(line, markup=False, soft_wrap=True)
+    errors = {name.replace("_", " "): f"{getattr(result, f'errors_{name}'):,}" for name in ERROR_CLASSES}
+    _print_table(console, "errors, in messages lost", errors)
     for remark in remarks(result):
-        console.print(escape(remark), soft_wrap=True)
+        console.print(escape(remark), soft_wrap=is_whole)
+
+
+def _print_table(console: Console, title: str, values: Mapping[str, str]) -> None:
+    """Print names above their values, or where the terminal is too narrow, beside them: a number is shown whole."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    if sum(max(len(name), len(value)) + 3 for name, value in values.items()) < console.width:
+        for name in values:
+            table.add_column(name, justify="right")
+        table.add_row(*values.values())
+    else:
+        table.show_header = False
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True, justify="right")
+        for name, value in values.items():
+            table.add_row(name, value)
+    console.print(table)
 
 
 def remarks(result: LoadResult) -> list[str]:
@@ -175,45 +192,14 @@ def remarks(result: LoadResult) -> list[str]:
     return said
 
 
-def write_json(result: LoadResult, path: Path) -> None:
+def write_json(result: LoadResult, file: BinaryIO) -> None:
     """Write the result's fields as one JSON object; every name carries its unit."""
-    path.write_text(json.dumps(result.as_dict(), indent=2) + "\n")
+    file.write((json.dumps(result.as_dict(), indent=2) + "\n").encode())
 
 
-def write_hdr(result: LoadResult, path: Path) -> None:
-    """Write an HdrHistogram log with one interval, in microseconds; logs of several runs can be merged by adding."""
+def write_hdr(result: LoadResult, file: BinaryIO) -> None:
+    """Write an HdrHistogram log in microseconds, an interval a second; logs of several runs can be merged by adding."""
     comment = f"aioecho load, values in microseconds: {result.endpoint} at {result.started_at}"
-    path.write_text(format_log(result.latencies.counts, seconds=result.measured_s, comment=comment))
-
-
-def write_plot(result: LoadResult, path: Path) -> None:
-    """Plot latency by percentile, the axis spreading 90, 99, 99.9 ... evenly, as PNG or SVG by the name's ending."""
-    from matplotlib.figure import Figure
-
-    below, xs, ys = 0, [], []
-    for value, count in result.latencies.counts.items():
-        # Drawn where the value's first message is: the last one of all would lie at infinity.
-        xs.append(result.messages / (result.messages - below))
-        ys.append(value)
-        below += count
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    if xs:
-        xs.append(result.messages)
-        ys.append(ys[-1])
-        axes.step(xs, ys, where="post", color="#0072b2")
-        axes.set(xscale="log", yscale="log")
-    nines = [2, 10, 100, 1_000, 10_000, 100_000, 1_000_000]
-    shown: list[Any] = [n for n in nines if n <= max(10, result.messages)]
-    axes.set_xticks(shown, [f"{100 * (1 - 1 / n):g}" for n in shown])
-    axes.minorticks_off()
-    axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.set(xlabel="percentile", ylabel="latency, microseconds")
-    load = f"{result.offered_rate:,.0f} msg/s offered" if result.offered_rate else "closed loop"
-    axes.set_title(
-        f"{result.endpoint}: {result.connections:,} connections, {result.size_bytes:,} bytes, {load}, "
-        f"{result.achieved_rate:,.0f} msg/s",
-        fontsize=10,
-    )
-    axes.grid(True, which="major", alpha=0.3)
-    figure.savefig(path, dpi=150)
+    series = result.series or (Interval(0.0, result.measured_s, result.latencies),)
+    intervals = [(part.start_s, part.seconds, part.latencies.counts) for part in series]
+    file.write(format_log(intervals, comment=comment).encode())

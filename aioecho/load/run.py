@@ -21,8 +21,9 @@ from typing import Any
 from aioecho.framing import format_framing
 from aioecho.load.datagrams import DatagramEngine
 from aioecho.load.engine import Engine
+from aioecho.load.exchanges import ExchangeEngine
 from aioecho.load.frames import FrameEngine
-from aioecho.load.latencies import Latencies
+from aioecho.load.latencies import Interval, Latencies
 from aioecho.load.settings import ERROR_CLASSES, LoadProgress, LoadSettings, Tally, is_datagram
 from aioecho.load.streams import StreamEngine
 
@@ -37,6 +38,7 @@ class LoadResult:
 
     `offered_rate` is None in closed loop, where the server sets the pace. `achieved_rate` counts the replies received
     within the window of `measured_s`; the latencies also cover the messages of the window answered after its end.
+    With a script `size_bytes` is the longest message's.
     Errors are counted in messages lost, at least one a connection, from the first connection on, warm-up included.
     `late_replies` came after their datagrams had been counted as timed out, `duplicate_replies` after another reply to the
     same datagram: neither is an error more, and with streams there are none.
@@ -51,6 +53,7 @@ class LoadResult:
     size_bytes: int
     lines: bool
     framing: str | None  # as parse_framing() reads it
+    script: str | None  # in short
     churn: bool
     tls: bool
     processes: int
@@ -85,9 +88,10 @@ class LoadResult:
     interrupted: bool
     problem: str | None
     latencies: Latencies = field(repr=False, compare=False, metadata={"json": False})
+    series: tuple[Interval, ...] = field(default=(), repr=False, compare=False, metadata={"json": False})
 
     def as_dict(self) -> dict[str, Any]:
-        """Return every field but `latencies`, ready for JSON."""
+        """Return every field but `latencies` and `series`, ready for JSON."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("json", True)}
 
 
@@ -122,9 +126,13 @@ def load(
 
 
 def _make_engine(settings: LoadSettings, share: int, shares: int, control: Any = None) -> Engine:
-    kind: type[Engine] = StreamEngine if settings.framing is None else FrameEngine
+    kind: type[Engine] = StreamEngine
     if is_datagram(settings.endpoint):
         kind = DatagramEngine
+    elif settings.script is not None:
+        kind = ExchangeEngine
+    elif settings.framing is not None:
+        kind = FrameEngine
     return kind(settings, share, shares, control)
 
 
@@ -225,9 +233,10 @@ def _result(settings: LoadSettings, tallies: Sequence[Tally], started_at: str) -
         mode="closed" if settings.rate is None else "open",
         connections=settings.connections,
         depth=settings.depth,
-        size_bytes=settings.size_bytes,
+        size_bytes=settings.message_bytes,
         lines=settings.lines,
         framing=None if settings.framing is None else format_framing(settings.framing),
+        script=None if settings.script is None else str(settings.script),
         churn=settings.churn,
         tls=settings.tls,
         processes=settings.processes,
@@ -258,4 +267,20 @@ def _result(settings: LoadSettings, tallies: Sequence[Tally], started_at: str) -
         interrupted=any(tally.interrupted for tally in tallies),
         problem=next((tally.problem for tally in tallies if tally.problem), None),
         latencies=latencies,
+        series=_add_series(tallies),
     )
+
+
+def _add_series(tallies: Sequence[Tally]) -> tuple[Interval, ...]:
+    """Add up what the processes counted in the same second: their intervals begin within some milliseconds of another."""
+    added: dict[int, list[tuple[float, float, dict[int, int]]]] = {}
+    for tally in tallies:
+        for part in tally.series:
+            added.setdefault(round(part[0]), []).append(part)
+    series = []
+    for _, parts in sorted(added.items()):
+        counts: Counter[int] = Counter()
+        for part in parts:
+            counts.update(part[2])
+        series.append(Interval(min(part[0] for part in parts), max(part[1] for part in parts), Latencies(counts)))
+    return tuple(series)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from aioecho.framing import Framing
 from aioecho.load.messages import make_frames
+from aioecho.load.script import Script
 from aioecho.net.endpoints import (
     InheritedEndpoint,
     StdioEndpoint,
@@ -36,11 +37,12 @@ class LoadSettings:
     `endpoint`: `tcp://HOST:PORT` or `unix:PATH`, or for datagrams `udp://HOST:PORT` or `unixgram:PATH`; then a connection
     is a socket with an address of its own. `rate`: messages a second over all connections; None is closed loop.
     `lines`: each message is printable and ends in a newline, counted in `size_bytes`. `framing`, an object of
-    aioecho.framing: each message is a frame of `size_bytes`, and a reply is one whole frame that is equal. `churn`: a
-    connection per message, its set-up counted in the latency. `timeout_s`: a connection that owes a reply and sends nothing
-    for so long has failed, and a datagram without a reply for so long is lost; a run also waits so long at its end for the
-    replies still owed. None is 10 seconds, and 2 for datagrams. `ca_file`: verify the server by this file instead of the
-    system's certificates.
+    aioecho.framing: each message is a frame of `size_bytes`, and a reply is one whole frame that is equal. `script`: what to
+    send and what to expect, for a server that does not echo; `size_bytes` says nothing then, and with a framing every message
+    and every reply is a frame. `churn`: a connection per message, its set-up counted in the latency. `timeout_s`: a connection
+    that owes a reply and sends nothing for so long has failed, and a datagram without a reply for so long is lost; a run also
+    waits so long at its end for the replies still owed. None is 10 seconds, and 2 for datagrams. `ca_file`: verify the server
+    by this file instead of the system's certificates.
 
     Raises:
         ValueError: a value out of range or an endpoint that nothing can be sent to (caller).
@@ -54,6 +56,7 @@ class LoadSettings:
     size_bytes: int = 64
     lines: bool = False
     framing: Framing | None = None
+    script: Script | None = None
     duration_s: float = 10.0
     warmup_s: float = 1.0
     timeout_s: float | None = None
@@ -84,13 +87,35 @@ class LoadSettings:
                 raise ValueError(
                     f"size_bytes must be from {NUMBER_BYTES}, as each datagram has a number, to {most}, not {self.size_bytes}"
                 )
-            for name in ("churn", "lines", "framing", "tls"):
+            for name in ("churn", "lines", "framing", "tls", "script"):
                 if getattr(self, name):
                     raise ValueError(f"{name} is for streams: there is none at {self.endpoint}")
         if self.framing is not None:
             if self.lines:
                 raise ValueError("lines and framing exclude one another: Lines() is a framing too")
-            make_frames(self.framing, self.size_bytes, 1)  # raises what is wrong with it
+            if self.script is None:
+                make_frames(self.framing, self.size_bytes, 1)  # raises what is wrong with it
+        if self.script is not None:
+            self._check_script(self.script)
+
+    def _check_script(self, script: Script) -> None:
+        if self.lines:
+            raise ValueError("lines and script exclude one another: the framing Lines() sends lines")
+        if self.churn and len(script.exchanges) > 1:
+            raise ValueError("churn makes one exchange a connection: put the others before a line repeat")
+        for exchange in (*script.before, *script.exchanges):
+            if self.framing is not None:
+                if exchange.send:
+                    self.framing.join(exchange.send)  # raises what is wrong with it
+            elif exchange.expect.needs_framing:
+                raise ValueError("a reply that is a frame needs a framing, such as Lines()")
+
+    @property
+    def message_bytes(self) -> int:
+        """Return `size_bytes`, or the size of the longest message of a script."""
+        if self.script is None:
+            return self.size_bytes
+        return max(len(exchange.send) for exchange in self.script.exchanges)
 
     @property
     def effective_timeout_s(self) -> float:
@@ -117,6 +142,9 @@ class Tally:
     """What one process counted, as plain data that can cross to its parent."""
 
     counts: dict[int, int] = field(default_factory=dict)  # latency in us -> messages
+    series: list[tuple[float, float, dict[int, int]]] = field(
+        default_factory=list
+    )  # from when, for how long (s), counts
     replies: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0

@@ -29,12 +29,12 @@ from aioecho.load.messages import CHUNK_BYTES
 from aioecho.load.settings import LoadSettings, parse_target
 from aioecho.net.endpoints import TCPEndpoint, UnixEndpoint
 
-__all__ = ["Connection", "StreamEngine"]
+__all__ = ["OPEN_PHASE", "READABLE", "WOULD_BLOCK", "WRITABLE", "Connection", "StreamEngine"]
 
 _IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h; leaves the choice of a port to connect(2), which knows the other end
-_CONNECT_PHASE, _HANDSHAKE_PHASE, _OPEN_PHASE = range(3)
-_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-_READABLE, _WRITABLE = select.EPOLLIN, select.EPOLLOUT
+CONNECT_PHASE, HANDSHAKE_PHASE, OPEN_PHASE = range(3)
+WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+READABLE, WRITABLE = select.EPOLLIN, select.EPOLLOUT
 
 
 class Connection:
@@ -48,7 +48,7 @@ class Connection:
         self.fd = sock.fileno()
         self.send = sock.send
         self.recv = sock.recv
-        self.phase = _CONNECT_PHASE
+        self.phase = CONNECT_PHASE
         self.read_at = at  # where in the pool the next byte to come is
         self.write_at = at
         self.have = 0  # bytes of the current reply
@@ -120,7 +120,7 @@ class StreamEngine(Engine):
 
     def _handle(self, events: list[tuple[int, int]]) -> None:
         """Read replies, compare and count them, and in closed loop send what follows. The hot path."""
-        clock, counts, connections, readable = time.perf_counter_ns, self.counts, self.connections, _READABLE
+        clock, counts, connections, readable = time.perf_counter_ns, self.counts, self.connections, READABLE
         is_at, recv_bytes, size, period = self.pool.startswith, self.recv_bytes, self.size, self.period
         source, start = self.source, self.start
         follows = self.sending and not self.settings.churn and not self.interval
@@ -130,14 +130,14 @@ class StreamEngine(Engine):
                 c = connections.get(fd)
                 if c is None:  # it failed in this very turn, when another one's reply let a message go out on it
                     continue
-                if c.phase != _OPEN_PHASE:
+                if c.phase != OPEN_PHASE:
                     self._advance(c)
                     continue
                 if event != readable and not self._prepare(c, event):
                     continue
                 try:
                     chunk = c.recv(recv_bytes)
-                except _WOULD_BLOCK:
+                except WOULD_BLOCK:
                     continue
                 except OSError as error:
                     self._fail(c, RESET, error)
@@ -162,7 +162,7 @@ class StreamEngine(Engine):
                     at = c.write_at
                     try:
                         length = c.send(source[at : at + size])
-                    except _WOULD_BLOCK:
+                    except WOULD_BLOCK:
                         length = 0
                     except OSError as error:
                         self._fail(c, RESET, error)
@@ -200,14 +200,14 @@ class StreamEngine(Engine):
 
         :meth:`_handle` has this written out.
         """
-        if c.phase != _OPEN_PHASE:
+        if c.phase != OPEN_PHASE:
             self._advance(c)
             return None
-        if event != _READABLE and not self._prepare(c, event):
+        if event != READABLE and not self._prepare(c, event):
             return None
         try:
             return c.recv(self.recv_bytes)
-        except _WOULD_BLOCK:
+        except WOULD_BLOCK:
             return None
         except OSError as error:
             self._fail(c, RESET, error)
@@ -215,11 +215,11 @@ class StreamEngine(Engine):
 
     def _prepare(self, c: Connection, event: int) -> bool:
         """Handle the other flags of an event. Return whether there is something to read."""
-        if event & ~(_READABLE | _WRITABLE):
+        if event & ~(READABLE | WRITABLE):
             self._watch(c, c.watched)  # it has come to its end, which nothing more will tell of
-        if event & _WRITABLE and not self._flush(c):
+        if event & WRITABLE and not self._flush(c):
             return False
-        return event != _WRITABLE
+        return event != WRITABLE
 
     def _count_replies(self, c: Connection, done: int, now: int) -> None:
         """Count replies after which something else follows than simply the next message on the same connection."""
@@ -283,7 +283,7 @@ class StreamEngine(Engine):
         # On loopback the handshake is over by now, though connect() said it was in progress: saves a turn.
         self._advance(c)
         if not c.watched and self.connections.get(c.fd) is c:
-            self._watch(c, _READABLE | _WRITABLE)
+            self._watch(c, READABLE | WRITABLE)
 
     def _advance(self, c: Connection) -> None:
         """Take a connection as far towards open as it goes without waiting, and send its first message."""
@@ -294,7 +294,7 @@ class StreamEngine(Engine):
                 c.write_at = (c.write_at + length) % self.period
                 c.unsent -= length
                 self.sent += length
-            elif c.phase == _CONNECT_PHASE:
+            elif c.phase == CONNECT_PHASE:
                 code = c.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if code:
                     raise OSError(code, os.strerror(code))
@@ -306,13 +306,13 @@ class StreamEngine(Engine):
                     c.sock, server_hostname=self.server_hostname, do_handshake_on_connect=False
                 )
                 c.send, c.recv = c.sock.send, c.sock.recv
-                self._watch(c, _READABLE)
-                c.phase = _HANDSHAKE_PHASE
-            if c.phase == _HANDSHAKE_PHASE:
+                self._watch(c, READABLE)
+                c.phase = HANDSHAKE_PHASE
+            if c.phase == HANDSHAKE_PHASE:
                 assert isinstance(c.sock, ssl.SSLSocket)
                 c.sock.do_handshake()
-            c.phase = _OPEN_PHASE
-        except _WOULD_BLOCK:
+            c.phase = OPEN_PHASE
+        except WOULD_BLOCK:
             return
         except OSError as error:
             self._fail(c, CONNECT, error)
@@ -329,12 +329,12 @@ class StreamEngine(Engine):
                 c.write_at = (at + length) % self.period
                 c.unsent -= length
                 self.sent += length
-        except _WOULD_BLOCK:
+        except WOULD_BLOCK:
             pass
         except OSError as error:
             self._fail(c, RESET, error)
             return False
-        wanted = _READABLE | _WRITABLE if c.unsent else _READABLE
+        wanted = READABLE | WRITABLE if c.unsent else READABLE
         if wanted != c.watched:
             self._watch(c, wanted)
         return True

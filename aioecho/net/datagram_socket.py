@@ -130,7 +130,8 @@ class _Unsent(Awaitable[None]):
 class DatagramSocket:
     """Reads for a server: calls `on_datagram(data, client_address, transport)` for each datagram, in the order in which they
     arrive, and `on_turn_end()` after the datagrams of one turn of the loop. `on_gone(self, address)` says that a Unix socket
-    to which something was sent is closed. `log` is for warnings, at a bounded rate.
+    to which something was sent is closed. `log` is for warnings, at a bounded rate. With `reads_all` a turn looks for all that
+    have come, up to its bound, and not for as many as the last ones found.
 
     Does not know what becomes of one. A datagram is read up to ``limits.max_datagram`` bytes, and one more, which tells
     that it was longer. All methods may be called in any state, and more than once.
@@ -147,6 +148,7 @@ class DatagramSocket:
         stats: DatagramStats,
         limits: Limits,
         send_timeout: float | None,
+        reads_all: bool = False,
     ) -> None:
         self.bound = bound
         self.sock = sock = bound.sock
@@ -156,7 +158,7 @@ class DatagramSocket:
         self._send_timeout = send_timeout
         self._loop = asyncio.get_running_loop()
         self._watch = ReadWatch(sock, self._on_readable)
-        self._reads = 1
+        self._reads = self._least_reads = READS_PER_TURN if reads_all else 1
         self._reads_on = self._is_closed = False
         self._log = log
         self._send_log = BoundedLog(logger, logging.DEBUG)
@@ -238,7 +240,7 @@ class DatagramSocket:
             found_all = self._read(self._reads)
         finally:
             self._on_turn_end()
-        self._reads = min(2 * self._reads, READS_PER_TURN) if found_all else max(1, self._reads // 2)
+        self._reads = min(2 * self._reads, READS_PER_TURN) if found_all else max(self._least_reads, self._reads // 2)
 
     def _read(self, most: int) -> bool:
         """Read at most so many datagrams; return whether there were as many."""

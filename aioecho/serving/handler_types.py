@@ -1,4 +1,4 @@
-"""Types of handler classes: for streams, datagrams or sessions, aioecho's or socketserver's, and what is none at all.
+"""Types of handler classes: for streams, datagrams, sessions or batches, aioecho's or socketserver's, and what is none at all.
 
 A handler class of aioecho's says what it is for by its attribute `serves`: see BaseRequestHandler.
 """
@@ -14,13 +14,14 @@ __all__ = [
     "check_socket_type",
     "is_blocking",
     "is_handle_function",
+    "makes_batches",
     "makes_sessions",
     "serves_datagrams",
     "undo_partial",
 ]
 
 # Values of `serves`, and the handler classes of socketserver's that serve the same.
-FOR_DATAGRAMS = ("datagrams", "sessions")
+FOR_DATAGRAMS = ("datagrams", "sessions", "batches")
 OF_SOCKETSERVER = {"StreamRequestHandler": "streams", "DatagramRequestHandler": "datagrams"}
 
 
@@ -47,6 +48,11 @@ def is_blocking(RequestHandlerClass: Any) -> bool:
 def makes_sessions(RequestHandlerClass: Any) -> bool:
     """Tell whether this is a handler class for a peer's datagrams together, or a functools.partial of one."""
     return _serves(undo_partial(RequestHandlerClass)) == "sessions"
+
+
+def makes_batches(RequestHandlerClass: Any) -> bool:
+    """Tell whether this is a handler class for all the datagrams that have come, or a functools.partial of one."""
+    return _serves(undo_partial(RequestHandlerClass)) == "batches"
 
 
 def serves_datagrams(RequestHandlerClass: Any) -> bool | None:

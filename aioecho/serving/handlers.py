@@ -15,7 +15,13 @@ from aioecho.streams.frames import Frames
 from aioecho.streams.reader import StreamReader
 from aioecho.streams.writer import StreamWriter
 
-__all__ = ["BaseRequestHandler", "DatagramRequestHandler", "DatagramSessionHandler", "StreamRequestHandler"]
+__all__ = [
+    "BaseRequestHandler",
+    "DatagramBatchHandler",
+    "DatagramRequestHandler",
+    "DatagramSessionHandler",
+    "StreamRequestHandler",
+]
 
 
 class Datagrams(Protocol):
@@ -47,9 +53,9 @@ class BaseRequestHandler(ABC):
     arguments: an override does no more than that, and takes `(request, client_address, server)`.
     """
 
-    serves: ClassVar[Literal["streams", "datagrams", "sessions"] | None] = None
-    """What the endpoints have to be for: "streams", "datagrams" with a handler for each, or "sessions", which are datagrams
-    with a handler for each peer. None: anything."""
+    serves: ClassVar[Literal["streams", "datagrams", "sessions", "batches"] | None] = None
+    """What the endpoints have to be for: "streams", "datagrams" with a handler for each, or datagrams with a handler for each
+    peer, "sessions", or for all that have come, "batches". None: anything."""
 
     timeouts: Timeouts | None = None
     """What to wait for, and how long, in place of the server's `timeouts`. Of the class or the object; `handshake`, `session`
@@ -289,6 +295,51 @@ class DatagramSessionHandler(BaseRequestHandler):
         """Send a datagram to the peer; see :meth:`DatagramRequestHandler.reply`."""
         self.datagrams.last_active = monotonic()
         return self.request[1].sendto(data, self.client_address)
+
+
+class DatagramBatchHandler(BaseRequestHandler):
+    """One object for all the datagrams that have come, for senders that expect no reply and never pause: logs, metrics.
+
+    `request` is `(datagrams, transport)`, and `datagrams` a list of `(data, client_address)` in the order of their coming, at
+    least one. ``self.client_address`` is None. A server has one such handler at a time. What comes meanwhile waits for the
+    next, ``Limits.max_queue`` datagrams at the most, of which more are dropped: so the slower the handler, the larger the
+    batch, and nothing is handled out of order.
+
+    ``Timeouts.datagram_handler`` is for the whole batch, and so is the hook `verify_request`, which gets None as the address.
+    """
+
+    serves = "batches"
+
+    framing: Framing | None = None
+    """How :attr:`frames` cuts each datagram into frames: an object of aioecho.framing."""
+
+    request: tuple[list[tuple[bytes, Any]], DatagramTransport]
+    datagrams: list[tuple[bytes, Any]]
+
+    def __init__(
+        self, request: tuple[list[tuple[bytes, Any]], DatagramTransport], client_address: Any, server: BaseServer
+    ) -> None:
+        super().__init__(request, client_address, server)
+        self.datagrams = request[0]
+
+    @property
+    def frames(self) -> Iterator[tuple[bytes, Any]]:
+        """What ``for frame, client_address in self.frames`` goes through: see :attr:`DatagramRequestHandler.frames`.
+
+        A datagram whose last frame is not whole raises FramingError when its turn comes.
+        """
+        if self.framing is None:
+            raise _no_framing(self)
+        return self._split(self.framing)
+
+    def _split(self, framing: Framing) -> Iterator[tuple[bytes, Any]]:
+        for data, client_address in self.datagrams:
+            for frame in framing.split_datagram(data):
+                yield frame, client_address
+
+    def reply(self, data: bytes | bytearray | memoryview, client_address: Any) -> Awaitable[None]:
+        """Send a datagram to one of the senders; see :meth:`DatagramRequestHandler.reply`."""
+        return self.request[1].sendto(data, client_address)
 
 
 def _no_framing(handler: BaseRequestHandler) -> TypeError:

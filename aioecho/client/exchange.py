@@ -1,76 +1,17 @@
-"""Talking to a server: a stream pair connected to an endpoint, and the exchange that ``aioecho send`` does."""
+"""The exchange that ``aioecho send`` does: all requests go to a server, and all that comes back is shown meanwhile."""
 
 import asyncio
-import os
-import socket
 import ssl as ssl_module
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
-from aioecho.exceptions import EndpointError
+from aioecho.client.connecting import connect
+from aioecho.client.connection import Connection
+from aioecho.client.datagrams import DatagramConnection
 from aioecho.framing import Framing
-from aioecho.net.endpoints import TCPEndpoint, UDPEndpoint, UnixDatagramEndpoint, UnixEndpoint, parse_endpoint, resolve
-from aioecho.streams.protocol import StreamProtocol
-from aioecho.streams.reader import StreamReader
-from aioecho.streams.writer import StreamWriter
 
-__all__ = ["connect", "exchange", "explain"]
-
-MAX_FRAME = 2**24
-"""Bytes of a frame that exchange() accepts where the framing has no `max_size`: as many as a server does."""
-
-
-async def connect(
-    endpoint: str,
-    *,
-    ssl: ssl_module.SSLContext | None = None,
-    server_hostname: str | None = None,
-    timeout: float | None = 10.0,
-) -> tuple[StreamReader, StreamWriter]:
-    """Return a `(reader, writer)` that is connected to `endpoint`.
-
-    Args:
-        endpoint: tcp://HOST:PORT or unix:PATH.
-        ssl: speak TLS, with this context.
-        server_hostname: the name that the certificate must have, if it is not the endpoint's host.
-        timeout: seconds for all of it, the TLS handshake too. None waits for ever.
-
-    Raises:
-        EndpointError: there is no connection; the message names the endpoint and the reason (system).
-        ValueError: no client can connect a stream to `endpoint` (caller).
-    """
-    where = parse_endpoint(endpoint)
-    loop = asyncio.get_running_loop()
-
-    def make_protocol() -> StreamProtocol:
-        return StreamProtocol(loop, is_server_side=False)
-
-    try:
-        async with asyncio.timeout(timeout):
-            if not isinstance(where, TCPEndpoint | UnixEndpoint):
-                raise ValueError(f"cannot connect to {endpoint}: only to tcp://HOST:PORT and unix:PATH")
-            if isinstance(where, TCPEndpoint):
-                _, protocol = await loop.create_connection(make_protocol, where.host or "localhost", where.port)
-            else:
-                # Not left to the loop: uvloop can't connect to an abstract name (0.23).
-                sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                try:
-                    sock.setblocking(False)
-                    await loop.sock_connect(sock, where.path)
-                    _, protocol = await loop.create_unix_connection(make_protocol, sock=sock)
-                except BaseException:
-                    sock.close()
-                    raise
-            writer = StreamWriter(protocol.transport, protocol, protocol.reader, loop)
-            if ssl is not None:
-                host = where.host or "localhost" if isinstance(where, TCPEndpoint) else ""
-                await writer.start_tls(ssl, server_hostname=server_hostname or host)
-    except TimeoutError as error:
-        raise EndpointError(f"cannot connect to {where}: no answer within {timeout} s") from error
-    except (OSError, UnicodeError) as error:
-        raise EndpointError(f"cannot connect to {where}: {explain(error)}", getattr(error, "errno", None)) from error
-    return protocol.reader, writer
+__all__ = ["exchange"]
 
 
 async def exchange(
@@ -111,21 +52,12 @@ async def exchange(
         ValueError: no client can connect to `endpoint`, or TLS or a framing was asked for datagrams, or the framing has no
             way to write a request (caller).
     """
-    where = parse_endpoint(endpoint)
+    connection = await connect(endpoint, framing=framing, tls=ssl or False, connect_timeout=timeout)
     channel: _Channel
-    if isinstance(where, TCPEndpoint | UnixEndpoint):
-        reader, writer = await connect(endpoint, ssl=ssl, timeout=timeout)
-        channel = _Stream(reader, writer) if framing is None else _FramedStream(reader, writer, framing)
-    elif isinstance(where, UDPEndpoint | UnixDatagramEndpoint):
-        if ssl is not None:
-            raise ValueError(f"no TLS goes to {endpoint}: it is for datagrams")
-        if framing is not None:
-            raise ValueError(f"no framing goes to {endpoint}: it is for datagrams, and a framing is for streams")
-        channel = _Datagrams(await _connect_datagrams(where))
+    if isinstance(connection, DatagramConnection):
+        channel = _Datagrams(connection)
     else:
-        raise ValueError(
-            f"cannot send to {endpoint}: only to tcp://HOST:PORT, unix:PATH, udp://HOST:PORT and unixgram:PATH"
-        )
+        channel = _Stream(connection) if framing is None else _FramedStream(connection)
     try:
         await _pump(channel, requests, show, timeout)
     except TimeoutError as error:
@@ -133,26 +65,7 @@ async def exchange(
             raise TimeoutError(reason) from error
         raise
     finally:
-        channel.close()
-
-
-async def _connect_datagrams(where: UDPEndpoint | UnixDatagramEndpoint) -> socket.socket:
-    address: Any
-    if isinstance(where, UDPEndpoint):
-        where = UDPEndpoint(where.host or "localhost", where.port)
-        family, address = (await resolve(where))[0]
-    else:
-        family, address = socket.AF_UNIX, where.path
-    sock = socket.socket(family, socket.SOCK_DGRAM)
-    try:
-        sock.setblocking(False)
-        if family == socket.AF_UNIX:
-            sock.bind("")  # to a name that the kernel chooses: a server cannot reply to a socket without a name
-        sock.connect(address)
-    except OSError as error:
-        sock.close()
-        raise EndpointError(f"cannot connect to {where}: {explain(error)}", error.errno) from error
-    return sock
+        await channel.close()
 
 
 class _Channel(Protocol):
@@ -173,7 +86,7 @@ class _Channel(Protocol):
     def explain_silence(self) -> str:
         """Return why the server may be silent, if anything is known."""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the connection."""
 
 
@@ -217,9 +130,9 @@ async def _pump(
 class _Stream:
     """A stream: TCP, Unix or TLS."""
 
-    def __init__(self, reader: StreamReader, writer: StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._writer = connection.writer
         self._owed = 0
         self._has_sent = self._has_ended = self._has_received = self._is_unfinished = False
 
@@ -229,8 +142,7 @@ class _Stream:
         self._owed += data.count(b"\n")
         self._is_unfinished = not data.endswith(b"\n")
         with suppress(OSError):  # receive() meets the same, and what came before it
-            self._writer.write(data)
-            await self._writer.drain()
+            await self._connection.send(data)
 
     async def end(self) -> None:
         """Write EOF where the transport can: over TLS it cannot."""
@@ -244,7 +156,7 @@ class _Stream:
 
         Raises ConnectionError if the server closes without an answer, and the transport's OSError if the connection is lost.
         """
-        if data := await self._reader.read(2**16):
+        if data := await self._connection.reader.read(2**16):
             self._has_received = True
             self._owed -= data.count(b"\n")
             return data
@@ -267,7 +179,7 @@ class _Stream:
             return "the last line was sent without its end, which over TLS has to be a newline"
         return ""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the stream. TLS is aborted: it does not wait for the server's goodbye."""
         self._writer.close()
         if not self._writer.can_write_eof():
@@ -278,31 +190,19 @@ class _Stream:
 class _FramedStream(_Stream):
     """A stream of which frames are sent and received."""
 
-    def __init__(self, reader: StreamReader, writer: StreamWriter, framing: Framing) -> None:
-        super().__init__(reader, writer)
-        self._framing = framing
-        self._frames = reader.frames(framing.limited(MAX_FRAME))
-
     async def send(self, data: bytes) -> None:
         """Write a frame, and wait while the buffer is over high water. A lost connection is for `receive` to report."""
-        joined = self._framing.join(data)
         self._has_sent = True
         self._owed += 1
         with suppress(OSError):  # as in _Stream
-            self._writer.write(joined)
-            await self._writer.drain()
+            await self._connection.send(data)
 
     async def receive(self) -> bytes | None:
         """Return the next frame, or None at the end of the stream. Raises as _Stream's does, and in the middle of a frame."""
-        try:
-            frame = await anext(self._frames)
-        except StopAsyncIteration:
+        frame = await anext(self._connection, None)
+        if frame is None:
             self._check_end()
             return None
-        except asyncio.IncompleteReadError as error:
-            raise ConnectionError(
-                f"it was closed in the middle of a frame, after {len(error.partial)} bytes"
-            ) from error
         self._has_received = True
         self._owed -= 1
         return frame
@@ -311,13 +211,13 @@ class _FramedStream(_Stream):
 class _Datagrams:
     """A connected socket for datagrams."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._rest = b""  # of the requests: the beginning of a line
         self._owed = 0
 
     async def send(self, data: bytes) -> None:
-        """Send every whole line as a datagram, and keep the beginning of the next. Raises the socket's OSError."""
+        """Send every whole line as a datagram, and keep the beginning of the next."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             await self._send_one(line + b"\n")
@@ -329,11 +229,11 @@ class _Datagrams:
 
     async def _send_one(self, data: bytes) -> None:
         self._owed += 1
-        await asyncio.get_running_loop().sock_sendall(self._sock, data)
+        await self._connection.send(data)
 
     async def receive(self) -> bytes:
-        """Return the next datagram. Raises the socket's OSError, such as ConnectionRefusedError where no socket is bound."""
-        data = await asyncio.get_running_loop().sock_recv(self._sock, 2**16)
+        """Return the next datagram."""
+        data = await self._connection.receive()
         self._owed -= 1
         return data
 
@@ -345,19 +245,6 @@ class _Datagrams:
         """Return an empty string: a datagram may be lost anywhere."""
         return ""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the socket."""
-        self._sock.close()
-
-
-def explain(error: BaseException) -> str:
-    """Return in one line why a connection failed."""
-    if isinstance(error, ssl_module.SSLCertVerificationError):
-        return f"the certificate is not accepted: {error.verify_message}"
-    if isinstance(error, ssl_module.SSLError):  # its errno is OpenSSL's own, its reason like WRONG_VERSION_NUMBER
-        return f"no TLS there: {error.reason or error}"
-    if isinstance(error, socket.gaierror):
-        return error.strerror or str(error)
-    number = getattr(error, "errno", None)
-    # Not strerror: asyncio packs "Multiple exceptions: ..." or "Connect call failed ('127.0.0.1', 9)" into it.
-    return os.strerror(number) if number else str(error) or type(error).__name__
+        await self._connection.close()

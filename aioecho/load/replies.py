@@ -1,0 +1,91 @@
+"""Loading a stream server whose replies are not the bytes that were sent: what the engines for that have in common."""
+
+from __future__ import annotations
+
+import socket
+import time
+from abc import abstractmethod
+from collections import deque
+from typing import Any
+
+from aioecho.load.engine import CLOSED_EARLY, WRONG_BYTES
+from aioecho.load.messages import CHUNK_BYTES
+from aioecho.load.settings import LoadSettings
+from aioecho.load.streams import Connection, StreamEngine
+
+__all__ = ["ReplyConnection", "ReplyEngine"]
+
+
+class ReplyConnection(Connection):
+    """A connection, its next messages, and what has come."""
+
+    __slots__ = ("buffer", "frames", "scanned", "taken", "to_read", "to_send", "wanted")
+
+    def __init__(self, sock: socket.socket, at: int, now: int, index: int) -> None:
+        super().__init__(sock, at, now)
+        self.to_send = self.to_read = index  # of the next message
+        self.buffer = bytearray()  # what has come and was no whole reply
+        self.scanned = self.wanted = 0  # of the buffer: see Framing.split()
+        self.frames: deque[bytes] = deque()  # of a script: what was split off and is later replies,
+        self.taken = 0  # and how many bytes of the buffer they, and the ones before them, take
+
+
+class ReplyEngine(StreamEngine):
+    """The part of an engine that sends messages one after another, and counts replies that `_split` finds."""
+
+    connections: dict[int, ReplyConnection]  # type: ignore[assignment]
+    joined: list[bytes]
+    """The messages as they are sent. The pool holds them one after another."""
+
+    def __init__(self, settings: LoadSettings, share: int, shares: int, control: Any = None) -> None:
+        super().__init__(settings, share, shares, control)
+        self.starts = [0]
+        for message in self.joined:
+            self.starts.append(self.starts[-1] + len(message))
+        self.longest = max(map(len, self.joined))
+        self.recv_bytes = min(CHUNK_BYTES, max(4096, self.longest * settings.depth + 1))
+
+    def _make_connection(self, sock: socket.socket, index: int) -> ReplyConnection:
+        message = index * 31 % len(self.joined)
+        return ReplyConnection(sock, self.starts[message], time.perf_counter_ns(), message)
+
+    def _next_size(self, c: Connection) -> int:
+        assert isinstance(c, ReplyConnection)
+        message = c.to_send
+        c.to_send = (message + 1) % len(self.joined)
+        return len(self.joined[message])
+
+    def _handle(self, events: list[tuple[int, int]]) -> None:
+        """Read replies, split, compare and count them, and in closed loop send what follows."""
+        follows = self.sending and not self.settings.churn and not self.interval
+        for fd, event in events:
+            c = self.connections.get(fd)
+            chunk = None if c is None else self._receive(c, event)
+            if c is None or chunk is None:
+                continue
+            now = time.perf_counter_ns()
+            if not chunk:
+                self._fail(c, CLOSED_EARLY, f"the server closed a connection that was owed {len(c.due)} replies")
+                continue
+            c.since = now
+            self.received += len(chunk)
+            try:
+                done = self._split(c, chunk)
+            except ValueError as error:
+                self._fail(c, WRONG_BYTES, error)
+                continue
+            if len(chunk) == self.recv_bytes:  # there may be more
+                self._watch(c, c.watched)
+            self.replies += done
+            if follows:
+                for _ in range(done):
+                    self._count(c.due.popleft(), now)
+                    c.due.append(now)
+                    c.unsent += self._next_size(c)
+                self._flush(c)
+            elif done:
+                self._count_replies(c, done, now)
+
+    @abstractmethod
+    def _split(self, c: ReplyConnection, chunk: bytes) -> int:
+        """Return how many replies have become whole. Raises ValueError, with what is wrong, if they are not the expected."""
