@@ -99,10 +99,10 @@ def test_an_example_is_as_small_as_can_be() -> None:
     said = parse_script(records, None)
     (finding,) = find(faulty.OneReadIsOneMessage, "segmentation", conversation=said)
     last = finding.source.splitlines()[-1]
-    assert last.count("b'") <= 3, last  # one record, in two pieces
+    assert last.count('b"') <= 3, last  # one record, in two pieces
     (finding,) = find(faulty.AnswersTheFirstLineOfAChunk, "coalescing", conversation=said)
     last = finding.source.splitlines()[-1]
-    assert last.count("b'") == 3, last  # two records, in one piece
+    assert last.count('b"') == 3, last  # two records, in one piece
 
 
 def test_the_same_is_found_in_every_run() -> None:

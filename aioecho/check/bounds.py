@@ -10,7 +10,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from aioecho.check.examples import ERRORS, source_of
+from aioecho.check.examples import ERRORS, literal, source_of
 from aioecho.check.player import PATIENCE, Session
 from aioecho.check.subject import Finding, Subject
 
@@ -116,7 +116,7 @@ def check_too_long(subject: Subject) -> Iterator[Finding]:
     del record
     flood = _Flood(begin, chunk, HELD)
     outcome = subject.player.run(lambda session: flood.send(session, reads=True))
-    values = {"begin": repr(begin), "chunk": f'b"x" * {CHUNK}', "reads": True, "most": HELD, **_TRACED, "sent": SENT}
+    values = {"begin": literal(begin), "chunk": f'b"x" * {CHUNK}', "reads": True, "most": HELD, **_TRACED, "sent": SENT}
     what = f"a record of {SENT >> 20} MiB"
     if outcome.was_stuck:
         text = f"the handler keeps the loop for seconds when its client sends {what}"
@@ -138,8 +138,8 @@ def check_slow_reader(subject: Subject) -> Iterator[Finding]:
     times = CHUNK // len(data) + 1
     chunk = data * times
     values = {
-        "begin": "b''",
-        "chunk": f"{data!r} * {times}",
+        "begin": 'b""',
+        "chunk": f"{literal(data)} * {times}",
         "reads": False,
         "most": UNREAD // 2,
         **_TRACED,
@@ -246,7 +246,7 @@ def check_leaks(subject: Subject) -> Iterator[Finding]:
         if len(grown) == 2 and min(grown) >= most * counts.round:
             number = max(min(grown) // counts.round, 1)
             left = f"{number} {what if number > 1 else what.removesuffix('s')}"
-            data = repr(b"".join(subject.conversation.records))
+            data = literal(b"".join(subject.conversation.records))
             values = {"count": count, "most": int(most * 10), "setup": setup, "data": data}
             source = source_of(subject, _LEAK, **values)
             yield Finding("leaks", f"a conversation leaves {left} behind{text}", source)

@@ -5,7 +5,7 @@ import contextlib
 import functools
 from collections.abc import Iterator
 
-from aioecho.check.examples import ERRORS, RUNS_ON, WAITS, explain, list_pieces, source_of
+from aioecho.check.examples import ERRORS, RUNS_ON, WAITS, explain, list_pieces, literal, source_of
 from aioecho.check.player import PATIENCE, Outcome, Session
 from aioecho.check.subject import Finding, Subject, shorten
 
@@ -127,8 +127,8 @@ def check_reset(subject: Subject) -> Iterator[Finding]:
             text = f"the handler goes on for more than {PATIENCE:g} s when {when}"
         else:
             continue
-        call = f"reset_connection({data!r})"
-        yield Finding("reset", text, source_of(subject, ERRORS, _RESET, end, data=repr(data), wait=wait, call=call))
+        call = f"reset_connection({literal(data)})"
+        yield Finding("reset", text, source_of(subject, ERRORS, _RESET, end, data=literal(data), wait=wait, call=call))
         return
 
 

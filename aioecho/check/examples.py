@@ -7,7 +7,7 @@ from aioecho.check.player import Outcome
 from aioecho.check.subject import Finding, Subject, shorten
 from aioecho.serving.handler_types import is_blocking
 
-__all__ = ["ERRORS", "RUNS_ON", "WAITS", "explain", "explain_plain", "list_pieces", "source_of"]
+__all__ = ["ERRORS", "RUNS_ON", "WAITS", "explain", "explain_plain", "list_pieces", "literal", "source_of"]
 
 ERRORS = """
 class Server(aioecho.TCPServer):
@@ -103,7 +103,13 @@ def source_of(subject: Subject, *parts: str, **values: object) -> str:
 
 def list_pieces(pieces: Sequence[bytes]) -> str:
     """Return some pieces as arguments in a source."""
-    return ", ".join(repr(bytes(piece)) for piece in pieces)
+    return ", ".join(map(literal, pieces))
+
+
+def literal(data: bytes) -> str:
+    """Return some bytes as they stand in a source, in double quotes where that needs no escape."""
+    text = repr(data)
+    return f'b"{text[2:-1]}"' if text[1] == "'" and '"' not in text else text
 
 
 def explain(
@@ -149,7 +155,7 @@ def explain_plain(subject: Subject, text: str, expected: bytes | None = None) ->
     """Return the finding that the plain conversation goes wrong: by what it raises, or as a reply does not come."""
     said = list_pieces(subject.conversation.records)
     if expected is not None:
-        return Finding("replies", text, source_of(subject, _SAY, _EXPECTED, said=said, expected=repr(expected)))
+        return Finding("replies", text, source_of(subject, _SAY, _EXPECTED, said=said, expected=literal(expected)))
     if subject.reference.was_stuck:
         return Finding("replies", text, source_of(subject, _SAY, WAITS, call=f"say({said})"))
     return Finding("replies", text, source_of(subject, ERRORS, _SAY, _RAISES, said=said, server="Server"))
