@@ -1,6 +1,7 @@
 """`check` finds the mistakes of a handler that only a network shows, and shows each by a test; and finds none in sound ones."""
 
 import asyncio
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from helpers import check_mistake, handler, invoke
 import aioecho
 from aioecho import echo
 from aioecho.check import CHECKS, Conversation, Finding, check, default_conversation, parse_script, run
+from aioecho.check.endings import note_truncation
 from aioecho.check.player import Player
 from aioecho.check.subject import Subject
 from aioecho.framing import COBS, Delimited, FixedSize, Framing, LengthPrefixed, Lines
@@ -159,8 +161,6 @@ def test_a_line_without_its_end_that_is_answered_is_noted_and_no_finding() -> No
         subject = Subject(player, default_conversation(Lines()), "faulty:Bye")
         subject.learn()
         assert list(CHECKS["truncation"](subject)) == []
-        from aioecho.check.endings import note_truncation
-
         assert "a last line without its end is answered like a whole one" in note_truncation(subject)
 
 
@@ -256,6 +256,7 @@ def test_the_command_says_with_which_package_it_works(folder: Path, monkeypatch:
         (["handlers:Bye", "--say", "bad.txt"], "bad.txt: line 2 begins with none of '> ', '< ' and '#': 'you'"),
         (["handlers:Bye", "--say", "escape.txt"], r"escape.txt: line 1 has an escape '\q'"),
         (["handlers:Bye", "--say", "empty.txt"], "empty.txt: a conversation has to send something"),
+        (["handlers:Bye", "--say", "absent.txt"], "cannot read absent.txt: No such file or directory"),
         (["handlers:Bye", "--say", "hello.txt", "--framing", "fixed:8"], "hello.txt: "),
         (["chargen", "--framing", "cobs"], "--framing is for the ready-made echo and upper"),
     ],
@@ -270,9 +271,8 @@ def test_a_mistake_on_the_command_line_is_one_line(folder: Path, arguments: list
     check_mistake(invoke("check", *arguments, cwd=folder), expected)
 
 
-def test_logging_and_the_loop_are_as_before(few_checks: None) -> None:
-    import logging
-
+def test_logging_and_the_loop_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "CHECKS", {"replies": CHECKS["replies"]})
     before = logging.root.manager.disable
     list(check(echo.Upper, default_conversation(Lines()), "module:Class"))
     assert logging.root.manager.disable == before

@@ -25,7 +25,6 @@ __all__ = ["check_command"]
 @click.argument("handler")
 @click.option(
     "--say",
-    type=click.Path(exists=True, dir_okay=False),
     metavar="FILE",
     help="What to send: every line is a record; or lines '> sent' and '< expected', with \\n, \\r, \\t, \\0, \\\\ and \\xHH.",
 )
