@@ -188,7 +188,7 @@ class _Flood:
         while self.sent < SENT and not session.is_over:
             count = session.send_now(left)
             now = time.monotonic()
-            if now - began > (SECONDS if self.held < UNREAD // 4 else 4 * SECONDS):  # it may grow on a slow machine
+            if now - began > (SECONDS if self.held < self._most // 2 else 4 * SECONDS):  # a machine may be slow
                 return
             if count:
                 self.sent += count
