@@ -1,5 +1,6 @@
 """What a server serves TLS with, as files that are renewed while it serves: TLS."""
 
+import math
 import os
 import re
 import ssl
@@ -18,6 +19,8 @@ VERSIONS = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3
 
 # The fields in which the TLS of a name may differ: a switch of context in mid-handshake changes no more.
 OF_A_NAME = {"cert", "key", "password"}
+
+HOST_NAME = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*", re.IGNORECASE | re.ASCII)
 
 Password = str | bytes | Callable[[], str | bytes] | None
 FileName = str | os.PathLike[str]
@@ -96,8 +99,11 @@ class TLS:
         if self.password is not None and not (isinstance(self.password, str | bytes) or callable(self.password)):
             # Not its value: this may come to a log.
             raise ValueError(f"password must be a text, bytes or a function, not {type(self.password).__name__}")
-        if self.poll is not None and not (isinstance(self.poll, int | float) and self.poll > 0):
+        if self.poll is not None and not (isinstance(self.poll, int | float) and 0 < self.poll < math.inf):
             raise ValueError(f"poll must be a number of seconds above 0, or None, not {self.poll!r}")
+        self._check_names()
+
+    def _check_names(self) -> None:
         if not isinstance(self.names, Mapping):
             raise ValueError(f'names must be a mapping, as {{"b.example": TLS("b.pem")}}, not {self.names!r}')
         plain = TLS.__dataclass_fields__
@@ -105,6 +111,11 @@ class TLS:
             if not isinstance(name, str) or not isinstance(tls, TLS):
                 raise ValueError(
                     f'names must have a TLS for each name, as "b.example": TLS("b.pem"), not {name!r}: {tls!r}'
+                )
+            if not HOST_NAME.fullmatch(name):
+                raise ValueError(
+                    f"names must be as clients ask for them, in ASCII: 'b.example', '*.b.example' or 'xn--bcher-kva.example',"
+                    f" not {name!r}"
                 )
             for each in fields(tls):
                 if each.name in OF_A_NAME:
@@ -160,33 +171,35 @@ class TLS:
             reason = _explain(error, cert, key, password)
             raise CertificateError(f"cannot use {cert}{f' with {key}' if key else ''}: {reason}") from error
         if common.client_ca is not None:
-            for path in (common.client_ca, common.crl):
-                if path is None:
-                    continue
-                try:
-                    context.load_verify_locations(path)
-                except OSError as error:
-                    reason = _explain_ca(error)
-                    raise CertificateError(f"cannot use {os.fspath(path)}: {reason}") from error
-            if common.crl is not None:
-                if not context.cert_store_stats()["crl"]:
-                    # OpenSSL would refuse every client: it knows of no list to look into.
-                    raise CertificateError(
-                        f"cannot use {os.fspath(common.crl)}: there is no revocation list (PEM) in it"
-                    )
-                context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
-            is_required = common.client_cert == "required"
-            context.verify_mode = ssl.CERT_REQUIRED if is_required else ssl.CERT_OPTIONAL
+            common._verify_clients(context, common.client_ca)
         if common.ciphers is not None:
             try:
                 context.set_ciphers(common.ciphers)
             except ssl.SSLError as error:
-                raise CertificateError(f"OpenSSL knows none of the ciphers {common.ciphers!r}") from error
+                raise CertificateError(
+                    f"OpenSSL knows none of the ciphers {common.ciphers!r} for TLS 1.2; the ones of TLS 1.3 are not chosen so"
+                ) from error
         if common.num_tickets is not None:
             context.num_tickets = common.num_tickets
         if common.alpn:
             context.set_alpn_protocols(list(common.alpn))
         return context, not_before, not_after
+
+    def _verify_clients(self, context: ssl.SSLContext, client_ca: FileName) -> None:
+        """Have a context ask clients for certificates of `client_ca`."""
+        for path in (client_ca, self.crl):
+            if path is None:
+                continue
+            try:
+                context.load_verify_locations(path)
+            except (OSError, ValueError) as error:
+                raise CertificateError(f"cannot use {os.fspath(path)}: {_explain_ca(error)}") from error
+        if self.crl is not None:
+            if not context.cert_store_stats()["crl"]:
+                # OpenSSL would refuse every client: it knows of no list to look into.
+                raise CertificateError(f"cannot use {os.fspath(self.crl)}: there is no revocation list (PEM) in it")
+            context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+        context.verify_mode = ssl.CERT_REQUIRED if self.client_cert == "required" else ssl.CERT_OPTIONAL
 
     def _ask_password(self, cert: str) -> str | bytes | None:
         try:
@@ -266,11 +279,13 @@ def _time(tag: int, text: bytes) -> float:
     return datetime.strptime(text.decode("ascii"), kind).replace(tzinfo=UTC).timestamp()
 
 
-def _explain_ca(error: OSError) -> object:
+def _explain_ca(error: OSError | ValueError) -> object:
     """Return why the certificates of authorities, or what they have revoked, cannot be loaded."""
-    if isinstance(error, ssl.SSLError) and error.reason == "NO_CERTIFICATE_OR_CRL_FOUND":
+    if not isinstance(error, ssl.SSLError):
+        return getattr(error, "strerror", None) or error
+    if error.reason == "NO_CERTIFICATE_OR_CRL_FOUND":
         return "there is no certificate or revocation list (PEM) in it"
-    return error.strerror or error
+    return f"what is in it is cut off or damaged ({error.strerror or error})"
 
 
 def _explain(error: Exception, certfile: str, keyfile: str | None, password: object) -> object:
@@ -291,4 +306,8 @@ def _explain(error: Exception, certfile: str, keyfile: str | None, password: obj
         return (
             "the password is not the private key's" if password else "the private key is encrypted: give its password"
         )
-    return error.strerror or error
+    try:
+        validity(ssl.PEM_cert_to_DER_cert(first_certificate(certificate.decode("latin-1"))))
+    except (ValueError, IndexError):
+        return f"a certificate in {certfile} is cut off or damaged"
+    return f"a certificate in {certfile}, or the key in {keyfile or certfile}, is cut off or damaged"

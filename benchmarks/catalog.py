@@ -6,10 +6,24 @@ import importlib.util
 from dataclasses import dataclass
 from importlib import metadata
 
-__all__ = ["BASELINE", "CANDIDATE", "CANDIDATES", "SERVERS", "Server", "by_name", "find_missing", "get_version"]
+__all__ = [
+    "BASELINE",
+    "CANDIDATE",
+    "CANDIDATES",
+    "RIVALS",
+    "SERVERS",
+    "STANDS_IN",
+    "Server",
+    "by_name",
+    "find_missing",
+    "get_version",
+]
 
 BASELINE = "threading"  # what every ratio is against
 CANDIDATE = "aioecho"  # the pictures and the summary show its ratios
+# What the candidate is compared with, in words and in a table. The bare protocol of records splits whole chunks.
+RIVALS = (BASELINE, "forking", "streams", "protocol")
+STANDS_IN = {"batch": "protocol"}
 # The sentences are about these.
 CANDIDATES = (
     CANDIDATE,
@@ -26,7 +40,7 @@ class Server:
     """One server: `module` under `benchmarks.servers` with `arguments`, and the module that it needs (`requires`).
 
     `datagram_label`: what it is called where it serves UDP, empty where it can't. `example`: it has the example of the
-    scenario of that name. `only_records`: it does nothing but the scenario `records`.
+    scenario of that name, and `broadcast` likewise. `only_records`: it does nothing but the scenario `records`.
     `max_clients`: how many connections it serves at a time; more would wait for ever. `threads`: its threads or
     processes come and go, so what ended ones used counts too.
     `why_limited` explains `max_clients` to readers of the report.
@@ -44,6 +58,7 @@ class Server:
     tls: bool = False
     datagram_label: str = ""
     example: bool = False
+    broadcast: bool = False
     only_records: bool = False
     threads: bool = False
     colour: str = "#777777"
@@ -60,6 +75,7 @@ SERVERS = (
         tls=True,
         datagram_label="aioecho (uvloop)",
         example=True,
+        broadcast=True,
         colour="#0072b2",
     ),
     Server(
@@ -69,6 +85,7 @@ SERVERS = (
         arguments=("--loop", "asyncio"),
         requires="aioecho",
         tls=True,
+        broadcast=True,
         colour="#56b4e9",
         marker="s",
         dash="--",
@@ -155,6 +172,7 @@ SERVERS = (
         datagram_label="ThreadingUDPServer",
         example=True,
         threads=True,
+        broadcast=True,
         colour="#d55e00",
         marker="D",
     ),
@@ -163,6 +181,9 @@ SERVERS = (
         label="ForkingTCPServer",
         module="socketserver_classes",
         arguments=("--server", "ForkingTCPServer"),
+        tls=True,
+        datagram_label="ForkingUDPServer",
+        example=True,
         threads=True,
         max_clients=100,
         why_limited="a process for each client",
@@ -186,6 +207,8 @@ SERVERS = (
         module="asyncio_streams",
         requires="uvloop",
         tls=True,
+        example=True,
+        broadcast=True,
         colour="#009e73",
         marker="^",
     ),
@@ -196,6 +219,8 @@ SERVERS = (
         arguments=("--loop", "asyncio"),
         requires="uvloop",
         tls=True,
+        example=True,
+        broadcast=True,
         colour="#009e73",
         marker="P",
         dash=":",
@@ -207,7 +232,9 @@ SERVERS = (
         requires="uvloop",
         tls=True,
         datagram_label="bare DatagramProtocol (uvloop)",
-        colour="#000000",
+        example=True,
+        broadcast=True,
+        colour="#222222",
         marker=".",
         dash=":",
     ),
@@ -217,7 +244,7 @@ SERVERS = (
         module="asyncio_batch",
         requires="uvloop",
         only_records=True,
-        colour="#000000",
+        colour="#222222",
         marker="+",
     ),
     Server(name="trio", label="trio", module="trio_streams", requires="trio", peer=True, lines=False),

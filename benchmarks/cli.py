@@ -13,8 +13,9 @@ import click
 
 from . import abuse
 from .catalog import SERVERS, find_missing
-from .plan import SCENARIOS, Plan, make_plan
+from .plan import make_plan
 from .processes import ROOT
+from .scenarios import SCENARIOS
 
 __all__ = ["main"]
 
@@ -75,7 +76,7 @@ def run_command(
     options = ["--quick"] * quick + [f"--scenario {name}" for name in scenarios] + [f"--server {n}" for n in servers]
     header = describe_environment(" ".join(["python -m benchmarks run", *options]))
     total = plan.total_s
-    click.echo(f"{_count(plan)} turns, about {total / 60:.0f} minutes; data: {_shown(path)}", err=True)
+    click.echo(f"{plan.count_turns():,} turns, about {total / 60:.0f} minutes; data: {_shown(path)}", err=True)
     try:
         with _progress(total) as report:
             run_plan(plan, path, header, resume=resume, report=report)
@@ -94,10 +95,12 @@ def run_command(
 )
 @click.option(
     "--readme",
+    "readmes",
+    multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Also refresh the block between this README's benchmark markers.",
+    help="Also refresh the block between this page's benchmark markers. May be repeated.",
 )
-def report_command(data: Path | None, output: Path | None, readme: Path | None) -> None:
+def report_command(data: Path | None, output: Path | None, readmes: tuple[Path, ...]) -> None:
     """Make tables, pictures and an HTML page of DATA's last run; without DATA, of the run measured last."""
     _need_extra()
     from .report import refresh_readme, write_report
@@ -110,17 +113,13 @@ def report_command(data: Path | None, output: Path | None, readme: Path | None) 
     folder = output or data.with_suffix("")
     try:
         written = write_report(data, folder)
-        if readme is not None:
+        for readme in readmes:
             refresh_readme(readme, data, folder)
             written.append(readme)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     for path in written:
         click.echo(_shown(path))
-
-
-def _count(plan: Plan) -> int:
-    return sum(len(cell.servers) for cell in plan.cells) * plan.repeats
 
 
 def _shown(path: Path) -> str:

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import aioecho
+
 from .catalog import get_version
 from .processes import ROOT, choose_processors
 from .runner import Sample
@@ -18,7 +20,7 @@ from .servers._options import BACKLOG, READ_BYTES
 
 __all__ = ["describe_environment"]
 
-_DISTRIBUTIONS = ("aioecho", "uvloop", "trio", "anyio", "gevent", "twisted", "tornado", "easynetwork")
+_DISTRIBUTIONS = ("uvloop", "trio", "anyio", "gevent", "twisted", "tornado", "easynetwork")
 
 
 def describe_environment(command: str) -> Sample:
@@ -34,7 +36,8 @@ def describe_environment(command: str) -> Sample:
         "processors": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "openssl": ssl.OPENSSL_VERSION,
-        "versions": {name: version for name in _DISTRIBUTIONS if (version := get_version(name))},
+        "versions": {"aioecho": aioecho.__version__}
+        | {name: version for name in _DISTRIBUTIONS if (version := get_version(name))},
         "gil": getattr(sys, "_is_gil_enabled", lambda: True)(),
         "pinning": "one processor only: server and generator share it"
         if processors is None

@@ -1,26 +1,30 @@
-"""What the rows say in words: where the candidate wins, where the baseline is as good or better, what stays open."""
+"""What the rows say in words: where the candidate is ahead of the baseline, level with it or behind, and what is undecided."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .catalog import BASELINE, CANDIDATE, CANDIDATES, by_name
-from .plan import SCENARIOS
+from .scenarios import SCENARIOS, name_cells
 from .stats import FIGURES, Ratio, Row
 
 __all__ = [
     "MAIN_FIGURE",
+    "VERDICTS",
     "Finding",
     "describe_cell",
     "find",
+    "find_main",
     "format_ratio",
-    "format_si",
     "label_of",
     "name_load",
     "title_of",
     "write_sentences",
+    "write_standing",
 ]
+
+VERDICTS = ("ahead", "level", "behind", "undecided")
 
 # Besides its own measure, what a scenario is judged by; memory only where connections idle, for there it is the point.
 _JUDGED = {"rate": ("achieved_rate", "p99_us", "server_cpu_us"), "cpu": ("server_cpu_us", "p99_us")}
@@ -34,7 +38,8 @@ MAIN_FIGURE = {"rate": "achieved_rate", "cpu": "server_cpu_us", "memory": "conne
 class Finding:
     """One figure of the candidate at one cell against the baseline.
 
-    `verdict`: "better", "worse", "same" (the interval holds 1), or "open" (no ratio, for the reason in `why`).
+    `verdict`: "level" (all of the interval is within 5 % of 1); else "ahead" or "behind" (the interval leaves 1 out); or
+    "undecided" (it does not; or there is no ratio, for the reason in `why`).
     """
 
     row: Row
@@ -43,27 +48,45 @@ class Finding:
     ratio: Ratio | None = None
     why: str = ""
 
+    @property
+    def is_main(self) -> bool:
+        """Whether it is the figure that its scenario is about."""
+        return self.figure == MAIN_FIGURE[SCENARIOS[self.row.scenario].measure]
 
-def find(rows: Iterable[Row], candidates: Sequence[str] = CANDIDATES) -> list[Finding]:
-    """Judge the candidates' rows, figure by figure; a cell without the baseline gives no finding."""
+
+def find(rows: Iterable[Row], candidates: Sequence[str] = CANDIDATES, baseline: str = BASELINE) -> list[Finding]:
+    """Judge the candidates' rows, figure by figure; a cell without the baseline gives no finding.
+
+    `rows` must have been made with the same baseline.
+    """
     rows = list(rows)
-    baselines = {(row.pinned, row.scenario, row.x): row for row in rows if row.server == BASELINE}
+    baselines = {(row.pinned, row.scenario, row.x): row for row in rows if row.server == baseline}
     found = []
     for row in rows:
-        baseline = baselines.get((row.pinned, row.scenario, row.x))
-        if row.server not in candidates or baseline is None or row.scenario not in SCENARIOS:
+        theirs = baselines.get((row.pinned, row.scenario, row.x))
+        if row.server not in candidates or theirs is None or row.scenario not in SCENARIOS:
             continue
         for name in _JUDGED[SCENARIOS[row.scenario].measure]:
             ratio = row.ratios.get(name)
             if ratio is None:
-                at_fault = row if row.status != "measured" else baseline
+                at_fault = row if row.status != "measured" else theirs
                 if at_fault.status != "measured":
                     why = f"{label_of(at_fault.server, row.scenario)}: {at_fault.why}"
-                    found.append(Finding(row, name, "open", None, why))
+                    found.append(Finding(row, name, "undecided", None, why))
                 continue
-            verdict = "same" if not ratio.differs else "better" if ratio.value > 1 else "worse"
+            if ratio.is_level:
+                verdict = "level"
+            elif ratio.differs:
+                verdict = "ahead" if ratio.value > 1 else "behind"
+            else:
+                verdict = "undecided"
             found.append(Finding(row, name, verdict, ratio))
     return found
+
+
+def find_main(rows: Iterable[Row], baseline: str = BASELINE) -> list[Finding]:
+    """Judge the candidate by the one figure that a scenario is about."""
+    return [finding for finding in find(rows, (CANDIDATE,), baseline) if finding.is_main]
 
 
 def label_of(server: str, scenario: str) -> str:
@@ -79,12 +102,7 @@ def title_of(figure: str, scenario: str) -> str:
 
 def name_load(row: Row) -> str:
     """Say where a row stands on its scenario's axis."""
-    return SCENARIOS[row.scenario].loads.get(row.x) or format_si(row.x)
-
-
-def format_si(number: float) -> str:
-    """Write a count as people read it: 64, 1,000, 64 KiB."""
-    return f"{number:,.0f}"
+    return SCENARIOS[row.scenario].loads.get(row.x) or f"{row.x:,}"
 
 
 def format_ratio(ratio: Ratio | None) -> str:
@@ -100,43 +118,41 @@ def _three(number: float) -> str:
 
 def describe_cell(row: Row) -> str:
     """Name a cell in a few words, as in `slow handler, 1,000 clients`."""
-    short = {
-        "clients": "as fast as it goes, {} client{s}",
-        "rate": "fixed rate at {} % of capacity",
-        "many": "fixed rate, {} clients",
-        "slow": "slow handler, {} clients",
-        "sizes": "messages of {} bytes at a fixed rate",
-        "lines": "lines as fast as it goes, {} in flight",
-        "lines-rate": "lines at {} % of capacity",
-        "churn": "a connection per message, {} at a time",
-        "arrivals": "a connection per message at {} % of capacity",
-        "tls": "TLS at a fixed rate, {} client{s}",
-        "tls-16k": "TLS, 16 KiB messages, {} client{s}",
-        "records": "records, {}",
-        "server-first": "connections that the server ends, {} at a time",
-        "client-first": "connections that the client ends, {} at a time",
-        "idle": "{} idle connections",
-        "udp": "datagrams as fast as it goes, {} client{s}",
-        "udp-rate": "datagrams at {} % of capacity",
-        "example": "the tutorials' example, {} clients at once",
-    }
-    text = short.get(row.scenario, row.scenario + " {}").format(name_load(row), s="" if row.x == 1 else "s")
-    return text if row.pinned else f"{text}, all processors"
+    return _describe_cells([row])
 
 
-def write_sentences(findings: Iterable[Finding], verdicts: tuple[str, ...], *, brief: bool = False) -> list[str]:
-    """Write one sentence for each cell that has findings of these verdicts; figures that agree share it.
+def _describe_cells(rows: Sequence[Row]) -> str:
+    text = name_cells(SCENARIOS[rows[0].scenario], sorted(row.x for row in rows))
+    return text if rows[0].pinned else f"{text}, all processors"
 
-    With `brief`, that nothing could be shown is said only of the figure that the scenario is about.
+
+def write_standing(findings: Iterable[Finding]) -> Mapping[str, str]:
+    """Write for each verdict one sentence that lists the loads, with their ratios in brackets, the greatest first.
+
+    Loads of one scenario share a place in it. A load without a ratio stands there without one.
     """
+    groups: dict[tuple[str, str, bool, bool], list[Finding]] = {}
+    for finding in findings:
+        row = finding.row
+        groups.setdefault((finding.verdict, row.scenario, row.pinned, finding.ratio is None), []).append(finding)
+    said: dict[str, list[tuple[float, str]]] = {verdict: [] for verdict in VERDICTS}
+    for (verdict, *_), group in groups.items():
+        values = sorted(finding.ratio.value for finding in group if finding.ratio is not None)
+        text = _describe_cells([finding.row for finding in group])
+        if values:
+            ends = dict.fromkeys((_three(values[0]), _three(values[-1])))
+            text += f" ({' to '.join(ends)})"
+        said[verdict].append((-values[-1] if values else 0.0, text))
+    return {verdict: "; ".join(text for _, text in sorted(parts)) or "nowhere" for verdict, parts in said.items()}
+
+
+def write_sentences(findings: Iterable[Finding], verdicts: tuple[str, ...]) -> list[str]:
+    """Write one sentence for each cell that has findings of these verdicts; figures that agree share it."""
     cells: dict[str, list[str]] = {}
     for finding in findings:
-        is_main = finding.figure == MAIN_FIGURE[SCENARIOS[finding.row.scenario].measure]
-        if finding.verdict in verdicts and (is_main or finding.verdict != "same" or not brief):
+        if finding.verdict in verdicts:
             title = title_of(finding.figure, finding.row.scenario)
             said = finding.why if finding.ratio is None else f"{title} {format_ratio(finding.ratio)} times as good"
-            if finding.verdict == "same":
-                said += ", no difference shown"
             server = finding.row.server
             cell = describe_cell(finding.row)
             parts = cells.setdefault(cell if server == CANDIDATE else f"{by_name(server).label}, {cell}", [])

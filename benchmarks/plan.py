@@ -1,156 +1,18 @@
-"""What is measured: the scenarios, and the cells that a quick and a full run consist of."""
+"""What is measured: the cells that a quick and a full run consist of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from .catalog import SERVERS
+from .catalog import SERVERS, by_name
+from .scenarios import SCENARIOS
 from .senders import AT_A_TIME, SENDERS
 
-__all__ = ["SCENARIOS", "Cell", "Plan", "Scenario", "make_plan"]
+__all__ = ["PEER_ROUNDS", "Cell", "Plan", "make_plan"]
 
-
-@dataclass(frozen=True)
-class Scenario:
-    """One question; `axis` names what varies along its cells, `measure` is the figure that heads its ratios.
-
-    `unit`: what is counted. `loads`: where cells differ in more than a number, what each of them is, by its `x`.
-    """
-
-    name: str
-    title: str
-    question: str
-    axis: str
-    measure: str = "rate"  # "rate", "cpu", "memory" or "time"
-    datagrams: bool = False
-    unit: str = "message"
-    loads: Mapping[int, str] = field(default_factory=dict)
-
-
-SCENARIOS = {
-    scenario.name: scenario
-    for scenario in (
-        Scenario(
-            "clients",
-            "As fast as it goes",
-            "Closed loop, 64-byte messages: each client sends as soon as its reply has come. How many a second?",
-            "clients",
-        ),
-        Scenario(
-            "rate",
-            "At a fixed rate",
-            "Open loop, 100 clients, 64-byte messages: what does the same work cost, and how late are the replies?",
-            "percent of capacity",
-            "cpu",
-        ),
-        Scenario(
-            "many",
-            "At a fixed rate, many clients",
-            "Open loop at half of capacity: what do clients cost when each says little?",
-            "clients",
-            "cpu",
-        ),
-        Scenario(
-            "slow",
-            "A slow handler",
-            "Closed loop, each request waits 100 ms: the case people reach for threads.",
-            "clients",
-        ),
-        Scenario(
-            "churn",
-            "A connection per message",
-            "Closed loop, 16 at a time: how many clients can be taken in, served and let go?",
-            "clients at a time",
-        ),
-        Scenario(
-            "arrivals",
-            "A connection per message, at a fixed rate",
-            "Open loop at this share of capacity: what does it cost to take a client in and let it go?",
-            "percent of capacity",
-            "cpu",
-        ),
-        Scenario("sizes", "By message size", "Open loop at half of capacity, 10 clients.", "bytes per message", "cpu"),
-        Scenario(
-            "lines",
-            "Lines, as fast as it goes",
-            "Closed loop, 100 clients, 64-byte lines: how many can be read one by one?",
-            "lines in flight on each connection",
-        ),
-        Scenario(
-            "lines-rate",
-            "Lines, at a fixed rate",
-            "Open loop, 100 clients, 64-byte lines: what does one cost?",
-            "percent of capacity",
-            "cpu",
-        ),
-        Scenario(
-            "records",
-            "Records",
-            "One client sends records in large pieces: so many at once and then waits for as many replies, or all one way, "
-            "and the server counts them. What does one record cost the server?",
-            "load",
-            "cpu",
-            unit="record",
-            loads={
-                1: "64-byte lines, 16 in flight",
-                2: "64-byte lines, 256 in flight",
-                3: "100-byte lines, one way",
-                4: "64-byte frames, 256 in flight",
-            },
-        ),
-        Scenario(
-            "server-first",
-            "Connections that the server ends",
-            "So many clients come at once, again and again at a fixed pace. The handler reads one request, replies and "
-            "returns, as the tutorials' own does. What does one connection cost?",
-            "clients at a time",
-            "cpu",
-            unit="connection",
-        ),
-        Scenario(
-            "client-first",
-            "Connections that the client ends",
-            "So many clients come at once, again and again at a fixed pace. The handler echoes, and the client closes "
-            "when it has its reply. What does one connection cost?",
-            "clients at a time",
-            "cpu",
-            unit="connection",
-        ),
-        Scenario("tls", "TLS, at a fixed rate", "Open loop at half of capacity, 64-byte messages.", "clients", "cpu"),
-        Scenario(
-            "tls-16k",
-            "TLS, 16 KiB messages, at a fixed rate",
-            "Open loop at half of capacity, messages of 16 KiB.",
-            "clients",
-            "cpu",
-        ),
-        Scenario(
-            "udp",
-            "Datagrams, as fast as it goes",
-            "UDP, closed loop, 64 bytes: how many datagrams a second are answered?",
-            "clients",
-            datagrams=True,
-        ),
-        Scenario(
-            "udp-rate",
-            "Datagrams, at a fixed rate",
-            "UDP, open loop, 100 clients, 64 bytes: what does one cost?",
-            "percent of capacity",
-            "cpu",
-            datagrams=True,
-        ),
-        Scenario(
-            "example",
-            "The example of the tutorials",
-            "So many clients come within 0.6 s. A handler receives a line, makes it upper case, sleeps 2 s and sends it. "
-            "How long until all are served?",
-            "clients",
-            "time",
-        ),
-        Scenario("idle", "Idle clients", "What does a client cost that says nothing?", "connections", "memory"),
-    )
-}
+PEER_ROUNDS = 3
+"""The most turns that a peer takes at a cell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +22,7 @@ class Cell:
     `pinned`: server and generator each keep to a processor of their own; otherwise the server may use all of them.
     `fraction`: open loop at this share of what the slowest of the servers carries in closed loop, or of what the
     generator can send at fixed times if that is less. `sender`: a client of `senders` loads it, with `depth` in flight, and
-    not the load generator.
+    not the load generator. `rounds`: how many turns every server takes at most; fewer where turns hardly differ.
     """
 
     scenario: str
@@ -178,6 +40,8 @@ class Cell:
     idle: bool = False
     example: bool = False
     sender: str = ""
+    broadcast: bool = False
+    rounds: int = 1_000
 
     @property
     def datagrams(self) -> bool:
@@ -189,6 +53,8 @@ class Cell:
         """What the servers must do, as their `--mode` says."""
         if self.sender:
             return SENDERS[self.sender].mode
+        if self.broadcast:
+            return "broadcast"
         return "example" if self.example else "udp" if self.datagrams else "lines" if self.lines else "echo"
 
     @property
@@ -212,6 +78,14 @@ class Plan:
     duration_s: float
     warmup_s: float
 
+    def count_rounds(self, cell: Cell, server: str) -> int:
+        """Count the turns that a server takes at a cell. Peers take few: nothing is claimed of them to the percent."""
+        return min(self.repeats, cell.rounds, PEER_ROUNDS if by_name(server).peer else self.repeats)
+
+    def count_turns(self) -> int:
+        """Count the turns of all servers at all cells."""
+        return sum(self.count_rounds(cell, server) for cell in self.cells for server in cell.servers)
+
     @property
     def sending_s(self) -> float:
         """How long a sender's load is measured, in seconds: less, for it counts hundreds of thousands of records."""
@@ -220,7 +94,11 @@ class Plan:
     @property
     def total_s(self) -> float:
         """Estimate how long all of it takes, in seconds."""
-        turns = self.repeats * sum(self.cost_s(cell, server) for cell in self.cells for server in cell.servers)
+        turns = sum(
+            self.count_rounds(cell, server) * self.cost_s(cell, server)
+            for cell in self.cells
+            for server in cell.servers
+        )
         # Before turns at a share of capacity each server takes one that finds the capacity; and processes have to start.
         found = {
             (c.launch, c.servers, c.clients, c.size_bytes, c.churn): c for c in self.cells if c.fraction is not None
@@ -234,6 +112,8 @@ class Plan:
             return 1.0 + cell.clients / 2500
         if cell.example:
             return 0.3 + cell.clients / 4000 + cell.delay_s * (5 if server == "aioecho-blocking-10" else 1)
+        if cell.broadcast:
+            return self.duration_s + self.warmup_s + 0.3 + cell.clients / 5000
         if cell.sender:
             return self.sending_s + self.warmup_s + 0.15
         return self.duration_s + self.warmup_s + 0.1 + cell.clients / 5000 + 7 * cell.delay_s
@@ -245,15 +125,20 @@ _CORE = tuple(
 )
 _PEERS = tuple(server.name for server in SERVERS if server.peer)
 _ALL = ("aioecho", "aioecho-blocking", *_CORE[1:], *_PEERS)
-_MAIN = ("aioecho", "aioecho-asyncio", "threading", "streams", "streams-asyncio", "protocol")
-_FEW = ("aioecho", "threading", "streams", "protocol")
-_WAITING = ("aioecho", "aioecho-blocking", "threading", "streams")
-_EXAMPLE = ("aioecho", "aioecho-blocking", "aioecho-blocking-10", "threading")
-_WORKERS = ("aioecho", "aioecho-workers", "threading", "streams", "protocol")
-_STREAMS = ("aioecho", "aioecho-asyncio", "threading", "forking", "streams", "streams-asyncio")
-_RECORDS = (*_STREAMS, "batch")
-_CONNECTIONS = (*_STREAMS, "protocol")
-_UDP = ("aioecho", "threading", "protocol")
+_FEW = ("aioecho", "threading", "forking", "streams", "protocol")
+_MAIN = ("aioecho", "aioecho-asyncio", "threading", "forking", "streams", "streams-asyncio", "protocol")
+# A process for every connection carries so few of them that half of it would be no load for the others. It is compared at
+# `churn`, `server-first` and `client-first`.
+_ARRIVING = tuple(name for name in _MAIN if name != "forking")
+_WAITING = ("aioecho", "aioecho-blocking", "threading", "forking", "streams", "protocol")
+_EXAMPLE = ("aioecho", "aioecho-blocking", "aioecho-blocking-10", "threading", "forking", "streams", "protocol")
+_WORKERS = ("aioecho", "aioecho-workers", "threading", "forking", "streams", "protocol")
+_RECORDS = ("aioecho", "aioecho-asyncio", "threading", "forking", "streams", "streams-asyncio", "batch")
+_CONNECTIONS = _MAIN
+_BROADCAST = _ARRIVING  # processes share no list of clients
+_UDP = ("aioecho", "threading", "forking", "protocol")
+_UDP_RATE = ("aioecho", "threading", "protocol")  # as for _ARRIVING
+_STEADY = 3  # rounds, where turns hardly differ: waits of a given time, and memory
 
 
 def make_plan(name: str, scenarios: Iterable[str] = (), servers: Iterable[str] = ()) -> Plan:
@@ -272,6 +157,7 @@ def make_plan(name: str, scenarios: Iterable[str] = (), servers: Iterable[str] =
             and (limits[server].tls or not cell.tls)
             and (limits[server].datagram_label or not cell.datagrams)
             and (limits[server].example or not cell.example)
+            and (limits[server].broadcast or not cell.broadcast)
             and (cell.scenario == "records" or not limits[server].only_records)
         )
         if cell.scenario in wanted and able:
@@ -297,19 +183,28 @@ def _connections(scenario: str, servers: tuple[str, ...]) -> Cell:
     return Cell(scenario=scenario, x=AT_A_TIME, clients=AT_A_TIME, depth=AT_A_TIME, sender=scenario, servers=servers)
 
 
+def _broadcast(servers: tuple[str, ...]) -> Cell:
+    return Cell(scenario="broadcast", x=1000, clients=1000, broadcast=True, servers=servers)
+
+
 def _quick_cells() -> list[Cell]:
+    few = ("aioecho", "threading", "streams", "protocol")
     return [
-        *(Cell(scenario="clients", x=n, clients=n, servers=_FEW) for n in (1, 100, 1000)),
-        Cell(scenario="rate", x=50, fraction=0.5, servers=_FEW),
-        Cell(scenario="arrivals", x=50, fraction=0.5, clients=50, churn=True, servers=_FEW),
-        Cell(scenario="sizes", x=65_536, fraction=0.5, clients=10, size_bytes=65_536, servers=_FEW),
+        *(Cell(scenario="clients", x=n, clients=n, servers=_FEW if n == 100 else few) for n in (1, 100, 1000)),
+        Cell(scenario="rate", x=50, fraction=0.5, servers=few),
+        Cell(scenario="arrivals", x=50, fraction=0.5, clients=50, churn=True, servers=few),
+        Cell(scenario="sizes", x=65_536, fraction=0.5, clients=10, size_bytes=65_536, servers=few[:3]),
         _records(2, ("aioecho", "threading", "streams", "batch")),
         _records(3, ("aioecho-batches", "aioecho", "threading", "batch")),
-        _connections("server-first", _FEW),
+        _connections("server-first", few),
+        _broadcast(few),
         Cell(scenario="tls", x=1, clients=1, tls=True, fraction=0.5, servers=("aioecho", "threading")),
-        *(Cell(scenario="slow", x=n, clients=n, delay_s=0.1, servers=("aioecho", "threading")) for n in (100, 1000)),
-        Cell(scenario="udp-rate", x=50, fraction=0.5, servers=_UDP),
-        Cell(scenario="idle", x=1000, clients=1000, idle=True, servers=("aioecho", "threading")),
+        *(
+            Cell(scenario="slow", x=n, clients=n, delay_s=0.1, rounds=_STEADY, servers=("aioecho", "threading"))
+            for n in (100, 1000)
+        ),
+        Cell(scenario="udp-rate", x=50, fraction=0.5, servers=_UDP_RATE),
+        Cell(scenario="idle", x=1000, clients=1000, idle=True, rounds=_STEADY, servers=("aioecho", "threading")),
         Cell(
             scenario="clients",
             x=100,
@@ -329,34 +224,47 @@ def _full_cells() -> list[Cell]:
         *(Cell(scenario="rate", x=percent, fraction=percent / 100, servers=_MAIN) for percent in (25, 50, 75)),
         *(Cell(scenario="many", x=n, clients=n, fraction=0.5, servers=_FEW) for n in (1000, 5000)),
         Cell(scenario="churn", x=16, clients=16, churn=True, servers=_CORE + _PEERS),
-        Cell(scenario="arrivals", x=50, fraction=0.5, clients=50, churn=True, servers=_MAIN),
+        Cell(scenario="arrivals", x=50, fraction=0.5, clients=50, churn=True, servers=_ARRIVING),
         *(
             Cell(scenario="sizes", x=size, fraction=0.5, clients=10, size_bytes=size, servers=_FEW)
-            for size in (64, 1024, 16_384, 131_072, 1_048_576)
+            for size in (64, 16_384, 131_072, 1_048_576)
         ),
-        *(Cell(scenario="lines", x=n, depth=n, lines=True, servers=(*_MAIN, *_PEERS)) for n in (1, 16)),
+        Cell(scenario="lines", x=16, depth=16, lines=True, servers=(*_MAIN, *_PEERS)),
         Cell(scenario="lines-rate", x=50, fraction=0.5, lines=True, servers=_MAIN),
-        *(Cell(scenario="slow", x=n, clients=n, delay_s=0.1, servers=_WAITING) for n in (10, 100, 1000, 5000)),
+        *(
+            Cell(scenario="slow", x=n, clients=n, delay_s=0.1, rounds=_STEADY if n <= 1000 else 5, servers=_WAITING)
+            for n in (10, 100, 1000, 5000)
+        ),
         *(Cell(scenario="udp", x=n, clients=n, servers=_UDP) for n in (1, 10, 100)),
-        Cell(scenario="udp-rate", x=50, fraction=0.5, servers=_UDP),
-        Cell(scenario="example", x=50, clients=50, delay_s=2.0, example=True, servers=_EXAMPLE),
-        Cell(scenario="example", x=5000, clients=5000, delay_s=2.0, example=True, servers=_WAITING),
+        Cell(scenario="udp-rate", x=50, fraction=0.5, servers=_UDP_RATE),
+        *(
+            Cell(scenario="example", x=n, clients=n, delay_s=2.0, example=True, rounds=_STEADY, servers=servers)
+            for n, servers in ((50, _EXAMPLE), (5000, _WAITING))
+        ),
         *(_records(number, _RECORDS) for number in (1, 2)),
         _records(3, ("aioecho-batches", "aioecho-batches-asyncio", *_RECORDS)),
         _records(4, ("aioecho-readexactly", "aioecho-readexactly-asyncio", *_RECORDS)),
         *(_connections(scenario, _CONNECTIONS) for scenario in ("server-first", "client-first")),
+        _broadcast(_BROADCAST),
         *(
             Cell(scenario=scenario, x=n, clients=n, size_bytes=size, tls=True, fraction=0.5, servers=_MAIN)
             for scenario, size in (("tls", 64), ("tls-16k", 16_384))
             for n in (1, 64)
         ),
         *(
-            Cell(scenario="idle", x=n, clients=n, idle=True, servers=_MAIN + _PEERS if n == 1000 else _MAIN)
+            Cell(
+                scenario="idle",
+                x=n,
+                clients=n,
+                idle=True,
+                rounds=_STEADY,
+                servers=_MAIN + _PEERS if n == 1000 else _MAIN,
+            )
             for n in (100, 1000, 5000)
         ),
-        *(Cell(scenario="clients", x=n, clients=n, pinned=False, servers=_WORKERS) for n in (1, 10, 100, 1000)),
+        *(Cell(scenario="clients", x=n, clients=n, pinned=False, servers=_WORKERS) for n in (1, 100, 1000)),
         Cell(scenario="churn", x=16, clients=16, churn=True, pinned=False, servers=_WORKERS),
         Cell(scenario="rate", x=50, fraction=0.5, pinned=False, servers=_FEW),
-        Cell(scenario="arrivals", x=50, fraction=0.5, clients=50, churn=True, pinned=False, servers=_FEW),
+        Cell(scenario="arrivals", x=50, fraction=0.5, clients=50, churn=True, pinned=False, servers=_ARRIVING),
         Cell(scenario="slow", x=1000, clients=1000, delay_s=0.1, pinned=False, servers=_WAITING),
     ]

@@ -1,31 +1,35 @@
 """Pictures of a run: figures against clients, and the candidate's ratios to the baseline as bars.
 
-Each has a title and units of its own, and is narrow enough for a telephone (390 pixels) to show it without shrinking its
-text below what can be read. Colours are Okabe and Ito's, which colour-blind readers can tell apart; every line has a
-marker and a dash of its own as well.
+Every picture has a title and units of its own. Its width, and its colours in a dark theme, are what `theme` says. Colours are
+Okabe and Ito's, which colour-blind readers can tell apart; every line has a marker and a dash of its own as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .catalog import BASELINE, CANDIDATE, SERVERS, by_name
-from .findings import MAIN_FIGURE, describe_cell, find
-from .plan import SCENARIOS
+from .findings import Finding, describe_cell, find_main
+from .scenarios import SCENARIOS
 from .stats import Row
+from .tables import BRIEF
+from .theme import make_figure, save
 
 __all__ = ["draw_all"]
 
-_BETTER, _WORSE, _SAME = "#0072b2", "#d55e00", "#999999"
-_WIDTH = 4.8  # inches: 460 pixels of a browser
+_COLOURS = {"ahead": "#0072b2", "behind": "#d55e00", "level": "#999999", "undecided": "#999999"}
 
 
 def draw_all(rows: Sequence[Row], folder: Path) -> dict[str, str]:
-    """Draw what there are rows for, each as PNG and SVG into `folder`; names without ending -> what each shows."""
+    """Draw what there are rows for as SVG into `folder`; names without ending -> what each shows."""
+    against = f"{by_name(CANDIDATE).label} against {by_name(BASELINE).label}"
     drawings: dict[str, tuple[str, Callable[[str], Any]]] = {
-        "ratios": ("aioecho against ThreadingTCPServer", lambda title: _draw_ratios(rows)),
+        "ratios": (against, lambda title: _draw_ratios(title, rows)),
+        "brief": (f"{against}, six loads", lambda title: _draw_ratios(title, rows, BRIEF)),
         "throughput": (
             "Messages a second against clients",
             lambda title: _draw_lines(title, rows, "clients", "achieved_rate", "messages a second"),
@@ -37,6 +41,10 @@ def draw_all(rows: Sequence[Row], folder: Path) -> dict[str, str]:
         "connections": (
             "Processor time per connection",
             lambda title: _draw_costs(title, rows, ("server-first", "client-first")),
+        ),
+        "broadcast": (
+            "Processor time per receiver",
+            lambda title: _draw_costs(title, rows, ("broadcast",)),
         ),
         "tls": (
             "Processor time per TLS message",
@@ -67,24 +75,8 @@ def draw_all(rows: Sequence[Row], folder: Path) -> dict[str, str]:
         figure = draw(title)
         if figure is not None:
             drawn[name] = title
-            for ending in ("png", "svg"):
-                metadata = {"Date": None} if ending == "svg" else None
-                figure.savefig(folder / f"{name}.{ending}", dpi=144, metadata=metadata)
+            save(figure, folder / f"{name}.svg")
     return drawn
-
-
-def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
-    """Make a figure, its sizes in inches, and its axes: a list, one below another, where there are several panels."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    matplotlib.rcParams["svg.hashsalt"] = "aioecho"  # the same rows give the same file
-    figure = Figure(figsize=(width, height), layout="constrained")
-    every = figure.subplots(panels, squeeze=False)[:, 0]
-    for axes in every:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
-    return figure, every if panels > 1 else every[0]
 
 
 def _draw_lines(
@@ -103,7 +95,7 @@ def _draw_lines(
     mine = [row for row in mine if not by_name(row.server).peer]
     if len({row.x for row in mine}) < 2:
         return None
-    figure, axes = _figure(_WIDTH, 5.6)
+    figure, axes = make_figure(title, 5.6)
     xs = sorted({row.x for row in mine})
     shown = [server for server in SERVERS if any(row.server == server.name for row in mine)]
     for i, server in enumerate(shown):
@@ -140,13 +132,12 @@ def _draw_lines(
     axes.minorticks_off()
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda value, position: f"{value:,.10g}")
-    axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel(SCENARIOS[scenario].axis, fontsize=9)
     axes.set_ylabel(label, fontsize=9)
     if any(row.status == "bound" for row in mine):
         axes.plot([], [], "o", mfc="white", mec="#555555", ms=9, linestyle="none", label="generator-bound")
     axes.grid(True, which="major", alpha=0.25)
-    figure.legend(loc="outside lower left", ncols=2, fontsize=8, frameon=False, columnspacing=1)
+    figure.legend(loc="outside lower left", ncols=2, fontsize=7, frameon=False, columnspacing=0.8, handlelength=2)
     return figure
 
 
@@ -166,7 +157,8 @@ def _draw_costs(title: str, rows: Sequence[Row], scenarios: Sequence[str]) -> An
         )
         for load in loads
     ]
-    figure, every = _figure(_WIDTH, 0.9 + sum(0.65 + 0.2 * len(panel) for panel in panels), len(panels))
+    height = 1.1 + sum(0.65 + 0.2 * len(panel) for panel in panels)
+    figure, every = make_figure(f"{title}, microseconds: shorter is better", height, len(panels))
     from matplotlib.ticker import MaxNLocator
 
     for axes, panel in zip(every if len(panels) > 1 else [every], panels, strict=True):
@@ -201,7 +193,6 @@ def _draw_costs(title: str, rows: Sequence[Row], scenarios: Sequence[str]) -> An
         axes.set_title(describe_cell(panel[0]), fontsize=9, loc="right")
         axes.grid(True, axis="x", alpha=0.25)
     unit = SCENARIOS[scenarios[0]].unit
-    figure.suptitle(f"{title}, microseconds: shorter is better", fontsize=10)
     figure.supxlabel(
         f"microseconds of the server's processor per {unit}\n(in brackets: times as good as {by_name(BASELINE).label})",
         fontsize=8,
@@ -209,62 +200,78 @@ def _draw_costs(title: str, rows: Sequence[Row], scenarios: Sequence[str]) -> An
     return figure
 
 
-def _draw_ratios(rows: Sequence[Row]) -> Any:
-    """Draw the candidate's advantage over the baseline: to the right it is better, whichever way the figure counts."""
-    bars = []
-    for finding in sorted(find(rows, (CANDIDATE,)), key=lambda finding: not finding.row.pinned):
-        ratio = finding.ratio
-        if ratio is None or finding.figure != MAIN_FIGURE[SCENARIOS[finding.row.scenario].measure]:
-            continue
-        value, low, high = ratio.value, ratio.low, ratio.high
-        what = {"achieved_rate": "messages/s", "server_cpu_us": "processor time"}
-        what |= {"connection_kib": "memory", "elapsed_s": "time"}
-        colour = {"better": _BETTER, "worse": _WORSE, "same": _SAME}[finding.verdict]
-        bars.append((f"{describe_cell(finding.row)}: {what[finding.figure]}", value, low, high, colour))
-    if not bars:
+def _draw_ratios(title: str, rows: Sequence[Row], loads: Sequence[tuple[str, int]] | None = None) -> Any:
+    """Draw the candidate's advantage over the baseline: to the right it is better, whichever way the figure counts.
+
+    With `loads`, given as (scenario, x), of these cells alone, and of the pinned ones.
+    """
+    found = [
+        finding
+        for finding in sorted(find_main(rows), key=lambda finding: not finding.row.pinned)
+        if finding.ratio is not None
+        and (loads is None or (finding.row.pinned and (finding.row.scenario, finding.row.x) in loads))
+    ]
+    if not found:
         return None
-    figure, axes = _figure(_WIDTH, 1.2 + 0.36 * len(bars))
-    positions = range(len(bars), 0, -1)
-    for y, (label, value, low, high, colour) in zip(positions, bars, strict=True):
-        axes.text(  # above its bar
-            0,
-            y + 0.25,
-            label,
-            transform=axes.get_yaxis_transform(),
-            va="bottom",
-            fontsize=7.5,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3},
-        )
-        axes.barh(y, value - 1, left=1, color=colour, height=0.4)
+    heads = {id(group[0]): text for text, group in _split_by_processors(found) if group}
+    figure, axes = make_figure(title, 1.35 + 0.36 * len(found) + 0.36 * len(heads))
+    what = {"achieved_rate": "messages/s", "server_cpu_us": "processor time"}
+    what |= {"connection_kib": "memory", "elapsed_s": "time"}
+    y = top = len(found) + len(heads)
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.3}
+    for finding in found:
+        ratio, row = finding.ratio, finding.row
+        assert ratio is not None
+        value, low, high = ratio.value, ratio.low, ratio.high
+        write = partial(axes.text, 0, transform=axes.get_yaxis_transform(), va="bottom", bbox=paper)
+        if id(finding) in heads:
+            write(y=y + 0.1, s=heads[id(finding)], fontsize=8, fontweight="bold")
+            y -= 1
+        cell = describe_cell(replace(row, pinned=True))
+        write(y=y + 0.25, s=f"{cell}: {what[finding.figure]}", fontsize=7.5)  # above its bar
+        axes.barh(y, value - 1, left=1, color=_COLOURS[finding.verdict], height=0.4)
         axes.plot([low, high], [y, y], color="black", linewidth=1.2)
-        text = f"{value:.2f}" if value < 10 else f"{value:.1f}"
         at, side = (max(high, value), "left") if value >= 1 else (min(low, value), "right")
         axes.annotate(
-            text,
+            f"{value:.2f}" if value < 10 else f"{value:.1f}",
             (at, y),
             (4 if side == "left" else -4, 0),
             textcoords="offset points",
             ha=side,
             va="center",
             fontsize=8,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3},
+            bbox=paper,
         )
+        y -= 1
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
-    least, most = min(bar[2] for bar in bars), max(bar[3] for bar in bars)
-    margin = max(1.35, (most / least) ** 0.1)  # a tenth of the axis, for the figures
+    ratios = [finding.ratio for finding in found if finding.ratio is not None]
+    least, most = min(ratio.low for ratio in ratios), max(ratio.high for ratio in ratios)
+    margin = max(1.35, (most / least) ** 0.13)  # of the axis, for the figures
     axes.set_xlim(min(0.7, least / margin), max(1.5, most * margin))
     ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if axes.get_xlim()[0] <= t <= axes.get_xlim()[1]]
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.minorticks_off()
     axes.set_yticks([])
-    axes.set_ylim(0.5, len(bars) + 0.9)
+    axes.set_ylim(0.5, top + 0.9)
     axes.spines["left"].set_visible(False)
-    candidate, baseline = by_name(CANDIDATE).label, by_name(BASELINE).label
-    axes.set_xlabel(f"times as good, with 95 % interval (left of 1: {baseline} is better)", fontsize=8)
-    axes.set_title(f"{candidate} against {baseline}", fontsize=10, loc="left")
+    axes.set_xlabel(
+        f"times as good, with 95 % interval\nleft of 1 {by_name(BASELINE).label} is better, right of it aioecho;\n"
+        "blue: ahead, orange: behind, grey: level or undecided",
+        fontsize=8,
+    )
     axes.grid(True, axis="x", alpha=0.25)
     return figure
+
+
+def _split_by_processors(found: Sequence[Finding]) -> list[tuple[str, list[Finding]]]:
+    return [
+        (text, [finding for finding in found if finding.row.pinned == pinned])
+        for pinned, text in (
+            (True, "Server and generator on a processor each"),
+            (False, "Server free to use all processors"),
+        )
+    ]
 
 
 def _draw_bars(title: str, rows: Sequence[Row]) -> Any:
@@ -275,8 +282,7 @@ def _draw_bars(title: str, rows: Sequence[Row]) -> Any:
     from matplotlib.ticker import MaxNLocator
 
     mine.sort(key=lambda row: row.figures["achieved_rate"].median)
-    figure, axes = _figure(_WIDTH, 1.1 + 0.27 * len(mine))
-    axes.set_title(title, fontsize=10, loc="right")
+    figure, axes = make_figure(title, 1.1 + 0.27 * len(mine))
     for y, row in enumerate(mine):
         spread = row.figures["achieved_rate"]
         server = by_name(row.server)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .catalog import BASELINE, CANDIDATE, by_name
-from .findings import find, write_sentences
+from .catalog import BASELINE, CANDIDATE, RIVALS, STANDS_IN, by_name
+from .findings import VERDICTS, Finding, find, find_main, write_sentences, write_standing
 from .plots import draw_all
 from .runner import GENERATOR_RATE, RETAKES, Sample, last_run, read_lines
+from .scenarios import SCENARIOS
 from .stats import Row, make_rows
-from .tables import BRIEF, Table, make_summary, make_tables, to_markdown
+from .tables import BRIEF, Table, make_comparison, make_summary, make_tables, to_markdown
 
 __all__ = ["README_BEGIN", "README_BRIEF", "README_END", "refresh_readme", "write_report"]
 
@@ -24,17 +25,20 @@ _METHOD = (
     "Figures are medians, least and greatest in brackets; servers take turns, round after round. Ratios are of "
     "medians, their 95 % intervals by bootstrap over rounds. They say how many times as good as the baseline a server is: "
     "above 1 it is better, whichever way the figure counts.",
+    "Ahead and behind: the interval leaves 1 out. Level: all of it is within 5 % of 1. Undecided: neither, or no ratio.",
     "A row in which a message was lost is void. A row in which the generator used over 90 % of its processor is "
     "generator-bound: its figures are a lower bound for the server and give no ratio. At a fixed rate such a turn is "
     f"first taken again, at most {RETAKES} times, and while the run has time to spare for that.",
     f"Capacity is what the slowest of a table's servers carried in closed loop just before, or {GENERATOR_RATE:,} "
     "messages a second if that is less: what the generator can send at fixed times.",
-    "The processor time of records and of connections that are named by their end is what the server uses from the first "
-    "byte until it is at rest again, divided by their number. Their client sends large pieces and compares replies as a "
-    "whole.",
+    "The processor time of records, of connections that are named by their end, and of broadcasts is what the server uses "
+    "from the first byte until it is at rest again, divided by their number. Their client sends large pieces or at a fixed "
+    "pace, and compares replies as a whole.",
     "Closed loop hides stalls (while a server stands still nothing is sent), so compare latencies in the open-loop "
     "tables, where they count from the moment a message was due.",
 )
+
+_MEANT = {"ahead": "Ahead", "level": "Level, within 5 %", "behind": "Behind", "undecided": "Undecided"}
 
 
 def write_report(data: Path, folder: Path) -> list[Path]:
@@ -45,10 +49,13 @@ def write_report(data: Path, folder: Path) -> list[Path]:
     """
     lines, rows = _load(data)
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (*folder.glob("*.png"), *folder.glob("*.svg")):
+    for old in folder.glob("*.svg"):
         old.unlink()
     drawn = draw_all(rows, folder)
+    found = _compare(lines, rows)
     page = _describe(lines, rows)
+    page["comparison"] = make_comparison(found)
+    page["others"] = {by_name(name).label: write_standing(f) for name, f in found.items() if name != BASELINE}
     (folder / "report.md").write_text(_markdown(page, drawn))
     (folder / "report.html").write_text(_html(page, drawn, folder))
     return [folder / "report.html", folder / "report.md", *(folder / f"{name}.svg" for name in drawn)]
@@ -57,7 +64,7 @@ def write_report(data: Path, folder: Path) -> list[Path]:
 def refresh_readme(readme: Path, data: Path, folder: Path) -> None:
     """Replace what stands between a page's two benchmark markers by the run's chart, table and findings.
 
-    Where the first marker is README_BRIEF, it is the chart and the table's few most different loads.
+    Where the first marker is README_BRIEF, chart and table are those of the few loads of `tables.BRIEF`.
 
     Raises:
         ValueError: the page lacks the markers (caller).
@@ -71,30 +78,20 @@ def refresh_readme(readme: Path, data: Path, folder: Path) -> None:
     lines, rows = _load(data)
     page = _describe(lines, rows)
     where = Path(os.path.relpath(folder, readme.parent)).as_posix()
-    environment = page["environment"]
     candidate, baseline = by_name(CANDIDATE).label, by_name(BASELINE).label
+    name, which = ("brief", "six loads") if is_brief else ("ratios", "load")
     block = [
         first_line,
-        f"![How many times better {candidate} is than {baseline}, by load]({where}/ratios.svg)",
+        f"![How many times as good as {baseline} {candidate} is, by {which}]({where}/{name}.svg)",
         "",
-        f"Measured by `{environment['command']}` on {environment['processors']} processors "
-        f"({environment['processor']}), {environment['python']}, uvloop {environment['versions'].get('uvloop', '-')}; "
-        f"medians of {page['repeats']} turns, server and generator on a processor each.",
+        page["lead"],
+        "",
+        *(f"- {_MEANT[verdict]}: {said}." for verdict, said in page["standing"].items()),
         "",
         to_markdown(make_summary(rows, BRIEF) if is_brief else page["summary"]),
     ]
     if not is_brief:
-        block += [
-            "",
-            f"Where {baseline} is as good or better:",
-            "",
-            *(
-                f"- {sentence}"
-                for sentence in page["not_better_in_brief"] or ["nowhere among the loads that gave a ratio"]
-            ),
-            "",
-            f"All tables, the environment and the method: [{where}/report.md]({where}/report.md).",
-        ]
+        block += ["", f"All tables, the environment and the method: [{where}/report.md]({where}/report.md)."]
     readme.write_text(text[:begin] + "\n".join(block) + "\n" + text[end:])
 
 
@@ -106,10 +103,32 @@ def _load(data: Path) -> tuple[list[Sample], list[Row]]:
     return lines, rows
 
 
+def _compare(lines: Sequence[Sample], rows: Sequence[Row]) -> dict[str, list[Finding]]:
+    """Judge the candidate against each rival by the main figures: rival -> findings, where there are any."""
+    found = {BASELINE: find_main(rows)}
+    for rival in RIVALS:
+        if rival != BASELINE:
+            mine = [
+                {**line, "server": STANDS_IN.get(line["server"], line["server"])}
+                for line in lines
+                if "cell" in line and line.get("server") in (CANDIDATE, rival, *STANDS_IN)
+            ]
+            found[rival] = find_main(make_rows(mine, rival), rival)
+    return {rival: findings for rival, findings in found.items() if findings}
+
+
 def _describe(lines: Sequence[Sample], rows: Sequence[Row]) -> dict[str, Any]:
     """Gather what both the Markdown and the HTML report say."""
     findings = find(rows)
     header = lines[0]
+    candidate, baseline = by_name(CANDIDATE).label, by_name(BASELINE).label
+    datagrams = (
+        " (datagrams: ThreadingUDPServer)"
+        if any(SCENARIOS[row.scenario].datagrams for row in rows if row.scenario in SCENARIOS)
+        else ""
+    )
+    counts = {spread.count for row in rows if row.server in (CANDIDATE, BASELINE) for spread in row.figures.values()}
+    turns = " to ".join(map(str, sorted({min(counts, default=0), max(counts, default=0)})))
     left_out = dict.fromkeys(
         f"{by_name(line['server']).label}{' at ' + line['cell'] if 'cell' in line else ''}: {line['why']}"
         if "server" in line
@@ -133,19 +152,21 @@ def _describe(lines: Sequence[Sample], rows: Sequence[Row]) -> dict[str, Any]:
             "pinning": header["pinning"],
             "fairness": header["fairness"],
         },
-        "repeats": max((spread.count for row in rows for spread in row.figures.values()), default=0),
+        "lead": f"{candidate} against {baseline}{datagrams}, measured by `{header['command']}` on {header['processors']} "
+        f"processors ({header['processor']}), {header['python']}, uvloop {header['versions'].get('uvloop', '-')}. In "
+        f"brackets: how many times as good {candidate} is, by the figure that the load is about; above 1 it is better. "
+        f"Medians of {turns} turns, server and generator on a processor each but where it says all processors.",
+        "standing": write_standing(find_main(rows)),
         "remarks": [*left_out, *missing],
         "method": _METHOD,
         "summary": make_summary(rows),
-        "better": write_sentences(findings, ("better",)),
-        "not_better": write_sentences(findings, ("worse", "same")),
-        "not_better_in_brief": write_sentences(findings, ("worse", "same"), brief=True),
-        "open": write_sentences(findings, ("open",)),
+        **{verdict: write_sentences(findings, (verdict,)) for verdict in VERDICTS},
         "pinned": make_tables(rows, pinned=True),
         "free": make_tables(rows, pinned=False),
         "free_note": _describe_sharing(rows),
-        "candidate": by_name(CANDIDATE).label,
-        "baseline": by_name(BASELINE).label,
+        "candidate": candidate,
+        "baseline": baseline,
+        "meant": _MEANT,
     }
 
 
@@ -171,17 +192,34 @@ def _markdown(page: dict[str, Any], drawn: dict[str, str]) -> str:
     def section(tables: Sequence[Table]) -> list[str]:
         return [text for t in tables for text in (f"### {t.title}", "", t.note, "", to_markdown(t), "")]
 
-    parts = ["# Benchmarks", ""]
-    parts += [f"- {name}: {'`' + value + '`' if name == 'command' else value}" for name, value in page["facts"].items()]
-    parts += ["", "## How to read this", "", *bullets(page["method"], ""), ""]
-    if page["remarks"]:
-        parts += ["Left out or interrupted:", "", *bullets(page["remarks"], ""), ""]
-    parts += [f"## {page['candidate']} against {page['baseline']}", ""]
+    def standing(said: Mapping[str, str], end: str = "") -> list[str]:
+        return [
+            f"- **{_MEANT[verdict]}**: {text}.{end if verdict == 'undecided' else ''}" for verdict, text in said.items()
+        ]
+
+    parts = ["# Benchmarks", "", page["lead"], "", *standing(page["standing"], " [Why](#undecided)"), ""]
     if "ratios" in drawn:
         parts += [f"![{drawn['ratios']}](ratios.svg)", ""]
-    parts += [f"Better than {page['baseline']}:", "", *bullets(page["better"], "nowhere"), ""]
-    parts += [f"{page['baseline']} as good or better:", "", *bullets(page["not_better"], "nowhere"), ""]
-    parts += ["No ratio:", "", *bullets(page["open"], "none missing"), ""]
+    parts += [f"## {page['candidate']} against others", ""]
+    parts += ["How many times as good it is as the others, with the 95 % interval:", ""]
+    parts += [to_markdown(page["comparison"]), ""]
+    for label, said in page["others"].items():
+        parts += [f"### Against {label}", "", *standing(said), ""]
+    parts += [
+        "## Undecided",
+        "",
+        f"Against {page['baseline']}: more turns, or a faster generator, would be needed.",
+        "",
+    ]
+    parts += [*bullets(page["undecided"], "nothing"), ""]
+    parts += [f"## Every figure against {page['baseline']}", ""]
+    for verdict in VERDICTS[:-1]:
+        parts += [f"### {_MEANT[verdict]}", "", *bullets(page[verdict], "nowhere"), ""]
+    parts += ["## How to read this", "", *bullets(page["method"], ""), ""]
+    parts += [f"- {name}: {'`' + value + '`' if name == 'command' else value}" for name, value in page["facts"].items()]
+    parts += [""]
+    if page["remarks"]:
+        parts += ["Left out or interrupted:", "", *bullets(page["remarks"], ""), ""]
     parts += ["## Server and generator on a processor each", "", *section(page["pinned"])]
     if page["free"]:
         parts += ["## Server free to use all processors", "", page["free_note"], "", *section(page["free"])]

@@ -15,6 +15,7 @@ from typing import Any
 
 from aioecho.load.run import LoadSettings, load
 
+from .audience import Audience
 from .burst import send_burst
 from .catalog import by_name, find_missing
 from .plan import Cell, Plan
@@ -33,7 +34,7 @@ GENERATOR_BOUND_SHARE = 0.9
 RETAKES = 2
 
 # The most that turns taken again may add to a run, as a share of its time.
-RETAKEN_SHARE = 0.1
+RETAKEN_SHARE = 0.05
 
 Sample = dict[str, Any]  # one turn of one server at one cell, as in the data file
 
@@ -134,6 +135,8 @@ class _Run:
             for cell in cells:
                 for repeat in range(self.plan.repeats):
                     for name in cell.servers:
+                        if repeat >= self.plan.count_rounds(cell, name):
+                            continue
                         self.report(f"{cell.key}, {by_name(name).label}, {repeat + 1}", self.behind_s)
                         self.behind_s += self.plan.cost_s(cell, name)
                         if (cell.key, name, repeat) in self.done or name in self.left_out:
@@ -142,6 +145,8 @@ class _Run:
                             figures = self._measure_idle(cell, name)
                         elif cell.example and name in servers:
                             figures = self._measure_example(cell, servers[name])
+                        elif cell.broadcast and name in servers:
+                            figures = self._measure_broadcast(cell, servers[name])
                         elif cell.sender and name in servers:
                             figures = self._measure_sender(cell, servers[name])
                         elif name in servers:
@@ -153,7 +158,7 @@ class _Run:
         self.report("", self.behind_s)
 
     def _to_do(self, cell: Cell, name: str) -> bool:
-        return any((cell.key, name, repeat) not in self.done for repeat in range(self.plan.repeats))
+        return any((cell.key, name, repeat) not in self.done for repeat in range(self.plan.count_rounds(cell, name)))
 
     def _start(self, cell: Cell, names: set[str], stack: contextlib.ExitStack) -> dict[str, ServerProcess]:
         """Start the servers side by side; they cost nothing while it is not their turn."""
@@ -277,7 +282,24 @@ class _Run:
         load_for(self.plan.warmup_s)
         before = process.cpu_s()
         sent = load_for(self.plan.sending_s)
-        cpu_s = process.cpu_s() - before
+        return self._describe(sent, process.cpu_s() - before, process)
+
+    def _measure_broadcast(self, cell: Cell, process: ServerProcess) -> Sample:
+        """Measure what a broadcast costs for each of its receivers, which are connected before."""
+        try:
+            with Audience((HOST, process.port), cell.clients) as audience:
+                audience.hear(cell.size_bytes, self.plan.warmup_s)
+                process.settle()
+                before = process.cpu_s()
+                sent = audience.hear(cell.size_bytes, self.plan.duration_s)
+                process.settle()
+                figures = self._describe(sent, process.cpu_s() - before, process)
+        except OSError as error:
+            figures = {"errors": 1, "problem": str(error)}
+        process.settle()
+        return figures
+
+    def _describe(self, sent: Sent, cpu_s: float, process: ServerProcess) -> Sample:
         share = sent.own_cpu_s / sent.elapsed_s
         return {
             "achieved_rate": round(sent.count / sent.elapsed_s, 3),

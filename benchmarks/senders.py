@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["AT_A_TIME", "CROWDS_PER_SECOND", "SENDERS", "Sent", "make_record", "send"]
+__all__ = ["AT_A_TIME", "CROWDS_PER_SECOND", "SENDERS", "Sent", "connect", "make_record", "send"]
 
 _PIECE_BYTES = 262_144  # what one call sends, one way
 _TIMEOUT_S = 10
@@ -69,7 +69,12 @@ def send(name: str, address: tuple[str, int], in_flight: int, size_bytes: int, d
     return Sent(count, time.perf_counter() - start, time.thread_time() - cpu, problem)
 
 
-def _connect(address: tuple[str, int]) -> socket.socket:
+def connect(address: tuple[str, int]) -> socket.socket:
+    """Connect a blocking socket that gives up a call after 10 seconds.
+
+    Raises:
+        OSError: it could not be connected (system).
+    """
     sock = socket.socket()
     # The kernel's timeouts: Python's own would make each call two.
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
@@ -91,7 +96,7 @@ def _pipeline(mode: str) -> Callable[[tuple[str, int], int, int, float], int]:
         view = memoryview(replies)
         pieces = 0
         end = time.perf_counter() + duration_s
-        with _connect(address) as sock:
+        with connect(address) as sock:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while time.perf_counter() < end:
                 sock.sendall(piece)
@@ -122,7 +127,7 @@ def _send_one_way(address: tuple[str, int], in_flight: int, size_bytes: int, dur
     piece = make_record("lines", size_bytes) * per_piece
     sent = 0
     end = time.perf_counter() + duration_s
-    with _connect(address) as sock:
+    with connect(address) as sock:
         while time.perf_counter() < end:
             sock.sendall(piece)
             sent += per_piece
@@ -151,7 +156,7 @@ def _crowds(*, server_ends: bool) -> Callable[[tuple[str, int], int, int, float]
             try:
                 requests = [(b"request %d " % (count + i)).ljust(size_bytes, b"x") for i in range(at_a_time)]
                 for request in requests:
-                    socks.append(_connect(address))
+                    socks.append(connect(address))
                     socks[-1].sendall(request)
                 for sock, request in zip(socks, requests, strict=True):
                     expected = request.upper() if server_ends else request

@@ -14,6 +14,7 @@ from .runner import Sample
 __all__ = ["FIGURES", "Figure", "Ratio", "Row", "Spread", "compute_ratio", "make_rows", "summarise"]
 
 _RESAMPLES = 10_000
+_LEVEL = 1.05
 _SEED = 20_240_229  # any, but the same, so that a report made twice says the same
 
 
@@ -63,6 +64,11 @@ class Ratio:
     def differs(self) -> bool:
         """Tell whether the interval leaves 1 out."""
         return self.low > 1 or self.high < 1
+
+    @property
+    def is_level(self) -> bool:
+        """Tell whether all of the interval is within 5 % of 1."""
+        return self.low >= 1 / _LEVEL and self.high <= _LEVEL
 
 
 @dataclass(frozen=True)
@@ -120,8 +126,8 @@ def compute_ratio(candidate: Sequence[float], baseline: Sequence[float]) -> Rati
     return Ratio(float(np.median(a) / np.median(b)), float(low), float(high))
 
 
-def make_rows(lines: Iterable[Sample]) -> list[Row]:
-    """Make one run's rows, in the order of its cells, servers in the catalogue's order.
+def make_rows(lines: Iterable[Sample], baseline: str = BASELINE) -> list[Row]:
+    """Make one run's rows, in the order of its cells, servers in the catalogue's order; ratios are against `baseline`.
 
     A row is void if any repeat lost a message, and bound if the generator was in any repeat; then it gives no ratio,
     nor does anything against it. A figure's ratio uses the rounds in which both servers took their turn.
@@ -132,13 +138,13 @@ def make_rows(lines: Iterable[Sample]) -> list[Row]:
             turns.setdefault(line["cell"], {}).setdefault(line["server"], {})[line["repeat"]] = line
     order = {server.name: i for i, server in enumerate(SERVERS)}
     return [
-        _make_row(cell, server, turns[cell])
+        _make_row(cell, server, turns[cell], baseline)
         for cell in turns
         for server in sorted(turns[cell], key=lambda name: order.get(name, len(order)))
     ]
 
 
-def _make_row(cell: str, server: str, turns: dict[str, dict[int, Sample]]) -> Row:
+def _make_row(cell: str, server: str, turns: dict[str, dict[int, Sample]], baseline: str) -> Row:
     table, scenario, x = cell.split("/")
     mine = turns[server]
     status, why = _judge(mine.values())
@@ -149,11 +155,11 @@ def _make_row(cell: str, server: str, turns: dict[str, dict[int, Sample]]) -> Ro
         name: summarise(values) for name in FIGURES if (values := [t[name] for t in mine.values() if _has(t, name)])
     }
     ratios = {}
-    baseline = turns.get(BASELINE, {})
-    if server != BASELINE and baseline and status == "measured" and _judge(baseline.values())[0] == "measured":
+    its = turns.get(baseline, {})
+    if server != baseline and its and status == "measured" and _judge(its.values())[0] == "measured":
         for name in figures:
-            rounds = [i for i in mine if i in baseline and _has(mine[i], name) and _has(baseline[i], name)]
-            ours, theirs = [mine[i][name] for i in rounds], [baseline[i][name] for i in rounds]
+            rounds = [i for i in mine if i in its and _has(mine[i], name) and _has(its[i], name)]
+            ours, theirs = [mine[i][name] for i in rounds], [its[i][name] for i in rounds]
             if rounds and min(theirs) > 0 and min(ours) > 0:
                 ratios[name] = (
                     compute_ratio(ours, theirs) if FIGURES[name].more_is_better else compute_ratio(theirs, ours)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .catalog import BASELINE, CANDIDATE, SERVERS, by_name
-from .findings import MAIN_FIGURE, describe_cell, find, format_ratio, label_of, name_load, title_of
-from .plan import SCENARIOS
+from .findings import Finding, describe_cell, find_main, format_ratio, label_of, name_load, title_of
+from .scenarios import SCENARIOS
 from .stats import FIGURES, Row, Spread
 
-__all__ = ["BRIEF", "Table", "make_summary", "make_tables", "to_markdown"]
+__all__ = ["BRIEF", "Table", "make_comparison", "make_summary", "make_tables", "to_markdown"]
 
 BRIEF = (("clients", 1), ("rate", 50), ("arrivals", 50), ("slow", 5000), ("udp-rate", 50), ("idle", 1000))
 """The loads of a brief summary, as (scenario, x): those in which the two differ most, either way, and the plainest."""
@@ -108,27 +108,29 @@ def _write(spread: Spread | None, name: str) -> str:
 def make_summary(rows: Sequence[Row], loads: Sequence[tuple[str, int]] | None = None) -> Table:
     """Make the short table for a README: the candidate against the baseline, a line a cell, its main figure.
 
-    With `loads`, given as (scenario, x), of these cells alone.
+    With `loads`, given as (scenario, x), of these cells alone, and of all of them: also where there is no ratio.
     """
     body = []
     baselines = {(row.pinned, row.scenario, row.x): row for row in rows if row.server == BASELINE}
-    for finding in find(rows, (CANDIDATE,)):
+    for finding in find_main(rows):
         row = finding.row
         if loads is not None and (row.scenario, row.x) not in loads:
             continue
-        if finding.ratio is None or not row.pinned or finding.figure != MAIN_FIGURE[SCENARIOS[row.scenario].measure]:
+        if not row.pinned or (finding.ratio is None and loads is None):
             continue
-        theirs = baselines[row.pinned, row.scenario, row.x].figures[finding.figure]
-        mine = row.figures[finding.figure]
-        digits = 0 if mine.median >= 1000 else 1 if mine.median >= 1 else 2
+        both = (
+            baselines[row.pinned, row.scenario, row.x].figures.get(finding.figure),
+            row.figures.get(finding.figure),
+        )
+        least = min((spread.median for spread in both if spread is not None), default=0)
+        digits = 0 if least >= 1000 else 1 if least >= 1 else 2
         what = f"{title_of(finding.figure, row.scenario)}, {FIGURES[finding.figure].unit}"
         body.append(
             (
                 describe_cell(row),
                 what,
-                f"{theirs.median:,.{digits}f}",
-                f"{mine.median:,.{digits}f}",
-                format_ratio(finding.ratio),
+                *("void" if spread is None else f"{spread.median:,.{digits}f}" for spread in both),
+                "no ratio" if finding.ratio is None else format_ratio(finding.ratio),
             )
         )
     header = (
@@ -141,6 +143,30 @@ def make_summary(rows: Sequence[Row], loads: Sequence[tuple[str, int]] | None = 
         "times as good (95 % interval)",
     )
     return Table("", "", header, tuple(body), (False, False, True, True, True))
+
+
+def make_comparison(found: Mapping[str, Sequence[Finding]]) -> Table:
+    """Make the table of how many times as good the candidate is as each rival: rival -> findings by the main figure."""
+    cells: dict[tuple[bool, str, int], dict[str, Finding]] = {}
+    for rival, findings in found.items():
+        for finding in findings:
+            row = finding.row
+            cells.setdefault((not row.pinned, row.scenario, row.x), {})[rival] = finding
+    order = list(SCENARIOS)
+    body = []
+    for _, mine in sorted(cells.items(), key=lambda item: (item[0][0], order.index(item[0][1]), item[0][2])):
+        first = next(iter(mine.values()))
+        what = title_of(first.figure, first.row.scenario)
+        ratios = (_write_verdict(mine.get(rival)) for rival in found)
+        body.append((describe_cell(first.row), what, *ratios))
+    header = ("load", "figure", *(by_name(rival).label for rival in found))
+    return Table("", "", header, tuple(body), (False, False, *[True] * len(found)))
+
+
+def _write_verdict(finding: Finding | None) -> str:
+    if finding is None:
+        return ""
+    return "no ratio" if finding.ratio is None else f"{format_ratio(finding.ratio)} {finding.verdict}"
 
 
 def to_markdown(table: Table) -> str:

@@ -84,10 +84,10 @@ def output_of(text: str) -> str:
 
 
 @contextlib.contextmanager
-def served(text: str) -> Iterator[aioecho.BackgroundServer]:
+def served(text: str, ports: Callable[[str], str] = on_free_ports) -> Iterator[aioecho.BackgroundServer]:
     """Run a block that calls aioecho.run(), with its arguments but in a thread, on free ports, for as long as the ``with``."""
     with mock.patch.object(aioecho, "run") as run:
-        execute(on_free_ports(text))
+        execute(ports(text))
     run.assert_called_once()
     with aioecho.run_in_thread(*run.call_args.args, **run.call_args.kwargs) as server:
         yield server

@@ -86,7 +86,7 @@ async def test_a_renewed_certificate_is_served_to_new_connections_and_old_ones_g
         await close(writer)
 
 
-@pytest.mark.parametrize("what", ["key of another", "no certificate", "gone", "expired"])
+@pytest.mark.parametrize("what", ["key of another", "no certificate", "gone", "expired", "cut off", "key cut off"])
 async def test_what_cannot_be_used_is_refused_in_one_line_and_costs_no_handshake(
     authority: Authority, what: str
 ) -> None:
@@ -100,12 +100,16 @@ async def test_what_cannot_be_used_is_refused_in_one_line_and_costs_no_handshake
                 cert.write_text("hello")
             case "gone":
                 cert.unlink()
+            case "cut off" | "key cut off":  # a tool that writes in place is at it
+                file = cert if what == "cut off" else key
+                file.write_bytes(file.read_bytes()[:150])
             case "expired":
                 authority.write(authority.issue(until=in_days(-1)))
         with pytest.raises(aioecho.CertificateError) as raised:
             server.reload_tls()
         assert str(cert) in str(raised.value)
         assert "\n" not in str(raised.value)
+        assert ("is cut off or damaged" in str(raised.value)) is ("cut off" in what)
         assert await served(server, authority.client) == before
 
 
@@ -202,6 +206,11 @@ async def test_names_have_certificates_of_their_own(authority: Authority) -> Non
         ({"crl": "crl.pem"}, "client_ca"),
         ({"client_cert": "maybe"}, "maybe"),
         ({"poll": 0}, "poll"),
+        ({"poll": float("inf")}, "poll"),  # no event loop has a timer for that
+        *(
+            ({"names": {name: aioecho.TLS("b.pem")}}, "as clients ask")
+            for name in ("b\u00fccher.example", "", "b.", "b.*")
+        ),
         ({"key": b"server.key"}, "key must be the name of a file"),
         ({"min_version": ["TLSv1.3"]}, "min_version"),
         ({"alpn": ("",)}, "alpn"),

@@ -82,9 +82,9 @@ def test_a_port_on_the_command_line_takes_the_place_of_all_endpoints_in_the_file
     [
         ("max_per_host = 1", "there is no key 'max_per_host'; the nearest is 'max-per-host'"),
         ("worker = 1", "there is no key 'worker'; the nearest is 'workers'"),
-        ("[serve]\nworkers = 1", "there is no key 'serve'; the nearest is"),
+        ("[serve]\nworkers = 1", "'serve' is a table, and there are none"),
         ('config = "other.toml"', "there is no key 'config'; the nearest is"),
-        ("workers = 2.5", "workers: '2.5' is not a valid N|auto"),
+        ("workers = 2.5", "workers: '2.5' is neither a number from 1 nor auto"),
         ("workers = true", "workers: expected a number, not true"),
         ("reload = 1", "reload: expected true or false, not 1"),
         ("backlog = {}", "backlog: expected a number, not a table"),
@@ -201,8 +201,10 @@ def test_what_serves_is_the_users_once_it_listens(tmp_path: Path, workers: str) 
     nobody = pwd.getpwnam("nobody")
     arguments = ("--user", "nobody", "--group", str(nobody.pw_gid), "--workers", workers)
     file = tmp_path / "server.pid"
-    with Program.aioecho("serve", *ANYWHERE, *arguments, "--pid", file) as server:
+    control = tmp_path / "control.sock"
+    with Program.aioecho("serve", *ANYWHERE, *arguments, "--pid", file, "--control", f"unix:{control}") as server:
         endpoint = server.listening()
+        assert (control.stat().st_uid, control.stat().st_mode & 0o777) == (nobody.pw_uid, 0o600)
         serving = [server.process.pid] if workers == "1" else children_of(server.process.pid)
         assert len(serving) == int(workers)
         for process in serving:
@@ -295,7 +297,7 @@ def test_on_a_terminal_it_says_once_what_runs_and_how_to_stop_it(workers: str) -
         os.close(theirs)
         server.listening()
         text = b""
-        while b"to stop: Ctrl-C" not in text:
+        while b"twice for at once" not in text:
             text += os.read(ours, 2**16)
         assert server.stop(signal.SIGINT) == 0
         try:
@@ -304,7 +306,8 @@ def test_on_a_terminal_it_says_once_what_runs_and_how_to_stop_it(workers: str) -
         except OSError:  # Linux's way to tell that all have closed it
             pass
         os.close(ours)
-        [line] = [line for line in text.decode().splitlines() if "to stop:" in line]
-        assert f", process {server.process.pid}, uvloop " in line
-        assert (", 2 workers;" in line) is (workers == "2")
+        lines = text.decode().splitlines()
+        [index] = [index for index, line in enumerate(lines) if line.startswith("to stop: Ctrl-C")]
+        assert f", process {server.process.pid}, uvloop " in lines[index - 1]
+        assert lines[index - 1].endswith(", 2 workers") is (workers == "2")
         assert "\x1b[32mINFO\x1b[0m aioecho." in text.decode()

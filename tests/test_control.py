@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 from conftest import check_identity, settle
-from helpers import ANYWHERE, check_mistake, close, handler, invoke
-from programs import Program, connect, read_line
+from helpers import ANYWHERE, ON_ONE_LOOP, check_mistake, close, handler, invoke
+from programs import Program, ask, connect, read_line
 
 import aioecho
-from aioecho.ops.control import MOST_CLIENTS
+from aioecho.ops.control import BURST, MOST_CLIENTS, RATE, parse_control
+from aioecho.ops.control_server import make_control
+from aioecho.ops.control_view import IN_A_TURN, ServerView
 from aioecho.workers.program import run_server
 
 
@@ -97,6 +99,103 @@ async def test_ids_are_never_used_again() -> None:
         assert seen == ["1", "2", "3"]
 
 
+@pytest.mark.asyncio
+async def test_looking_for_connections_keeps_the_loop_for_a_part_of_them_at_a_time(tmp_path: Path) -> None:
+    turns = 0
+
+    def count_turns() -> None:
+        nonlocal turns, handle
+        turns += 1
+        handle = asyncio.get_running_loop().call_soon(count_turns)
+
+    async def turns_of(line: str) -> int:
+        before = turns
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(line.encode() + b"\n")
+        assert b'"shown": 0' in await reader.read()
+        await close(writer)
+        return turns - before
+
+    path = tmp_path / "control"
+    async with (
+        aioecho.UnixStreamServer(str(tmp_path / "service"), handler(wait)) as server,
+        make_control(f"unix:{path}", server, lambda: None) as control,
+    ):
+        await control.start()
+        handle = asyncio.get_running_loop().call_soon(count_turns)
+        few = await turns_of("list host=10.0.0.0/8")
+        clients = [await asyncio.open_unix_connection(tmp_path / "service") for _ in range(450)]
+        await settle(lambda: len(server.connections) == 450)
+        many = await turns_of("list host=10.0.0.0/8")
+        handle.cancel()
+        assert many - few >= 450 // IN_A_TURN
+        for _, writer in clients:
+            await close(writer)
+
+
+@ON_ONE_LOOP
+async def test_to_look_for_an_id_gives_no_other_connection_one(tmp_path: Path) -> None:
+    async with aioecho.TCPServer(ANYWHERE, handler(wait)) as server:
+        clients = [await asyncio.open_connection(*server.server_address) for _ in range(3)]
+        await settle(lambda: len(server.connections) == 3)
+        view = ServerView(server)
+        assert view.kick(["99"]) == []
+        assert view.look("98") is None
+        *_, last = server.connections
+        assert last.id == "1"
+        assert view.kick(["1"]) == ["1"]
+        await settle(lambda: len(server.connections) == 2)
+        for _, writer in clients:
+            await close(writer)
+
+
+@pytest.mark.asyncio
+async def test_clients_that_read_nothing_or_trace_do_not_delay_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def wait_with_a_long_label(self: Any) -> None:
+        self.label = "x" * 2**18
+        await self.reader.read()
+
+    path = tmp_path / "control"
+    async with aioecho.TCPServer(ANYWHERE, handler(wait_with_a_long_label)) as server:
+        clients = [await asyncio.open_connection(*server.server_address) for _ in range(4)]
+        await settle(lambda: sum(each.label is not None for each in server.connections) == 4)
+        async with make_control(f"unix:{path}", server, lambda: None) as control:
+            await control.start()
+            unread, tracing = socket.socket(socket.AF_UNIX), await asyncio.open_unix_connection(path, limit=2**20)
+            unread.connect(str(path))
+            unread.sendall(b"list\n")
+            assert await asyncio.to_thread(unread.recv, 1) == b"{"
+            found = next(iter(server.connections))
+            tracing[1].write(f"trace {found.id}\n".encode())
+            assert (await tracing[0].readline()).startswith(b"{")
+            began = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - began < 2  # 10 s were given to what is unread
+        unread.close()
+        await close(tracing[1])
+        assert not [record for record in caplog.records if record.levelno > 20]
+        for _, writer in clients:
+            await close(writer)
+
+
+@ON_ONE_LOOP
+async def test_a_flood_of_commands_is_answered_at_a_bounded_rate(tmp_path: Path) -> None:
+    path = tmp_path / "control"
+    async with (
+        aioecho.TCPServer(ANYWHERE, handler(wait)) as server,
+        make_control(f"unix:{path}", server, lambda: None) as control,
+    ):
+        await control.start()
+        reader, writer = await asyncio.open_unix_connection(path)
+        began = asyncio.get_running_loop().time()
+        writer.write(b"interactive\n" + b"status\n" * (BURST + 20))
+        writer.write_eof()
+        assert (await reader.read()).count(b'"ok": true') == BURST + 20
+        assert asyncio.get_running_loop().time() - began >= 19 / RATE
+        await close(writer)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "waiting.py").write_text(
@@ -133,6 +232,8 @@ def test_the_control_socket_lists_and_kicks_in_all_processes(folder: Path, worke
             assert {row["handler"] for row in rows} == {"Waiting"}
             assert all(row["sent_bytes"] == 6 for row in rows)
             assert len({row["id"] for row in rows}) == 6
+            ages = [row["age_s"] for row in say(path, "list")[:-1]]
+            assert ages == sorted(ages, reverse=True)
             if workers == "2":
                 assert all(row["id"].startswith(f"{row['worker']}.") for row in rows)
             assert len(say(path, "list limit=2")) == 3
@@ -147,6 +248,7 @@ def test_the_control_socket_lists_and_kicks_in_all_processes(folder: Path, worke
             assert len(status["workers"]) == (2 if workers == "2" else 0)
             trace = say(path, f"trace {rows[1]['id']} every=0.1 count=2")
             assert [line["id"] for line in trace[:2]] == [rows[1]["id"]] * 2
+            assert trace[0]["waits_at"] == "waiting.py:6"
             assert trace[2] == {"ok": True, "ended": False}
         finally:
             for client in clients:
@@ -186,6 +288,106 @@ def test_limits_and_pause_that_were_set_live_hold_in_workers_that_start_later(fo
         assert program.wait() == 0
 
 
+def test_the_sums_of_status_count_workers_that_have_ended_too(folder: Path) -> None:
+    path = folder / "control.sock"
+    with serve(folder, "--workers", "2") as program:
+        endpoint = program.listening()
+        for _ in range(5):
+            assert ask(endpoint, b"x\n") == b"hello\nx\n"
+        with connect(endpoint) as client:
+            assert read_line(client) == b"hello\n"
+            before = eventually(path, "status", lambda found: found["stats"]["completed"] == 5)
+            assert before["stats"]["accepted"] == 6
+            (victim,) = (worker for worker in before["workers"] if worker["active"])
+            os.kill(victim["pid"], signal.SIGKILL)
+            status = eventually(
+                path, "status", lambda found: victim["pid"] not in [each["pid"] for each in found["workers"]]
+            )
+        assert status["stats"]["accepted"] == 6
+        assert status["stats"]["completed"] == 5
+        assert status["stats"]["failed"] == 1
+        assert status["reasons"] == {"finished": 5, "worker died": 1}
+        assert only(path, "reload")["ok"] is True
+        numbers = {each["name"] for each in before["workers"]} | {"3"}
+        status = eventually(path, "status", lambda found: not numbers & {each["name"] for each in found["workers"]})
+        assert status["stats"]["accepted"] == 6
+        assert status["reasons"] == {"finished": 5, "worker died": 1}
+        assert program.stop() == 0
+
+
+@ON_ONE_LOOP
+async def test_kick_limits_pause_and_drain_hold_under_load_in_two_workers(folder: Path) -> None:
+    async def talk() -> tuple[bytes, bytes]:
+        """Exchange lines until the end; return what was asked last, and what has come as its answer."""
+        host, port = endpoint.removeprefix("tcp://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        asked, answer = b"", await reader.readline()
+        with contextlib.suppress(ConnectionError):
+            while answer:
+                asked, answer = b"x" * 100 + b"\n", b""
+                writer.write(asked)
+                answer = await reader.readline()
+        await close(writer)
+        return asked, answer
+
+    async def tell(line: str) -> list[dict[str, Any]]:
+        return await asyncio.to_thread(say, path, line)
+
+    path = folder / "control.sock"
+    with serve(folder, "--workers", "2") as program:
+        endpoint = program.listening()
+        clients: list[asyncio.Task[Any]] = []
+        workers: list[dict[str, Any]] = [{}]
+        while not all(worker.get("active") for worker in workers):  # one may take all of a few
+            clients += [asyncio.create_task(talk()) for _ in range(40)]
+            while (status := (await tell("status"))[0])["stats"]["active"] < len(clients):
+                pass
+            workers = status["workers"]
+        count = len(clients)
+        *rows, _ = await tell("list sort=received")
+        victims = [row["id"] for row in rows[::5]]
+        assert {row["worker"] for row in rows} == {"1", "2"}
+        (answer,) = await tell(f"kick {' '.join(victims)}")
+        assert (answer["ok"], sorted(answer["kicked"])) == (True, sorted(victims))
+        await settle(lambda: sum(client.done() for client in clients) == len(victims))
+        assert (await tell("limits max_connections=1000 overflow=reject"))[0]["ok"] is True
+        assert (await tell("pause"))[0]["ok"] is True
+        waiting = asyncio.create_task(talk())
+        assert (await tell("status"))[0]["stats"]["accepted"] == count
+        assert (await tell("resume"))[0]["ok"] is True
+        while (status := (await tell("status"))[0])["stats"]["accepted"] <= count:
+            pass
+        assert status["reasons"] == {"kicked": len(victims)}
+        assert status["limits"]["max_connections"] == 1000
+        assert not waiting.done()
+        assert sum(client.done() for client in clients) == len(victims)
+        assert (await tell("drain grace=10"))[0]["ok"] is True
+        for asked, answered in await asyncio.gather(*clients, waiting):
+            assert answered in (b"", asked)  # never a part of one
+        assert await asyncio.to_thread(program.wait) == 0
+        assert "Traceback" not in program.stderr()
+
+
+def test_limits_that_differ_between_workers_are_told_of_every_one(folder: Path) -> None:
+    (folder / "own.py").write_text(
+        "import aioecho, dataclasses\n"
+        "class Own(aioecho.StreamRequestHandler):\n"
+        "    async def handle(self):\n"
+        "        self.server.limits = dataclasses.replace(self.server.limits, max_connections=7)\n"
+    )
+    with Program.aioecho(
+        "serve", "own:Own", "--port", "0", "--workers", "2", "--control", "unix:c", cwd=folder
+    ) as program:
+        ask(program.listening())
+        answer = eventually(folder / "c", "limits", lambda found: "differing" in found)
+        values = answer["differing"]["limits"]["max_connections"]
+        assert sorted(values.values(), key=str) == [7, None]
+        status, output, _ = invoke("ctl", "--control", f"unix:{folder / 'c'}", "limits")
+        (line,) = (line for line in output.decode().splitlines() if line.startswith("max_connections"))
+        assert (status, "7 in worker " in line, "none in worker " in line) == (0, True, True)
+        assert program.stop() == 0
+
+
 def test_mistakes_are_one_line_that_says_what_to_do(folder: Path) -> None:
     path = folder / "control.sock"
     with serve(folder) as program:
@@ -200,6 +402,12 @@ def test_mistakes_are_one_line_that_says_what_to_do(folder: Path) -> None:
             "kick": "kick takes the ids",
             "limits max_conections=5": "there is no 'max_conections': expected one of max_connections",
             "limits max_connections=-5": "max_connections must be a whole number",
+            "list worker=x": "worker must be a whole number",
+            "limits max-conections=5": "there is no 'max_conections'",
+            "timeouts idle=soon": "idle must be a number of seconds",
+            "trace 1 count=x": "count must be a whole number",
+            '{"command": "trace", "id": "1", "every": null, "count": 0}': "count must be a whole number",
+            '{"command": ' + "[" * 30_000: "this is no JSON",
             "trace 99": "there is no connection '99'",
             "workers +1": "there are no workers: start the program with --workers",
             "reload-tls": "there is nothing to reload",
@@ -210,6 +418,7 @@ def test_mistakes_are_one_line_that_says_what_to_do(folder: Path) -> None:
             answer = only(path, line)
             assert answer["ok"] is False
             assert expected in answer["error"], line
+        assert only(path, "timeouts idle=5m max-age=1h")["set"] == {"idle": 300, "max_age": 3600}
         assert say(path, "status", newline="")[0]["ok"] is True  # at the end of the stream
         assert say(path, "status", half_close=False)[0]["ok"] is True  # and it is closed by the server
         assert [line["ok"] for line in say(path, "interactive\npause\nresume")] == [True, True]
@@ -253,6 +462,7 @@ def test_ctl_shows_the_status_and_the_connections(tmp_path: Path) -> None:
             assert read_line(client) == b"hello\n"
             status, output, _ = invoke("ctl", "--control", control, "status")
             assert (status, output.splitlines()[0].partition(b",")[0]) == (0, b"serving")
+            assert f"listening on {server.names[0]}\n".encode() in output
             assert b"active 1  accepted 1" in output
             status, output, _ = invoke("ctl", "--control", control, "list", "--sort", "age")
             head, row, count = output.decode().splitlines()
@@ -260,6 +470,15 @@ def test_ctl_shows_the_status_and_the_connections(tmp_path: Path) -> None:
             assert row.endswith("user 7")
             assert count == "1 of 1 connections"
             check_mistake(invoke("ctl", "--control", control, "lits"), "there is no command 'lits'", status=1)
+            pytest.importorskip("rich")
+            status, output, _ = invoke("top", "--control", control, "--every", "0.2", "--count", "2")
+            assert status == 0
+            assert all(len(line) <= 80 for line in output.decode().splitlines())
+            lines = [line.split() for line in output.decode().splitlines()]
+            assert ["active", "accepted", "completed", "failed", "cancelled", "rejected"] in lines
+            assert ["in", "all", "1", "1", "0", "0", "0", "0"] in lines
+            assert ["per", "second", "0.0", "0.0", "0.0", "0.0", "0.0"] in lines
+            assert any(line[0] == "1" and line[-2:] == ["user", "7"] for line in lines if line)
         assert invoke("ctl", "--control", control, "drain")[:2] == (0, b"done\n")
     finally:
         with contextlib.suppress(RuntimeError):  # it has ended
@@ -267,6 +486,22 @@ def test_ctl_shows_the_status_and_the_connections(tmp_path: Path) -> None:
         thread.join(20)
     assert not thread.is_alive()
     check_mistake(invoke("ctl", "--control", control, "status"), "is the server running", status=1)
+
+
+@pytest.mark.parametrize(
+    ("control", "message"),
+    [
+        ("tcp://127.0.0.1:1", "a control socket is a Unix socket"),
+        ("unix:/run/c?proxy=v1", "no balancer stands in front of a control socket"),
+    ],
+)
+def test_what_is_no_control_socket_is_refused_by_server_and_client(control: str, message: str) -> None:
+    check_mistake(invoke("serve", "--check-config", "--control", control), message)
+    check_mistake(invoke("ctl", "--control", control, "status"), message)
+
+
+def test_a_control_socket_may_be_given_an_owner() -> None:
+    assert str(parse_control("unix:/run/c?owner=1&group=2")) == "unix:/run/c?mode=600&owner=1&group=2"
 
 
 def test_a_control_path_that_cannot_be_bound_is_told_of_before_the_server_listens(tmp_path: Path) -> None:

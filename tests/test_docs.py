@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -39,7 +40,8 @@ from aioecho.cli import main
 from aioecho.echo import Echo, Upper
 
 PAGES = ROOT / "docs" / "pages"
-BLOCKS = Blocks(*sorted(PAGES.rglob("*.md")))
+# The pages on protocols are test_protocols.py's.
+BLOCKS = Blocks(*sorted(path for path in PAGES.rglob("*.md") if path.parent.name != "protocols"))
 runs = BLOCKS.runs
 
 
@@ -385,11 +387,20 @@ def test_a_slow_datagram_keeps_no_other_waiting() -> None:
         assert [client.recv(100) for _ in range(3)] == [b"2", b"1", b"unknown"]
 
 
-@runs("statsd")
-def test_records_of_one_datagram_are_counted() -> None:
-    with served(BLOCKS["statsd"]) as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+@runs("statsd", "ingest")
+@pytest.mark.parametrize("block", ["statsd", "ingest"])
+def test_records_of_one_datagram_are_counted(block: str) -> None:
+    with served(BLOCKS[block]) as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.sendto(b"requests:1|c\nerrors:1|c\nrequests:1|c", server.server_address)
     # A stop has served what had come.
+    assert server.server.RequestHandlerClass.counters == {b"requests": 2, b"errors": 1}
+
+
+@runs("ingest")
+def test_records_of_many_datagrams_are_counted() -> None:
+    with served(BLOCKS["ingest"]) as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        for data in (b"requests:1|c\nerrors:1|c\n", b"requests:1|c\n"):
+            client.sendto(data, server.server_address)
     assert server.server.RequestHandlerClass.counters == {b"requests": 2, b"errors": 1}
 
 
@@ -930,24 +941,28 @@ def test_the_load_generator_loads_servers_that_do_not_echo(tmp_path: Path, monke
         assert "p99" in outcome.stdout
 
 
-@pytest.mark.slow
-def test_the_figures_are_those_of_the_last_full_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@runs("report")
+def test_readme_and_page_say_what_the_last_full_run_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     from benchmarks import report
 
     monkeypatch.setattr(report, "_load", functools.cache(report._load))  # most of the time
-    results = tmp_path / "benchmarks" / "results"
-    shutil.copytree(ROOT / "benchmarks" / "results", results)
-    for page, rows in (("README.md", 6), ("docs/pages/benchmarks.md", 24)):
+    *_, data, readme, first, other_readme, second = shlex.split(BLOCKS["report"])
+    assert readme == other_readme == "--readme"
+    for page in (first, second):
+        text = (ROOT / page).read_text("utf-8")
         copy = tmp_path / page
         copy.parent.mkdir(parents=True, exist_ok=True)
-        text = (ROOT / page).read_text("utf-8")
-        before, mark, made = text.partition("<!-- benchmarks:begin")
-        made, end, after = made.partition("<!-- benchmarks:end")
-        copy.write_text(before + mark + re.sub(r"\| \d[\d.,]* \|", "| 0 |", made) + end + after)
-        report.refresh_readme(copy, results / "full.jsonl", results / "full")
-        assert copy.read_text("utf-8") == text
-        assert len(re.findall(r"^\| .+ \(\d[\d.,]*-[\d.,]+\) \|$", text, re.MULTILINE)) == rows
+        begin, end = text.index("<!-- benchmarks:begin"), text.index("<!-- benchmarks:end")
+        stale = re.sub(r"\| \d[\d.,]* \|", "| 0 |", text[begin:end])
+        assert stale != text[begin:end]
+        copy.write_text(text[:begin] + stale + text[end:])
+        report.refresh_readme(copy, ROOT / data, tmp_path / "benchmarks" / "results" / "full")
+        assert copy.read_text("utf-8") == text, f"run: {BLOCKS['report']}"
+        for picture in re.findall(r"\]\(([^)]*\.svg)\)", text):
+            assert (ROOT / page).parent.joinpath(picture).is_file()
+    rows = re.findall(r"^\| .+ (?:\(\d[\d.,]*-[\d.,]+\)|no ratio) \|$", (ROOT / first).read_text("utf-8"), re.MULTILINE)
+    assert len(rows) == 6
 
 
 # workers.md
@@ -996,16 +1011,32 @@ def test_the_units_are_ones_and_their_command_serves(tmp_path: Path) -> None:
         assert program.stop() == 0
 
 
-@runs("Dockerfile")
-def test_the_command_of_the_container_serves() -> None:
+@runs("Dockerfile", "container.yaml")
+def test_the_commands_of_the_container_serve_and_tell_health() -> None:
     instructions = [line.split(maxsplit=1) for line in BLOCKS["Dockerfile"].splitlines()]
-    assert [name for name, _ in instructions] == ["FROM", "COPY", "RUN", "USER", "EXPOSE", "CMD"]
+    assert [name for name, _ in instructions] == ["FROM", "COPY", "RUN", "USER", "EXPOSE", "HEALTHCHECK", "CMD"]
     python, *arguments = json.loads(instructions[-1][1])
     assert python == "python"
-    assert f"*:{instructions[-2][1]}" in " ".join(arguments)
-    with Program(sys.executable, *(part.replace("9999", "0") for part in arguments)) as server:
+    port, health = instructions[4][1].split()
+    assert {f"tcp://*:{port}", f"0.0.0.0:{health}"} < set(arguments)
+    probes = re.findall(r"(\w+)Probe: \{httpGet: \{path: (\S+), port: (\d+)\}", BLOCKS["container.yaml"])
+    assert [name for name, *_ in probes] == ["liveness", "readiness"]
+    with Program(sys.executable, *(part.replace(port, "0").replace(health, "0") for part in arguments)) as server:
         assert ask(server.listening(), b"hello\n") == b"HELLO\n"
+        while not (found := re.search(r"metrics on http://\S+:(\d+)/metrics\n", server.stderr())):
+            assert server.process.poll() is None, server.stderr()  # a thread of it writes its log
+        for _, path, where in probes:
+            assert where == health
+            with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}{path}", timeout=10) as reply:
+                assert reply.status == 200
+        kind, command = instructions[5][1].split(maxsplit=1)
+        python, option, program = json.loads(command)
+        assert (kind, python, option) == ("CMD", "python", "-c")
+        assert health in program
+        exec(program.replace(health, found[1]), {})
         assert server.stop() == 0
+    with pytest.raises(OSError, match="refused"):
+        exec(program.replace(health, found[1]), {})
 
 
 @contextmanager

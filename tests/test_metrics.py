@@ -29,6 +29,7 @@ from test_workers import eventually, workers_of
 import aioecho
 from aioecho.echo import DatagramEcho, Echo
 from aioecho.metrics import FAMILIES, Histogram, Metrics, format_metrics
+from aioecho.net.kernel import wire_bytes
 from aioecho.ops.http import MOST, MOST_OF_HEAD
 from aioecho.ops.metrics import MetricsEndpoint, parse_metrics_address, prefers_openmetrics
 from aioecho.serving import measures
@@ -85,6 +86,26 @@ def total(samples: dict[str, float], name: str) -> float:
 
 
 # What is measured.
+
+
+@pytest.mark.asyncio
+async def test_the_kernel_is_asked_for_no_bytes_when_a_connection_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[socket.socket] = []
+    monkeypatch.setattr(measures, "wire_bytes", lambda sock: looks.append(sock) or wire_bytes(sock))
+    server = aioecho.TCPServer(ANYWHERE, Echo)
+    server.metrics()
+    async with server:
+        clients = []
+        for count in (1, 2, 3, 4):
+            clients.append(await asyncio.open_connection(*server.server_address))
+            clients[-1][1].write(b"hello")
+            assert await clients[-1][0].readexactly(5) == b"hello"
+            assert server.stats.active == count
+        assert len(looks) == 1  # for the first of its family of addresses
+        for _, writer in clients:
+            await close(writer)
+        await settle(lambda: not server.connections)
+        assert server.metrics().get("aioecho_wire_received_bytes") == 20
 
 
 @pytest.mark.parametrize("way", ["tcp", "unix"])

@@ -3,14 +3,17 @@
 import ast
 import importlib
 import pkgutil
+import re
+import runpy
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata, resources
 from pathlib import Path
 
 import pytest
+from programs import ROOT
 
 import aioecho
 
@@ -153,3 +156,39 @@ def test_every_public_object_is_documented(path: Path) -> None:
 
 def test_the_package_says_that_it_is_typed() -> None:
     assert resources.files("aioecho").joinpath("py.typed").is_file()
+
+
+def test_the_newest_dated_section_of_the_change_log_is_this_version() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    found = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", text, re.MULTILINE)
+    assert found[0] == ("Unreleased", "")
+    assert found[1][0] == aioecho.__version__
+    assert found[1][1]
+
+
+@pytest.fixture
+def make_page(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str | None], str]:
+    """What makes the package index's page; hatchling, which calls it, need not be here."""
+    for name in ("hatchling", "hatchling.metadata", "hatchling.metadata.plugin", "hatchling.metadata.plugin.interface"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["hatchling.metadata.plugin.interface"].MetadataHookInterface = object  # type: ignore[attr-defined]
+    found: Callable[[str, str | None], str] = runpy.run_path(str(ROOT / "docs" / "pypi.py"))["make_page"]
+    return found
+
+
+def test_the_package_index_gets_no_link_that_leads_nowhere(make_page: Callable[[str, str | None], str]) -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    targets = re.findall(r"\]\((?!\w+:)([^)]+)\)", readme)
+    assert len(targets) > 20
+    page = make_page(readme, None)
+    assert set(re.findall(r"\]\(([^)]+)\)", page)) == set(re.findall(r"\]\((\w+:[^)]+)\)", readme))
+    assert "![" not in page
+    assert "pip install aioecho" in page
+    assert "pip install ." not in page
+    assert "<!--" not in page
+    page = make_page(readme, "https://code.example/aioecho")
+    assert "](https://code.example/aioecho/blob/HEAD/docs/pages/start.md)" in page
+    assert "](https://code.example/aioecho/raw/HEAD/benchmarks/results/full/brief.svg)" in page
+    assert not re.search(r"\]\((?!\w+:)", page)
+    for target in targets:
+        assert (ROOT / target.partition("#")[0]).exists(), target

@@ -28,7 +28,7 @@ from aioecho.blocking.ending import ThreadDrain
 from aioecho.blocking.lingering import LingeringRequest
 from aioecho.blocking.sockets import RequestSocket, WatchedSocket, make_request_socket
 from aioecho.blocking.tls import end_tls, wrap
-from aioecho.net.kernel import has_peer_ended, is_broken, unread, wire_bytes
+from aioecho.net.kernel import has_peer_ended, is_broken, unread
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
 from aioecho.serving.draining import FRESH, FRESH_AMONG_OTHERS
@@ -71,7 +71,7 @@ class ThreadedConnection(LingeringRequest):
         client_address: Any,
         RequestHandlerClass: Callable[..., Any],
     ) -> None:
-        is_measured = server.measures is not None and wire_bytes(sock) is None
+        is_measured = server.measures is not None and not server.measures.counts(sock)
         request = make_request_socket(sock, counts=is_measured or is_recorded(server.access_log))
         request.owner = self
         super().__init__(server, pool, request, client_address, RequestHandlerClass)

@@ -114,7 +114,7 @@ def check_too_long(subject: Subject) -> Iterator[Finding]:
     if subject.conversation.is_text:
         begin = record[: record.index(b"x")]
     del record
-    flood = _Flood(begin, chunk, HELD)
+    flood = _Flood(begin, chunk, HELD, promising=HELD // 2)
     outcome = subject.player.run(lambda session: flood.send(session, reads=True))
     values = {"begin": literal(begin), "chunk": f'b"x" * {CHUNK}', "reads": True, "most": HELD, **_TRACED, "sent": SENT}
     what = f"a record of {SENT >> 20} MiB"
@@ -147,7 +147,7 @@ def check_slow_reader(subject: Subject) -> Iterator[Finding]:
         "buffers": _BUFFERS,
     }
     end = _HELD
-    flood = _Flood(b"", chunk, UNREAD)
+    flood = _Flood(b"", chunk, UNREAD, promising=UNREAD // 4)
     outcome = subject.player.run(lambda session: flood.send(session, reads=False))
     if "write buffer" in outcome.reasons:
         text = "the handler writes on and does not drain while its client reads nothing, until the server ends the connection"
@@ -162,10 +162,13 @@ def check_slow_reader(subject: Subject) -> Iterator[Finding]:
 
 
 class _Flood:
-    """A client that sends until the server reads no more, all is sent, or the server holds more than `most` of it."""
+    """A client that sends until the server reads no more, all is sent, or the server holds more than `most` of it.
 
-    def __init__(self, begin: bytes, chunk: bytes, most: int) -> None:
-        self._begin, self._chunk, self._most = begin, chunk, most
+    It goes on for longer where the server holds `promising` bytes of it after SECONDS.
+    """
+
+    def __init__(self, begin: bytes, chunk: bytes, most: int, promising: int) -> None:
+        self._begin, self._chunk, self._most, self._promising = begin, chunk, most, promising
         self.sent = self.held = 0
         self.was_blocked = False
 
@@ -188,7 +191,7 @@ class _Flood:
         while self.sent < SENT and not session.is_over:
             count = session.send_now(left)
             now = time.monotonic()
-            if now - began > (SECONDS if self.held < self._most // 2 else 4 * SECONDS):  # a machine may be slow
+            if now - began > (SECONDS if self.held < self._promising else 4 * SECONDS):  # a machine may be slow
                 return
             if count:
                 self.sent += count

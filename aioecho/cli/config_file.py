@@ -41,6 +41,10 @@ def _read(context: click.Context, option: click.Parameter, file: str | None) -> 
     found = {}
     for key, value in table.items():
         param = keys.get(key)
+        if isinstance(value, dict) and param is None:
+            raise Mistake(
+                f"{file}: {key!r} is a table, and there are none: write all keys at the top, as --help has them"
+            )
         if param is None:
             [nearest] = difflib.get_close_matches(key.replace("_", "-"), keys, 1, 0)
             raise Mistake(f"{file}: there is no key {key!r}; the nearest is {nearest!r}")

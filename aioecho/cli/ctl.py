@@ -1,13 +1,20 @@
 """The shell command `ctl`: asks a program that serves, through its control socket, and shows the answer."""
 
 import json
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
 
-__all__ = ["ask_control", "ctl_command", "format_bytes", "format_seconds"]
+from aioecho.cli.console import Mistake
+from aioecho.ops.control import parse_control
+
+__all__ = ["COUNTERS", "ask_control", "ctl_command", "format_bytes", "format_cells", "format_seconds", "format_worker"]
+
+COUNTERS = ("active", "accepted", "completed", "failed", "cancelled", "rejected")
+"""The counters of status that are shown."""
 
 TIMEOUT = 15.0
 """Seconds without a byte of an answer."""
@@ -68,8 +75,10 @@ def _as_line(command: str, values: tuple[str, ...]) -> str:
 
 def ask_control(control: str, line: str, timeout: float | None = TIMEOUT) -> Iterator[dict[str, Any]]:
     """Yield the lines of a control socket's answer; ClickException, in one line, if it can't be had."""
-    path = control.removeprefix("unix:").partition("?")[0]
-    name = "\0" + path[1:] if path.startswith("@") else path
+    try:
+        name = parse_control(control if ":" in control else f"unix:{control}").path
+    except ValueError as error:
+        raise Mistake(str(error)) from error
     try:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(timeout)
@@ -125,11 +134,14 @@ def _show(command: str, line: dict[str, Any], rows: list[dict[str, Any]]) -> Non
     elif command == "status":
         _show_status(line)
     elif command == "help":
-        for name, what in line["commands"].items():
-            click.echo(f"{name:<11} {what}")
+        formatter = click.HelpFormatter(width=shutil.get_terminal_size().columns)
+        formatter.write_dl(list(line["commands"].items()))
+        click.echo(formatter.getvalue(), nl=False)
     elif command in ("limits", "timeouts") and command in line:
+        differing = line.get("differing", {}).get(command, {})
         for name, value in line[command].items():
-            click.echo(f"{name:<20} {'none' if value is None else value}")
+            of_workers = [f"{_show_value(each)} in worker {worker}" for worker, each in differing.get(name, {}).items()]
+            click.echo(f"{name:<20} {', '.join(of_workers) or _show_value(value)}")
     elif command == "kick":
         click.echo(
             f"kicked {len(line['kicked'])}" + (f"; gone before: {', '.join(line['gone'])}" if line["gone"] else "")
@@ -148,22 +160,32 @@ def _show(command: str, line: dict[str, Any], rows: list[dict[str, Any]]) -> Non
         click.echo(f"{name}: {error}", err=True)
 
 
+def _show_value(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
 def _show_status(line: Mapping[str, Any]) -> None:
     stats = line["stats"]
     click.echo(f"{line['state']}, process {line['pid']}, up {format_seconds(line['uptime_s'])}")
-    counts = ("active", "accepted", "completed", "failed", "cancelled", "rejected")
-    click.echo("  ".join(f"{name} {stats.get(name, 0)}" for name in counts))
+    for endpoint in line["endpoints"]:
+        click.echo(f"listening on {endpoint}")
+    click.echo("  ".join(f"{name} {stats.get(name, 0)}" for name in COUNTERS))
     if line["reasons"]:
         reasons = sorted(line["reasons"].items(), key=lambda each: -each[1])
         click.echo("ended by: " + ", ".join(f"{name} {count}" for name, count in reasons))
     for worker in line["workers"]:
-        active = worker.get("active", "?")
-        click.echo(f"worker {worker['name']}: process {worker['pid']}, {worker['state']}, active {active}")
+        click.echo(f"worker {format_worker(worker)}")
+
+
+def format_worker(worker: Mapping[str, Any]) -> str:
+    """Return what is told of a worker for people."""
+    name, active = worker["name"], worker.get("active", "?")
+    return f"{name}  slot {worker['slot']}  process {worker['pid']}  {worker['state']}  active {active}"
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
     head = ("ID", "CLIENT", "AGE", "RECEIVED", "SENT", "UNSENT", "HANDLER", "LABEL")
-    lines = [head, *(_cells(row) for row in rows)]
+    lines = [head, *(format_cells(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     right = {2, 3, 4, 5}
     return "\n".join(
@@ -175,13 +197,14 @@ def _table(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+def format_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what is told of a connection for people, in the order of a table's columns."""
     sizes = (format_bytes(row[f"{name}_bytes"]) for name in ("received", "sent", "unsent"))
     label = "".join(char if char.isprintable() else "?" for char in row["label"] or "")
     return (row["id"], row["client"], format_seconds(row["age_s"]), *sizes, row["handler"] or "-", label)
 
 
 def _format_row(row: Mapping[str, Any]) -> str:
-    cells = _cells(row)
+    cells = format_cells(row)
     waits = row.get("waits_at") or "-"
     return f"{cells[0]} {cells[1]} age {cells[2]} received {cells[3]} sent {cells[4]} unsent {cells[5]} at {waits}"

@@ -30,7 +30,12 @@ class _Workers(click.IntRange):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the number, or "auto" as it is. Anything else is a usage error."""
-        return value if value == "auto" else super().convert(value, param, ctx)
+        if value == "auto":
+            return value
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is neither a number from {self.min} nor auto.", param, ctx)
 
     def get_metavar(self, *args: Any, **options: Any) -> str:
         """Return what help shows as the value."""

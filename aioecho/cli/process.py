@@ -13,8 +13,9 @@ import click
 
 from aioecho import __version__
 from aioecho.cli.console import Mistake
+from aioecho.ops.control import parse_control
 
-__all__ = ["Owner", "PIDFile", "find_owner", "introduce"]
+__all__ = ["Owner", "PIDFile", "find_control", "find_owner", "introduce"]
 
 logger = logging.getLogger("aioecho.cli")
 
@@ -138,6 +139,20 @@ def find_owner(user: str | None, group: str | None) -> Owner | None:
     return Owner(uid, gid, groups)
 
 
+def find_control(text: str, owner: Owner | None) -> str:
+    """Return a control socket's endpoint, which is given to `owner` unless it names an owner itself.
+
+    Raises:
+        ValueError: it is no Unix socket's.
+    """
+    endpoint = parse_control(text)
+    has_file = not endpoint.path.startswith("\0")
+    if owner is not None and has_file and endpoint.owner is None and endpoint.group is None:
+        user, group = (None if each is None else str(each) for each in (owner.user, owner.group))
+        endpoint = dataclasses.replace(endpoint, owner=user, group=group)
+    return str(endpoint)
+
+
 def introduce(loop: str, workers: int | None) -> None:
     """On a terminal, say once on stderr what runs, and how to stop it. `workers` is None for a server of one process."""
     try:
@@ -152,7 +167,8 @@ def introduce(loop: str, workers: int | None) -> None:
         name = f"uvloop {uvloop.__version__}"  # type: ignore[attr-defined]
     count = "" if workers is None else f", {workers} worker{'s' if workers != 1 else ''}"
     with contextlib.suppress(OSError):
+        # At once: log records come from another thread.
         click.echo(
-            f"aioecho {__version__}, process {os.getpid()}, {name}{count}; to stop: Ctrl-C or SIGTERM, twice for at once",
+            f"aioecho {__version__}, process {os.getpid()}, {name}{count}\nto stop: Ctrl-C or SIGTERM, twice for at once",
             err=True,
         )

@@ -20,7 +20,7 @@ from aioecho.cli.console import Mistake, discard_stdout
 from aioecho.cli.handlers import find_framed_handlers, find_handler, sort_by_handler, split_bind
 from aioecho.cli.logs import LogSettings, configure_log, flush_log
 from aioecho.cli.options import DEFAULT_HOST, DEFAULT_PORT, serve_options
-from aioecho.cli.process import Owner, PIDFile, find_owner, introduce
+from aioecho.cli.process import Owner, PIDFile, find_control, find_owner, introduce
 from aioecho.cli.proxy import make_proxy
 from aioecho.cli.reload import check_can_watch, watch
 from aioecho.cli.settings import make_limits, make_timeouts
@@ -28,7 +28,6 @@ from aioecho.config import Limits, Timeouts
 from aioecho.echo import DATAGRAM_HANDLERS, HANDLERS
 from aioecho.exceptions import AioechoError, CertificateError
 from aioecho.net.proxy_protocol import ProxyProtocol
-from aioecho.ops.control import parse_control
 from aioecho.ops.metrics import parse_metrics_address
 from aioecho.runtime.log_config import renew_log
 from aioecho.runtime.loops import loop_factory
@@ -101,8 +100,7 @@ def serve_command(context: click.Context, /, handler: str, **options: Any) -> No
         loop_name = "uvloop" if loop_factory(loop).__module__.startswith("uvloop") else "asyncio"
         if options["metrics"] is not None:
             parse_metrics_address(options["metrics"])
-        if options["control"] is not None:
-            parse_control(options["control"])
+        control = None if options["control"] is None else find_control(options["control"], owner)
         if workers != 1:
             check_sessions(server, reuse_port=reuse_port)
         if supervised and is_stdio:
@@ -148,7 +146,7 @@ def serve_command(context: click.Context, /, handler: str, **options: Any) -> No
                 when_serving=announce_workers,
                 when_reloading=renew,
                 metrics=options["metrics"],
-                control=options["control"],
+                control=control,
             )
         else:
             server.when_bound = when_bound
@@ -158,7 +156,7 @@ def serve_command(context: click.Context, /, handler: str, **options: Any) -> No
                 when_serving=lambda server: None if is_stdio else announce(server.names),
                 when_reloading=renew,
                 metrics=options["metrics"],
-                control=options["control"],
+                control=control,
             )
     except AioechoError as error:
         raise click.ClickException(str(error)) from error

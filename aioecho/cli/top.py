@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from aioecho.cli.console import Mistake
-from aioecho.cli.ctl import ask_control, format_bytes, format_seconds
+from aioecho.cli.ctl import COUNTERS, ask_control, format_cells, format_seconds, format_worker
 
 __all__ = ["top_command"]
 
@@ -40,7 +40,7 @@ def top_command(control: str, every: float, sort: str, count: int | None) -> Non
         (status,) = ask_control(control, "status")  # before the screen is cleared: a mistake stays readable
         with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
             while True:
-                height = max(console.size.height - 10 - len(status["workers"]), 3)
+                height = max(console.size.height - 11 - len(status["workers"]), 3)
                 rows = list(ask_control(control, f"list sort={sort} limit={height}"))
                 live.update(_screen(status, before, rows, sort), refresh=True)
                 count = None if count is None else count - 1
@@ -52,46 +52,50 @@ def top_command(control: str, every: float, sort: str, count: int | None) -> Non
 
 def _screen(status: dict[str, Any], before: dict[str, Any] | None, rows: list[dict[str, Any]], sort: str) -> Any:
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    stats = status["stats"]
     colour = {"serving": "green", "paused": "yellow"}.get(status["state"], "red")
     head = Text.assemble(
         ("aioecho ", "bold"), (status["state"], f"bold {colour}"),
         f"  process {status['pid']}  up {format_seconds(status['uptime_s'])}  q quits",
     )  # fmt: skip
-    rates = ""
+    reasons = sorted(status["reasons"].items(), key=lambda each: -each[1])[:6]
+    ended_by = Text("ended by  " + ("  ".join(f"{name} {number}" for name, number in reasons) or "-"), no_wrap=True)
+    workers = [Text(f"worker {format_worker(worker)}", no_wrap=True) for worker in status["workers"]]
+    count = Text(f"{rows[-1].get('shown', 0)} of {rows[-1].get('matched', 0)} connections", style="dim")
+    return Group(head, _counts(status, before), ended_by, *workers, "", _connections(rows[:-1], sort), count)
+
+
+def _counts(status: dict[str, Any], before: dict[str, Any] | None) -> Any:
+    """Return a table of the counters, and of how fast they have grown since `before`."""
+    from rich.table import Table
+
+    table = Table(box=None, header_style="", padding=(0, 1, 0, 0))
+    table.add_column()
+    for name in COUNTERS:
+        table.add_column(name, justify="right", no_wrap=True)
+    stats = status["stats"]
+    table.add_row("in all", *(str(stats.get(name, 0)) for name in COUNTERS))
+    rates = ["-"] * len(COUNTERS[1:])
     if before is not None:
         seconds = max(status["uptime_s"] - before["uptime_s"], 0.1)
-        rates = "  ".join(
-            f"{name} {max(stats.get(name, 0) - before['stats'].get(name, 0), 0) / seconds:.1f}/s"
-            for name in ("accepted", "completed", "failed", "cancelled", "rejected")
-        )
-    reasons = sorted(status["reasons"].items(), key=lambda each: -each[1])[:6]
-    parts: list[Any] = [
-        head,
-        Text(f"active {stats.get('active', 0)}  accepted {stats.get('accepted', 0)}  {rates}", no_wrap=True),
-        Text("ended by  " + ("  ".join(f"{name} {number}" for name, number in reasons) or "-"), no_wrap=True),
-    ]
-    for worker in status["workers"]:
-        parts.append(
-            Text(
-                f"worker {worker['name']}  process {worker['pid']}  {worker['state']}  active {worker.get('active', '?')}"
-            )
-        )
+        grown = (max(stats.get(name, 0) - before["stats"].get(name, 0), 0) for name in COUNTERS[1:])
+        rates = [f"{count / seconds:.1f}" for count in grown]
+    table.add_row("per second", "", *rates)
+    return table
+
+
+def _connections(rows: list[dict[str, Any]], sort: str) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, expand=True, header_style="reverse", padding=(0, 1))
     for name in ("id", "client", "age", "received", "sent", "unsent", "handler", "label"):
         is_number = name in ("age", "received", "sent", "unsent")
         table.add_column(f"{name} v" if name == sort else name, justify="right" if is_number else "left", no_wrap=True)
-    for row in rows[:-1]:
-        sizes = (format_bytes(row[f"{name}_bytes"]) for name in ("received", "sent", "unsent"))
-        label = "".join(char if char.isprintable() else "?" for char in row["label"] or "")
-        cells = (row["id"], row["client"], format_seconds(row["age_s"]), *sizes, row["handler"] or "-", label)
-        table.add_row(*map(Text, cells))
-    last = rows[-1]
-    parts += ["", table, Text(f"{last.get('shown', 0)} of {last.get('matched', 0)} connections", style="dim")]
-    return Group(*parts)
+    for row in rows:
+        table.add_row(*map(Text, format_cells(row)))
+    return table
 
 
 @contextlib.contextmanager

@@ -2,26 +2,33 @@
 
 A client sends a line and gets lines of JSON; the last one has "ok". Then the connection is closed, so that it is no matter
 which program speaks: `nc -U`, `socat`, or ``python -m aioecho ctl``. After the line `interactive` it stays open.
+
+It is a server of aioecho's own kind with limits of its own, so that no client of it can hold up what else the process does.
 """
 
 import asyncio
 import contextlib
+import dataclasses
+import functools
 import json
 import logging
 from typing import Any, Self
 
-from aioecho.net.binding import bind_endpoint
-from aioecho.net.bound import BoundSocket
+from aioecho.config import Limits, Timeouts
 from aioecho.net.endpoints import UnixEndpoint, parse_endpoint
 from aioecho.ops.control_commands import Backend, Commands
 from aioecho.ops.control_request import ControlError, parse_request
+from aioecho.ops.rate import Rate
+from aioecho.server import StreamServer
+from aioecho.serving.base import BaseServer
+from aioecho.serving.handlers import StreamRequestHandler
 
 __all__ = ["ControlServer", "parse_control"]
 
 logger = logging.getLogger("aioecho.control")
 
-# Clients at a time. One too many is told so, and closed.
-MOST_CLIENTS = 16
+# Clients at a time. One too many is told so, and closed. So many more that others wait in the kernel's queue.
+MOST_CLIENTS, MOST_REFUSED, BACKLOG = 16, 8, 128
 
 # The longest line of a client, in bytes.
 MOST_BYTES = 2**16
@@ -29,6 +36,9 @@ MOST_BYTES = 2**16
 # Seconds for a client to send its line, and to take a part of an answer.
 REQUEST_TIMEOUT = 10.0
 SEND_TIMEOUT = 10.0
+
+# Commands a second of all clients together, and how many may come at once.
+RATE, BURST = 100.0, 20
 
 # Bytes of an answer that are made in one turn of the event loop.
 AT_ONCE = 2**14
@@ -43,11 +53,13 @@ def parse_control(text: str) -> UnixEndpoint:
     endpoint = parse_endpoint(text)
     if not isinstance(endpoint, UnixEndpoint):
         raise ValueError(f"a control socket is a Unix socket, unix:PATH or unix:PATH?mode=660, not {text!r}")
-    return UnixEndpoint(endpoint.path, 0o600) if endpoint.mode is None else endpoint
+    if endpoint.proxy is not None:
+        raise ValueError(f"no balancer stands in front of a control socket: {text!r} must not ask for PROXY headers")
+    return dataclasses.replace(endpoint, mode=0o600) if endpoint.mode is None else endpoint
 
 
 class ControlServer:
-    """Listens on the control socket of a program.
+    """Listens on the control socket of a program, as long as ``async with`` lasts.
 
     Args:
         where: what :func:`parse_control` returns.
@@ -56,95 +68,99 @@ class ControlServer:
 
     def __init__(self, where: UnixEndpoint, backend: Backend) -> None:
         self._where = where
-        self._commands = Commands(backend)
-        self._bound: list[BoundSocket] = []
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._server = _Server(where, backend)
 
     async def __aenter__(self) -> Self:
         """Listen; EndpointError if that can't be done. Clients wait until :meth:`start`."""
-        self._bound = await bind_endpoint(self._where, backlog=MOST_CLIENTS)
+        self._server.pause()
+        await self._server.start()
         return self
 
     async def start(self) -> None:
         """Serve clients."""
-        self._server = await asyncio.start_unix_server(self._serve, sock=self._bound[0].sock.dup(), limit=MOST_BYTES)
+        self._server.resume()
         logger.info("control socket at %s", self._where)
 
     async def __aexit__(self, *exc_info: object) -> None:
-        """Close it, and end the connections with its clients."""
-        if self._server is not None:
-            self._server.close()
-        for bound in self._bound:
-            bound.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Close it, and the connections with its clients: what they have not read of an answer is lost."""
+        for connection in self._server.connections:
+            connection.cut_off()
+            await asyncio.wait([connection.task])  # for it not to be one that a drain has cut off
+        await self._server.shutdown()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+
+class _Server(StreamServer):
+    _log_level = logging.DEBUG
+
+    def __init__(self, where: UnixEndpoint, backend: Backend) -> None:
+        super().__init__(
+            str(where),
+            functools.partial(_Handler, Commands(backend), Rate(RATE, BURST)),
+            limits=Limits(
+                max_connections=MOST_CLIENTS + MOST_REFUSED,
+                backlog=BACKLOG,
+                max_buffer=MOST_BYTES,
+                max_frame=MOST_BYTES,
+            ),
+            # An answer may take long after the client has ended its direction, as `trace` does. One that is interactive may
+            # think for long, also in the middle of a line.
+            timeouts=Timeouts(idle=None, message=None, half_closed=None, write=SEND_TIMEOUT),
+            grace=0.0,
+        )
+
+
+class _Handler(StreamRequestHandler):
+    def __init__(self, commands: Commands, rate: Rate, request: Any, client_address: Any, server: BaseServer) -> None:
+        super().__init__(request, client_address, server)
+        self._commands = commands
+        self._rate = rate
+
+    async def handle(self) -> None:
+        """Answer a line, or all lines if the first one says so."""
+        is_interactive = False
         try:
-            if len(self._tasks) > MOST_CLIENTS:
-                writer.write(_line({"ok": False, "error": f"{MOST_CLIENTS} clients are connected: try again"}))
-            else:
-                await self._converse(reader, writer)
-        except (OSError, TimeoutError):
-            writer.transport.abort()
-        except Exception:
-            logger.exception("the control socket failed")
-        finally:
-            self._tasks.discard(task)
-            writer.close()
-            with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(SEND_TIMEOUT):
-                    await writer.wait_closed()
-            writer.transport.abort()
+            if len(self.server.connections) > MOST_CLIENTS:
+                raise ControlError(f"{MOST_CLIENTS} clients are connected: try again")
+            while line := await self._read_line(None if is_interactive else REQUEST_TIMEOUT):
+                if line == b"interactive":
+                    is_interactive = True
+                    continue
+                await self._rate.wait_for_turn()
+                await self._answer(line)
+                if not is_interactive:
+                    break
+        except ControlError as error:
+            await self.send(_line({"ok": False, "error": str(error)}))
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        is_interactive, is_first = False, True
-        while is_first or is_interactive:
-            try:
-                async with asyncio.timeout(None if is_interactive else REQUEST_TIMEOUT):
-                    line = await reader.readline()  # at the end without a newline too
-            except ValueError:
-                writer.write(_line({"ok": False, "error": f"a line may have {MOST_BYTES} bytes"}))
-                return
-            except TimeoutError:
-                writer.write(_line({"ok": False, "error": f"no whole line came in {REQUEST_TIMEOUT:g} s"}))
-                return
-            if not line:
-                return
-            if line.strip() == b"interactive":
-                is_interactive = True
-                continue
-            if not line.strip():
-                continue
-            is_first = False
-            if line.startswith((b"GET ", b"HEAD ", b"POST ")):
-                writer.write(_line({"ok": False, "error": WHAT_TO_DO}))
-                return
-            await self._answer(line, writer)
+    async def _read_line(self, seconds: float | None) -> bytes:
+        """Return the next line that is not blank, without its newline; b"" at the end."""
+        try:
+            async with asyncio.timeout(seconds):
+                while line := await self.reader.readline():  # at the end without a newline too
+                    if line.strip():
+                        return line.strip()
+        except ValueError:
+            raise ControlError(f"a line may have {MOST_BYTES} bytes") from None
+        except TimeoutError:
+            raise ControlError(f"no whole line came in {REQUEST_TIMEOUT:g} s") from None
+        return b""
 
-    async def _answer(self, line: bytes, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, line: bytes) -> None:
+        if line.startswith((b"GET ", b"HEAD ", b"POST ")):
+            raise ControlError(WHAT_TO_DO)
         try:
             command, values = parse_request(line)
             waiting = bytearray()
             async with contextlib.aclosing(self._commands.answer(command, values)) as lines:
                 async for found in lines:
-                    waiting += _line(found)
+                    waiting += found.encode() if isinstance(found, str) else _line(found)
                     if len(waiting) >= AT_ONCE or command == "trace" or "ok" in found:
-                        writer.write(bytes(waiting))
+                        await self.send(bytes(waiting))
                         waiting.clear()
-                        async with asyncio.timeout(SEND_TIMEOUT):
-                            await writer.drain()
                         await asyncio.sleep(0)
-                        if writer.is_closing():
-                            return
         except ControlError as error:
-            writer.write(_line({"ok": False, "error": str(error)}))
+            await self.send(_line({"ok": False, "error": str(error)}))
 
 
 def _line(values: dict[str, Any]) -> bytes:
-    return json.dumps(values, separators=(", ", ": ")).encode() + b"\n"
+    return json.dumps(values).encode() + b"\n"

@@ -10,9 +10,11 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Protocol
 
 from aioecho.ops.control_request import COMMANDS, ControlError
-from aioecho.ops.control_view import SORTS
 
 __all__ = ["Backend", "Commands", "Gathered"]
+
+# Lines of a list that are joined at a time.
+AT_ONCE = 100
 
 
 @dataclasses.dataclass
@@ -33,7 +35,11 @@ class Backend(Protocol):
         """Ask all processes that serve, or one worker, one of the questions of a ServerView."""
 
     def describe(self) -> dict[str, Any]:
-        """Return what is known without asking, with the list "workers"."""
+        """Return what is known without asking.
+
+        It has the list "workers". With workers it has "counts", by their names: the stats and reasons that were told last, by
+        them and by the ones that have ended.
+        """
 
     async def set_live(self, kind: str, changes: Mapping[str, Any]) -> Gathered:
         """Set "limits" or "timeouts" in all processes, and any that start later. ValueError if they make no sense."""
@@ -52,13 +58,14 @@ class Backend(Protocol):
 
 
 class Commands:
-    """Answers requests, in lines: dictionaries, the last of which has "ok"."""
+    """Answers requests, in lines: dictionaries, the last of which has "ok", and text that is lines of JSON already."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._started = time.monotonic()
+        self._listing = asyncio.Lock()  # lists are made one after another: they take the most time by far
 
-    async def answer(self, command: str, values: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+    async def answer(self, command: str, values: dict[str, Any]) -> AsyncGenerator[dict[str, Any] | str, None]:
         """Yield the lines of the answer.
 
         Raises:
@@ -96,53 +103,56 @@ class Commands:
     async def _status(self) -> dict[str, Any]:
         gathered = await self._backend.ask("control.status")
         known = self._backend.describe()
-        stats: Counter[str] = Counter()
-        reasons: Counter[str] = Counter()
-        for name, (status,) in gathered.parts.items():
-            stats.update(status["stats"])
-            reasons.update(status["reasons"])
-            for worker in known["workers"]:
-                if worker["name"] == name:
-                    worker.update(
-                        state=status["state"], active=status["stats"]["active"], accepted=status["stats"]["accepted"]
-                    )
-        first: dict[str, Any] = next((parts[0] for parts in gathered.parts.values()), {})
+        told = {name: parts[0] for name, parts in gathered.parts.items()}
+        for worker in known["workers"]:
+            status = told.get(worker["name"])
+            if status is not None:
+                counts = status["stats"]
+                worker.update(state=status["state"], active=counts["active"], accepted=counts["accepted"])
+        # A worker that has ended since it answered is counted among the ended ones.
+        stats, reasons = _sum(known.pop("counts", told))
+        first: dict[str, Any] = next(iter(told.values()), {})
+        differing = {kind: found for kind in ("limits", "timeouts") if (found := _differing(told, kind))}
         return {
             "ok": True,
             "pid": os.getpid(),
             "uptime_s": round(time.monotonic() - self._started, 1),
             "state": first.get("state", "not known"),
+            "endpoints": first.get("endpoints", []),
             **known,
-            "stats": dict(stats),
-            "reasons": dict(reasons),
+            "stats": stats,
+            "reasons": reasons,
             "limits": first.get("limits"),
             "timeouts": first.get("timeouts"),
+            **({"differing": differing} if differing else {}),
             **_unanswered(gathered),
         }
 
     async def _list(
-        self, worker: Any = None, sort: str = "age", limit: int = 10_000, **filters: Any
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        if worker is not None and not isinstance(worker, int):
-            raise ControlError(f"worker must be a number, not {worker!r}")
-        gathered = await self._backend.ask("control.list", worker=worker, sort=sort, limit=limit, **filters)
-        rows: list[dict[str, Any]] = []
-        matched = 0
-        for name, parts in gathered.parts.items():
-            matched += parts[-1][0]["matched"]
-            for part in parts[:-1]:
-                rows += [{"worker": name, **row} for row in part]
-            await asyncio.sleep(0)
+        self, worker: int | None = None, sort: str = "age", limit: int = 10_000, **filters: Any
+    ) -> AsyncGenerator[dict[str, Any] | str, None]:
+        async with self._listing:
+            gathered = await self._backend.ask("control.list", worker=worker, sort=sort, limit=limit, **filters)
+        matched = sum(parts[-1]["matched"] for parts in gathered.parts.values())
+        found = [part for parts in gathered.parts.values() for part in parts[:-1]]
+        shown = sum(len(part["keys"]) for part in found)
         if len(gathered.parts) > 1:
-            key = SORTS[sort]
-            rows.sort(key=lambda row: -(row[key] or 0))
-            del rows[limit:]
-        for row in rows:
-            yield row
-        yield {"ok": True, "shown": len(rows), "matched": matched, **_unanswered(gathered)}
+            keys, lines = [], []
+            for part in found:
+                keys += part["keys"]
+                lines += part["text"].splitlines(keepends=True)
+            order = sorted(range(shown), key=keys.__getitem__, reverse=True)[:limit]
+            shown = len(order)
+            for start in range(0, shown, AT_ONCE):
+                yield "".join(lines[index] for index in order[start : start + AT_ONCE])
+        else:
+            for part in found:
+                yield part["text"]
+        yield {"ok": True, "shown": shown, "matched": matched, **_unanswered(gathered)}
 
-    async def _trace(self, id: str, every: float = 1.0, count: Any = None) -> AsyncGenerator[dict[str, Any], None]:
-        left = None if count is None else int(count)
+    async def _trace(
+        self, id: str, every: float = 1.0, count: int | None = None
+    ) -> AsyncGenerator[dict[str, Any], None]:
         has_seen = False
         while True:
             gathered = await self._backend.ask("control.look", id=id)
@@ -154,8 +164,8 @@ class Commands:
                 return
             has_seen = True
             yield found
-            left = None if left is None else left - 1
-            if left is not None and left <= 0:
+            count = None if count is None else count - 1
+            if count == 0:
                 yield {"ok": True, "ended": False}
                 return
             await asyncio.sleep(max(every, 0.1))
@@ -168,11 +178,31 @@ class Commands:
 
     async def _set(self, kind: str, changes: dict[str, Any]) -> dict[str, Any]:
         if not changes:
-            return {"ok": True, kind: (await self._status())[kind]}
+            status = await self._status()
+            return {name: status[name] for name in ("ok", kind, "differing", "silent", "errors") if name in status}
         try:
             return {**_done(await self._backend.set_live(kind, changes)), "set": changes}
         except (ValueError, TypeError) as error:
             raise ControlError(str(error)) from error
+
+
+def _sum(counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the sums of stats, and of reasons."""
+    stats: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    for of_one in counts.values():
+        for name, count in of_one["stats"].items():
+            stats[name.rpartition(".")[2]] += count  # of either kind, where a service has both
+        reasons.update(of_one["reasons"])
+    return dict(stats), dict(reasons)
+
+
+def _differing(told: Mapping[str, Mapping[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+    """Return the limits, or timeouts, that are not the same in all workers: their values by the name of the worker."""
+    values = {name: status[kind] for name, status in told.items()}
+    names: Mapping[str, Any] = next(iter(values.values()), {})
+    found = {name: {worker: of_worker[name] for worker, of_worker in values.items()} for name in names}
+    return {name: by_worker for name, by_worker in found.items() if len(set(by_worker.values())) > 1}
 
 
 def _unanswered(gathered: Gathered) -> dict[str, Any]:

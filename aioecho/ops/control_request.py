@@ -14,8 +14,8 @@ COMMANDS: Mapping[str, str] = {
     "status": "state, counters, limits and workers",
     "list": "connections: older=1h host=10.0.0.0/8 worker=2 sort=age|sent|received|unsent limit=100",
     "kick": "end connections: kick ID...",
-    "limits": "set limits, or tell them: limits max_connections=500",
-    "timeouts": "set timeouts, or tell them: timeouts idle=30",
+    "limits": "set limits, or tell them: limits max_connections=500; none is no limit",
+    "timeouts": "set timeouts, or tell them: timeouts idle=30, idle=5m, idle=none",
     "pause": "accept no more; connections go on",
     "resume": "accept again",
     "drain": "stop, as SIGTERM does: drain [grace=SECONDS]",
@@ -36,6 +36,7 @@ NAMES = {
     "workers": {"count"},
     "trace": {"id", "every", "count"},
 }
+MOST = 100_000
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
@@ -52,7 +53,7 @@ def parse_request(line: bytes) -> tuple[str, dict[str, Any]]:
     if text.startswith("{"):
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ControlError(f"this is no JSON: {error}") from error
         command = values.pop("command", None)
         if not isinstance(command, str):
@@ -74,7 +75,7 @@ def _parse_words(command: str, words: list[str]) -> dict[str, Any]:
     for word in words:
         name, equals, value = word.partition("=")
         if equals:
-            values[name] = _parse_value(value)
+            values[name.replace("-", "_")] = _parse_value(value)  # as options are written
         else:
             rest.append(word)
     if rest:
@@ -112,12 +113,17 @@ def parse_seconds(name: str, value: Any) -> float:
 
 def _checked(command: str, values: dict[str, Any]) -> dict[str, Any]:
     values.pop("interactive", None)
-    if command not in ("limits", "timeouts"):
-        for name in values:
-            if name not in NAMES.get(command, set()):
-                raise ControlError(f"{command} does not take {name!r}: {COMMANDS[command]}")
+    if command == "limits":
+        return values
+    if command == "timeouts":
+        is_long = {name: isinstance(value, str) and value[-1:] in UNITS for name, value in values.items()}
+        return {name: parse_seconds(name, value) if is_long[name] else value for name, value in values.items()}
+    values = {name: value for name, value in values.items() if value is not None}  # null is what was not given
+    for name in values:
+        if name not in NAMES.get(command, set()):
+            raise ControlError(f"{command} does not take {name!r}: {COMMANDS[command]}")
     for name in ("older", "grace", "every"):
-        if values.get(name) is not None:
+        if name in values:
             values[name] = parse_seconds(name, values[name])
     if "host" in values:
         try:
@@ -126,9 +132,10 @@ def _checked(command: str, values: dict[str, Any]) -> dict[str, Any]:
             raise ControlError(f"host must be an address or a network: {error}") from error
     if values.get("sort", "age") not in SORTS:
         raise ControlError(f"sort must be one of {', '.join(SORTS)}, not {values['sort']!r}")
-    limit = values.get("limit", 1)
-    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= 100_000:
-        raise ControlError(f"limit must be a whole number from 1 to 100000, not {limit!r}")
+    for name in ("worker", "limit") if command == "list" else ("count",) if command == "trace" else ():
+        value = values.get(name, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
+            raise ControlError(f"{name} must be a whole number from 1 to {MOST}, not {value!r}")
     if command == "kick" and not (
         isinstance(values.get("ids"), list) and values["ids"] and all(isinstance(each, str) for each in values["ids"])
     ):

@@ -46,7 +46,7 @@ class ServerBackend:
             return Gathered({"": [answer]}, {}, [])
         parts = []
         for part in answer:
-            if part:
+            if part is not None:
                 parts.append(part)
             await asyncio.sleep(0)
         return Gathered({"": parts}, {}, [])

@@ -2,23 +2,27 @@
 
 import asyncio
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from typing import Any
 
 from aioecho.exceptions import AioechoError
-from aioecho.runtime.addresses import unmapped
 from aioecho.runtime.logs import format_address
 from aioecho.serving.base import BaseServer
+from aioecho.serving.networks import NetworkLists, read_networks
 
 __all__ = ["SORTS", "ServerView", "changed"]
 
-SORTS = {"age": "age_s", "sent": "sent_bytes", "received": "received_bytes", "unsent": "unsent_bytes"}
+SORTS = ("age", "sent", "received", "unsent")
 """What connections may be sorted by, largest first."""
 
-# Connections that are looked at in one turn of the event loop: it takes about half a millisecond.
-IN_A_TURN = 50
+# Where the files are that are not of the program which is looked into: this package's, and asyncio's.
+NOT_OWN = (os.path.dirname(os.path.dirname(__file__)) + os.sep, os.path.dirname(asyncio.__file__) + os.sep)
+
+# Connections that are looked at in one turn of the event loop: it takes about a millisecond.
+IN_A_TURN = 100
 
 
 def changed(settings: Any, changes: Mapping[str, Any]) -> Any:
@@ -66,49 +70,43 @@ class ServerView:
 
     def find(
         self, older: float | None = None, host: str | None = None, sort: str = "age", limit: int = 10_000
-    ) -> Iterator[list[dict[str, Any]]]:
-        """Yield the `limit` first connections by `sort`, in parts; the last part is the number that match, in a list.
+    ) -> Iterator[dict[str, Any] | None]:
+        """Yield the `limit` first connections by `sort`, in parts; the last part tells how many match: "matched".
+
+        A part has lines of JSON, "text", and what every line is sorted by, "keys". Between two parts there may be another turn
+        of the event loop; None is no part, only such a turn. Nothing that the garbage collector tracks is kept for a
+        connection: it would look at all objects of the process, for longer than a turn may take.
 
         `older`: seconds of their age at least. `host`: an address, or a network.
         """
-        network = None if host is None else ip_network(host, strict=False)
         now = asyncio.get_running_loop().time()
-        connections = list(self._server.connections)
-        if older is not None:
-            connections = [each for each in connections if now - (each.since or now) >= older]
-        if network is not None:
-            connections = [each for each in connections if _is_in(each.client_address, network)]
-        count = len(connections)
-        if sort == "age":  # known without a look at them all
-            connections.sort(key=lambda each: each.since or now)
-            del connections[limit:]
-        yield []
-        rows: list[dict[str, Any]] = []
-        for start in range(0, len(connections), IN_A_TURN):
-            rows += [_row(each, now) for each in connections[start : start + IN_A_TURN] if each.id]
-            yield []
-        if sort != "age":
-            key = SORTS[sort]
-            rows.sort(key=lambda row: -(row[key] or 0))
-            del rows[limit:]
-        for start in range(0, len(rows), IN_A_TURN):
-            yield rows[start : start + IN_A_TURN]
-        yield [{"matched": count}]
+        networks = None if host is None else read_networks([str(ip_network(host, strict=False))], [])
+        found: list[Any] = []
+        keys: list[float] = []
+        for some in _in_turns(list(self._server.connections)):
+            for connection in some:
+                age = now - (connection.since or now)
+                if (older is None or age >= older) and (networks is None or _is_of(connection, networks)):
+                    found.append(connection)
+                    keys.append(age if sort == "age" else getattr(connection.bytes(), sort) or 0)
+            yield None
+        order = sorted(range(len(found)), key=keys.__getitem__, reverse=True)[:limit]
+        yield None
+        for some in _in_turns(order):
+            rows = [(keys[index], self._row(found[index], now)) for index in some if found[index].id]
+            yield {"keys": [key for key, _ in rows], "text": "".join(f"{json.dumps(row)}\n" for _, row in rows)}
+        yield {"matched": len(found)}
 
     def look(self, id: str) -> dict[str, Any] | None:
         """Return what find() tells of one connection, and what its task waits in; None if there is none."""
-        connection: Any = self._server.connections.get(id)
+        (connection,) = self._server.ids.search([id]) or [None]
         if connection is None:
             return None
-        task = getattr(connection, "task", None)
-        frames = [] if task is None else task.get_stack(limit=1)
-        waits = f"{os.path.basename(frames[0].f_code.co_filename)}:{frames[0].f_lineno}" if frames else None
-        return {**_row(connection, asyncio.get_running_loop().time()), "waits_at": waits}
+        return {**self._row(connection, asyncio.get_running_loop().time()), "waits_at": _find_line(connection)}
 
     def kick(self, ids: Sequence[str]) -> list[str]:
         """Kick connections; return the ids of the ones that were here."""
-        wanted = set(ids)
-        found = [connection for connection in self._server.connections if connection.id in wanted]
+        found = self._server.ids.search(ids)
         kicked = [connection.id for connection in found]
         for connection in found:
             connection.kick("by live control")
@@ -137,34 +135,43 @@ class ServerView:
         except (AioechoError, RuntimeError) as error:
             raise ValueError(str(error)) from error
 
-
-def _row(connection: Any, now: float) -> dict[str, Any]:
-    counts = connection.bytes()
-    handler = connection.handler
-    if handler is None:
-        handler_class = getattr(connection, "RequestHandlerClass", None)
-        name = getattr(handler_class, "__qualname__", None)
-    else:
-        name = type(handler).__qualname__
-    since = connection.since
-    return {
-        "id": connection.id,
-        "client": format_address(connection.client_address),
-        "age_s": None if since is None else round(now - since, 3),
-        "handler": name,
-        "label": connection.label,
-        "received_bytes": counts.received,
-        "sent_bytes": counts.sent,
-        "unsent_bytes": counts.unsent,
-    }
+    def _row(self, connection: Any, now: float) -> dict[str, Any]:
+        """Return what is told of a connection."""
+        counts = connection.bytes()
+        handler = connection.handler
+        kind = getattr(connection, "RequestHandlerClass", None) if handler is None else type(handler)
+        since = connection.since
+        return {
+            "worker": self._server.ids.prefix.rstrip("."),
+            "id": connection.id,
+            "client": format_address(connection.client_address),
+            "age_s": None if since is None else round(now - since, 3),
+            "handler": getattr(kind, "__qualname__", None),
+            "label": connection.label,
+            "received_bytes": counts.received,
+            "sent_bytes": counts.sent,
+            "unsent_bytes": counts.unsent,
+        }
 
 
-def _is_in(address: Any, network: Any) -> bool:
-    address = unmapped(address)
-    if not isinstance(address, tuple):
-        return False
-    try:
-        found = ip_address(str(address[0]).partition("%")[0])
-    except ValueError:
-        return False
-    return found.version == network.version and found in network
+def _find_line(connection: Any) -> str | None:
+    """Return the line that a connection's task waits in: the innermost one of the program's own, where there is one."""
+    task = getattr(connection, "task", None)
+    inner = None if task is None else task.get_coro()
+    own = other = None
+    while frame := getattr(inner, "cr_frame", None) or getattr(inner, "gi_frame", None):
+        file = frame.f_code.co_filename
+        line = f"{os.path.basename(file)}:{frame.f_lineno}"
+        own, other = (own, line) if file.startswith(NOT_OWN) else (line, other)
+        inner = getattr(inner, "cr_await", None) or getattr(inner, "gi_yieldfrom", None)
+    return own or other
+
+
+def _is_of(connection: Any, networks: NetworkLists) -> bool:
+    """Tell whether a client is of some networks. One of a Unix socket is of none."""
+    return isinstance(connection.client_address, tuple) and networks.allow(connection.client_address)
+
+
+def _in_turns(items: list[Any]) -> Iterator[list[Any]]:
+    for start in range(0, len(items), IN_A_TURN):
+        yield items[start : start + IN_A_TURN]

@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import Any
 
 from aioecho.config import Limits, Timeouts
+from aioecho.ops.rate import Rate
 from aioecho.server import StreamServer
 from aioecho.serving.base import BaseServer
 from aioecho.serving.handlers import StreamRequestHandler
@@ -86,14 +87,7 @@ class _Requests:
     def __init__(self, answer: Callable[[str, Headers], Awaitable[Response]]) -> None:
         self.answer = answer
         self._idle: dict[_Handler, None] = {}  # the longest first
-        self._next = 0.0  # when the rate allows another request
-
-    async def wait_for_turn(self) -> None:
-        """Wait until the rate allows a request."""
-        now = asyncio.get_running_loop().time()
-        self._next = max(self._next, now - BURST / RATE) + 1 / RATE
-        if self._next > now:
-            await asyncio.sleep(self._next - now)
+        self.rate = Rate(RATE, BURST)
 
     def make_room(self, count: int) -> None:
         """Close the connection that has been idle for longest, if so many are too many."""
@@ -148,7 +142,7 @@ class _Handler(StreamRequestHandler):
         has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
         connection = headers.get("connection", "").lower()
         is_last = has_body or "close" in connection or (version == "HTTP/1.0" and "keep-alive" not in connection)
-        await self._requests.wait_for_turn()
+        await self._requests.rate.wait_for_turn()
         if method in ("GET", "HEAD"):
             response = await self._requests.answer(target.partition("?")[0], headers)
         else:

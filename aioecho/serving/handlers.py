@@ -194,6 +194,16 @@ class StreamRequestHandler(BaseRequestHandler):
             raise _no_framing(self)
         return self.reader.frames(self.framing)
 
+    def read_frame(self) -> Coroutine[Any, Any, bytes]:
+        """Return the next frame, as :attr:`framing` has it: ``await self.read_frame()``. For protocols that go on in steps.
+
+        Raises, beside what :attr:`frames` does:
+            IncompleteReadError: the stream has ended; between two frames its `partial` is b"".
+        """
+        if self.framing is None:
+            raise _no_framing(self)
+        return self.reader.readframe(self.framing)
+
     def send_frame(self, frame: bytes) -> Coroutine[Any, Any, None]:
         """Send one frame: ``await self.send_frame(frame)`` is :meth:`send` of what :attr:`framing` makes of it.
 

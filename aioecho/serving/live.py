@@ -2,6 +2,7 @@
 
 import itertools
 import socket
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -85,6 +86,11 @@ class Identities:
         if found is None:
             found = self._ids[connection] = f"{self.prefix}{next(self._serials)}"
         return found
+
+    def search(self, ids: Collection[str]) -> list[Any]:
+        """Return the live connections that were given these ids. It gives none, and does not look at all connections."""
+        wanted = set(ids)
+        return [connection for connection, id in self._ids.items() if id in wanted]
 
     def add_kicked(self, connection: Any) -> bool:
         """Note that a live connection is kicked; return whether that is new."""

@@ -31,15 +31,21 @@ class Measures:
         self.failed_handshakes = 0
         self.received = self.sent = 0
         self.unsent = 0  # at the last look
+        self._counts: dict[int, bool] = {}  # by the family of a socket
         self._timer: asyncio.TimerHandle | None = None
 
     # A connection.
 
-    @staticmethod
-    def choose_protocol(sock: socket.socket, counts: bool) -> type[StreamProtocol]:
+    def counts(self, sock: socket.socket) -> bool:
+        """Tell whether the kernel counts the bytes of a connection. It is asked once for each family of addresses."""
+        family = sock.family
+        if family not in self._counts:
+            self._counts[family] = wire_bytes(sock) is not None
+        return self._counts[family]
+
+    def choose_protocol(self, sock: socket.socket, counts: bool) -> type[StreamProtocol]:
         """Return the class of the protocol for an accepted socket; `counts` asks for one that counts bytes in any case."""
-        is_counted = not counts and wire_bytes(sock) is not None
-        return MeasuredStreamProtocol if is_counted else MeasuredCountingStreamProtocol
+        return MeasuredCountingStreamProtocol if counts or not self.counts(sock) else MeasuredStreamProtocol
 
     def attach(self, sock: socket.socket, protocol: StreamProtocol) -> None:
         """Have the bytes of a connection counted whose protocol is of that class."""
@@ -47,7 +53,7 @@ class Measures:
 
     def watch(self, sock: socket.socket, source: Any) -> "Wire":
         """Return what counts the bytes of a connection. `source` counts where the kernel does not."""
-        return Wire(self, sock, source if wire_bytes(sock) is None else None)
+        return Wire(self, sock, None if self.counts(sock) else source)
 
     def note_handshake(self, seconds: float | None) -> None:
         """Count a TLS handshake that took so long, or has failed if it is None."""

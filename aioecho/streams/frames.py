@@ -61,10 +61,12 @@ class _Reading:
 class Frames(_Reading):
     """``async for frame in reader.frames(framing)``: see :meth:`StreamReader.frames`."""
 
-    __slots__ = ("_frames", "_further", "_last")
+    __slots__ = ("_frames", "_further", "_last", "asked_for")
 
-    def __init__(self, reader: RecordReader, framing: Framing) -> None:
+    def __init__(self, reader: RecordReader, framing: Framing, asked_for: Framing) -> None:
         super().__init__(reader, framing)
+        self.asked_for = asked_for
+        """The framing as the caller gave it, without the limit that the server has set."""
         # What was split off the reader's buffer and not handed out: in reverse, and the last of all.
         self._frames: list[bytes] = []
         self._further: list[bytes] = []

@@ -367,7 +367,20 @@ class StreamReader(WaitingReader, asyncio.StreamReader):
             RuntimeError: another coroutine waits for data already.
             OSError: the connection broke.
         """
-        return Frames(self, self._bound(framing))
+        return Frames(self, self._bound(framing), framing)
+
+    async def readframe(self, framing: Framing) -> bytes:
+        """Return the next frame, for protocols that go on in steps: at the end of the stream raise IncompleteReadError.
+
+        Its `partial` is b"" if the stream ended between two frames. It raises what :meth:`frames` does besides.
+        """
+        held = self._holder
+        try:
+            if held is not None and held.asked_for is framing and held.has_more():
+                return await anext(held)
+            return await anext(self.frames(framing))
+        except StopAsyncIteration:
+            raise IncompleteReadError(b"", None) from None
 
     def batches(self, framing: Framing) -> Batches:
         """As :meth:`frames`, but ``async for frames in ...`` gives lists: all whole frames that have come, at least one.

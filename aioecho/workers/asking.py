@@ -27,7 +27,8 @@ MOST_QUESTIONS = 64
 Question = Callable[..., Any]
 """What answers a question in a worker: called with the values by keyword.
 
-It returns the answer, or an awaitable of it. An iterator, or an asynchronous one, gives the parts of a large answer.
+It returns the answer, or an awaitable of it. An iterator, or an asynchronous one, gives the parts of a large answer; None of it
+is no part, and only lets another turn of the event loop come.
 """
 
 
@@ -173,7 +174,7 @@ class Answering:
                 return
             async for part in _each_in_its_turn(answer):
                 await self._channel.drain()
-                if not self._channel.send("answer", serial=serial, part=part, is_last=False):
+                if part is not None and not self._channel.send("answer", serial=serial, part=part, is_last=False):
                     return
             self._channel.send("answer", serial=serial, is_last=True)
         except Exception as error:

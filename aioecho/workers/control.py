@@ -15,6 +15,7 @@ from aioecho.ops.control_request import ControlError
 from aioecho.ops.control_view import changed
 from aioecho.workers.asking import Answers, Asking
 from aioecho.workers.slots import WorkerProcess, WorkerSlot
+from aioecho.workers.watching import WorkerWatch
 
 __all__ = ["MOST_WORKERS", "ControlledSupervisor", "SupervisorControl"]
 
@@ -30,6 +31,7 @@ class ControlledSupervisor(Protocol):
     asking: Asking
     slots: list[WorkerSlot]
     workers: set[WorkerProcess]
+    watch: WorkerWatch
 
     def add_slot(self) -> None:
         """Add a worker."""
@@ -92,10 +94,14 @@ class SupervisorControl:
             asked = [each for each in asked if each.number == worker]
             if not asked:
                 raise ControlError(f"there is no worker {worker}: status tells which there are")
-        return _gathered(await self.supervisor.asking.ask(what, workers=asked, timeout=5.0, **values))
+        answers = await self.supervisor.asking.ask(what, workers=asked, timeout=5.0, **values)
+        if what == "control.status":
+            for one, status in answers.values.items():
+                self.supervisor.watch.keep_counts(one, status.pop("counts"))
+        return _gathered(answers)
 
     def describe(self) -> dict[str, Any]:
-        """Return the processes."""
+        """Return the processes, and what they and the ones before them have told."""
         workers = sorted(self.supervisor.workers, key=lambda each: each.number)
         return {
             "workers": [
@@ -106,7 +112,8 @@ class SupervisorControl:
                     "state": each.state.name.lower(),
                 }
                 for each in workers
-            ]
+            ],
+            "counts": self.supervisor.watch.counts(),
         }
 
     async def set_live(self, kind: str, changes: Mapping[str, Any]) -> Gathered:
@@ -128,7 +135,7 @@ class SupervisorControl:
     def reload(self) -> str:
         """Replace all workers."""
         self.supervisor.replace_all()
-        return "all workers are replaced, one after another"
+        return "replacing all workers, one after another; the log tells how that goes"
 
     def set_workers(self, change: str) -> int:
         """Add or remove workers."""
@@ -146,6 +153,10 @@ class SupervisorControl:
 def _gathered(answers: Answers) -> Gathered:
     return Gathered(
         {str(worker.number): parts for worker, parts in answers.parts.items()},
-        {str(worker): error for worker, error in answers.errors.items()},
-        [str(worker) for worker in answers.silent],
+        {_name(worker): error for worker, error in answers.errors.items()},
+        [_name(worker) for worker in answers.silent],
     )
+
+
+def _name(worker: WorkerProcess) -> str:
+    return f"worker {worker.number} (process {worker.process.pid})"  # the number that ids begin with

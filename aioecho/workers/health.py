@@ -28,7 +28,10 @@ class StatsLog:
 
     def __init__(self, workers: Collection[WorkerProcess]) -> None:
         self._workers = workers
-        self._ended: Counter[str] = Counter()
+        self.ended: Counter[str] = Counter()
+        """What workers that have ended had counted."""
+        self.ended_reasons: Counter[str] = Counter()
+        """Likewise, why their connections had ended."""
         self._asked: set[WorkerProcess] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -60,10 +63,12 @@ class StatsLog:
             if what == "active":
                 counts[name] = 0
                 counts[f"{kind}.failed" if kind else "failed"] += value
+                self.ended_reasons["worker died"] += value
             elif what == "queued":
                 counts[name] = 0
                 counts[f"{kind}.drops" if kind else "drops"] += value
-        self._ended.update(counts)
+        self.ended.update(counts)
+        self.ended_reasons.update(worker.reasons)
 
     def stop(self) -> None:
         """Wait for no answers any more."""
@@ -72,7 +77,7 @@ class StatsLog:
 
     def _log(self) -> None:
         self.stop()
-        total = self._ended.copy()
+        total = self.ended.copy()
         for worker in sorted(self._workers, key=lambda worker: worker.slot.number):
             total.update(worker.stats)
             old = " (old: it has not answered)" if worker in self._asked else ""

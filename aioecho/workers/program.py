@@ -20,6 +20,7 @@ from aioecho.net.endpoints import StdioEndpoint, UDPEndpoint
 from aioecho.ops.control import ControlServer, parse_control
 from aioecho.ops.control_server import make_control
 from aioecho.ops.metrics import MetricsEndpoint
+from aioecho.runtime.collector import short_collections
 from aioecho.runtime.interpreters import is_subinterpreter
 from aioecho.runtime.log_config import LogConfig, apply_log_config, renew_log
 from aioecho.runtime.logs import reopen_log_files
@@ -304,7 +305,8 @@ def run_server(
     """
     telling = MetricsEndpoint.of_server(metrics, server) if metrics is not None else contextlib.nullcontext()
     controlled = None if control is None else make_control(control, server, when_reloading)
-    with giving_back(SERVER_SIGNALS), asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
+    making = asyncio.Runner(loop_factory=loop_factory(loop))
+    with giving_back(SERVER_SIGNALS), short_collections(), making as runner:
         return runner.run(_serve_and_tell(server, when_serving, when_reloading, telling, controlled))
 
 

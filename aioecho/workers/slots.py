@@ -49,6 +49,8 @@ class WorkerProcess:
         """Whether its start failed for what passes: a certificate that is written at the moment."""
         self.report: dict[str, Any] | None = None
         self.stats: dict[str, int] = {}
+        self.reasons: dict[str, int] = {}
+        """Why its connections have ended, as its server's stats have it."""
         self.metrics: tuple[int, Values] = (0, {})
         """The last that it has told, and a number that grows from one report to the next."""
         self.pinged_at: float | None = None

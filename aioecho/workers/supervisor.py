@@ -100,7 +100,7 @@ class Supervisor:
         self.asking = Asking(self.workers)
         self._control = control
         control.supervisor = self
-        self._watch = WorkerWatch(
+        self.watch = WorkerWatch(
             self.workers,
             self._sockets,
             self.asking,
@@ -128,7 +128,7 @@ class Supervisor:
         with handling(self._loop, self._actions()):
             try:
                 self._order = store_order(self._packed_order)
-                async with self._watch, self._control:
+                async with self.watch, self._control:
                     await self._start()
                     await self._done
             finally:
@@ -150,7 +150,7 @@ class Supervisor:
             signal.SIGHUP: self.replace_all,
             signal.SIGTTIN: self.add_slot,
             signal.SIGTTOU: self.remove_slot,
-            signal.SIGUSR1: self._watch.log_stats,
+            signal.SIGUSR1: self.watch.log_stats,
             signal.SIGCHLD: self._reap,
         }
 
@@ -166,7 +166,7 @@ class Supervisor:
             await asyncio.wait({binding})
             return
         binding.result()
-        self._watch.start()
+        self.watch.start()
         if not self._is_stopping:
             self._state = _State.STARTING
         for _ in range(self._count):
@@ -222,7 +222,7 @@ class Supervisor:
         worker.channel.attach(self._loop)
         self._control.give_number(worker)
         self.workers.add(worker)
-        self._watch.note_start(cause)
+        self.watch.note_start(cause)
         worker.kill_after(START_TIMEOUT, f"is not ready after {START_TIMEOUT:g} s")
         logger.debug("started %s", worker)
         return worker
@@ -249,7 +249,7 @@ class Supervisor:
                     worker.report = message["report"]
                     if not worker.is_leaving:  # its handler has shut it down: it is replaced as soon as it has ended
                         worker.kill_after(STOP_TIMEOUT)
-            self._watch.on_message(worker, message)
+            self.watch.on_message(worker, message)
         if worker.channel.has_ended:  # SIGCHLD tells of its end
             self._loop.remove_reader(worker.channel.sock.fileno())
 
@@ -286,7 +286,7 @@ class Supervisor:
                 self.workers.discard(worker)
                 worker.kill_after(None)
                 self._on_end(worker, status)
-                self._watch.on_end(worker)
+                self.watch.on_end(worker)
                 self.asking.on_end(worker)
                 self._advance()
 

@@ -1,7 +1,7 @@
 """What the supervisor hears of its workers while they serve, and tells others of them: stats, metrics, signs of life."""
 
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Self
 
 from aioecho.ops.metrics import MetricsEndpoint
@@ -39,6 +39,7 @@ class WorkerWatch:
         metrics: str | None,
         is_stopping: Callable[[], bool],
     ) -> None:
+        self._workers = workers
         self._asking = asking
         self._is_stopping = is_stopping
         self._stats = StatsLog(workers)
@@ -70,7 +71,7 @@ class WorkerWatch:
 
     def on_message(self, worker: WorkerProcess, message: dict[str, Any]) -> None:
         """Take what a worker has told."""
-        self._keep_counts(worker, message)
+        self.keep_counts(worker, message)
         match message[""]:
             case "stats":
                 self._stats.on_answer(worker)
@@ -85,12 +86,20 @@ class WorkerWatch:
 
     async def _ask_for_metrics(self) -> None:
         for worker, told in (await self._asking.ask("metrics")).values.items():
-            self._keep_counts(worker, told)
+            self.keep_counts(worker, told)
 
-    def _keep_counts(self, worker: WorkerProcess, told: dict[str, Any]) -> None:
+    def keep_counts(self, worker: WorkerProcess, told: dict[str, Any]) -> None:
         """Keep the stats and the metrics that a worker has told, unless it has told newer ones."""
         if told.get("metrics") is None or self._metrics.on_report(worker, told["metrics"]):
-            worker.stats = told.get("stats", worker.stats)
+            worker.stats, worker.reasons = told.get("stats", worker.stats), told.get("reasons", worker.reasons)
+
+    def counts(self) -> dict[str, dict[str, Mapping[str, int]]]:
+        """Return the stats and reasons that were told last, by the number of the worker; under "" of all that have ended."""
+        counts: dict[str, dict[str, Mapping[str, int]]] = {
+            str(worker.number): {"stats": worker.stats, "reasons": worker.reasons} for worker in self._workers
+        }
+        counts[""] = {"stats": self._stats.ended, "reasons": self._stats.ended_reasons}
+        return counts
 
     def _find_obstacle(self) -> str:
         return "draining" if self._is_stopping() else self._metrics.find_obstacle()

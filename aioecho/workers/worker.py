@@ -25,6 +25,7 @@ from aioecho.datagrams.handover import Handover
 from aioecho.datagrams.server import DatagramServer
 from aioecho.exceptions import AioechoError, CertificateError
 from aioecho.ops.control_view import ServerView
+from aioecho.runtime.collector import short_collections
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.serving.base import BaseServer
 from aioecho.stats import DatagramStats, ServiceStats, Stats
@@ -79,7 +80,7 @@ def main(
         channel.send("failed", why=text, traceback=None if is_plain else traceback.format_exc()[-(2**15) :])
         with channel.sock, handover:
             sys.exit(1)
-    with channel.sock, handover, runner:
+    with channel.sock, handover, short_collections(), runner:
         runner.run(_Worker(server, channel, what, handover).run())
     sys.exit()
 
@@ -103,7 +104,11 @@ class _Worker:
         self._stops: set[asyncio.Task[Any]] = set()
         self._what = what
         # What the supervisor may ask for, by name: see aioecho.workers.asking.
-        self._questions: dict[str, Question] = {"stats": self._stats, **ServerView(server).questions}
+        view = ServerView(server)
+        self._questions: dict[str, Question] = {
+            **view.questions,
+            "control.status": lambda: {**view.status(), "counts": self._counts()},
+        }
         self._answering = Answering(channel, self._questions)
         self._reports: WorkerReports | None = None
         if what.is_measured:
@@ -167,11 +172,11 @@ class _Worker:
         for message in self._channel.receive():
             match message[""]:
                 case "stats":
-                    self._channel.send("stats", stats=self._stats())
+                    self._channel.send("stats", **self._counts())
                 case "ask":
                     self._answering.on_ask(message)
                 case "ping":
-                    self._channel.send("pong", stats=self._stats())
+                    self._channel.send("pong", **self._counts())
                 case _:
                     self._orders.put_nowait(message)
         if self._channel.has_ended:
@@ -199,7 +204,10 @@ class _Worker:
 
     def _told(self, report: Any) -> dict[str, Any]:
         """Return what goes along with a message that tells what was counted."""
-        return {"stats": self._stats(), "metrics": report}
+        return {**self._counts(), "metrics": report}
+
+    def _counts(self) -> dict[str, dict[str, int]]:
+        return {"stats": self._stats(), "reasons": dict(self._server.stats.reasons)}
 
     def _stats(self) -> dict[str, int]:
         stats = self._server.stats

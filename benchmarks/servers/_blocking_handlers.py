@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 import socketserver
 import ssl
+import threading
 import time
+from typing import ClassVar
 
 from ._options import READ_BYTES, read_options
 
@@ -78,6 +80,27 @@ class Example(socketserver.BaseRequestHandler):
         self.request.sendall(data.upper())
 
 
+class Broadcast(Echo):
+    """Write each line to all clients."""
+
+    members: ClassVar[set[socket.socket]] = set()
+    lock = threading.Lock()
+
+    def handle(self) -> None:
+        """Serve one connection."""
+        with self.lock:
+            self.members.add(self.request)
+            self.wfile.write(b".")
+        try:
+            for line in self.rfile:
+                with self.lock:
+                    for member in self.members:
+                        member.sendall(line)
+        finally:
+            with self.lock:
+                self.members.discard(self.request)
+
+
 class DatagramEcho(socketserver.BaseRequestHandler):
     """Send back a datagram."""
 
@@ -94,5 +117,6 @@ HANDLERS: dict[str, type[socketserver.BaseRequestHandler]] = {
     "once": Once,
     "frames": Frames,
     "count": Count,
+    "broadcast": Broadcast,
     "udp": DatagramEcho,
 }

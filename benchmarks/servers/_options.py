@@ -35,7 +35,7 @@ def read_options() -> Options:
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
     parser.add_argument(
-        "--mode", choices=("echo", "lines", "udp", "example", "once", "frames", "count"), default="echo"
+        "--mode", choices=("echo", "lines", "udp", "example", "once", "frames", "count", "broadcast"), default="echo"
     )
     parser.add_argument("--delay", type=float, default=0.0, help="seconds to wait before each reply")
     parser.add_argument("--loop", choices=("asyncio", "uvloop"), default="uvloop")

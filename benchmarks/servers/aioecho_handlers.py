@@ -98,6 +98,16 @@ class Example(aioecho.StreamRequestHandler):
         await self.send(data.upper())
 
 
+class Broadcast(aioecho.StreamRequestHandler):
+    """Write each line to all clients."""
+
+    async def handle(self) -> None:
+        """Serve one connection."""
+        await self.send(b".")
+        async for line in self.reader:
+            self.server.broadcast(line)
+
+
 class DatagramEcho(aioecho.DatagramRequestHandler):
     """Send back a datagram."""
 
@@ -112,6 +122,7 @@ HANDLERS: dict[str, Any] = {
     "example": Example,
     "once": Once,
     "udp": DatagramEcho,
+    "broadcast": Broadcast,
     "frames": FramesByReadexactly if options.reads == "readexactly" else Frames,
     "count": CountByBatches if options.reads == "batches" else Count,
 }

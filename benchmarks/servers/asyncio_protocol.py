@@ -10,6 +10,7 @@ import uvloop
 from ._options import BACKLOG, HOST, read_options
 
 options = read_options()
+members: set[asyncio.Transport] = set()
 
 
 class Echo(asyncio.Protocol):
@@ -50,6 +51,38 @@ class Once(Echo):
         self.transport.close()
 
 
+class Example(Echo):
+    """Answer one request in upper case, after a while, and end the connection."""
+
+    def data_received(self, data: bytes) -> None:
+        """Reply later."""
+        asyncio.get_running_loop().call_later(options.delay_s, self.reply, data.upper())
+
+    def reply(self, data: bytes) -> None:
+        """Reply, and close."""
+        self.transport.write(data)
+        self.transport.close()
+
+
+class Broadcast(Echo):
+    """Write each chunk, which is a line, to all clients."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Greet."""
+        super().connection_made(transport)
+        members.add(self.transport)
+        self.transport.write(b".")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Forget the client."""
+        members.discard(self.transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Write to all."""
+        for transport in members:
+            transport.write(data)
+
+
 class DatagramEcho(asyncio.DatagramProtocol):
     """Send back each datagram."""
 
@@ -64,9 +97,12 @@ class DatagramEcho(asyncio.DatagramProtocol):
         self.transport.sendto(data, addr)
 
 
+PROTOCOLS: dict[str, type[Echo]] = {"lines": Lines, "once": Once, "example": Example, "broadcast": Broadcast}
+
+
 async def main() -> None:
     """Serve until killed."""
-    protocol = {"lines": Lines, "once": Once}.get(options.mode, Echo)
+    protocol = PROTOCOLS.get(options.mode, Echo)
     loop = asyncio.get_running_loop()
     if options.mode == "udp":
         await loop.create_datagram_endpoint(DatagramEcho, (HOST, options.port))

@@ -56,7 +56,36 @@ async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         await writer.drain()
 
 
-HANDLERS = {"echo": echo, "lines": lines, "frames": frames, "count": count, "once": once}
+async def example(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer one request in upper case, after a while."""
+    with contextlib.suppress(ConnectionError), contextlib.closing(writer):
+        data = await reader.read(1024)
+        await asyncio.sleep(options.delay_s)
+        writer.write(data.upper())
+        await writer.drain()
+
+
+async def broadcast(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Write each line to all clients, without waiting for any."""
+    members.add(writer)
+    with contextlib.suppress(ConnectionError), contextlib.closing(writer):
+        writer.write(b".")
+        async for line in reader:
+            for member in members:
+                member.write(line)
+    members.discard(writer)
+
+
+members: set[asyncio.StreamWriter] = set()
+HANDLERS = {
+    "echo": echo,
+    "lines": lines,
+    "frames": frames,
+    "count": count,
+    "once": once,
+    "example": example,
+    "broadcast": broadcast,
+}
 
 
 async def main() -> None:
