@@ -14,7 +14,7 @@ from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.serving.base import BaseServer
 from aioecho.stats import DrainReport, Stats
 
-__all__ = ["BackgroundServer", "run_in_thread"]
+__all__ = ["BackgroundServer", "run_in_thread", "running"]
 
 NO_THREADS = (
     "run_in_thread() needs a daemon thread, which a subinterpreter does not have: use `async with aioecho.serve(...)` in"
@@ -162,11 +162,12 @@ def run_in_thread(
         RuntimeError: this is a subinterpreter.
         EndpointError: when the ``with`` begins: an endpoint can't be listened on.
     """
-    return _running(BackgroundServer(serve(RequestHandlerClass, *endpoints, **options), loop))
+    return running(BackgroundServer(serve(RequestHandlerClass, *endpoints, **options), loop))
 
 
 @contextlib.contextmanager
-def _running(background: BackgroundServer) -> Iterator[BackgroundServer]:
+def running(background: BackgroundServer) -> Iterator[BackgroundServer]:
+    """Serve as long as the ``with`` lasts; raise what the start raises, and the end."""
     background._start()
     try:
         yield background

@@ -28,10 +28,10 @@ from aioecho.serving.listening import ListeningSocket
 from aioecho.serving.porting import check_hooks
 from aioecho.serving.proxied import ProxiedConnection
 
-__all__ = ["StdioServer", "StreamServer", "TCPServer", "UnixStreamServer"]
+__all__ = ["StdioServer", "StreamListener", "StreamServer", "TCPServer", "UnixStreamServer"]
 
 
-class _ListeningSocket:
+class StreamListener:
     """One of a server's listening sockets: makes a connection of each client that it accepts, or rejects it.
 
     `handler_class` is None where the server has one for all of its sockets, which may be replaced at any time.
@@ -166,12 +166,12 @@ class StreamServer(BaseServer):
 
     def _make_listeners(self, bound: list[BoundSocket], handler_classes: list[Any]) -> Sequence[ListeningSocket]:
         return [
-            _ListeningSocket(self, bound_socket, handler_class)
+            StreamListener(self, bound_socket, handler_class)
             for bound_socket, handler_class in zip(bound, handler_classes, strict=True)
         ]
 
 
-class _Stdio(_ListeningSocket):
+class _Stdio(StreamListener):
     """In place of a listening socket: one connection, which is there already."""
 
     def __init__(self, server: "StdioServer", bound: BoundSocket, handler_class: Any) -> None:

@@ -24,6 +24,7 @@ import uvloop
 
 import aioecho
 from aioecho.datagrams import sessions
+from aioecho.testing import pytest_aioecho
 
 
 class _Own(tuple[tuple[FrameType, int], ...]):
@@ -59,6 +60,8 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> d
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(timing)
+    if not config.pluginmanager.has_plugin("pytest_aioecho"):  # it is run from its sources
+        config.pluginmanager.register(pytest_aioecho, "pytest_aioecho")
     # A shell without job control has what it starts with & ignore Ctrl-C, and so would the programs that tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,6 +11,7 @@ from conftest import settle
 from helpers import ANYWHERE, close, handler, reset
 
 import aioecho
+from aioecho import testing
 from aioecho.echo import DatagramEcho
 
 
@@ -99,13 +100,10 @@ async def test_what_is_broadcast_comes_in_order_with_what_the_handler_sends() ->
                 self.writer.write(b"mine " + line)
                 self.server.broadcast(b"all " + line)
 
-    async with aioecho.TCPServer(ANYWHERE, Counting) as server:
-        reader, writer = await asyncio.open_connection(*server.server_address)
-        writer.write(b"".join(b"%d\n" % number for number in range(500)))
-        writer.write_eof()
-        expected = b"".join(b"mine %d\nall %d\n" % (number, number) for number in range(500))
-        assert await reader.read() == expected
-        await close(writer)
+    async with testing.connect(Counting) as client:
+        await client.send(b"".join(b"%d\n" % number for number in range(500)))
+        client.write_eof()
+        assert await client.read() == b"".join(b"mine %d\nall %d\n" % (number, number) for number in range(500))
 
 
 async def test_thousands_of_clients_are_written_to_over_several_turns_in_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import json
 import logging
 import os
@@ -191,18 +192,33 @@ def test_a_member_that_does_not_read_is_cut_off_and_the_others_go_on() -> None:
     assert server.stats.completed == 1
 
 
-@runs("test_chat.py", "test_upper.py")
+PAGES_TESTS = (
+    "test_chat.py",
+    "test_upper.py",
+    "test_legacy.py",
+    "test_port.py",
+    "test_network.py",
+    "test_unit.py",
+    "test_time.py",
+)
+
+
+@runs(*PAGES_TESTS)
 def test_the_tests_on_the_pages_pass(tmp_path: Path) -> None:
-    for name in ("chat.py", "test_chat.py", "test_upper.py"):
+    has_looptime = importlib.util.find_spec("looptime") is not None
+    names = [name for name in PAGES_TESTS if has_looptime or name != "test_time.py"]
+    for name in ("chat.py", *names):
         (tmp_path / name).write_text(BLOCKS[name])
     (tmp_path / "pytest.ini").write_text(
         "[pytest]\npythonpath = .\nfilterwarnings = error\nasyncio_default_fixture_loop_scope = function\n"
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    if importlib.util.find_spec("pytest_aioecho") is None:  # it is run from its sources
+        command += ["-p", "aioecho.testing.pytest_aioecho"]
     with Program(*command, cwd=tmp_path, env={"PYTEST_ADDOPTS": ""}) as program:
         code, output, errors = program.end()
     assert code == 0, (output, errors)
-    assert b"2 passed" in output
+    assert b"%d passed" % (len(names) + 1) in output
 
 
 # handlers.md

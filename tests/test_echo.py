@@ -13,6 +13,7 @@ from conftest import check_identity, settle
 from helpers import ask, close
 
 import aioecho
+from aioecho import testing
 from aioecho.echo import FRAME_HANDLERS, HANDLERS, Agent, Chargen, Daytime, Discard, Echo, Time, Upper
 from aioecho.framing import SLIP, Framing, Netstrings
 
@@ -64,13 +65,10 @@ async def test_echo_sends_back_what_comes(data: bytes) -> None:
 
 
 async def test_echo_answers_before_the_client_has_sent_its_last() -> None:
-    async with aioecho.TCPServer(("127.0.0.1", 0), Echo) as server:
-        reader, writer = await asyncio.open_connection(*server.server_address)
+    async with testing.connect(Echo) as client:
         for message in (b"no end of line", b"\0\xff", b"\n"):
-            writer.write(message)
-            assert await reader.readexactly(len(message)) == message
-        writer.close()
-        await writer.wait_closed()
+            await client.send(message)
+            assert await client.readexactly(len(message)) == message
 
 
 @pytest.mark.parametrize(
@@ -94,14 +92,11 @@ async def test_upper_leaves_bytes_beyond_ascii_as_they_are() -> None:
 
 
 async def test_upper_answers_each_line_when_it_is_complete() -> None:
-    async with aioecho.TCPServer(("127.0.0.1", 0), Upper) as server:
-        reader, writer = await asyncio.open_connection(*server.server_address)
-        writer.write(b"one\ntw")
-        assert await reader.readline() == b"ONE\n"
-        writer.write(b"o\n")
-        assert await reader.readline() == b"TWO\n"
-        writer.close()
-        await writer.wait_closed()
+    async with testing.connect(Upper) as client:
+        await client.send(b"one\ntw")
+        assert await client.readline() == b"ONE\n"
+        await client.send(b"o\n")
+        assert await client.readline() == b"TWO\n"
 
 
 async def test_discard_sends_nothing() -> None:

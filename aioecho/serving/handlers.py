@@ -11,7 +11,7 @@ from aioecho.net.datagram_socket import DatagramTransport
 from aioecho.net.kernel import Credentials, peer_credentials
 from aioecho.serving.base import BaseServer
 from aioecho.streams.ending import Unbroken
-from aioecho.streams.frames import Frames
+from aioecho.streams.frames import Frames, read_frames, read_one_frame
 from aioecho.streams.reader import StreamReader
 from aioecho.streams.writer import StreamWriter
 
@@ -91,6 +91,9 @@ class StreamRequestHandler(BaseRequestHandler):
 
     `client_address` is `(host, port)` for IPv4, `(host, port, flowinfo, scope_id)` for IPv6, and a path, mostly "", for
     Unix sockets.
+
+    A test may make one itself, with any streams that behave as asyncio's: ``Upper((reader, writer), ("127.0.0.1", 1), None)``.
+    Then :meth:`join` and :meth:`leave` do nothing, and :meth:`closed` needs an aioecho.StreamReader. aioecho.testing has more.
     """
 
     serves = "streams"
@@ -111,7 +114,7 @@ class StreamRequestHandler(BaseRequestHandler):
     reader: StreamReader
     writer: StreamWriter
 
-    def __init__(self, request: tuple[StreamReader, StreamWriter], client_address: Any, server: BaseServer) -> None:
+    def __init__(self, request: tuple[Any, Any], client_address: Any, server: Any) -> None:
         # Not through super(): there is an object for every connection, and this is half the time.
         self.request = request
         self.client_address = client_address
@@ -127,7 +130,12 @@ class StreamRequestHandler(BaseRequestHandler):
             ConnectionTimeout: the peer took nothing for the time of Timeouts.write.
         """
         # The two calls written out, as far as there is nothing to wait for: either would cost as much as all of this.
-        protocol = self.writer.protocol
+        try:
+            protocol = self.writer.protocol
+        except AttributeError:  # a writer that no server has made, as in a test
+            self.writer.write(data)
+            await self.writer.drain()
+            return
         collected = protocol.collected
         if collected is not None:
             protocol.unanswered = False
@@ -149,15 +157,20 @@ class StreamRequestHandler(BaseRequestHandler):
 
         The connection's end leaves all groups.
         """
-        connection = self.writer.protocol.driver
-        if connection is not None:  # else it has ended
-            self.server.audience.join(connection, group)  # type: ignore[arg-type] # a server's stream has a Connection
+        connection = self._find_connection()
+        if connection is not None:
+            self.server.audience.join(connection, group)
 
     def leave(self, group: Hashable) -> None:
         """Get no more of what is sent to a group. It may be one that the handler is not in."""
-        connection = self.writer.protocol.driver
+        connection = self._find_connection()
         if connection is not None:
-            self.server.audience.leave(connection, group)  # type: ignore[arg-type]
+            self.server.audience.leave(connection, group)
+
+    def _find_connection(self) -> Any:
+        """Return the server's connection; None if it has ended, or if no server has made the streams."""
+        protocol = getattr(self.writer, "protocol", None)
+        return None if protocol is None else protocol.driver
 
     async def draining(self) -> None:
         """Say goodbye: called when the server begins to stop, in a task of its own, beside :meth:`handle`.
@@ -174,6 +187,8 @@ class StreamRequestHandler(BaseRequestHandler):
         still be read, and then ``self.reader.end`` tells which end it was. The peer's end is not noticed while so much that was
         not read is buffered that the transport is paused.
         """
+        if not isinstance(self.reader, StreamReader):
+            raise TypeError("closed() needs an aioecho.StreamReader: asyncio's tells of its end by a read alone")
         await self.reader.wait_end()
 
     def unbroken(self) -> Unbroken:
@@ -182,7 +197,7 @@ class StreamRequestHandler(BaseRequestHandler):
         A server that stops does not end the stream while the handler is in such a block, until the grace is over. Without
         one, a handler that has answered all that it has read meets the end of its stream at the next read.
         """
-        return Unbroken(self.reader.hold)
+        return Unbroken(getattr(self.reader, "hold", _hold_nothing))
 
     @property
     def frames(self) -> Frames:
@@ -192,6 +207,8 @@ class StreamRequestHandler(BaseRequestHandler):
         """
         if self.framing is None:
             raise _no_framing(self)
+        if not isinstance(self.reader, StreamReader):  # asyncio's, as in a test
+            return read_frames(self.reader, self.framing)
         return self.reader.frames(self.framing)
 
     def read_frame(self) -> Coroutine[Any, Any, bytes]:
@@ -202,6 +219,8 @@ class StreamRequestHandler(BaseRequestHandler):
         """
         if self.framing is None:
             raise _no_framing(self)
+        if not isinstance(self.reader, StreamReader):  # asyncio's, as in a test
+            return read_one_frame(self.reader, self.framing)
         return self.reader.readframe(self.framing)
 
     def send_frame(self, frame: bytes) -> Coroutine[Any, Any, None]:
@@ -350,6 +369,10 @@ class DatagramBatchHandler(BaseRequestHandler):
     def reply(self, data: bytes | bytearray | memoryview, client_address: Any) -> Awaitable[None]:
         """Send a datagram to one of the senders; see :meth:`DatagramRequestHandler.reply`."""
         return self.request[1].sendto(data, client_address)
+
+
+def _hold_nothing(count: int) -> None:
+    """Hold no stop off: the stream is none of a server's."""
 
 
 def _no_framing(handler: BaseRequestHandler) -> TypeError:

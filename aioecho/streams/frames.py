@@ -1,7 +1,8 @@
 """Reading the frames of a stream, one by one or in lists."""
 
+import asyncio
 from asyncio import IncompleteReadError
-from collections.abc import Generator
+from collections.abc import AsyncIterator, Generator
 from typing import Any
 
 from aioecho.exceptions import FrameTooLong, FramingError
@@ -9,7 +10,7 @@ from aioecho.framing import Framing
 from aioecho.runtime.steps import steps
 from aioecho.streams.records import RecordReader
 
-__all__ = ["Batches", "Frames"]
+__all__ = ["Batches", "Frames", "read_frames", "read_one_frame"]
 
 # Bytes by which what is buffered may exceed the most that a frame may have, before a framing is taken to have overlooked that.
 SLACK = 2**16
@@ -150,3 +151,31 @@ class Batches(_Reading):
             raise StopAsyncIteration
         self._reader._drop(used)
         return frames
+
+
+async def read_frames(reader: asyncio.StreamReader, framing: Framing) -> AsyncIterator[bytes]:
+    """Yield the frames of a stream of asyncio's own. Nothing is read that is not of the frame, so that other reads may follow.
+
+    That is slow where a frame ends with a separator: it is read byte by byte.
+    """
+    received = bytearray()
+    while True:
+        frames, used, wanted = framing.split(received)
+        del received[:used]
+        for frame in frames:
+            yield frame
+        if wanted > len(received):
+            try:
+                received += await reader.readexactly(wanted - len(received))
+            except IncompleteReadError as error:
+                received += error.partial
+                if received:
+                    raise IncompleteReadError(bytes(received), None) from None
+                return
+
+
+async def read_one_frame(reader: asyncio.StreamReader, framing: Framing) -> bytes:
+    """Return the next frame of a stream of asyncio's own. Raises IncompleteReadError at the end of the stream."""
+    async for frame in read_frames(reader, framing):
+        return frame
+    raise IncompleteReadError(b"", None)
