@@ -36,6 +36,7 @@ from helpers import invoke, reset
 from programs import ROOT, Program, ask, connect, read_line
 
 import aioecho
+from aioecho.check import run
 from aioecho.cli import main
 from aioecho.echo import Echo, Upper
 
@@ -1221,3 +1222,32 @@ def test_behind_nginx_one_server_can_be_stopped(tmp_path: Path) -> None:
 @BLOCKS.runs("kick")
 def test_the_page_on_live_control_kicks() -> None:
     execute(BLOCKS["kick"])
+
+
+# check.md
+
+
+@runs("counting.py", "check-count", "count-found", "count-test")
+def test_the_mistake_on_the_page_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "counting.py").write_text(BLOCKS["counting.py"])
+    monkeypatch.setattr(run, "CHECKS", {"segmentation": run.CHECKS["segmentation"]})
+    code, output, _ = invoke(*shlex.split(BLOCKS["check-count"])[3:], cwd=tmp_path)
+    assert code == 1
+    assert BLOCKS["count-found"] in output.decode()
+    assert BLOCKS["count-test"] in output.decode()
+
+
+@runs("session.txt", "check-say")
+def test_the_script_on_the_page_is_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "session.txt").write_text(BLOCKS["session.txt"])
+    (tmp_path / "store.py").write_text(
+        "import aioecho\n\nclass Store(aioecho.StreamRequestHandler):\n    async def handle(self):\n"
+        "        async for line in self.reader:\n            await self.send(b'OK\\n' if line[:3] == b'SET' else b'1\\n')\n"
+    )
+    monkeypatch.setattr(run, "CHECKS", {"replies": run.CHECKS["replies"]})
+    code, output, _ = invoke(*shlex.split(BLOCKS["check-say"])[3:], cwd=tmp_path)
+    assert code == 0, output
+
+
+def test_the_table_of_checks_has_them_all() -> None:
+    assert re.findall(r"^\| `([\w -]+)` \|", read_page("check.md"), re.MULTILINE) == list(run.CHECKS)

@@ -20,7 +20,7 @@ TREES = {module: ast.parse(path.read_text("utf-8")) for module, path in SOURCES.
 LAYERS = (
     {"__main__"},
     {"cli", "testing", "compat"},
-    {"load", "client", "echo"},
+    {"load", "client", "echo", "check"},
     {"workers"},
     {"ops"},
     {"background"},

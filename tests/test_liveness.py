@@ -1,7 +1,9 @@
 """A handler that waits for something else than its client is told when that is gone, or when the server stops."""
 
 import asyncio
+import gc
 import socket
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +271,27 @@ async def test_a_request_that_is_not_answered_yet_is_answered_after_the_clients_
         sock.close()
         await settle(lambda: not server.connections)
         assert server.stats.reasons == {"finished": 1}
+
+
+async def test_nothing_is_kept_of_a_connection_that_ended_after_its_clients_end() -> None:
+    handlers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    async def answer_late(self: Any) -> None:
+        handlers.add(self)
+        async for line in self.reader:
+            await self.event.wait()
+            await self.send(line)
+
+    Handler = handler(answer_late, event=asyncio.Event())
+    async with aioecho.TCPServer(ANYWHERE, Handler, timeouts=FOR_LONG) as server:
+        sock = await connect(server, b"question\n")
+        sock.shutdown(socket.SHUT_WR)
+        await settle()
+        Handler.event.set()
+        assert await asyncio.get_running_loop().sock_recv(sock, 100) == b"question\n"
+        sock.close()
+        await settle(lambda: not server.connections)
+        await settle(lambda: not gc.collect() and not handlers)
 
 
 async def test_what_is_sent_puts_the_end_of_a_half_closed_connection_off() -> None:

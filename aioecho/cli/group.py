@@ -19,6 +19,7 @@ _COMMANDS = {
     "send": ("aioecho.cli.send", "send_command"),
     "ctl": ("aioecho.cli.ctl", "ctl_command"),
     "top": ("aioecho.cli.top", "top_command"),
+    "check": ("aioecho.cli.check", "check_command"),
     "load": ("aioecho.cli.load", "load_command"),
     "doctor": ("aioecho.cli.doctor", "doctor_command"),
 }

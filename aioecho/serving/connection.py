@@ -220,6 +220,8 @@ class Connection(VerifiedConnection):
         ):
             self.reason = "finished"
             self._stage = CLOSED
+            if self._linger is not None:
+                self._linger.cancel()  # it watches a peer that has ended its stream, and would keep all of this
             protocol.transport.close()  # the loop has closed the socket by the time that the end is accounted for
 
     def note_inner_end(self, end: BaseException | None) -> None:

@@ -1,0 +1,280 @@
+"""`check` finds the mistakes of a handler that only a network shows, and shows each by a test; and finds none in sound ones."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import faulty
+import pytest
+from helpers import check_mistake, handler, invoke
+
+import aioecho
+from aioecho import echo
+from aioecho.check import CHECKS, Conversation, Finding, check, default_conversation, parse_script, run
+from aioecho.check.endings import note_truncation
+from aioecho.check.player import Player
+from aioecho.check.subject import Subject
+from aioecho.framing import COBS, Delimited, FixedSize, Framing, LengthPrefixed, Lines
+
+SLOW = pytest.mark.slow
+
+pytestmark = pytest.mark.filterwarnings(
+    # Handlers that leave something are the subject.
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore::ResourceWarning",
+)
+
+
+def framing_of(kind: Any) -> Framing:
+    return getattr(kind, "framing", None) or Lines()
+
+
+def find(kind: Any, what: str, *before: str, conversation: Conversation | None = None) -> list[Finding]:
+    """Return what one check finds in a handler."""
+    with Player(kind) as player:
+        name = f"{kind.__module__}:{kind.__qualname__}"
+        subject = Subject(player, conversation or default_conversation(framing_of(kind)), name)
+        subject.learn()
+        return list(CHECKS[what](subject))
+
+
+def run_example(source: str) -> None:
+    """Run a finding's source as pytest would."""
+    names: dict[str, Any] = {}
+    exec(compile(source, "example", "exec"), names)
+    tests = [function for name, function in names.items() if name.startswith("test_")]
+    assert len(tests) == 1
+    tests[0]()
+
+
+# What is found
+
+FAULTS = [
+    ("segmentation", faulty.OneReadIsOneMessage, echo.Upper, "comes in pieces"),
+    ("segmentation", faulty.BlockingOneReadIsOneMessage, faulty.Blocking, "comes in pieces"),
+    ("segmentation", faulty.LosesALineFeed, faulty.Ended, "comes in pieces"),
+    ("coalescing", faulty.AnswersTheFirstLineOfAChunk, echo.Upper, "comes in one piece"),
+    ("truncation", faulty.AnswersAPartOfAFrame, faulty.Framed, "and ends its stream there"),
+    ("reset", faulty.RaisesAtAReset, echo.Upper, "raises RuntimeError: the client has gone when"),
+    ("too long", faulty.KeepsALineOfAnyLength, echo.Upper, "when its client sends a record of 32 MiB"),
+    ("too long", faulty.RaisesAtALongLine, echo.Upper, "raises RuntimeError: no such line was expected when"),
+    ("leaks", faulty.LeavesATask, echo.Upper, "leaves 1 task behind: LeavesATask.watch"),
+    ("leaks", faulty.LeavesAFile, echo.Upper, "leaves 1 descriptor behind"),
+    ("leaks", faulty.LeavesItself, echo.Upper, "bytes behind, most of them from faulty.py:"),
+    ("replies", faulty.RaisesAtALine, echo.Upper, "raises ValueError"),
+    pytest.param("half-close", faulty.DropsTheReplyToTheLastLine, echo.Upper, "comes together with", marks=SLOW),
+    pytest.param("stop", faulty.AnswersWhatIsLeftAtAStop, echo.Upper, "is made up when the server stops", marks=SLOW),
+    pytest.param("slow reader", faulty.NeverDrains, echo.Upper, "does not drain", marks=SLOW),
+    pytest.param("slow reader", faulty.QueuesReplies, echo.Upper, "and reads nothing", marks=SLOW),
+    pytest.param("truncation", faulty.RunsOnAtTheEnd, faulty.Framed, "runs on and on", marks=SLOW),
+    pytest.param("reset", faulty.StaysAfterAReset, echo.Upper, "goes on for more than 3 s", marks=SLOW),
+]
+
+
+@pytest.mark.parametrize(("what", "fault", "sound", "text"), FAULTS)
+def test_a_mistake_is_found_and_its_example_fails_until_it_is_mended(
+    what: str, fault: Any, sound: Any, text: str
+) -> None:
+    (finding,) = find(fault, what)
+    assert finding.check == what
+    assert text in finding.text
+    assert "\n" not in finding.text
+    with pytest.raises((AssertionError, TimeoutError)):
+        run_example(finding.source)
+    line = f"from faulty import {fault.__name__}\n"
+    assert finding.source.count(line) == 1
+    run_example(finding.source.replace(line, f"from {sound.__module__} import {sound.__name__} as {fault.__name__}\n"))
+
+
+def test_an_example_uses_only_what_users_get() -> None:
+    for what, fault in (("segmentation", faulty.OneReadIsOneMessage), ("reset", faulty.RaisesAtAReset)):
+        (finding,) = find(fault, what)
+        assert "aioecho.check" not in finding.source
+        assert {name for name in dir(aioecho) if f"aioecho.{name}" in finding.source} <= set(aioecho.__all__)
+
+
+def test_an_example_is_as_small_as_can_be() -> None:
+    records = b"".join(b"> %d\n" % number for number in range(5)) + b"> forty-two\n"
+    said = parse_script(records, None)
+    (finding,) = find(faulty.OneReadIsOneMessage, "segmentation", conversation=said)
+    last = finding.source.splitlines()[-1]
+    assert last.count('b"') <= 3, last  # one record, in two pieces
+    (finding,) = find(faulty.AnswersTheFirstLineOfAChunk, "coalescing", conversation=said)
+    last = finding.source.splitlines()[-1]
+    assert last.count('b"') == 3, last  # two records, in one piece
+
+
+def test_the_same_is_found_in_every_run() -> None:
+    first, second = (find(faulty.LosesALineFeed, "segmentation") for _ in range(2))
+    assert first == second
+
+
+# What is not
+
+
+@SLOW
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *echo.HANDLERS.values(),
+        faulty.Framed,
+        handler(echo.UpperFrames.handle, framing=COBS()),
+        faulty.Bye,
+        faulty.Greets,
+        faulty.Room,
+        faulty.InThreads,
+        faulty.Publisher,
+        faulty.Blocking,
+    ],
+)
+def test_nothing_is_found_in_a_sound_handler(kind: Any) -> None:
+    results = list(check(kind, default_conversation(framing_of(kind)), "module:Class"))
+    assert [result.check for result in results] == list(CHECKS)
+    assert [finding.text for result in results for finding in result.findings] == []
+
+
+@SLOW
+def test_nothing_is_found_in_a_store_with_pipelining() -> None:
+    script = rb"""
+> *3\r\n$3\r\nSET\r\n$1\r\na\r\n$5\r\nhello\r\n
+< +OK
+> *2\r\n$3\r\nGET\r\n$1\r\na\r\n
+< $5\r\nhello\r\n
+> *2\r\n$3\r\nGET\r\n$1\r\nb\r\n
+< -ERR
+"""
+    results = list(check(faulty.Store, parse_script(script, None), "module:Class"))
+    assert [finding.text for result in results for finding in result.findings] == []
+
+
+def test_a_handler_that_replies_differently_each_time_is_not_judged_by_its_replies(few_checks: None) -> None:
+    results = {result.check: result for result in check(faulty.Random, default_conversation(Lines()), "module:Class")}
+    assert not any(result.findings for result in results.values())
+    assert "replies differently when it is told the same again" in results["segmentation"].note
+
+
+def test_a_line_without_its_end_that_is_answered_is_noted_and_no_finding() -> None:
+    with Player(faulty.Bye) as player:
+        subject = Subject(player, default_conversation(Lines()), "faulty:Bye")
+        subject.learn()
+        assert list(CHECKS["truncation"](subject)) == []
+        assert "a last line without its end is answered like a whole one" in note_truncation(subject)
+
+
+# What is said
+
+
+@pytest.fixture
+def few_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make only the checks that take no time."""
+    monkeypatch.setattr(run, "CHECKS", {what: CHECKS[what] for what in ("replies", "segmentation")})
+
+
+def test_a_script_says_what_is_sent_and_what_is_expected() -> None:
+    said = parse_script(b"# a comment\n> hello\n< HELLO\n\n> \\x41\\t\\\\\\n\n", None)
+    assert said.records == (b"hello\n", b"A\t\\\n")
+    assert said.expected == (b"HELLO",)
+
+
+def test_a_plain_script_is_sent_as_it_is() -> None:
+    assert parse_script(b"GET / HTTP/1.0\r\n\r\n", None).records == (b"GET / HTTP/1.0\r\n", b"\r\n")
+    assert parse_script(b"a\\n\nb", LengthPrefixed(1)).records == (b"\x03a\\n", b"\x01b")
+
+
+@pytest.mark.parametrize("framing", [Lines(), LengthPrefixed(4), COBS(), FixedSize(8), Delimited(b"\r\n")])
+def test_what_is_said_without_a_script_is_three_records(framing: Framing) -> None:
+    said = default_conversation(framing)
+    frames, used, _ = framing.split(b"".join(said.records))
+    assert tuple(frames) == said.payloads
+    assert len(frames) == 3
+    assert used == sum(map(len, said.records))
+
+
+def test_a_reply_that_a_script_expects_and_that_does_not_come_is_found() -> None:
+    said = parse_script(b"> hello\n< HELLO\n> you\n< me\n", None)
+    (finding,) = find(echo.Upper, "replies", conversation=said)
+    assert finding.text == "the reply b'me' does not come; the rest of the replies is b'\\nYOU\\n'"
+    with pytest.raises(AssertionError):
+        run_example(finding.source)
+
+
+# The command
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a module of a user's own, handlers.py."""
+    source = Path(faulty.__file__).read_text("utf-8")
+    (tmp_path / "handlers.py").write_text(source)
+    yield tmp_path
+    sys.modules.pop("handlers", None)
+
+
+def test_the_command_shows_what_it_finds(folder: Path, few_checks: None) -> None:
+    code, output, errors = invoke("check", "handlers:OneReadIsOneMessage", cwd=folder)
+    assert (code, errors) == (1, "")
+    lines = output.decode().splitlines()
+    assert lines[0].startswith("checking handlers:OneReadIsOneMessage, which is sent b'hello\\n', ")
+    assert lines[1].split() == ["replies:", "ok"]
+    assert lines[2].startswith("segmentation: FOUND the reply is ")
+    assert lines[-1] == "1 found in handlers:OneReadIsOneMessage"
+    assert "from handlers import OneReadIsOneMessage" in lines
+
+
+@SLOW
+def test_the_command_finds_nothing_in_a_ready_made_handler() -> None:
+    code, output, errors = invoke("check", "upper", "--framing", "length:2")
+    assert (code, errors) == (0, "")
+    assert output.decode().splitlines()[-1] == "nothing found in aioecho.echo:UpperFrames"
+
+
+def test_the_command_discards_what_a_handler_prints(folder: Path, few_checks: None) -> None:
+    (folder / "said.txt").write_text("1\n2\n")
+    code, output, errors = invoke("check", "handlers:RaisesAtALine", "--say", "said.txt", cwd=folder)
+    assert (code, errors) == (0, "")
+    assert b"a line:" not in output
+    assert output.endswith(b"nothing found in handlers:RaisesAtALine\n")
+
+
+def test_the_command_says_with_which_package_it_works(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith(("hypothesis.", "aioecho.check"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    check_mistake(invoke("check", "handlers:Bye", cwd=folder), 'pip install "aioecho[check]"')
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["nothing"], "no handler is called 'nothing'"),
+        (["handlers:Nothing"], "no 'Nothing' in module 'handlers'"),
+        (["handlers:DatagramHandler"], "is a handler of datagrams: it can't serve streams"),
+        (["handlers:Bye", "--framing", "words"], "no framing is called 'words'"),
+        (["handlers:Bye", "--say", "bad.txt"], "bad.txt: line 2 begins with none of '> ', '< ' and '#': 'you'"),
+        (["handlers:Bye", "--say", "escape.txt"], r"escape.txt: line 1 has an escape '\q'"),
+        (["handlers:Bye", "--say", "empty.txt"], "empty.txt: a conversation has to send something"),
+        (["handlers:Bye", "--say", "absent.txt"], "cannot read absent.txt: No such file or directory"),
+        (["handlers:Bye", "--say", "hello.txt", "--framing", "fixed:8"], "hello.txt: "),
+        (["chargen", "--framing", "cobs"], "--framing is for the ready-made echo and upper"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(folder: Path, arguments: list[str], expected: str) -> None:
+    with (folder / "handlers.py").open("a") as module:
+        module.write("\n\nclass DatagramHandler(aioecho.DatagramRequestHandler):\n    async def handle(self): ...\n")
+    (folder / "bad.txt").write_text("> hello\nyou\n")
+    (folder / "escape.txt").write_text("> \\q\n")
+    (folder / "hello.txt").write_text("> hello\n")
+    (folder / "empty.txt").write_text("")
+    check_mistake(invoke("check", *arguments, cwd=folder), expected)
+
+
+def test_logging_and_the_loop_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "CHECKS", {"replies": CHECKS["replies"]})
+    before = logging.root.manager.disable
+    list(check(echo.Upper, default_conversation(Lines()), "module:Class"))
+    assert logging.root.manager.disable == before
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        asyncio.get_running_loop()
