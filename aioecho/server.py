@@ -47,7 +47,7 @@ class StreamListener:
             on_accept=on_accept,
             has_room=server.admission.has_room,
             on_error=self._cannot_accept,
-            turns=server.make_accept_turns(),
+            turns=server.accept_turns,
         )
         self.sock, self._name = bound.sock, bound.name
         self.resume, self.pause = self._acceptor.resume, self._acceptor.pause

@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
@@ -43,6 +43,10 @@ def counts(tmp_path: Path) -> Iterator[AcceptCounts]:
     made.close()
 
 
+def count_active(server: aioecho.BaseServer) -> Callable[[], int]:
+    return lambda: server.stats.active
+
+
 @asynccontextmanager
 async def sharing(counts: AcceptCounts, how_many: int) -> AsyncIterator[list[aioecho.BaseServer]]:
     """Serve on one socket with several servers, as workers do that are processes."""
@@ -50,7 +54,7 @@ async def sharing(counts: AcceptCounts, how_many: int) -> AsyncIterator[list[aio
         servers = []
         for _ in range(how_many):
             server = aioecho.serve(Echo, sock=shared.dup())
-            server.accept_cell = counts, counts.claim()
+            server.accept_turns = AcceptTurns(counts, counts.claim(), count_active(server))
             await server.start()
             servers.append(server)
         try:

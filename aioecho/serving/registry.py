@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from aioecho.config import Limits, Timeouts, check_type
 from aioecho.metrics import Metrics
-from aioecho.net.turns import AcceptCounts, AcceptTurns
+from aioecho.net.turns import AcceptTurns
 from aioecho.runtime.logs import BoundedLog, format_address
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.admission import Admission
@@ -47,8 +47,8 @@ class Registry:
     `admission`, `handshake_limit`, `timeout_sweeper`: what applies the limits, and the timeouts.
     `handler_threads`: the threads of blocking handlers; None until the first one needs a thread.
     `keep_backlog`: whether the end of accepting leaves what the kernel has queued to other processes, which have the same
-    sockets. `on_accept`: called for every connection, or datagram's handler, that is registered. `accept_cell`: the counts of
-    all processes that accept from the same sockets, and which is this one's. Workers set the three.
+    sockets. `on_accept`: called for every connection, or datagram's handler, that is registered. `accept_turns`: tells
+    when to leave clients to other processes that accept from the same sockets; None if there are none. Workers set the three.
     `ids`: the ids of connections. `access_log`: whether the ends of connections are recorded for the access log.
     `live_stats`: what `stats` tells. `measures`: what is measured besides, None before the first call of `metrics()`.
     `audience`: what broadcasts. `beside`: what runs beside handlers, by their connections.
@@ -62,7 +62,7 @@ class Registry:
 
     live_stats: Stats
     measures: Measures | None
-    accept_cell: tuple[AcceptCounts, int] | None = None
+    accept_turns: AcceptTurns | None = None
     _held_up: HeldUpWatch | None = None
 
     def __init__(
@@ -268,10 +268,6 @@ class Registry:
     def owns_this_thread(self) -> bool:
         """Tell whether the caller runs in a thread of this server's blocking handlers. May be called in any thread."""
         return self.handler_threads is not None and self.handler_threads.owns_this_thread()
-
-    def make_accept_turns(self) -> AcceptTurns | None:
-        """Return what tells a listening socket when to leave clients to other processes; None if there are none."""
-        return None if self.accept_cell is None else AcceptTurns(*self.accept_cell, lambda: self.live_stats.active)
 
     # Registering, and counting.
 

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from aioecho.datagrams.handover import Handover
 from aioecho.datagrams.server import DatagramServer
 from aioecho.exceptions import AioechoError, CertificateError
-from aioecho.net.turns import AcceptCounts
+from aioecho.net.turns import AcceptCounts, AcceptTurns
 from aioecho.ops.control_view import ServerView
 from aioecho.parts import Composite
 from aioecho.runtime.collector import short_collections
@@ -101,10 +101,11 @@ def main(
 def _take_turns(server: BaseServer, descriptor: int, cell: int) -> None:
     """Have the server leave clients to other workers that have fewer connections. Close the descriptor."""
     if cell:
-        counts = AcceptCounts(descriptor)
-        for part in server.parts if isinstance(server, Service) else [server]:
-            if not isinstance(part, DatagramServer):
-                part.accept_cell = counts, cell
+        parts = server.parts if isinstance(server, Composite) else [server]
+        streams = [part for part in parts if not isinstance(part, DatagramServer)]
+        turns = AcceptTurns(AcceptCounts(descriptor), cell, lambda: sum(part.live_stats.active for part in streams))
+        for part in streams:
+            part.accept_turns = turns
     os.close(descriptor)
 
 
