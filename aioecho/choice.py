@@ -47,10 +47,14 @@ class _StreamPart(_Part, StreamServer):
 class _DatagramPart(_Part, DatagramServer):
     def broadcast(self, data: bytes, **options: Any) -> int:
         """Write a message to many clients of the service's streams."""
+        if self.service.parts[0] is self:  # it has none
+            return super().broadcast(data, **options)  # which raises
         return self.service.broadcast(data, **options)
 
     def publish(self, topic: str, data: bytes, **options: Any) -> int:
         """Write a message to clients of the service's streams in all workers."""
+        if self.service.parts[0] is self:
+            return super().publish(topic, data, **options)
         return self.service.publish(topic, data, **options)
 
     def _check_limits(self, limits: Limits) -> None:

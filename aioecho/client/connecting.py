@@ -17,7 +17,7 @@ from aioecho.net.endpoints import TCPEndpoint, UDPEndpoint, UnixDatagramEndpoint
 
 __all__ = ["Connecting", "connect"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("aioecho.client.connecting")
 
 TrustedBy = bool | str | os.PathLike[str] | ssl.SSLContext
 
