@@ -145,7 +145,8 @@ class Acceptor:
                 if looks == 2 and self._accept(1):
                     turns.disregard(behind)
             self._steps_back = False
-            self.resume()
+            if not self._watch.is_to_retry:  # it had no descriptor for that one
+                self.resume()
 
         self._watch.retry_later(look_again, PAUSE)
 
