@@ -40,7 +40,7 @@ SUPERVISOR_SIGNALS = (*SIGNALS, signal.SIGCHLD)
 # Seconds for a worker to import what it serves and to accept. One that hangs there would hold up every restart to come.
 START_TIMEOUT = 120.0
 
-# Seconds for a worker to end by itself over its grace, as its tasks and its lifespan end then; and if it is told to end at once.
+# Seconds for a worker to end by itself over its grace, when its tasks and its lifespan end; and if it is told to end at once.
 OVER_GRACE, STOP_TIMEOUT = 4.0, 2.0
 
 
