@@ -586,6 +586,74 @@ async def test_a_close_wakes_the_task_that_receives() -> None:
             await conn.send(b"x")
 
 
+@contextlib.asynccontextmanager
+async def full(tmp_path: Any) -> AsyncIterator[tuple[aioecho.client.Connection, socket.socket]]:
+    """Give a connection whose server, a bare socket, has no room for another datagram, and the server."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.setblocking(False)
+        server.bind(f"{tmp_path}/s")
+        async with connect(f"unixgram:{tmp_path}/s", timeout=0.01) as conn:
+            with contextlib.suppress(ConnectionTimeout):
+                while True:
+                    await conn.send(b"x")
+            conn.timeout = 10
+            yield conn, server
+
+
+async def test_tasks_that_send_at_the_same_time_all_wait_for_room(tmp_path: Any) -> None:
+    async with full(tmp_path) as (conn, server):
+        sending = [asyncio.create_task(conn.send(b"%d" % number)) for number in range(3)]
+        await settle()
+        assert not any(task.done() for task in sending)
+        received: list[bytes] = []
+
+        def is_empty() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    received.append(server.recv(100))
+            return all(task.done() for task in sending)
+
+        await settle(is_empty)
+        await asyncio.gather(*sending)
+        assert [data for data in received if data != b"x"] == [b"0", b"1", b"2"]
+
+
+async def test_a_close_wakes_the_tasks_that_send(tmp_path: Any) -> None:
+    async with full(tmp_path) as (conn, _):
+        sending = [asyncio.create_task(conn.send(b"y")) for _ in range(2)]
+        await settle()
+        await conn.close()
+        for task in sending:
+            with pytest.raises(ConnectionClosed, match=r"was closed by this program$") as caught:
+                await task
+            assert caught.value.__cause__ is not caught.value
+
+
+async def test_a_server_that_sends_faster_than_is_received_does_not_hold_up_the_loop() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(ANYWHERE)
+        async with connect(f"udp://127.0.0.1:{server.getsockname()[1]}", timeout=10) as conn:
+            await conn.send(b"x")
+            _, peer = server.recvfrom(100)
+            for _ in range(100):
+                server.sendto(b"y", peer)
+            turns: list[bool] = []
+            asyncio.get_running_loop().call_soon(turns.append, True)
+            for _ in range(100):
+                assert await conn.receive() == b"y"
+            assert turns
+
+
+async def test_a_unix_datagram_is_received_whole(tmp_path: Any) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(f"{tmp_path}/s")
+        async with connect(f"unixgram:{tmp_path}/s", timeout=10) as conn:
+            await conn.send(b"x")
+            _, peer = server.recvfrom(100)
+            server.sendto(bytes(100_000), peer)
+            assert len(await conn.receive()) == 100_000
+
+
 async def test_a_stream_sends_nothing_twice() -> None:
     async with aioecho.serve(Echo, "tcp://127.0.0.1:0") as server, connect(server.names[0], framing=Lines()) as conn:
         with pytest.raises(ValueError, match="retries and match are for datagrams"):
