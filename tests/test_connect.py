@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 import random
 import re
 import socket
@@ -556,6 +558,16 @@ async def test_a_port_without_a_server_is_told_by_the_reply_that_is_none() -> No
         with pytest.raises(EndpointError) as caught:
             await conn.ask(b"x")
         assert str(caught.value) == f"cannot receive from {endpoint}: Connection refused"
+
+
+async def test_a_program_without_descriptors_cannot_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> Any:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "socket", fail)
+        with pytest.raises(EndpointError, match=r"^cannot connect to udp://127\.0\.0\.1:9: Too many open files$"):
+            await connect("udp://127.0.0.1:9")
 
 
 async def test_a_name_that_does_not_resolve_is_named_and_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:

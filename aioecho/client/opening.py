@@ -92,14 +92,17 @@ async def open_datagrams(where: UDPEndpoint | UnixDatagramEndpoint, timeout: flo
             raise EndpointError(f"cannot resolve the host of {where}: no answer within {timeout} s") from error
     else:
         family, address = socket.AF_UNIX, where.path
-    sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
-        sock.setblocking(False)
-        if family == socket.AF_UNIX:
-            sock.bind("")  # to a name that the kernel chooses: a server cannot reply to a socket without a name
-        sock.connect(address)
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            sock.setblocking(False)
+            if family == socket.AF_UNIX:
+                sock.bind("")  # to a name that the kernel chooses: a server cannot reply to a socket without a name
+            sock.connect(address)
+        except BaseException:
+            sock.close()
+            raise
     except OSError as error:
-        sock.close()
         raise EndpointError(f"cannot connect to {where}: {explain(error)}", error.errno) from error
     return sock
 
