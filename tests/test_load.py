@@ -674,6 +674,9 @@ def test_unix_datagram_sockets_are_loaded(tmp_path):
         more_than(20, result.messages)
         # More than the ten that wait in the server's queue: the generator waits for room.
         assert run(endpoint, connections=40).errors == 0
+        # A Unix datagram may be longer than one of UDP.
+        result = run(endpoint, size_bytes=100_000, connections=1)
+        assert (result.problem, result.errors) == (None, 0)
 
 
 def test_a_lost_datagram_times_out_and_its_slot_goes_on():

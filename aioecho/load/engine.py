@@ -3,7 +3,7 @@
 A plain epoll loop and no asyncio, because a generator has to be cheaper than what it measures. Times inside the loop are
 integers in nanoseconds. Latencies are counted per whole microsecond in a dict, which costs 0.1 us a message.
 
-`load_streams` and `load_datagrams` are the engines that connect, send and compare.
+The modules `streams` and `datagrams` have the engines that connect, send and compare.
 """
 
 from __future__ import annotations
