@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,15 @@ async def test_a_client_that_waits_for_the_server_is_reset_too() -> None:
         with pytest.raises(ConnectionResetError):
             await reader.read()
         await close(writer)
+
+
+async def test_a_client_that_is_accepted_as_the_proxy_ends_is_disconnected() -> None:
+    async with FaultyProxy("tcp://127.0.0.1:1") as proxy:
+        sock = socket.create_connection(proxy.address, timeout=10)
+        while not proxy.accepted:
+            await asyncio.sleep(0)  # no turn more: on asyncio's loop the task that serves it has not begun
+    with sock, contextlib.suppress(ConnectionResetError):
+        assert sock.recv(1) == b""
 
 
 async def test_a_partition_holds_bytes_and_ends_until_it_is_healed() -> None:
