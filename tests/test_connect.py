@@ -124,8 +124,11 @@ async def test_tls_is_a_file_of_an_authority_or_a_context(tls: SimpleNamespace) 
 
 async def test_a_certificate_that_is_not_accepted_is_told_at_once(tls: SimpleNamespace) -> None:
     async with aioecho.serve(Echo, "tcp://127.0.0.1:0", ssl=tls.server) as server:
-        with pytest.raises(EndpointError, match=r"cannot connect to tcp://.*: the certificate is not accepted: "):
+        with pytest.raises(
+            EndpointError, match=r"cannot connect to tcp://.*: the certificate is not accepted: "
+        ) as caught:
             await connect(server.names[0], tls=True, reconnect=Backoff(base=60, cap=60))
+        assert caught.value.errno is None  # OpenSSL's own is 1, which would be EPERM
         with pytest.raises(EndpointError, match="the certificate is not accepted: Hostname mismatch"):
             await connect(server.names[0], tls=tls.files.ca, server_hostname="other.example")
 

@@ -13,7 +13,7 @@ from aioecho.streams.protocol import StreamProtocol
 from aioecho.streams.reader import StreamReader
 from aioecho.streams.writer import StreamWriter
 
-__all__ = ["explain", "open_connection", "open_datagrams"]
+__all__ = ["explain", "find_errno", "open_connection", "open_datagrams"]
 
 KEEPALIVE = 60.0
 """Seconds until a server that has vanished is noticed by the kernel: as in a server's Timeouts."""
@@ -68,7 +68,7 @@ async def open_connection(
     except TimeoutError as error:
         raise EndpointError(f"cannot connect to {where}: {_explain_timeout(error, timeout)}", error.errno) from error
     except (OSError, UnicodeError) as error:
-        raise EndpointError(f"cannot connect to {where}: {explain(error)}", getattr(error, "errno", None)) from error
+        raise EndpointError(f"cannot connect to {where}: {explain(error)}", find_errno(error)) from error
     return protocol.reader, writer
 
 
@@ -105,6 +105,11 @@ async def open_datagrams(where: UDPEndpoint | UnixDatagramEndpoint, timeout: flo
     except OSError as error:
         raise EndpointError(f"cannot connect to {where}: {explain(error)}", error.errno) from error
     return sock
+
+
+def find_errno(error: BaseException) -> int | None:
+    """Return the system's number of an error, None if it has none: OpenSSL has numbers of its own."""
+    return None if isinstance(error, ssl_module.SSLError) else getattr(error, "errno", None)
 
 
 def explain(error: BaseException) -> str:
