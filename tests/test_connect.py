@@ -8,6 +8,7 @@ import os
 import random
 import re
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from helpers import ANYWHERE, handler, reset
 
 import aioecho
 from aioecho import Backoff, ConnectionClosed, ConnectionTimeout, EndpointError, connect
+from aioecho.client import explain
 from aioecho.echo import Echo
 from aioecho.framing import Delimited, LengthPrefixed, Lines, Netstrings
 
@@ -131,6 +133,13 @@ async def test_a_certificate_that_is_not_accepted_is_told_at_once(tls: SimpleNam
         assert caught.value.errno is None  # OpenSSL's own is 1, which would be EPERM
         with pytest.raises(EndpointError, match="the certificate is not accepted: Hostname mismatch"):
             await connect(server.names[0], tls=tls.files.ca, server_hostname="other.example")
+
+
+def test_an_alert_is_told_from_what_is_no_tls() -> None:
+    alert, other = ssl.SSLError(1, "alert"), ssl.SSLError(1, "other")
+    alert.reason, other.reason = "SSLV3_ALERT_HANDSHAKE_FAILURE", "WRONG_VERSION_NUMBER"
+    assert explain(alert) == "the server sent a TLS alert: SSLV3_ALERT_HANDSHAKE_FAILURE"
+    assert explain(other) == "no TLS there: WRONG_VERSION_NUMBER"
 
 
 @pytest.mark.parametrize(

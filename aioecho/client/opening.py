@@ -117,7 +117,8 @@ def explain(error: BaseException) -> str:
     if isinstance(error, ssl_module.SSLCertVerificationError):
         return f"the certificate is not accepted: {error.verify_message}"
     if isinstance(error, ssl_module.SSLError):  # its errno is OpenSSL's own, its reason like WRONG_VERSION_NUMBER
-        return f"no TLS there: {error.reason or error}"
+        reason = getattr(error, "reason", None) or str(error)  # one that Python code raises has none
+        return f"the server sent a TLS alert: {reason}" if "ALERT" in reason else f"no TLS there: {reason}"
     if isinstance(error, socket.gaierror):
         return error.strerror or str(error)
     number = getattr(error, "errno", None)
