@@ -959,6 +959,13 @@ def test_an_absent_server_gives_one_clear_line_and_exit_1():
     assert outcome.stderr == "tcp://127.0.0.1:1: connect: Connection refused\n"
 
 
+@pytest.mark.parametrize("host", ["no.invalid", "a" * 64 + ".invalid"])
+def test_a_host_that_does_not_resolve_is_named(host):
+    outcome = invoke(f"tcp://{host}:9", "-t", 0.1)
+    assert outcome.exit_code == 1
+    assert outcome.stderr.startswith(f"Error: cannot resolve the host of tcp://{host}:9: ")
+
+
 def test_ctrl_c_reports_what_was_measured_so_far(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("from aioecho.cli.load import load_command\nif __name__ == '__main__':\n    load_command()\n")
