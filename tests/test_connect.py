@@ -181,6 +181,10 @@ async def test_what_connects_is_entered_once_at_a_time() -> None:
             assert await conn.ask(b"hello") == b"hello"
         async with connecting as conn:
             assert await conn.ask(b"again") == b"again"
+        first, second = await asyncio.gather(*(connecting.__aenter__() for _ in range(2)), return_exceptions=True)
+        await connecting.__aexit__(None, None, None)
+        assert isinstance(first, aioecho.Connection)
+        assert isinstance(second, RuntimeError)
 
 
 # Bad servers.
