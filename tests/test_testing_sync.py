@@ -108,6 +108,14 @@ def test_a_blocking_client_waits_for_no_more_than_its_timeout() -> None:
 
 
 @LOOPS
+def test_a_server_that_was_shut_down_accepts_no_synchronous_client(loop: str) -> None:
+    with testing.connect_sync(Upper, loop=loop) as client:
+        pass
+    with pytest.raises(ConnectionRefusedError, match="has been shut down"), testing.connect_sync(client.server):
+        pass
+
+
+@LOOPS
 def test_a_blocking_client_may_speak_tls(loop: str, tls: Any) -> None:
     with testing.connect_sync(Upper, ssl=tls.server, loop=loop) as client:
         client.socket = tls.client.wrap_socket(client.socket, server_hostname="localhost")
