@@ -233,6 +233,7 @@ async def test_a_sender_that_is_far_ahead_is_held_back() -> None:
         ({"latency": -1}, "latency must be seconds"),
         ({"jitter": float("nan")}, "jitter must be seconds"),
         ({"rate": 0}, "rate must be bytes a second"),
+        ({"rate": float("inf")}, "rate must be bytes a second above 0, or None"),
         ({"slices": (3, 2)}, "slices must be a number of bytes"),
         ({"slices": 0}, "slices must be a number of bytes"),
         ({"reset_after": -1}, "reset_after must be a number of bytes"),
