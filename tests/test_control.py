@@ -480,6 +480,12 @@ def test_ctl_shows_the_status_and_the_connections(tmp_path: Path) -> None:
             assert ["in", "all", "1", "1", "0", "0", "0", "0"] in lines
             assert ["per", "second", "0.0", "0.0", "0.0", "0.0", "0.0"] in lines
             assert any(line[0] == "1" and line[-2:] == ["user", "7"] for line in lines if line)
+            with contextlib.ExitStack() as others:
+                for _ in range(MOST_CLIENTS):
+                    others.enter_context(socket.socket(socket.AF_UNIX)).connect(str(tmp_path / "control.sock"))
+                outcome = invoke("top", "--control", control, "--count", "1")
+                check_mistake(outcome, "clients are connected: try again", status=1)
+            eventually(tmp_path / "control.sock", "status", lambda found: found["ok"])
         assert invoke("ctl", "--control", control, "drain")[:2] == (0, b"done\n")
     finally:
         with contextlib.suppress(RuntimeError):  # it has ended
