@@ -357,6 +357,21 @@ async def test_a_cancelled_receive_loses_no_message() -> None:
             assert received == b"%d" % number
 
 
+async def test_an_ask_while_another_task_receives_sends_nothing_and_ends_nothing() -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(aioecho.serve(Echo, "tcp://127.0.0.1:0"))
+        datagrams = await stack.enter_async_context(datagram_server(lambda data, send: send(data)))
+        stream = await stack.enter_async_context(connect(server.names[0], framing=Lines(), timeout=10))
+        for conn in (stream, await stack.enter_async_context(connect(datagrams, timeout=10))):
+            receiving = asyncio.create_task(conn.receive())
+            await settle()
+            with pytest.raises(RuntimeError, match="another task receives"):
+                await conn.ask(b"lost")
+            await conn.send(b"hello")
+            assert await receiving == b"hello"
+            assert await conn.ask(b"again") == b"again"
+
+
 # Reconnecting.
 
 

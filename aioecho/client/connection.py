@@ -210,6 +210,8 @@ class StreamConnection(Connection):
         joined = self._framing.join(data)
         timeout = self.timeout if timeout is None else timeout
         async with self._turn:
+            if self._reader.is_awaited():  # before the request is sent, whose reply would be the other task's
+                raise RuntimeError(f"another task receives from {self.endpoint} already")
             try:
                 async with asyncio.timeout(timeout) as limit:
                     await self._send(joined, None)

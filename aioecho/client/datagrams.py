@@ -68,8 +68,7 @@ class DatagramConnection(Connection):
         return await self._receive(self.timeout)
 
     async def _receive(self, timeout: float | None) -> bytes:
-        if self._is_receiving:
-            raise RuntimeError(f"another task receives from {self.endpoint} already")
+        self._check_not_receiving()
         self._is_receiving = True
         try:
             async with asyncio.timeout(timeout):
@@ -91,6 +90,10 @@ class DatagramConnection(Connection):
         finally:
             self._is_receiving = False
 
+    def _check_not_receiving(self) -> None:
+        if self._is_receiving:
+            raise RuntimeError(f"another task receives from {self.endpoint} already")
+
     async def ask(
         self, data: bytes, *, timeout: float | None = None, retries: int = 0, match: Match | None = None
     ) -> bytes:
@@ -98,6 +101,7 @@ class DatagramConnection(Connection):
         if timeout is None:
             timeout = ASK_TIMEOUT if self.timeout is None else self.timeout
         async with self._turn:
+            self._check_not_receiving()  # before the request is sent, whose reply would be the other task's
             if match is None:
                 self._drop_what_came()
             for attempt in range(retries + 1):
