@@ -190,7 +190,7 @@ class DatagramEngine(Engine):
         if number is not None:
             del self.pending[number]
             if self.begun:
-                self._pause(s, "datagrams")
+                self._pause(s, "datagrams", error_class)
 
     def _fail_silent(self, now: int) -> None:
         while self.pending:
