@@ -210,7 +210,7 @@ class StreamConnection(Connection):
         joined = self._framing.join(data)
         timeout = self.timeout if timeout is None else timeout
         async with self._turn:
-            if self._reader.is_awaited():  # before the request is sent, whose reply would be the other task's
+            if self._reader.is_awaited():  # before the request is sent: the other task would get the reply
                 raise RuntimeError(f"another task receives from {self.endpoint} already")
             try:
                 async with asyncio.timeout(timeout) as limit:

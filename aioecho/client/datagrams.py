@@ -101,7 +101,7 @@ class DatagramConnection(Connection):
         if timeout is None:
             timeout = ASK_TIMEOUT if self.timeout is None else self.timeout
         async with self._turn:
-            self._check_not_receiving()  # before the request is sent, whose reply would be the other task's
+            self._check_not_receiving()  # before the request is sent: the other task would get the reply
             if match is None:
                 self._drop_what_came()
             for attempt in range(retries + 1):

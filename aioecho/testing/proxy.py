@@ -191,7 +191,7 @@ class FaultyProxy:
         task.add_done_callback(lambda _: _close_all(accepted))  # a task that is cancelled before it begins does not
 
     async def _serve(self, accepted: list[socket.socket], number: int) -> None:
-        """Serve the client whose socket is in `accepted`, and take it from there."""
+        """Serve a client. Its socket is removed from `accepted` once this runs."""
         loop = asyncio.get_running_loop()
         sock = accepted.pop()
         try:
