@@ -395,6 +395,16 @@ async def test_two_clients_cannot_have_one_address() -> None:
             testing.connect(client.server, limits=aioecho.Limits())
 
 
+@ON_ONE_LOOP
+async def test_a_client_without_an_address_gets_one_that_no_other_has() -> None:
+    async with (
+        testing.connect(Echo, client_address=("127.0.0.1", 2)) as client,
+        testing.connect(client.server) as other,
+    ):
+        assert other.client_address[0] == "127.0.0.1"
+        assert other.client_address != client.client_address
+
+
 # A handler without a server
 
 
