@@ -1,9 +1,8 @@
 """Taking turns at accept() where several processes accept from the same sockets, so that none gets most of the connections.
 
 All of them wake when a client comes, and the quickest gets it: often the same one again and again. So every process writes down
-how many connections it holds, in shared memory, and one that holds more than others steps back for a moment. No process waits
-for another one that does not accept: what has stepped back looks again, and accepts a client that has waited for PAUSE
-seconds.
+how many connections it holds, in shared memory, and one that holds more than others steps back for a moment. No client waits
+for a process that does not accept, or not enough: what has stepped back looks twice, and then accepts one that waits still.
 
 Nothing is locked. A process writes to its own cell alone, and one that dies leaves a number there that does not change, which
 the others disregard.
