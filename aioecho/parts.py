@@ -117,6 +117,10 @@ class Composite(BaseServer):
         """Tell whether the caller runs in a thread of a part's blocking handlers. May be called in any thread."""
         return any(part.owns_this_thread() for part in self._parts)
 
+    def waits_for(self, task: object) -> bool:
+        """Tell whether its drain waits for this task, or that of a part does."""
+        return super().waits_for(task) or any(part.waits_for(task) for part in self._parts)
+
     # What is set on all parts.
 
     def _begin_shutdown_of(self, part: BaseServer, grace: float, why: str | None) -> Drain:

@@ -311,8 +311,9 @@ class BaseServer(Sharing):
         a handler that swallows that is named in the log, and its connection aborted. Called again, the shorter grace wins,
         and both calls return the same report. If the call is cancelled, the grace is over at once.
 
-        May be awaited in any event loop; in a thread without one call :meth:`begin_shutdown`. In a handler's own task it
-        returns at once, with the report as it stands then: to wait for all handlers would be to wait for itself.
+        May be awaited in any event loop; in a thread without one call :meth:`begin_shutdown`. In a handler's own task, and in
+        the `tasks` of handlers and of the server, it returns at once, with the report as it stands then: to wait for all of
+        them would be to wait for itself.
 
         Raises:
             ValueError: `grace` is no number of seconds.
@@ -322,8 +323,7 @@ class BaseServer(Sharing):
         if loop is not None and loop is not asyncio.get_running_loop() and not loop.is_closed():
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.shutdown(grace), loop))
         drain = self._begin_shutdown(grace)
-        this = asyncio.current_task()
-        if any(connection.task is this for connection in self.connections):
+        if (self.company or self).waits_for(asyncio.current_task()):
             return drain.report()
         return await drain.wait()
 

@@ -122,6 +122,14 @@ class Sharing(Registry):
                 " server.event_loop.call_soon_threadsafe(server.broadcast, data)"
             )
 
+    def waits_for(self, task: object) -> bool:
+        """Tell whether its drain waits for this task: of a handler, beside one, or of its own. Not for users."""
+        return (
+            any(connection.task is task for connection in self.connections)
+            or any(task in beside.tasks or task is beside.goodbye for beside in self.beside.values())
+            or task in self.tasks
+        )
+
     async def _end_program(self) -> None:
         """End the server's tasks, then its lifespan."""
         seconds = 0 if self._drain is None else self._drain.seconds_left()

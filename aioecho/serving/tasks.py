@@ -32,6 +32,10 @@ class Tasks:
         """Return how many have not ended."""
         return len(self._tasks)
 
+    def __contains__(self, task: object) -> bool:
+        """Tell whether this is one of them, and has not ended."""
+        return task in self._tasks
+
     def create_task(
         self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
     ) -> "asyncio.Task[T]":
