@@ -132,12 +132,14 @@ class Sharing(Registry):
 
     async def _end_program(self) -> None:
         """End the server's tasks, then its lifespan."""
-        seconds = 0 if self._drain is None else self._drain.seconds_left()
-        await self.tasks.end(max(seconds, LEAST))
+        await self.tasks.end(max(self._seconds_left(), LEAST))
         if self.company is not None and self._drain is not None:
             await self.company.wait_drained(self)
         if self._lifespan is not None:
-            await self._lifespan.end(seconds)
+            await self._lifespan.end(self._seconds_left())
+
+    def _seconds_left(self) -> float:
+        return 0 if self._drain is None else self._drain.seconds_left()
 
     def has_failed(self) -> bool:
         """Tell whether its lifespan raised or ended too early."""
