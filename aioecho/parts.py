@@ -168,6 +168,8 @@ class Composite(BaseServer):
 
     async def _undo_start(self) -> None:
         self.close()
+        for part in self._parts:
+            part.measure_loop(None)
         await self._end_program()
 
     def close(self) -> None:

@@ -189,7 +189,7 @@ class BaseServer(Sharing):
             raise RuntimeError("a server can be started once, and not after its end")
         self._was_started = True
         self.event_loop = asyncio.get_running_loop()
-        self._measure_loop(self.event_loop)
+        self.measure_loop(self.event_loop)
         # Not the context of an accept: a handler, or another thread, may be what makes the server accept again.
         self.task_context = contextvars.copy_context()
         bound: list[BoundSocket] = []
@@ -220,6 +220,7 @@ class BaseServer(Sharing):
             self.close()
             for bound_socket in bound:
                 bound_socket.close()
+            self.measure_loop(None)
             await self._end_program()
             raise
         logger.log(self._log_level, "listening on %s", ", ".join(self.names))
@@ -385,7 +386,7 @@ class BaseServer(Sharing):
         if self.handler_threads is not None:
             await self.handler_threads.close()
         self.timeout_sweeper.stop()
-        self._measure_loop(None)
+        self.measure_loop(None)
         await self._end_program()
 
     async def __aenter__(self) -> Self:

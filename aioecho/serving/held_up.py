@@ -57,9 +57,9 @@ class HeldUpWatch:
 
     def _watch(self) -> None:
         told = 0.0
-        while not self._over.wait(self._seconds / BEATS):
+        while not (self._over.wait(self._seconds / BEATS) or self._loop.is_closed()):
             last = self._last
-            if time.monotonic() - last < self._seconds or last == told or self._loop.is_closed():
+            if time.monotonic() - last < self._seconds or last == told:
                 continue
             told = last  # once for every time
             frame = sys._current_frames().get(self._thread)

@@ -126,8 +126,8 @@ class Registry:
         """
         return measure(self)
 
-    def _measure_loop(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        """Measure the lag of `loop`, if the server is measured, and watch it in debug mode; None ends that."""
+    def measure_loop(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Measure the lag of `loop`, if the server is measured, and watch it in debug mode; None ends that. Not for users."""
         if self.measures is not None:
             self.measures.stop()
             if loop is not None:
