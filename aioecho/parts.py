@@ -9,7 +9,7 @@ from typing import Any, Literal
 from aioecho.serving.base import BaseServer
 from aioecho.serving.drain import Drain
 from aioecho.serving.live import Connections
-from aioecho.stats import DrainReport, ServiceStats
+from aioecho.stats import DatagramStats, DrainReport, ServiceStats
 
 __all__ = ["Composite", "inherit"]
 
@@ -110,8 +110,9 @@ class Composite(BaseServer):
         self._parts[0].deliver(topic, data, full)
 
     def note_unpublished(self, count: int) -> None:
-        """Count messages that the clients of streams have missed."""
-        self._parts[0].note_unpublished(count)
+        """Count messages that clients of streams have missed, all for the first server of streams: the worker tells no more."""
+        of_streams = (part for part in self.parts if not isinstance(part.live_stats, DatagramStats))
+        next(of_streams, self.parts[0]).note_unpublished(count)
 
     def owns_this_thread(self) -> bool:
         """Tell whether the caller runs in a thread of a part's blocking handlers. May be called in any thread."""

@@ -121,6 +121,16 @@ async def test_a_stop_of_one_stops_all_and_lifespans_are_left_when_all_have_drai
     assert not program.has_failed()
 
 
+async def test_messages_between_workers_that_fit_no_server_are_dropped_and_lost_ones_count_for_streams() -> None:
+    servers = [aioecho.UDPServer(ANYWHERE, DatagramUpper), aioecho.TCPServer(ANYWHERE, Echo)]
+    program: Any = make_servers(lambda: servers)
+    async with program:
+        for topic in ("1:news", "7:news", "news"):  # as a worker sends that has other servers
+            program.deliver(topic, b"x", "close")
+        program.note_unpublished(2)
+        assert program.stats.streams.unpublished == servers[1].stats.unpublished == 2
+
+
 async def test_where_one_cannot_start_none_serves_and_lifespans_are_left() -> None:
     events: list[str] = []
 
