@@ -33,7 +33,7 @@ def watch_in_debug_mode(loop: asyncio.AbstractEventLoop) -> "HeldUpWatch | None"
 
 
 class HeldUpWatch:
-    """Looks from a thread of its own whether the loop runs, and logs what it does when it has not for `seconds`.
+    """Looks from a thread of its own whether the loop runs, and logs which handler holds it up for more than `seconds`.
 
     Made in the loop's thread.
     """
@@ -64,6 +64,7 @@ class HeldUpWatch:
             told = last  # once for every time
             frame = sys._current_frames().get(self._thread)
             found = None if frame is None else _find_handler(frame)
+            del frame  # it has all that the handler has
             if found is not None:
                 logger.warning(
                     "%s holds the event loop up for more than %g s, at %s: use await, or asyncio.to_thread()",
