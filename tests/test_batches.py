@@ -208,6 +208,16 @@ async def test_what_waits_when_the_grace_is_over_is_counted_as_stopped(gated: ty
         assert server.stats.drops == {"stopped": 1}
 
 
+async def test_a_batch_that_is_cut_off_before_it_begins_counts_as_cancelled(gated: type[Gated], peer: Peer) -> None:
+    async with serving(gated) as (server, address):
+        server.pause()
+        peer.send(b"0", address)
+        report = await server.shutdown(0)
+        assert (report.completed, report.cancelled, report.aborted) == (0, 1, 0)
+        assert (server.stats.completed, server.stats.cancelled) == (0, 1)
+        check(server)
+
+
 async def test_unix_sockets_send_batches_too(gated: type[Gated], tmp_path: Path) -> None:
     gated.gate.set()
     path = str(tmp_path / "s")
