@@ -185,6 +185,9 @@ class Composite(BaseServer):
         for part in self._parts:
             part.pause()
 
+    def _resume_listeners(self) -> None:
+        """Do nothing: the parts have the sockets, and the clients that wait."""
+
     def resume(self) -> None:
         """Accept and read again, after :meth:`pause`."""
         super().resume()
