@@ -17,6 +17,7 @@ from programs import ask as ask_program
 import aioecho
 from aioecho.echo import DatagramUpper, Echo, Upper
 from aioecho.several import is_factory, make_servers
+from aioecho.workers.program import make_servers_in_worker
 from aioecho.workers.single import run_server
 
 
@@ -166,6 +167,11 @@ def test_what_a_factory_gives_is_checked(found: Any, error: str | None) -> None:
         return
     with pytest.raises((TypeError, ValueError), match=error):
         make_servers(lambda: found)
+
+
+def test_a_factory_that_has_other_endpoints_by_now_is_not_served() -> None:
+    with pytest.raises(aioecho.AioechoError, match="has 4 endpoints now, and had 1 when the program started"):
+        make_servers_in_worker(two, None, [["fd://0"]])
 
 
 def test_a_factory_is_told_from_what_makes_handlers() -> None:

@@ -163,10 +163,19 @@ def _check_factory(factory: Any, options: Mapping[str, Any]) -> None:
 def make_servers_in_worker(
     factory: Callable[[], Any], log_config: LogConfig | None, endpoints: list[list[str]]
 ) -> BaseServer:
-    """Make the servers of a factory, to serve on the endpoints of inherited sockets."""
+    """Make the servers of a factory, to serve on the endpoints of inherited sockets.
+
+    Raises:
+        AioechoError: the factory, which may be newer than the supervisor, has other endpoints.
+    """
     if log_config is not None:
         apply_log_config(log_config)
     server = make_servers(factory)
+    if len(server.endpoints) != len(endpoints):
+        raise AioechoError(
+            f"the factory has {len(server.endpoints)} endpoints now, and had {len(endpoints)} when the program started:"
+            " restart the program"
+        )
     server.inherit(endpoints)
     return server
 
