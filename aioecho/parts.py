@@ -110,7 +110,7 @@ class Composite(BaseServer):
         self._parts[0].deliver(topic, data, full)
 
     def note_unpublished(self, count: int) -> None:
-        """Count messages that clients of streams have missed, all for the first server of streams: the worker tells no more."""
+        """Count messages that clients of streams have missed, for the first server of streams: there is one count for all."""
         of_streams = (part for part in self.parts if not isinstance(part.live_stats, DatagramStats))
         next(of_streams, self.parts[0]).note_unpublished(count)
 

@@ -106,7 +106,7 @@ class AcceptTurns:
         self._cells[self._own] = ABSENT
 
     def find_behind(self) -> dict[int, int]:
-        """Return the cells of the processes whose turn it is, and what is in them."""
+        """Return the cells of the processes that hold fewer connections, but for disregarded ones, and what is in them."""
         cells = self._cells
         mine = cells[self._own]
         return {

@@ -77,7 +77,7 @@ def _find_handler(frame: FrameType) -> tuple[str, str] | None:
     inner: FrameType | None = None
     outer: FrameType | None = frame
     while outer is not None:
-        if inner is None and not _is_elses(outer):
+        if inner is None and not _is_library_code(outer):
             inner = outer
         me: Any = outer.f_locals.get("self")
         if inner is not None and hasattr(type(me), "serves") and outer.f_code.co_name in METHODS:
@@ -86,8 +86,8 @@ def _find_handler(frame: FrameType) -> tuple[str, str] | None:
     return None
 
 
-def _is_elses(frame: FrameType) -> bool:
-    """Tell whether a frame is the library's, or aioecho's: a handler's line is what called it."""
+def _is_library_code(frame: FrameType) -> bool:
+    """Tell whether a frame is the standard library's, or aioecho's: the line to name is the one that called it."""
     name = frame.f_globals.get("__name__", "")
     is_library = (
         frame.f_code.co_filename.startswith((LIBRARY, "<frozen")) and "-packages" not in frame.f_code.co_filename

@@ -77,7 +77,7 @@ class Sharing(Registry):
     def publish(self, topic: str, data: bytes, *, but: Any = None, full: Literal["close", "skip"] = "close") -> int:
         """Write a message to a group's clients in all worker processes; return to how many of this process.
 
-        A topic is a group: clients hear it whose handlers have called ``self.join(topic)``, in any worker. Without workers it
+        A topic is a group: a client hears it if its handler has called ``self.join(topic)``, in any worker. Without workers it
         is :meth:`broadcast` to that group. Never waits. In this process the message is written at once; to the others it goes
         through their parent. From one worker messages come in their order, from several in any. Where 4 MiB wait for a process
         already, the message does not reach it, and ``stats.unpublished`` counts that, there or here.

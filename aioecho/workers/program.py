@@ -58,8 +58,8 @@ def run(
     Args:
         RequestHandlerClass, endpoints: as for :func:`aioecho.serve`, and `options` are :class:`aioecho.BaseServer`'s,
             such as `grace`, the seconds that handlers have to finish. Limits are for each process. Or, without endpoints, a
-            factory: a function without arguments that returns a server, or a list of servers which are one program then, each
-            with limits and options of its own. Every worker calls it.
+            factory: a function without arguments that returns a server, or a list of servers which are one program then, all
+            with limits and options of their own. Every worker calls it.
         server_class: the class of the server, a subclass of :class:`aioecho.TCPServer` for instance, with hooks of its own.
         workers: processes that serve. "auto" is as many as this process has processors to use: those that it may be
             scheduled on, or fewer by the CPU quota of its control group (rounded up). Unless it is 1, this process serves
