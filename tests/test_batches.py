@@ -184,6 +184,30 @@ async def test_a_batch_that_takes_too_long_is_cancelled_and_the_next_begins(gate
         gated.gate.set()
 
 
+async def test_a_batch_that_nothing_ends_does_not_keep_the_next_waiting(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aioecho.datagrams.run.SWALLOWED_FOR", 0.05)
+    release = asyncio.Event()
+    seen: list[bytes] = []
+
+    async def handle(self: Any) -> None:
+        seen.extend(data for data, _ in self.datagrams)
+        while seen[0] in dict(self.datagrams) and not release.is_set():
+            with contextlib.suppress(BaseException):  # also GeneratorExit
+                await release.wait()
+
+    async with serving(handler(handle), timeouts=aioecho.Timeouts(datagram_handler=0.1)) as (server, address):
+        peer.send(b"1", address)
+        await settle(lambda: seen)
+        peer.send(b"2", address)
+        await settle(lambda: seen == [b"1", b"2"])
+        await settle(lambda: not server.connections)
+        assert server.stats.reasons == {"datagram_handler": 1, "finished": 1}
+        release.set()
+        await settle()
+
+
 async def test_a_stop_handles_what_has_come(gated: type[Gated], peer: Peer) -> None:
     async with serving(gated) as (server, address):
         peer.send(b"1", address)
