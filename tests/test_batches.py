@@ -184,6 +184,30 @@ async def test_a_batch_that_takes_too_long_is_cancelled_and_the_next_begins(gate
         gated.gate.set()
 
 
+async def test_a_batch_that_nothing_ends_does_not_keep_the_next_waiting(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aioecho.datagrams.run.SWALLOWED_FOR", 0.05)
+    release = asyncio.Event()
+    seen: list[bytes] = []
+
+    async def handle(self: Any) -> None:
+        seen.extend(data for data, _ in self.datagrams)
+        while seen[0] in dict(self.datagrams) and not release.is_set():
+            with contextlib.suppress(BaseException):  # also GeneratorExit
+                await release.wait()
+
+    async with serving(handler(handle), timeouts=aioecho.Timeouts(datagram_handler=0.1)) as (server, address):
+        peer.send(b"1", address)
+        await settle(lambda: seen)
+        peer.send(b"2", address)
+        await settle(lambda: seen == [b"1", b"2"])
+        await settle(lambda: not server.connections)
+        assert server.stats.reasons == {"datagram_handler": 1, "finished": 1}
+        release.set()
+        await settle()
+
+
 async def test_a_stop_handles_what_has_come(gated: type[Gated], peer: Peer) -> None:
     async with serving(gated) as (server, address):
         peer.send(b"1", address)
@@ -206,6 +230,16 @@ async def test_what_waits_when_the_grace_is_over_is_counted_as_stopped(gated: ty
         report = await server.shutdown(0.1)
         assert (report.cancelled, report.aborted) == (1, 0)
         assert server.stats.drops == {"stopped": 1}
+
+
+async def test_a_batch_that_is_cut_off_before_it_begins_counts_as_cancelled(gated: type[Gated], peer: Peer) -> None:
+    async with serving(gated) as (server, address):
+        server.pause()
+        peer.send(b"0", address)
+        report = await server.shutdown(0)
+        assert (report.completed, report.cancelled, report.aborted) == (0, 1, 0)
+        assert (server.stats.completed, server.stats.cancelled) == (0, 1)
+        check(server)
 
 
 async def test_unix_sockets_send_batches_too(gated: type[Gated], tmp_path: Path) -> None:

@@ -485,10 +485,12 @@ async def test_frames_of_asyncios_reader_take_no_more_than_they_are() -> None:
 
 
 @ON_ONE_LOOP
-async def test_closed_needs_a_reader_that_tells() -> None:
+async def test_closed_needs_a_reader_that_tells_and_tasks_a_connection() -> None:
     one = Upper((asyncio.StreamReader(), FakeWriter()), ("127.0.0.1", 1), None)
     with pytest.raises(TypeError, match=r"needs an aioecho\.StreamReader"):
         await one.closed()
+    with pytest.raises(RuntimeError, match="no server has made it"):
+        one.tasks  # noqa: B018
 
 
 # Simulated time

@@ -134,6 +134,22 @@ async def test_a_server_without_room_leaves_clients_to_others(counts: AcceptCoun
             assert full.stats.active + other.stats.active == 50
 
 
+async def test_a_client_does_not_wait_for_a_process_that_goes_on_accepting_others(counts: AcceptCounts) -> None:
+    behind = counts.claim()
+    async with sharing(counts, 1) as [server], clients(server.server_address, AHEAD + 1):
+        counts.cells[behind] = 0
+
+        async def accept_others() -> None:
+            while True:
+                counts.cells[behind] -= 1
+                await asyncio.sleep(0)
+
+        accepting = asyncio.create_task(accept_others())
+        async with clients(server.server_address, 3):
+            assert server.stats.active == AHEAD + 4
+        accepting.cancel()
+
+
 async def test_a_server_that_steps_back_stops_at_once(counts: AcceptCounts) -> None:
     behind = counts.claim()
     async with sharing(counts, 1) as [server], clients(server.server_address, AHEAD + 1):

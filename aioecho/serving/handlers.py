@@ -53,9 +53,9 @@ class _TasksOfConnection:
     def __get__(self, handler: Any, kind: type) -> Any:
         if handler is None:
             return self
-        connection = handler.writer.protocol.driver
+        connection = handler._find_connection()
         if connection is None:
-            raise RuntimeError("the connection has ended, and has no tasks any more")
+            raise RuntimeError("tasks end with a server's connection: this one has ended, or no server has made it")
         return connection.get_tasks()
 
 
@@ -194,7 +194,7 @@ class StreamRequestHandler(BaseRequestHandler):
         """Say goodbye: called when the server begins to stop, in a task of its own, beside :meth:`handle`.
 
         For what the peer is to be told, by ``self.send()``. The connection stays open until it has returned, but for no more
-        than a second after the end of handle(); :meth:`finish` comes then. Not called where the handler is made after the stop
+        than a second after the end of handle(); :meth:`finish` comes then. Not called where handle() is called after the stop
         has begun. To be overridden.
         """
 
