@@ -54,14 +54,6 @@ async def test_the_kind_of_the_server_follows_from_the_endpoints_of_each_class()
         aioecho.serve({Echo: TCP, DatagramEcho: UDP}, grace=-1)
 
 
-async def test_a_service_of_datagrams_alone_has_no_clients_to_broadcast_to() -> None:
-    server = aioecho.serve({DatagramEcho: UDP, DatagramUpper: UDP})
-    with pytest.raises(TypeError, match=r"broadcast\(\) is for streams"):
-        server.broadcast(b"hello")
-    with pytest.raises(TypeError, match=r"broadcast\(\) is for streams"):
-        server.publish("room", b"hello")
-
-
 async def test_all_are_listened_on_or_none() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken, socket.socket() as free:
         taken.bind(("127.0.0.1", 0))
