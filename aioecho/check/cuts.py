@@ -13,8 +13,8 @@ from aioecho.check.subject import Finding, Subject
 
 __all__ = ["check_coalescing", "check_segmentation"]
 
-MOST_SINGLE = 120
-"""Places where the bytes are cut at one place alone, at most."""
+MOST_PLACES = 120
+"""Places where the bytes are cut at one place alone, at most, and as many at which they are cut together."""
 
 RANDOM = 60
 """Ways of cutting that are chosen at random, but the same in every run."""
@@ -29,9 +29,10 @@ def check_segmentation(subject: Subject) -> Iterator[Finding]:
     """Cut records into pieces: one that comes in several must be answered as one that comes whole."""
     records = subject.conversation.records
     bounds, inner = _places(records)
-    few = inner[:: -(-len(inner) // MOST_SINGLE)] if inner else []
-    # One cut first: what is found by it is the simplest.
-    ways = itertools.chain((frozenset({place}) for place in few), [frozenset(inner)])
+    few = inner[:: -(-len(inner) // MOST_PLACES)] if inner else []
+    # One cut first: what is found by it is the simplest. Then byte by byte, but not all of a long conversation: every piece
+    # is waited for.
+    ways = itertools.chain((frozenset({place}) for place in few), [frozenset(inner[:MOST_PLACES])])
     found = _search(subject, (way | bounds for way in ways), _chosen(inner, bounds))
     if found is not None:
         yield _shrink(subject, found, "segmentation")
