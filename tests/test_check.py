@@ -193,6 +193,23 @@ def test_what_is_said_without_a_script_is_three_records(framing: Framing) -> Non
     assert used == sum(map(len, said.records))
 
 
+class Words(Framing):
+    """Its frames are lists."""
+
+    def split(self, buffer: Any, scanned: int = 0) -> tuple[list[Any], int, int]:
+        *lines, rest = bytes(buffer).split(b"\n")
+        return [line.split() for line in lines], len(buffer) - len(rest), len(rest) + 1
+
+    def join(self, frame: Any) -> bytes:
+        return b" ".join(frame) + b"\n"
+
+
+def test_the_lines_of_a_script_are_sent_as_they_are_where_frames_are_more_than_bytes() -> None:
+    with pytest.raises(ValueError, match="say with a script what to send"):
+        default_conversation(Words())
+    assert parse_script(b"one two\nthree\n", Words()).records == (b"one two\n", b"three\n")
+
+
 def test_a_reply_that_a_script_expects_and_that_does_not_come_is_found() -> None:
     said = parse_script(b"> hello\n< HELLO\n> you\n< me\n", None)
     (finding,) = find(echo.Upper, "replies", conversation=said)
