@@ -195,6 +195,8 @@ def test_the_name_server_answers_what_is_malformed() -> None:
             header + question[:-1],
             header + b"\xc0\x0c\0\1\0\1",
             header + b"\3www",
+            header + b"\x40" + b"w" * 64 + question,
+            header + b"\1w" * 130 + question,
             header[:5] + b"\2" + header[6:] + question,
         ):
             assert ask_by_datagram(server.names[1], query) == format_error
