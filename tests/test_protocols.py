@@ -100,6 +100,7 @@ def test_the_store_answers_what_is_malformed() -> None:
             (b"*0\r\nPING\r\n", b"+PONG\r\n"),
             (b"*x\r\nPING\r\n", b"-ERR Protocol error: expected '*' and a number up to 1024\r\n"),
             (b"*1\r\n$-1\r\n", b"-ERR Protocol error: expected '$' and a number up to 1048576\r\n"),
+            (b"*2\r\n$3\r\nGET\r\n$1048574\r\n", b"-ERR Protocol error: expected '$' and a number up to 1048573\r\n"),
             (b"*1\r\n$4\r\nPI", b""),
         ):
             assert ask_server(server, sent) == reply
