@@ -361,6 +361,7 @@ def test_the_endpoint_answers_what_is_malformed() -> None:
             (b"POST /upper HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", b"501"),
             (b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", b"431"),
             (b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n" + good, b"200"),
+            (b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\nHELLO\r\n\r\n", b"200"),
         ):
             statuses = re.findall(rb"HTTP/1.1 (\d+)", ask_server(server, good + bad))
             assert statuses[:2] == [b"200", status]
