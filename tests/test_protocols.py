@@ -300,11 +300,12 @@ def test_the_ward_acknowledges_what_the_package_hl7_sends() -> None:
 
 
 def test_the_ward_rejects_what_is_malformed_and_takes_the_next_message() -> None:
-    good = b"\x0bMSH|^~\\&|desk||||||ADT^A01|8|P|2.5\r\x1c\r"
+    good = b"\x0bMSH|^~\\&|desk||||||ADT^A01|8|T|2.5\r\x1c\r"
     with program("ward.py") as (server, _):
         for bad in (b"\x0b\x1c\r", b"hello\x1c\r", b"\x0bMSH|\x1c\r", b"\x0b" + b"x" * 2**21 + b"\x1c\r"):
-            codes = re.findall(rb"\rMSA\|(\w\w)\|", ask_server(server, bad + good))
-            assert codes == [b"AR", b"AA"]
+            replies = ask_server(server, bad + good)
+            assert re.findall(rb"\rMSA\|(\w\w)\|", replies) == [b"AR", b"AA"]
+            assert b"||ACK|8|T|2.5\r" in replies
 
 
 # modbus.md
