@@ -475,11 +475,21 @@ def test_a_transfer_answers_what_is_malformed_and_ignores_what_comes_twice(
         where = ("127.0.0.1", int(ports["69"]))
         for request, code in ((b"", 4), (b"\0", 4), (b"\0\1kernel", 4), (b"\0\7kernel\0octet\0", 4), (b"\0\1\0octet\0", 4),
                               (b"\0\1kernel\0mail\0", 0), (b"\0\1../secret\0octet\0", 1), (b"\0\1\xff\0octet\0", 1),
-                              (b"\0\1.\0octet\0", 1), (b"\0\2kernel\0octet\0", 6)):  # fmt: skip
+                              (b"\0\1.\0octet\0", 1), (b"\0\2kernel\0octet\0", 6), (b"\0\2..\0octet\0", 6),
+                              (b"\0\1" + b"x" * 256 + b"\0octet\0", 4),
+                              (b"\0\1" + b"\xff" * 255 + b"\0octet\0", 1)):  # fmt: skip
             client.sendto(request, where)
             reply, came_from = client.recvfrom(1000)
             assert (reply[:4], came_from[1] != where[1]) == (b"\0\5\0" + bytes([code]), True), request
         client.sendto(b"\0\5\0\0\0", where)  # an error, which is not answered
+        client.sendto(b"\0\2new\0octet\0", where)
+        reply, transfer = client.recvfrom(1000)
+        assert reply == b"\0\4\0\0"
+        client.sendto(b"\0\3\0\1" + bytes(513), transfer)  # a block too long
+        while (reply := client.recv(1000)) == b"\0\4\0\0":
+            pass  # sent again, as the block was late
+        assert reply[:4] == b"\0\5\0\3"
+        assert not (tmp_path / "boot" / "new").exists()
         client.sendto(b"\0\1kernel\0OCTET\0blksize\0001024\0", where)
         reply, transfer = client.recvfrom(1000)
         assert reply == b"\0\3\0\1" + bytes(512)
