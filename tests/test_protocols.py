@@ -257,6 +257,10 @@ def test_the_mail_server_answers_what_is_malformed(tls: SimpleNamespace, monkeyp
                 client.docmd(command)
             client.send("\r\n".join(["x" * 60_000] * 20 + [".", ""]))
             assert client.getreply()[0] == 552
+            # 452 and not 550: the client sends the mail to the others later, and does not take them for absent.
+            client.docmd("MAIL FROM:<>")
+            replies = [client.docmd("RCPT TO:<a@mail.example>")[0] for _ in range(101)]
+            assert replies == [250] * 100 + [452]
     [(_, _, lines)] = server.server.RequestHandlerClass.inbox
     assert lines == [b"one\n.\nMAIL FROM:<eve@b>\n.", b".two"]
 
