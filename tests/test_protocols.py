@@ -404,6 +404,7 @@ def test_the_broker_closes_on_what_is_malformed() -> None:
             b"\x34\5\0\1a\0\1",
             b"\x80\6\0\1\0\1a\0",
             b"\x82\7\0\1\0\2a+\0",
+            b"\x82\5\0\1\0\1a",
             b"\x82\2\0\1",
             b"\xf0\0",
         ):
@@ -427,9 +428,11 @@ def test_the_broker_disconnects_a_client_that_is_silent_for_longer_than_its_keep
 
 def test_the_brokers_filters_match_as_the_protocol_says() -> None:
     matches = execute(BLOCKS["broker.py"].replace("__main__", "broker"))["matches"]
-    for pattern, topic in (("a/+", "a/b"), ("a/#", "a"), ("a/#", "a/b/c"), ("#", "a/b"), ("+/+", "/a"), ("a", "a")):
+    for pattern, topic in (("a/+", "a/b"), ("a/#", "a"), ("a/#", "a/b/c"), ("#", "a/b"), ("+/+", "/a"), ("a", "a"),
+                           ("$SYS/#", "$SYS/a")):  # fmt: skip
         assert matches(pattern, topic)
-    for pattern, topic in (("a/+", "a"), ("a/+", "a/b/c"), ("a", "b"), ("+", "/a"), ("a/#", "b/a"), ("a/b/#", "a")):
+    for pattern, topic in (("a/+", "a"), ("a/+", "a/b/c"), ("a", "b"), ("+", "/a"), ("a/#", "b/a"), ("a/b/#", "a"),
+                           ("#", "$SYS/a"), ("+/a", "$SYS/a")):  # fmt: skip
         assert not matches(pattern, topic)
 
 
