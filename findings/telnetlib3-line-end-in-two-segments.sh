@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# telnetlib3 5.0.1 on CPython: readline() gives one line or two, by whether CR and LF come in one segment.
+# telnetlib3 5.0.1 on CPython: readline() gives one line or two, as CR and LF come in one segment or in two.
 #
 # Telnet ends a line with CR LF. One would guess that readline() gives the same lines however the stream is cut, as asyncio's does.
 # Its docstring says that CR ends no line unless LF or NUL follows. It decides by what has come so far, though
