@@ -136,8 +136,12 @@ class Session:
         for piece in pieces:
             if self.is_over:
                 return
-            with contextlib.suppress(OSError):  # the server has closed: it does not want this
+            try:
                 await asyncio.wait_for(self._loop.sock_sendall(self._sock, piece), PATIENCE)
+            except TimeoutError:
+                return  # a part of it is on its way: what came behind that would be another record
+            except OSError:
+                pass  # the server has closed: it does not want this
             self._sent += len(piece)
             await self.settle()
 
@@ -270,7 +274,9 @@ class Player:
         if ends_at_once:
             await session.send(*pieces[:-1])
             with contextlib.suppress(OSError):
-                session.send_now(pieces[-1])
+                left = pieces[-1][session.send_now(pieces[-1]) :]
+                if left:  # it is more than the kernel takes at once
+                    await session.send(left)
         else:
             await session.send(*pieces)
         session.end()
