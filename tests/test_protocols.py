@@ -286,9 +286,9 @@ def test_metrics_that_are_malformed_are_counted_and_the_others_taken(capsys: pyt
     with program("metrics.py") as (server, ports):
         with socket.socket(type=socket.SOCK_DGRAM) as client:
             client.sendto(b"\n".join([b"a:1|c", *bad, b"a:1|c"]), ("127.0.0.1", int(ports["8125"])))
-        assert ask_server(server, b"a.b 1234567 2\nx\n\xff 1 2\nx y 2\nc.d 3 4") == b""
+        assert ask_server(server, b"a.b 1234567 2\nx\n\xff 1 2\nx y 2\nx nan 2\nc.d 3 4") == b""
     assert flushed(capsys) == {
-        "a": 2, "statsd.bad_lines_seen": len(bad), "carbon.bad_lines_seen": 3, "a.b": 1234567, "c.d": 3,
+        "a": 2, "statsd.bad_lines_seen": len(bad), "carbon.bad_lines_seen": 4, "a.b": 1234567, "c.d": 3,
     }  # fmt: skip
 
 
