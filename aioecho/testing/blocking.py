@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from aioecho.background import BackgroundServer, running
 from aioecho.serving.base import BaseServer
-from aioecho.serving.handlers import DatagramBatchHandler, DatagramRequestHandler, DatagramSessionHandler
+from aioecho.serving.datagram_handlers import DatagramBatchHandler, DatagramRequestHandler, DatagramSessionHandler
 from aioecho.testing.client import TIMEOUT
 from aioecho.testing.servers import (
     Address,
