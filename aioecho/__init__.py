@@ -24,13 +24,8 @@ from aioecho.net.proxy_header import ProxyHeader, ProxyTLS
 from aioecho.net.proxy_protocol import ProxyProtocol
 from aioecho.server import TCPServer, UnixStreamServer
 from aioecho.serving.base import BaseServer
-from aioecho.serving.handlers import (
-    BaseRequestHandler,
-    DatagramBatchHandler,
-    DatagramRequestHandler,
-    DatagramSessionHandler,
-    StreamRequestHandler,
-)
+from aioecho.serving.datagram_handlers import DatagramBatchHandler, DatagramRequestHandler, DatagramSessionHandler
+from aioecho.serving.handlers import BaseRequestHandler, StreamRequestHandler
 from aioecho.serving.live import ByteCounts, Connections, LiveConnection
 from aioecho.stats import DatagramStats, DrainReport, Stats
 from aioecho.streams.reader import StreamReader

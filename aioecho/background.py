@@ -5,7 +5,7 @@ import contextlib
 import inspect
 import threading
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -40,9 +40,10 @@ class BackgroundServer:
         self._is_ready = threading.Event()
         self._report: DrainReport | None = None
         self._error: BaseException | None = None
-        self._lock = threading.Lock()  # of the two below, which two threads look at
+        self._lock = threading.Lock()  # of the four below, which several threads look at
         self._task: asyncio.Task[None] | None = None
-        self._is_called_off = False
+        self._is_called_off = self._has_ended = False
+        self._calls: set[Future[Any]] = set()
         self._own = threading.local()  # with an attribute in the loop's thread and its executor's
         try:
             self._thread = threading.Thread(target=self._run, name="aioecho", daemon=True)
@@ -98,7 +99,22 @@ class BackgroundServer:
             if inspect.iscoroutine(what):
                 what.close()
             raise
-        return future.result()
+        with self._lock:
+            self._calls.add(future)
+            has_ended = self._has_ended
+        if has_ended:  # the loop will not come to it
+            future.cancel()
+        try:
+            return future.result()
+        except CancelledError:
+            if not self.server.is_draining:
+                raise
+            raise RuntimeError("the server has ended, and the call with it") from None
+        finally:
+            with self._lock:
+                self._calls.discard(future)
+            if self._has_ended:
+                calling.close()
 
     def shutdown(self, grace: float | None = None) -> DrainReport | None:
         """Do what :meth:`aioecho.BaseServer.shutdown` does, and return its report when all is over.
@@ -157,6 +173,11 @@ class BackgroundServer:
             self._error = error
         finally:
             self._is_ready.set()
+            with self._lock:
+                self._has_ended = True
+                calls = list(self._calls)
+            for call in calls:
+                call.cancel()
 
     async def _serve(self) -> None:
         # asyncio waits for its threads when it closes the loop. shutdown(), called in one of them, must not wait for that.

@@ -47,11 +47,19 @@ class _StreamPart(_Part, StreamServer):
 class _DatagramPart(_Part, DatagramServer):
     def broadcast(self, data: bytes, **options: Any) -> int:
         """Write a message to many clients of the service's streams."""
+        if self._is_first():
+            return super().broadcast(data, **options)
         return self.service.broadcast(data, **options)
 
     def publish(self, topic: str, data: bytes, **options: Any) -> int:
         """Write a message to clients of the service's streams in all workers."""
+        if self._is_first():
+            return super().publish(topic, data, **options)
         return self.service.publish(topic, data, **options)
+
+    def _is_first(self) -> bool:
+        """Tell whether the service has no streams, and would pass a message on to this part, which raises TypeError."""
+        return self.service.parts[0] is self
 
     def _check_limits(self, limits: Limits) -> None:
         """Do nothing: the service checks whether any part can have them."""

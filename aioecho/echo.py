@@ -13,7 +13,8 @@ import asyncio
 import time
 from datetime import UTC, datetime
 
-from aioecho.serving.handlers import DatagramRequestHandler, StreamRequestHandler
+from aioecho.serving.datagram_handlers import DatagramRequestHandler
+from aioecho.serving.handlers import StreamRequestHandler
 
 __all__ = [
     "DATAGRAM_HANDLERS",

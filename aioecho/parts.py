@@ -9,7 +9,7 @@ from typing import Any, Literal
 from aioecho.serving.base import BaseServer
 from aioecho.serving.drain import Drain
 from aioecho.serving.live import Connections
-from aioecho.stats import DrainReport, ServiceStats
+from aioecho.stats import DatagramStats, DrainReport, ServiceStats
 
 __all__ = ["Composite", "inherit"]
 
@@ -110,12 +110,17 @@ class Composite(BaseServer):
         self._parts[0].deliver(topic, data, full)
 
     def note_unpublished(self, count: int) -> None:
-        """Count messages that the clients of streams have missed."""
-        self._parts[0].note_unpublished(count)
+        """Count messages that clients of streams have missed, for the first server of streams: there is one count for all."""
+        of_streams = (part for part in self.parts if not isinstance(part.live_stats, DatagramStats))
+        next(of_streams, self.parts[0]).note_unpublished(count)
 
     def owns_this_thread(self) -> bool:
         """Tell whether the caller runs in a thread of a part's blocking handlers. May be called in any thread."""
         return any(part.owns_this_thread() for part in self._parts)
+
+    def waits_for(self, task: object) -> bool:
+        """Tell whether its drain waits for this task, or that of a part does."""
+        return super().waits_for(task) or any(part.waits_for(task) for part in self._parts)
 
     # What is set on all parts.
 
@@ -164,6 +169,8 @@ class Composite(BaseServer):
 
     async def _undo_start(self) -> None:
         self.close()
+        for part in self._parts:
+            part.measure_loop(None)
         await self._end_program()
 
     def close(self) -> None:
@@ -177,6 +184,9 @@ class Composite(BaseServer):
         super().pause()
         for part in self._parts:
             part.pause()
+
+    def _resume_listeners(self) -> None:
+        """Do nothing: the parts have the sockets, and the clients that wait."""
 
     def resume(self) -> None:
         """Accept and read again, after :meth:`pause`."""

@@ -95,7 +95,9 @@ class Several(Composite):
     def deliver(self, topic: str, data: bytes, full: Literal["close", "skip"]) -> None:
         """Write what another worker's server of the same place has published."""
         number, _, topic = topic.partition(":")
-        self._parts[int(number)].deliver(topic, data, full)
+        # While workers are replaced, the program of another one may be older, with other servers.
+        if number.isdecimal() and int(number) < len(self._parts):
+            self._parts[int(number)].deliver(topic, data, full)
 
     def _apply_limits(self, limits: Limits) -> None:
         self._parts[0].limits = limits

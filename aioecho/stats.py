@@ -51,7 +51,7 @@ class Stats:
 @dataclass
 class DatagramStats(Stats):
     """A datagram server's counters. What :class:`Stats` counts in connections is counted in handlers here: one for every
-    datagram, or one for every session.
+    datagram, every session, or every batch.
 
     Besides, at any moment ``received == handled + queued + sum(drops.values())``, in datagrams. What was sent to the server
     is `received`, `kernel_drops` and what the kernel still holds.

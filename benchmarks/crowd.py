@@ -134,9 +134,9 @@ def _measure(
         found["restart_s"] = time.monotonic() - began
         found["restart_ended"] = sum(end["ended"] for end in ends)
         found["restart_reset"] = sum(end["reset"] for end in ends)
-        found["restart_still"] = _stood_still(folder)
         while before & set(_children(server.pid)) and time.monotonic() < began + _RESTART:
             time.sleep(0.1)
+        found["restart_still"] = _stood_still(folder)  # a worker says it at its end
 
         report("all stop")
         _watch_loops(set(_children(server.pid)))
@@ -261,7 +261,7 @@ def _stood_still(folder: Path) -> dict[str, float]:
 def make_table(found: dict[str, Any]) -> str:
     """Return what was found as a table in Markdown."""
     rows = [
-        ("connections held", f"{found['connections']:,}, over {found['workers']} workers"),
+        ("connections held", f"{found['held']:,}, over {found['workers']} workers"),
         ("connected and accepted in", f"{found['connect_s']:.1f} s"),
         ("replies that were wrong or lost", f"{found['wrong']:,}"),
         ("descriptors of the worker that has most", f"{found['most_of_a_worker']:,}"),

@@ -52,7 +52,7 @@ async def slow(request):
     return web.Response(text="ok")
 
 
-async def ask(who, port, how, count=1, path=b"/", half_close_after=None):
+async def ask(server, port, how, count=1, path=b"/", half_close_after=None):
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(REQUEST % path * (count - 1) + LAST_REQUEST % path)
     if half_close_after is not None:
@@ -61,7 +61,7 @@ async def ask(who, port, how, count=1, path=b"/", half_close_after=None):
     async with asyncio.timeout(10):
         received = await reader.read()
     writer.close()
-    print(f"{who}, the client {how}: {received.count(b'HTTP/1.1 200 OK')} of {count}")
+    print(f"{server}, the client {how}: {received.count(b'HTTP/1.1 200 OK')} of {count}")
 
 
 async def main():

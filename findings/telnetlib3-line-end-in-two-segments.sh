@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# telnetlib3 5.0.1 on CPython: readline() gives one line or two, by whether CR and LF come in one segment.
+# telnetlib3 5.0.1 on CPython: readline() gives one line or two, as CR and LF come in one segment or in two.
 #
 # Telnet ends a line with CR LF. One would guess that readline() gives the same lines however the stream is cut, as asyncio's does.
-# Its docstring says that CR ends no line unless LF or NUL follows. It decides by what has come so far, though
-# (telnetlib3/stream_reader.py: readline()): if LF comes in the next segment, the line ends with "\r" and a line "\n" follows
-# it: an empty line to a program that strips them. A menu that takes an empty line as an answer gets an answer too many.
+# Its docstring says that CR ends no line unless LF or NUL follows, and in a table that CR alone ends one. It decides by what has
+# come so far (telnetlib3/stream_reader.py: readline()). If LF comes in the next segment, the line ends with "\r", and a line "\n"
+# follows, which is empty to a program that strips them. A menu that takes an empty line as an answer gets an answer too many.
 #
 # Seen: what readline() gives a client for "name: x\r\n", then "end\r\n" half a second later.
 #   CR LF in one segment: ['name: x\r\n', 'end\r\n']

@@ -36,12 +36,12 @@ class Blocks(dict[str, str]):
         self.unnamed: list[str] = []
         for page in pages:
             text = page.read_text("utf-8")
-            matches = list(FENCE.finditer(text))
-            for match in matches:
+            named = [match for match in FENCE.finditer(text) if match["name"] or match["title"]]
+            for match in named:
                 name = match["name"] or match["title"]
                 assert name not in self, f"two blocks are called {name}"
                 self[name] = match["text"]
-            if None in self or len(re.findall(r"^\s*(?:```|~~~)", text, re.MULTILINE)) != 2 * len(matches):
+            if len(re.findall(r"^\s*(?:```|~~~)", text, re.MULTILINE)) != 2 * len(named):
                 self.unnamed.append(page.name)
 
     def runs(self, *names: str) -> Callable[[Test], Test]:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -297,6 +298,23 @@ def test_a_subinterpreter_serves_on_asyncios_loop_and_says_what_it_can_not() -> 
     expected = ["_UnixSelectorEventLoop", no_uvloop, no_uvloop, no_thread, no_workers, r"b'SERVED\n'", "None"]
     assert output.decode().splitlines() == expected
     assert (code, errors) == (0, "")
+
+
+def test_a_call_that_the_end_of_the_server_overtakes_is_told_so() -> None:
+    begun = threading.Semaphore(0)
+
+    async def wait() -> None:
+        begun.release()
+        await asyncio.Event().wait()
+
+    with ThreadPoolExecutor(4) as executor:
+        with aioecho.run_in_thread(Upper, "tcp://127.0.0.1:0") as server:
+            calls = [executor.submit(server.call, wait) for _ in range(4)]
+            for _ in calls:
+                assert begun.acquire(timeout=10)
+        for call in calls:
+            with pytest.raises(RuntimeError, match="the server has ended"):
+                call.result(10)
 
 
 def test_call_runs_functions_and_coroutines_in_the_servers_loop() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,6 @@ from test_datagram import Peer, check, peer, serving
 from timing import in_time
 
 import aioecho
-from aioecho.exceptions import FramingError
 from aioecho.framing import Lines, Netstrings
 
 __all__ = ["peer"]
@@ -96,24 +96,26 @@ async def test_frames_of_all_datagrams_come_with_their_senders(peer: Peer) -> No
     assert seen == [(frame, peer.sock.getsockname()) for frame in (b"a", b"b", b"c")]
 
 
-async def test_a_datagram_that_is_no_whole_frame_is_its_senders_fault(
-    peer: Peer, caplog: pytest.LogCaptureFixture
-) -> None:
-    met: list[Any] = []
+async def test_a_datagram_that_is_no_whole_frame_costs_no_other(peer: Peer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "aioecho.datagram")
+    seen: list[bytes] = []
+    gate = asyncio.Event()
 
     async def handle(self: Any) -> None:
-        try:
-            met.extend(self.frames)
-        except FramingError as error:
-            met.append(error)
-            raise
+        await gate.wait()
+        seen.extend(frame for frame, _ in self.frames)
 
-    async with serving(handler(handle, framing=Netstrings())) as (server, address):
-        peer.send(b"1:a,5:b", address)
-        await settle(lambda: server.stats.failed)
-        assert met[0][0] == b"a"
-        assert isinstance(met[1], FramingError)
-    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    async with serving(handler(handle, framing=Netstrings(max_size=3))) as (server, address):
+        peer.send(b"1:0,", address)
+        await settle(lambda: server.connections)
+        for data in (b"1:a,5:b", b"1:c,9:too long,", b"x", b"1:d,"):
+            peer.send(data, address)
+        await settle(lambda: server.stats.queued == 4)
+        gate.set()
+        await settle(lambda: server.stats.completed == 2)
+    assert seen == [b"0", b"a", b"c", b"d"]
+    left_out = [record for record in caplog.records if "left out the rest of a datagram" in record.message]
+    assert [record.levelname for record in left_out] == ["DEBUG"] * 3
 
 
 async def test_more_than_max_queue_is_dropped_and_so_is_what_is_too_long(gated: type[Gated], peer: Peer) -> None:
@@ -184,6 +186,30 @@ async def test_a_batch_that_takes_too_long_is_cancelled_and_the_next_begins(gate
         gated.gate.set()
 
 
+async def test_a_batch_that_nothing_ends_does_not_keep_the_next_waiting(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aioecho.datagrams.run.SWALLOWED_FOR", 0.05)
+    release = asyncio.Event()
+    seen: list[bytes] = []
+
+    async def handle(self: Any) -> None:
+        seen.extend(data for data, _ in self.datagrams)
+        while seen[0] in dict(self.datagrams) and not release.is_set():
+            with contextlib.suppress(BaseException):  # also GeneratorExit
+                await release.wait()
+
+    async with serving(handler(handle), timeouts=aioecho.Timeouts(datagram_handler=0.1)) as (server, address):
+        peer.send(b"1", address)
+        await settle(lambda: seen)
+        peer.send(b"2", address)
+        await settle(lambda: seen == [b"1", b"2"])
+        await settle(lambda: not server.connections)
+        assert server.stats.reasons == {"datagram_handler": 1, "finished": 1}
+        release.set()
+        await settle()
+
+
 async def test_a_stop_handles_what_has_come(gated: type[Gated], peer: Peer) -> None:
     async with serving(gated) as (server, address):
         peer.send(b"1", address)
@@ -206,6 +232,16 @@ async def test_what_waits_when_the_grace_is_over_is_counted_as_stopped(gated: ty
         report = await server.shutdown(0.1)
         assert (report.cancelled, report.aborted) == (1, 0)
         assert server.stats.drops == {"stopped": 1}
+
+
+async def test_a_batch_that_is_cut_off_before_it_begins_counts_as_cancelled(gated: type[Gated], peer: Peer) -> None:
+    async with serving(gated) as (server, address):
+        server.pause()
+        peer.send(b"0", address)
+        report = await server.shutdown(0)
+        assert (report.completed, report.cancelled, report.aborted) == (0, 1, 0)
+        assert (server.stats.completed, server.stats.cancelled) == (0, 1)
+        check(server)
 
 
 async def test_unix_sockets_send_batches_too(gated: type[Gated], tmp_path: Path) -> None:

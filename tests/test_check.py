@@ -32,7 +32,7 @@ def framing_of(kind: Any) -> Framing:
     return getattr(kind, "framing", None) or Lines()
 
 
-def find(kind: Any, what: str, *before: str, conversation: Conversation | None = None) -> list[Finding]:
+def find(kind: Any, what: str, conversation: Conversation | None = None) -> list[Finding]:
     """Return what one check finds in a handler."""
     with Player(kind) as player:
         name = f"{kind.__module__}:{kind.__qualname__}"
@@ -70,23 +70,30 @@ FAULTS = [
     pytest.param("slow reader", faulty.NeverDrains, echo.Upper, "does not drain", marks=SLOW),
     pytest.param("slow reader", faulty.QueuesReplies, echo.Upper, "and reads nothing", marks=SLOW),
     pytest.param("truncation", faulty.RunsOnAtTheEnd, faulty.Framed, "runs on and on", marks=SLOW),
-    pytest.param("reset", faulty.StaysAfterAReset, echo.Upper, "goes on for more than 3 s", marks=SLOW),
+    pytest.param("reset", faulty.StaysAfterAReset, echo.Upper, "goes on for more than 1 s", marks=SLOW),
 ]
 
 
 @pytest.mark.parametrize(("what", "fault", "sound", "text"), FAULTS)
 def test_a_mistake_is_found_and_its_example_fails_until_it_is_mended(
-    what: str, fault: Any, sound: Any, text: str
+    what: str, fault: Any, sound: Any, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (finding,) = find(fault, what)
+    # What has to go on for some time to be found is found sooner here.
+    monkeypatch.setattr("aioecho.check.endings.PATIENCE", 1.0)
+    if fault is faulty.RunsOnAtTheEnd:
+        monkeypatch.setattr("aioecho.check.loop.STUCK", 1.0)
+    # A million short lines would take seconds.
+    said = parse_script(b"x" * 100, None) if what == "slow reader" else None
+    (finding,) = find(fault, what, conversation=said)
     assert finding.check == what
     assert text in finding.text
     assert "\n" not in finding.text
     with pytest.raises((AssertionError, TimeoutError)):
-        run_example(finding.source)
+        run_example(finding.source.replace("range(40)", "range(10)"))  # tenths of a second until a handler has ended
     line = f"from faulty import {fault.__name__}\n"
     assert finding.source.count(line) == 1
-    run_example(finding.source.replace(line, f"from {sound.__module__} import {sound.__name__} as {fault.__name__}\n"))
+    mended = finding.source.replace(line, f"from {sound.__module__} import {sound.__name__} as {fault.__name__}\n")
+    run_example(mended.replace("writer.drain(), 10)", "writer.drain(), 1)"))  # the sound one reads no more
 
 
 def test_an_example_uses_only_what_users_get() -> None:
@@ -117,27 +124,38 @@ def test_the_same_is_found_in_every_run() -> None:
 
 @SLOW
 @pytest.mark.parametrize(
-    "kind",
+    ("kind", "whats"),
     [
-        *echo.HANDLERS.values(),
-        faulty.Framed,
-        handler(echo.UpperFrames.handle, framing=COBS()),
-        faulty.Bye,
-        faulty.Greets,
-        faulty.Room,
-        faulty.InThreads,
-        faulty.Publisher,
-        faulty.Blocking,
+        (echo.Upper, [*CHECKS]),
+        # The others make the checks in which they do what might pass for a mistake; the rest would be the same again.
+        (echo.Echo, ["truncation", "half-close", "stop"]),  # replies to parts of records
+        (echo.Discard, ["stop", "slow reader"]),  # replies nothing
+        (echo.Chargen, ["segmentation", "slow reader"]),  # replies without end
+        (echo.Time, ["segmentation", "truncation", "reset"]),  # closes at once, and what it says changes every second
+        (faulty.Framed, ["truncation", "stop", "too long"]),
+        (handler(echo.UpperFrames.handle, framing=COBS()), ["truncation", "too long"]),
+        (faulty.Bye, ["coalescing", "half-close"]),  # closes before it has read all
+        (faulty.Greets, ["stop"]),  # speaks first
+        (faulty.Room, ["half-close", "stop", "reset"]),  # says more when a client goes, and when the server stops
+        (faulty.InThreads, ["half-close", "stop", "reset"]),  # replies when the loop has nothing to do
+        (faulty.Publisher, ["reset"]),  # ends only when it is cancelled
+        (faulty.Blocking, ["stop", "reset", "too long", "slow reader", "leaks"]),
     ],
 )
-def test_nothing_is_found_in_a_sound_handler(kind: Any) -> None:
+def test_nothing_is_found_in_a_sound_handler(kind: Any, whats: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    # What never ends is waited for, and cancelled, sooner.
+    monkeypatch.setattr("aioecho.check.player.PATIENCE", 1.0)
+    monkeypatch.setattr("aioecho.check.player.TIMEOUTS", aioecho.Timeouts(lost=0.2, linger=0.1))
+    monkeypatch.setattr(run, "CHECKS", {what: CHECKS[what] for what in whats})
     results = list(check(kind, default_conversation(framing_of(kind)), "module:Class"))
-    assert [result.check for result in results] == list(CHECKS)
+    assert [result.check for result in results] == whats
     assert [finding.text for result in results for finding in result.findings] == []
 
 
 @SLOW
-def test_nothing_is_found_in_a_store_with_pipelining() -> None:
+def test_nothing_is_found_in_a_store_with_pipelining(monkeypatch: pytest.MonkeyPatch) -> None:
+    whats = ("replies", "segmentation", "coalescing", "truncation")
+    monkeypatch.setattr(run, "CHECKS", {what: CHECKS[what] for what in whats})
     script = rb"""
 > *3\r\n$3\r\nSET\r\n$1\r\na\r\n$5\r\nhello\r\n
 < +OK
@@ -193,6 +211,23 @@ def test_what_is_said_without_a_script_is_three_records(framing: Framing) -> Non
     assert used == sum(map(len, said.records))
 
 
+class Words(Framing):
+    """Its frames are lists."""
+
+    def split(self, buffer: Any, scanned: int = 0) -> tuple[list[Any], int, int]:
+        *lines, rest = bytes(buffer).split(b"\n")
+        return [line.split() for line in lines], len(buffer) - len(rest), len(rest) + 1
+
+    def join(self, frame: Any) -> bytes:
+        return b" ".join(frame) + b"\n"
+
+
+def test_the_lines_of_a_script_are_sent_as_they_are_where_frames_are_more_than_bytes() -> None:
+    with pytest.raises(ValueError, match="say with a script what to send"):
+        default_conversation(Words())
+    assert parse_script(b"one two\nthree\n", Words()).records == (b"one two\n", b"three\n")
+
+
 def test_a_reply_that_a_script_expects_and_that_does_not_come_is_found() -> None:
     said = parse_script(b"> hello\n< HELLO\n> you\n< me\n", None)
     (finding,) = find(echo.Upper, "replies", conversation=said)
@@ -224,8 +259,7 @@ def test_the_command_shows_what_it_finds(folder: Path, few_checks: None) -> None
     assert "from handlers import OneReadIsOneMessage" in lines
 
 
-@SLOW
-def test_the_command_finds_nothing_in_a_ready_made_handler() -> None:
+def test_the_command_finds_nothing_in_a_ready_made_handler(few_checks: None) -> None:
     code, output, errors = invoke("check", "upper", "--framing", "length:2")
     assert (code, errors) == (0, "")
     assert output.decode().splitlines()[-1] == "nothing found in aioecho.echo:UpperFrames"

@@ -18,6 +18,7 @@ from helpers import check_mistake, invoke
 from programs import ROOT, Program, ask
 
 from aioecho import Limits, Timeouts
+from aioecho.cli.process import PIDFile
 from aioecho.cli.serve import serve_command
 from aioecho.cli.settings import make_limits, make_timeouts
 
@@ -177,6 +178,15 @@ def test_a_pid_file_of_a_process_that_has_ended_is_overwritten(tmp_path: Path) -
         server.listening()
         assert file.read_text() == f"{server.process.pid}\n"
         assert server.stop() == 0
+
+
+def test_a_pid_file_that_another_program_has_written_since_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "server.pid"
+    file = PIDFile(str(path))
+    file.write()
+    path.write_text("1\n")  # in place, as a shell does
+    file.remove()
+    assert path.read_text() == "1\n"
 
 
 def test_a_pid_file_that_can_not_be_written_is_said_before_it_listens(tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 import random
 import re
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import SimpleNamespace
@@ -17,6 +20,7 @@ from helpers import ANYWHERE, handler, reset
 
 import aioecho
 from aioecho import Backoff, ConnectionClosed, ConnectionTimeout, EndpointError, connect
+from aioecho.client import explain
 from aioecho.echo import Echo
 from aioecho.framing import Delimited, LengthPrefixed, Lines, Netstrings
 
@@ -122,10 +126,20 @@ async def test_tls_is_a_file_of_an_authority_or_a_context(tls: SimpleNamespace) 
 
 async def test_a_certificate_that_is_not_accepted_is_told_at_once(tls: SimpleNamespace) -> None:
     async with aioecho.serve(Echo, "tcp://127.0.0.1:0", ssl=tls.server) as server:
-        with pytest.raises(EndpointError, match=r"cannot connect to tcp://.*: the certificate is not accepted: "):
+        with pytest.raises(
+            EndpointError, match=r"cannot connect to tcp://.*: the certificate is not accepted: "
+        ) as caught:
             await connect(server.names[0], tls=True, reconnect=Backoff(base=60, cap=60))
+        assert caught.value.errno is None  # OpenSSL's own is 1, which would be EPERM
         with pytest.raises(EndpointError, match="the certificate is not accepted: Hostname mismatch"):
             await connect(server.names[0], tls=tls.files.ca, server_hostname="other.example")
+
+
+def test_an_alert_is_told_from_what_is_no_tls() -> None:
+    alert, other = ssl.SSLError(1, "alert"), ssl.SSLError(1, "other")
+    alert.reason, other.reason = "SSLV3_ALERT_HANDSHAKE_FAILURE", "WRONG_VERSION_NUMBER"
+    assert explain(alert) == "the server sent a TLS alert: SSLV3_ALERT_HANDSHAKE_FAILURE"
+    assert explain(other) == "no TLS there: WRONG_VERSION_NUMBER"
 
 
 @pytest.mark.parametrize(
@@ -167,6 +181,10 @@ async def test_what_connects_is_entered_once_at_a_time() -> None:
             assert await conn.ask(b"hello") == b"hello"
         async with connecting as conn:
             assert await conn.ask(b"again") == b"again"
+        first, second = await asyncio.gather(*(connecting.__aenter__() for _ in range(2)), return_exceptions=True)
+        await connecting.__aexit__(None, None, None)
+        assert isinstance(first, aioecho.Connection)
+        assert isinstance(second, RuntimeError)
 
 
 # Bad servers.
@@ -337,6 +355,21 @@ async def test_a_cancelled_receive_loses_no_message() -> None:
             except asyncio.CancelledError:
                 received = await conn.receive()
             assert received == b"%d" % number
+
+
+async def test_an_ask_while_another_task_receives_sends_nothing_and_ends_nothing() -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(aioecho.serve(Echo, "tcp://127.0.0.1:0"))
+        datagrams = await stack.enter_async_context(datagram_server(lambda data, send: send(data)))
+        stream = await stack.enter_async_context(connect(server.names[0], framing=Lines(), timeout=10))
+        for conn in (stream, await stack.enter_async_context(connect(datagrams, timeout=10))):
+            receiving = asyncio.create_task(conn.receive())
+            await settle()
+            with pytest.raises(RuntimeError, match="another task receives"):
+                await conn.ask(b"lost")
+            await conn.send(b"hello")
+            assert await receiving == b"hello"
+            assert await conn.ask(b"again") == b"again"
 
 
 # Reconnecting.
@@ -558,6 +591,16 @@ async def test_a_port_without_a_server_is_told_by_the_reply_that_is_none() -> No
         assert str(caught.value) == f"cannot receive from {endpoint}: Connection refused"
 
 
+async def test_a_program_without_descriptors_cannot_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> Any:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "socket", fail)
+        with pytest.raises(EndpointError, match=r"^cannot connect to udp://127\.0\.0\.1:9: Too many open files$"):
+            await connect("udp://127.0.0.1:9")
+
+
 async def test_a_name_that_does_not_resolve_is_named_and_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EndpointError, match=r"^cannot resolve the host of udp://no\.invalid:9: "):
         await connect("udp://no.invalid:9", connect_timeout=30)
@@ -584,6 +627,74 @@ async def test_a_close_wakes_the_task_that_receives() -> None:
             await receiving
         with pytest.raises(ConnectionClosed):
             await conn.send(b"x")
+
+
+@contextlib.asynccontextmanager
+async def full(tmp_path: Any) -> AsyncIterator[tuple[aioecho.client.Connection, socket.socket]]:
+    """Give a connection whose server, a bare socket, has no room for another datagram, and the server."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.setblocking(False)
+        server.bind(f"{tmp_path}/s")
+        async with connect(f"unixgram:{tmp_path}/s", timeout=0.01) as conn:
+            with contextlib.suppress(ConnectionTimeout):
+                while True:
+                    await conn.send(b"x")
+            conn.timeout = 10
+            yield conn, server
+
+
+async def test_tasks_that_send_at_the_same_time_all_wait_for_room(tmp_path: Any) -> None:
+    async with full(tmp_path) as (conn, server):
+        sending = [asyncio.create_task(conn.send(b"%d" % number)) for number in range(3)]
+        await settle()
+        assert not any(task.done() for task in sending)
+        received: list[bytes] = []
+
+        def is_empty() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    received.append(server.recv(100))
+            return all(task.done() for task in sending)
+
+        await settle(is_empty)
+        await asyncio.gather(*sending)
+        assert [data for data in received if data != b"x"] == [b"0", b"1", b"2"]
+
+
+async def test_a_close_wakes_the_tasks_that_send(tmp_path: Any) -> None:
+    async with full(tmp_path) as (conn, _):
+        sending = [asyncio.create_task(conn.send(b"y")) for _ in range(2)]
+        await settle()
+        await conn.close()
+        for task in sending:
+            with pytest.raises(ConnectionClosed, match=r"was closed by this program$") as caught:
+                await task
+            assert caught.value.__cause__ is not caught.value
+
+
+async def test_a_server_that_sends_faster_than_is_received_does_not_hold_up_the_loop() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(ANYWHERE)
+        async with connect(f"udp://127.0.0.1:{server.getsockname()[1]}", timeout=10) as conn:
+            await conn.send(b"x")
+            _, peer = server.recvfrom(100)
+            for _ in range(100):
+                server.sendto(b"y", peer)
+            turns: list[bool] = []
+            asyncio.get_running_loop().call_soon(turns.append, True)
+            for _ in range(100):
+                assert await conn.receive() == b"y"
+            assert turns
+
+
+async def test_a_unix_datagram_is_received_whole(tmp_path: Any) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(f"{tmp_path}/s")
+        async with connect(f"unixgram:{tmp_path}/s", timeout=10) as conn:
+            await conn.send(b"x")
+            _, peer = server.recvfrom(100)
+            server.sendto(bytes(100_000), peer)
+            assert len(await conn.receive()) == 100_000
 
 
 async def test_a_stream_sends_nothing_twice() -> None:

@@ -17,6 +17,7 @@ from programs import Program, ask, connect, read_line
 
 import aioecho
 from aioecho.ops.control import BURST, MOST_CLIENTS, RATE, parse_control
+from aioecho.ops.control_request import parse_request
 from aioecho.ops.control_server import make_control
 from aioecho.ops.control_view import IN_A_TURN, ServerView
 from aioecho.workers.single import run_server
@@ -479,6 +480,12 @@ def test_ctl_shows_the_status_and_the_connections(tmp_path: Path) -> None:
             assert ["in", "all", "1", "1", "0", "0", "0", "0"] in lines
             assert ["per", "second", "0.0", "0.0", "0.0", "0.0", "0.0"] in lines
             assert any(line[0] == "1" and line[-2:] == ["user", "7"] for line in lines if line)
+            with contextlib.ExitStack() as others:
+                for _ in range(MOST_CLIENTS):
+                    others.enter_context(socket.socket(socket.AF_UNIX)).connect(str(tmp_path / "control.sock"))
+                outcome = invoke("top", "--control", control, "--count", "1")
+                check_mistake(outcome, "clients are connected: try again", status=1)
+            eventually(tmp_path / "control.sock", "status", lambda found: found["ok"])
         assert invoke("ctl", "--control", control, "drain")[:2] == (0, b"done\n")
     finally:
         with contextlib.suppress(RuntimeError):  # it has ended
@@ -498,6 +505,12 @@ def test_ctl_shows_the_status_and_the_connections(tmp_path: Path) -> None:
 def test_what_is_no_control_socket_is_refused_by_server_and_client(control: str, message: str) -> None:
     check_mistake(invoke("serve", "--check-config", "--control", control), message)
     check_mistake(invoke("ctl", "--control", control, "status"), message)
+
+
+def test_a_value_by_its_name_means_what_it_means_by_its_place() -> None:
+    assert parse_request(b"workers count=+1") == parse_request(b"workers +1") == ("workers", {"count": "+1"})
+    assert parse_request(b"trace id=1.27 count=3") == parse_request(b"trace 1.27 count=3")
+    assert parse_request(b"trace id=27")[1] == {"id": "27"}
 
 
 def test_a_control_socket_may_be_given_an_owner() -> None:

@@ -674,6 +674,9 @@ def test_unix_datagram_sockets_are_loaded(tmp_path):
         more_than(20, result.messages)
         # More than the ten that wait in the server's queue: the generator waits for room.
         assert run(endpoint, connections=40).errors == 0
+        # A Unix datagram may be longer than one of UDP.
+        result = run(endpoint, size_bytes=100_000, connections=1)
+        assert (result.problem, result.errors) == (None, 0)
 
 
 def test_a_lost_datagram_times_out_and_its_slot_goes_on():
@@ -881,6 +884,11 @@ def test_other_endpoints_are_refused_with_what_was_expected(endpoint):
         {"timeout_s": 0},
         {"warmup_s": -1},
         {"rate": 0},
+        {"duration_s": float("inf")},
+        {"timeout_s": float("inf")},
+        {"warmup_s": float("nan")},
+        {"rate": float("inf")},
+        {"rate": 1e12},
         {"processes": 20},
         {"churn": True, "depth": 2},
     ],
@@ -949,6 +957,13 @@ def test_an_absent_server_gives_one_clear_line_and_exit_1():
     outcome = invoke("tcp://127.0.0.1:1")
     assert outcome.exit_code == 1
     assert outcome.stderr == "tcp://127.0.0.1:1: connect: Connection refused\n"
+
+
+@pytest.mark.parametrize("host", ["no.invalid", "a" * 64 + ".invalid"])
+def test_a_host_that_does_not_resolve_is_named(host):
+    outcome = invoke(f"tcp://{host}:9", "-t", 0.1)
+    assert outcome.exit_code == 1
+    assert outcome.stderr.startswith(f"Error: cannot resolve the host of tcp://{host}:9: ")
 
 
 def test_ctrl_c_reports_what_was_measured_so_far(tmp_path):

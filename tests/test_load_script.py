@@ -102,6 +102,15 @@ def test_exchanges_go_over_tls(certificates):
     more_than(5, result.messages)
 
 
+def test_a_reply_that_is_longer_than_what_was_sent_is_read_whole_over_tls(certificates):
+    context, ca_file = certificates
+    script = make_script(r"PING\n", "bytes:16000")
+    with serving(answer({b"PING": bytes(16_000)}), context=context) as server:
+        result = run(server.endpoint, script=script, tls=True, ca_file=ca_file)
+    assert (result.problem, result.errors) == (None, 0)
+    more_than(5, result.messages)
+
+
 @pytest.mark.parametrize("depth", [1, 4])
 def test_with_a_framing_a_reply_is_a_frame_that_matches_anywhere(depth):
     def count(sock):

@@ -10,7 +10,7 @@ from conftest import settle
 from helpers import ANYWHERE, ask
 
 import aioecho
-from aioecho.echo import Echo
+from aioecho.echo import DatagramEcho, Echo
 
 
 class Plain(aioecho.StreamRequestHandler):
@@ -94,6 +94,24 @@ async def test_in_debug_mode_a_handler_that_holds_the_loop_up_is_named_with_its_
     assert len(records) == 1
     line = work.__code__.co_firstlineno + 1
     assert f"Sleepy.handle() holds the event loop up for more than 0.1 s, at {__file__}:{line}" in records[0]
+
+
+async def test_the_loop_is_not_watched_for_a_server_that_could_not_start() -> None:
+    loop = asyncio.get_running_loop()
+    loop.slow_callback_duration = 60.0
+    try:
+        async with aioecho.UDPServer(ANYWHERE, DatagramEcho) as other:
+            assert other._held_up is not None
+            taken = "udp://{}:{}".format(*other.server_address)
+            for server in (
+                aioecho.serve(DatagramEcho, taken),
+                aioecho.serve({Echo: "tcp://127.0.0.1:0", DatagramEcho: taken}),
+            ):
+                with pytest.raises(aioecho.EndpointError):
+                    await server.start()
+                assert not any(part._held_up for part in getattr(server, "parts", [server]))
+    finally:
+        loop.slow_callback_duration = float("inf")
 
 
 async def test_out_of_debug_mode_the_loop_is_not_watched() -> None:

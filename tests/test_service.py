@@ -137,6 +137,26 @@ async def test_what_is_set_holds_for_all_parts() -> None:
         assert (await asking, await asking_stream) == (b"x", b"y")
 
 
+async def test_limits_may_be_set_in_the_drain_of_a_service_that_was_closed() -> None:
+    async with aioecho.serve({Echo: TCP, DatagramEcho: UDP}) as server:
+        server.close()
+        stopping = asyncio.create_task(server.shutdown())
+        await settle(lambda: server.is_draining)
+        server.limits = aioecho.Limits(max_connections=7)
+        server.resume()
+        await stopping
+
+
+async def test_a_service_without_streams_has_no_broadcasts() -> None:
+    async with aioecho.serve({DatagramEcho: UDP, DatagramUpper: UDP}) as server:
+        assert isinstance(server, Service)
+        for one in (server, *server.parts):
+            with pytest.raises(TypeError, match="is for streams"):
+                one.broadcast(b"x")
+            with pytest.raises(TypeError, match="is for streams"):
+                one.publish("news", b"x")
+
+
 def test_run_in_thread_serves_both() -> None:
     with aioecho.run_in_thread({Echo: TCP, DatagramEcho: UDP}) as background:
         stream, datagram = background.names

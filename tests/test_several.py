@@ -17,6 +17,7 @@ from programs import ask as ask_program
 import aioecho
 from aioecho.echo import DatagramUpper, Echo, Upper
 from aioecho.several import is_factory, make_servers
+from aioecho.workers.program import make_servers_in_worker
 from aioecho.workers.single import run_server
 
 
@@ -121,6 +122,16 @@ async def test_a_stop_of_one_stops_all_and_lifespans_are_left_when_all_have_drai
     assert not program.has_failed()
 
 
+async def test_messages_between_workers_that_fit_no_server_are_dropped_and_lost_ones_count_for_streams() -> None:
+    servers = [aioecho.UDPServer(ANYWHERE, DatagramUpper), aioecho.TCPServer(ANYWHERE, Echo)]
+    program: Any = make_servers(lambda: servers)
+    async with program:
+        for topic in ("1:news", "7:news", "news"):  # as a worker sends that has other servers
+            program.deliver(topic, b"x", "close")
+        program.note_unpublished(2)
+        assert program.stats.streams.unpublished == servers[1].stats.unpublished == 2
+
+
 async def test_where_one_cannot_start_none_serves_and_lifespans_are_left() -> None:
     events: list[str] = []
 
@@ -156,6 +167,11 @@ def test_what_a_factory_gives_is_checked(found: Any, error: str | None) -> None:
         return
     with pytest.raises((TypeError, ValueError), match=error):
         make_servers(lambda: found)
+
+
+def test_a_factory_that_has_other_endpoints_by_now_is_not_served() -> None:
+    with pytest.raises(aioecho.AioechoError, match="has 4 endpoints now, and had 1 when the program started"):
+        make_servers_in_worker(two, None, [["fd://0"]])
 
 
 def test_a_factory_is_told_from_what_makes_handlers() -> None:

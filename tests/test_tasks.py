@@ -258,6 +258,29 @@ async def test_the_tasks_of_a_server_outlive_connections_and_end_after_the_drain
         server.tasks.create_task(ticking.tick())
 
 
+@pytest.mark.parametrize("of_server", [True, False])
+async def test_a_task_may_stop_the_server_which_does_not_wait_for_it_then(of_server: bool) -> None:
+    reports: list[aioecho.DrainReport] = []
+
+    async def stop(server: aioecho.BaseServer) -> None:
+        reports.append(await server.shutdown())
+
+    async def handle(self: Any) -> None:
+        (self.server if of_server else self).tasks.create_task(stop(self.server))
+        await self.closed()
+        await self.send(b"done")
+
+    async with aioecho.TCPServer(ANYWHERE, handler(handle)) as server:
+        serving = asyncio.create_task(server.serve_forever())
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        assert await reader.read() == b"done"
+        await close(writer)
+        await serving
+        assert [report.completed for report in reports] == [0]
+        report = await server.shutdown()
+    assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+
+
 async def test_what_a_task_of_the_server_raises_is_logged_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
     async def failing() -> None:
         raise ValueError("no more")

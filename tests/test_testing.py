@@ -395,6 +395,16 @@ async def test_two_clients_cannot_have_one_address() -> None:
             testing.connect(client.server, limits=aioecho.Limits())
 
 
+@ON_ONE_LOOP
+async def test_a_client_without_an_address_gets_one_that_no_other_has() -> None:
+    async with (
+        testing.connect(Echo, client_address=("127.0.0.1", 2)) as client,
+        testing.connect(client.server) as other,
+    ):
+        assert other.client_address[0] == "127.0.0.1"
+        assert other.client_address != client.client_address
+
+
 # A handler without a server
 
 
@@ -475,10 +485,12 @@ async def test_frames_of_asyncios_reader_take_no_more_than_they_are() -> None:
 
 
 @ON_ONE_LOOP
-async def test_closed_needs_a_reader_that_tells() -> None:
+async def test_closed_needs_a_reader_that_tells_and_tasks_a_connection() -> None:
     one = Upper((asyncio.StreamReader(), FakeWriter()), ("127.0.0.1", 1), None)
     with pytest.raises(TypeError, match=r"needs an aioecho\.StreamReader"):
         await one.closed()
+    with pytest.raises(RuntimeError, match="no server has made it"):
+        one.tasks  # noqa: B018
 
 
 # Simulated time

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,15 @@ async def test_a_client_that_waits_for_the_server_is_reset_too() -> None:
         await close(writer)
 
 
+async def test_a_client_that_is_accepted_as_the_proxy_ends_is_disconnected() -> None:
+    async with FaultyProxy("tcp://127.0.0.1:1") as proxy:
+        sock = socket.create_connection(proxy.address, timeout=10)
+        while not proxy.accepted:
+            await asyncio.sleep(0)  # no turn more: on asyncio's loop the task that serves it has not begun
+    with sock, contextlib.suppress(ConnectionResetError):
+        assert sock.recv(1) == b""
+
+
 async def test_a_partition_holds_bytes_and_ends_until_it_is_healed() -> None:
     async with behind(handler(note_reads)) as (proxy, reader, writer):
         writer.write(b"before,")
@@ -223,6 +233,7 @@ async def test_a_sender_that_is_far_ahead_is_held_back() -> None:
         ({"latency": -1}, "latency must be seconds"),
         ({"jitter": float("nan")}, "jitter must be seconds"),
         ({"rate": 0}, "rate must be bytes a second"),
+        ({"rate": float("inf")}, "rate must be bytes a second above 0, or None"),
         ({"slices": (3, 2)}, "slices must be a number of bytes"),
         ({"slices": 0}, "slices must be a number of bytes"),
         ({"reset_after": -1}, "reset_after must be a number of bytes"),

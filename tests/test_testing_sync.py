@@ -108,6 +108,14 @@ def test_a_blocking_client_waits_for_no_more_than_its_timeout() -> None:
 
 
 @LOOPS
+def test_a_server_that_was_shut_down_accepts_no_synchronous_client(loop: str) -> None:
+    with testing.connect_sync(Upper, loop=loop) as client:
+        pass
+    with pytest.raises(ConnectionRefusedError, match="has been shut down"), testing.connect_sync(client.server):
+        pass
+
+
+@LOOPS
 def test_a_blocking_client_may_speak_tls(loop: str, tls: Any) -> None:
     with testing.connect_sync(Upper, ssl=tls.server, loop=loop) as client:
         client.socket = tls.client.wrap_socket(client.socket, server_hostname="localhost")
@@ -199,12 +207,27 @@ def test_a_failing_handler_fails_its_test_and_no_other(pytester: pytest.Pytester
     assert "KeyError" in failed[0].longreprtext
 
 
+def load_plugin() -> Any:
+    spec = importlib.util.spec_from_file_location("pytest_aioecho_alone", Path(pytest_aioecho.__file__))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_the_plugin_imports_nothing_of_aioecho(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] in ("aioecho", "uvloop")]:
         monkeypatch.delitem(sys.modules, name)
-    path = Path(pytest_aioecho.__file__)
-    spec = importlib.util.spec_from_file_location("pytest_aioecho_alone", path)
-    assert spec is not None
-    assert spec.loader is not None
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    load_plugin()
     assert not {name.partition(".")[0] for name in sys.modules} & {"aioecho", "uvloop"}
+
+
+def test_the_plugin_can_be_imported_by_an_older_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hookimpl_of_pluggy_1_0(*, hookwrapper: bool = False, tryfirst: bool = False, trylast: bool = False) -> Any:
+        raise AssertionError("it is not called like that")
+
+    monkeypatch.setattr(pytest, "hookimpl", hookimpl_of_pluggy_1_0)
+    plugin = load_plugin()
+    assert hasattr(plugin, "aioecho_server")
+    assert not hasattr(plugin, "pytest_pyfunc_call")

@@ -1,6 +1,7 @@
 """Long connections are spread evenly over processes that accept from one socket, and none waits for a process that is busy."""
 
 import asyncio
+import errno
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ import pytest
 from conftest import settle
 from helpers import LOOPS, close
 from programs import Program, connect, read_line
+from test_limits import flaky
 from timing import in_time
 
 import aioecho
@@ -97,6 +99,23 @@ async def test_a_process_that_died_with_the_fewest_connections_is_not_waited_for
     in_time(took, 100 * PAUSE)
 
 
+@pytest.mark.timed
+async def test_a_server_that_accepts_out_of_turn_without_descriptors_backs_off(counts: AcceptCounts) -> None:
+    dead = counts.claim()
+    counts.cells[dead] = 0
+    sock = flaky([])
+    async with aioecho.serve(Echo, sock=sock) as server:
+        server.accept_turns = AcceptTurns(counts, counts.claim(), count_active(server))
+        await server.start()
+        async with clients(server.server_address, AHEAD + 1):
+            counts.cells[dead] = 1  # alive, as it seems
+            sock.errors = [errno.EMFILE] * 3
+            began = time.monotonic()
+            async with clients(server.server_address, 1):
+                assert time.monotonic() - began > 0.2
+                assert server.stats.accept_errors == 3
+
+
 async def test_a_server_that_stops_is_not_waited_for(counts: AcceptCounts) -> None:
     async with sharing(counts, 2) as [one, other], clients(one.server_address, 60):
         other.keep_backlog = True
@@ -113,6 +132,22 @@ async def test_a_server_without_room_leaves_clients_to_others(counts: AcceptCoun
         async with clients(full.server_address, 50):
             assert full.stats.active <= 2
             assert full.stats.active + other.stats.active == 50
+
+
+async def test_a_client_does_not_wait_for_a_process_that_goes_on_accepting_others(counts: AcceptCounts) -> None:
+    behind = counts.claim()
+    async with sharing(counts, 1) as [server], clients(server.server_address, AHEAD + 1):
+        counts.cells[behind] = 0
+
+        async def accept_others() -> None:
+            while True:
+                counts.cells[behind] -= 1
+                await asyncio.sleep(0)
+
+        accepting = asyncio.create_task(accept_others())
+        async with clients(server.server_address, 3):
+            assert server.stats.active == AHEAD + 4
+        accepting.cancel()
 
 
 async def test_a_server_that_steps_back_stops_at_once(counts: AcceptCounts) -> None:

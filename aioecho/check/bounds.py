@@ -8,7 +8,7 @@ import os
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from aioecho.check.examples import ERRORS, literal, source_of
 from aioecho.check.player import PATIENCE, Session
@@ -169,7 +169,7 @@ class _Flood:
 
     def __init__(self, begin: bytes, chunk: bytes, most: int, promising: int) -> None:
         self._begin, self._chunk, self._most, self._promising = begin, chunk, most, promising
-        self.sent = self.held = 0
+        self.sent = self.held = self._held_before = 0
         self.was_blocked = False
 
     async def send(self, session: Session, *, reads: bool) -> None:
@@ -177,13 +177,17 @@ class _Flood:
         await session.connect(reads=reads, buffer=None if reads else 2**14)
         gc.collect()
         tracemalloc.start()
+        self._held_before = tracemalloc.get_traced_memory()[0]  # more than nothing with PYTHONTRACEMALLOC=1
         try:
             with contextlib.suppress(OSError):  # the server ends the connection, as it may
                 await self._send(session)
             gc.collect()
-            self.held = max(self.held, tracemalloc.get_traced_memory()[0])
+            self._note_held()
         finally:
             tracemalloc.stop()
+
+    def _note_held(self) -> None:
+        self.held = max(self.held, tracemalloc.get_traced_memory()[0] - self._held_before)
 
     async def _send(self, session: Session) -> None:
         began = last = time.monotonic()
@@ -199,7 +203,7 @@ class _Flood:
                 self.sent += count
                 left, last = left[count:] or memoryview(self._chunk), now
                 await asyncio.sleep(0)
-                self.held = max(self.held, tracemalloc.get_traced_memory()[0])
+                self._note_held()
                 if self.held > max(self._most, self.sent // 4):
                     return
             elif now - last > BLOCKED and await session.is_quiet():
@@ -290,12 +294,9 @@ def _name(task: "asyncio.Task[object]") -> str:
     return str(getattr(coroutine, "__qualname__", coroutine))
 
 
-_count: Callable[[str], list[str]] = os.listdir
-
-
 def _count_descriptors() -> int:
     try:
-        return len(_count("/dev/fd"))
+        return len(os.listdir("/dev/fd"))
     except OSError:  # a system without that
         return 0
 

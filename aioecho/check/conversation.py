@@ -75,7 +75,7 @@ def default_conversation(framing: Framing) -> Conversation:
     for payloads in (PAYLOADS, fitted):
         try:
             return Conversation(tuple(map(framing.join, payloads)), payloads, framing)
-        except ValueError as error:
+        except Exception as error:  # a framing of the user's own, whose frames may be more than bytes
             why = error
     raise ValueError(f"the framing cannot write {PAYLOADS[0]!r} ({why}): say with a script what to send")
 
@@ -85,7 +85,8 @@ def parse_script(text: bytes, framing: Framing | None) -> Conversation:
 
     With a line that begins with ``> `` it is one of lines ``> sent``, ``< expected`` and ``# comment``, in which ``\n``,
     ``\r``, ``\t``, ``\0``, ``\\`` and ``\xHH`` are escapes. Without one every line is sent as it is. A record is the line as
-    the framing writes it; without a framing a newline is added to what does not end with one.
+    the framing writes it. Without a framing, or with one whose frames are more than bytes, a newline is added to what does not
+    end with one.
 
     Raises:
         ValueError: a line makes no sense, which the message names by its number, or nothing is sent (caller).
@@ -109,7 +110,12 @@ def parse_script(text: bytes, framing: Framing | None) -> Conversation:
 
 def _conversation(payloads: Sequence[bytes], framing: Framing | None, expected: tuple[bytes, ...]) -> Conversation:
     if framing is not None:
-        return Conversation(tuple(map(framing.join, payloads)), tuple(payloads), framing, expected)
+        try:
+            return Conversation(tuple(map(framing.join, payloads)), tuple(payloads), framing, expected)
+        except ValueError:  # the framing, or the conversation, says what is wrong
+            raise
+        except Exception:
+            pass  # frames of a framing of the user's own may be more than bytes: only the script knows how they are sent
     records = tuple(payload if payload.endswith(b"\n") else payload + b"\n" for payload in payloads)
     return Conversation(records, tuple(payloads), Lines(), expected)
 

@@ -13,8 +13,8 @@ from aioecho.check.subject import Finding, Subject
 
 __all__ = ["check_coalescing", "check_segmentation"]
 
-MOST_SINGLE = 120
-"""Places where the bytes are cut at one place alone, at most."""
+MOST_PLACES = 120
+"""Places where the bytes are cut at one place alone, at most, and as many at which they are cut together."""
 
 RANDOM = 60
 """Ways of cutting that are chosen at random, but the same in every run."""
@@ -29,12 +29,13 @@ def check_segmentation(subject: Subject) -> Iterator[Finding]:
     """Cut records into pieces: one that comes in several must be answered as one that comes whole."""
     records = subject.conversation.records
     bounds, inner = _places(records)
-    few = inner[:: -(-len(inner) // MOST_SINGLE)] if inner else []
-    # One cut first: what is found by it is the simplest.
-    ways = itertools.chain((frozenset({place}) for place in few), [frozenset(inner)])
+    few = inner[:: -(-len(inner) // MOST_PLACES)] if inner else []
+    # One cut first: what is found by it is the simplest. Then byte by byte, but not all of a long conversation: every piece
+    # is waited for.
+    ways = itertools.chain((frozenset({place}) for place in few), [frozenset(inner[:MOST_PLACES])])
     found = _search(subject, (way | bounds for way in ways), _chosen(inner, bounds))
     if found is not None:
-        yield _shrink(subject, found, "segmentation")
+        yield from _shrink(subject, found, "segmentation")
 
 
 def check_coalescing(subject: Subject) -> Iterator[Finding]:
@@ -45,7 +46,7 @@ def check_coalescing(subject: Subject) -> Iterator[Finding]:
     places = [*bounds] if "segmentation" in subject.found else [*inner, *bounds]
     found = _search(subject, itertools.chain([frozenset[int]()], pairs), _chosen(places, frozenset()))
     if found is not None:
-        yield _shrink(subject, found, "coalescing")
+        yield from _shrink(subject, found, "coalescing")
 
 
 def _places(records: Sequence[bytes]) -> tuple[Cuts, list[int]]:
@@ -83,8 +84,11 @@ def _search(subject: Subject, ways: Iterable[Cuts], strategy: Any) -> Cuts | Non
     return found if found is not None or strategy.is_empty else _find(strategy, is_one, RANDOM)
 
 
-def _shrink(subject: Subject, cuts: Cuts, check: str) -> Finding:
-    """Drop records and cuts as long as the replies still differ, and return what is left as a finding."""
+def _shrink(subject: Subject, cuts: Cuts, check: str) -> Iterator[Finding]:
+    """Drop records and cuts as long as the replies still differ, and yield what is left as a finding.
+
+    Nothing, if not even the cuts as they were found make a difference again: then it was none of the handler's.
+    """
     records = subject.conversation.records
     over = time.monotonic() + SECONDS
     ends = [0, *itertools.accumulate(map(len, records))]
@@ -116,9 +120,10 @@ def _shrink(subject: Subject, cuts: Cuts, check: str) -> Finding:
     kept = _find(st.lists(st.integers(0, 9), min_size=count, max_size=count), is_one, RANDOM)
     for flags in ([1] * count if kept is None else kept), [1] * count:
         left, pieces = build(flags)
-        if subject.differs(pieces, left) is not None:
-            break
-    return explain(subject, check, pieces, left, subject.player.play(*pieces))
+        outcome = subject.differs(pieces, left)
+        if outcome is not None:
+            yield explain(subject, check, pieces, left, outcome)
+            return
 
 
 def _find(strategy: Any, condition: Callable[[Any], bool], count: int) -> Any:

@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import selectors
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,9 @@ __all__ = ["HandlerStuck", "QuietLoop", "interrupt"]
 
 STUCK = 3.0
 """Seconds that one callback may take before the handler in it counts as stuck."""
+
+LOOKS = 8
+"""How often the loop is looked at within these."""
 
 
 class HandlerStuck(Exception):
@@ -82,15 +84,16 @@ class QuietLoop(asyncio.SelectorEventLoop):
             watcher.join()
 
     def _watch(self, ident: int, over: threading.Event) -> None:
-        selector, turns, since, tries = self.quiet_selector, -1, time.monotonic(), 0
-        while not over.wait(STUCK / 8):
-            now = time.monotonic()
+        # Looks are counted, and not seconds: while the machine or this process is suspended, no look is taken.
+        selector, turns, looks, tries = self.quiet_selector, -1, 0, 0
+        while not over.wait(STUCK / LOOKS):
+            looks += 1
             if selector.is_waiting or selector.turns != turns:
-                turns, since, tries = selector.turns, now, 0
-            elif now - since > STUCK:
+                turns, looks, tries = selector.turns, 0, 0
+            elif looks >= LOOKS:
                 self.was_stuck = True
                 interrupt(ident, HandlerStuck if tries < 2 else _StuckForGood)
-                tries, since = tries + 1, now - STUCK / 2
+                tries, looks = tries + 1, LOOKS // 2
 
 
 def interrupt(ident: int, error: Any = HandlerStuck) -> None:

@@ -136,8 +136,12 @@ class Session:
         for piece in pieces:
             if self.is_over:
                 return
-            with contextlib.suppress(OSError):  # the server has closed: it does not want this
+            try:
                 await asyncio.wait_for(self._loop.sock_sendall(self._sock, piece), PATIENCE)
+            except TimeoutError:
+                return  # a part of it is on its way: what came behind that would be another record
+            except OSError:
+                pass  # the server has closed: it does not want this
             self._sent += len(piece)
             await self.settle()
 
@@ -242,16 +246,14 @@ class Player:
         self.handler = handler
         self.pace = 0.0
         self.patience = PATIENCE
-        self.played = 0
         self._loop: QuietLoop | None = None
         self._runner = asyncio.Runner(loop_factory=self._make_loop)
         self._cache: dict[object, Outcome] = {}
 
     def _make_loop(self) -> QuietLoop:
         self._loop = QuietLoop()
-        self._loop.set_exception_handler(
-            lambda loop, context: None
-        )  # handlers' own tasks: printed, they would be noise
+        # What handlers' own tasks raise would be noise if it were printed.
+        self._loop.set_exception_handler(lambda loop, context: None)
         return self._loop
 
     def __enter__(self) -> "Player":
@@ -259,10 +261,6 @@ class Player:
 
     def __exit__(self, *exc_info: object) -> None:
         self._runner.close()
-
-    def forget(self) -> None:
-        """Forget how conversations went, so that they are played again."""
-        self._cache.clear()
 
     def play(self, *pieces: bytes, ends_at_once: bool = False, is_cached: bool = True) -> Outcome:
         """Say these pieces, and end the stream; with `ends_at_once` the end comes together with the last piece."""
@@ -276,7 +274,9 @@ class Player:
         if ends_at_once:
             await session.send(*pieces[:-1])
             with contextlib.suppress(OSError):
-                session.send_now(pieces[-1])
+                left = pieces[-1][session.send_now(pieces[-1]) :]
+                if left:  # it is more than the kernel takes at once
+                    await session.send(left)
         else:
             await session.send(*pieces)
         session.end()
@@ -284,7 +284,6 @@ class Player:
 
     def run(self, steps: Steps, **options: Any) -> Outcome:
         """Start a server, run what a client does, and stop it; return how it went. `options` are the server's."""
-        self.played += 1
         outcome = Outcome()
         loop = self._runner.get_loop()
         assert isinstance(loop, QuietLoop)

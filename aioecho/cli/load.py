@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +15,11 @@ from aioecho.cli.outputs import Output
 from aioecho.framing import Lines
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aioecho.load import LoadResult, LoadSettings
     from aioecho.load.script import Script
+    from aioecho.load.settings import LoadProgress
 
 __all__ = ["load_command"]
 
@@ -91,7 +96,7 @@ def load_command(
     mistake on the command line.
     """
     try:
-        import aioecho.load as load_module
+        from aioecho.load import LoadSettings
         from aioecho.load import report as load_report
         from aioecho.load.plot import write_plot
 
@@ -105,7 +110,7 @@ def load_command(
         options["script"] = _read_script(send, expect, script_file, options["framing"] is not None or options["lines"])
         if options["script"] is not None and options["lines"]:
             options["framing"], options["lines"] = Lines(), False
-        settings = load_module.LoadSettings(**options)
+        settings = LoadSettings(**options)
         if plot_path is not None and plot_path != "-" and Path(plot_path).suffix not in (".png", ".svg"):
             raise ValueError(f"expected a plot ending in .png or .svg, not {plot_path!r}")
         if [json_path, hdr_path, plot_path].count("-") > 1:
@@ -119,7 +124,7 @@ def load_command(
         uses_stdout = "-" in (json_path, hdr_path, plot_path)
         try:
             with load_report.LiveLine() as line:
-                result = load_module.load(settings, on_progress=line.update)
+                result = _load(settings, line.update)
             load_report.print_result(result, to_stderr=uses_stdout)
         except ModuleNotFoundError as error:
             raise click.ClickException(_EXTRA.format(error.name)) from None
@@ -145,6 +150,17 @@ def load_command(
         else:
             click.echo(f"passed: not {condition}, it is {value:.12g}", err=uses_stdout)
     sys.exit(1 if failed else 0)
+
+
+def _load(settings: LoadSettings, on_progress: Callable[[LoadProgress], None]) -> LoadResult:
+    """Run a load. Raises ClickException if the host does not resolve."""
+    from aioecho.load import load
+
+    try:
+        return load(settings, on_progress=on_progress)
+    except (socket.gaierror, UnicodeError) as error:  # UnicodeError: a label that is too long or empty
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise click.ClickException(f"cannot resolve the host of {settings.endpoint}: {reason}") from None
 
 
 def _read_script(send: str | None, expect: str | None, file: str | None, has_frames: bool) -> Script | None:

@@ -46,7 +46,7 @@ class PIDFile:
         """Put the file in its place."""
         try:
             self._draft.replace(self._path)
-            self._open = os.open(self._path, os.O_WRONLY)
+            self._open = os.open(self._path, os.O_RDWR)
         except OSError as error:
             logger.error("cannot write %s: %s", self._path, error.strerror or error)
 
@@ -61,7 +61,8 @@ class PIDFile:
             with contextlib.suppress(OSError):
                 self._path.unlink()
         if self._open >= 0:
-            os.ftruncate(self._open, 0)
+            if os.pread(self._open, 32, 0).strip() == str(os.getpid()).encode():
+                os.ftruncate(self._open, 0)
             os.close(self._open)
             self._open = -1
 

@@ -1,5 +1,6 @@
 """The shell command `serve`: options in, a server or its workers run until a signal, and an exit status."""
 
+import dataclasses
 import functools
 import logging
 import os
@@ -35,6 +36,7 @@ from aioecho.runtime.loops import loop_factory
 from aioecho.server import StdioServer
 from aioecho.serving.base import BaseServer
 from aioecho.several import make_servers
+from aioecho.stats import DrainReport
 from aioecho.workers.processors import count_processors
 from aioecho.workers.program import check_sessions, make_servers_in_worker, run_workers
 from aioecho.workers.single import run_server
@@ -77,106 +79,147 @@ def serve_command(context: click.Context, /, handler: str, **options: Any) -> No
     command line.
     """
     drop_overridden(context, options)
-    workers, loop, reuse_port = options["workers"], options["loop"], options["reuse_port"]
-    if options["reload"]:
-        check_can_watch()
-    supervised = workers != 1 or reuse_port or options["limit_max_requests"] is not None or options["reload"]
-    owner = find_owner(options["user"], options["group"])
-    log = _find_log_settings(context, options, has_process=supervised)
-    app_dir = str(Path(options["app_dir"]).resolve())
-    make_server: Callable[[list[list[str]]], BaseServer]
-    if options["factory"]:
-        refuse_with_factory(context)
-        make_server = functools.partial(_make_by_factory, name=handler, app_dir=app_dir, log=log)
-        server = make_server([])
-    else:
-        served, bind = sort_by_handler([split_bind(text, handler) for text in _find_endpoints(options)])
-        make_server = functools.partial(
-            _make_server,
-            served=served,
-            app_dir=app_dir,
-            framing=options["framing"],
-            log=log,
-            ssl=_tls(options),
-            proxy=make_proxy(options["proxy_protocol"], options["proxy_allow_from"]),
-            limits=make_limits(options, limit_concurrency=options["limit_concurrency"]),
-            timeouts=make_timeouts(options),
-            options={name: options[name] for name in ("grace", "access_log", "allow", "deny")},
-        )
-        server = make_server([[text] for text in bind])
-    is_stdio = isinstance(server, StdioServer)
-    try:
-        loop_name = "uvloop" if loop_factory(loop).__module__.startswith("uvloop") else "asyncio"
-        if options["metrics"] is not None:
-            parse_metrics_address(options["metrics"])
-        control = None if options["control"] is None else find_control(options["control"], owner)
-        if workers != 1:
-            check_sessions(server, reuse_port=reuse_port)
-        if supervised and is_stdio:
-            raise ValueError("stdio: is one connection, and no workers share it")
-    except (ImportError, ValueError) as error:
-        raise Mistake(str(error)) from error
+    program = _find_program(context, handler, options)
     if options["check_config"]:
         click.echo("the configuration is valid", err=True)
         return
     pid_file = None if options["pid_file"] is None else PIDFile(options["pid_file"])
-
-    def announce(names: Sequence[str]) -> None:
-        _announce(names)
-        if log.level in (None, "INFO", "DEBUG"):
-            count = count_processors() if workers == "auto" else workers
-            introduce(loop_name, count if supervised else None)
-
-    def announce_workers(names: Sequence[str]) -> None:
-        if pid_file is not None:
-            pid_file.write()
-        announce(names)
-        if options["reload"]:
-            watch(app_dir)
-
-    def when_bound() -> None:
-        if pid_file is not None:
-            pid_file.write()
-        if owner is not None:
-            owner.take_over()
-
-    renew = functools.partial(renew_log, log.config)
     try:
-        if supervised:
-            report = run_workers(
-                server,
-                functools.partial(_make_server_in_worker, make_server, owner),
-                workers=workers,
-                loop=loop,
-                reuse_port=reuse_port,
-                max_requests=options["limit_max_requests"],
-                max_requests_jitter=options["limit_max_requests_jitter"],
-                timeout_worker_healthcheck=options["timeout_worker_healthcheck"] or None,
-                when_serving=announce_workers,
-                when_reloading=renew,
-                metrics=options["metrics"],
-                control=control,
-            )
-        else:
-            server.when_bound = when_bound
-            report = run_server(
-                server,
-                loop=loop,
-                when_serving=lambda server: None if is_stdio else announce(server.names),
-                when_reloading=renew,
-                metrics=options["metrics"],
-                control=control,
-            )
+        report = (_supervise if program.is_supervised else _serve)(program, options, pid_file)
     except AioechoError as error:
         raise click.ClickException(str(error)) from error
     finally:
         if pid_file is not None:
             pid_file.remove()
         flush_log()  # before a line that is not logged, and before a signal can end the process
-    has_failed = is_stdio and not server.stats.completed
+    has_failed = program.is_stdio and not program.server.stats.completed
     status = 1 if report.cancelled or report.aborted or has_failed else 0
     _let_signals_end(status)
     sys.exit(status)
+
+
+_MakeServer = Callable[[list[list[str]]], BaseServer]
+"""Makes the server, in each process. It gets a list for every endpoint, as a host may have several addresses."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Program:
+    """What the command line describes: a server that is not started, and how to run it."""
+
+    server: BaseServer
+    make_server: _MakeServer
+    is_supervised: bool
+    """Whether worker processes serve, even a single one, and not this process."""
+    loop_name: str
+    control: str | None
+    owner: Owner | None
+    log: LogSettings
+    app_dir: str
+
+    @property
+    def is_stdio(self) -> bool:
+        """Whether stdin and stdout are its one connection."""
+        return isinstance(self.server, StdioServer)
+
+
+def _find_program(context: click.Context, handler: str, options: Mapping[str, Any]) -> _Program:
+    """Return what the command line describes. Nothing is listened on yet.
+
+    Raises:
+        Mistake, ImportMistake: an option, or what it names, cannot be used (caller).
+    """
+    workers, reuse_port = options["workers"], options["reuse_port"]
+    if options["reload"]:
+        check_can_watch()
+    is_supervised = workers != 1 or reuse_port or options["limit_max_requests"] is not None or options["reload"]
+    owner = find_owner(options["user"], options["group"])
+    log = _find_log_settings(context, options, has_process=is_supervised)
+    app_dir = str(Path(options["app_dir"]).resolve())
+    server, make_server = _find_server(context, handler, options, log, app_dir)
+    try:
+        loop_name = "uvloop" if loop_factory(options["loop"]).__module__.startswith("uvloop") else "asyncio"
+        if options["metrics"] is not None:
+            parse_metrics_address(options["metrics"])
+        control = None if options["control"] is None else find_control(options["control"], owner)
+        if workers != 1:
+            check_sessions(server, reuse_port=reuse_port)
+        program = _Program(server, make_server, is_supervised, loop_name, control, owner, log, app_dir)
+        if is_supervised and program.is_stdio:
+            raise ValueError("stdio: is one connection, and no workers share it")
+    except (ImportError, ValueError) as error:
+        raise Mistake(str(error)) from error
+    return program
+
+
+def _find_server(
+    context: click.Context, handler: str, options: Mapping[str, Any], log: LogSettings, app_dir: str
+) -> tuple[BaseServer, _MakeServer]:
+    """Return the server, and what makes one like it in another process."""
+    make_server: _MakeServer
+    if options["factory"]:
+        refuse_with_factory(context)
+        make_server = functools.partial(_make_by_factory, name=handler, app_dir=app_dir, log=log)
+        return make_server([]), make_server
+    served, bind = sort_by_handler([split_bind(text, handler) for text in _find_endpoints(options)])
+    make_server = functools.partial(
+        _make_server,
+        served=served,
+        app_dir=app_dir,
+        framing=options["framing"],
+        log=log,
+        ssl=_tls(options),
+        proxy=make_proxy(options["proxy_protocol"], options["proxy_allow_from"]),
+        limits=make_limits(options, limit_concurrency=options["limit_concurrency"]),
+        timeouts=make_timeouts(options),
+        options={name: options[name] for name in ("grace", "access_log", "allow", "deny")},
+    )
+    return make_server([[text] for text in bind]), make_server
+
+
+def _supervise(program: _Program, options: Mapping[str, Any], pid_file: PIDFile | None) -> DrainReport:
+    """Have worker processes serve until a signal."""
+
+    def when_serving(names: Sequence[str]) -> None:
+        if pid_file is not None:
+            pid_file.write()
+        _announce(names, program, options)
+        if options["reload"]:
+            watch(program.app_dir)
+
+    return run_workers(
+        program.server,
+        functools.partial(_make_server_in_worker, program.make_server, program.owner),
+        workers=options["workers"],
+        loop=options["loop"],
+        reuse_port=options["reuse_port"],
+        max_requests=options["limit_max_requests"],
+        max_requests_jitter=options["limit_max_requests_jitter"],
+        timeout_worker_healthcheck=options["timeout_worker_healthcheck"] or None,
+        when_serving=when_serving,
+        when_reloading=functools.partial(renew_log, program.log.config),
+        metrics=options["metrics"],
+        control=program.control,
+    )
+
+
+def _serve(program: _Program, options: Mapping[str, Any], pid_file: PIDFile | None) -> DrainReport:
+    """Serve in this process until a signal."""
+
+    def when_bound() -> None:
+        if pid_file is not None:
+            pid_file.write()
+        if program.owner is not None:
+            program.owner.take_over()
+
+    program.server.when_bound = when_bound
+    return run_server(
+        program.server,
+        loop=options["loop"],
+        when_serving=lambda server: None if program.is_stdio else _announce(server.names, program, options),
+        when_reloading=functools.partial(renew_log, program.log.config),
+        metrics=options["metrics"],
+        control=program.control,
+    )
 
 
 def _find_endpoints(options: Mapping[str, Any]) -> list[str]:
@@ -258,9 +301,7 @@ def _make_by_factory(endpoints: list[list[str]], *, name: str, app_dir: str, log
         raise Mistake(str(error)) from error
 
 
-def _make_server_in_worker(
-    make_server: Callable[[list[list[str]]], BaseServer], owner: Owner | None, endpoints: list[list[str]]
-) -> BaseServer:
+def _make_server_in_worker(make_server: _MakeServer, owner: Owner | None, endpoints: list[list[str]]) -> BaseServer:
     try:
         server = make_server(endpoints)
     except (
@@ -273,7 +314,15 @@ def _make_server_in_worker(
     return server
 
 
-def _announce(names: Sequence[str]) -> None:
+def _announce(names: Sequence[str], program: _Program, options: Mapping[str, Any]) -> None:
+    """Say where it listens, and to a person at a terminal what it is."""
+    _write_names(names)
+    if program.log.level in (None, "INFO", "DEBUG"):
+        count = count_processors() if options["workers"] == "auto" else options["workers"]
+        introduce(program.loop_name, count if program.is_supervised else None)
+
+
+def _write_names(names: Sequence[str]) -> None:
     try:
         for name in names:
             click.echo(f"listening on {name}")

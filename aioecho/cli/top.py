@@ -37,17 +37,25 @@ def top_command(control: str, every: float, sort: str, count: int | None) -> Non
     console = Console()
     before: dict[str, Any] | None = None
     with _keys() as wait_for_key, contextlib.suppress(KeyboardInterrupt):
-        (status,) = ask_control(control, "status")  # before the screen is cleared: a mistake stays readable
+        (status,) = _ask(control, "status")  # before the screen is cleared: a mistake stays readable
         with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
             while True:
                 height = max(console.size.height - 11 - len(status["workers"]), 3)
-                rows = list(ask_control(control, f"list sort={sort} limit={height}"))
+                rows = _ask(control, f"list sort={sort} limit={height}")
                 live.update(_screen(status, before, rows, sort), refresh=True)
                 count = None if count is None else count - 1
                 if count == 0 or wait_for_key(every) in ("q", "Q"):
                     return
                 before = status
-                (status,) = ask_control(control, "status")
+                (status,) = _ask(control, "status")
+
+
+def _ask(control: str, line: str) -> list[dict[str, Any]]:
+    """Return the lines of an answer. Raises ClickException if it says that this cannot be done."""
+    lines = list(ask_control(control, line))
+    if not lines[-1]["ok"]:
+        raise click.ClickException(lines[-1]["error"])
+    return lines
 
 
 def _screen(status: dict[str, Any], before: dict[str, Any] | None, rows: list[dict[str, Any]], sort: str) -> Any:

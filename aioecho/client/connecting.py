@@ -17,7 +17,7 @@ from aioecho.net.endpoints import TCPEndpoint, UDPEndpoint, UnixDatagramEndpoint
 
 __all__ = ["Connecting", "connect"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("aioecho.client.connecting")
 
 TrustedBy = bool | str | os.PathLike[str] | ssl.SSLContext
 
@@ -109,23 +109,30 @@ class Connecting:
         self._connect_timeout = connect_timeout
         self._timeout = timeout
         self._reconnect = reconnect
+        self._is_entered = False
         self._entered: Connection | None = None
 
     def __await__(self) -> Generator[object, None, Connection]:
         return self._connect(self._reconnect, 0).__await__()
 
     async def __aenter__(self) -> Connection:
-        if self._entered is not None:
+        if self._is_entered:
             raise RuntimeError(
                 "it is entered already, and would not know which connection to close: call connect() again"
             )
-        self._entered = await self
+        self._is_entered = True  # before it waits: another task may enter meanwhile
+        try:
+            self._entered = await self
+        except BaseException:
+            self._is_entered = False
+            raise
         return self._entered
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         connection, self._entered = self._entered, None
+        self._is_entered = False
         assert connection is not None
         await connection.close()
 

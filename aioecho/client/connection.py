@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from aioecho.client.opening import explain
+from aioecho.client.opening import explain, find_errno
 from aioecho.exceptions import ConnectionClosed, ConnectionTimeout, FrameTooLong, FramingError
 from aioecho.framing import Framing
 from aioecho.streams.reader import StreamReader
@@ -210,6 +210,8 @@ class StreamConnection(Connection):
         joined = self._framing.join(data)
         timeout = self.timeout if timeout is None else timeout
         async with self._turn:
+            if self._reader.is_awaited():  # before the request is sent: the other task would get the reply
+                raise RuntimeError(f"another task receives from {self.endpoint} already")
             try:
                 async with asyncio.timeout(timeout) as limit:
                     await self._send(joined, None)
@@ -230,7 +232,7 @@ class StreamConnection(Connection):
             return ConnectionTimeout("timeout", timeout, f"{self.endpoint} {what} within {timeout:g} s")
         if error.errno is None and not str(error).strip():
             return self._explain_end()
-        return ConnectionClosed(f"the connection to {self.endpoint} broke: {explain(error)}", error.errno)
+        return ConnectionClosed(f"the connection to {self.endpoint} broke: {explain(error)}", find_errno(error))
 
     def _explain_end(self) -> ConnectionClosed:
         if self._is_closed:

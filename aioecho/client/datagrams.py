@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import time
+from collections.abc import Callable
 
 from aioecho.client.connection import Connection, Match
 from aioecho.client.opening import explain
@@ -10,11 +11,17 @@ from aioecho.exceptions import ConnectionClosed, ConnectionTimeout, EndpointErro
 
 __all__ = ["DatagramConnection"]
 
-MOST_BYTES = 2**16
+UDP_BYTES = 2**16
 """Bytes of a datagram that is received: no system sends more over UDP."""
+
+UNIX_BYTES = 2**18
+"""The same of a Unix socket. Linux sends as much as the sender's buffer holds, which has 208 KiB by default."""
 
 ASK_TIMEOUT = 2.0
 """Seconds for the reply to a datagram where no timeout was given: it may have been lost."""
+
+IN_A_ROW = 64
+"""Datagrams that are received without a wait before the loop runs: a server may send faster than this program reads."""
 
 
 class DatagramConnection(Connection):
@@ -22,9 +29,14 @@ class DatagramConnection(Connection):
 
     def __init__(self, endpoint: str, sock: socket.socket, timeout: float | None) -> None:
         super().__init__(endpoint, timeout)
+        loop = asyncio.get_running_loop()
         self._sock = sock
-        self._loop = asyncio.get_running_loop()
-        self._waiting: asyncio.Future[None] | None = None  # of the task that receives
+        self._most = UNIX_BYTES if sock.family == socket.AF_UNIX else UDP_BYTES
+        self._input = _Watch(sock, loop, loop.add_reader, loop.remove_reader)
+        self._room = _Watch(sock, loop, loop.add_writer, loop.remove_writer)
+        self._is_receiving = False
+        self._in_a_row = 0
+        self._sending = asyncio.Lock()  # a loop watches a socket for one task
         self._turn = asyncio.Lock()
 
     async def send(self, data: bytes) -> None:
@@ -33,10 +45,20 @@ class DatagramConnection(Connection):
             try:
                 self._sock.send(data)
             except BlockingIOError:
-                async with asyncio.timeout(self.timeout):
-                    await self._loop.sock_sendall(self._sock, data)
+                async with asyncio.timeout(self.timeout), self._sending:
+                    await self._send_with_room(data)
+        except ConnectionClosed:  # by close()
+            raise
         except OSError as error:
             raise self._explain(error, self.timeout, "did not take a datagram", "cannot send to") from error
+
+    async def _send_with_room(self, data: bytes) -> None:
+        while True:
+            try:
+                self._sock.send(data)
+                return
+            except BlockingIOError:
+                await self._room.wait()
 
     async def receive(self) -> bytes:
         """Return the next datagram: see :meth:`Connection.receive`."""
@@ -46,32 +68,31 @@ class DatagramConnection(Connection):
         return await self._receive(self.timeout)
 
     async def _receive(self, timeout: float | None) -> bytes:
-        if self._waiting is not None:
-            raise RuntimeError(f"another task receives from {self.endpoint} already")
+        self._check_not_receiving()
+        self._is_receiving = True
         try:
             async with asyncio.timeout(timeout):
+                if self._in_a_row >= IN_A_ROW:
+                    self._in_a_row = 0
+                    await asyncio.sleep(0)
                 while True:
                     try:
-                        return self._sock.recv(MOST_BYTES)
+                        data = self._sock.recv(self._most)
+                        self._in_a_row += 1
+                        return data
                     except BlockingIOError:
-                        await self._wait()
+                        self._in_a_row = 0
+                        await self._input.wait()
+        except ConnectionClosed:  # by close()
+            raise
         except OSError as error:
             raise self._explain(error, timeout, "sent nothing", "cannot receive from") from error
-
-    async def _wait(self) -> None:
-        """Wait until there is something to receive."""
-        # Not by the loop's sock_recv(): one that waits would never learn that the socket is closed.
-        waiting = self._waiting = self._loop.create_future()
-        self._loop.add_reader(self._sock.fileno(), _wake, waiting)
-        try:
-            await waiting
         finally:
-            if self._waiting is waiting:
-                self._stop_waiting()
+            self._is_receiving = False
 
-    def _stop_waiting(self) -> None:
-        self._waiting = None
-        self._loop.remove_reader(self._sock.fileno())
+    def _check_not_receiving(self) -> None:
+        if self._is_receiving:
+            raise RuntimeError(f"another task receives from {self.endpoint} already")
 
     async def ask(
         self, data: bytes, *, timeout: float | None = None, retries: int = 0, match: Match | None = None
@@ -80,6 +101,7 @@ class DatagramConnection(Connection):
         if timeout is None:
             timeout = ASK_TIMEOUT if self.timeout is None else self.timeout
         async with self._turn:
+            self._check_not_receiving()  # before the request is sent: the other task would get the reply
             if match is None:
                 self._drop_what_came()
             for attempt in range(retries + 1):
@@ -104,7 +126,7 @@ class DatagramConnection(Connection):
         end = time.monotonic() + 0.01  # a server may send faster than this reads
         while time.monotonic() < end:
             try:
-                self._sock.recv(MOST_BYTES)
+                self._sock.recv(self._most)
             except BlockingIOError:
                 return
             except OSError:
@@ -115,8 +137,6 @@ class DatagramConnection(Connection):
         self, error: OSError, timeout: float | None, what: str, verb: str
     ) -> ConnectionClosed | ConnectionTimeout | EndpointError:
         """Return the error to raise in place of the system's."""
-        if isinstance(error, ConnectionClosed):
-            return error
         if isinstance(error, TimeoutError) and error.errno is None and timeout is not None:
             return ConnectionTimeout("timeout", timeout, f"{self.endpoint} {what} within {timeout:g} s")
         if self._sock.fileno() < 0:
@@ -127,13 +147,50 @@ class DatagramConnection(Connection):
         return ConnectionClosed(f"the socket to {self.endpoint} was closed by this program")
 
     async def close(self) -> None:
-        """Close the socket: see :meth:`Connection.close`. A task that receives meanwhile gets ConnectionClosed."""
-        if self._waiting is not None:
-            waiting = self._waiting
-            self._stop_waiting()
-            if not waiting.done():
-                waiting.set_exception(self._explain_close())
+        """Close the socket: see :meth:`Connection.close`. A task that sends or receives meanwhile gets ConnectionClosed."""
+        for watch in (self._input, self._room):
+            watch.break_off(self._explain_close())
         self._sock.close()
+
+
+class _Watch:
+    """Waits for one task until a socket has input, or room, as `add` and `remove` of the loop tell; or until break_off()."""
+
+    # Not by the loop's sock_recv() and sock_sendall(): one that waits would never learn that the socket is closed.
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        loop: asyncio.AbstractEventLoop,
+        add: Callable[..., object],
+        remove: Callable[[int], object],
+    ) -> None:
+        self._sock = sock
+        self._loop = loop
+        self._add = add
+        self._remove = remove
+        self._waiting: asyncio.Future[None] | None = None
+
+    async def wait(self) -> None:
+        """Wait. Wakes without a reason are possible. Raises what break_off() was given."""
+        waiting = self._waiting = self._loop.create_future()
+        try:
+            self._add(self._sock.fileno(), _wake, waiting)
+            await waiting
+        finally:
+            if self._waiting is waiting:
+                self._stop()
+
+    def break_off(self, error: Exception) -> None:
+        """Have the task that waits, if one does, raise `error`. The socket is not closed yet."""
+        if (waiting := self._waiting) is not None:
+            self._stop()
+            if not waiting.done():
+                waiting.set_exception(error)
+
+    def _stop(self) -> None:
+        self._waiting = None
+        self._remove(self._sock.fileno())
 
 
 def _wake(waiting: "asyncio.Future[None]") -> None:

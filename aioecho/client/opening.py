@@ -13,7 +13,7 @@ from aioecho.streams.protocol import StreamProtocol
 from aioecho.streams.reader import StreamReader
 from aioecho.streams.writer import StreamWriter
 
-__all__ = ["explain", "open_connection", "open_datagrams"]
+__all__ = ["explain", "find_errno", "open_connection", "open_datagrams"]
 
 KEEPALIVE = 60.0
 """Seconds until a server that has vanished is noticed by the kernel: as in a server's Timeouts."""
@@ -68,7 +68,7 @@ async def open_connection(
     except TimeoutError as error:
         raise EndpointError(f"cannot connect to {where}: {_explain_timeout(error, timeout)}", error.errno) from error
     except (OSError, UnicodeError) as error:
-        raise EndpointError(f"cannot connect to {where}: {explain(error)}", getattr(error, "errno", None)) from error
+        raise EndpointError(f"cannot connect to {where}: {explain(error)}", find_errno(error)) from error
     return protocol.reader, writer
 
 
@@ -92,16 +92,24 @@ async def open_datagrams(where: UDPEndpoint | UnixDatagramEndpoint, timeout: flo
             raise EndpointError(f"cannot resolve the host of {where}: no answer within {timeout} s") from error
     else:
         family, address = socket.AF_UNIX, where.path
-    sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
-        sock.setblocking(False)
-        if family == socket.AF_UNIX:
-            sock.bind("")  # to a name that the kernel chooses: a server cannot reply to a socket without a name
-        sock.connect(address)
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            sock.setblocking(False)
+            if family == socket.AF_UNIX:
+                sock.bind("")  # to a name that the kernel chooses: a server cannot reply to a socket without a name
+            sock.connect(address)
+        except BaseException:
+            sock.close()
+            raise
     except OSError as error:
-        sock.close()
         raise EndpointError(f"cannot connect to {where}: {explain(error)}", error.errno) from error
     return sock
+
+
+def find_errno(error: BaseException) -> int | None:
+    """Return the system's number of an error, None if it has none: OpenSSL has numbers of its own."""
+    return None if isinstance(error, ssl_module.SSLError) else getattr(error, "errno", None)
 
 
 def explain(error: BaseException) -> str:
@@ -109,7 +117,8 @@ def explain(error: BaseException) -> str:
     if isinstance(error, ssl_module.SSLCertVerificationError):
         return f"the certificate is not accepted: {error.verify_message}"
     if isinstance(error, ssl_module.SSLError):  # its errno is OpenSSL's own, its reason like WRONG_VERSION_NUMBER
-        return f"no TLS there: {error.reason or error}"
+        reason = getattr(error, "reason", None) or str(error)  # one that Python code raises has none
+        return f"the server sent a TLS alert: {reason}" if "ALERT" in reason else f"no TLS there: {reason}"
     if isinstance(error, socket.gaierror):
         return error.strerror or str(error)
     number = getattr(error, "errno", None)

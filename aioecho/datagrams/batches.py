@@ -66,6 +66,12 @@ class Batch(DatagramRun):
         finally:
             del end  # its traceback refers to this frame
 
+    def __call__(self, task: "asyncio.Task[None]") -> None:
+        """Count how it has ended."""
+        if self.handler is None and self.reason == "finished":  # its task was cancelled before it began
+            self.reason = "cancelled"
+        super().__call__(task)
+
     def drain(self) -> None:
         """Do nothing: it ends by itself."""
 

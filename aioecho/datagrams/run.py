@@ -65,14 +65,11 @@ class DatagramRun(HandlerRun):
         """Count how it has ended. To be overridden."""
         self._server.task_ended(self, task)
 
-    def forget(self) -> None:
-        """Do what is to be done before a handler is counted as ended that goes on. To be overridden."""
-
     def give_up(self) -> None:
         """Count it as ended, though its handler goes on."""
         self.reason = "cancelled" if self._cancelled_at is None else "datagram_handler"
         self.task.remove_done_callback(self)
-        self.forget()
+        self._server.replace(self)
         self._server.unregister_connection(self)
 
     # What the server asks of it when it stops.

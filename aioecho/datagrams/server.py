@@ -283,12 +283,7 @@ class DatagramServer(BaseServer):
 
     def task_ended(self, ended: Any, task: "asyncio.Task[None]") -> None:
         """Count a handler at the end of its task, and begin what has waited for it to."""
-        # Waiting datagrams are begun before the end is counted: a drain is over when no handler is left.
-        if isinstance(ended, Session):
-            self.replace_session(ended)
-        elif self._dispatcher.has_queued():
-            self._connections.discard(ended)
-            self._dispatcher.begin_queued()
+        self.replace(ended)  # before the end is counted: a drain is over when no handler is left
         super().task_ended(ended, task)
 
     def unregister_connection(self, connection: Any) -> None:
@@ -367,10 +362,14 @@ class DatagramServer(BaseServer):
             self.live_stats.drops["stopped"] += 1
         super()._count_end(connection)
 
-    def replace_session(self, ended: Session) -> None:
-        """Forget a session that has ended; what its peer has sent since goes to a new one."""
-        self._connections.discard(ended)
-        self._sessions.replace(ended)
+    def replace(self, ended: Any) -> None:
+        """Forget a handler that has ended, and begin what has waited for that: its peer's next session, or datagrams."""
+        if isinstance(ended, Session):
+            self._connections.discard(ended)
+            self._sessions.replace(ended)
+        elif self._dispatcher.has_queued():
+            self._connections.discard(ended)
+            self._dispatcher.begin_queued()
 
 
 class UDPServer(DatagramServer):

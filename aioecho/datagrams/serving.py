@@ -87,5 +87,5 @@ class DatagramServing(Protocol):
     def close_if_done(self) -> None:
         """Close the sockets when no handler can have anything to send any more."""
 
-    def replace_session(self, ended: Any) -> None:
-        """Forget a session that has ended; what its peer has sent since goes to a new one."""
+    def replace(self, ended: Any) -> None:
+        """Forget a handler that has ended, and begin what has waited for that."""

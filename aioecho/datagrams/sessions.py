@@ -196,10 +196,6 @@ class Session(DatagramRun):
             self.finish()
             await self.hand_back()
 
-    def forget(self) -> None:
-        """Let the peer's next session begin."""
-        self._server.replace_session(self)
-
     def feed(self, data: bytes) -> None:
         """Give the handler a datagram, or keep it for the peer's next session."""
         if not self.is_over:

@@ -34,8 +34,9 @@ from aioecho.datagrams.serving import DatagramServing
 from aioecho.runtime.driver import Waiter
 from aioecho.runtime.logs import format_address
 from aioecho.runtime.steps import steps
+from aioecho.serving.datagram_handlers import DatagramRequestHandler
 from aioecho.serving.ends import Reason
-from aioecho.serving.handlers import BaseRequestHandler, DatagramRequestHandler
+from aioecho.serving.handlers import BaseRequestHandler
 
 __all__ = ["DatagramTask"]
 

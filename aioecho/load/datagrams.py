@@ -19,7 +19,7 @@ from aioecho.net.endpoints import UDPEndpoint, UnixDatagramEndpoint
 
 __all__ = ["DatagramEngine"]
 
-_READ_BYTES = 65_536  # a longer reply is cut there, and so differs from what was sent
+_READ_BYTES = 65_536  # of a reply, or one more than were sent: a longer one is cut there, and so differs
 _READS_A_TURN = 64  # of one socket; the others have replies waiting, too
 _EVENTS = select.EPOLLIN | select.EPOLLET  # edge-triggered for fairness, see StreamEngine
 _BODIES = 1021  # so many consecutive messages differ in more than their numbers
@@ -52,6 +52,7 @@ class DatagramEngine(Engine):
         self.number = share << 48  # so no two processes share one
         self.first_number = self.number
         self.body_bytes = self.size - NUMBER_BYTES
+        self.read_bytes = max(_READ_BYTES, self.size + 1)
         where = parse_target(settings.endpoint)
         self.family: int = socket.AF_UNIX
         self.address: Any
@@ -80,7 +81,7 @@ class DatagramEngine(Engine):
 
     def _handle(self, events: list[tuple[int, int]]) -> None:
         """Read replies, compare and count them, and in closed loop send what follows. The hot path."""
-        clock, pending, would_block = time.perf_counter_ns, self.pending, BlockingIOError
+        clock, pending, would_block, read_bytes = time.perf_counter_ns, self.pending, BlockingIOError, self.read_bytes
         may_be_more = self.settings.depth > 1
         for fd, event in events:
             s = self.sockets[fd]
@@ -88,7 +89,7 @@ class DatagramEngine(Engine):
                 self._send_blocked(s)
             for _ in range(_READS_A_TURN):
                 try:
-                    data = s.recv(_READ_BYTES)
+                    data = s.recv(read_bytes)
                 except would_block:
                     break
                 except OSError as error:  # what the server's host says to a datagram that it can't deliver
@@ -189,7 +190,7 @@ class DatagramEngine(Engine):
         if number is not None:
             del self.pending[number]
             if self.begun:
-                self._pause(s, "datagrams")
+                self._pause(s, "datagrams", error_class)
 
     def _fail_silent(self, now: int) -> None:
         while self.pending:

@@ -3,7 +3,7 @@
 A plain epoll loop and no asyncio, because a generator has to be cheaper than what it measures. Times inside the loop are
 integers in nanoseconds. Latencies are counted per whole microsecond in a dict, which costs 0.1 us a message.
 
-`load_streams` and `load_datagrams` are the engines that connect, send and compare.
+The modules `streams` and `datagrams` have the engines that connect, send and compare.
 """
 
 from __future__ import annotations
@@ -237,16 +237,18 @@ class Engine(ABC):
         """Send what is due, wait for events (not past `until`, in ns), and handle them."""
         if now >= self.next_tick:
             self._tick(now)
-        if self.interval and self.sending:
-            queue, due, interval = self.queue, self.next_due, self.interval
-            while due <= now:
-                queue.append(int(due))
-                due += interval
-            self.next_due = due
-            free = self.free
+        if self.interval:
+            queue, free = self.queue, self.free
+            if self.sending:
+                due, interval = self.next_due, self.interval
+                while due <= now:
+                    queue.append(int(due))
+                    due += interval
+                self.next_due = due
+                until = min(until, int(due))
             while queue and free:
                 self._submit(free.popleft(), queue.popleft())
-            until, now = min(until, int(due)), time.perf_counter_ns()
+            now = time.perf_counter_ns()
         wait = min(until, self.next_tick) - now
         if self.interval and 0 < wait < 20_000_000:
             # epoll counts its timeout in milliseconds, which would make every message late; select counts microseconds.
@@ -298,10 +300,11 @@ class Engine(ABC):
         self.errors[error_class] += lost
         self.first_error = self.first_error or f"{ERROR_CLASSES[error_class].replace('_', ' ')}: {detail}"
 
-    def _pause(self, slot: Any, what: str) -> None:
+    def _pause(self, slot: Any, what: str, error_class: int) -> None:
         """Use a slot that failed again from the next tick on. At once would spin where no server listens."""
         self.failures_in_a_row += 1
         if self.failures_in_a_row > 2 * self.slots * self.settings.depth + 20:
+            self.errors[error_class] += len(self.queue)  # due, and no slot is left to send them
             raise Stop(f"{self.failures_in_a_row} {what} in a row failed: {self.first_error}")
         self.paused.append(slot)
 

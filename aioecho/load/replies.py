@@ -15,6 +15,8 @@ from aioecho.load.streams import Connection, StreamEngine
 
 __all__ = ["ReplyConnection", "ReplyEngine"]
 
+_TLS_RECORD = 2**14  # bytes at most, by RFC 8446
+
 
 class ReplyConnection(Connection):
     """A connection, its next messages, and what has come."""
@@ -43,7 +45,9 @@ class ReplyEngine(StreamEngine):
         for message in self.joined:
             self.starts.append(self.starts[-1] + len(message))
         self.longest = max(map(len, self.joined))
-        self.recv_bytes = min(CHUNK_BYTES, max(4096, self.longest * settings.depth + 1))
+        # A record of TLS is read whole: no event tells of the rest, which the kernel does not have any more.
+        least = _TLS_RECORD if settings.tls else 4096
+        self.recv_bytes = min(CHUNK_BYTES, max(least, self.longest * settings.depth + 1))
 
     def _make_connection(self, sock: socket.socket, index: int) -> ReplyConnection:
         message = index * 31 % len(self.joined)

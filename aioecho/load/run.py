@@ -180,7 +180,7 @@ def _run_processes(settings: LoadSettings, on_progress: Callable[[LoadProgress],
                 share = pipes[pipe]
                 try:
                     message = pipe.recv()
-                except EOFError:
+                except (EOFError, ConnectionResetError):  # the latter if it had not read a word that was told to it
                     message = Tally(problem=f"generator process {share} died")
                 if isinstance(message, Tally):
                     tallies[share] = message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass, field
+from math import inf
 
 from aioecho.framing import Framing
 from aioecho.load.messages import make_frames
@@ -27,6 +28,7 @@ NUMBER_BYTES = 8  # that a datagram begins with, to tell which message a reply b
 
 _FORMS = "tcp://HOST:PORT, unix:PATH, udp://HOST:PORT or unixgram:PATH"
 _STREAM_TIMEOUT_S, _DATAGRAM_TIMEOUT_S = 10.0, 2.0
+_MOST_RATE = 1e9  # messages a second: one a nanosecond, in which the engine counts
 _MOST_UDP_BYTES = 65_507  # RFC 768 over IPv4: 65,535 less both headers
 
 
@@ -68,14 +70,14 @@ class LoadSettings:
         for name in ("connections", "depth", "size_bytes", "processes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not self.duration_s > 0:
-            raise ValueError(f"duration_s must be above 0 seconds, not {self.duration_s}")
-        if self.timeout_s is not None and not self.timeout_s > 0:
-            raise ValueError(f"timeout_s must be above 0 seconds, not {self.timeout_s}")
-        if self.warmup_s < 0:
-            raise ValueError(f"warmup_s must not be below 0 seconds, not {self.warmup_s}")
-        if self.rate is not None and not self.rate > 0:
-            raise ValueError(f"rate must be above 0 messages a second, not {self.rate}")
+        if not 0 < self.duration_s < inf:
+            raise ValueError(f"duration_s must be above 0 seconds, and finite, not {self.duration_s}")
+        if self.timeout_s is not None and not 0 < self.timeout_s < inf:
+            raise ValueError(f"timeout_s must be above 0 seconds, and finite, not {self.timeout_s}")
+        if not 0 <= self.warmup_s < inf:
+            raise ValueError(f"warmup_s must not be below 0 seconds, and finite, not {self.warmup_s}")
+        if self.rate is not None and not 0 < self.rate <= _MOST_RATE:
+            raise ValueError(f"rate must be above 0 messages a second, to {_MOST_RATE:g}, not {self.rate}")
         if self.processes > self.connections:
             raise ValueError(f"processes ({self.processes}) must not exceed connections ({self.connections})")
         if self.churn and self.depth > 1:

@@ -364,7 +364,7 @@ class StreamEngine(Engine):
         if not self.begun:
             return
         if self.settings.churn:
-            self._pause(None, "connections")
+            self._pause(None, "connections", error_class)
         elif not self.connections:
             self.errors[error_class] += len(self.queue)  # due, and no connection is left to send them
             raise Stop(f"the last connection was lost: {self.first_error}")

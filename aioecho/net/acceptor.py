@@ -77,6 +77,7 @@ class Acceptor:
         self._on_error = on_error
         self._turns = turns
         self._steps_back = False
+        self._pauses = 0  # that a client has waited through, one after the other
         self._watch = ReadWatch(bound.sock, self._on_readable)
         self._loop = asyncio.get_running_loop()
         self._make_socket = _AcceptedSocket.factory(bound.sock)
@@ -124,6 +125,7 @@ class Acceptor:
         if turns is not None and (most := min(most, turns.allowance())) <= 0:
             self._step_back(turns)
             return
+        self._pauses = 0
         found_all = self._accept(most)
         self._accepts = min(2 * self._accepts, ACCEPTS_PER_TURN) if found_all else 1
         if turns is not None and self._watch.is_on:
@@ -133,19 +135,21 @@ class Acceptor:
         """Leave a client to the processes that hold fewer connections, for a moment."""
         self._steps_back = True
         behind = turns.find_behind()
-        looks = 0
 
         def look_again() -> None:
-            nonlocal looks
-            looks += 1
-            if not turns.has_moved(behind):
-                if looks == 1 and has_client(self.sock):  # it may have come just now, and be about to be accepted
-                    self._watch.retry_later(look_again, PAUSE)
-                    return
-                if looks == 2 and self._accept(1):
+            has_moved = turns.has_moved(behind)
+            self._pauses = self._pauses + 1 if has_client(self.sock) else 0
+            if self._pauses == 1 and not has_moved:  # it may have come just now, and be about to be accepted
+                self._watch.retry_later(look_again, PAUSE)
+                return
+            # The ones behind have not accepted it. If they do accept, it is more than they can, or on other sockets.
+            if self._pauses > 1:
+                self._pauses = 0
+                if self._accept(1) and not has_moved:
                     turns.disregard(behind)
             self._steps_back = False
-            self.resume()
+            if not self._watch.is_to_retry:  # it had no descriptor for that one
+                self.resume()
 
         self._watch.retry_later(look_again, PAUSE)
 

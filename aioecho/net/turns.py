@@ -1,9 +1,8 @@
 """Taking turns at accept() where several processes accept from the same sockets, so that none gets most of the connections.
 
 All of them wake when a client comes, and the quickest gets it: often the same one again and again. So every process writes down
-how many connections it holds, in shared memory, and one that holds more than others steps back for a moment. No process waits
-for another one that does not accept: what has stepped back looks again, and accepts a client that has waited for PAUSE
-seconds.
+how many connections it holds, in shared memory, and one that holds more than others steps back for a moment. No client waits
+for a process that does not accept, or not enough: what has stepped back looks twice, and then accepts one that waits still.
 
 Nothing is locked. A process writes to its own cell alone, and one that dies leaves a number there that does not change, which
 the others disregard.
@@ -107,7 +106,7 @@ class AcceptTurns:
         self._cells[self._own] = ABSENT
 
     def find_behind(self) -> dict[int, int]:
-        """Return the cells of the processes whose turn it is, and what is in them."""
+        """Return the cells of the processes that hold fewer connections, but for disregarded ones, and what is in them."""
         cells = self._cells
         mine = cells[self._own]
         return {

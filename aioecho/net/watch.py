@@ -64,7 +64,16 @@ class ReadWatch:
         It is not called if start() or stop() is called before.
         """
         self.stop()
-        self._retry = self._loop.call_later(seconds, retry)
+        self._retry = self._loop.call_later(seconds, self._try_again, retry)
+
+    def _try_again(self, retry: Callable[[], None]) -> None:
+        self._retry = None
+        retry()
+
+    @property
+    def is_to_retry(self) -> bool:
+        """Whether retry_later() was called, and the time for it has not come."""
+        return self._retry is not None
 
     def _cancel_retry(self) -> None:
         if self._retry is not None:

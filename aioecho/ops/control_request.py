@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, str] = {
 
 # What else than values by name a command takes.
 POSITIONAL = {"kick": "ids", "drain": "grace", "workers": "count", "trace": "id"}
+TEXTS = {"workers": "count", "trace": "id"}  # these are no numbers: "+1" is one worker more, and "1.27" an id
 NAMES = {
     "list": {"older", "host", "worker", "sort", "limit"},
     "kick": {"ids"},
@@ -75,7 +76,8 @@ def _parse_words(command: str, words: list[str]) -> dict[str, Any]:
     for word in words:
         name, equals, value = word.partition("=")
         if equals:
-            values[name.replace("-", "_")] = _parse_value(value)  # as options are written
+            name = name.replace("-", "_")  # as options are written
+            values[name] = value if name == TEXTS.get(command) else _parse_value(value)
         else:
             rest.append(word)
     if rest:
@@ -84,7 +86,7 @@ def _parse_words(command: str, words: list[str]) -> dict[str, Any]:
             raise ControlError(
                 f"{command} does not take {rest[-1]!r}: {COMMANDS.get(command, 'there is no such command')}"
             )
-        values[name] = rest if name == "ids" else rest[0] if name in ("id", "count") else _parse_value(rest[0])
+        values[name] = rest if name == "ids" else rest[0] if name == TEXTS.get(command) else _parse_value(rest[0])
     return values
 
 

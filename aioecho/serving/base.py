@@ -189,7 +189,7 @@ class BaseServer(Sharing):
             raise RuntimeError("a server can be started once, and not after its end")
         self._was_started = True
         self.event_loop = asyncio.get_running_loop()
-        self._measure_loop(self.event_loop)
+        self.measure_loop(self.event_loop)
         # Not the context of an accept: a handler, or another thread, may be what makes the server accept again.
         self.task_context = contextvars.copy_context()
         bound: list[BoundSocket] = []
@@ -220,6 +220,7 @@ class BaseServer(Sharing):
             self.close()
             for bound_socket in bound:
                 bound_socket.close()
+            self.measure_loop(None)
             await self._end_program()
             raise
         logger.log(self._log_level, "listening on %s", ", ".join(self.names))
@@ -311,8 +312,9 @@ class BaseServer(Sharing):
         a handler that swallows that is named in the log, and its connection aborted. Called again, the shorter grace wins,
         and both calls return the same report. If the call is cancelled, the grace is over at once.
 
-        May be awaited in any event loop; in a thread without one call :meth:`begin_shutdown`. In a handler's own task it
-        returns at once, with the report as it stands then: to wait for all handlers would be to wait for itself.
+        May be awaited in any event loop; in a thread without one call :meth:`begin_shutdown`. In a handler's own task, and in
+        the `tasks` of handlers and of the server, it returns at once, with the report as it stands then: to wait for all of
+        them would be to wait for itself.
 
         Raises:
             ValueError: `grace` is no number of seconds.
@@ -322,8 +324,7 @@ class BaseServer(Sharing):
         if loop is not None and loop is not asyncio.get_running_loop() and not loop.is_closed():
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.shutdown(grace), loop))
         drain = self._begin_shutdown(grace)
-        this = asyncio.current_task()
-        if any(connection.task is this for connection in self.connections):
+        if (self.company or self).waits_for(asyncio.current_task()):
             return drain.report()
         return await drain.wait()
 
@@ -385,7 +386,7 @@ class BaseServer(Sharing):
         if self.handler_threads is not None:
             await self.handler_threads.close()
         self.timeout_sweeper.stop()
-        self._measure_loop(None)
+        self.measure_loop(None)
         await self._end_program()
 
     async def __aenter__(self) -> Self:

@@ -95,6 +95,14 @@ class AccompaniedConnection(ToldConnection):
         errors = [end, *beside.errors] if isinstance(end, Exception) else beside.errors
         return errors[0] if len(errors) == 1 else ExceptionGroup("errors of a handler and its tasks", errors)
 
+    def cancel_beside(self) -> None:
+        """Cancel what runs beside a handler that swallows everything, and wait for nothing."""
+        beside: Beside | None = self._server.beside.pop(self, None)
+        if beside is not None:
+            beside.tasks.cancel()
+            if beside.goodbye is not None:
+                beside.goodbye.cancel()
+
     async def _wait(self, waiting: Any) -> BaseException | None:
         """Await something, and return the cancellation that comes meanwhile."""
         try:

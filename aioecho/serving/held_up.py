@@ -33,7 +33,7 @@ def watch_in_debug_mode(loop: asyncio.AbstractEventLoop) -> "HeldUpWatch | None"
 
 
 class HeldUpWatch:
-    """Looks from a thread of its own whether the loop runs, and logs what it does when it has not for `seconds`.
+    """Looks from a thread of its own whether the loop runs, and logs which handler holds it up for more than `seconds`.
 
     Made in the loop's thread.
     """
@@ -57,13 +57,14 @@ class HeldUpWatch:
 
     def _watch(self) -> None:
         told = 0.0
-        while not self._over.wait(self._seconds / BEATS):
+        while not (self._over.wait(self._seconds / BEATS) or self._loop.is_closed()):
             last = self._last
-            if time.monotonic() - last < self._seconds or last == told or self._loop.is_closed():
+            if time.monotonic() - last < self._seconds or last == told:
                 continue
             told = last  # once for every time
             frame = sys._current_frames().get(self._thread)
             found = None if frame is None else _find_handler(frame)
+            del frame  # it has all that the handler has
             if found is not None:
                 logger.warning(
                     "%s holds the event loop up for more than %g s, at %s: use await, or asyncio.to_thread()",
@@ -76,7 +77,7 @@ def _find_handler(frame: FrameType) -> tuple[str, str] | None:
     inner: FrameType | None = None
     outer: FrameType | None = frame
     while outer is not None:
-        if inner is None and not _is_elses(outer):
+        if inner is None and not _is_library_code(outer):
             inner = outer
         me: Any = outer.f_locals.get("self")
         if inner is not None and hasattr(type(me), "serves") and outer.f_code.co_name in METHODS:
@@ -85,8 +86,8 @@ def _find_handler(frame: FrameType) -> tuple[str, str] | None:
     return None
 
 
-def _is_elses(frame: FrameType) -> bool:
-    """Tell whether a frame is the library's, or aioecho's: a handler's line is what called it."""
+def _is_library_code(frame: FrameType) -> bool:
+    """Tell whether a frame is the standard library's, or aioecho's: the line to name is the one that called it."""
     name = frame.f_globals.get("__name__", "")
     is_library = (
         frame.f_code.co_filename.startswith((LIBRARY, "<frozen")) and "-packages" not in frame.f_code.co_filename

@@ -54,8 +54,18 @@ class Registry:
     `audience`: what broadcasts. `beside`: what runs beside handlers, by their connections.
     """
 
-    # The attributes of a server for datagrams are no more than 30: see there.
-    __slots__ = ("__dict__", "__weakref__", "ids", "measures")
+    # The other attributes of a server for datagrams are no more than 30, also in a worker with a lifespan: see there.
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_drain",
+        "_held_up",
+        "event_loop",
+        "handler_threads",
+        "ids",
+        "measures",
+        "on_accept",
+    )
 
     # What a subclass for datagrams has otherwise.
     _what: ClassVar[str] = "connection"
@@ -63,7 +73,6 @@ class Registry:
     live_stats: Stats
     measures: Measures | None
     accept_turns: AcceptTurns | None = None
-    _held_up: HeldUpWatch | None = None
 
     def __init__(
         self,
@@ -78,6 +87,7 @@ class Registry:
         self.live_stats = self._make_stats()
         self.keep_backlog = self.access_log = False
         self.measures = None
+        self._held_up: HeldUpWatch | None = None
         self.on_accept: Callable[[], object] | None = None
         self.event_loop: asyncio.AbstractEventLoop | None = None
         self.handler_threads: ThreadPool | None = None
@@ -126,8 +136,8 @@ class Registry:
         """
         return measure(self)
 
-    def _measure_loop(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        """Measure the lag of `loop`, if the server is measured, and watch it in debug mode; None ends that."""
+    def measure_loop(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Measure the lag of `loop`, if the server is measured, and watch it in debug mode; None ends that. Not for users."""
         if self.measures is not None:
             self.measures.stop()
             if loop is not None:

@@ -77,7 +77,7 @@ class Sharing(Registry):
     def publish(self, topic: str, data: bytes, *, but: Any = None, full: Literal["close", "skip"] = "close") -> int:
         """Write a message to a group's clients in all worker processes; return to how many of this process.
 
-        A topic is a group: clients hear it whose handlers have called ``self.join(topic)``, in any worker. Without workers it
+        A topic is a group: a client hears it if its handler has called ``self.join(topic)``, in any worker. Without workers it
         is :meth:`broadcast` to that group. Never waits. In this process the message is written at once; to the others it goes
         through their parent. From one worker messages come in their order, from several in any. Where 4 MiB wait for a process
         already, the message does not reach it, and ``stats.unpublished`` counts that, there or here.
@@ -122,14 +122,24 @@ class Sharing(Registry):
                 " server.event_loop.call_soon_threadsafe(server.broadcast, data)"
             )
 
+    def waits_for(self, task: object) -> bool:
+        """Tell whether its drain waits for this task: of a handler, beside one, or of its own. Not for users."""
+        return (
+            any(connection.task is task for connection in self.connections)
+            or any(task in beside.tasks or task is beside.goodbye for beside in self.beside.values())
+            or task in self.tasks
+        )
+
     async def _end_program(self) -> None:
         """End the server's tasks, then its lifespan."""
-        seconds = 0 if self._drain is None else self._drain.seconds_left()
-        await self.tasks.end(max(seconds, LEAST))
+        await self.tasks.end(max(self._seconds_left(), LEAST))
         if self.company is not None and self._drain is not None:
             await self.company.wait_drained(self)
         if self._lifespan is not None:
-            await self._lifespan.end(seconds)
+            await self._lifespan.end(self._seconds_left())
+
+    def _seconds_left(self) -> float:
+        return 0 if self._drain is None else self._drain.seconds_left()
 
     def has_failed(self) -> bool:
         """Tell whether its lifespan raised or ended too early."""

@@ -32,6 +32,10 @@ class Tasks:
         """Return how many have not ended."""
         return len(self._tasks)
 
+    def __contains__(self, task: object) -> bool:
+        """Tell whether this is one of them, and has not ended."""
+        return task in self._tasks
+
     def create_task(
         self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
     ) -> "asyncio.Task[T]":
@@ -54,12 +58,17 @@ class Tasks:
         if isinstance(error, Exception):  # anything else ends the program
             self._on_error(error)
 
-    async def end(self, seconds: float) -> None:
-        """Cancel all, and wait until they have ended, for `seconds` at the most. One that has not is named in the log."""
+    def cancel(self) -> "set[asyncio.Task[Any]]":
+        """Cancel all but the current one, allow no others, and return them."""
         self._has_ended = True
         tasks = self._tasks - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
+        return tasks
+
+    async def end(self, seconds: float) -> None:
+        """Cancel all, and wait until they have ended, for `seconds` at the most. One that has not is named in the log."""
+        tasks = self.cancel()
         if tasks:
             _, stubborn = await asyncio.wait(tasks, timeout=seconds)
             for task in stubborn:

@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from aioecho.background import BackgroundServer, running
 from aioecho.serving.base import BaseServer
-from aioecho.serving.handlers import DatagramBatchHandler, DatagramRequestHandler, DatagramSessionHandler
+from aioecho.serving.datagram_handlers import DatagramBatchHandler, DatagramRequestHandler, DatagramSessionHandler
 from aioecho.testing.client import TIMEOUT
 from aioecho.testing.servers import (
     Address,
@@ -223,8 +223,17 @@ def _serve(
 @contextlib.contextmanager
 def _connect(server: PortlessServer, client_address: Address | None, timeout: float | None) -> Iterator[BlockingClient]:
     assert server.event_loop is not None
-    connecting = asyncio.run_coroutine_threadsafe(server._pairs.connect(client_address), server.event_loop)
-    sock, address = connecting.result(TIMEOUT)
+    coroutine = server._pairs.connect(client_address)
+    try:
+        connecting = asyncio.run_coroutine_threadsafe(coroutine, server.event_loop)
+    except RuntimeError:  # the loop is closed
+        coroutine.close()
+        raise ConnectionRefusedError("the server has been shut down, and accepts no client") from None
+    try:
+        sock, address = connecting.result(TIMEOUT)
+    except BaseException:
+        connecting.cancel()  # which closes the client's socket
+        raise
     client = BlockingClient(server, address, sock, timeout)
     try:
         yield client

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar, overload
 
 from aioecho.serving.base import BaseServer
-from aioecho.serving.handlers import DatagramBatchHandler, DatagramRequestHandler, DatagramSessionHandler
+from aioecho.serving.datagram_handlers import DatagramBatchHandler, DatagramRequestHandler, DatagramSessionHandler
 from aioecho.streams.frames import Frames
 from aioecho.streams.protocol import StreamProtocol
 from aioecho.streams.reader import StreamReader

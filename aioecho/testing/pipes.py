@@ -47,7 +47,7 @@ class Faults:
         for name in ("latency", "jitter"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be seconds from 0 up, not {getattr(self, name)!r}")
-        if self.rate is not None and not self.rate > 0:
+        if self.rate is not None and not 0 < self.rate < float("inf"):
             raise ValueError(f"rate must be bytes a second above 0, or None, not {self.rate!r}")
         if self.reset_after is not None and self.reset_after < 0:
             raise ValueError(f"reset_after must be a number of bytes from 0 up, or None, not {self.reset_after!r}")

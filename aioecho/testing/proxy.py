@@ -183,13 +183,17 @@ class FaultyProxy:
 
     def _accept(self, sock: socket.socket, address: Any) -> None:
         self._accepted += 1
-        task = asyncio.get_running_loop().create_task(self._serve(sock, self._accepted))
+        accepted = [sock]
+        task = asyncio.get_running_loop().create_task(self._serve(accepted, self._accepted))
         for tasks in (self._tasks, self._opening):
             tasks.add(task)
             task.add_done_callback(tasks.discard)
+        task.add_done_callback(lambda _: _close_all(accepted))  # a task that is cancelled before it begins does not
 
-    async def _serve(self, sock: socket.socket, number: int) -> None:
+    async def _serve(self, accepted: list[socket.socket], number: int) -> None:
+        """Serve a client. Its socket is removed from `accepted` once this runs."""
         loop = asyncio.get_running_loop()
+        sock = accepted.pop()
         try:
             _, protocol = await loop.connect_accepted_socket(lambda: StreamProtocol(loop, is_server_side=False), sock)
         except BaseException:
@@ -214,6 +218,11 @@ class FaultyProxy:
             await link.run()
         finally:
             self._links.discard(link)
+
+
+def _close_all(sockets: list[socket.socket]) -> None:
+    for sock in sockets:
+        sock.close()
 
 
 def _directions(direction: str) -> tuple[str, ...]:

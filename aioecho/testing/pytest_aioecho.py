@@ -4,6 +4,7 @@ pytest imports it at each start, in every project that has aioecho installed. So
 `pytest_aioecho`: pytest imports nothing of aioecho before a test uses the fixture.
 """
 
+import contextlib
 import sys
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -29,8 +30,7 @@ def aioecho_server() -> Iterator[Any]:
     factory.fail()
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
+def _shut_down_with_function(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
     """Shut the servers down when the test's function has returned: what handlers raise is its failure, not its teardown's."""
     try:
         result = yield
@@ -41,6 +41,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
     if (factory := _find_factory(pyfuncitem)) is not None:
         factory.fail()
     return result
+
+
+# With pluggy before 1.2, such as Debian 12 has, it is the fixture's teardown that fails. An error here would end every pytest.
+with contextlib.suppress(TypeError):
+    pytest_pyfunc_call = pytest.hookimpl(wrapper=True)(_shut_down_with_function)
 
 
 def _find_factory(pyfuncitem: pytest.Function) -> Any:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import itertools
 import logging
 import socket
 import sys
@@ -129,7 +130,7 @@ class Pairs(StreamListener):
         Raises:
             ConnectionRefusedError: the server was shut down.
         """
-        address = client_address or ("127.0.0.1", len(self._begun) + 1)
+        address = client_address or self._choose_address()
         if self._is_stopped:
             raise ConnectionRefusedError("the server has been shut down, and accepts no client")
         if address in self._begun:
@@ -148,6 +149,11 @@ class Pairs(StreamListener):
             clients.close()
             raise
         return clients, address
+
+    def _choose_address(self) -> Address:
+        # Another client may have been given one of these by the test.
+        ports = itertools.count(len(self._begun) + 1)
+        return next(("127.0.0.1", port) for port in ports if ("127.0.0.1", port) not in self._begun)
 
     def _begins_at_once(self, client_address: Address) -> bool:
         """Tell whether the handler is made, or the client refused, without anything that comes of the client or the test."""

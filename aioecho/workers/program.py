@@ -58,8 +58,8 @@ def run(
     Args:
         RequestHandlerClass, endpoints: as for :func:`aioecho.serve`, and `options` are :class:`aioecho.BaseServer`'s,
             such as `grace`, the seconds that handlers have to finish. Limits are for each process. Or, without endpoints, a
-            factory: a function without arguments that returns a server, or a list of servers which are one program then, each
-            with limits and options of its own. Every worker calls it.
+            factory: a function without arguments that returns a server, or a list of servers which are one program then, all
+            with limits and options of their own. Every worker calls it.
         server_class: the class of the server, a subclass of :class:`aioecho.TCPServer` for instance, with hooks of its own.
         workers: processes that serve. "auto" is as many as this process has processors to use: those that it may be
             scheduled on, or fewer by the CPU quota of its control group (rounded up). Unless it is 1, this process serves
@@ -163,10 +163,19 @@ def _check_factory(factory: Any, options: Mapping[str, Any]) -> None:
 def make_servers_in_worker(
     factory: Callable[[], Any], log_config: LogConfig | None, endpoints: list[list[str]]
 ) -> BaseServer:
-    """Make the servers of a factory, to serve on the endpoints of inherited sockets."""
+    """Make the servers of a factory, to serve on the endpoints of inherited sockets.
+
+    Raises:
+        AioechoError: the factory, which may be newer than the supervisor, has other endpoints.
+    """
     if log_config is not None:
         apply_log_config(log_config)
     server = make_servers(factory)
+    if len(server.endpoints) != len(endpoints):
+        raise AioechoError(
+            f"the factory has {len(server.endpoints)} endpoints now, and had {len(endpoints)} when the program started:"
+            " restart the program"
+        )
     server.inherit(endpoints)
     return server
 

@@ -40,8 +40,8 @@ SUPERVISOR_SIGNALS = (*SIGNALS, signal.SIGCHLD)
 # Seconds for a worker to import what it serves and to accept. One that hangs there would hold up every restart to come.
 START_TIMEOUT = 120.0
 
-# Seconds for a worker to end by itself over its grace, and when it is told to end at once.
-STOP_TIMEOUT = 2.0
+# Seconds for a worker to end by itself over its grace, when its tasks and its lifespan end; and if it is told to end at once.
+OVER_GRACE, STOP_TIMEOUT = 4.0, 2.0
 
 
 class _State(enum.Enum):
@@ -204,7 +204,7 @@ class Supervisor:
         for worker in (slot.worker, slot.successor):
             if worker is not None:
                 # Sockets of its own are closed here now: no other process would accept what is queued.
-                worker.leave("drain" if slot.own else "retire", self._grace + STOP_TIMEOUT)
+                worker.leave("drain" if slot.own else "retire", self._grace + OVER_GRACE)
         self._advance()
 
     # Processes.
@@ -269,7 +269,7 @@ class Supervisor:
         if slot.successor is worker:
             old, slot.worker, slot.successor = slot.worker, worker, None
             if old is not None:
-                old.leave("retire", self._grace + STOP_TIMEOUT)
+                old.leave("retire", self._grace + OVER_GRACE)
         self._advance()
 
     def _reap(self) -> None:
@@ -377,12 +377,12 @@ class Supervisor:
             self._state = _State.STOPPING
             self._stopped_by = number
             self._stopping_since = self._loop.time()
-            systemd.notify_stopping(self._grace + STOP_TIMEOUT)
+            systemd.notify_stopping(self._grace + OVER_GRACE)
             # First: then the last worker that accepts what is queued gets all of it.
             self._close_sockets()
             for worker in self.workers:
                 if not worker.is_leaving:
-                    worker.leave("drain", self._grace + STOP_TIMEOUT, grace)
+                    worker.leave("drain", self._grace + OVER_GRACE, grace)
         elif self._state is _State.STOPPING:  # once: further signals do not put the end off
             self._state = _State.ENDING
             for worker in self.workers:
