@@ -104,16 +104,15 @@ async def test_a_server_that_accepts_out_of_turn_without_descriptors_backs_off(c
     dead = counts.claim()
     counts.cells[dead] = 0
     sock = flaky([])
-    async with aioecho.serve(Echo, sock=sock) as server:
-        server.accept_turns = AcceptTurns(counts, counts.claim(), count_active(server))
-        await server.start()
-        async with clients(server.server_address, AHEAD + 1):
-            counts.cells[dead] = 1  # alive, as it seems
-            sock.errors = [errno.EMFILE] * 3
-            began = time.monotonic()
-            async with clients(server.server_address, 1):
-                assert time.monotonic() - began > 0.2
-                assert server.stats.accept_errors == 3
+    server = aioecho.serve(Echo, sock=sock)
+    server.accept_turns = AcceptTurns(counts, counts.claim(), count_active(server))
+    async with server, clients(server.server_address, AHEAD + 1):
+        counts.cells[dead] = 1  # alive, as it seems
+        sock.errors = [errno.EMFILE] * 3
+        began = time.monotonic()
+        async with clients(server.server_address, 1):
+            assert time.monotonic() - began > 0.2
+            assert server.stats.accept_errors == 3
 
 
 async def test_a_server_that_stops_is_not_waited_for(counts: AcceptCounts) -> None:
