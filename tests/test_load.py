@@ -460,11 +460,11 @@ def test_a_framing_that_cannot_be_loaded_with_is_refused(options, said):
 
 
 def test_the_command_loads_with_a_framing(tmp_path, monkeypatch):
-    (tmp_path / "own_framing.py").write_text("from aioecho.framing import LengthPrefixed\nMINE = LengthPrefixed(3)\n")
+    (tmp_path / "loads_framing.py").write_text("from aioecho.framing import LengthPrefixed\nMINE = LengthPrefixed(3)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
     with serving_frames(LengthPrefixed(3)) as endpoint:
-        for text in ("length:3", "own_framing:MINE"):
+        for text in ("length:3", "loads_framing:MINE"):
             outcome = invoke(endpoint, "--framing", text, "-t", 0.2, "--warmup", 0, "--json", tmp_path / "r.json")
             assert outcome.exit_code == 0, outcome.output
             assert "frames (length:3) of 64 bytes" in outcome.stdout
