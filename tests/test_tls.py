@@ -49,6 +49,7 @@ async def test_lines_come_back_over_tls(tls: SimpleNamespace) -> None:
         await settle(lambda: server.stats.completed == 1)
 
 
+@pytest.mark.timed  # a client has FRESH from the end of its handshake on
 @pytest.mark.parametrize("peer", ["slow", "silent"])
 async def test_a_handshake_that_a_handler_begins_while_the_server_stops_counts_as_fresh(
     tls: SimpleNamespace, peer: str
