@@ -50,6 +50,7 @@ class StreamReader(WaitingReader, asyncio.StreamReader):
         self._transport = self._exception = None
         self._news = _news if _news is not None else News(loop)
         self._awaited = self._unawaited = None  # not as the class's, which 3.11 would look up anew for every read
+        self._seen = None  # likewise: to add it at the first visit would take 100 bytes more of every reader on 3.11
 
     # In read(), readline(), its twin __anext__() and readexactly(), the way that most calls go comes first: nothing is
     # buffered, so wait, and return the chunk that is handed over. It is _wait() written out, and saves its generator.
