@@ -91,10 +91,6 @@ async def reset_connection(data):
             if not server.connections:
                 return
         raise TimeoutError("the handler has not ended")
-
-'''
-
-_RESET_ENDS = '''
 """
 
 _RESET_ENDS = """
