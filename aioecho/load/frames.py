@@ -15,9 +15,8 @@ from aioecho.load.settings import LoadSettings
 
 __all__ = ["FrameEngine"]
 
-_SLACK = (
-    2**16
-)  # bytes without a whole frame, over those of the longest, before a framing is taken to have overlooked that
+# Bytes without a whole frame, over those of the longest, before a framing is taken to have overlooked that.
+_SLACK = 2**16
 
 
 class FrameEngine(ReplyEngine):

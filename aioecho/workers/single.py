@@ -49,8 +49,7 @@ def run_server(
     """
     telling = MetricsEndpoint.of_server(metrics, server) if metrics is not None else contextlib.nullcontext()
     controlled = None if control is None else make_control(control, server, when_reloading)
-    making = asyncio.Runner(loop_factory=loop_factory(loop))
-    with giving_back(SERVER_SIGNALS), short_collections(), making as runner:
+    with giving_back(SERVER_SIGNALS), short_collections(), asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
         return runner.run(_serve_and_tell(server, when_serving, when_reloading, telling, controlled))
 
 
