@@ -93,16 +93,20 @@ class BackgroundServer:
                 raise RuntimeError(
                     "call() is for other threads than the server's, which would wait for itself: await it"
                 )
-            future = asyncio.run_coroutine_threadsafe(calling, self.loop)
+            return self._wait_for(asyncio.run_coroutine_threadsafe(calling, self.loop))
         except RuntimeError:
-            calling.close()
-            if inspect.iscoroutine(what):
-                what.close()
+            if inspect.getcoroutinestate(calling) == inspect.CORO_CREATED:  # the loop will not come to it
+                calling.close()
+                if inspect.iscoroutine(what):
+                    what.close()
             raise
+
+    def _wait_for(self, future: "Future[Any]") -> Any:
+        """Return the result of a call. Raises RuntimeError if the server ends before."""
         with self._lock:
             self._calls.add(future)
             has_ended = self._has_ended
-        if has_ended:  # the loop will not come to it
+        if has_ended:
             future.cancel()
         try:
             return future.result()
@@ -113,8 +117,6 @@ class BackgroundServer:
         finally:
             with self._lock:
                 self._calls.discard(future)
-            if self._has_ended:
-                calling.close()
 
     def shutdown(self, grace: float | None = None) -> DrainReport | None:
         """Do what :meth:`aioecho.BaseServer.shutdown` does, and return its report when all is over.
