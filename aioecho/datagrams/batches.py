@@ -1,7 +1,6 @@
 """All that has come, for one handler: what was read in one turn of the loop, or while the batch before was handled."""
 
 import asyncio
-import sys
 from collections.abc import Collection
 from typing import Any
 
@@ -38,8 +37,7 @@ class Batch(DatagramRun):
         self.reason: Reason = "finished"
         self.was_aborted = False
         self.place = self._since = self._cancelled_at = None
-        self.start(self._serve(), asyncio.get_running_loop(), server.task_context.copy(), "batch")
-        self.task.add_done_callback(self, context=server.task_context)
+        self.begin("batch")
 
     def __repr__(self) -> str:
         return f"<Batch of {self.size} datagrams, handler={self.handler!r}>"
@@ -49,27 +47,9 @@ class Batch(DatagramRun):
         """How many datagrams it has."""
         return len(self.request[0])
 
-    async def _serve(self) -> None:
-        end: BaseException | None = None
-        try:
-            awaitable = self.prepare()
-            if awaitable is not None:
-                await awaitable
-            if self.handler is not None:
-                await self.handle()
-        except BaseException:
-            end = self.end_with(sys.exception())
-        try:
-            finishing = self.finish_handler(end)
-            if finishing is not None:
-                await finishing
-        finally:
-            del end  # its traceback refers to this frame
-
     def __call__(self, task: "asyncio.Task[None]") -> None:
         """Count how it has ended."""
-        if self.handler is None and self.reason == "finished":  # its task was cancelled before it began
-            self.reason = "cancelled"
+        self.finish()
         super().__call__(task)
 
     def drain(self) -> None:

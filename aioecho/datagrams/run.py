@@ -1,6 +1,7 @@
 """What the runs of a datagram's handler and of a session have in common: how long they may take, and how they are ended."""
 
 import asyncio
+import sys
 from math import inf
 from typing import Any
 
@@ -59,7 +60,36 @@ class DatagramRun(HandlerRun):
         reason = super()._find_reason(error)
         return "datagram_handler" if reason == "cancelled" and self._cancelled_at is not None else reason
 
+    def begin(self, name: str) -> None:
+        """Make the task, which runs the handler. `name` is for people: of this kind."""
+        self.start(self._run(), asyncio.get_running_loop(), self._server.task_context.copy(), name)
+        self.task.add_done_callback(self, context=self._server.task_context)
+
+    async def _run(self) -> None:
+        end: BaseException | None = None
+        try:
+            try:
+                awaitable = self.prepare()
+                if awaitable is not None:
+                    await awaitable
+                if self.handler is not None:
+                    await self.handle()
+            except BaseException:
+                end = self.end_with(sys.exception())
+            finishing = self.finish_handler(end)
+            if finishing is not None:
+                await finishing
+        finally:
+            del end  # its traceback refers to this frame
+            self.finish()
+            await self.hand_back()
+
     # Its end.
+
+    def finish(self) -> None:
+        """Note that its handler has ended, or has never begun. May be called more than once."""
+        if self.handler is None and self.reason == "finished":  # its task was cancelled before it began
+            self.reason = "cancelled"
 
     def __call__(self, task: "asyncio.Task[None]") -> None:
         """Count how it has ended. To be overridden."""

@@ -1,7 +1,6 @@
 """One peer's datagrams and the handler that they all go to."""
 
 import asyncio
-import sys
 from collections import deque
 from collections.abc import Generator, Hashable
 from time import monotonic
@@ -171,30 +170,10 @@ class Session(DatagramRun):
         self.last_heard = 0
         self.place = self._since = self._cancelled_at = None
         datagrams.set_driver(self)
-        self.start(self._serve(), asyncio.get_running_loop(), server.task_context.copy(), "session")
-        self.task.add_done_callback(self, context=server.task_context)
+        self.begin("session")
 
     def __repr__(self) -> str:
         return f"<Session with {format_address(self.client_address)}, handler={self.handler!r}>"
-
-    async def _serve(self) -> None:
-        end: BaseException | None = None
-        try:
-            try:
-                awaitable = self.prepare()
-                if awaitable is not None:
-                    await awaitable
-                if self.handler is not None:
-                    await self.handle()
-            except BaseException:
-                end = self.end_with(sys.exception())
-            finishing = self.finish_handler(end)
-            if finishing is not None:
-                await finishing
-        finally:
-            del end  # its traceback refers to this frame
-            self.finish()
-            await self.hand_back()
 
     def feed(self, data: bytes) -> None:
         """Give the handler a datagram, or keep it for the peer's next session."""
@@ -221,8 +200,7 @@ class Session(DatagramRun):
         self.is_over = True
         self.datagrams.set_driver(None)
         self.datagrams.end()
-        if self.handler is None and self.reason == "finished":  # its task was cancelled before it began
-            self.reason = "cancelled"
+        super().finish()
         is_cut_off = self.outcome == "cancelled" and self._server.is_draining
         self.datagrams.drop("refused" if self.outcome == "rejected" else "stopped" if is_cut_off else "session ended")
 
