@@ -15,11 +15,11 @@ from aioecho.testing.servers import (
     Address,
     PortlessServer,
     RecordingServer,
-    are_for_datagrams,
     check_lifespan,
     check_no_address,
     check_portless,
     find_framing,
+    is_for_datagrams,
     make_server,
     raising,
 )
@@ -202,7 +202,7 @@ def connect_sync(
         return _connect(check_portless(RequestHandlerClass, options), client_address, timeout)
     server = make_server(("127.0.0.1", 0), RequestHandlerClass, **options)
     connecting: AbstractContextManager[Any]
-    if are_for_datagrams(RequestHandlerClass):
+    if is_for_datagrams(RequestHandlerClass):
         check_no_address(client_address)
         connecting = _connect_datagrams(server, timeout)
     else:

@@ -17,11 +17,11 @@ from aioecho.testing.servers import (
     Address,
     PortlessServer,
     RecordingServer,
-    are_for_datagrams,
     check_lifespan,
     check_no_address,
     check_portless,
     find_framing,
+    is_for_datagrams,
     make_server,
     raising,
 )
@@ -59,6 +59,7 @@ class _BaseClient:
         return handlers.get(self.client_address, handlers.get(None))  # a batch of datagrams is of no client's address
 
     async def _within_timeout(self, awaitable: Awaitable[Result], what: str) -> Result:
+        """Await something for which the handler has to do its part. If it does not, it "has", for people, done `what`."""
         scope = asyncio.timeout(self.timeout)
         try:
             async with scope:
@@ -66,7 +67,7 @@ class _BaseClient:
         except TimeoutError:
             if not scope.expired():
                 raise
-            raise TimeoutError(f"the handler has sent no {what} within {self.timeout:g} seconds") from None
+            raise TimeoutError(f"the handler has {what} within {self.timeout:g} seconds") from None
 
 
 class _TimedFrames:
@@ -80,7 +81,7 @@ class _TimedFrames:
         return self
 
     async def __anext__(self) -> bytes:
-        return await self._client._within_timeout(anext(self._frames), "frame")
+        return await self._client._within_timeout(anext(self._frames), "sent no frame")
 
 
 class Client(_BaseClient):
@@ -111,14 +112,7 @@ class Client(_BaseClient):
             TimeoutError: the handler read nothing for `timeout` seconds.
         """
         self.writer.write(data)
-        scope = asyncio.timeout(self.timeout)
-        try:
-            async with scope:
-                await self.writer.drain()
-        except TimeoutError:
-            if not scope.expired():
-                raise
-            raise TimeoutError(f"the handler has read nothing within {self.timeout:g} seconds") from None
+        await self._within_timeout(self.writer.drain(), "read nothing")
 
     async def send_frame(self, frame: bytes) -> None:
         """Send what the `framing` of the handler's class makes of `frame`."""
@@ -129,15 +123,15 @@ class Client(_BaseClient):
 
         b"" is the end of the stream.
         """
-        return await self._within_timeout(self.reader.read(n), "end of the stream" if n < 0 else "bytes")
+        return await self._within_timeout(self.reader.read(n), f"sent no {'end of the stream' if n < 0 else 'bytes'}")
 
     async def readexactly(self, n: int) -> bytes:
         """Return `n` bytes. Raises IncompleteReadError if the stream ends before."""
-        return await self._within_timeout(self.reader.readexactly(n), f"{n} bytes")
+        return await self._within_timeout(self.reader.readexactly(n), f"sent no {n} bytes")
 
     async def readline(self) -> bytes:
         """Return a line with its newline; what there is of it at the end of the stream, and then b""."""
-        return await self._within_timeout(self.reader.readline(), "line")
+        return await self._within_timeout(self.reader.readline(), "sent no line")
 
     @property
     def frames(self) -> AsyncIterator[bytes]:
@@ -186,7 +180,7 @@ class DatagramClient(_BaseClient):
             TimeoutError: none came for `timeout` seconds.
         """
         receiving = asyncio.get_running_loop().sock_recv(self.socket, 2**16)
-        return await self._within_timeout(receiving, "datagram")
+        return await self._within_timeout(receiving, "sent no datagram")
 
     async def ask(self, data: bytes | bytearray | memoryview) -> bytes:
         """Send one datagram, and return the next that comes."""
@@ -248,7 +242,7 @@ def connect(
     """
     if isinstance(RequestHandlerClass, BaseServer):
         return _connect_another(check_portless(RequestHandlerClass, options), client_address, timeout, raise_errors)
-    if are_for_datagrams(RequestHandlerClass):
+    if is_for_datagrams(RequestHandlerClass):
         check_no_address(client_address)
         return _serve_datagrams(make_server(("127.0.0.1", 0), RequestHandlerClass, **options), timeout, raise_errors)
     return _serve(make_server(("127.0.0.1", 0), RequestHandlerClass, **options), client_address, timeout, raise_errors)

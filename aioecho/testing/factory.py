@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from aioecho.background import BackgroundServer, running
-from aioecho.choice import are_for_datagrams as are_endpoints_for_datagrams
+from aioecho.choice import are_for_datagrams
 from aioecho.datagrams.server import DatagramServer
 from aioecho.server import StreamServer
-from aioecho.testing.servers import RecordingServer, are_for_datagrams, check_lifespan, describe, make_server, raise_all
+from aioecho.testing.servers import RecordingServer, check_lifespan, describe, is_for_datagrams, make_server, raise_all
 
 __all__ = ["ServerFactory"]
 
@@ -39,8 +39,8 @@ class ServerFactory:
         """
         is_mapping = isinstance(RequestHandlerClass, Mapping)
         if not endpoints and not is_mapping:
-            endpoints = ("udp://127.0.0.1:0",) if are_for_datagrams(RequestHandlerClass) else ("tcp://127.0.0.1:0",)
-        for_datagrams = not is_mapping and are_endpoints_for_datagrams(*endpoints)
+            endpoints = ("udp://127.0.0.1:0",) if is_for_datagrams(RequestHandlerClass) else ("tcp://127.0.0.1:0",)
+        for_datagrams = not is_mapping and are_for_datagrams(*endpoints)
         options.setdefault("server_class", DatagramServer if for_datagrams else StreamServer)
         server = make_server(endpoints or None, RequestHandlerClass, recording=RecordingServer, **options)
         background = self._stack.enter_context(running(BackgroundServer(server, loop)))

@@ -31,12 +31,12 @@ __all__ = [
     "PortlessServer",
     "Record",
     "RecordingServer",
-    "are_for_datagrams",
     "check_lifespan",
     "check_no_address",
     "check_portless",
     "describe",
     "find_framing",
+    "is_for_datagrams",
     "make_server",
     "raise_all",
     "raising",
@@ -239,7 +239,7 @@ class PortlessServer(RecordingServer, StreamServer):
         self._pairs.note_end(connection.client_address)
 
 
-def are_for_datagrams(RequestHandlerClass: Any) -> bool:
+def is_for_datagrams(RequestHandlerClass: Any) -> bool:
     """Tell whether a handler class is for datagrams, aioecho's or socketserver's; one that says nothing is for streams."""
     plain = undo_partial(RequestHandlerClass)
     if is_blocking(plain):
@@ -261,7 +261,7 @@ def make_server(
 
     Without `recording` it has a port where it is for datagrams, and none where it is for streams.
     """
-    for_datagrams = are_for_datagrams(RequestHandlerClass)
+    for_datagrams = is_for_datagrams(RequestHandlerClass)
     if recording is None:
         recording = RecordingServer if for_datagrams else PortlessServer
     base = server_class or (UDPServer if for_datagrams else TCPServer)
