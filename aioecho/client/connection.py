@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from aioecho.client.opening import explain, find_errno
+from aioecho.client.opening import close_stream, explain, find_errno
 from aioecho.exceptions import ConnectionClosed, ConnectionTimeout, FrameTooLong, FramingError
 from aioecho.framing import Framing
 from aioecho.streams.reader import StreamReader
@@ -254,11 +254,4 @@ class StreamConnection(Connection):
     async def close(self) -> None:
         """Close in good order, for 2 seconds at most: see :meth:`Connection.close`."""
         self._is_closed = True
-        self._writer.close()
-        try:
-            async with asyncio.timeout(CLOSING):
-                await self._writer.wait_closed()
-        except TimeoutError:
-            self._writer.transport.abort()
-        except OSError:  # it broke: closed all the same
-            pass
+        await close_stream(self._writer, CLOSING)

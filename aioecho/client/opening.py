@@ -13,7 +13,7 @@ from aioecho.streams.protocol import StreamProtocol
 from aioecho.streams.reader import StreamReader
 from aioecho.streams.writer import StreamWriter
 
-__all__ = ["explain", "find_errno", "open_connection", "open_datagrams"]
+__all__ = ["close_stream", "explain", "find_errno", "open_connection", "open_datagrams"]
 
 KEEPALIVE = 60.0
 """Seconds until a server that has vanished is noticed by the kernel: as in a server's Timeouts."""
@@ -70,6 +70,18 @@ async def open_connection(
     except (OSError, UnicodeError) as error:
         raise EndpointError(f"cannot connect to {where}: {explain(error)}", find_errno(error)) from error
     return protocol.reader, writer
+
+
+async def close_stream(writer: StreamWriter, seconds: float | None) -> None:
+    """Close a client's stream in good order, and abort it if that takes longer: over TLS it waits for its peer."""
+    writer.close()
+    try:
+        async with asyncio.timeout(seconds):
+            await writer.wait_closed()
+    except TimeoutError:
+        writer.transport.abort()
+    except OSError:  # it broke: closed all the same
+        pass
 
 
 def _explain_timeout(error: TimeoutError, timeout: float | None) -> str:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar, overload
 
+from aioecho.client.opening import close_stream
 from aioecho.serving.base import BaseServer
 from aioecho.serving.datagram_handlers import DatagramBatchHandler, DatagramRequestHandler, DatagramSessionHandler
 from aioecho.streams.frames import Frames
@@ -149,14 +150,7 @@ class Client(_BaseClient):
 
     async def aclose(self) -> None:
         """Close the connection, as a client does that is done. May be called more than once; `connect()` does it too."""
-        self.writer.close()
-        try:
-            async with asyncio.timeout(self.timeout):
-                await self.writer.wait_closed()
-        except TimeoutError:  # over TLS it waits for its peer
-            self.writer.transport.abort()
-        except OSError:
-            pass
+        await close_stream(self.writer, self.timeout)
 
 
 class DatagramClient(_BaseClient):
