@@ -29,6 +29,7 @@ from aioecho.blocking.lingering import LingeringRequest
 from aioecho.blocking.sockets import RequestSocket, WatchedSocket, make_request_socket
 from aioecho.blocking.tls import end_tls, wrap
 from aioecho.net.kernel import has_peer_ended, is_broken, unread
+from aioecho.net.resets import reset_watch
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
 from aioecho.serving.draining import FRESH, FRESH_AMONG_OTHERS
@@ -49,6 +50,7 @@ class ThreadedConnection(LingeringRequest):
 
     __slots__ = (
         "_drain",
+        "_end_watch",
         "_handlers_socket",
         "_handshake_error",
         "_has_made_end",
@@ -84,6 +86,7 @@ class ThreadedConnection(LingeringRequest):
         self._is_draining = self._has_made_end = self._has_met_stop = False
         self.one_way = bool(getattr(undo_partial(RequestHandlerClass), "one_way", False))
         self._drain: ThreadDrain | None = None
+        self._end_watch: Callable[[], None] | None = None
         self._kept: socket.socket | None = None  # the same connection as the socket that was detached
 
     # In the loop: what the server asks of it while it lives.
@@ -99,6 +102,21 @@ class ThreadedConnection(LingeringRequest):
         """Make the one record of a connection that has ended, if it is to be made."""
         server, now = self._server, self._loop.time()
         log_end(server.access_log, self.client_address, self.reason, began=self.since, ended=now, counts=self.request)
+
+    # In the loop: while a coroutine of verify_request() decides about it.
+
+    def _watch_peer(self) -> None:
+        self._end_watch = reset_watch().add(self.request, self._lose_peer)
+
+    def _lose_peer(self) -> None:
+        if self._verifying is not None:
+            self._was_lost = True
+            self._verifying.cancel()
+
+    def _forget_peer(self) -> None:
+        if self._end_watch is not None:
+            self._end_watch()
+            self._end_watch = None
 
     # In the loop: what the server asks of it when it stops.
 

@@ -10,7 +10,7 @@ from typing import Any
 from aioecho.exceptions import FrameTooLong
 from aioecho.framing import Framing
 from aioecho.load.messages import make_frames
-from aioecho.load.replies import ReplyConnection, ReplyEngine
+from aioecho.load.replies import ReplyConnection, ReplyEngine, check_load_split
 from aioecho.load.settings import LoadSettings
 
 __all__ = ["FrameEngine"]
@@ -43,6 +43,8 @@ class FrameEngine(ReplyEngine):
         done = 0
         while len(buffer) >= c.wanted:
             frames, used, wanted = self.framing.split(buffer, c.scanned)
+            if not 0 < used <= len(buffer):
+                check_load_split(self.framing, len(buffer), frames, used, wanted, c.scanned)
             if len(frames) + done > len(c.due):
                 raise ValueError("the server sent more than it was sent")
             for frame in frames:

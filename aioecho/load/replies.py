@@ -8,14 +8,26 @@ from abc import abstractmethod
 from collections import deque
 from typing import Any
 
-from aioecho.load.engine import CLOSED_EARLY, WRONG_BYTES
+from aioecho.framing import Framing
+from aioecho.framing.base import check_split
+from aioecho.load.engine import CLOSED_EARLY, WRONG_BYTES, Stop
 from aioecho.load.messages import CHUNK_BYTES
 from aioecho.load.settings import LoadSettings
 from aioecho.load.streams import Connection, StreamEngine
 
-__all__ = ["ReplyConnection", "ReplyEngine"]
+__all__ = ["ReplyConnection", "ReplyEngine", "check_load_split"]
 
 _TLS_RECORD = 2**14  # bytes at most, by RFC 8446
+
+
+def check_load_split(framing: Framing, size: int, frames: list[bytes], used: int, wanted: int, scanned: int) -> None:
+    """Raise Stop if what split() has returned for `size` bytes would never come to an end: a mistake that no server makes."""
+    if scanned and wanted <= size and not (frames or used):
+        return  # it asks for a call with `scanned` 0
+    try:
+        check_split(framing, size, frames, used, wanted)
+    except RuntimeError as error:
+        raise Stop(str(error)) from error
 
 
 class ReplyConnection(Connection):

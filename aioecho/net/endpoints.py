@@ -32,6 +32,7 @@ from aioecho.exceptions import EndpointError
 from aioecho.net.proxy_protocol import ProxyProtocol, split_endpoint
 
 __all__ = [
+    "MOST_ID",
     "Endpoint",
     "HostEndpoint",
     "InheritedEndpoint",
@@ -42,6 +43,7 @@ __all__ = [
     "UDPEndpoint",
     "UnixDatagramEndpoint",
     "UnixEndpoint",
+    "is_at_most",
     "parse_endpoint",
     "resolve",
     "socket_name",
@@ -56,6 +58,9 @@ UDP_FLAGS = ("broadcast", "reuse_port")
 
 # A C int.
 MOST_FD = 2**31 - 1
+
+MOST_ID = 2**32 - 2
+"""The largest number of a user or a group: the next one means none."""
 
 
 @dataclass(frozen=True)
@@ -260,9 +265,9 @@ def _parse(text: str, inherited_type: int) -> Endpoint:
             raise ValueError(
                 f"bad endpoint {text!r}: brackets are for an IPv6 address, such as {match['scheme']}://[::1]:9999"
             )
-        port = int(match["port"])
-        if port > 65535:
+        if not is_at_most(65535, match["port"]):
             raise ValueError(f"bad endpoint {text!r}: a port is at most 65535")
+        port = int(match["port"])
         host = match["ipv6"] or match["host"] or ""
         host = "" if host == "*" else host
         if match["scheme"] == "udp":
@@ -282,16 +287,18 @@ def _parse(text: str, inherited_type: int) -> Endpoint:
                 )
             if path.startswith("@"):
                 raise ValueError(f"bad endpoint {text!r}: a name behind @ has no file, and so no {name}")
+            if not is_mode and value.isdecimal() and not is_at_most(MOST_ID, value):
+                raise ValueError(f"bad endpoint {text!r}: the number of a user or a group is at most {MOST_ID}")
             options[name] = int(value, 8) if is_mode else value
         if path == "@":
             raise ValueError(f"bad endpoint {text!r}: there is no name behind @")
         path_kind = UnixEndpoint if match["scheme"] == "unix" else UnixDatagramEndpoint
         return path_kind("\0" + path[1:] if path.startswith("@") else path, **options)
     if match := re.fullmatch(r"fd://(?P<fd>[0-9]+)", text):
-        number = int(match["fd"])
-        if number > MOST_FD:  # of which socket.socket() would take the lower bits, and so another one
+        # Of a larger one socket.socket() would take the lower bits, and so another one.
+        if not is_at_most(MOST_FD, match["fd"]):
             raise ValueError(f"bad endpoint {text!r}: a descriptor is at most {MOST_FD}")
-        return InheritedEndpoint(number, inherited_type)
+        return InheritedEndpoint(int(match["fd"]), inherited_type)
     if text == "stdio:":
         return StdioEndpoint()
     if match := re.fullmatch(r"systemd:(?P<name>[^:/]+)", text):
@@ -364,6 +371,11 @@ def socket_name(sock: socket.socket) -> str:
         except OSError:
             host += f"%{address[3]}"
     return str((TCPEndpoint if is_stream else UDPEndpoint)(host, address[1]))
+
+
+def is_at_most(most: int, digits: str) -> bool:
+    """Return whether a number of decimal digits, which may be more than int() takes, is at most `most`."""
+    return len(digits.lstrip("0")) <= len(str(most)) and int(digits) <= most
 
 
 def _bracketed(host: str) -> str:

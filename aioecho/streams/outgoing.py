@@ -12,7 +12,7 @@ from time import monotonic
 
 from aioecho.config import Limits
 from aioecho.streams.memory import MemoryBudget
-from aioecho.streams.news import Buffer, Collected, News
+from aioecho.streams.news import UNCOUNTED, Buffer, Collected, News
 from aioecho.streams.reader import StreamReader
 
 __all__ = ["Outgoing", "reset_when_closed", "set_result"]
@@ -164,21 +164,28 @@ class Outgoing(News):
         return size if self.collected is None else size + COLLECTED - self.collected.room
 
     def note_memory(self) -> bool:
-        """Tell the server's budget how much is buffered in either direction, if that is more than every stream may buffer.
+        """Tell the server's budget how much is buffered in either direction, if that is much.
 
         Return False if the connection was aborted, for this or something else.
         """
         budget, reader = self._budget, self.reader
         if budget is not None:
             held = len(reader._received) + reader._gathered
-            if self.paused_since is not None:
+            if self.paused_since is not None and not self.is_lost:
                 held += self.unsent()
-            if held <= 2 * reader._limit or self.is_lost:
+            if held <= UNCOUNTED:
                 held = 0
             if held != self.held:
                 self.held = held
                 budget.note(self, held)
         return self.cut_for is None
+
+    def release_memory(self) -> None:
+        """Count nothing more for the server's budget: the handler has ended. Until then it may read what is buffered."""
+        budget, self._budget = self._budget, None
+        if budget is not None and self.held:
+            self.held = 0
+            budget.note(self, 0)
 
     def cut(self, reason: str) -> None:
         """Abort the connection: what is unsent is thrown away. `cut_for` is the first such reason."""
@@ -189,6 +196,15 @@ class Outgoing(News):
             if self.paused_since is not None:
                 reset_when_closed(self.transport)
             self.transport.abort()
+        elif reason == "memory":  # its handler has not ended
+            self.drop_received(reason)
+
+    def drop_received(self, reason: str) -> None:
+        """Let reads fail at once, and what was received and not read go."""
+        reader = self.reader
+        # No end of the stream that the peer has not sent: what it sent was not all.
+        reader.set_exception(ConnectionAbortedError(f"the server aborted the connection: {reason}"))
+        reader._received.clear()
 
     # What writes and drain() look at.
 

@@ -6,13 +6,10 @@ from time import monotonic
 from typing import Any
 
 from aioecho.streams.frames import Batches, Frames
-from aioecho.streams.news import News, Slow
-from aioecho.streams.records import BATCH, LEAST_BATCH
+from aioecho.streams.news import UNCOUNTED, News, Slow
+from aioecho.streams.records import BATCH, LEAST_BATCH, PIECE
 
 __all__ = ["ReceiveBuffer"]
-
-# Bytes that are split at a time, so that what is split is not much more than what is handed out soon.
-PIECE = 2**14
 
 # Lines that are handed out one by one, after lines that were split had to be put back for another kind of read: at first, and
 # at the most, as it is four times as many each time that it happens.
@@ -50,6 +47,8 @@ class ReceiveBuffer:
     _holder: Frames | None = None  # or what holds them, if they are frames
     _scan: tuple[Frames | Batches, int, int] | None = None  # how far which of these has looked at what is buffered
 
+    _window: int = PIECE  # bytes of it that are split into frames at a time
+
     _skip: Any = None  # what is to be skipped before the next record: see skip_record()
     _batch: int = LEAST_BATCH  # records between two looks at the clock
     _left: int = LEAST_BATCH  # records to hand out before the next look at the clock
@@ -79,21 +78,29 @@ class ReceiveBuffer:
     def _keep(self, chunk: bytes | memoryview) -> None:
         """Buffer a chunk that was handed over, or the rest of one."""
         self._slow_down()
-        if not self._received and type(chunk) is bytes and self._exception is None and self._skip is None:
+        # Not a large one: it would be in memory twice until it is read.
+        if (
+            not self._received
+            and type(chunk) is bytes
+            and len(chunk) <= PIECE
+            and self._exception is None
+            and self._skip is None
+        ):
             self._piece = chunk  # and _at is 0
         self._received += chunk
+        size = len(self._received)
         news = self._news
         if news is not None:  # the connection is not lost
             news.note_input(len(chunk))
-        if len(self._received) > 2 * self._limit and not self._paused and self._transport is not None:
+        if size > 2 * self._limit and not self._paused and self._transport is not None:
             try:
                 self._transport.pause_reading()
             except NotImplementedError:
                 self._transport = None  # as asyncio: it can't be paused, so never ask again
             else:
                 self._paused = True
-                if news is not None:
-                    news.note_memory()
+        if size > UNCOUNTED and news is not None and size > news.held:
+            news.note_memory()
 
     def _keep_item(self) -> None:
         """Buffer a chunk that was handed over to a read that has not taken it, before anything that came later."""
@@ -135,7 +142,7 @@ class ReceiveBuffer:
         news = self._news
         if news is not None:
             news.unanswered = news.unanswered or True
-            if news.held:
+            if news.held and len(self._received) <= news.held // 2:  # not at each record
                 news.note_memory()
         if self._paused and len(self._received) <= self._limit:
             assert self._transport is not None
