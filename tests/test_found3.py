@@ -176,8 +176,8 @@ async def test_many_connections_that_hold_little_each_are_bounded_together() -> 
     async def handle(self: Any) -> None:
         await goes_on.wait()
 
-    limits = aioecho.Limits(max_memory=most)
-    async with aioecho.TCPServer(ANYWHERE, handler(handle), limits=limits) as server:
+    options: Any = {"limits": aioecho.Limits(max_memory=most), "timeouts": aioecho.Timeouts(idle=1.0)}
+    async with aioecho.TCPServer(ANYWHERE, handler(handle), **options) as server:
         memory = server.admission.memory
         writers = []
         for _ in range(clients):

@@ -9,7 +9,7 @@ from aioecho.exceptions import FrameTooLong, FramingError
 from aioecho.framing import Framing
 from aioecho.framing.base import check_split
 from aioecho.runtime.steps import steps
-from aioecho.streams.records import BIG, LEAST_WINDOW, PIECE, RecordReader
+from aioecho.streams.records import BIG, LEAST_WINDOW, MANY, PIECE, RecordReader
 
 __all__ = ["Batches", "Frames", "read_frames", "read_one_frame"]
 
@@ -132,7 +132,13 @@ class Frames(_Reading):
             self._further = frames[:-batch]
             frames = frames[-batch:]
         self._frames = frames
+        if self._further and len(self._further) > MANY:
+            reader._note_objects(len(self._further))
         return frames.pop()
+
+    def forget(self) -> None:
+        """Forget what was not handed out."""
+        self._frames, self._further, self._last = [], [], None
 
     def has_more(self) -> bool:
         """Tell whether there is one that was not handed out."""
@@ -150,7 +156,7 @@ class Frames(_Reading):
         # A protocol of frames and counted bytes. To split all anew after each read of bytes would be quadratic.
         reader._window = max(reader._window // 4, LEAST_WINDOW)
         left = len(self._frames) + len(self._further) + 1
-        self._frames, self._further, self._last = [], [], None
+        self.forget()
         split = self._framing.split
         count = len(split(bytes(received[:used]))[0]) - left
         # The shortest beginning that holds so many frames: a frame tells nothing of how long it was.

@@ -14,6 +14,7 @@ from aioecho.config import Limits
 from aioecho.streams.memory import MemoryBudget
 from aioecho.streams.news import UNCOUNTED, Buffer, Collected, News
 from aioecho.streams.reader import StreamReader
+from aioecho.streams.records import OBJECT
 
 __all__ = ["Outgoing", "reset_when_closed", "set_result"]
 
@@ -170,7 +171,7 @@ class Outgoing(News):
         """
         budget, reader = self._budget, self.reader
         if budget is not None:
-            held = len(reader._received) + reader._gathered
+            held = len(reader._received) + reader._gathered + OBJECT * reader._objects
             if self.paused_since is not None and not self.is_lost:
                 held += self.unsent()
             if held <= UNCOUNTED:
@@ -195,16 +196,17 @@ class Outgoing(News):
             self.mark_due()
             if self.paused_since is not None:
                 reset_when_closed(self.transport)
+            if reason == "memory":
+                self.reader.discard(_aborted(reason))  # at once: many may be aborted in one turn of the loop
             self.transport.abort()
         elif reason == "memory":  # its handler has not ended
             self.drop_received(reason)
 
     def drop_received(self, reason: str) -> None:
         """Let reads fail at once, and what was received and not read go."""
-        reader = self.reader
         # No end of the stream that the peer has not sent: what it sent was not all.
-        reader.set_exception(ConnectionAbortedError(f"the server aborted the connection: {reason}"))
-        reader._received.clear()
+        self.reader.discard(_aborted(reason))
+        self.reader.set_exception(_aborted(reason))
 
     # What writes and drain() look at.
 
@@ -285,6 +287,10 @@ class Outgoing(News):
                 await waiting
             finally:
                 self._waiting_to_write = tuple(each for each in self._waiting_to_write if each is not waiting)
+
+
+def _aborted(reason: str) -> ConnectionAbortedError:
+    return ConnectionAbortedError(f"the server aborted the connection: {reason}")
 
 
 def reset_when_closed(transport: asyncio.BaseTransport) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from aioecho.streams.frames import Batches, Frames
 from aioecho.streams.news import UNCOUNTED, News, Slow
-from aioecho.streams.records import BATCH, LEAST_BATCH, PIECE
+from aioecho.streams.records import BATCH, LEAST_BATCH, MANY, PIECE
 
 __all__ = ["ReceiveBuffer"]
 
@@ -55,6 +55,7 @@ class ReceiveBuffer:
     _slice_end: float = 0.0  # when the loop is to run
 
     _gathered: int = 0  # bytes that read(-1) has taken and not returned yet
+    _objects: int = 0  # records that were split at a time, if many
 
     _message_began: float | None = None  # when a read came to wait for the rest of what it has begun to read
 
@@ -142,7 +143,8 @@ class ReceiveBuffer:
         news = self._news
         if news is not None:
             news.unanswered = news.unanswered or True
-            if news.held and len(self._received) <= news.held // 2:  # not at each record
+            if news.held and (self._objects or len(self._received) <= news.held // 2):  # not at each record
+                self._objects = 0
                 news.note_memory()
         if self._paused and len(self._received) <= self._limit:
             assert self._transport is not None
@@ -171,6 +173,22 @@ class ReceiveBuffer:
                 self._lines = self._further_lines = []
                 self._last_line = None
             self._drop(split)
+
+    def _note_objects(self, count: int) -> None:
+        """Have so many records that were split off, and are many, counted until they are handed out or put back."""
+        self._objects = count
+        if self._news is not None:
+            self._news.note_memory()
+
+    def _discard(self) -> None:
+        """Forget all that was received and not handed out."""
+        if self._holder is not None:
+            self._holder.forget()
+            self._holder = None
+        self._lines = self._further_lines = []
+        self._last_line = self._scan = None
+        self._piece, self._at, self._split, self._objects = b"", 0, 0, 0
+        self._received.clear()
 
     def _catch_up(self) -> None:
         """Write what was collected, as all that was buffered is read; then the next read may wait without looking further."""
@@ -244,4 +262,6 @@ class ReceiveBuffer:
             self._further_lines, lines = lines, lines[-batch:]
             del self._further_lines[-batch:]
         self._lines = lines
+        if self._further_lines and len(self._further_lines) > MANY:
+            self._note_objects(len(self._further_lines))
         return lines.pop()

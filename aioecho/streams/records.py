@@ -11,6 +11,8 @@ __all__ = [
     "BIG",
     "LEAST_BATCH",
     "LEAST_WINDOW",
+    "MANY",
+    "OBJECT",
     "PIECE",
     "SLICE",
     "Gathered",
@@ -30,6 +32,10 @@ PIECE = 2**14
 
 LEAST_WINDOW = 2**6
 """The same of frames, after some that were split had to be put back for another kind of read, again and again."""
+
+MANY, OBJECT = 2**9, 48
+"""Records that count for the server's budget of memory where more are split at a time, and the bytes that each counts: as an
+object even an empty one takes so many, and a place in a list."""
 
 BIG = 2**16
 """Bytes: a chunk after which the loop has a turn before it reads on. libuv reads a socket up to 32 times in a row."""
@@ -90,6 +96,7 @@ class RecordReader(Protocol):
     def _take(self, size: int) -> bytes: ...
     def _drop(self, size: int) -> None: ...
     def _skip_from_now(self, what: Any) -> None: ...
+    def _note_objects(self, count: int) -> None: ...
 
 
 def find_separator(buffer: bytearray, separators: Sequence[Any], searched: int) -> tuple[int, int] | None:
