@@ -9,7 +9,7 @@ from aioecho.exceptions import FrameTooLong, FramingError
 from aioecho.framing import Framing
 from aioecho.framing.base import check_split
 from aioecho.runtime.steps import steps
-from aioecho.streams.records import BIG, LEAST_WINDOW, MANY, PIECE, RecordReader
+from aioecho.streams.records import BIG, LEAST_WINDOW, MANY, WINDOW, RecordReader
 
 __all__ = ["Batches", "Frames", "read_frames", "read_one_frame"]
 
@@ -151,7 +151,7 @@ class Frames(_Reading):
         """Forget what was not handed out, for another to read; return how many bytes the ones take that were."""
         reader = self._reader
         if self._last is None:
-            reader._window = min(4 * reader._window, PIECE)
+            reader._window = min(4 * reader._window, WINDOW)
             return used
         # A protocol of frames and counted bytes. To split all anew after each read of bytes would be quadratic.
         reader._window = max(reader._window // 4, LEAST_WINDOW)

@@ -7,7 +7,7 @@ from typing import Any
 
 from aioecho.streams.frames import Batches, Frames
 from aioecho.streams.news import UNCOUNTED, News, Slow
-from aioecho.streams.records import BATCH, LEAST_BATCH, MANY, PIECE
+from aioecho.streams.records import BATCH, LEAST_BATCH, MANY, PIECE, WINDOW
 
 __all__ = ["ReceiveBuffer"]
 
@@ -47,7 +47,7 @@ class ReceiveBuffer:
     _holder: Frames | None = None  # or what holds them, if they are frames
     _scan: tuple[Frames | Batches, int, int] | None = None  # how far which of these has looked at what is buffered
 
-    _window: int = PIECE  # bytes of it that are split into frames at a time
+    _window: int = WINDOW  # bytes of it that are split into frames at a time
 
     _skip: Any = None  # what is to be skipped before the next record: see skip_record()
     _batch: int = LEAST_BATCH  # records between two looks at the clock

@@ -15,6 +15,7 @@ __all__ = [
     "OBJECT",
     "PIECE",
     "SLICE",
+    "WINDOW",
     "Gathered",
     "RecordReader",
     "find_separator",
@@ -30,8 +31,8 @@ LEAST_BATCH, BATCH = 4, 64
 PIECE = 2**14
 """Bytes that are split into records at a time, so that what is split is not much more than what is handed out soon."""
 
-LEAST_WINDOW = 2**6
-"""The same of frames, after some that were split had to be put back for another kind of read, again and again."""
+WINDOW, LEAST_WINDOW = 2**15, 2**6
+"""The same of frames; and after some that were split had to be put back for another kind of read, again and again."""
 
 MANY, OBJECT = 2**9, 48
 """Records that count for the server's budget of memory where more are split at a time, and the bytes that each counts: as an
