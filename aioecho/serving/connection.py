@@ -55,7 +55,7 @@ class Connection(VerifiedConnection):
         self.request: tuple[StreamReader, StreamWriter] | None = None
         self.handler: Any = None
         self.reason: Reason = "handshake"
-        self.was_aborted = self._is_cut_off = self._has_sent_eof = False
+        self.was_aborted = self._is_cancelled = self._has_sent_eof = False
         self._stage = OPEN
         self.place = self._handling = None
         self._linger: asyncio.TimerHandle | None = None
@@ -213,7 +213,7 @@ class Connection(VerifiedConnection):
             end is None
             and self._stage == HANDLE
             and protocol.peer_has_closed
-            and not (protocol.is_lost or protocol.is_tls or self._is_cut_off or protocol.cut_for is not None)
+            and not (protocol.is_lost or protocol.is_tls or self._is_cancelled or protocol.cut_for is not None)
             and not self._server.beside
             and getattr(type(self.handler), "finish", None) is BaseRequestHandler.finish
             and protocol.transport.get_write_buffer_size() == 0
@@ -335,7 +335,7 @@ class Connection(VerifiedConnection):
         transport = protocol.transport
         protocol.flush()  # of finish(), or handle_error()
         unsent = protocol.unsent()
-        if self._is_cut_off or self.reason == "cancelled" or self.reason == "write":
+        if self._is_cancelled or self.reason == "cancelled" or self.reason == "write":
             self._cut_short(protocol)
         elif protocol.is_tls:
             protocol.discard()
