@@ -297,7 +297,7 @@ class DatagramServer(BaseServer):
         self.close_if_done()
 
     @property
-    def is_special(self) -> bool:
+    def needs_slow_path(self) -> bool:
         """Whether each datagram is to be counted as its handler begins, and not only when it has ended."""
         return not self._listeners or self.on_accept is not None or self.admission.limits.max_per_host is not None
 

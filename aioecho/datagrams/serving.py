@@ -51,7 +51,7 @@ class DatagramServing(Protocol):
         """Whether a shutdown has begun."""
 
     @property
-    def is_special(self) -> bool:
+    def needs_slow_path(self) -> bool:
         """Whether each datagram is to be counted as its handler begins, and not only when it has ended."""
 
     def verify_request(self, request: Any, client_address: Any) -> bool | Awaitable[bool]:
