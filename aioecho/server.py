@@ -129,7 +129,7 @@ class StreamListener:
                 if (since := connection.idle_since(now)) is not None
             ]
             if idle:
-                min(idle, key=lambda found: found[:2])[2].cut("shed")
+                min(idle, key=lambda found: found[:2])[2].abort_for("shed")
 
 
 def _as_handler_class(handle: Any) -> Any:

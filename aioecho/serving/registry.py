@@ -106,7 +106,7 @@ class Registry:
         self._drain: Drain | None = None  # made when a shutdown begins
         self.task_context = contextvars.copy_context()
         self._not_begun_log = BoundedLog(logger, logging.WARNING)
-        self._cut_log = BoundedLog(logger, logging.WARNING)
+        self._abort_log = BoundedLog(logger, logging.WARNING)
         self._mistake_log = MistakeLog(logger)
         self._no_thread_log = BoundedLog(logging.getLogger("aioecho.threads"), logging.ERROR)
 
@@ -322,7 +322,7 @@ class Registry:
         connection.log_end()
         if connection.reason in CUT_OFF:
             address = format_address(connection.client_address)
-            self._cut_log.report("cut off the connection from %s: %s", address, connection.reason)
+            self._abort_log.report("cut off the connection from %s: %s", address, connection.reason)
         self._resume_listeners()
 
     def task_ended(self, connection: Any, task: "asyncio.Task[None]") -> None:

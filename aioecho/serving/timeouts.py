@@ -88,7 +88,7 @@ class TimedConnection(HandlerRun):
         """Do what the timeouts say is due; return when something may be due again."""
         protocol = self._protocol
         if protocol.is_lost:
-            if protocol.cut_for is not None and not self._is_cancelled:
+            if protocol.aborted_for is not None and not self._is_cancelled:
                 if self._stage < HANDLE:
                     return now
                 self.cancel()  # it has had a round to find out: one that ignores drain() never does
@@ -186,10 +186,10 @@ class TimedConnection(HandlerRun):
         milliseconds = tcp_info(self._sock, LAST_DATA_RECV)
         return wait[1] if milliseconds is None else now - milliseconds / 1000
 
-    def cut(self, reason: str) -> None:
+    def abort_for(self, reason: str) -> None:
         """Close at once, for a `reason` that stats count, and throw away what is unsent. The handler ends by itself."""
         if self.request is not None:
-            self._protocol.cut(reason)
+            self._protocol.abort_for(reason)
 
     def _timeouts(self) -> Timeouts:
         # Before there is a handler, in its setup() too, its class has the word.
@@ -225,7 +225,7 @@ class TimedConnection(HandlerRun):
             return min(since + seconds, now + max(SHORTEST, seconds / SWEEPS_PER_TIMEOUT))
         self._stalled = None
         if not protocol.interrupt_drains(ConnectionTimeout("write", seconds)):
-            protocol.cut("write")
+            protocol.abort_for("write")
         return now
 
     def _has_room(self) -> bool:
