@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from aioecho.exceptions import FrameTooLong
 from aioecho.framing import Framing
 from aioecho.load.messages import make_frames
 from aioecho.load.replies import ReplyConnection, ReplyEngine
@@ -41,8 +40,7 @@ class FrameEngine(ReplyEngine):
             return 1
         buffer += chunk
         done = 0
-        while len(buffer) >= c.wanted:
-            frames, used, wanted = self.framing.split(buffer, c.scanned)
+        while frames := c.split(self.framing, self.longest + _SLACK):
             if len(frames) + done > len(c.due):
                 raise ValueError("the server sent more than it was sent")
             for frame in frames:
@@ -50,13 +48,6 @@ class FrameEngine(ReplyEngine):
                     raise ValueError(f"expected the frame {expected[c.to_read][:24]!r}, got {frame[:24]!r}")
                 c.to_read = (c.to_read + 1) % len(expected)
             done += len(frames)
-            del buffer[:used]
-            c.scanned, c.wanted = (len(buffer), wanted) if wanted > len(buffer) else (0, 0)
-            if not frames and len(buffer) > self.longest + _SLACK:
-                raise FrameTooLong(None, self.longest)
-            if not buffer:
-                c.scanned = c.wanted = 0
-                break
         if buffer and done == len(c.due):
             raise ValueError("the server sent more than it was sent")
         return done
