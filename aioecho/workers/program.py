@@ -253,8 +253,7 @@ def run_workers(
         max_requests_jitter=max_requests_jitter,
         is_measured=metrics is not None,
     )
-    supervisor = _Supervisor(
-        when_reloading,
+    supervisor = Supervisor(
         server.endpoints,
         order,
         workers=workers,
@@ -264,6 +263,7 @@ def run_workers(
         healthcheck=timeout_worker_healthcheck,
         metrics=metrics,
         when_serving=when_serving,
+        when_reloading=when_reloading,
         control=SupervisorControl(None if control is None else parse_control(control), server.limits, server.timeouts),
     )
     with giving_back(SUPERVISOR_SIGNALS), asyncio.Runner(loop_factory=loop_factory("asyncio")) as runner:
@@ -275,19 +275,6 @@ def _make_with_queries(
 ) -> BaseServer:
     """Make a worker's server of inherited sockets, which have the options that the supervisor's endpoints had."""
     return make_server([[text + query for text in group] for group, query in zip(endpoints, queries, strict=True)])
-
-
-class _Supervisor(Supervisor):
-    """One that does something else too at SIGHUP."""
-
-    def __init__(self, when_reloading: Callable[[], object], *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._when_reloading = when_reloading
-
-    def replace_all(self) -> None:
-        """Replace all workers, after that."""
-        self._when_reloading()
-        super().replace_all()
 
 
 def check_sessions(server: BaseServer, *, reuse_port: bool) -> None:
