@@ -33,6 +33,9 @@ from aioecho.workers.supervisor import SUPERVISOR_SIGNALS, Supervisor
 
 __all__ = ["HEALTHCHECK", "check_sessions", "make_servers_in_worker", "run", "run_workers"]
 
+MakeServer = Callable[[list[list[str]]], BaseServer]
+"""What makes a worker's server, of the endpoints of inherited sockets: a list for every endpoint of the program."""
+
 HEALTHCHECK = 30.0
 """Seconds that a worker's event loop may be held up before the worker is killed: longer than a handler does it by mistake."""
 
@@ -116,21 +119,7 @@ def run(
             raise TypeError(
                 "worker processes each need a context of their own: give as ssl an aioecho.TLS, or a function that returns one"
             )
-        make_server: Callable[[list[list[str]]], BaseServer]
-        factory: Any = RequestHandlerClass
-        if not endpoints and "sock" not in options and is_factory(factory):
-            _check_factory(factory, options)
-            server = make_servers(factory)
-            make_server = functools.partial(make_servers_in_worker, factory, log_config)
-        else:
-            context = _made(ssl)
-            if has_workers and isinstance(context, TLS):
-                context.load()
-            server = serve(
-                RequestHandlerClass, *endpoints, **{**options, "ssl": context}
-            )  # for its checks, with workers
-            options.pop("sock", None)  # it is among the endpoints, by now
-            make_server = functools.partial(_make_server, RequestHandlerClass, log_config, options)
+        server, make_server = _make_first(RequestHandlerClass, endpoints, options, log_config, has_workers)
         if not has_workers:
             return run_server(server, loop=loop, metrics=metrics, control=control, when_reloading=renew)
         return run_workers(
@@ -148,6 +137,26 @@ def run(
         )
     except AioechoError as error:
         raise SystemExit(f"aioecho: {error}") from None
+
+
+def _make_first(
+    RequestHandlerClass: Any,
+    endpoints: Sequence[str],
+    options: dict[str, Any],
+    log_config: LogConfig | None,
+    has_workers: bool,
+) -> tuple[BaseServer, MakeServer]:
+    """Make the server that serves here or, with workers, is made for its checks alone; return what makes a worker's too."""
+    if not endpoints and "sock" not in options and is_factory(RequestHandlerClass):
+        _check_factory(RequestHandlerClass, options)
+        make_server = functools.partial(make_servers_in_worker, RequestHandlerClass, log_config)
+        return make_servers(RequestHandlerClass), make_server
+    context = _made(options.get("ssl"))
+    if has_workers and isinstance(context, TLS):
+        context.load()
+    server = serve(RequestHandlerClass, *endpoints, **{**options, "ssl": context})
+    of_workers = {name: value for name, value in options.items() if name != "sock"}  # it is among the endpoints, by now
+    return server, functools.partial(_make_server, RequestHandlerClass, log_config, of_workers)
 
 
 def _made(ssl: Any) -> Any:
@@ -201,7 +210,7 @@ def _make_server(
 
 def run_workers(
     server: BaseServer,
-    make_server: Callable[[list[list[str]]], BaseServer],
+    make_server: MakeServer,
     *,
     workers: int | str,
     loop: str = "auto",
@@ -217,8 +226,8 @@ def run_workers(
     """Do what :func:`run` does with worker processes. Every worker calls `make_server` with its endpoints.
 
     `server` was made as the workers' servers will be, and is never started. `make_server` gets a list for every endpoint, as
-    a host may have several addresses. `when_serving` is called with the names
-    of the endpoints once all workers accept, and `when_reloading` at SIGHUP, before the workers are replaced.
+    a host may have several addresses. `when_serving` is called with the names of the endpoints once all workers accept, and
+    `when_reloading` at SIGHUP, before the workers are replaced.
 
     Raises:
         EndpointError: it can't listen.
@@ -270,9 +279,7 @@ def run_workers(
         return runner.run(supervisor.run())
 
 
-def _make_with_queries(
-    make_server: Callable[[list[list[str]]], BaseServer], queries: list[str], endpoints: list[list[str]]
-) -> BaseServer:
+def _make_with_queries(make_server: MakeServer, queries: list[str], endpoints: list[list[str]]) -> BaseServer:
     """Make a worker's server of inherited sockets, which have the options that the supervisor's endpoints had."""
     return make_server([[text + query for text in group] for group, query in zip(endpoints, queries, strict=True)])
 
