@@ -7,7 +7,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aioecho.blocking.view import ServerView
+from aioecho.blocking.view import BlockingServerView
 from aioecho.runtime.logs import format_address
 from aioecho.runtime.threads import ThreadPool, report_end_of_thread
 from aioecho.serving.base import BaseServer
@@ -190,7 +190,7 @@ class Threaded(Live, Ended):
 
     def _call_handler(self, request: Any) -> None:
         try:
-            self.RequestHandlerClass(request, self.client_address, ServerView(self._server))
+            self.RequestHandlerClass(request, self.client_address, BlockingServerView(self._server))
             self.reason = "finished"
         except Exception as error:
             if self.is_servers_doing(error):

@@ -9,7 +9,7 @@ from typing import Any
 
 from aioecho.blocking.datagrams import ThreadedDatagram
 from aioecho.config import Limits, Timeouts
-from aioecho.datagrams.batches import Batch, Batches, check_batch_limits
+from aioecho.datagrams.batches import Batch, BatchDispatcher, check_batch_limits
 from aioecho.datagrams.dispatcher import Dispatcher
 from aioecho.datagrams.handover import Handover
 from aioecho.datagrams.proxied import behind_header
@@ -93,7 +93,7 @@ class DatagramServer(BaseServer):
         self._check_limits(self.limits)
         self._sockets: list[DatagramSocket] = []
         self._is_stopping = False
-        self._dispatcher = (Batches if self._makes_batches else Dispatcher)(self, self._connections)
+        self._dispatcher = (BatchDispatcher if self._makes_batches else Dispatcher)(self, self._connections)
         self._sessions = SessionTable(self)
         self._error_log = MistakeLog(logger)
         # Besides mistakes no more than two records a second, whatever peers send: the sockets have a log as the second one.
