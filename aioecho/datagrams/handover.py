@@ -181,7 +181,9 @@ class Handover:
                 case ("before",):  # the peers that follow are those of its own predecessor, over what is passed
                     self._named = _Link(socket.socket(fileno=descriptors[0]))
                     self._links.append(self._named)
-                    asyncio.get_running_loop().add_reader(self._named.sock.fileno(), self._read_predecessor, self._named)
+                    asyncio.get_running_loop().add_reader(
+                        self._named.sock.fileno(), self._read_predecessor, self._named
+                    )
                 case ("stopped",):
                     if not self._answered.done():
                         self._answered.set_result(None)

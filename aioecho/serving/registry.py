@@ -33,8 +33,8 @@ __all__ = ["Registry"]
 
 logger = logging.getLogger("aioecho.server")
 
-# The reasons of connections that the server has cut off, which the log tells of.
-CUT_OFF = {"write buffer", "memory", "key updates", "broadcast", "shed", "handler"}
+# The reasons of connections that the server has ended by itself, which the log tells of.
+ENDED_BY_SERVER = {"write buffer", "memory", "key updates", "broadcast", "shed", "handler"}
 
 
 class Registry:
@@ -320,7 +320,7 @@ class Registry:
         if self.measures is not None and connection.outcome != "rejected":
             self.measures.durations.note(asyncio.get_running_loop().time() - connection.since)
         connection.log_end()
-        if connection.reason in CUT_OFF:
+        if connection.reason in ENDED_BY_SERVER:
             address = format_address(connection.client_address)
             self._abort_log.report("cut off the connection from %s: %s", address, connection.reason)
         self._resume_listeners()
