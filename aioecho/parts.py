@@ -147,7 +147,7 @@ class Composite(BaseServer):
             RuntimeError: it was started before, or has been closed.
         """
         if self._was_started or self._is_ending():
-            raise RuntimeError("a server can be started once, and not after its end")
+            raise RuntimeError("a server can be started once, and not after its end: make another one")
         self._was_started = True
         self.event_loop = asyncio.get_running_loop()
         try:

@@ -84,7 +84,7 @@ class DatagramServer(BaseServer):
     ) -> None:
         check_hooks(type(self))
         if options.get("ssl") is not None:
-            raise ValueError("ssl is for streams: TLS does not go over datagrams")
+            raise ValueError("ssl is for streams: TLS does not go over datagrams, so leave it out")
         if isinstance(RequestHandlerClass, Mapping):
             raise TypeError(ONE_HANDLER_CLASS)
         super().__init__(server_address, RequestHandlerClass, **options)

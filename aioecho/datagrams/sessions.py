@@ -54,7 +54,7 @@ class Datagrams:
             if self._has_ended:
                 raise StopAsyncIteration
             if self._is_waited_for:
-                raise RuntimeError("another coroutine is already waiting for the next datagram")
+                raise RuntimeError("another coroutine is already waiting for the next datagram: one at a time can")
             self._is_waited_for = True
             try:
                 yield self._news

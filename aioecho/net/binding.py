@@ -276,7 +276,7 @@ def _remove_stale(endpoint: PathEndpoint) -> None:
             # another one. All are alive.
             if error.errno not in (errno.EAGAIN, errno.EPROTOTYPE, errno.EPERM):
                 raise
-    message = f"cannot listen on {endpoint}: somebody listens there already"
+    message = f"cannot listen on {endpoint}: another socket listens there already"
     raise EndpointError(message, errno.EADDRINUSE)
 
 

@@ -44,7 +44,7 @@ class AccompaniedConnection(ToldConnection):
     def get_tasks(self) -> Tasks:
         """Return what the handler makes tasks by; RuntimeError if the connection is at its end."""
         if self._stage >= FINISH:
-            raise RuntimeError("the connection ends, and has no tasks any more")
+            raise RuntimeError("the connection ends, and has no tasks any more: make the task with server.tasks")
         return self._get_beside().tasks
 
     def _get_beside(self) -> Beside:

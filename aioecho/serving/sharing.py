@@ -111,7 +111,7 @@ class Sharing(Registry):
 
     def _check_message(self, data: bytes, most: int, full: str) -> None:
         if not isinstance(data, bytes | bytearray | memoryview):
-            raise TypeError(f"what is broadcast is bytes, not {type(data).__name__}")
+            raise TypeError(f"what is broadcast is bytes, not {type(data).__name__}: encode it")
         if len(data) > most:
             raise ValueError(f"a broadcast of {len(data)} bytes is more than the {most} that may wait for a client")
         if full not in ("close", "skip"):
