@@ -1,6 +1,6 @@
-"""Sessions of a worker that is replaced: it keeps those that live, and its successor passes it their datagrams.
+"""Sessions of a worker that is replaced: it keeps the live ones, and its successor passes it their datagrams.
 
-Both processes have the same sockets, and the kernel gives each datagram to one of those that read. So one alone reads. A
+Both processes have the same sockets, and the kernel gives each datagram to one process that reads. So one alone reads. A
 successor asks its predecessor to stop, which answers with the peers of its sessions; only then the successor reads. What
 these peers send it passes on, until their sessions end. A session sends from the shared socket, so its peer notices nothing.
 
@@ -178,7 +178,7 @@ class Handover:
             match marshal.loads(message):
                 case ("peers", keys):
                     self._named.keys.update(keys)
-                case ("before",):  # the peers that follow are those of its own predecessor, over what is passed
+                case ("before",):  # then come the peers of its own predecessor, to which the descriptor leads
                     self._named = _Link(socket.socket(fileno=descriptors[0]))
                     self._links.append(self._named)
                     asyncio.get_running_loop().add_reader(

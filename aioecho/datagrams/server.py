@@ -41,7 +41,7 @@ NO_ACCEPT_RATE = (
 
 
 class DatagramServer(BaseServer):
-    """Serves datagrams, with a handler object for each of them, for each peer, or for all that have come.
+    """Serves datagrams, with a handler object for each datagram, for each peer, or for all that have come.
 
     Args:
         server_address: an endpoint string, or several, for datagrams.

@@ -1,4 +1,4 @@
-"""One process's part of a load, whatever it speaks: when messages fall due, how long each took, and how a run goes.
+"""One process's part of a load, whatever it speaks: when messages fall due, how long every message took, and how a run goes.
 
 A plain epoll loop and no asyncio, because a generator has to be cheaper than what it measures. Times inside the loop are
 integers in nanoseconds. Latencies are counted per whole microsecond in a dict, which costs 0.1 us a message.
@@ -183,7 +183,7 @@ class Engine(ABC):
         return self.replies, self.sent, self.received, time.thread_time()
 
     def _connect_all(self) -> None:
-        """Open every connection and exchange one message on each, so that the server has accepted all of them."""
+        """Open every connection and exchange one message on it, so that the server has accepted all of them."""
         attempts = 0
         while self.ready + sum(self.errors) < self.wanted_ready:
             while attempts < self.wanted_ready and attempts - self.ready - sum(self.errors) < OPENING_AT_ONCE:

@@ -1,6 +1,6 @@
 """Loading a server whose protocol has frames: what comes is split, and a reply is one whole frame, equal to what was sent.
 
-The bytes of a reply may differ from those that were sent, as where a server encodes a frame in another way.
+The bytes of a reply may differ from the bytes that were sent, as where a server encodes a frame in another way.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from aioecho.load.settings import LoadSettings
 
 __all__ = ["FrameEngine"]
 
-# Bytes without a whole frame, over those of the longest, before a framing is taken to have overlooked that.
+# Bytes without a whole frame, over the longest frame's, before a framing is taken to have overlooked that.
 _SLACK = 2**16
 
 

@@ -1,7 +1,7 @@
 """Load an echo server and measure it: `load(LoadSettings(endpoint=...))` gives a `LoadResult`.
 
-Closed loop: each of `connections` keeps `depth` messages in flight, and latency counts from the moment of sending. Open
-loop (`rate`): messages fall due at fixed times whatever the server does; each goes to the connection that has been free
+Closed loop: every one of `connections` keeps `depth` messages in flight, and latency counts from the moment of sending. Open
+loop (`rate`): messages fall due at fixed times whatever the server does; a message goes to the connection that has been free
 longest, or waits until one is; latency counts from the moment the message was due, so a stalled server cannot hide
 behind messages that were never sent ("coordinated omission").
 
@@ -104,7 +104,7 @@ def load(
     """Run one load and return its result; KeyboardInterrupt ends the run early and returns what was measured.
 
     A server that is absent, dies or answers wrong does not raise: `problem` says so in the result. With several
-    `processes` each gets its share of connections and rate, all start measuring together, and their counts are added.
+    `processes` every process gets its share of connections and rate, all start measuring together, and their counts are added.
     `on_window` is called with True when measuring starts and with False when it ends, to read the server's
     processor time there; with one process only. The soft limit of open files is raised to the hard one, and stays so.
 

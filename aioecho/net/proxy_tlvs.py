@@ -61,7 +61,7 @@ class ProxyTLS:
 
 @dataclass(frozen=True, kw_only=True)
 class Tlvs:
-    """The extensions of a header. Their names are those of :class:`~aioecho.net.proxy_header.ProxyHeader`."""
+    """The extensions of a header. They have the names of :class:`~aioecho.net.proxy_header.ProxyHeader`."""
 
     alpn: bytes | None
     authority: str | None

@@ -61,7 +61,7 @@ class HandshakeLimit:
         self.admit()
 
     def admit(self) -> None:
-        """Let one that waits begin, if there is room, and the others in later turns of the loop: each takes a millisecond."""
+        """Let one that waits begin, if there is room, and the others in later turns of the loop: one takes a millisecond."""
         if self._next is None and self._waiting and self._has_room():
             self._next = next(iter(self._waiting)).loop.call_soon(self._begin_next)
 

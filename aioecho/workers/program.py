@@ -64,7 +64,7 @@ def run(
             factory: a function without arguments that returns a server, or a list of servers which are one program then, all
             with limits and options of their own. Every worker calls it.
         server_class: the class of the server, a subclass of :class:`aioecho.TCPServer` for instance, with hooks of its own.
-        workers: processes that serve. "auto" is as many as this process has processors to use: those that it may be
+        workers: processes that serve. "auto" is as many as this process has processors to use: the ones that it may be
             scheduled on, or fewer by the CPU quota of its control group (rounded up). Unless it is 1, this process serves
             nothing: it starts the workers, and replaces a worker that dies. SIGHUP replaces all, one after another, and no
             client is lost; SIGTTIN and SIGTTOU add and remove one; SIGUSR1 logs their stats. Workers import the handler and
