@@ -115,8 +115,7 @@ class Threaded(Live, Ended):
         except Exception as error:
             if scope.expired() and isinstance(error, TimeoutError):
                 self.reason = reason
-                error = TimeoutError(f"verify_request() took longer than {seconds:.4g} seconds")
-                self._server.report_not_begun(self.client_address, "verification", error)
+                self._server.report_slow_verification(self.client_address, seconds)
                 self._return()
                 return
             self.report_end(error, self._server)

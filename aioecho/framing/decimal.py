@@ -63,7 +63,7 @@ class Netstrings(Framing):
                 if data[end] != _COMMA:
                     raise FramingError(f"the peer sent a netstring of {length} bytes with no comma after them")
                 if not start:
-                    data = bytes(data)  # once a frame is whole: a long one that comes in pieces is not copied for every piece
+                    data = bytes(data)  # once a frame is whole: not for every piece in which a long one comes
                 append(data[colon + 1 : end])
                 start = end + 1
         except (FrameTooLong, FramingError):

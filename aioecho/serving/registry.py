@@ -256,6 +256,11 @@ class Registry:
         else:
             self._not_begun_log.report("no %s with %s: %s", what, address, reason)
 
+    def report_slow_verification(self, client_address: Any, seconds: float | None) -> None:
+        """Log that a coroutine of verify_request() took longer than it may, `seconds`."""
+        error = TimeoutError(f"verify_request() took longer than {seconds:.4g} seconds")
+        self.report_not_begun(client_address, "verification", error)
+
     def report_no_thread(self, client_address: Any, error: RuntimeError) -> None:
         """Log that there is no thread for a blocking handler, at a bounded rate."""
         self._no_thread_log.report("no thread for %s: %s", format_address(client_address), error)
