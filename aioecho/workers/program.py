@@ -17,7 +17,7 @@ from aioecho.ops.control import parse_control
 from aioecho.parts import Composite
 from aioecho.runtime.interpreters import is_subinterpreter
 from aioecho.runtime.log_config import LogConfig, apply_log_config, renew_log
-from aioecho.runtime.logs import reopen_log_files
+from aioecho.runtime.log_files import reopen_log_files
 from aioecho.runtime.loops import loop_factory
 from aioecho.runtime.stdio import fill_standard_streams
 from aioecho.serving.base import BaseServer
