@@ -72,7 +72,7 @@ class Several(Composite):
         self._not_drained = set(servers)
         self._all_drained = asyncio.Event()
         for server in servers:
-            server.company = self
+            server.composite = self
 
     @property
     def what_it_serves(self) -> str:

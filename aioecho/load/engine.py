@@ -164,20 +164,24 @@ class Engine(ABC):
             self.epoll.close()
         if opened:
             self._end_series(closed)
+        tally.measured_s = (closed - opened) / 1e9
+        tally.replies = after[0] - before[0]
+        tally.bytes_sent = after[1] - before[1]
+        tally.bytes_received = after[2] - before[2]
+        tally.cpu_s = after[3] - before[3]
+        self._fill(tally)
+        return tally
+
+    def _fill(self, tally: Tally) -> None:
+        """Tell what was counted since the engine was made."""
         if any(self.errors) and not tally.problem:
             tally.problem = f"messages were lost: {self.first_error}"
         tally.series = self.series
         for _, _, counts in self.series:
             for latency, count in counts.items():
                 tally.counts[latency] = tally.counts.get(latency, 0) + count
-        tally.replies = after[0] - before[0]
-        tally.bytes_sent = after[1] - before[1]
-        tally.bytes_received = after[2] - before[2]
-        tally.cpu_s = after[3] - before[3]
-        tally.measured_s = (closed - opened) / 1e9
         tally.errors = self.errors
         tally.late, tally.duplicates = self.late, self.duplicates
-        return tally
 
     def _counters(self) -> tuple[int, int, int, float]:
         return self.replies, self.sent, self.received, time.thread_time()

@@ -324,7 +324,7 @@ class BaseServer(Sharing):
         if loop is not None and loop is not asyncio.get_running_loop() and not loop.is_closed():
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.shutdown(grace), loop))
         drain = self._begin_shutdown(grace)
-        if (self.company or self).waits_for(asyncio.current_task()):
+        if (self.composite or self).waits_for(asyncio.current_task()):
             return drain.report()
         return await drain.wait()
 
@@ -377,8 +377,8 @@ class BaseServer(Sharing):
     def _tell_stopping(self, grace: float | None, why: str | None) -> None:
         if self._stopping is not None:
             self._stopping.set_result(None)
-        if self.company is not None:
-            self.company.one_stops(grace, why)
+        if self.composite is not None:
+            self.composite.one_stops(grace, why)
 
     # What a drain asks of it.
 
