@@ -31,7 +31,15 @@ from aioecho.workers.signals import gets_signals, giving_back
 from aioecho.workers.single import run_server
 from aioecho.workers.supervisor import SUPERVISOR_SIGNALS, Supervisor
 
-__all__ = ["HEALTHCHECK", "check_sessions", "make_servers_in_worker", "run", "run_workers"]
+__all__ = [
+    "HEALTHCHECK",
+    "MakeServer",
+    "check_sessions",
+    "make_servers_in_worker",
+    "needs_workers",
+    "run",
+    "run_workers",
+]
 
 MakeServer = Callable[[list[list[str]]], BaseServer]
 """What makes a worker's server, of the endpoints of inherited sockets: a list for every endpoint of the program."""
@@ -114,7 +122,7 @@ def run(
             options["server_class"] = server_class
         if ssl is not None:
             options["ssl"] = ssl
-        has_workers = not (workers == 1 and not reuse_port and max_requests is None)
+        has_workers = needs_workers(workers, reuse_port, max_requests)
         if has_workers and isinstance(ssl, ssl_module.SSLContext):
             raise TypeError(
                 "worker processes each need a context of their own: give as ssl an aioecho.TLS, or a function that returns one"
@@ -137,6 +145,11 @@ def run(
         )
     except AioechoError as error:
         raise SystemExit(f"aioecho: {error}") from None
+
+
+def needs_workers(workers: int | str, reuse_port: bool, max_requests: int | None) -> bool:
+    """Tell whether worker processes are to serve, even a single one, and not this process."""
+    return workers != 1 or reuse_port or max_requests is not None
 
 
 def _make_first(
