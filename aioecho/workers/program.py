@@ -42,7 +42,8 @@ __all__ = [
 ]
 
 MakeServer = Callable[[list[list[str]]], BaseServer]
-"""What makes a worker's server, of the endpoints of inherited sockets: a list for every endpoint of the program."""
+"""What makes a worker's server, of inherited endpoints: a list for every endpoint of the program, as a host may have several
+addresses."""
 
 HEALTHCHECK = 30.0
 """Seconds that a worker's event loop may be held up before the worker is killed: longer than a handler does it by mistake."""
