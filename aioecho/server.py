@@ -100,7 +100,7 @@ class StreamListener:
             else:
                 connection = Connection(server, sock, address, handler_class)
         except (OSError, MemoryError) as error:
-            server.admission.leave(counted)
+            server.admission.release(counted)
             server.report_not_begun(address, "connection", error)
             server.reject(sock, address, "handshake", self._name)
             return

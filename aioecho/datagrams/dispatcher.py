@@ -156,7 +156,7 @@ class Dispatcher:
             self._server.live_stats.drops["stopped"] += len(self._queue)
             self._server.live_stats.queued -= len(self._queue)
             for _, client_address in self._queue:
-                self._server.leave(client_address)
+                self._server.release(client_address)
             self._queue.clear()
 
     # The spare task.

@@ -292,7 +292,7 @@ class DatagramServer(BaseServer):
         if isinstance(connection, DatagramRun):
             self.timeout_sweeper.remove(connection)
         if not self.has_sessions:
-            self.admission.leave(connection.client_address)
+            self.admission.release(connection.client_address)
         self._resume_listeners()
         self.close_if_done()
 
@@ -304,7 +304,7 @@ class DatagramServer(BaseServer):
     def note_end(self, task: DatagramTask) -> None:
         """Count the end of a handler that has not waited, and that was registered."""
         self._count_end(task)
-        self.admission.leave(task.client_address)
+        self.admission.release(task.client_address)
 
     def _receive_for_thread(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
         limits = self.limits
@@ -327,9 +327,9 @@ class DatagramServer(BaseServer):
         """Count a datagram for which there is room, by its host. Return the reason to drop it, or None."""
         return self.admission.admit_host(client_address)
 
-    def leave(self, client_address: Any) -> None:
+    def release(self, client_address: Any) -> None:
         """Count the end of what was admitted, where no registered handler has ended."""
-        self.admission.leave(client_address)
+        self.admission.release(client_address)
 
     def report_timeout(self, cancelled: DatagramRun) -> None:
         """Log that a handler took too long, at a bounded rate: its peer may decide how long it takes."""

@@ -321,7 +321,7 @@ class Registry:
         """Count an ended connection, by its `reason`; it makes room for another."""
         self._count_end(connection)
         self.audience.forget(connection)
-        self.admission.leave(connection.counted_address)
+        self.admission.release(connection.counted_address)
         if self.measures is not None and connection.outcome != "rejected":
             self.measures.durations.note(asyncio.get_running_loop().time() - connection.since)
         connection.log_end()

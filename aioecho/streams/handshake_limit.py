@@ -45,7 +45,7 @@ class HandshakeLimit:
         self._next: asyncio.Handle | None = None  # for the next one that waits to begin
         self._timer: asyncio.TimerHandle | None = None
 
-    def enter(self, handshake: LimitedHandshake) -> bool:
+    def acquire(self, handshake: LimitedHandshake) -> bool:
         """Count a handshake, and return whether it may begin now. If not, its begin() is called later."""
         if not self._waiting and self._has_room():
             self._running[handshake] = handshake.loop.time()
@@ -54,7 +54,7 @@ class HandshakeLimit:
         self._watch()
         return False
 
-    def leave(self, handshake: LimitedHandshake) -> None:
+    def release(self, handshake: LimitedHandshake) -> None:
         """Count a handshake no more. Does nothing if it is not counted."""
         self._running.pop(handshake, None)
         self._waiting.pop(handshake, None)
