@@ -338,7 +338,7 @@ async def _folder_lock(path: str) -> AsyncIterator[None]:
         yield
         return
     try:
-        # Polled, since flock() itself waits for ever or not at all, and anybody may lock a folder such as /tmp.
+        # Polled, since flock() itself waits for ever or not at all, and any program may lock a folder such as /tmp.
         deadline = time.monotonic() + LOCK_TIMEOUT
         while not _try_lock(folder) and time.monotonic() < deadline:  # noqa: ASYNC110 - no event tells of it
             await asyncio.sleep(LOCK_INTERVAL)

@@ -153,7 +153,7 @@ def _parse_tls(value: bytes) -> ProxyTLS:
     )
 
 
-# The types of vendors are from a range for anyone's private use: what has not their form is another's, and no mistake.
+# The types of vendors are from a range for private use: what has not their form is another vendor's, and no mistake.
 
 
 def _aws_vpce_id(value: bytes) -> str | None:
