@@ -1,4 +1,4 @@
-"""What the kernel tells of a socket: what waits in it, and how its peer is doing."""
+"""What the kernel tells of a socket, what waits in it and how its peer is doing, and when it is to give a peer up."""
 
 import contextlib
 import fcntl
