@@ -157,10 +157,10 @@ class Acceptor:
         """Accept at most so many connections; return whether there were as many."""
         accept, has_room, on_accept, make_socket = self._accept_one, self._has_room, self._on_accept, self._make_socket
         for number in range(most):
+            if number and not self._poll(0):  # an accept() in vain takes ten times as long
+                return False
             if not has_room():
                 self.pause()
-                return False
-            if number and not self._poll(0):  # an accept() in vain takes ten times as long
                 return False
             fd = -1
             try:
