@@ -31,8 +31,8 @@ class _Listener(Protocol):
     def push(self, data: bytes, most: int) -> bool:
         """Write `data`, unless more than `most` bytes would wait to be sent then: return False."""
 
-    def cut(self, reason: str) -> None:
-        """Abort it."""
+    def abort_for(self, reason: str) -> None:
+        """Abort it; count `reason`."""
 
 
 class _Broadcast:
@@ -101,10 +101,23 @@ class Audience:
         left = PER_TURN
         while self._under_way:
             broadcast = self._under_way[0]
+<<<<<<< HEAD
             count = min(left, len(broadcast.rest))
             self._write(broadcast, count)
             left -= count
             if broadcast.rest:
+=======
+            data, most, rest = broadcast.data, broadcast.most, broadcast.rest
+            for _ in range(min(left, len(rest))):
+                connection = rest.pop()
+                if not connection.push(data, most):
+                    if broadcast.skips:
+                        self._stats.skipped += 1
+                    else:
+                        connection.abort_for("broadcast")
+                left -= 1
+            if rest:
+>>>>>>> main
                 asyncio.get_running_loop().call_soon(self._go_on)
                 return
             self._under_way.popleft()

@@ -8,7 +8,7 @@ __all__ = ["MemoryBudget"]
 class Holder(Protocol):
     """A connection whose stream holds much."""
 
-    def cut(self, reason: Literal["memory"]) -> None:
+    def abort_for(self, reason: Literal["memory"]) -> None:
         """Abort it."""
 
 
@@ -33,6 +33,7 @@ class MemoryBudget:
         """Count `size` bytes for `holder`, in place of what was counted for it before; 0 when it holds little again."""
         self._remove(holder)
         if size:
+<<<<<<< HEAD
             self.held += size
             self._sizes[holder] = size
             self._levels.setdefault(_level(size), {})[holder] = None
@@ -56,3 +57,10 @@ def _level(size: int) -> int:
     """Return a number that is larger for a larger size, and the same for sizes that differ by less than an eighth."""
     shift = max(size.bit_length() - 4, 0)
     return (shift << 4) + (size >> shift)
+=======
+            sizes[holder] = size
+        while self.most is not None and self.held > self.most and sizes:
+            largest = max(sizes, key=sizes.__getitem__)
+            self.held -= sizes.pop(largest)
+            largest.abort_for("memory")
+>>>>>>> main
