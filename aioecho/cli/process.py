@@ -13,7 +13,7 @@ import click
 
 from aioecho import __version__
 from aioecho.cli.console import Mistake
-from aioecho.net.endpoints import MOST_ID, is_at_most
+from aioecho.net.numbers import MOST_ID, is_at_most
 from aioecho.ops.control import parse_control
 
 __all__ = ["Owner", "PIDFile", "find_control", "find_owner", "introduce"]

@@ -9,7 +9,7 @@ from typing import Any
 from aioecho.framing import Framing
 from aioecho.load.engine import CLOSED_EARLY, RESET, TIMED_OUT, WRONG_BYTES
 from aioecho.load.messages import MAX_REPLY, repeat_start
-from aioecho.load.replies import ReplyConnection, ReplyEngine, check_load_split
+from aioecho.load.replies import ReplyConnection, ReplyEngine
 from aioecho.load.script import Exchange
 from aioecho.load.settings import LoadSettings
 from aioecho.load.streams import OPEN_PHASE, READABLE, WOULD_BLOCK, WRITABLE, Connection
@@ -76,21 +76,8 @@ class ExchangeEngine(ReplyEngine):
                 raise ValueError(f"{len(buffer)} bytes came, and none end what matches {exchange.expect}")
             del buffer[:size]
             return size > 0
-<<<<<<< HEAD
-        while not c.frames and len(buffer) > c.taken and len(buffer) - c.taken >= c.wanted:
-            frames, used, wanted = framing.split(buffer[c.taken :] if c.taken else buffer, c.scanned)
-            if not 0 < used <= len(buffer) - c.taken:
-                check_load_split(framing, len(buffer) - c.taken, frames, used, wanted, c.scanned)
-            c.frames.extend(frames)
-            c.taken += used
-            left = len(buffer) - c.taken
-            c.scanned, c.wanted = (left, wanted) if wanted > left else (0, 0)
-            if not frames and left > MAX_REPLY:
-                raise ValueError(f"{left} bytes came, and no frame ends")
-=======
         if not c.frames:
             c.frames.extend(c.split(framing, MAX_REPLY))
->>>>>>> main
         if not c.frames:
             return False
         frame = c.frames.popleft()

@@ -9,7 +9,7 @@ from typing import Any
 
 from aioecho.framing import Framing
 from aioecho.load.messages import make_frames
-from aioecho.load.replies import ReplyConnection, ReplyEngine, check_load_split
+from aioecho.load.replies import ReplyConnection, ReplyEngine
 from aioecho.load.settings import LoadSettings
 
 __all__ = ["FrameEngine"]
@@ -40,14 +40,7 @@ class FrameEngine(ReplyEngine):
             return 1
         buffer += chunk
         done = 0
-<<<<<<< HEAD
-        while len(buffer) >= c.wanted:
-            frames, used, wanted = self.framing.split(buffer, c.scanned)
-            if not 0 < used <= len(buffer):
-                check_load_split(self.framing, len(buffer), frames, used, wanted, c.scanned)
-=======
         while frames := c.split(self.framing, self.longest + _SLACK):
->>>>>>> main
             if len(frames) + done > len(c.due):
                 raise ValueError("the server sent more than it was sent")
             for frame in frames:

@@ -8,32 +8,17 @@ from abc import abstractmethod
 from collections import deque
 from typing import Any
 
-<<<<<<< HEAD
+from aioecho.exceptions import FrameTooLong
 from aioecho.framing import Framing
 from aioecho.framing.base import check_split
 from aioecho.load.engine import CLOSED_EARLY, WRONG_BYTES, Stop
-=======
-from aioecho.exceptions import FrameTooLong
-from aioecho.framing import Framing
-from aioecho.load.engine import CLOSED_EARLY, WRONG_BYTES
->>>>>>> main
 from aioecho.load.messages import CHUNK_BYTES
 from aioecho.load.settings import LoadSettings
 from aioecho.load.streams import Connection, StreamEngine
 
-__all__ = ["ReplyConnection", "ReplyEngine", "check_load_split"]
+__all__ = ["ReplyConnection", "ReplyEngine"]
 
 _TLS_RECORD = 2**14  # bytes at most, by RFC 8446
-
-
-def check_load_split(framing: Framing, size: int, frames: list[bytes], used: int, wanted: int, scanned: int) -> None:
-    """Raise Stop if what split() has returned for `size` bytes would never come to an end: a mistake that no server makes."""
-    if scanned and wanted <= size and not (frames or used):
-        return  # it asks for a call with `scanned` 0
-    try:
-        check_split(framing, size, frames, used, wanted)
-    except RuntimeError as error:
-        raise Stop(str(error)) from error
 
 
 class ReplyConnection(Connection):
@@ -51,11 +36,17 @@ class ReplyConnection(Connection):
     def split(self, framing: Framing, most: int) -> list[bytes]:
         """Remove whole frames from the front of the buffer, and return them; none while the next one is not whole.
 
-        Raises ValueError if what came is none of the framing's, or more than `most` bytes that hold no whole frame.
+        Raises ValueError if what came is none of the framing's, or more than `most` bytes that hold no whole frame; and Stop if
+        the framing is wrong.
         """
         buffer = self.buffer
         while buffer and len(buffer) >= self._wanted:
             frames, used, wanted = framing.split(buffer, self._scanned)
+            if not 0 < used <= len(buffer) and not (self._scanned and not frames and not used):
+                try:
+                    check_split(framing, len(buffer), frames, used, wanted)
+                except RuntimeError as error:
+                    raise Stop(str(error)) from error
             del buffer[:used]
             left = len(buffer)
             self._scanned, self._wanted = (left, wanted) if wanted > left else (0, 0)

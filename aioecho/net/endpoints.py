@@ -29,10 +29,10 @@ from typing import Any, ClassVar, Self, Union
 from urllib.parse import parse_qsl
 
 from aioecho.exceptions import EndpointError
+from aioecho.net.numbers import MOST_FD, MOST_ID, is_at_most
 from aioecho.net.proxy_protocol import ProxyProtocol, split_endpoint
 
 __all__ = [
-    "MOST_ID",
     "Endpoint",
     "HostEndpoint",
     "InheritedEndpoint",
@@ -43,7 +43,6 @@ __all__ = [
     "UDPEndpoint",
     "UnixDatagramEndpoint",
     "UnixEndpoint",
-    "is_at_most",
     "parse_endpoint",
     "resolve",
     "socket_name",
@@ -55,12 +54,6 @@ FORMS = (
 )
 
 UDP_FLAGS = ("broadcast", "reuse_port")
-
-# A C int.
-MOST_FD = 2**31 - 1
-
-MOST_ID = 2**32 - 2
-"""The largest number of a user or a group: the next one means none."""
 
 
 @dataclass(frozen=True)
@@ -267,56 +260,13 @@ BARE_FORM = re.compile(r"(?:\[[^\]]+\]|(?P<host>[^:\[\]/?]+)):[0-9]+")  # HOST:P
 
 
 def _parse(text: str, inherited_type: int) -> Endpoint:
-<<<<<<< HEAD
-    if match := re.fullmatch(
-        r"(?P<scheme>tcp|udp)://(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:\[\]/]*)):(?P<port>[0-9]+)/?(?:\?(?P<query>.*))?",
-        text,
-    ):
-        if match["ipv6"] is not None and not _is_ipv6(match["ipv6"]):
-            raise ValueError(
-                f"bad endpoint {text!r}: brackets are for an IPv6 address, such as {match['scheme']}://[::1]:9999"
-            )
-        if not is_at_most(65535, match["port"]):
-            raise ValueError(f"bad endpoint {text!r}: a port is at most 65535")
-        port = int(match["port"])
-        host = match["ipv6"] or match["host"] or ""
-        host = "" if host == "*" else host
-        if match["scheme"] == "udp":
-            return _with_options(text, UDPEndpoint(host, port), match["query"])
-        if match["query"] is not None:
-            raise ValueError(f"bad endpoint {text!r}: tcp:// takes no options after a ? but proxy= and proxy_from=")
-        return TCPEndpoint(host, port)
-    if match := re.fullmatch(r"(?P<scheme>unix|unixgram):(?://(?=/))?(?P<path>[^?]+)(?:\?(?P<query>.*))?", text):
-        path = match["path"]
-        options: dict[str, Any] = {}
-        for name, value in parse_qsl(match["query"] or "", keep_blank_values=True):
-            is_mode = name == "mode" and re.fullmatch("[0-7]{3,4}", value)
-            if not is_mode and not (name in ("owner", "group") and value):
-                raise ValueError(
-                    f"bad endpoint {text!r}: after ? comes mode= with permissions in octal, such as mode=660, or owner= or"
-                    " group= with a name or a number"
-                )
-            if path.startswith("@"):
-                raise ValueError(f"bad endpoint {text!r}: a name behind @ has no file, and so no {name}")
-            if not is_mode and value.isdecimal() and not is_at_most(MOST_ID, value):
-                raise ValueError(f"bad endpoint {text!r}: the number of a user or a group is at most {MOST_ID}")
-            options[name] = int(value, 8) if is_mode else value
-        if path == "@":
-            raise ValueError(f"bad endpoint {text!r}: there is no name behind @")
-        path_kind = UnixEndpoint if match["scheme"] == "unix" else UnixDatagramEndpoint
-        return path_kind("\0" + path[1:] if path.startswith("@") else path, **options)
-    if match := re.fullmatch(r"fd://(?P<fd>[0-9]+)", text):
-        # Of a larger one socket.socket() would take the lower bits, and so another one.
-        if not is_at_most(MOST_FD, match["fd"]):
-=======
     if match := HOST_FORM.fullmatch(text):
         return _read_host(text, match)
     if match := PATH_FORM.fullmatch(text):
         return _read_path(text, match)
     if match := FD_FORM.fullmatch(text):
-        number = int(match["fd"])
-        if number > MOST_FD:  # of which socket.socket() would take the lower bits, and so another one
->>>>>>> main
+        # Of a larger one socket.socket() would take the lower bits, and so another one.
+        if not is_at_most(MOST_FD, match["fd"]):
             raise ValueError(f"bad endpoint {text!r}: a descriptor is at most {MOST_FD}")
         return InheritedEndpoint(int(match["fd"]), inherited_type)
     if text == "stdio:":
@@ -342,9 +292,9 @@ def _read_host(text: str, match: re.Match[str]) -> TCPEndpoint | UDPEndpoint:
         raise ValueError(
             f"bad endpoint {text!r}: brackets are for an IPv6 address, such as {match['scheme']}://[::1]:9999"
         )
-    port = int(match["port"])
-    if port > 65535:
+    if not is_at_most(65535, match["port"]):
         raise ValueError(f"bad endpoint {text!r}: a port is at most 65535")
+    port = int(match["port"])
     host = match["ipv6"] or match["host"] or ""
     host = "" if host == "*" else host
     if match["scheme"] == "udp":
@@ -366,6 +316,8 @@ def _read_path(text: str, match: re.Match[str]) -> UnixEndpoint | UnixDatagramEn
             )
         if path.startswith("@"):
             raise ValueError(f"bad endpoint {text!r}: a name behind @ has no file, and so no {name}")
+        if not is_mode and value.isdecimal() and not is_at_most(MOST_ID, value):
+            raise ValueError(f"bad endpoint {text!r}: the number of a user or a group is at most {MOST_ID}")
         options[name] = int(value, 8) if is_mode else value
     if path == "@":
         raise ValueError(f"bad endpoint {text!r}: there is no name behind @")
@@ -427,11 +379,6 @@ def socket_name(sock: socket.socket) -> str:
         except OSError:
             host += f"%{address[3]}"
     return str((TCPEndpoint if is_stream else UDPEndpoint)(host, address[1]))
-
-
-def is_at_most(most: int, digits: str) -> bool:
-    """Return whether a number of decimal digits, which may be more than int() takes, is at most `most`."""
-    return len(digits.lstrip("0")) <= len(str(most)) and int(digits) <= most
 
 
 def _bracketed(host: str) -> str:

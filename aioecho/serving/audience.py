@@ -101,23 +101,10 @@ class Audience:
         left = PER_TURN
         while self._under_way:
             broadcast = self._under_way[0]
-<<<<<<< HEAD
             count = min(left, len(broadcast.rest))
             self._write(broadcast, count)
             left -= count
             if broadcast.rest:
-=======
-            data, most, rest = broadcast.data, broadcast.most, broadcast.rest
-            for _ in range(min(left, len(rest))):
-                connection = rest.pop()
-                if not connection.push(data, most):
-                    if broadcast.skips:
-                        self._stats.skipped += 1
-                    else:
-                        connection.abort_for("broadcast")
-                left -= 1
-            if rest:
->>>>>>> main
                 asyncio.get_running_loop().call_soon(self._go_on)
                 return
             self._under_way.popleft()
@@ -131,4 +118,4 @@ class Audience:
                 if broadcast.skips:
                     self._stats.skipped += 1
                 else:
-                    connection.cut("broadcast")
+                    connection.abort_for("broadcast")

@@ -38,6 +38,9 @@ class _Reading:
         """
         reader, framing = self._reader, self._framing
         yield from reader._look()
+        if len(reader._received) > self._window() and reader._is_slice_over():
+            yield from reader._breathe()
+            yield from reader._look()
         received = reader._received
         while True:
             scan = reader._scan
@@ -153,7 +156,7 @@ class Frames(_Reading):
         if self._last is None:
             reader._window = min(4 * reader._window, WINDOW)
             return used
-        # A protocol of frames and counted bytes. To split all anew after each read of bytes would be quadratic.
+        # A protocol of frames and counted bytes. To split all anew after every read of bytes would be quadratic.
         reader._window = max(reader._window // 4, LEAST_WINDOW)
         left = len(self._frames) + len(self._further) + 1
         self.forget()

@@ -33,14 +33,13 @@ class MemoryBudget:
         """Count `size` bytes for `holder`, in place of what was counted for it before; 0 when it holds little again."""
         self._remove(holder)
         if size:
-<<<<<<< HEAD
             self.held += size
             self._sizes[holder] = size
             self._levels.setdefault(_level(size), {})[holder] = None
         while self.most is not None and self.held > self.most and self._sizes:
             largest = next(iter(self._levels[max(self._levels)]))
             self._remove(largest)
-            largest.cut("memory")
+            largest.abort_for("memory")
 
     def _remove(self, holder: Holder) -> None:
         size = self._sizes.pop(holder, 0)
@@ -57,10 +56,3 @@ def _level(size: int) -> int:
     """Return a number that is larger for a larger size, and the same for sizes that differ by less than an eighth."""
     shift = max(size.bit_length() - 4, 0)
     return (shift << 4) + (size >> shift)
-=======
-            sizes[holder] = size
-        while self.most is not None and self.held > self.most and sizes:
-            largest = max(sizes, key=sizes.__getitem__)
-            self.held -= sizes.pop(largest)
-            largest.abort_for("memory")
->>>>>>> main

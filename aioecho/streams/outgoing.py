@@ -181,7 +181,6 @@ class Outgoing(News):
                 budget.note(self, held)
         return self.aborted_for is None
 
-<<<<<<< HEAD
     def release_memory(self) -> None:
         """Count nothing more for the server's budget: the handler has ended. Until then it may read what is buffered."""
         budget, self._budget = self._budget, None
@@ -189,12 +188,8 @@ class Outgoing(News):
             self.held = 0
             budget.note(self, 0)
 
-    def cut(self, reason: str) -> None:
-        """Abort the connection: what is unsent is thrown away. `cut_for` is the first such reason."""
-=======
     def abort_for(self, reason: str) -> None:
         """Abort the connection: what is unsent is thrown away. `aborted_for` is the first such reason."""
->>>>>>> main
         if not self.is_lost:
             self.aborted_for = self.aborted_for or reason
             self.collected = None

@@ -143,7 +143,7 @@ class ReceiveBuffer:
         news = self._news
         if news is not None:
             news.unanswered = news.unanswered or True
-            if news.held and (self._objects or len(self._received) <= news.held // 2):  # not at each record
+            if news.held and (self._objects or len(self._received) <= news.held // 2):  # not at every record
                 self._objects = 0
                 news.note_memory()
         if self._paused and len(self._received) <= self._limit:

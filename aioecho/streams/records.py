@@ -36,7 +36,7 @@ WINDOW, LEAST_WINDOW = 2**15, 2**6
 """The same of frames; and after some that were split had to be put back for another kind of read, again and again."""
 
 MANY, OBJECT = 2**9, 48
-"""Records that count for the server's budget of memory where more are split at a time, and the bytes that each counts: as an
+"""Records that count for the server's budget of memory where more are split at a time, and the bytes that one counts: as an
 object even an empty one takes so many, and a place in a list."""
 
 BIG = 2**16
@@ -49,7 +49,7 @@ ALL: Any = object()
 WINDOW = 256
 
 
-# Bytes: shorter blocks are gathered in one object. As one each they would take many times their bytes.
+# Bytes: shorter blocks are gathered in one object. As objects of their own they would take many times their bytes.
 SHORT_BLOCK = 2**12
 
 
