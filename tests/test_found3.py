@@ -7,6 +7,7 @@ import socket
 import socketserver
 import tracemalloc
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -181,19 +182,27 @@ async def test_many_connections_that_hold_little_each_are_bounded_together() -> 
     async with aioecho.TCPServer(ANYWHERE, handler(handle), **options) as server:
         memory = server.admission.memory
         writers = []
-        for _ in range(clients):
-            _, writer = await asyncio.open_connection(*server.server_address)
-            writer.write(bytes(each))
-            writers.append(writer)
-        await settle(lambda: server.stats.reasons["memory"] >= clients - most // each - 1)
-        await settle(lambda: sum(len(each.reader._received) for each in protocols(server)) <= most)
-        assert memory.held <= most
-        assert len(server.connections) >= most // each - 1  # no more than have to
+        data = bytes(each)
+        tracemalloc.start()
+        try:
+            for _ in range(clients):
+                _, writer = await asyncio.open_connection(*server.server_address)
+                writer.write(data)
+                writers.append(writer)
+            await settle(lambda: server.stats.accepted == clients)
+            await settle(lambda: all(p.is_lost or len(p.reader._received) == each for p in protocols(server)))
+            taken = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        assert taken < 2 * most  # all of it, with the connections and the clients
+        assert memory.held == sum(len(p.reader._received) for p in protocols(server)) <= most
+        assert sum(not p.is_lost for p in protocols(server)) == most // each  # no more went than had to
         goes_on.set()
         for writer in writers:
             writer.transport.abort()
         await settle(lambda: not server.connections)
         await settle(lambda: memory.held == 0)
+        assert server.stats.reasons["memory"] == clients - most // each
         check_identity(server)
 
 
@@ -231,6 +240,42 @@ async def test_what_lost_connections_hold_counts_until_their_handlers_end() -> N
         await settle(lambda: memory.held == 0)
     assert ends.count(each) == most // each  # whatever found room is read, though its client is gone
     assert set(ends) == {each, "the server aborted the connection: memory"}
+
+
+@pytest.mark.parametrize("is_tls", [False, True], ids=["plain", "tls"])
+async def test_a_connection_that_is_aborted_for_memory_gives_no_part_of_a_line(
+    is_tls: bool, tls: SimpleNamespace
+) -> None:
+    lines = b"".join(b"line %06d\n" % number for number in range(20_000))
+    seen: list[list[bytes]] = []
+
+    async def handle(self: Any) -> None:
+        mine: list[bytes] = []
+        seen.append(mine)
+        with contextlib.suppress(ConnectionAbortedError):
+            async for line in self.reader:
+                mine.append(line)
+                if len(mine) % 50 == 0:
+                    await asyncio.sleep(0)
+
+    options: dict[str, Any] = {"ssl": tls.server} if is_tls else {}
+    limits = aioecho.Limits(max_memory=300_000)
+    async with aioecho.TCPServer(ANYWHERE, handler(handle), limits=limits, **options) as server:
+        names: dict[str, Any] = {"ssl": tls.client, "server_hostname": "localhost"} if is_tls else {}
+        writers = []
+        for _ in range(8):
+            _, writer = await asyncio.open_connection(*server.server_address, **names)
+            writers.append(writer)
+        for writer in writers:
+            writer.write(lines)
+            if writer.can_write_eof():
+                writer.write_eof()
+        await settle(lambda: server.stats.reasons["memory"] > 0)
+        for writer in writers:
+            await asyncio.wait([asyncio.create_task(close(writer))])
+        await settle(lambda: not server.connections)
+    for mine in seen:
+        assert b"".join(mine) == lines[: 12 * len(mine)]
 
 
 def protocols(server: aioecho.BaseServer) -> list[Any]:
