@@ -11,7 +11,7 @@ from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from typing import Any, Self
 
-__all__ = ["ROOT", "Program", "ask", "connect", "read_line"]
+__all__ = ["ROOT", "Program", "ask", "connect", "narrow", "read_line"]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -106,6 +106,15 @@ def connect(endpoint: str, timeout: float = 30) -> socket.socket:
         host, _, port = rest.removeprefix("//").rpartition(":")
         sock = socket.create_connection((host.strip("[]").replace("*", "127.0.0.1"), int(port)))
     sock.settimeout(timeout)
+    return sock
+
+
+def narrow(address: Any) -> socket.socket:
+    """Return a connected socket whose kernel takes little that nobody reads."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.settimeout(30)
+    sock.connect(address)
     return sock
 
 

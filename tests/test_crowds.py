@@ -6,23 +6,24 @@ import selectors
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import LOOPS
-from programs import Program, connect
+from programs import Program, connect, narrow
 from subjects import Subject
 from timing import in_time
 
 
 @contextlib.contextmanager
-def crowd(endpoint: str, count: int) -> Iterator[list[socket.socket]]:
+def crowd(address: Any, count: int, connect: Callable[[Any], socket.socket] = connect) -> Iterator[list[socket.socket]]:
     """Connect so many clients, and close them in the end."""
     clients: list[socket.socket] = []
     try:
         for _ in range(count):
-            clients.append(connect(endpoint))
+            clients.append(connect(address))
         yield clients
     finally:
         for sock in clients:
@@ -120,17 +121,16 @@ def test_ten_thousand_requests_in_flight_at_sigterm_are_all_answered(loop: str) 
         in_time(seconds, grace + 0.5)
 
 
-@pytest.mark.exclusive
-@pytest.mark.slow
+@pytest.mark.timed
 @LOOPS
 def test_hundreds_that_reset_in_mid_reply_are_gone_within_a_second(loop: str) -> None:
-    count = 500  # to fill the kernel's buffers of as many takes most of the time
+    count = 500
     with Subject(loop, "torrent") as server:
         with connect(server.endpoint) as sock:
             sock.sendall(b"100\n")
             collect([sock], 100)
         before = server.until(lambda state: state["active"] == 0)
-        with crowd(server.endpoint, count) as clients:
+        with crowd(server.address, count, narrow) as clients:
             for sock in clients:
                 sock.sendall(b"10000000\n")
             collect(clients, 1)
