@@ -86,7 +86,7 @@ def test_ten_thousand_stay_idle_and_then_echo(loop: str) -> None:
 @LOOPS
 @pytest.mark.parametrize("timeouts", [{"idle": None, "message": 0.1, "write": 0.1}, {}], ids=["short", "default"])
 def test_thousands_that_are_idle_take_no_processor_time(loop: str, timeouts: dict[str, float | None]) -> None:
-    count = 5_000
+    count = 2_000
     with Subject(loop, "echo", timeouts=timeouts, limits={"backlog": 4096}) as server, crowd(server.endpoint, count):
         server.until(lambda state: state["active"] == count)
         time.sleep(0.2 if timeouts else 3.5)  # the sweep after their connecting

@@ -281,15 +281,14 @@ def running(folder: Path, text: str, *command: str, arguments: tuple[str, ...] =
     (folder / "program.py").write_text(text)
     with socket.create_server(("127.0.0.1", 0)) as sock:
         number, endpoint = sock.fileno(), "tcp://{}:{}".format(*sock.getsockname())
-        interpreter = [sys.executable, "-X", "dev", "-W", "error"]
         command = (*(command or ("program.py",)), str(number), *arguments)
-        with Program(*interpreter, *command, cwd=folder, pass_fds=[number]) as program:
+        with Program(sys.executable, "-W", "error", *command, cwd=folder, pass_fds=[number]) as program:
             yield program, endpoint
 
 
 @pytest.mark.parametrize("command", [("program.py",), ("-m", "program")])
 def test_a_program_serves_its_own_handler(folder: Path, command: tuple[str, ...]) -> None:
-    with running(folder, PROGRAM, *command) as (program, endpoint):
+    with running(folder, PROGRAM, "-X", "dev", *command) as (program, endpoint):
         pid, name = ask(endpoint).split()
         assert int(pid) in workers_of(program)
         assert name == b"__mp_main__"
@@ -339,7 +338,7 @@ def test_a_program_in_a_folder_or_an_archive_serves_its_own_handler(folder: Path
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_an_error_in_a_worker_is_recorded_and_clients_that_are_gone_hold_up_no_stop(folder: Path, loop: str) -> None:
     # With warnings as errors and in debug mode, which Python 3.15 warns in of modules without a loader.
-    with run_alone(folder, "program.py", loop=loop) as (program, endpoint):
+    with run_alone(folder, "-X", "dev", "program.py", loop=loop) as (program, endpoint):
         assert ask(endpoint, b"raise\n") == b""
         for number in range(12):
             with connect(endpoint) as sock:
