@@ -163,7 +163,7 @@ def test_the_first_command_installs_and_serves(checkout: Path) -> None:
 @pytest.mark.timeout(600)
 @runs("install-and-test")
 def test_the_second_command_installs_and_finds_the_tests(checkout: Path) -> None:
-    with shell(BLOCKS["install-and-test"], checkout, PYTEST_ADDOPTS="--collect-only -q") as program:
+    with shell(BLOCKS["install-and-test"], checkout, PYTEST_ADDOPTS="--collect-only -q --assert=plain") as program:
         code, output, errors = program.end(timeout=590)
     assert code == 0, (output[-2000:], errors)
     assert b"tests/test_readme.py::test_the_second_command_installs_and_finds_the_tests" in output
