@@ -11,19 +11,26 @@ from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from typing import Any, Self
 
+from warm import Fork
+
 __all__ = ["ROOT", "Program", "ask", "connect", "narrow", "read_line"]
 
 ROOT = Path(__file__).resolve().parent.parent
 
+AIOECHO = (sys.executable, "-m", "aioecho")
+
 
 class Program:
-    """A process; at the end of ``with`` it is gone, whatever happened. Its stderr is kept in a file, and so never blocks it."""
+    """A process; at the end of ``with`` it is gone, whatever happened. Its stderr is kept in a file, and so never blocks it.
 
-    def __init__(self, *command: str | Path, cwd: Path | None = None, **options: Any) -> None:
+    ``python -m aioecho`` is a fork of a process that has imported it, unless it has to be fresh.
+    """
+
+    def __init__(self, *command: str | Path, cwd: Path | None = None, is_fresh: bool = False, **options: Any) -> None:
         # Found also where it is not installed, and from any folder; a handler's module is to be found as by a user.
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
-        environment.update(options.pop("env", {}))
+        environment.update(own := options.pop("env", {}))
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         options = {
             "stdin": subprocess.DEVNULL,
@@ -32,12 +39,17 @@ class Program:
             "start_new_session": True,
             **options,
         }
-        self.process = subprocess.Popen([str(part) for part in command], cwd=cwd, env=environment, **options)
+        self.process: Any
+        if is_fresh or command[:3] != AIOECHO or any(name.startswith("PYTHON") for name in own):
+            self.process = subprocess.Popen([str(part) for part in command], cwd=cwd, env=environment, **options)
+        else:
+            del options["start_new_session"]  # as always
+            self.process = Fork([str(part) for part in command[3:]], cwd=cwd, env=environment, **options)
 
     @classmethod
     def aioecho(cls, *arguments: str | Path, **options: Any) -> Self:
         """Start ``python -m aioecho`` with these arguments."""
-        return cls(sys.executable, "-m", "aioecho", *arguments, **options)
+        return cls(*AIOECHO, *arguments, **options)
 
     def __enter__(self) -> Self:
         return self

@@ -68,8 +68,8 @@ def serving(*arguments: str | Path, **options: object) -> Iterator[tuple[Program
 
 
 def run(*arguments: str | Path, **options: object) -> tuple[int, bytes, str]:
-    """Run the command line to its end: exit status, stdout, stderr."""
-    with Program.aioecho(*arguments, **options) as program:
+    """Run the command line to its end, as users start it: exit status, stdout, stderr."""
+    with Program.aioecho(*arguments, is_fresh=True, **options) as program:
         return program.end()
 
 
@@ -107,7 +107,7 @@ def test_alone_it_serves_echo_on_port_9999() -> None:
             sock.bind(("127.0.0.1", 9999))
         except OSError:
             pytest.skip("port 9999 is taken")
-    with Program.aioecho() as server:
+    with Program.aioecho(is_fresh=True) as server:
         assert server.listening() == "tcp://127.0.0.1:9999"
         assert ask("tcp://127.0.0.1:9999", b"Hello, Server!\n") == b"Hello, Server!\n"
         assert server.stop() == 0
@@ -287,8 +287,10 @@ def without(streams: str, *command: str | Path) -> list[str | Path]:
     return ["/bin/sh", "-c", f'exec "$@" {streams}', "sh", *command]
 
 
-@pytest.mark.parametrize("way", ["one process", "workers", "run", "run with workers"])
-@pytest.mark.parametrize("streams", [">&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    ("way", "streams"),
+    [(way, "<&- >&- 2>&-") for way in ("one process", "workers", "run", "run with workers")] + [("workers", ">&-")],
+)
 def test_it_serves_and_ends_well_without_standard_streams(folder: Path, way: str, streams: str) -> None:
     (folder / "script.py").write_text(
         "import sys, aioecho, slow\n"
@@ -660,7 +662,8 @@ def test_help_names_every_framing_and_every_ready_made_handler() -> None:
     for command in ("serve", "send", "load"):
         text = re.sub(r"-\n\s+", "-", invoke(command, "--help")[1].decode())
         assert [name for name in FRAMINGS if not re.search(rf"\b{name}\b", text.partition("--framing")[2])] == []
-    assert [name for name in HANDLERS if f"\n      {name} " not in invoke("serve", "--help")[1].decode()] == []
+    text = invoke("serve", "--help")[1].decode()
+    assert [name for name in HANDLERS if f"\n      {name} " not in text] == []
 
 
 # Signals

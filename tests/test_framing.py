@@ -62,7 +62,7 @@ FRAMINGS = [
     COBS(),
     ContentLength(),
 ]
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=20, deadline=None)  # of each framing
 every_framing = pytest.mark.parametrize("framing", FRAMINGS, ids=repr)
 
 

@@ -397,7 +397,7 @@ class Sending(aioecho.StreamRequestHandler):
             if how == b"wait\n":
                 await self.reader.readline()
             elif how == b"sleep\n":
-                await asyncio.sleep(3)
+                await asyncio.sleep(1.5)
 
 
 @pytest.mark.parametrize("how", ["send", "wait", "sleep", "return"])
@@ -945,7 +945,7 @@ async def test_an_idle_server_wakes_for_nothing() -> None:
 
 
 DRIP = """
-import asyncio, socket, sys, time
+import socket, sys, time
 host, port, count, every = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 began, ends, socks = [0.0] * count, [], []
 for number in range(count):
