@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
@@ -13,7 +15,19 @@ from typing import Any, Self
 
 from warm import Fork
 
-__all__ = ["ROOT", "Program", "ask", "connect", "narrow", "read_line"]
+__all__ = [
+    "ROOT",
+    "Program",
+    "ask",
+    "can_connect",
+    "connect",
+    "descriptors_of",
+    "eventually",
+    "narrow",
+    "read_line",
+    "state_of",
+    "workers_of",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -68,6 +82,17 @@ class Program:
         """Return what it has written to stderr by now, but not what debug mode says of callbacks on a busy machine."""
         text = os.pread(self.errors.fileno(), 10**6, 0).decode()
         return re.sub(r"^.*Executing <.* took \d+\.\d+ seconds\n", "", text, flags=re.MULTILINE)
+
+    def says(self, pattern: str) -> re.Match[str]:
+        """Wait until what it has written to stderr matches a pattern, and return the match."""
+
+        def look() -> re.Match[str] | None:
+            has_ended = self.process.poll() is not None
+            match = re.search(pattern, self.stderr())
+            assert match or not has_ended, self.stderr()
+            return match
+
+        return eventually(look)  # type: ignore[no-any-return]
 
     def line(self) -> str:
         """Return the next line of its stdout."""
@@ -148,3 +173,41 @@ def read_line(sock: socket.socket) -> bytes:
     while not line.endswith(b"\n") and (byte := sock.recv(1)):
         line += byte
     return line
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 30) -> Any:
+    """Return what `condition()` returns, once that is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "what was waited for did not come about"
+        time.sleep(0.01)
+    return found
+
+
+def workers_of(program: Program) -> set[int]:
+    """Return the process ids of its children that have not ended."""
+    pid = program.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return {int(child) for child in children if state_of(int(child)) not in ("Z", "")}
+
+
+def state_of(pid: int) -> str:
+    """Return the letter of a process's state; nothing if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def descriptors_of(pid: int) -> int:
+    """Return how many descriptors a process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def can_connect(endpoint: str) -> bool:
+    """Tell whether a server listens there, by a connection."""
+    try:
+        connect(endpoint).close()
+    except OSError:
+        return False
+    return True

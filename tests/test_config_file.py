@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 from helpers import check_mistake, invoke
-from programs import ROOT, Program, ask
+from programs import ROOT, Program, ask, eventually
 
 from aioecho import Limits, Timeouts
 from aioecho.cli.process import PIDFile
@@ -24,14 +23,6 @@ from aioecho.cli.settings import make_limits, make_timeouts
 
 ANYWHERE = ("--bind", "tcp://127.0.0.1:0")
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may serve as another user")
-
-
-def wait_until(condition: Callable[[], Any], program: Program) -> None:
-    """Wait for what another process is about to do."""
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, program.stderr()
-        time.sleep(0.01)
 
 
 def parse(*arguments: str | Path) -> dict[str, Any]:
@@ -277,9 +268,9 @@ def test_a_changed_file_replaces_what_serves(tmp_path: Path, kind: str) -> None:
     with Program.aioecho("serve", "app:Handler", *ANYWHERE, "--reload", cwd=tmp_path, env=environment) as server:
         endpoint = server.listening()
         assert ask(endpoint) == b"one"
-        wait_until(lambda: ask(endpoint) == b"two" or change(app, APP % "two"), server)
+        eventually(lambda: ask(endpoint) == b"two" or change(app, APP % "two"))
         assert "app.py changed: reloading" in server.stderr()
-        wait_until(lambda: "the old one serves on" in server.stderr() or change(app, "a mistake"), server)
+        eventually(lambda: "the old one serves on" in server.stderr() or change(app, "a mistake"))
         assert ask(endpoint) == b"two"
         assert server.stop() == 0
 

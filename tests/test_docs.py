@@ -33,7 +33,7 @@ import words
 from click.testing import CliRunner
 from documents import Blocks, ask_server, execute, load, output_of, served
 from helpers import invoke, reset
-from programs import ROOT, Program, ask, connect, read_line
+from programs import ROOT, Program, ask, can_connect, connect, eventually, read_line
 
 import aioecho
 from aioecho.check import run
@@ -307,10 +307,9 @@ def test_a_port_for_the_administrator_has_limits_of_its_own(tmp_path: Path) -> N
 def test_a_room_of_two_workers_is_one_room(tmp_path: Path) -> None:
     (tmp_path / "room.py").write_text(BLOCKS["publish"].replace("tcp://127.0.0.1:9999", "unix:s"))
     with Program(sys.executable, "room.py", cwd=tmp_path) as program, ExitStack() as stack:
-        members: list[Any] = []
-        while len(members) < 8:  # most likely in both, and if not, it is the same to them
-            with contextlib.suppress(OSError):
-                members.append(stack.enter_context(connect(f"unix:{tmp_path / 's'}")))
+        eventually(lambda: can_connect(f"unix:{tmp_path / 's'}"))
+        # Most likely in both, and if not, it is the same to them.
+        members = [stack.enter_context(connect(f"unix:{tmp_path / 's'}")) for _ in range(8)]
         speaker = stack.enter_context(connect(f"unix:{tmp_path / 's'}"))
         for member in members:
             line = b""
@@ -903,9 +902,8 @@ def test_streams_and_datagrams_are_served_together(tmp_path: Path) -> None:
         "import logging\nlogging.basicConfig(level='INFO')\n" + BLOCKS["together"].replace("9999", "0")
     )
     with Program(sys.executable, tmp_path / "together.py") as program:
-        while (found := re.search(r"tcp://\S+", program.stderr())) is None or "udp://" not in program.stderr():
-            assert program.process.poll() is None, program.stderr()
-        assert ask(found[0], b"hello\n") == b"HELLO\n"
+        program.says("udp://")
+        assert ask(program.says(r"tcp://\S+")[0], b"hello\n") == b"HELLO\n"
         assert program.stop() == 0
 
 
@@ -1079,8 +1077,7 @@ def test_the_units_are_ones_and_their_command_serves(tmp_path: Path) -> None:
         address = "{}:{}".format(*sock.getsockname())
     activate = ["systemd-socket-activate", f"--fdname={name[1]}", "-l", address, "-E", f"PYTHONPATH={ROOT}"]
     with Program(*activate, sys.executable, *arguments, cwd=tmp_path) as program:
-        while "Listening on" not in program.stderr():
-            assert program.process.poll() is None
+        program.says("Listening on")
         assert ask(f"tcp://{address}", b"hello\n") == b"HELLO\n"
         assert program.stop() == 0
 
@@ -1097,8 +1094,7 @@ def test_the_commands_of_the_container_serve_and_tell_health() -> None:
     assert [name for name, *_ in probes] == ["liveness", "readiness"]
     with Program(sys.executable, *(part.replace(port, "0").replace(health, "0") for part in arguments)) as server:
         assert ask(server.listening(), b"hello\n") == b"HELLO\n"
-        while not (found := re.search(r"metrics on http://\S+:(\d+)/metrics\n", server.stderr())):
-            assert server.process.poll() is None, server.stderr()  # a thread of it writes its log
+        found = server.says(r"metrics on http://\S+:(\d+)/metrics\n")  # a thread of it writes its log
         for _, path, where in probes:
             assert where == health
             with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}{path}", timeout=10) as reply:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from programs import Program
-from test_workers import eventually, workers_of
+from programs import Program, eventually, workers_of
 
 PROGRAM = """
 import os

@@ -22,9 +22,8 @@ from typing import Any
 import pytest
 from conftest import check_identity, settle
 from helpers import ANYWHERE, ask, ask_by_datagram, check_mistake, close, handler, invoke, reset
-from programs import ROOT, Program, connect
+from programs import ROOT, Program, connect, eventually, workers_of
 from programs import ask as ask_blocking
-from test_workers import eventually, workers_of
 
 import aioecho
 from aioecho.echo import DatagramEcho, Echo

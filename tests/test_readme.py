@@ -62,9 +62,7 @@ def test_the_handler_at_the_top_is_a_program(tmp_path: Path, number: int) -> Non
         text.replace("    aioecho.run", '    logging.basicConfig(level="INFO")\n    aioecho.run')
     )
     with Program(sys.executable, "program.py", cwd=tmp_path) as server:
-        while not (found := re.search(r"listening on (\S+)\n", server.stderr())):
-            assert server.process.poll() is None, server.stderr()
-        with connect(found[1]) as sock:
+        with connect(server.says(r"listening on (\S+)\n")[1]) as sock:
             sock.sendall(b"Hello, Server!\n")
             assert read_line(sock) == b"HELLO, SERVER!\n"
             server.signal(number)

@@ -15,9 +15,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from programs import Program
+from programs import Program, eventually, workers_of
 from test_certificates import Authority
-from test_workers import eventually, workers_of
 
 from aioecho.certificates import first_certificate
 

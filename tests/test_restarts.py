@@ -18,9 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from programs import Program
+from programs import Program, descriptors_of, eventually, state_of, workers_of
 from restarted import CLIENTS, Client
-from test_workers import descriptors_of, eventually, state_of, workers_of
 
 import aioecho
 

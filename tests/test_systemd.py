@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from helpers import check_mistake, invoke
-from programs import Program, ask, connect, read_line
-from test_workers import HANDLER, eventually, pid_of, state_of, talking, workers_of
+from programs import Program, ask, connect, eventually, read_line, state_of, workers_of
+from test_workers import HANDLER, pid_of, talking
 from timing import in_time, within
 
 from aioecho.net import systemd
