@@ -94,6 +94,12 @@ class Program:
 
         return eventually(look)  # type: ignore[no-any-return]
 
+    def write(self, data: bytes) -> None:
+        """Write to its stdin, which has to be a pipe."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(data)
+        self.process.stdin.flush()
+
     def line(self) -> str:
         """Return the next line of its stdout."""
         assert self.process.stdout is not None

@@ -186,9 +186,7 @@ class Subject(Program):
 
     def ask(self, command: Any = "state") -> Any:
         """Send a command and return the answer."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(command).encode() + b"\n")
-        self.process.stdin.flush()
+        self.write(json.dumps(command).encode() + b"\n")
         return json.loads(self.line())
 
     def until(self, condition: Any, timeout: float = 30.0) -> Any:
@@ -201,7 +199,6 @@ class Subject(Program):
 
     def finish(self) -> Any:
         """Let it shut down, and return its state at the end."""
-        assert self.process.stdin is not None
         self.process.stdin.close()
         state = json.loads(self.line())
         assert self.wait() == 0, self.stderr()

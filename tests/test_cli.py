@@ -137,9 +137,7 @@ def test_each_ready_made_handler_is_served(handler: str) -> None:
 
 def check_line(program: Program) -> None:
     """A client that copies its stdin to the server, and the server's answer to its stdout, gets it in upper case."""
-    assert program.process.stdin is not None
-    program.process.stdin.write(b"Hello, Server!\n")
-    program.process.stdin.flush()
+    program.write(b"Hello, Server!\n")
     assert program.line() == "HELLO, SERVER!", program.stderr()
 
 
@@ -769,12 +767,10 @@ def test_send_sends_its_argument_as_a_line() -> None:
 
 def test_send_sends_the_lines_of_stdin_as_they_come() -> None:
     with serving_here("upper") as endpoint, Program.aioecho("send", endpoint, stdin=subprocess.PIPE) as client:
-        assert client.process.stdin is not None
         for number in range(3):
-            client.process.stdin.write(b"line %d\n" % number)
-            client.process.stdin.flush()
+            client.write(b"line %d\n" % number)
             assert client.line() == f"LINE {number}"
-        client.process.stdin.write(b"no end")
+        client.write(b"no end")
         assert client.end() == (0, b"NO END", "")
 
 
@@ -797,12 +793,10 @@ def test_send_sends_the_lines_of_stdin_as_they_come() -> None:
 def test_send_sends_lines_as_frames_and_writes_frames_as_lines(text: str) -> None:
     with serving("upper", "--framing", text) as (server, endpoint):
         with Program.aioecho("send", endpoint, "--framing", text, stdin=subprocess.PIPE) as client:
-            assert client.process.stdin is not None
             for number in range(3):
-                client.process.stdin.write(b"line %d\n" % number)
-                client.process.stdin.flush()
+                client.write(b"line %d\n" % number)
                 assert client.line() == f"LINE {number}"
-            client.process.stdin.write(b"no end")
+            client.write(b"no end")
             assert client.end() == (0, b"NO END\n", "")
         assert invoke("send", endpoint, "Hello, Server!", "--framing", text) == (0, b"HELLO, SERVER!\n", "")
         assert server.stop() == 0
@@ -825,8 +819,7 @@ def test_send_over_tls_ends_when_as_many_frames_have_come_as_were_sent(tls: Simp
     with serving_framed(Netstrings(), tls.server) as endpoint:
         arguments = ("send", endpoint, "--ca", tls.files.ca, "--framing", "netstrings")
         with Program.aioecho(*arguments, stdin=subprocess.PIPE) as client:
-            assert client.process.stdin is not None
-            client.process.stdin.write(b"one\ntwo\nthree")
+            client.write(b"one\ntwo\nthree")
             assert client.end() == (0, b"one\ntwo\nthree\n", "")
 
 
@@ -934,9 +927,7 @@ def test_send_speaks_tls(tls: SimpleNamespace) -> None:
     with serving_here("upper", tls.server) as endpoint:
         assert invoke("send", endpoint, "hello", "--ca", tls.files.ca) == (0, b"HELLO\n", "")
         with Program.aioecho("send", endpoint, "--ca", tls.files.ca, stdin=subprocess.PIPE) as client:
-            assert client.process.stdin is not None
-            client.process.stdin.write(b"one\ntwo\n")
-            client.process.stdin.flush()
+            client.write(b"one\ntwo\n")
             assert (client.line(), client.line()) == ("ONE", "TWO")
             # Only now does it learn that this was all.
             assert client.end() == (0, b"", "")
@@ -951,10 +942,7 @@ def test_send_over_tls_says_that_its_last_line_has_no_end(tls: SimpleNamespace, 
     with serving_here(handler, tls.server) as endpoint:
         arguments = ("send", endpoint, "--ca", tls.files.ca, "--timeout", "0.5")
         with Program.aioecho(*arguments, stdin=subprocess.PIPE) as client:
-            assert client.process.stdin is not None
-            client.process.stdin.write(b"a\nb\nc")
-            client.process.stdin.close()
-            client.process.stdin = None
+            client.write(b"a\nb\nc")
             code, output, errors = client.end()
     assert (code, output) == (1, replies)
     reason = "the last line was sent without its end, which over TLS has to be a newline"

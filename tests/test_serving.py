@@ -29,7 +29,7 @@ def nobody() -> str:
 def send(endpoint: str, stdin: bytes) -> tuple[int, bytes, str]:
     """Send what a process reads on its stdin."""
     with Program.aioecho("send", endpoint, stdin=subprocess.PIPE) as program:
-        program.process.stdin.write(stdin)
+        program.write(stdin)
         return program.end()
 
 

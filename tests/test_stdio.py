@@ -77,9 +77,7 @@ def test_a_client_that_stays_does_not_keep_the_program_from_its_end() -> None:
 
 def test_a_signal_drains_it() -> None:
     with Program.aioecho(*SERVE, stdin=subprocess.PIPE) as program:
-        assert program.process.stdin is not None
-        program.process.stdin.write(b"a\n")
-        program.process.stdin.flush()
+        program.write(b"a\n")
         assert program.line() == "A"
         assert program.stop(signal.SIGTERM) == 0
 

@@ -3,6 +3,7 @@
 As a program, with a socket's descriptor as its argument, it is that process. What it forks goes on as ``python -m aioecho``.
 """
 
+import atexit
 import contextlib
 import fcntl
 import json
@@ -125,7 +126,15 @@ def _socket_of_it() -> socket.socket:
             pass_fds=[_its.fileno()],
             start_new_session=True,
         )
+        atexit.register(_end_it)
     return _ours
+
+
+def _end_it() -> None:
+    """Let it end, and wait for that: so what it has used of the processor counts to the tests."""
+    assert _process is not None
+    _ours.shutdown(socket.SHUT_RDWR)
+    _process.wait(10)
 
 
 # In the process that forks
