@@ -6,6 +6,7 @@ As a program, with a socket's descriptor as its argument, it is that process. Wh
 import atexit
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import runpy
@@ -192,5 +193,7 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> list[str]:
 if __name__ == "__main__":
     for module in COMMANDS:
         __import__(module)
+    gc.collect()
+    gc.freeze()  # else each fork copies all of it, when it looks for garbage at its end
     sys.argv[1:] = _serve(socket.socket(fileno=int(sys.argv[1])))
     runpy.run_module("aioecho", run_name="__main__", alter_sys=True)
