@@ -170,7 +170,7 @@ _number = itertools.count(1)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    if not next(_number) % 20:  # in the end there would be more of pytest's reports than of all that a test makes
+    if not next(_number) % 5:  # in the end there would be more of pytest's reports than of all that a test makes
         keep_what_there_is()
 
 

@@ -121,7 +121,7 @@ def test_ten_thousand_requests_in_flight_at_sigterm_are_all_answered(loop: str) 
 @pytest.mark.timed
 @LOOPS
 def test_hundreds_that_reset_in_mid_reply_are_gone_within_a_second(loop: str) -> None:
-    count = 500
+    count = 300
     with Subject(loop, "torrent") as server:
         with connect(server.endpoint) as sock:
             sock.sendall(b"100\n")

@@ -183,8 +183,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("fails", ["", "start", "end"])
+@pytest.mark.parametrize(("workers", "fails"), [(1, ""), (2, ""), (2, "start"), (1, "end"), (2, "end")])
 def test_each_process_of_a_program_has_its_own(tmp_path: Path, workers: int, fails: str) -> None:
     (tmp_path / "program.py").write_text(PROGRAM.format(workers=workers, fails=fails))
     with Program(sys.executable, "program.py", cwd=tmp_path) as program:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import check_identity, settle
-from helpers import LOOPS, ask, ask_by_datagram, close
+from helpers import ask, ask_by_datagram, close
 from programs import Program, connect, read_line
 from programs import ask as ask_endpoint
 
@@ -164,8 +164,7 @@ def test_run_in_thread_serves_both() -> None:
         assert ask_by_datagram(datagram, b"b") == b"b"
 
 
-@LOOPS
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("loop", "workers"), [("asyncio", 1), ("uvloop", 2)])
 def test_run_serves_both_with_one_exit(tmp_path: Path, loop: str, workers: int) -> None:
     (tmp_path / "both.py").write_text(
         "import logging, sys, aioecho\n"
