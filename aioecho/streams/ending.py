@@ -38,6 +38,7 @@ class StreamDrain:
         no_more_comes: returns whether all that the peer had sent when the drain began has been read.
         silence: returns the seconds for which the peer has sent nothing; None if that is not known.
         linger: seconds of silence after which a peer is taken to have nothing more to say; None for ever.
+        is_in_record: returns whether a part of a TLS record has come, of which the reader does not know.
         stop_receiving: for a peer that only sends, and waits for no reply: has the kernel refuse what it sends from now on, if
             nothing waits to be read, or, called with True, at once; returns whether it has. None for another peer.
     """
@@ -48,12 +49,14 @@ class StreamDrain:
         no_more_comes: Callable[[], bool],
         silence: Callable[[], float | None],
         linger: float | None,
+        is_in_record: Callable[[], bool],
         stop_receiving: Callable[[bool], bool] | None,
     ) -> None:
         self._reader = reader
         self._no_more_comes = no_more_comes
         self._silence = silence
         self._linger = linger
+        self._is_in_record = is_in_record
         self._stop_receiving = stop_receiving
         self._attempts = 0  # to stop receiving
         self._timer: asyncio.TimerHandle | None = None
@@ -71,6 +74,8 @@ class StreamDrain:
             self._timer.cancel()
             self._timer = None
         if began or reader._received or reader._skip is not None or reader._holds or not self._no_more_comes():
+            return False
+        if self._is_in_record() and not self._has_lingered(self._silence()):
             return False
         if self._stop_receiving is not None:
             self._attempts += 1
