@@ -1113,6 +1113,7 @@ async def test_a_client_that_only_sends_is_told_the_end_first_and_read_on(
             report = await stopping
     assert Sink.taken == [b"one\n", b"two\n", b"three\n", b"four\n"]
     assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+    assert server.stats.reasons == {"finished": 1}
 
 
 async def test_a_blocking_sink_that_is_at_work_tells_its_client_when_it_reads_again(tls: SimpleNamespace) -> None:
@@ -1137,6 +1138,7 @@ async def test_a_blocking_sink_that_is_at_work_tells_its_client_when_it_reads_ag
             report = await stopping
     assert Sink.taken == [b"one\n", b"two\n"]
     assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+    assert server.stats.reasons == {"finished": 1}
 
 
 @pytest.mark.parametrize("kind", [Sink, BlockingSink])

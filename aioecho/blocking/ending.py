@@ -145,8 +145,8 @@ class ThreadDrain:
             return inf
         received = tcp_info(sock, BYTES_RECEIVED)
         if received is None:
-            # Only (b) waits for silence: what a peer on this machine has sent is here.
-            return self._find_silence_left(self._linger if is_in_message else SETTLED, stream, sock)
+            # Only (b) waits for silence, and TLS: what a peer on this machine has sent is here.
+            return self._find_silence_left(self._linger if is_in_message or is_tls else SETTLED, stream, sock)
         if is_line and not is_in_message and not is_tls and received == stream.bytes_in:
             return 0
         return self._find_silence_left(self._linger, stream, sock)
@@ -164,13 +164,14 @@ class ThreadDrain:
             stream.ends_at = 0 if self._connection.has_said_end() else stream.bytes_in + unread(sock) + UNNOTED
         if stream.is_in_record() or unread(sock) or (stream.makes_files() and stream.reading_file is None):
             return inf
-        return self._find_silence_left(SETTLED, stream, sock)
+        # A thread that reads only now is about to tell its peer.
+        return self._find_silence_left(SETTLED if self._connection.has_said_end() else self._linger, stream, sock)
 
     def _find_silence_left(self, needed: float, stream: WatchedSocket, sock: socket.socket) -> float:
         received, milliseconds = tcp_info(sock, BYTES_RECEIVED), tcp_info(sock, LAST_DATA_RECV)
         if received is not None and milliseconds is not None:
             return needed - milliseconds / 1000 if received else 0
-        if not stream.bytes_in:
+        if not stream.bytes_in and stream is sock:  # OpenSSL may have a part of a record
             return 0
         if self._counted != stream.bytes_in:
             self._counted, self._quiet_since = stream.bytes_in, self._loop.time()

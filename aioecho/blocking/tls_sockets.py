@@ -66,7 +66,10 @@ class _WatchedTLS(WatchedSocket):
             return b"" if buffer is None else 0
         if self.end_signal is not None:
             self._wait_to_read(self.end_signal)
-        got = super().read(len, buffer)  # type: ignore[misc]
+        try:
+            got = super().read(len, buffer)  # type: ignore[misc]
+        except ssl.SSLZeroReturnError:  # what ssl makes of the peer's end once this side has sent its own
+            got = b"" if buffer is None else 0
         count = got if buffer is not None else got.__len__()
         if not count and len:
             self.end_signal = None  # the peer has ended its stream: there is nothing to tell it
