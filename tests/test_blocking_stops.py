@@ -524,9 +524,10 @@ async def test_clients_that_wait_for_a_thread_and_for_the_first_word_are_answere
     async def ask(is_first: bool) -> bytes:
         reader, writer = await asyncio.open_connection(*server.server_address)
         assert await reader.readline() == b"hello\n"
+        writer.write(b"li")
         if is_first:
             await stopped.wait()
-        writer.write(b"line\n")
+        writer.write(b"ne\n")
         answer = await reader.read()
         writer.close()
         await writer.wait_closed()
@@ -539,6 +540,7 @@ async def test_clients_that_wait_for_a_thread_and_for_the_first_word_are_answere
     await settle(lambda: server.stats.active == 1)
     asking += [asyncio.create_task(ask(False)) for _ in range(3)]
     await settle(lambda: server.stats.active == 4)
+    await asyncio.sleep(0.15)  # time is the subject: past FRESH
     stop = asyncio.create_task(server.shutdown(GRACE))
     await settle(lambda: not server.is_serving())
     stopped.set()

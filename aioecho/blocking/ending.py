@@ -9,6 +9,7 @@ that is about to wait between two lines decides for itself.
 
 import asyncio
 import socket
+import ssl
 from math import inf
 from time import monotonic
 from typing import Protocol
@@ -171,7 +172,7 @@ class ThreadDrain:
         received, milliseconds = tcp_info(sock, BYTES_RECEIVED), tcp_info(sock, LAST_DATA_RECV)
         if received is not None and milliseconds is not None:
             return needed - milliseconds / 1000 if received else 0
-        if not stream.bytes_in and stream is sock:  # OpenSSL may have a part of a record
+        if not (stream.bytes_in or isinstance(stream, ssl.SSLSocket)):  # which may have a part of a record
             return 0
         if self._counted != stream.bytes_in:
             self._counted, self._quiet_since = stream.bytes_in, self._loop.time()
