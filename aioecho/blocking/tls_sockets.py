@@ -30,6 +30,11 @@ class EndSignal:
         self._poll.register(sock.fileno(), select.POLLIN)
         self._poll.register(self._heard, 0)  # POLLHUP comes unasked
 
+    @property
+    def is_given(self) -> bool:
+        """Whether it was asked for."""
+        return self._asking < 0
+
     def give(self) -> None:
         """Ask for it, in the event loop. May be called more than once, and at the end has to be."""
         asking, self._asking = self._asking, -1
@@ -62,6 +67,8 @@ class _WatchedTLS(WatchedSocket):
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:
         """Read, into `buffer` if there is one. Raises ConnectionAbortedError if the server stops in mid-message."""
+        if self.end_signal is not None and self.end_signal.is_given:
+            self._end_writing()  # first: the loop hears of it before it hears of the read
         if (self.unanswered or self.is_draining) and self._may_not_read():
             return b"" if buffer is None else 0
         if self.end_signal is not None:
@@ -80,8 +87,13 @@ class _WatchedTLS(WatchedSocket):
     def _wait_to_read(self, signal: EndSignal) -> None:
         sock: Any = self
         seconds = sock.gettimeout()
-        # What OpenSSL has decrypted it takes for a mistake of the peer's once it has said its own end.
         if seconds != 0 and sock.fileno() >= 0 and not sock.pending() and signal.wait(seconds):
+            self._end_writing()
+
+    def _end_writing(self) -> None:
+        sock: Any = self
+        # What OpenSSL has decrypted it takes for a mistake of the peer's once it has said its own end: that is read before.
+        if sock.fileno() >= 0 and not sock.pending():
             self.end_signal = None
             if self.owner is not None:
                 self.owner.end_writing(sock)
