@@ -404,6 +404,23 @@ async def test_a_stop_waits_for_a_header_that_has_begun_and_not_for_one_that_has
 
 
 @BOTH
+async def test_a_client_whose_header_ends_as_the_server_stops_has_time_to_speak(Handler: Any) -> None:
+    async with aioecho.TCPServer(ANYWHERE, Handler, proxy=HERE) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        writer.write(LINE[:20])
+        await settle(lambda: len(server.connections) == 1)
+        await asyncio.sleep(0.15)  # past aioecho.serving.draining.FRESH
+        stop = asyncio.create_task(server.shutdown(10))
+        await asyncio.sleep(0.05)
+        writer.write(LINE[20:])
+        await asyncio.sleep(0.05)  # less than FRESH
+        writer.write(b"hello\n")
+        assert await reader.read() == b"%b v1 hello\n" % str(CLIENT).encode()
+        assert (await stop).completed == 1
+        await close(writer)
+
+
+@BOTH
 async def test_the_end_of_the_grace_ends_the_wait_for_a_header(Handler: Any) -> None:
     async with aioecho.TCPServer(ANYWHERE, Handler, proxy=HERE) as server:
         _, writer = await asyncio.open_connection(*server.server_address)

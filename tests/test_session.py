@@ -19,6 +19,7 @@ from test_datagram import Peer, check, peer, serving
 from timing import within
 
 import aioecho
+from aioecho.datagrams.sessions import Session
 
 __all__ = ["peer"]
 
@@ -739,3 +740,32 @@ async def test_sessions_over_unix_sockets(tmp_path: Path) -> None:
             to = os.fspath(tmp_path / "server")
             assert [await a.ask(b"", to), await b.ask(b"", to), await a.ask(b"", to)] == [b"1 ", b"1 ", b"2 "]
         check(server)
+
+
+async def test_a_session_that_is_often_in_an_unbroken_block_has_one_timer_at_a_stop(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def handle(self: Any) -> None:
+        async for data in self.datagrams:
+            for _ in range(1000):
+                async with self.unbroken():
+                    pass
+            await self.reply(data)
+
+    asked = 0
+    drain = Session.drain
+
+    def count(self: Session) -> None:
+        nonlocal asked
+        asked += 1
+        drain(self)
+
+    monkeypatch.setattr(Session, "drain", count)
+    monkeypatch.setattr("aioecho.datagrams.sessions.QUIET", 0.5)
+    async with serving(handler(handle)) as (server, address):
+        assert await peer.ask(b"x", address) == b"x"
+        stop = asyncio.create_task(server.shutdown(10))
+        await settle(lambda: not server.is_serving())
+        assert await peer.ask(b"x", address) == b"x"
+        assert (await stop).completed == 1
+    assert 1000 <= asked < 1010

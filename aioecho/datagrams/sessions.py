@@ -138,6 +138,7 @@ class Session(DatagramRun):
 
     __slots__ = (
         "_RequestHandlerClass",
+        "_is_to_drain",
         "_server",
         "datagrams",
         "is_over",
@@ -166,7 +167,7 @@ class Session(DatagramRun):
         self.newcomer: Any = None
         """A peer that waits for the place of this one."""
         self.reason: Reason = "finished"
-        self.was_aborted = self.is_over = False
+        self.was_aborted = self.is_over = self._is_to_drain = False
         self.last_heard = 0
         self.place = self._since = self._cancelled_at = None
         datagrams.set_driver(self)
@@ -216,7 +217,12 @@ class Session(DatagramRun):
         if self.is_over or self.datagrams.holds:
             return  # the end of the block asks again
         left = self.datagrams.last_active + QUIET - monotonic()
-        if left > 0:
-            asyncio.get_running_loop().call_later(left, self.drain)
-        else:
+        if left <= 0:
             self.datagrams.end()
+        elif not self._is_to_drain:  # one timer, though the end of every block asks
+            self._is_to_drain = True
+            asyncio.get_running_loop().call_later(left, self._drain_later)
+
+    def _drain_later(self) -> None:
+        self._is_to_drain = False
+        self.drain()

@@ -78,7 +78,7 @@ class WorkerProcess:
         return self.state in (WorkerState.STARTING, WorkerState.SERVING, WorkerState.LEAVING)
 
     def leave(self, how: str, timeout: float, grace: float | None = None) -> None:
-        """Tell it to leave, "retire" or "drain", within `timeout` seconds. Kill it if it has not begun to accept.
+        """Tell it to leave, "retire", "remove" or "drain", within `timeout` seconds. Kill it if it has not begun to accept.
 
         `grace` is for its connections, in seconds; None is its server's own.
         """

@@ -206,7 +206,7 @@ class Supervisor:
         for worker in (slot.worker, slot.successor):
             if worker is not None:
                 # Sockets of its own are closed here now: no other process would accept what is queued.
-                worker.leave("drain" if slot.own else "retire", self._grace + OVER_GRACE)
+                worker.leave("remove" if slot.own else "retire", self._grace + OVER_GRACE)
         self._advance()
 
     # Processes.

@@ -1,11 +1,11 @@
 """One worker process: how it comes to its server, what it hears from its supervisor and tells it, and its end.
 
 The supervisor starts a fresh interpreter that calls :func:`main`. Between the two is a channel. On it the supervisor sends
-"serve" (once everything is loaded), "retire" (others serve on: leave them what is queued), "drain" (no other serves on:
-accept what is queued), "end" (at once), "stats", "ping", "ask" (see asking.py), "published" and "unpublished" (see
-publishing.py). The worker sends "loaded", "failed", "ready", "replace" (start my successor), "draining" (and how many
-connections it waits for), "stats", "metrics", "answer", "publish", "pong" and "ended". The end of the stream tells that the
-other side is gone.
+"serve" (once everything is loaded), "retire" (others serve on: leave them what is queued), "remove" (others serve on, and have
+other sockets: accept what is queued), "drain" (no other serves on: accept what is queued), "end" (at once), "stats", "ping",
+"ask" (see asking.py), "published" and "unpublished" (see publishing.py). The worker sends "loaded", "failed", "ready",
+"replace" (start my successor), "draining" (and how many connections it waits for), "stats", "metrics", "answer", "publish",
+"pong" and "ended". The end of the stream tells that the other side is gone.
 """
 
 import asyncio
@@ -219,6 +219,8 @@ class _Worker:
             if order[""] == "retire":
                 self._server.keep_backlog = True
                 self._handover.retire()
+            elif order[""] == "remove":
+                self._handover.serves_newcomers = True
             elif order[""] == "drain":
                 self._channel.send("draining", count=len(self._server.connections), what=self._server.what_it_serves)
             if order[""] == "end" and order["why"]:
