@@ -68,8 +68,8 @@ class Limits:
 
     max_memory: int | None = 2**30
     """Bytes that all connections together hold of what came and was not read, and of what was written and is not sent. Over it
-    the connection that holds most is aborted. A connection that holds no more than twice `max_buffer` does not count, and is
-    not aborted. None: no limit."""
+    the connection that holds most is aborted, or one that holds up to an eighth less. What comes counts where it is more than
+    16 KiB of a connection, and what is sent where it is more than 64. None: no limit."""
 
     max_handlers: int = 1024
     """Datagrams: handlers at once. At the limit datagrams wait in the server's queue."""

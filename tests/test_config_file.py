@@ -231,6 +231,13 @@ def test_an_unknown_user_or_group_is_a_mistake() -> None:
     check_mistake(invoke("serve", "--group", "no-such-group"), "--group no-such-group: there is no such group")
 
 
+@pytest.mark.parametrize("number", ["4294967295", "99999999999999999999", "9" * 5000])
+@pytest.mark.parametrize("option", ["user", "group"])
+def test_the_number_of_a_user_or_group_that_none_can_have_is_a_mistake(option: str, number: str) -> None:
+    said = f"--{option} {number[:40]}: the number of a {option} is at most 4294967294"
+    check_mistake(invoke("serve", f"--{option}", number), said)
+
+
 # Reload
 
 # In place of the extra: it tells of a change when the file `changed` appears.

@@ -154,14 +154,10 @@ async def test_to_look_for_an_id_gives_no_other_connection_one(tmp_path: Path) -
 async def test_clients_that_read_nothing_or_trace_do_not_delay_the_end(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def wait_with_a_long_label(self: Any) -> None:
-        self.label = "x" * 2**18
-        await self.reader.read()
-
     path = tmp_path / "control"
-    async with aioecho.TCPServer(ANYWHERE, handler(wait_with_a_long_label)) as server:
+    async with aioecho.TCPServer(ANYWHERE, handler(wait, __qualname__="x" * 2**18)) as server:
         clients = [await asyncio.open_connection(*server.server_address) for _ in range(4)]
-        await settle(lambda: sum(each.label is not None for each in server.connections) == 4)
+        await settle(lambda: sum(each.handler is not None for each in server.connections) == 4)
         async with make_control(f"unix:{path}", server, lambda: None) as control:
             await control.start()
             unread, tracing = socket.socket(socket.AF_UNIX), await asyncio.open_unix_connection(path, limit=2**20)
@@ -178,6 +174,28 @@ async def test_clients_that_read_nothing_or_trace_do_not_delay_the_end(
         assert not [record for record in caplog.records if record.levelno > 20]
         for _, writer in clients:
             await close(writer)
+
+
+@ON_ONE_LOOP
+async def test_of_a_label_that_a_peer_has_made_long_a_part_is_told(tmp_path: Path) -> None:
+    async def handle(self: Any) -> None:
+        self.label = (await self.reader.readline()).decode()
+        await self.reader.read()
+
+    path = tmp_path / "control"
+    async with (
+        aioecho.TCPServer(ANYWHERE, handler(handle)) as server,
+        make_control(f"unix:{path}", server, lambda: None) as control,
+    ):
+        await control.start()
+        _, writer = await asyncio.open_connection(*server.server_address)
+        writer.write(b"x" * 60_000 + b"\n")
+        await settle(lambda: any(each.label is not None for each in server.connections))
+        reader, asking = await asyncio.open_unix_connection(path)
+        asking.write(b"list\n")
+        assert json.loads(await reader.readline())["label"] == "x" * 200
+        for each in (writer, asking):
+            await close(each)
 
 
 @ON_ONE_LOOP

@@ -31,6 +31,7 @@ from aioecho.blocking.sockets import RequestSocket, WatchedSocket, make_request_
 from aioecho.blocking.tls import end_tls, wrap
 from aioecho.blocking.tls_sockets import EndSignal, send_close_notify
 from aioecho.net.kernel import has_peer_ended, is_broken, round_trip, unread
+from aioecho.net.resets import reset_watch
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
 from aioecho.serving.draining import FRESH, FRESH_AMONG_OTHERS, MOST_ROUND_TRIP
@@ -52,6 +53,7 @@ class ThreadedConnection(LingeringRequest):
     __slots__ = (
         "_drain",
         "_end_signal",
+        "_end_watch",
         "_handlers_socket",
         "_handshake_error",
         "_has_made_end",
@@ -89,6 +91,7 @@ class ThreadedConnection(LingeringRequest):
         self._end_signal: EndSignal | None = None  # where the handler's thread sends the end of TLS at a stop
         self.one_way = bool(getattr(undo_partial(RequestHandlerClass), "one_way", False))
         self._drain: ThreadDrain | None = None
+        self._end_watch: Callable[[], None] | None = None
         self._kept: socket.socket | None = None  # the same connection as the socket that was detached
 
     # In the loop: what the server asks of it while it lives.
@@ -104,6 +107,21 @@ class ThreadedConnection(LingeringRequest):
         """Make the one record of a connection that has ended, if it is to be made."""
         server, now = self._server, self._loop.time()
         log_end(server.access_log, self.client_address, self.reason, began=self.since, ended=now, counts=self.request)
+
+    # In the loop: while a coroutine of verify_request() decides about it.
+
+    def _watch_peer(self) -> None:
+        self._end_watch = reset_watch().add(self.request, self._lose_peer)
+
+    def _lose_peer(self) -> None:
+        if self._verifying is not None:
+            self._was_lost = True
+            self._verifying.cancel()
+
+    def _forget_peer(self) -> None:
+        if self._end_watch is not None:
+            self._end_watch()
+            self._end_watch = None
 
     # In the loop: what the server asks of it when it stops.
 

@@ -69,7 +69,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option("--reuse-port", is_flag=True,
                  help="Give each worker a TCP or UDP socket of its own (SO_REUSEPORT)."),
     click.option("--limit-max-requests", type=click.IntRange(1), metavar="N",
-                 help="Replace a worker process after N connections."),
+                 help="Replace a worker process after N connections, or datagrams or their sessions."),
     click.option("--limit-max-requests-jitter", type=click.IntRange(0), default=0, show_default=True, metavar="N",
                  help="Add up to N to that, at random for each worker."),
     click.option("--timeout-worker-healthcheck", type=_Seconds, default=HEALTHCHECK, show_default=True,

@@ -13,6 +13,7 @@ import click
 
 from aioecho import __version__
 from aioecho.cli.console import Mistake
+from aioecho.net.numbers import MOST_ID, is_at_most
 from aioecho.ops.control import parse_control
 
 __all__ = ["Owner", "PIDFile", "find_control", "find_owner", "introduce"]
@@ -113,7 +114,7 @@ def find_owner(user: str | None, group: str | None) -> Owner | None:
     try:
         if user is not None:
             if user.isdecimal():
-                uid = int(user)
+                uid = _find_number("user", user)
                 with contextlib.suppress(KeyError):  # a number needs no entry, but then a group
                     user = pwd.getpwuid(uid).pw_name
             else:
@@ -125,11 +126,11 @@ def find_owner(user: str | None, group: str | None) -> Owner | None:
                 raise Mistake(
                     f"--user {user}: there is no such user, and so no group of its own: give one with --group"
                 )
-    except (KeyError, OverflowError):
+    except KeyError:
         raise Mistake(f"--user {user}: there is no such user") from None
     if group is not None:
         try:
-            gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+            gid = _find_number("group", group) if group.isdecimal() else grp.getgrnam(group).gr_gid
         except KeyError:
             raise Mistake(f"--group {group}: there is no such group") from None
         groups = groups or (gid,)
@@ -138,6 +139,12 @@ def find_owner(user: str | None, group: str | None) -> Owner | None:
     if os.geteuid():
         raise Mistake("--user and --group: only root may serve as another user or group")
     return Owner(uid, gid, groups)
+
+
+def _find_number(what: str, text: str) -> int:
+    if not is_at_most(MOST_ID, text):
+        raise Mistake(f"--{what} {text[:40]}: the number of a {what} is at most {MOST_ID}")
+    return int(text)
 
 
 def find_control(text: str, owner: Owner | None) -> str:

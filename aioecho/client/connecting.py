@@ -179,7 +179,7 @@ class Connecting:
         # Permissions and options are a server's.
         name = where.name if isinstance(where, UnixEndpoint | UnixDatagramEndpoint) else str(where)
         if isinstance(where, UDPEndpoint | UnixDatagramEndpoint):
-            return DatagramConnection(name, await open_datagrams(where, self._connect_timeout), self._timeout)
+            return DatagramConnection(name, *await open_datagrams(where, self._connect_timeout), self._timeout)
         reader, writer = await open_connection(
             name, ssl=self._context, server_hostname=self._server_hostname, timeout=self._connect_timeout
         )

@@ -29,6 +29,7 @@ from typing import Any, ClassVar, Self, Union
 from urllib.parse import parse_qsl
 
 from aioecho.exceptions import EndpointError
+from aioecho.net.numbers import MOST_FD, MOST_ID, is_at_most
 from aioecho.net.proxy_protocol import ProxyProtocol, split_endpoint
 
 __all__ = [
@@ -53,9 +54,6 @@ FORMS = (
 )
 
 UDP_FLAGS = ("broadcast", "reuse_port")
-
-# A C int.
-MOST_FD = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -267,10 +265,10 @@ def _parse(text: str, inherited_type: int) -> Endpoint:
     if match := PATH_FORM.fullmatch(text):
         return _read_path(text, match)
     if match := FD_FORM.fullmatch(text):
-        number = int(match["fd"])
-        if number > MOST_FD:  # of which socket.socket() would take the lower bits, and so another one
+        # Of a larger one socket.socket() would take the lower bits, and so another one.
+        if not is_at_most(MOST_FD, match["fd"]):
             raise ValueError(f"bad endpoint {text!r}: a descriptor is at most {MOST_FD}")
-        return InheritedEndpoint(number, inherited_type)
+        return InheritedEndpoint(int(match["fd"]), inherited_type)
     if text == "stdio:":
         return StdioEndpoint()
     if match := SYSTEMD_FORM.fullmatch(text):
@@ -294,9 +292,9 @@ def _read_host(text: str, match: re.Match[str]) -> TCPEndpoint | UDPEndpoint:
         raise ValueError(
             f"bad endpoint {text!r}: brackets are for an IPv6 address, such as {match['scheme']}://[::1]:9999"
         )
-    port = int(match["port"])
-    if port > 65535:
+    if not is_at_most(65535, match["port"]):
         raise ValueError(f"bad endpoint {text!r}: a port is at most 65535")
+    port = int(match["port"])
     host = match["ipv6"] or match["host"] or ""
     host = "" if host == "*" else host
     if match["scheme"] == "udp":
@@ -318,6 +316,8 @@ def _read_path(text: str, match: re.Match[str]) -> UnixEndpoint | UnixDatagramEn
             )
         if path.startswith("@"):
             raise ValueError(f"bad endpoint {text!r}: a name behind @ has no file, and so no {name}")
+        if not is_mode and value.isdecimal() and not is_at_most(MOST_ID, value):
+            raise ValueError(f"bad endpoint {text!r}: the number of a user or a group is at most {MOST_ID}")
         options[name] = int(value, 8) if is_mode else value
     if path == "@":
         raise ValueError(f"bad endpoint {text!r}: there is no name behind @")

@@ -24,6 +24,9 @@ NOT_OWN = (os.path.dirname(os.path.dirname(__file__)) + os.sep, os.path.dirname(
 # Connections that are looked at in one turn of the event loop: it takes about a millisecond.
 IN_A_TURN = 100
 
+# Characters of a label that are told: it may be what a peer has sent.
+MOST_OF_LABEL = 200
+
 
 def changed(settings: Any, changes: Mapping[str, Any]) -> Any:
     """Return limits or timeouts with `changes`; ValueError, for people, if there is no such thing or a value makes no sense."""
@@ -147,7 +150,7 @@ class ServerView:
             "client": format_address(connection.client_address),
             "age_s": None if since is None else round(now - since, 3),
             "handler": getattr(kind, "__qualname__", None),
-            "label": connection.label,
+            "label": None if (label := connection.label) is None else label[:MOST_OF_LABEL],
             "received_bytes": counts.received,
             "sent_bytes": counts.sent,
             "unsent_bytes": counts.unsent,

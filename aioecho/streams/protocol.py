@@ -205,8 +205,7 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         reader = self.reader
         is_told = exc is not None and (reader.is_awaited() or bool(self._waiting_to_write))
         if self.aborted_for is not None and exc is None:
-            # No end of the stream that the peer has not sent: what it sent was not all.
-            reader.set_exception(ConnectionAbortedError(f"the server aborted the connection: {self.aborted_for}"))
+            self.drop_received(self.aborted_for)
         elif exc is not None:
             reader.break_off(exc)
         elif not reader._eof:
@@ -232,6 +231,7 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
 
         The frames in which the stream's error was raised refer to the stream, and it to the error.
         """
+        self.release_memory()
         reader = self.reader
         reader._scan = None
         reader.suspend_drain()

@@ -338,7 +338,8 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         """Close at once; what is unsent is lost."""
         if self._state is _OPEN:
             self._state = _CLOSING
-            self._end()  # what comes still is dropped
+            self._end()
+            self._deliver = _drop  # also what was decrypted just now
         self._transport.abort()
 
     def is_closing(self) -> bool:

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any, overload
 
 from aioecho.background import BackgroundServer, running
+from aioecho.framing.base import check_split
 from aioecho.serving.base import BaseServer
 from aioecho.serving.datagram_handlers import DatagramBatchHandler, DatagramRequestHandler, DatagramSessionHandler
 from aioecho.testing.client import TIMEOUT
@@ -122,6 +123,8 @@ class BlockingClient(_BaseClient):
     def _split(self, framing: Any) -> Iterator[bytes]:
         while True:
             frames, used, wanted = framing.split(self._buffer)
+            if not 0 < used <= len(self._buffer):
+                check_split(framing, len(self._buffer), frames, used, wanted)
             del self._buffer[:used]
             yield from frames
             while len(self._buffer) < wanted:

@@ -253,12 +253,13 @@ class _Worker:
 
     def _count(self, limit: int) -> None:
         """Ask to be replaced after `limit` connections, and again after as many if that has failed."""
-        accepted = 0
+        left = limit
 
-        def count() -> None:
-            nonlocal accepted
-            accepted += 1
-            if accepted % limit == 0:
+        def count(accepted: int) -> None:
+            nonlocal left
+            left -= accepted
+            if left <= 0:
+                left = limit
                 self._channel.send("replace")
 
         self._server.on_accept = count
