@@ -292,10 +292,12 @@ class Driver:
     def abandon(self) -> None:
         """Close what the coroutine awaits, in the loop's next turn, as it swallows CancelledError. Cancel the task too.
 
-        It meets GeneratorExit where it waits, as at the end of a program, and what awaits it meets an error.
+        It meets GeneratorExit where it waits, as at the end of a program, and what awaits it meets an error. A second call
+        does nothing: one that swallows even that was given up.
         """
-        self._is_abandoned = True
-        self.task.get_loop().call_soon(self._close_inner)
+        if not self._is_abandoned:
+            self._is_abandoned = True
+            self.task.get_loop().call_soon(self._close_inner)
 
     def mark_due(self) -> None:
         """Do nothing about timeouts that are to be looked at. To be overridden."""

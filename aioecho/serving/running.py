@@ -12,7 +12,10 @@ from aioecho.serving.ends import Ended, Reporting
 from aioecho.serving.handlers import BaseRequestHandler
 from aioecho.serving.live import Live
 
-__all__ = ["HandlerRun", "Verifying"]
+__all__ = ["SWALLOWED_FOR", "HandlerRun", "Verifying"]
+
+SWALLOWED_FOR = 1.0
+"""Seconds from a handler's cancellation until it is ended though it swallows that."""
 
 
 class Verifying(Reporting, Protocol):
@@ -35,6 +38,28 @@ class HandlerRun(Live, Ended, Driver):
     handler: Any
     _server: Any  # a Verifying; it is what the handler gets too
     _RequestHandlerClass: Callable[..., Any]
+
+    was_aborted: bool
+
+    def abort(self) -> None:
+        """Cancel the handler, and end it SWALLOWED_FOR seconds later if it goes on."""
+        self.was_aborted = True  # type: ignore[misc] # see Ended
+        self.cut_off()
+        self.task.get_loop().call_later(SWALLOWED_FOR, self._abandon_if_live)
+
+    def _abandon_if_live(self) -> None:
+        if not self.task.done():
+            self.abandon_handler()
+
+    def abandon_handler(self) -> None:
+        """End the handler, which has swallowed its cancellation."""
+        self.was_aborted = True  # type: ignore[misc] # see Ended
+        self.abandon()
+        self.cut_off()
+
+    def cut_off(self) -> None:
+        """Cancel the handler. To be overridden."""
+        raise NotImplementedError
 
     def note_wait(self) -> None:
         """Do what is to be done before a hook or a handler's method may wait. To be overridden."""

@@ -1,0 +1,82 @@
+"""Bugs that were found by running the same handlers on asyncio's streams: what was wrong is told at each."""
+
+import asyncio
+import contextlib
+import socket
+from typing import Any
+
+import pytest
+from conftest import check_identity, settle
+from helpers import ANYWHERE, close, handler
+
+import aioecho
+
+
+def tidy(base: type[Any], seen: list[str]) -> type[Any]:
+    """Return a handler class whose handlers wait, and then clean up in all the ways that there are."""
+
+    class Tidy(base):
+        async def handle(self) -> None:
+            try:
+                seen.append("waits")
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                await asyncio.sleep(0)
+                seen.append("cancelled")
+                raise
+            finally:
+                await asyncio.sleep(0)
+                seen.append("finally")
+
+        async def finish(self) -> None:
+            await asyncio.sleep(0)
+            seen.append("finish")
+
+    return Tidy
+
+
+# Such a handler met GeneratorExit in place of CancelledError, could await nothing, and its finish() was not called.
+@pytest.mark.parametrize("how", ["kick", "abort"])
+@pytest.mark.parametrize(
+    "base", [aioecho.StreamRequestHandler, aioecho.DatagramRequestHandler, aioecho.DatagramSessionHandler]
+)
+async def test_a_handler_that_is_kicked_is_cancelled_and_cleans_up(base: type[Any], how: str) -> None:
+    seen: list[str] = []
+    is_stream = base is aioecho.StreamRequestHandler
+    kind = aioecho.TCPServer if is_stream else aioecho.UDPServer
+    async with kind(ANYWHERE, tidy(base, seen)) as server:
+        with socket.socket(type=socket.SOCK_STREAM if is_stream else socket.SOCK_DGRAM) as sock:
+            sock.connect(server.server_address)
+            sock.send(b"x")
+            await settle(lambda: seen)
+            (connection,) = server.connections
+            getattr(connection, how)()
+            await settle(lambda: not server.connections)
+        assert seen == ["waits", "cancelled", "finally", "finish"]
+        assert server.stats.reasons == {"kicked" if how == "kick" else "cancelled": 1}
+
+
+# The second one counted the end of the same connection again.
+async def test_a_connection_that_is_aborted_again_and_again_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aioecho.serving.running.SWALLOWED_FOR", 0.05)
+    is_over = asyncio.Event()
+
+    async def swallow(self: Any) -> None:
+        while not is_over.is_set():
+            with contextlib.suppress(BaseException):  # also GeneratorExit
+                await is_over.wait()
+
+    async with aioecho.TCPServer(ANYWHERE, handler(swallow)) as server:
+        _, writer = await asyncio.open_connection(*server.server_address)
+        await settle(lambda: server.connections)
+        (connection,) = server.connections
+        await settle(lambda: connection.handler is not None)
+        for _ in range(3):
+            connection.abort()
+        await settle(lambda: not server.connections)
+        connection.abort()
+        await asyncio.sleep(0.1)
+        check_identity(server)
+        is_over.set()
+        await settle(connection.task.done)
+        await close(writer)
