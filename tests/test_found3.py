@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import socket
 from typing import Any
 
@@ -10,6 +11,7 @@ from conftest import check_identity, settle
 from helpers import ANYWHERE, close, handler
 
 import aioecho
+from aioecho.framing import COBS, SLIP, Framing, LengthPrefixed, Lines
 
 
 def tidy(base: type[Any], seen: list[str]) -> type[Any]:
@@ -109,3 +111,28 @@ async def test_a_pause_of_a_transport_that_was_kept_holds_after_a_large_chunk() 
                     break
                 await settle()
     assert is_reading == [False]
+
+
+# What was split of 128 KiB and put back was split again for each frame: this took half a minute.
+@pytest.mark.parametrize("framing", [Lines(), LengthPrefixed(1), SLIP(), COBS()])
+async def test_frames_between_counted_bytes_are_split_in_linear_time(framing: Framing) -> None:
+    split = 0
+
+    class Counting(type(framing)):  # type: ignore[misc]
+        def split(self, buffer: bytes | bytearray, scanned: int = 0, /) -> tuple[list[bytes], int, int]:
+            nonlocal split
+            split += len(buffer)
+            return super().split(buffer, scanned)  # type: ignore[no-any-return]
+
+    counting = Counting(**dataclasses.asdict(framing))
+    command = framing.join(b"set x 2") + b"\n\n" + framing.join(b"a" * 200) + b"\n\n"
+    reader = aioecho.StreamReader()
+    reader.feed_data(command * 3000)
+    for _ in range(3000):
+        for frame in (b"set x 2", b"a" * 200):
+            assert await reader.readframe(counting) == frame
+            assert await reader.readexactly(2) == b"\n\n"
+    assert split < 30 * len(command) * 3000
+    # Lists are of all that has come.
+    reader.feed_data(framing.join(b"a" * 200) * 1000)
+    assert len(await anext(reader.batches(framing))) == 1000

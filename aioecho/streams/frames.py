@@ -6,11 +6,17 @@ from collections.abc import AsyncIterator, Generator
 from typing import Any
 
 from aioecho.exceptions import FrameTooLong, FramingError
-from aioecho.framing import Framing
+from aioecho.framing import Buffer, Framing
 from aioecho.runtime.steps import steps
 from aioecho.streams.records import RecordReader
 
 __all__ = ["Batches", "Frames", "read_frames", "read_one_frame"]
+
+# Bytes that are split at first, after frames that were split had to be put back for another kind of read.
+LITTLE = 64
+
+# Bytes that are buffered behind a lone little frame, and are no frames, after which no more than LITTLE are split.
+MUCH = 2**12
 
 # Bytes by which what is buffered may exceed the most that a frame may have, before a framing is taken to have overlooked that.
 SLACK = 2**16
@@ -25,8 +31,11 @@ class _Reading:
         self._reader = reader
         self._framing = framing
 
-    def _split(self) -> Generator[Any, None, tuple[list[bytes], int]]:
-        """Wait until there are frames; return them, and how many bytes of the buffer they take. None: the stream has ended."""
+    def _split(self, is_little: bool) -> Generator[Any, None, tuple[list[bytes], int]]:
+        """Wait until there are frames; return them, and how many bytes of the buffer they take. None: the stream has ended.
+
+        If `is_little`, split no more of the buffer than it takes to find some.
+        """
         reader, framing = self._reader, self._framing
         yield from reader._look()
         received = reader._received
@@ -34,9 +43,12 @@ class _Reading:
             scan = reader._scan
             _, scanned, wanted = scan if scan is not None and scan[0] is self else (self, 0, 1)
             if len(received) >= wanted:
+                part: Buffer = received
+                if is_little and len(received) > max(wanted, LITTLE):
+                    part = bytes(memoryview(received)[: max(wanted, LITTLE)])
                 try:
-                    frames, used, wanted = framing.split(received, scanned)
-                    if not used and framing.max_size is not None and len(received) > framing.max_size + SLACK:
+                    frames, used, wanted = framing.split(part, scanned)
+                    if not used and framing.max_size is not None and len(part) > framing.max_size + SLACK:
                         raise FrameTooLong(None, framing.max_size)
                 except (FrameTooLong, FramingError) as error:
                     if error.skip != 0:
@@ -46,6 +58,12 @@ class _Reading:
                     return frames, used
                 if used:
                     reader._drop(used)
+                if part is not received:
+                    is_at_once = used or wanted <= len(part)
+                    reader._scan = (
+                        None if is_at_once else (self, len(part), max(wanted, min(4 * len(part), len(received))))
+                    )
+                    continue
                 if wanted <= len(received):
                     continue
                 reader._scan = (self, len(received), wanted)
@@ -95,15 +113,19 @@ class Frames(_Reading):
                 last, self._last = self._last, None
                 reader._settle()
                 return last
-        frames, used = yield from self._split()
+        frames, used = yield from self._split(reader._singles > 0)
         if len(frames) == 1:
             reader._drop(used)
+            if reader._received and used < LITTLE and len(reader._received) > MUCH:
+                reader._expect_singles()
             return frames[0]
         if not frames:
             raise StopAsyncIteration
         self._last = frames.pop()
         frames.reverse()
         reader._split, reader._holder = used, self
+        if reader._singles:
+            reader._singles = max(0, reader._singles - len(frames) - 1)
         reader._message_began = reader._scan = None
         batch = reader._batch
         if len(frames) > batch:
@@ -146,7 +168,7 @@ class Batches(_Reading):
 
     @steps
     def __anext__(self) -> Generator[Any, None, list[bytes]]:
-        frames, used = yield from self._split()
+        frames, used = yield from self._split(False)
         if not frames:
             raise StopAsyncIteration
         self._reader._drop(used)

@@ -14,8 +14,8 @@ __all__ = ["ReceiveBuffer"]
 # Bytes that are split at a time, so that what is split is not much more than what is handed out soon.
 PIECE = 2**14
 
-# Lines that are handed out one by one, after lines that were split had to be put back for another kind of read: at first, and
-# at the most, as it is four times as many each time that it happens.
+# Lines that are handed out one by one, and frames that are split few at a time, after ones that were split had to be put back
+# for another kind of read: at first, and at the most, as it is four times as many each time that it happens.
 SINGLES, MOST_SINGLES = 64, 2**16
 
 # Bytes of a read after which more such are expected.
@@ -41,7 +41,7 @@ class ReceiveBuffer:
     _received: bytearray  # what asyncio calls its buffer, and more: bytes at its front that were handed out
     _piece: bytes = b""  # a copy of its front to read from
     _at: int = 0  # and so many bytes of that were handed out
-    _singles: int = 0  # lines to hand out one by one before the next are split ahead,
+    _singles: int = 0  # lines or frames to hand out one by one before the next are split ahead,
     _next_singles: int = SINGLES  # and how many these will be the next time
     _split: int = 0  # or so many bytes of it were split into records
     _lines: list[bytes] = []  # noqa: RUF012 - of these the next to hand out, in reverse,
@@ -155,15 +155,20 @@ class ReceiveBuffer:
             split, self._split = self._split, 0
             if self._holder is not None:
                 holder, self._holder = self._holder, None
+                if holder.has_more():
+                    self._expect_singles()
                 split = holder.put_back(self._received, split)
             elif self._last_line is not None:
-                # A protocol of lines and counted bytes. To split all lines anew after each read of bytes would be quadratic.
-                self._singles = self._next_singles
-                self._next_singles = min(4 * self._next_singles, MOST_SINGLES)
+                self._expect_singles()
                 split -= sum(map(len, self._lines)) + sum(map(len, self._further_lines)) + len(self._last_line)
                 self._lines = self._further_lines = []
                 self._last_line = None
             self._drop(split)
+
+    def _expect_singles(self) -> None:
+        # A protocol of lines, or frames, and counted bytes. To split all anew after each read of bytes would be quadratic.
+        self._singles = self._next_singles
+        self._next_singles = min(4 * self._next_singles, MOST_SINGLES)
 
     def _catch_up(self) -> None:
         """Write what was collected, as all that was buffered is read; then the next read may wait without looking further."""

@@ -31,6 +31,7 @@ class RecordReader(Protocol):
     _split: int
     _holder: Any
     _scan: Any
+    _singles: int
     _skip: Any
     _batch: int
     _message_began: float | None
@@ -43,6 +44,7 @@ class RecordReader(Protocol):
     def _take(self, size: int) -> bytes: ...
     def _drop(self, size: int) -> None: ...
     def _skip_from_now(self, what: Any) -> None: ...
+    def _expect_singles(self) -> None: ...
 
 
 def find_separator(buffer: bytearray, separators: Sequence[Any], searched: int) -> tuple[int, int] | None:
