@@ -136,3 +136,42 @@ async def test_frames_between_counted_bytes_are_split_in_linear_time(framing: Fr
     # Lists are of all that has come.
     reader.feed_data(framing.join(b"a" * 200) * 1000)
     assert len(await anext(reader.batches(framing))) == 1000
+
+
+# anyio asks what a task waits for whether the wait is over, and cancels no task then. It could not ask: what a future
+# had brought in the same turn of the loop was lost, and wait_all_tasks_blocked() raised AttributeError.
+async def test_what_a_future_has_brought_is_not_lost_to_a_cancel_scope_of_anyio() -> None:
+    anyio = pytest.importorskip("anyio")
+    seen: list[Any] = []
+
+    async def handle(self: Any) -> None:
+        loop = asyncio.get_running_loop()
+        for wait in (self.reader.readline(), asyncio.sleep(0)):  # from the stream's event, and from the task itself
+            await wait
+            future = loop.create_future()
+            with anyio.CancelScope() as scope:
+
+                def finish(future: Any = future, scope: Any = scope) -> None:
+                    future.set_result("result")
+                    scope.cancel()
+
+                loop.call_soon(finish)
+                seen.append(await future)
+            with anyio.CancelScope() as scope:
+                loop.call_soon(scope.cancel)
+                await self.reader.readline()
+            seen.append(scope.cancelled_caught)
+            with anyio.CancelScope() as scope:
+                loop.call_soon(scope.cancel)
+                while True:
+                    await asyncio.sleep(0)
+            seen.append(scope.cancelled_caught)
+        await self.reader.readline()
+
+    async with aioecho.TCPServer(ANYWHERE, handler(handle)) as server:
+        _, writer = await asyncio.open_connection(*server.server_address)
+        writer.write(b"x\n")
+        await settle(lambda: len(seen) == 6)
+        assert seen == ["result", True, True] * 2
+        await asyncio.wait_for(anyio.wait_all_tasks_blocked(), 5)
+        await close(writer)

@@ -27,8 +27,8 @@ from types import CoroutineType
 from typing import Any, cast
 
 from aioecho.runtime.awaited import (
-    ALWAYS_AWAITED,
     Failed,
+    LooksLikeFuture,
     add_to_awaited_by,
     cancelled_error,
     discard_from_awaited_by,
@@ -42,7 +42,7 @@ __all__ = ["Driver", "Waiter"]
 _send = CoroutineType.send
 
 
-class Waiter:
+class Waiter(LooksLikeFuture):
     """What one coroutine at a time waits for, again and again, without a future for every time.
 
     ``yield waiter`` waits, in a function of :func:`steps`. After it :meth:`take` gives what :meth:`deliver` brought, or
@@ -60,8 +60,6 @@ class Waiter:
         "driver",
         "item",
     )
-
-    _asyncio_future_blocking = ALWAYS_AWAITED
 
     driver: "Driver | None"
     """The driver of the task that may be stepped from here."""
