@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import socket
+import weakref
 from typing import Any
 
 import pytest
@@ -174,4 +176,30 @@ async def test_what_a_future_has_brought_is_not_lost_to_a_cancel_scope_of_anyio(
         await settle(lambda: len(seen) == 6)
         assert seen == ["result", True, True] * 2
         await asyncio.wait_for(anyio.wait_all_tasks_blocked(), 5)
+        await close(writer)
+
+
+# The error of a task that was cancelled refers to the connection's frames, and the connection to the task: all of it, with what
+# it had received, stayed until the garbage collector ran.
+async def test_a_connection_that_was_cancelled_goes_at_once() -> None:
+    gone: list[Any] = []
+
+    async def handle(self: Any) -> None:
+        gone.append(weakref.ref(self.reader))
+        await self.reader.readexactly(1000)
+
+    async with aioecho.TCPServer(ANYWHERE, handler(handle)) as server:
+        _, writer = await asyncio.open_connection(*server.server_address)
+        writer.write(b"x")
+        await settle(lambda: gone)
+        gc.disable()
+        try:
+            for connection in server.connections:
+                connection.cut_off()
+            del connection
+            await settle(lambda: not server.connections)
+            await settle(lambda: gone[0]() is None)
+        finally:
+            gc.enable()
+        assert server.stats.reasons == {"cancelled": 1}
         await close(writer)

@@ -1,6 +1,7 @@
 """The live connections of a server, and what they need of it: counters, hooks, timeouts, threads, their reports."""
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import logging
@@ -327,7 +328,11 @@ class Registry:
 
     def task_ended(self, connection: Any, task: "asyncio.Task[None]") -> None:
         """Count a connection whose task has ended; report an error that the task ends with."""
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            # Its error refers to frames, and these to the connection, which has the task. It gives the error away, once.
+            with contextlib.suppress(asyncio.CancelledError):
+                task.result()
+        elif (error := task.exception()) is not None:
             what, address = self._what, format_address(connection.client_address)
             if isinstance(error, Exception):
                 self._mistake_log.report(
