@@ -195,7 +195,7 @@ async def test_a_connection_that_was_cancelled_goes_at_once() -> None:
         gc.disable()
         try:
             for connection in server.connections:
-                connection.cut_off()
+                connection.cancel()
             del connection
             await settle(lambda: not server.connections)
             await settle(lambda: gone[0]() is None)

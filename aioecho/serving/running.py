@@ -5,24 +5,17 @@ import inspect
 import sys
 from collections.abc import Awaitable, Callable
 from types import CoroutineType
-from typing import Any, Protocol
+from typing import Any
 
 from aioecho.runtime.driver import Driver
-from aioecho.serving.ends import Ended, Reporting
+from aioecho.serving.ends import Ended
 from aioecho.serving.handlers import BaseRequestHandler
 from aioecho.serving.live import Live
 
-__all__ = ["SWALLOWED_FOR", "HandlerRun", "Verifying"]
+__all__ = ["SWALLOWED_FOR", "HandlerRun"]
 
 SWALLOWED_FOR = 1.0
 """Seconds from a handler's cancellation until it is ended though it swallows that."""
-
-
-class Verifying(Reporting, Protocol):
-    """The server of a request, as the run of its handler sees it."""
-
-    def verify_request(self, request: Any, client_address: Any) -> bool | Awaitable[bool]:
-        """Call the hook."""
 
 
 class HandlerRun(Live, Ended, Driver):
@@ -36,7 +29,7 @@ class HandlerRun(Live, Ended, Driver):
     __slots__ = ()
 
     handler: Any
-    _server: Any  # a Verifying; it is what the handler gets too
+    _server: Any  # a BaseServer, which the handler gets too
     _RequestHandlerClass: Callable[..., Any]
 
     was_aborted: bool
@@ -44,7 +37,7 @@ class HandlerRun(Live, Ended, Driver):
     def abort(self) -> None:
         """Cancel the handler, and end it SWALLOWED_FOR seconds later if it goes on."""
         self.was_aborted = True  # type: ignore[misc] # see Ended
-        self.cut_off()
+        self.cancel()
         self.task.get_loop().call_later(SWALLOWED_FOR, self._abandon_if_live)
 
     def _abandon_if_live(self) -> None:
@@ -55,9 +48,9 @@ class HandlerRun(Live, Ended, Driver):
         """End the handler, which has swallowed its cancellation."""
         self.was_aborted = True  # type: ignore[misc] # see Ended
         self.abandon()
-        self.cut_off()
+        self.cancel()
 
-    def cut_off(self) -> None:
+    def cancel(self) -> None:
         """Cancel the handler. To be overridden."""
         raise NotImplementedError
 
