@@ -55,8 +55,8 @@ class Served(Protocol):
     def cancel(self) -> None:
         """Cancel the handler."""
 
-    def abort(self) -> None:
-        """End it, whatever its handler does."""
+    def abandon_handler(self) -> None:
+        """End it, whatever its handler does: it has swallowed its cancellation."""
 
 
 class Drain:
@@ -199,7 +199,7 @@ class Drain:
     def _abort_one(self, connection: Served) -> None:
         if not connection.was_aborted:
             logger.warning("would not end when cancelled, and was cut off: %r", connection)
-        connection.abort()
+        connection.abandon_handler()
 
     def _do_with_all(self, rest: list[Served], act: Callable[[Served], None], next_stage: Callable[[], None]) -> None:
         """Do something with each connection that is live still, some in a turn; then set the timer for the next stage."""

@@ -127,14 +127,20 @@ class DrainedConnection(AccompaniedConnection):
         self.cancel_handler()
 
     def abort(self) -> None:
-        """Close at once, throw away what is unsent, and end the handler even if it swallows its cancellation."""
-        self.was_aborted = self._is_cancelled = True
-        self.abandon()
+        """Close at once, throw away what is unsent, and cancel the handler; one that goes on is ended a second later."""
+        self._abort_stream()
+        super().abort()
+
+    def abandon_handler(self) -> None:
+        """Close at once, throw away what is unsent, and end the handler, which has swallowed its cancellation."""
+        self._abort_stream()
+        super().abandon_handler()
+
+    def _abort_stream(self) -> None:
         if self.request is not None and not self._protocol.is_lost:
             if self._is_unsent(self._protocol):
                 reset_when_closed(self._protocol.transport)
             self._protocol.transport.abort()
-        self.cancel_handler()
 
     def handshake_terms(self) -> Terms:
         """Return what holds for a TLS handshake that begins now: one before the handler is timed from the accepting on.
