@@ -23,6 +23,7 @@ class DatagramServing(Protocol):
     task_context: Context
     timeout_sweeper: TimeoutSweeper
     handover: Handover | None
+    beside: dict[Any, Any]
 
     @property
     def limits(self) -> Limits:
