@@ -1,27 +1,32 @@
-"""Which of a server's sockets expect PROXY headers."""
+"""What the options of an endpoint mean for its sockets: PROXY headers come first, or no TLS is spoken."""
 
 import socket
 from collections.abc import Sequence
 
 from aioecho.exceptions import EndpointError
 from aioecho.net.bound import BoundSocket
+from aioecho.net.endpoints import Endpoint
 from aioecho.net.proxy_protocol import ProxyProtocol, check_trust
 
-__all__ = ["expect_headers"]
+__all__ = ["note_options"]
 
 
-def expect_headers(bound: Sequence[BoundSocket], proxy: ProxyProtocol | None) -> Sequence[BoundSocket]:
-    """Have the sockets of an endpoint expect PROXY headers, unless `proxy` is None, and return them.
+def note_options(
+    bound: Sequence[BoundSocket], endpoint: Endpoint, proxy: ProxyProtocol | None
+) -> Sequence[BoundSocket]:
+    """Note the options of an endpoint on its sockets, and return them. `proxy` is for one that says nothing of it.
 
     Raises:
-        EndpointError: one is of the network, as a socket that was passed may be, and no balancer is trusted. All are closed.
+        EndpointError: PROXY headers come first to a socket of the network, as one that was passed may be, and no balancer is
+            trusted. All are closed.
     """
     for each in bound:
-        each.proxy = proxy
+        each.proxy = endpoint.proxy or proxy
+        each.is_in_clear = endpoint.tls is False
     try:
         for each in bound:
             if each.sock.family != socket.AF_UNIX:
-                check_trust(proxy, each.name)
+                check_trust(each.proxy, each.name)
     except ValueError as error:
         for each in bound:
             each.close()
