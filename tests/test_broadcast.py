@@ -118,7 +118,7 @@ async def test_thousands_of_clients_are_written_to_over_several_turns_in_order(m
             await close(member.writer)
 
 
-async def test_who_broadcasts_faster_than_that_is_slowed_down_and_no_message_falls_far_behind(
+async def test_a_program_that_broadcasts_faster_than_that_is_slowed_down_and_no_message_falls_far_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("aioecho.serving.audience.PER_TURN", 3)

@@ -28,10 +28,10 @@ GARBAGE = 60
 """Datagrams of random bytes."""
 
 IMPATIENT = 0.01
-"""Seconds for each datagram of a handler that has not ended within SETTLE."""
+"""Seconds for a datagram, where the handler of one before it has not ended within SETTLE."""
 
 MOST_TIMES = 3
-"""The size of all replies to a datagram, as a multiple of its own, up to which its sender need not prove who it is: QUIC's."""
+"""The size of all replies to a datagram, as a multiple of its own, up to which its sender need not prove its address: QUIC's."""
 
 _SOURCE = '''
 import asyncio
@@ -60,7 +60,7 @@ from {module} import {name}
 
 
 async def ask(*datagrams):
-    """Return the replies to some datagrams, each of which waits for the replies to the one before."""
+    """Return the replies to some datagrams: every one waits for the replies to the one before."""
     replies = []
     async with connect({handler}, grace=0.1, timeout=0.25) as client:
         for datagram in datagrams:
@@ -114,7 +114,7 @@ class DatagramSubject:
         self._patience = SETTLE
 
     def play(self, *datagrams: bytes) -> list[_Heard]:
-        """Send datagrams from one address, with time for the replies to each; return what came of them.
+        """Send datagrams from one address, with time for the replies to every one; return what came of them.
 
         Of one that keeps the loop nothing comes, and of the ones behind it: they are not sent.
         """

@@ -20,15 +20,15 @@ def note_options(
         EndpointError: PROXY headers come first to a socket of the network, as one that was passed may be, and no balancer is
             trusted. All are closed.
     """
-    for each in bound:
-        each.proxy = endpoint.proxy or proxy
-        each.is_in_clear = endpoint.tls is False
+    for bound_socket in bound:
+        bound_socket.proxy = endpoint.proxy or proxy
+        bound_socket.is_in_clear = endpoint.tls is False
     try:
-        for each in bound:
-            if each.sock.family != socket.AF_UNIX:
-                check_trust(each.proxy, each.name)
+        for bound_socket in bound:
+            if bound_socket.sock.family != socket.AF_UNIX:
+                check_trust(bound_socket.proxy, bound_socket.name)
     except ValueError as error:
-        for each in bound:
-            each.close()
+        for bound_socket in bound:
+            bound_socket.close()
         raise EndpointError(str(error)) from None
     return bound
