@@ -1270,4 +1270,8 @@ def test_the_script_on_the_page_is_played(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_table_of_checks_has_them_all() -> None:
-    assert re.findall(r"^\| `([\w -]+)` \|", read_page("check.md"), re.MULTILINE) == list(run.CHECKS)
+    assert re.findall(r"^\| `([\w -]+)` \|", read_page("check.md"), re.MULTILINE) == [
+        *run.CHECKS,
+        *run.DATAGRAM_CHECKS,
+        "reply size",
+    ]

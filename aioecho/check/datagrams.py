@@ -31,7 +31,7 @@ IMPATIENT = 0.01
 """Seconds for a datagram, where the handler of one before it has not ended within SETTLE."""
 
 MOST_TIMES = 3
-"""The size of all replies to a datagram, as a multiple of its own, up to which its sender need not prove its address: QUIC's."""
+"""The size of all replies to a datagram, as a multiple of its own, from which on a sender has to prove its address in QUIC."""
 
 _SOURCE = '''
 import asyncio
