@@ -29,7 +29,7 @@ class Beside:
         self.errors.append(error)
         if not self.has_cancelled and self._run.is_before_end():
             self.has_cancelled = True
-            self._run.stop()
+            self._run.cancel_handler()
 
 
 class AccompaniedRun:
@@ -47,14 +47,14 @@ class AccompaniedRun:
         """Tell whether handle() has not ended, or has not begun."""
         raise NotImplementedError
 
-    def stop(self) -> None:
+    def cancel_handler(self) -> None:
         """Cancel what runs, the handler mostly."""
         raise NotImplementedError
 
     def get_tasks(self) -> Tasks:
         """Return what the handler makes tasks by; RuntimeError if the connection is at its end."""
         if not self.is_before_end():
-            raise RuntimeError(f"the {self.called} ends, and has no tasks any more")
+            raise RuntimeError(f"the {self.called} ends, and has no tasks any more: make the task with server.tasks")
         return self._get_beside().tasks
 
     def _get_beside(self) -> Beside:
@@ -135,7 +135,7 @@ class AccompaniedConnection(AccompaniedRun, ToldConnection):
 
     async def _end_goodbye(self, goodbye: "asyncio.Task[None]") -> None:
         try:
-            if not self._is_cut_off and not self._protocol.is_lost:
+            if not self._is_cancelled and not self._protocol.is_lost:
                 await asyncio.wait({goodbye}, timeout=GOODBYE)
         finally:
             goodbye.cancel()
