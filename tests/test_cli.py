@@ -587,6 +587,7 @@ def test_an_endpoint_that_can_not_be_gets_one_line_and_status_1(
         (["--ssl-certfile", "slow.py"], "cannot use slow.py: "),
         (["--ssl-keyfile", "key.pem"], "TLS needs a certificate: --ssl-certfile"),
         (["--ssl-ca-certs", "ca.pem"], "TLS needs a certificate: --ssl-certfile"),
+        (["--bind", "tcp://*:465?tls=on"], "tcp://*:465?tls=on needs a certificate: give ssl= (--ssl-certfile)"),
     ],
 )
 def test_a_mistake_on_the_command_line_gets_one_line_and_status_2(

@@ -372,6 +372,14 @@ def test_after_a_line_too_long_the_next_is_whole() -> None:
         assert ask_server(server, sent) == b"ONE\na line has 65536 bytes at most\nTHREE\n"
 
 
+@runs("bad-frames")
+def test_after_a_frame_too_long_the_next_is_whole_and_after_what_is_none_there_is_no_next() -> None:
+    with served(BLOCKS["bad-frames"]) as server:
+        sent = b"3:one,70000:" + b"x" * 70_000 + b",3:two,nonsense4:four,"
+        replies = b"3:ONE,31:a frame has 65536 bytes at most,3:TWO,16:that is no frame,"
+        assert ask_server(server, sent) == replies
+
+
 def test_the_table_of_framings_has_them_all() -> None:
     named = re.findall(r"^\| `(\w+)` \|.*\|.*\|$", read_page("streams.md"), re.MULTILINE)
     assert set(aioecho.framing.__all__) - {"Buffer", "Framing", "format_framing", "parse_framing"} <= set(named)
@@ -630,6 +638,18 @@ def test_tls_serves_known_clients_alone(certificates: SimpleNamespace, block: st
             except (ssl.SSLError, ConnectionError):
                 received = b""
             assert received == b""
+
+
+@runs("beside-plain")
+def test_one_of_two_endpoints_speaks_no_tls(certificates: SimpleNamespace) -> None:
+    with served(BLOCKS["beside-plain"]) as server:
+        plain, secure = server.names
+        with connect(plain) as sock:
+            sock.sendall(b"hello\n")
+            assert read_line(sock) == b"HELLO\n"
+        with certificates.client.wrap_socket(connect(secure), server_hostname="127.0.0.1") as sock:
+            sock.sendall(b"hello\n")
+            assert read_line(sock) == b"HELLO\n"
 
 
 @runs("starttls")
@@ -1249,4 +1269,8 @@ def test_the_script_on_the_page_is_played(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_table_of_checks_has_them_all() -> None:
-    assert re.findall(r"^\| `([\w -]+)` \|", read_page("check.md"), re.MULTILINE) == list(run.CHECKS)
+    assert re.findall(r"^\| `([\w -]+)` \|", read_page("check.md"), re.MULTILINE) == [
+        *run.CHECKS,
+        *run.DATAGRAM_CHECKS,
+        "reply size",
+    ]

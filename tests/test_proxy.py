@@ -538,6 +538,9 @@ async def test_a_socket_that_is_passed_is_not_served_without_a_trusted_balancer(
         ("tcp://127.0.0.1:0?proxy=v1&proxy=v2&proxy_from=*", "an option is there twice"),
         ("tcp://127.0.0.1:0?proxy=v1&proxy_from=*&more", "tcp:// takes no options"),
         ("stdio:?proxy=v1", "stdio: takes no options"),
+        ("tcp://127.0.0.1:0?tls=yes", "tls= is on or off"),
+        ("tcp://127.0.0.1:0?tls=on&tls=off", "an option is there twice"),
+        ("tls://127.0.0.1:0", "write tcp://127.0.0.1:0, and give the server a certificate by ssl= (--ssl-certfile)"),
     ],
 )
 def test_options_of_an_endpoint_that_make_no_sense_are_named(text: str, complaint: str) -> None:
@@ -579,7 +582,13 @@ def test_a_proxy_protocol_can_be_sent_to_a_worker() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["tcp://*:9?proxy=any&proxy_from=10.0.0.0/8,::1", "unix:/s?mode=600&proxy=v1", "fd://3?proxy=v2"]
+    "text",
+    [
+        "tcp://*:9?proxy=any&proxy_from=10.0.0.0/8,::1",
+        "unix:/s?mode=600&proxy=v1&tls=off",
+        "fd://3?proxy=v2",
+        "fd://3?tls=off",
+    ],
 )
 def test_an_endpoint_shows_its_options(text: str) -> None:
     assert str(aioecho.serve(Tell, text).endpoints[0]) == text

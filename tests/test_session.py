@@ -769,3 +769,86 @@ async def test_a_session_that_is_often_in_an_unbroken_block_has_one_timer_at_a_s
         assert await peer.ask(b"x", address) == b"x"
         assert (await stop).completed == 1
     assert 1000 <= asked < 1010
+
+
+# Tasks beside a handler
+
+
+async def test_the_tasks_of_a_session_end_with_it_before_finish(peer: Peer) -> None:
+    events: list[str] = []
+
+    class Beating(aioecho.DatagramSessionHandler):
+        async def setup(self) -> None:
+            self.beating = self.tasks.create_task(self.beat())
+
+        async def handle(self) -> None:
+            assert await anext(self.datagrams) == b"hello"
+            await anext(self.datagrams)
+            events.append("handle ended")
+
+        async def beat(self) -> None:
+            await self.reply(b"beat")
+            try:
+                await asyncio.Event().wait()
+            finally:
+                events.append("task ended")
+
+        async def finish(self) -> None:
+            assert self.beating.cancelled()
+            events.append("finish")
+            coroutine = self.beat()
+            with pytest.raises(RuntimeError, match="the session ends"):
+                self.tasks.create_task(coroutine)
+            coroutine.close()
+
+    async with serving(Beating) as (server, address):
+        assert await peer.ask(b"hello", address) == b"beat"
+        peer.send(b"bye", address)
+        await settle(lambda: not server.connections)
+        assert events == ["handle ended", "task ended", "finish"]
+        assert not server.beside
+        assert server.stats.reasons == {"finished": 1}
+
+
+@pytest.mark.parametrize("waits_for", ["datagrams", "event"])
+async def test_what_a_task_raises_ends_the_session_and_is_the_handlers_error(
+    waits_for: str, peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    fail = asyncio.Event()
+
+    async def failing() -> None:
+        await fail.wait()
+        raise ValueError("no more")
+
+    async def handle(self: Any) -> None:
+        self.tasks.create_task(failing())
+        await self.reply(await anext(self.datagrams))
+        await (asyncio.Event().wait() if waits_for == "event" else anext(self.datagrams))
+
+    async with serving(handler(handle)) as (server, address):
+        assert await peer.ask(b"hello", address) == b"hello"
+        fail.set()
+        await settle(lambda: not server.connections)
+        assert server.stats.reasons == {"error": 1}
+        assert await peer.ask(b"again", address) == b"again"  # the next session
+    assert caplog.text.count("ValueError: no more") == 1
+
+
+async def test_tasks_of_a_session_are_cancelled_at_the_end_of_the_grace(peer: Peer) -> None:
+    ended = []
+
+    async def beside() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+
+    async def handle(self: Any) -> None:
+        self.tasks.create_task(beside())
+        await self.reply(await anext(self.datagrams))
+        await asyncio.Event().wait()
+
+    async with serving(handler(handle), grace=0.05) as (server, address):
+        assert await peer.ask(b"hello", address) == b"hello"
+        report = await server.shutdown()
+    assert (report.cancelled, ended) == (1, [True])

@@ -29,7 +29,7 @@ import aioecho
 from aioecho.cli.serve import _tls as command_lines_tls
 from aioecho.cli.serve import serve_command
 from aioecho.client import open_connection
-from aioecho.echo import Echo, Upper
+from aioecho.echo import DatagramUpper, Echo, Upper
 from aioecho.net.kernel import unacknowledged
 from aioecho.serving.draining import FRESH
 
@@ -47,6 +47,74 @@ async def test_lines_come_back_over_tls(tls: SimpleNamespace) -> None:
     async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server) as server:
         assert await ask(server, tls.client, b"Hello, Server!\n", 15) == b"HELLO, SERVER!\n"
         await settle(lambda: server.stats.completed == 1)
+
+
+class TellsOfTLS(aioecho.StreamRequestHandler):
+    """Begins every line's reply with whether the connection has TLS, and begins that at STARTTLS."""
+
+    async def handle(self) -> None:
+        async for line in self.reader:
+            if line == b"STARTTLS\n":
+                await self.writer.start_tls(self.server.ssl)
+            else:
+                secure = self.writer.get_extra_info("ssl_object") is not None
+                await self.send(b"%d %b" % (secure, line))
+
+
+class BlockingTellsOfTLS(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        for line in self.rfile:
+            self.wfile.write(b"%d %b" % (isinstance(self.request, ssl.SSLSocket), line))
+
+
+@pytest.mark.parametrize("proxy", ["", "&proxy=v1&proxy_from=127.0.0.1"])
+@pytest.mark.parametrize("kind", [TellsOfTLS, BlockingTellsOfTLS])
+async def test_an_endpoint_may_be_without_tls_beside_others_that_have_it(
+    kind: Any, proxy: str, tls: SimpleNamespace, tmp_path: Path
+) -> None:
+    header = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" if proxy else b""
+    secure = f"tcp://127.0.0.1:0?{proxy[1:]}" if proxy else "tcp://127.0.0.1:0"
+    plain = [f"tcp://127.0.0.1:0?tls=off{proxy}", f"unix:{tmp_path / 's'}?mode=600&tls=off{proxy}"]
+    async with aioecho.serve({kind: [plain[0], secure, plain[1]]}, ssl=tls.server) as server:
+        for name in (server.names[0], server.names[2]):
+            reader, writer = await open_connection(name)
+            writer.write(header + b"hello\n")
+            assert await reader.readline() == b"0 hello\n"
+            writer.close()
+        reader, writer = await open_connection(server.names[1])
+        writer.write(header)
+        await writer.start_tls(tls.client, server_hostname="127.0.0.1")
+        writer.write(b"hello\n")
+        assert await reader.readline() == b"1 hello\n"
+        writer.close()
+        await settle(lambda: server.stats.completed == 3)
+        check_identity(server)
+
+
+async def test_a_handler_of_an_endpoint_without_tls_may_begin_it_with_what_the_server_has(
+    tls: SimpleNamespace,
+) -> None:
+    certificates = aioecho.TLS(tls.files.server)
+    async with aioecho.serve(TellsOfTLS, "tcp://127.0.0.1:0?tls=off", ssl=certificates) as server:
+        reader, writer = await open_connection(server.names[0])
+        writer.write(b"hello\n")
+        assert await reader.readline() == b"0 hello\n"
+        writer.write(b"STARTTLS\n")
+        await writer.start_tls(tls.client, server_hostname="127.0.0.1")
+        writer.write(b"hello\n")
+        assert await reader.readline() == b"1 hello\n"
+        writer.close()
+
+
+def test_a_program_whose_endpoints_and_certificates_do_not_go_together_is_told(tls: SimpleNamespace) -> None:
+    with pytest.raises(ValueError, match=r"tcp://\*:465\?tls=on needs a certificate: give ssl="):
+        aioecho.serve(Upper, "tcp://*:25", "tcp://*:465?tls=on")
+    with pytest.raises(ValueError, match="TLS does not go over datagrams"):
+        aioecho.serve({DatagramUpper: "udp://*:53?tls=on"}, ssl=tls.server)
+    with pytest.raises(
+        ValueError, match=r"cannot connect to tcp://localhost:465\?tls=on: what follows \? is for servers"
+    ):
+        aioecho.connect("tcp://localhost:465?tls=on")
 
 
 @pytest.mark.timed  # a client has FRESH from the end of its handshake on

@@ -86,7 +86,7 @@ class ThreadedConnection(LingeringRequest):
         self.was_shut = self.is_left_open = self._was_lost = False
         self._handlers_socket: socket.socket = request  # or what TLS was wrapped around it
         self._handshake_error: OSError | None = None
-        self._is_handshaking = server.ssl is not None
+        self._is_handshaking = self.get_tls() is not None
         self._is_draining = self._has_made_end = self._has_met_stop = self._has_said_end = False
         self._end_signal: EndSignal | None = None  # where the handler's thread sends the end of TLS at a stop
         self.one_way = bool(getattr(undo_partial(RequestHandlerClass), "one_way", False))
@@ -161,6 +161,11 @@ class ThreadedConnection(LingeringRequest):
     def get_socket(self) -> socket.socket:
         """Return a socket with its descriptor."""
         return self._kept or self.request
+
+    def get_tls(self) -> ssl.SSLContext | None:
+        """Return what TLS is served with, None for none."""
+        context: ssl.SSLContext | None = self._server.ssl
+        return context
 
     def is_handshaking(self) -> bool:
         """Tell whether the handshake of the server's own TLS goes on, or has not begun."""
@@ -284,11 +289,12 @@ class ThreadedConnection(LingeringRequest):
         if self._is_draining:
             self._post(self._renew_drain)
         request: socket.socket = self.request
-        if self._server.ssl is not None:
+        context = self.get_tls()
+        if context is not None:
             try:
                 self.keep()
                 began = monotonic()
-                request = wrap(self._server.ssl, self.request, self._server.timeouts.handshake)
+                request = wrap(context, self.request, self._server.timeouts.handshake)
             except OSError as error:
                 # The peer's fault or bad luck: garbage, silence, gone. It may be a flood of them.
                 self.reason = "handshake"
@@ -383,7 +389,7 @@ class ThreadedConnection(LingeringRequest):
             self._note_handshake(None)
         left = None if self.is_left_open else self.request.take()
         if self._kept is not None:
-            if self._server.ssl is not None and left is None:
+            if self.get_tls() is not None and left is None:
                 left = self._kept
             else:  # the handler itself has wrapped it in TLS, and closes it
                 self._kept.close()

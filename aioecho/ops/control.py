@@ -55,6 +55,8 @@ def parse_control(text: str) -> UnixEndpoint:
         raise ValueError(f"a control socket is a Unix socket, unix:PATH or unix:PATH?mode=660, not {text!r}")
     if endpoint.proxy is not None:
         raise ValueError(f"no balancer stands in front of a control socket: {text!r} must not ask for PROXY headers")
+    if endpoint.tls is not None:
+        raise ValueError(f"a control socket speaks no TLS, as it is a file of this machine: take tls= out of {text!r}")
     return dataclasses.replace(endpoint, mode=0o600) if endpoint.mode is None else endpoint
 
 

@@ -122,7 +122,7 @@ class ProxiedConnection(Connection):
             self._protocol.transport.abort()
             return
         self.counted_address = counted
-        protocol, ssl = self._protocol, self._server.ssl
+        protocol, ssl = self._protocol, self.get_tls()
         writer = ProxiedWriter(protocol.transport, protocol, protocol.reader, self._loop)
         writer.proxy = header
         verifying = self._verify((protocol.reader, writer)) if ssl is None else self._secure(ssl, writer)

@@ -266,7 +266,7 @@ def run_workers(
     loop_factory(loop)
     if workers > 1:
         check_sessions(server, reuse_port=reuse_port)
-    queries = ["" if endpoint.proxy is None else f"?{endpoint.proxy.query}" for endpoint in server.endpoints]
+    queries = [f"?{endpoint.query}" if endpoint.query else "" for endpoint in server.endpoints]
     if any(queries):
         make_server = functools.partial(_make_with_queries, make_server, queries)
     order = Order(
