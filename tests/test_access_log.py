@@ -24,7 +24,7 @@ from aioecho import Limits
 from aioecho.cli.log_format import JSONFormatter, TextFormatter
 from aioecho.echo import Echo, Upper
 from aioecho.runtime.log_config import apply_log_config
-from aioecho.runtime.logs import reopen_log_files
+from aioecho.runtime.log_files import reopen_log_files
 from aioecho.serving.admission import host_of
 from aioecho.serving.networks import read_networks
 
@@ -330,6 +330,24 @@ def test_a_log_file_is_opened_anew_only_if_it_was_moved(tmp_path: Path) -> None:
         reopen_log_files()
         mine.error("three")
         assert file.read_text() == "three\n"
+    finally:
+        mine.removeHandler(handler)
+        handler.close()
+
+
+def test_a_log_file_that_cannot_be_opened_anew_is_written_on(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    mine = logging.getLogger("aioecho.logs")
+    handler = logging.FileHandler(folder / "x.log")
+    mine.addHandler(handler)
+    try:
+        mine.error("one")
+        folder.rename(tmp_path / "moved")
+        reopen_log_files()
+        mine.error("two")
+        lines = (tmp_path / "moved" / "x.log").read_text().splitlines()
+        assert lines == ["one", f"cannot open {folder / 'x.log'} anew: No such file or directory", "two"]
     finally:
         mine.removeHandler(handler)
         handler.close()
