@@ -96,8 +96,8 @@ def descriptors_of(pid: int) -> int:
 
 # The command line, with another timeout of the supervisor's.
 IMPATIENT = (
-    "from aioecho import cli; from aioecho.workers import restarts, supervisor;"
-    " supervisor.{0} = restarts.{0} = {1}; cli.main()"
+    "from aioecho import cli; from aioecho.workers import restarts, stopping, supervisor;"
+    " supervisor.{0} = restarts.{0} = stopping.{0} = {1}; cli.main()"
 )
 
 

@@ -40,9 +40,10 @@ def top_command(control: str, every: float, sort: str, count: int | None) -> Non
         (status,) = _ask(control, "status")  # before the screen is cleared: a mistake stays readable
         with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
             while True:
-                height = max(console.size.height - 11 - len(status["workers"]), 3)
+                most = max(console.size.height // 3, 1)  # of the workers' lines
+                height = max(console.size.height - 11 - min(len(status["workers"]), most), 3)
                 rows = _ask(control, f"list sort={sort} limit={height}")
-                live.update(_screen(status, before, rows, sort), refresh=True)
+                live.update(_screen(status, before, rows, sort, most), refresh=True)
                 count = None if count is None else count - 1
                 if count == 0 or wait_for_key(every) in ("q", "Q"):
                     return
@@ -58,7 +59,9 @@ def _ask(control: str, line: str) -> list[dict[str, Any]]:
     return lines
 
 
-def _screen(status: dict[str, Any], before: dict[str, Any] | None, rows: list[dict[str, Any]], sort: str) -> Any:
+def _screen(
+    status: dict[str, Any], before: dict[str, Any] | None, rows: list[dict[str, Any]], sort: str, most_workers: int
+) -> Any:
     from rich.console import Group
     from rich.text import Text
 
@@ -69,7 +72,10 @@ def _screen(status: dict[str, Any], before: dict[str, Any] | None, rows: list[di
     )  # fmt: skip
     reasons = sorted(status["reasons"].items(), key=lambda each: -each[1])[:6]
     ended_by = Text("ended by  " + ("  ".join(f"{name} {number}" for name, number in reasons) or "-"), no_wrap=True)
-    workers = [Text(f"worker {format_worker(worker)}", no_wrap=True) for worker in status["workers"]]
+    lines = [f"worker {format_worker(worker)}" for worker in status["workers"]]
+    if len(lines) > most_workers:
+        lines[most_workers - 1 :] = [f"and {len(lines) - most_workers + 1} more workers"]
+    workers = [Text(line, no_wrap=True) for line in lines]
     count = Text(f"{rows[-1].get('shown', 0)} of {rows[-1].get('matched', 0)} connections", style="dim")
     return Group(head, _counts(status, before), ended_by, *workers, "", _connections(rows[:-1], sort), count)
 
