@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from programs import Program, ask, connect, read_line
 
 import aioecho
 from aioecho.cli.ctl import format_cells
+from aioecho.cli.top import _screen
 from aioecho.datagrams.handover import Handover
 from aioecho.echo import DatagramEcho
 from aioecho.ops.control import BURST, MOST_CLIENTS, RATE, parse_control
@@ -521,6 +523,29 @@ def test_to_drain_again_or_by_a_signal_lets_connections_go_on(folder: Path) -> N
         client.sendall(b" a line\n")
         assert read_line(client) == b"half a line\n"
         assert program.wait() == 0
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_top_shows_ids_and_numbers_whole_beside_long_names(width: int) -> None:
+    rich = pytest.importorskip("rich.console")
+    from rich.cells import cell_len
+
+    sizes = dict.fromkeys(("received_bytes", "sent_bytes", "unsent_bytes"), 34_500_000)
+    names = {"handler": "h" * 40, "label": "日本語" * 50, "client": f"/run/{'x' * 90}/end"}
+    row = {"id": "107.12345", "age_s": 700_000, **names, **sizes}
+    status = {"state": "serving", "pid": 7, "uptime_s": 5, "reasons": {}, "endpoints": ["unix:" + "y" * 200]}
+    counts = dict.fromkeys(("active", "accepted", "completed", "failed", "cancelled", "rejected"), 12_345_678)
+    workers = [{"name": str(n), "slot": n, "pid": 10_000 + n, "state": "serving"} for n in range(1, 65)]
+    console = rich.Console(width=width, file=io.StringIO())
+    shown = _screen({**status, "stats": counts, "workers": workers}, None, [row, {}], "age", 8, width)
+    console.print(shown)
+    lines = console.file.getvalue().splitlines()
+    assert all(cell_len(line) <= width for line in lines)
+    (line,) = (line for line in lines if line.startswith("107.12345"))
+    assert line.split()[2:6] == ["8d02h", "34.5M", "34.5M", "34.5M"]
+    assert "/end" in line
+    assert "日" in line
+    assert "and 57 more workers" in [line.strip() for line in lines]
 
 
 def test_what_a_client_calls_itself_does_not_steer_the_terminal() -> None:
