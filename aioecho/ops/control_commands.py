@@ -265,7 +265,7 @@ def _unanswered(gathered: Gathered) -> dict[str, Any]:
 def _done(gathered: Gathered) -> dict[str, Any]:
     if gathered.errors:
         texts = set(gathered.errors.values())
-        if len(texts) == 1 and not (gathered.parts or gathered.silent):  # all say the same
+        if len(texts) == 1 and not gathered.parts:  # all say the same
             raise ControlError(texts.pop())
         raise ControlError("; ".join(f"{name}: {error}" if name else error for name, error in gathered.errors.items()))
     return {"ok": True, **_unanswered(gathered)}
