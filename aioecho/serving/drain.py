@@ -136,8 +136,9 @@ class Drain:
             return  # the drain has ended without it, and counted it then
         how = "aborted" if ended.was_aborted else "cancelled" if ended.outcome == "cancelled" else "completed"
         self._counts[how] += 1
-        if how != "completed" and ended in self._in_message:
-            self._counts["unfinished"] += 1
+        if ended in self._in_message:
+            self._in_message.remove(ended)
+            self._counts["unfinished"] += how != "completed"
         self.end_if_idle()
 
     def drain_late(self, connection: Served) -> None:
@@ -157,11 +158,15 @@ class Drain:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             self._has_told_all = True
-            for number, connection in enumerate(tuple(self._served), 1):
-                if connection in self._served:  # else it has ended meanwhile
-                    connection.drain()
-                if number % AT_A_TIME == 0:
-                    await asyncio.sleep(0)
+            rest = list(self._served)
+            while rest:
+                for connection in rest[-AT_A_TIME:]:
+                    if connection in self._served:  # else it has ended meanwhile
+                        connection.drain()
+                # Not kept till the end: to free thousands at once takes long, and the more there are, the more the garbage
+                # collector has to look at.
+                del rest[-AT_A_TIME:], connection
+                await asyncio.sleep(0)
             if not self._is_idle():
                 self._all_ended = self._loop.create_future()
                 await self._all_ended

@@ -1,6 +1,7 @@
 """The live connections of a server, and what they need of it: counters, hooks, timeouts, threads, their reports."""
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import logging
@@ -332,7 +333,10 @@ class Registry:
 
     def task_ended(self, connection: Any, task: "asyncio.Task[None]") -> None:
         """Count a connection whose task has ended; report an error that the task ends with."""
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            with contextlib.suppress(asyncio.CancelledError):
+                task.result()  # so that it lets go of the error, whose traceback refers to the connection and so to the task
+        elif (error := task.exception()) is not None:
             what, address = self._what, format_address(connection.client_address)
             if isinstance(error, Exception):
                 self._mistake_log.report(

@@ -234,6 +234,7 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         """
         reader = self.reader
         reader._scan = None
+        reader.suspend_drain()
         for error in (reader._exception, self.lost_with):
             if error is not None:
                 error.__traceback__ = None
