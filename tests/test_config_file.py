@@ -136,6 +136,7 @@ def test_a_check_binds_nothing_and_tells_by_its_status(tmp_path: Path) -> None:
             ["--port", "7999", "--metrics", "127.0.0.1:7999"],
             "cannot listen on tcp://127.0.0.1:7999: it is asked for twice",
         ),
+        (["--bind", "udp://239.1.1.1:5000?interface=absent0"], "no network interface is called 'absent0'"),
         (["--host", "192.0.2.1"], "cannot listen on tcp://192.0.2.1:9999: Cannot assign requested address"),
         (["--host", "no-such-host.invalid"], "cannot resolve the host of tcp://no-such-host.invalid:9999"),
     ],

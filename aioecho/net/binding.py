@@ -24,7 +24,7 @@ from aioecho.net.endpoints import (
 from aioecho.net.paths import folder_lock, group_number, remove_stale, user_number
 from aioecho.net.stdio import take_standard_streams
 
-__all__ = ["bind_addresses", "bind_endpoint", "bind_sibling", "cannot_listen"]
+__all__ = ["bind_addresses", "bind_endpoint", "bind_sibling", "cannot_listen", "join_group"]
 
 # Two families share port 0's choice only if it is free in both: a few tries find one even on a busy machine.
 PORT_TRIES = 20
@@ -82,7 +82,7 @@ async def _bind_host(endpoint: HostEndpoint, backlog: int, reuse_port: bool) -> 
         try:
             bind_addresses(addresses, sockets, endpoint, reuse_port)
             for sock in sockets:
-                _join_group(sock, endpoint)
+                join_group(sock, endpoint)
             # Only after all are bound: none may serve if one can't.
             for sock in sockets:
                 _listen(sock, backlog)
@@ -123,7 +123,7 @@ def _prepare(sock: socket.socket, endpoint: HostEndpoint, *, reuse_port: bool) -
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
 
 
-def _join_group(sock: socket.socket, endpoint: HostEndpoint) -> None:
+def join_group(sock: socket.socket, endpoint: HostEndpoint) -> None:
     """Join the multicast group that a socket is bound to, and send to groups through the same interface."""
     if not (isinstance(endpoint, UDPEndpoint) and endpoint.is_multicast):
         return

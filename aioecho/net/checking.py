@@ -6,7 +6,7 @@ import socket
 from collections.abc import Sequence
 
 from aioecho.exceptions import EndpointError
-from aioecho.net.binding import bind_addresses, cannot_listen
+from aioecho.net.binding import bind_addresses, cannot_listen, join_group
 from aioecho.net.endpoints import Endpoint, HostEndpoint, PathEndpoint, UDPEndpoint, resolve
 from aioecho.net.paths import find_use, group_number, user_number
 
@@ -38,6 +38,8 @@ async def _check_host(endpoint: HostEndpoint) -> None:
     sockets: list[socket.socket] = []
     try:
         bind_addresses(await resolve(endpoint), sockets, endpoint, reuse_port=False)
+        for sock in sockets:
+            join_group(sock, endpoint)
     except EndpointError:
         raise
     except OSError as error:
