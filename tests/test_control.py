@@ -635,6 +635,22 @@ def test_a_flood_of_the_control_socket_harms_no_client_of_the_service(folder: Pa
         assert "Traceback" not in program.stderr()
 
 
+@ON_ONE_LOOP
+async def test_of_clients_that_come_at_once_the_first_ones_are_served(tmp_path: Path) -> None:
+    path = tmp_path / "control"
+    async with (
+        aioecho.TCPServer(ANYWHERE, handler(wait)) as server,
+        make_control(f"unix:{path}", server, lambda: None) as control,
+    ):
+        flood = [await asyncio.open_unix_connection(path) for _ in range(MOST_CLIENTS + 4)]
+        await control.start()  # which accepts all of them
+        assert b"clients are connected" in await flood[-1][0].read()
+        flood[0][1].write(b"help\n")
+        assert b'"ok": true' in await flood[0][0].read()
+        for _, writer in flood:
+            await close(writer)
+
+
 def test_ctl_shows_the_status_and_the_connections(tmp_path: Path) -> None:
     control = f"unix:{tmp_path / 'control.sock'}"
     server, is_serving = aioecho.serve(handler(greet), f"unix:{tmp_path / 'service.sock'}"), threading.Event()

@@ -522,8 +522,8 @@ async def test_thousands_are_drained_and_cut_off_a_few_in_a_turn_of_the_loop() -
         def drain(self) -> None:
             self.calls["drain"] += 1
 
-        def cut_off(self) -> None:
-            self.calls["cut_off"] += 1
+        def cancel(self) -> None:
+            self.calls["cancel"] += 1
 
         def abort(self) -> None:
             self.calls["abort"] += 1
@@ -548,7 +548,7 @@ async def test_thousands_are_drained_and_cut_off_a_few_in_a_turn_of_the_loop() -
         most, before = max(most, now - before), now
         if Stubborn.calls["drain"] == 1000:
             drain.shorten(0)
-    assert Stubborn.calls == {"drain": 1000, "cut_off": 1000, "abort": 1000}
+    assert Stubborn.calls == {"drain": 1000, "cancel": 1000, "abort": 1000}
     assert most <= 2 * AT_A_TIME
     served.clear()
     drain.end_if_idle()

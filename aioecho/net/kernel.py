@@ -1,4 +1,4 @@
-"""What the kernel tells of a socket: what waits in it, and how its peer is doing."""
+"""What the kernel tells of a socket, what waits in it and how its peer is doing, and when it is to give a peer up."""
 
 import contextlib
 import fcntl
@@ -20,7 +20,6 @@ __all__ = [
     "Credentials",
     "accept_queue",
     "datagram_memory",
-    "has_client",
     "has_hung_up",
     "has_peer_ended",
     "is_broken",
@@ -206,13 +205,6 @@ def has_hung_up(sock: socket.socket) -> bool:
     except ValueError:  # it is closed here
         return False
     return any(event & select.POLLHUP for _, event in poll.poll(0))
-
-
-def has_client(sock: socket.socket) -> bool:
-    """Tell whether a client waits to be accepted on a listening socket."""
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def set_keepalive(sock: socket.socket, seconds: float, unacknowledged: float | None) -> None:

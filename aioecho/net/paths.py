@@ -85,7 +85,7 @@ def remove_stale(endpoint: PathEndpoint) -> None:
         case PathUse.STALE:
             os.unlink(endpoint.path)
         case PathUse.TAKEN:
-            message = f"cannot listen on {endpoint}: somebody listens there already"
+            message = f"cannot listen on {endpoint}: another socket listens there already"
             raise EndpointError(message, errno.EADDRINUSE)
 
 
@@ -102,7 +102,7 @@ async def folder_lock(path: str) -> AsyncIterator[None]:
         yield
         return
     try:
-        # Polled, since flock() itself waits for ever or not at all, and anybody may lock a folder such as /tmp.
+        # Polled, since flock() itself waits for ever or not at all, and any program may lock a folder such as /tmp.
         deadline = time.monotonic() + LOCK_TIMEOUT
         while not _try_lock(folder) and time.monotonic() < deadline:  # noqa: ASYNC110 - no event tells of it
             await asyncio.sleep(LOCK_INTERVAL)

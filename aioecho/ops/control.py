@@ -84,7 +84,7 @@ class ControlServer:
     async def __aexit__(self, *exc_info: object) -> None:
         """Close it, and the connections with its clients: what they have not read of an answer is lost."""
         for connection in self._server.connections:
-            connection.cut_off()
+            connection.cancel()
             await asyncio.wait([connection.task])  # for it not to be one that a drain has cut off
         await self._server.shutdown()
 
@@ -95,7 +95,7 @@ class _Server(StreamServer):
     def __init__(self, where: UnixEndpoint, backend: Backend) -> None:
         super().__init__(
             str(where),
-            functools.partial(_Handler, Commands(backend), Rate(RATE, BURST)),
+            functools.partial(_Handler, Commands(backend), Rate(RATE, BURST), _Clients()),
             limits=Limits(
                 max_connections=MOST_CLIENTS + MOST_REFUSED,
                 backlog=BACKLOG,
@@ -109,17 +109,33 @@ class _Server(StreamServer):
         )
 
 
+class _Clients:
+    """How many clients are served. Of many that come at once the first ones are: the server may have accepted all by then."""
+
+    count = 0
+
+
 class _Handler(StreamRequestHandler):
-    def __init__(self, commands: Commands, rate: Rate, request: Any, client_address: Any, server: BaseServer) -> None:
+    def __init__(
+        self,
+        commands: Commands,
+        rate: Rate,
+        clients: _Clients,
+        request: Any,
+        client_address: Any,
+        server: BaseServer,
+    ) -> None:
         super().__init__(request, client_address, server)
         self._commands = commands
         self._rate = rate
+        self._clients = clients
 
     async def handle(self) -> None:
         """Answer a line, or all lines if the first one says so."""
         is_interactive = False
+        self._clients.count += 1
         try:
-            if len(self.server.connections) > MOST_CLIENTS:
+            if self._clients.count > MOST_CLIENTS:
                 raise ControlError(f"{MOST_CLIENTS} clients are connected: try again")
             while line := await self._read_line(None if is_interactive else REQUEST_TIMEOUT):
                 if line == b"interactive":
@@ -131,6 +147,8 @@ class _Handler(StreamRequestHandler):
                     break
         except ControlError as error:
             await self.send(_line({"ok": False, "error": str(error)}))
+        finally:
+            self._clients.count -= 1
 
     async def _read_line(self, seconds: float | None) -> bytes:
         """Return the next line that is not blank, without its newline; b"" at the end."""

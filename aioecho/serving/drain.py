@@ -55,7 +55,7 @@ class Served(Protocol):
     def is_in_message(self) -> bool:
         """Tell whether a message is in progress: cancelling the handler cuts it."""
 
-    def cut_off(self) -> None:
+    def cancel(self) -> None:
         """Cancel the handler."""
 
     def abort(self) -> None:
@@ -114,7 +114,7 @@ class Drain:
             self._why = OVER if why is None else why
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = self._loop.call_at(deadline, self._cut_off)
+            self._timer = self._loop.call_at(deadline, self._cancel_all)
 
     def seconds_left(self) -> float:
         """Return the seconds until the grace is over; 0 from then on."""
@@ -186,17 +186,17 @@ class Drain:
 
     # The stages after the grace.
 
-    def _cut_off(self) -> None:
+    def _cancel_all(self) -> None:
         self._counts["cancelled"] += self._drop_waiting()
         self.end_if_idle()
-        self._do_with_all(list(self._served), self._cut_one_off, self._abort)
+        self._do_with_all(list(self._served), self._cancel_one, self._abort_all)
 
-    def _cut_one_off(self, connection: Served) -> None:
+    def _cancel_one(self, connection: Served) -> None:
         if connection.is_in_message():
             self._in_message.add(connection)
-        connection.cut_off()
+        connection.cancel()
 
-    def _abort(self) -> None:
+    def _abort_all(self) -> None:
         self._do_with_all(list(self._served), self._abort_one, self._leave_behind)
 
     def _abort_one(self, connection: Served) -> None:

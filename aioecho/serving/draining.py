@@ -110,24 +110,24 @@ class DrainedConnection(AccompaniedConnection):
             return handshake.count > 0
         return self.request is not None and self._protocol.reader.is_in_message()
 
-    def stop(self) -> None:
+    def cancel_handler(self) -> None:
         """Cancel what runs, the handler mostly."""
         self.task.cancel()
 
-    def cut_off(self) -> None:
+    def cancel(self) -> None:
         """Cancel the handler; what is still unsent when it has ended is thrown away."""
-        self._is_cut_off = True
-        self.stop()
+        self._is_cancelled = True
+        self.cancel_handler()
 
     def abort(self) -> None:
         """Close at once, throw away what is unsent, and end the handler even if it swallows its cancellation."""
-        self.was_aborted = self._is_cut_off = True
+        self.was_aborted = self._is_cancelled = True
         self.abandon()
         if self.request is not None and not self._protocol.is_lost:
             if self._is_unsent(self._protocol):
                 reset_when_closed(self._protocol.transport)
             self._protocol.transport.abort()
-        self.stop()
+        self.cancel_handler()
 
     def handshake_terms(self) -> Terms:
         """Return what holds for a TLS handshake that begins now: one before the handler is timed from the accepting on.

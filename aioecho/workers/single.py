@@ -80,6 +80,7 @@ async def _serve_until_signal(
     stopping: set[asyncio.Task[DrainReport]] = set()
     starting = loop.create_task(server.start())
     watchdog = systemd.Watchdog()
+    watchdog.start()
 
     def stop(number: signal.Signals) -> None:
         if stopping:
