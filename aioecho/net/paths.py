@@ -1,4 +1,4 @@
-"""The paths of Unix sockets: who has one, whose it is to be, and taking turns to bind there."""
+"""The paths of Unix sockets: what is at one, the numbers of its owners, and taking turns to bind there."""
 
 import asyncio
 import contextlib
