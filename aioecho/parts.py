@@ -157,6 +157,7 @@ class Composite(BaseServer):
         try:
             if self._lifespan is not None:
                 self.state = await self._lifespan.begin()
+            paused = [part for part in self._parts if part.is_paused]
             for part in self._parts:
                 self._prepare(part)
                 part.is_part = True
@@ -170,7 +171,9 @@ class Composite(BaseServer):
             raise
         self.socket, self._address = self._parts[0].socket, self._parts[0].server_address
         if not self.admission.is_paused:
-            self.resume()
+            for part in self._parts:
+                if part not in paused:
+                    part.resume()
 
     async def _undo_start(self) -> None:
         self.close()

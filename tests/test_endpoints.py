@@ -592,7 +592,7 @@ async def test_a_lock_that_somebody_keeps_on_the_folder_does_not_stop_a_start(
 ) -> None:
     import fcntl
 
-    monkeypatch.setattr("aioecho.net.binding.LOCK_TIMEOUT", 0.02)
+    monkeypatch.setattr("aioecho.net.paths.LOCK_TIMEOUT", 0.02)
     kept = os.open(".", os.O_RDONLY)
     try:
         fcntl.flock(kept, fcntl.LOCK_SH)

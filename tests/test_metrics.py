@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from conftest import check_identity, settle
-from helpers import ANYWHERE, ask, ask_by_datagram, check_mistake, close, handler, invoke, reset
+from helpers import ANYWHERE, ON_ONE_LOOP, ask, ask_by_datagram, check_mistake, close, handler, invoke, reset
 from programs import ROOT, Program, connect, eventually, workers_of
 from programs import ask as ask_blocking
 
@@ -33,6 +33,7 @@ from aioecho.ops.http import MOST, MOST_OF_HEAD
 from aioecho.ops.metrics import MetricsEndpoint, parse_metrics_address, prefers_openmetrics
 from aioecho.serving import measures
 from aioecho.serving.measuring import measure_in_turns
+from aioecho.several import make_servers
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -309,6 +310,20 @@ async def test_the_end_of_the_certificate_is_told(tls: Any) -> None:
         end = server.metrics().get("aioecho_tls_certificate_end_timestamp_seconds")
         assert end == made.load().not_after
         assert end > time.time()
+
+
+@ON_ONE_LOOP
+async def test_of_several_certificates_the_end_of_the_first_is_told(tls: Any) -> None:
+    def make() -> list[aioecho.BaseServer]:
+        return [aioecho.TCPServer(ANYWHERE, Echo, ssl=aioecho.TLS(tls.files.server)) for _ in range(2)]
+
+    name, end = "aioecho_tls_certificate_end_timestamp_seconds", aioecho.TLS(tls.files.server).load().not_after
+    async with make_servers(make) as program:
+        assert program.metrics().get(name) == end
+        of_slot = Metrics()  # of a worker and the one that it replaces
+        for worker in (program.metrics(), Metrics({name: {"": end - 7}})):
+            of_slot.add_values(worker.values)
+        assert of_slot.get(name) == end - 7
 
 
 async def test_a_message_takes_the_same_way_with_and_without_metrics() -> None:
@@ -613,7 +628,10 @@ async def test_a_flood_of_requests_gathers_ten_times_a_second_at_the_most() -> N
         gathered += 1
         return [("", everything())]
 
-    async with MetricsEndpoint("127.0.0.1:0", collect, lambda: "") as endpoint:
+    async def find_obstacle() -> str:
+        return ""
+
+    async with MetricsEndpoint("127.0.0.1:0", collect, find_obstacle) as endpoint:
         loop = asyncio.get_running_loop()
         began = loop.time()
 
@@ -685,6 +703,20 @@ def test_the_port_may_be_a_unix_socket(tmp_path: Path) -> None:
         assert b"aioecho_connections_total 0\n" in ask_blocking(f"unix:{path}", get("/metrics", "Connection: close"))
         assert program.stop() == 0
         assert not path.exists()
+
+
+def test_a_pause_of_workers_is_told_by_readyz_at_once(tmp_path: Path) -> None:
+    control = f"unix:{tmp_path / 'control.sock'}"
+    with serving("--workers", "2", "--control", control) as (program, _, where):
+        for _ in range(3):
+            assert invoke("ctl", "--control", control, "pause")[0] == 0
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                fetch(where, "/readyz")
+            assert (caught.value.code, caught.value.read()) == (503, b"paused\n")
+            caught.value.close()
+            assert invoke("ctl", "--control", control, "resume")[0] == 0
+            assert fetch(where, "/readyz") == "ready\n"
+        assert program.stop() == 0
 
 
 def test_a_metrics_address_that_is_none_is_a_mistake() -> None:

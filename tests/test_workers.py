@@ -79,8 +79,8 @@ def folder(tmp_path: Path) -> Path:
 
 # The command line, with another timeout of the supervisor's.
 IMPATIENT = (
-    "from aioecho import cli; from aioecho.workers import restarts, supervisor;"
-    " supervisor.{0} = restarts.{0} = {1}; cli.main()"
+    "from aioecho import cli; from aioecho.workers import restarts, stopping, supervisor;"
+    " supervisor.{0} = restarts.{0} = stopping.{0} = {1}; cli.main()"
 )
 
 

@@ -154,6 +154,11 @@ class PathEndpoint(OptionalEndpoint):
         return found
 
     @property
+    def has_file(self) -> bool:
+        """Whether it is in the file system, and not in Linux's abstract namespace."""
+        return not self.path.startswith("\0")
+
+    @property
     def name(self) -> str:
         """The endpoint string of where it is, for clients: without its permissions."""
         return f"{self.scheme}:{'@' + self.path[1:] if self.path.startswith(chr(0)) else self.path}"

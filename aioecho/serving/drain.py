@@ -12,12 +12,15 @@ from typing import Any, Protocol
 
 from aioecho.stats import DrainReport
 
-__all__ = ["DEFAULT_GRACE", "Drain", "Served", "check_grace"]
+__all__ = ["DEFAULT_GRACE", "OVER_GRACE", "Drain", "Served", "check_grace"]
 
 logger = logging.getLogger("aioecho.drain")
 
 DEFAULT_GRACE = 30.0
 """Seconds that handlers have to finish when a server stops."""
+
+OVER_GRACE = 4.0
+"""Seconds over the grace that the end of a program may take, if its tasks and its lifespan do not end when they are told to."""
 
 STAGE_TIMEOUT = 0.25
 """Seconds, when the grace is over, from one of the three stages that follow to the next."""

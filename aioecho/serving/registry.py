@@ -190,6 +190,11 @@ class Registry:
         """Whether a shutdown has begun."""
         return self._drain is not None
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether it accepts no clients, by pause(), until resume()."""
+        return self.admission.is_paused
+
     # Hooks.
 
     def verify_request(self, request: Any, client_address: Any) -> bool | Awaitable[bool]:
