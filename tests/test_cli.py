@@ -23,7 +23,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 import pytest
-from helpers import check_mistake, invoke
+from helpers import check_mistake, invoke, needs_ipv6
 from programs import Program, ask, connect, read_line
 from timing import in_time
 
@@ -249,7 +249,7 @@ def test_host_and_port_are_a_tcp_endpoint() -> None:
         assert server.listening().startswith("tcp://127.0.0.1:")
 
 
-@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
+@needs_ipv6
 def test_a_host_may_be_an_ipv6_address() -> None:
     with Program.aioecho("serve", "--host", "::1", "--port", "0") as server:
         endpoint = server.listening()
