@@ -377,9 +377,9 @@ def test_the_endpoint_answers_what_is_malformed() -> None:
 
 
 @runs("broker.py", "mqtt-try")
-def test_the_broker_serves_mosquittos_clients() -> None:
+def test_the_broker_serves_mosquittos_clients(tmp_path: Path) -> None:
     with program("broker.py") as (server, ports):
-        replay(BLOCKS["mqtt-try"], ports)
+        replay(BLOCKS["mqtt-try"], ports, tmp_path)
     assert not server.stats.reasons["error"]
 
 
