@@ -103,7 +103,7 @@ class Service(Composite):
             kind = socket.SOCK_DGRAM if is_for_datagrams else socket.SOCK_STREAM
             self.endpoints += [parse_endpoint(text, kind) for text in texts]
         if ssl is not None and not streams:
-            raise ValueError("ssl is for streams: TLS does not go over datagrams")
+            raise ValueError("ssl is for streams: TLS does not go over datagrams, so leave it out")
         parts: list[_StreamPart | _DatagramPart] = [_StreamPart(None, streams, ssl=ssl, **options)] if streams else []
         parts += [
             _DatagramPart(texts, handler_class, sessions=sessions, **options)

@@ -13,6 +13,9 @@ from aioecho.stats import DatagramStats, DrainReport, ServiceStats
 
 __all__ = ["Composite", "inherit"]
 
+# The attributes that workers and users set on a composite server for all of its parts.
+SET_ON_PARTS = ("keep_backlog", "on_accept", "handover", "access_log", "ids", "relay")
+
 
 class _Drains:
     """The drains of several servers, as one."""
@@ -133,7 +136,7 @@ class Composite(BaseServer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in ("keep_backlog", "on_accept", "handover", "access_log", "ids", "relay"):
+        if name in SET_ON_PARTS:
             for part in self._parts:
                 setattr(part, name, value)
 
@@ -147,7 +150,7 @@ class Composite(BaseServer):
             RuntimeError: it was started before, or has been closed.
         """
         if self._was_started or self._is_ending():
-            raise RuntimeError("a server can be started once, and not after its end")
+            raise RuntimeError("a server can be started once, and not after its end: make another one")
         self._was_started = True
         self.event_loop = asyncio.get_running_loop()
         try:

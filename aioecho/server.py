@@ -100,7 +100,7 @@ class StreamListener:
             else:
                 connection = Connection(server, sock, address, handler_class)
         except (OSError, MemoryError) as error:
-            server.admission.leave(counted)
+            server.admission.release(counted)
             server.report_not_begun(address, "connection", error)
             server.reject(sock, address, "handshake", self._name)
             return
@@ -129,7 +129,7 @@ class StreamListener:
                 if (since := connection.idle_since(now)) is not None
             ]
             if idle:
-                min(idle, key=lambda found: found[:2])[2].cut("shed")
+                min(idle, key=lambda found: found[:2])[2].abort_for("shed")
 
 
 def _as_handler_class(handle: Any) -> Any:

@@ -44,11 +44,11 @@ def make_servers(factory: Callable[[], Any]) -> BaseServer:
             f"a factory returns a server, as aioecho.TCPServer(...), or a list of servers: {name} returned {found!r}"
         )
     if not servers:
-        raise ValueError(f"the factory {name} returned no server")
+        raise ValueError(f"the factory {name} returned no server: return one, or a list of them")
     if len({id(server) for server in servers}) < len(servers):
         raise ValueError(f"the factory {name} returned the same server twice")
     if any(server.event_loop is not None for server in servers):
-        raise ValueError(f"the factory {name} returned a server that was started")
+        raise ValueError(f"the factory {name} returned a server that was started: the program itself starts it")
     return servers[0] if len(servers) == 1 else Several(servers)
 
 
@@ -72,7 +72,7 @@ class Several(Composite):
         self._not_drained = set(servers)
         self._all_drained = asyncio.Event()
         for server in servers:
-            server.company = self
+            server.composite = self
 
     @property
     def what_it_serves(self) -> str:

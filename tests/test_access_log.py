@@ -24,7 +24,7 @@ from aioecho import Limits
 from aioecho.cli.log_format import JSONFormatter, TextFormatter
 from aioecho.echo import Echo, Upper
 from aioecho.runtime.log_config import apply_log_config
-from aioecho.runtime.logs import reopen_log_files
+from aioecho.runtime.log_files import reopen_log_files
 from aioecho.serving.admission import host_of
 from aioecho.serving.networks import read_networks
 

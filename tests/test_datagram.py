@@ -1761,14 +1761,14 @@ async def test_a_port_is_not_shared(peer: Peer) -> None:
 async def test_a_path_that_nobody_uses_is_taken_over_and_one_that_somebody_uses_is_not(tmp_path: Path) -> None:
     path = str(tmp_path / "server")
     with Peer(socket.AF_UNIX, path):
-        with pytest.raises(aioecho.EndpointError, match="somebody listens there already"):
+        with pytest.raises(aioecho.EndpointError, match="another socket listens there already"):
             await aioecho.UnixDatagramServer(path, DatagramEcho).start()
-        with pytest.raises(aioecho.EndpointError, match="somebody listens there already"):
+        with pytest.raises(aioecho.EndpointError, match="another socket listens there already"):
             await aioecho.UnixStreamServer(path, Echo).start()
     assert os.path.exists(path)
     async with aioecho.serve(DatagramEcho, f"unixgram:{path}?mode=620"):
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o620
-        with pytest.raises(aioecho.EndpointError, match="somebody listens there already"):
+        with pytest.raises(aioecho.EndpointError, match="another socket listens there already"):
             await aioecho.UnixDatagramServer(path, DatagramEcho, mode=0o600).start()
         os.unlink(path)
         Path(path).write_text("another's")

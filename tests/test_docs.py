@@ -222,7 +222,7 @@ def test_the_tests_on_the_pages_pass(tmp_path: Path) -> None:
     assert b"%d passed" % (len(names) + 1) in output
 
 
-def test_what_a_program_needs_first_takes_no_more_than_forty_lines() -> None:
+def test_state_a_task_and_a_test_take_no_more_than_forty_lines() -> None:
     lines = (BLOCKS["board.py"] + BLOCKS["test_board.py"]).splitlines()
     assert len([line for line in lines if line.strip()]) <= 40
 
@@ -489,6 +489,9 @@ def test_blocking_and_async_handlers_serve_side_by_side(tmp_path: Path, monkeypa
         assert ask(slow, b"slow") == b"SLOW"
         assert ask(fast, b"fast") == b"FAST"
         assert ask(unix, b"fast") == b"FAST"
+
+
+# porting.md
 
 
 @runs("compat")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import selectors
@@ -521,8 +522,8 @@ async def test_thousands_are_drained_and_cut_off_a_few_in_a_turn_of_the_loop() -
         def drain(self) -> None:
             self.calls["drain"] += 1
 
-        def cut_off(self) -> None:
-            self.calls["cut_off"] += 1
+        def cancel(self) -> None:
+            self.calls["cancel"] += 1
 
         def abort(self) -> None:
             self.calls["abort"] += 1
@@ -547,8 +548,42 @@ async def test_thousands_are_drained_and_cut_off_a_few_in_a_turn_of_the_loop() -
         most, before = max(most, now - before), now
         if Stubborn.calls["drain"] == 1000:
             drain.shorten(0)
-    assert Stubborn.calls == {"drain": 1000, "cut_off": 1000, "abort": 1000}
+    assert Stubborn.calls == {"drain": 1000, "cancel": 1000, "abort": 1000}
     assert most <= 2 * AT_A_TIME
     served.clear()
     drain.end_if_idle()
     await drain.wait()
+
+
+@pytest.mark.parametrize("read", ["readline", "readexactly", "read"])
+async def test_a_drained_connection_leaves_nothing_for_the_garbage_collector(read: str) -> None:
+    class Reads(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            await self.send(b"ready\n")
+            arguments = (4,) if read != "readline" else ()
+            with contextlib.suppress(asyncio.IncompleteReadError):
+                while await getattr(self.reader, read)(*arguments):
+                    pass  # so that what "read" takes is not answered, and a wait for silence begins
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Reads) as server:
+        gc.collect()
+        before = gc.get_objects()
+        known = {id(each) for each in before}
+        gc.disable()
+        try:
+            (silent, first), (speaking, second) = await connect(server), await connect(server)
+            for reader in (silent, speaking):
+                assert await reader.readline() == b"ready\n"
+            second.write(b"1234" if read != "readline" else b"123\n")
+            await settle(lambda: server.stats.active == 2)
+            stopping = asyncio.ensure_future(server.shutdown(0.2))
+            for reader, writer in ((silent, first), (speaking, second)):
+                assert await reader.read() == b""
+                writer.close()
+                await writer.wait_closed()
+            await stopping
+            await settle()
+            left = [type(each).__name__ for each in gc.get_objects() if id(each) not in known]
+        finally:
+            gc.enable()
+    assert not {"StreamDrain", "StreamProtocol", "Connection", "Reads"} & set(left)

@@ -415,7 +415,7 @@ async def test_a_stale_path_is_taken_over(folder: Path) -> None:
 async def test_a_path_that_somebody_listens_on_is_refused(folder: Path) -> None:
     async with aioecho.UnixStreamServer("app.sock", Echo):
         error = await error_of(aioecho.UnixStreamServer("app.sock", Echo))
-        assert str(error) == "cannot listen on unix:app.sock: somebody listens there already"
+        assert str(error) == "cannot listen on unix:app.sock: another socket listens there already"
         assert error.errno == errno.EADDRINUSE
         assert await answers("app.sock", family=socket.AF_UNIX)
 
@@ -433,7 +433,7 @@ async def test_a_path_that_somebody_listens_on_with_a_full_queue_is_refused(fold
                 client.connect("app.sock")
         except BlockingIOError:
             error = await error_of(aioecho.UnixStreamServer("app.sock", Echo))
-            assert "somebody listens there already" in str(error)
+            assert "another socket listens there already" in str(error)
             assert os.path.exists("app.sock")
         finally:
             for client in clients:
@@ -444,7 +444,7 @@ async def test_a_path_of_a_live_datagram_socket_is_refused(folder: Path) -> None
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
         other.bind("app.sock")
         error = await error_of(aioecho.UnixStreamServer("app.sock", Echo))
-        assert "somebody listens there already" in str(error)
+        assert "another socket listens there already" in str(error)
 
 
 async def test_a_file_in_the_way_is_refused_and_kept(folder: Path) -> None:
@@ -574,7 +574,7 @@ def test_of_starters_that_race_for_a_stale_path_exactly_one_wins(folder: Path, m
         thread.start()
     for thread in threads:
         thread.join()
-    lost = ["cannot listen on unix:app.sock: somebody listens there already"] * (starters - 1)
+    lost = ["cannot listen on unix:app.sock: another socket listens there already"] * (starters - 1)
     assert sorted(outcomes) == sorted([*lost, "won"])
     assert not os.path.exists("app.sock")
 

@@ -46,7 +46,7 @@ async def test_the_kind_of_the_server_follows_from_the_endpoints_of_each_class()
     assert type(aioecho.serve({DatagramEcho: UDP, DatagramUpper: UDP})) is Service
     with pytest.raises(ValueError, match=r"tcp://127\.0\.0\.1:0 is for streams and udp://127\.0\.0\.1:0 is for datagr"):
         aioecho.serve({Echo: [TCP, UDP]})
-    with pytest.raises(TypeError, match="given with them, and nowhere else"):
+    with pytest.raises(TypeError, match="give the endpoints of several handler classes with them"):
         aioecho.serve({Echo: TCP, DatagramEcho: UDP}, TCP)
     with pytest.raises(ValueError, match="ssl is for streams"):
         aioecho.serve({DatagramEcho: UDP, DatagramUpper: UDP}, ssl=ssl.create_default_context(ssl.Purpose.CLIENT_AUTH))

@@ -26,7 +26,7 @@ class LingeringRequest(Threaded):
     def _read_on(self) -> None:
         """Read and discard for a while what the peer still sends: a reset could destroy the reply on its way."""
         assert self._left is not None
-        if self._is_cut_off or self.reason == "handshake":
+        if self._is_cancelled or self.reason == "handshake":
             self._close()
             return
         try:

@@ -147,13 +147,13 @@ class ProxiedThreadedConnection(ThreadedConnection):
         if self._is_reading_header and not self._received:
             self._reject("proxy timeout")
 
-    def cut_off(self) -> None:
+    def cancel(self) -> None:
         """End both directions, or do without the handler if it has not begun."""
         if self._is_reading_header:
-            self._is_cut_off = True
+            self._is_cancelled = True
             self._reject("cancelled")
         else:
-            super().cut_off()
+            super().cancel()
 
     def is_in_message(self) -> bool:
         """Tell whether a header or a message is in progress."""

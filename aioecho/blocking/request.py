@@ -7,7 +7,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aioecho.blocking.view import ServerView
+from aioecho.blocking.view import BlockingServerView
 from aioecho.runtime.logs import format_address
 from aioecho.runtime.threads import ThreadPool, report_end_of_thread
 from aioecho.serving.base import BaseServer
@@ -31,7 +31,7 @@ class Threaded(Live, Ended):
         "RequestHandlerClass",
         "_context",
         "_has_returned",
-        "_is_cut_off",
+        "_is_cancelled",
         "_loop",
         "_pool",
         "_server",
@@ -62,7 +62,7 @@ class Threaded(Live, Ended):
         self.thread: threading.Thread | None = None
         self.reason: Reason = "error"
         self.wire: Wire | None = None  # set for a connection of a server that is measured
-        self.was_aborted = self._is_cut_off = self._has_returned = False
+        self.was_aborted = self._is_cancelled = self._has_returned = False
         self._context = contextvars.copy_context()  # what a handler sets there no other handler sees
         self._verifying: asyncio.Task[None] | None = None
 
@@ -115,8 +115,7 @@ class Threaded(Live, Ended):
         except Exception as error:
             if scope.expired() and isinstance(error, TimeoutError):
                 self.reason = reason
-                error = TimeoutError(f"verify_request() took longer than {seconds:.4g} seconds")
-                self._server.report_not_begun(self.client_address, "verification", error)
+                self._server.report_slow_verification(self.client_address, seconds)
                 self._return()
                 return
             self.report_end(error, self._server)
@@ -130,7 +129,7 @@ class Threaded(Live, Ended):
             self._return()
 
     def _go_on(self, verified: Any) -> None:
-        if self._is_cut_off:
+        if self._is_cancelled:
             self._return()
             return
         if not verified:
@@ -153,9 +152,9 @@ class Threaded(Live, Ended):
         """Return False: a datagram is a whole message."""
         return False
 
-    def cut_off(self) -> None:
+    def cancel(self) -> None:
         """Do without the handler if it has not begun; else interrupt it, as far as that is possible."""
-        self._is_cut_off = True
+        self._is_cancelled = True
         if self._verifying is not None and not self._verifying.done():
             self._verifying.cancel()
         elif self._pool.withdraw(self):
@@ -170,7 +169,7 @@ class Threaded(Live, Ended):
         """Cut it off. Its thread can't be ended: what else the handler waits for, it goes on waiting for."""
         self.was_aborted = True
         if not self._has_returned:
-            self.cut_off()
+            self.cancel()
 
     # In its thread.
 
@@ -190,7 +189,7 @@ class Threaded(Live, Ended):
 
     def _call_handler(self, request: Any) -> None:
         try:
-            self.RequestHandlerClass(request, self.client_address, ServerView(self._server))
+            self.RequestHandlerClass(request, self.client_address, BlockingServerView(self._server))
             self.reason = "finished"
         except Exception as error:
             if self.is_servers_doing(error):
@@ -200,7 +199,7 @@ class Threaded(Live, Ended):
 
     def is_servers_doing(self, error: BaseException) -> bool:
         """Tell whether the handler has met that error because the server has cut it off."""
-        return self._is_cut_off and isinstance(error, OSError)
+        return self._is_cancelled and isinstance(error, OSError)
 
     def _leave(self) -> None:
         """Clean up in the thread, as the loop is closed."""
@@ -221,5 +220,5 @@ class Threaded(Live, Ended):
     def _return(self) -> None:
         """The handler has returned, or there will be none."""
         self._has_returned = True
-        if self._is_cut_off and self.outcome != "rejected" and self.reason != "connection lost":
+        if self._is_cancelled and self.outcome != "rejected" and self.reason != "connection lost":
             self.reason = "connection lost" if self._was_lost else "cancelled"

@@ -163,13 +163,13 @@ class ThreadedConnection(LingeringRequest):
             return False
         return stream.is_in_record() if self.one_way else stream.is_in_message()
 
-    def cut_off(self) -> None:
+    def cancel(self) -> None:
         """End both directions, so that a handler that waits for its peer meets an end or an error."""
         if self._has_returned:
-            self._is_cut_off = True
+            self._is_cancelled = True
             self._close()
         else:
-            super().cut_off()
+            super().cancel()
 
     def _interrupt(self) -> None:
         self._was_lost = is_broken(self.get_socket()) is True
@@ -180,7 +180,7 @@ class ThreadedConnection(LingeringRequest):
         """Cut it off. Its thread can't be ended: what else the handler waits for, it goes on waiting for."""
         self.was_aborted = True
         if not self._is_over:
-            self.cut_off()
+            self.cancel()
 
     def _shut(self, how: int) -> None:
         for sock in (self.request, self._kept):
@@ -223,7 +223,7 @@ class ThreadedConnection(LingeringRequest):
         if self.one_way:
             is_cut = sock.is_in_record()
         else:
-            is_cut = sock.is_in_message() and (self._is_cut_off or not sock.is_between_lines())
+            is_cut = sock.is_in_message() and (self._is_cancelled or not sock.is_between_lines())
         if is_cut:
             self._has_met_stop = True
             raise ConnectionAbortedError(errno.ECONNABORTED, "the server stops")

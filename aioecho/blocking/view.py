@@ -5,10 +5,10 @@ from typing import Any
 
 from aioecho.serving.base import BaseServer
 
-__all__ = ["ServerView"]
+__all__ = ["BlockingServerView"]
 
 
-class ServerView:
+class BlockingServerView:
     """The `server` of a blocking handler: the server itself but for `shutdown()`, which is no coroutine, as in socketserver.
 
     It is equal to the server, an instance of the same class, and setting an attribute sets the server's.
@@ -46,7 +46,7 @@ class ServerView:
         return repr(self._server)
 
     def __eq__(self, other: object) -> bool:
-        return bool(self._server == (other._server if type(other) is ServerView else other))
+        return bool(self._server == (other._server if type(other) is BlockingServerView else other))
 
     def __hash__(self) -> int:
         return hash(self._server)

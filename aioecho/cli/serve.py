@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from aioecho.serving.base import BaseServer
 from aioecho.several import make_servers
 from aioecho.stats import DrainReport
 from aioecho.workers.processors import count_processors
-from aioecho.workers.program import check_sessions, make_servers_in_worker, run_workers
+from aioecho.workers.program import MakeServer, check_sessions, make_servers_in_worker, needs_workers, run_workers
 from aioecho.workers.single import run_server
 from aioecho.workers.worker import SIGNALS
 
@@ -98,16 +98,12 @@ def serve_command(context: click.Context, /, handler: str, **options: Any) -> No
     sys.exit(status)
 
 
-_MakeServer = Callable[[list[list[str]]], BaseServer]
-"""Makes the server, in each process. It gets a list for every endpoint, as a host may have several addresses."""
-
-
 @dataclasses.dataclass(frozen=True)
 class _Program:
     """What the command line describes: a server that is not started, and how to run it."""
 
     server: BaseServer
-    make_server: _MakeServer
+    make_server: MakeServer
     is_supervised: bool
     """Whether worker processes serve, even a single one, and not this process."""
     loop_name: str
@@ -131,7 +127,7 @@ def _find_program(context: click.Context, handler: str, options: Mapping[str, An
     workers, reuse_port = options["workers"], options["reuse_port"]
     if options["reload"]:
         check_can_watch()
-    is_supervised = workers != 1 or reuse_port or options["limit_max_requests"] is not None or options["reload"]
+    is_supervised = needs_workers(workers, reuse_port, options["limit_max_requests"]) or options["reload"]
     owner = find_owner(options["user"], options["group"])
     log = _find_log_settings(context, options, has_process=is_supervised)
     app_dir = str(Path(options["app_dir"]).resolve())
@@ -153,9 +149,9 @@ def _find_program(context: click.Context, handler: str, options: Mapping[str, An
 
 def _find_server(
     context: click.Context, handler: str, options: Mapping[str, Any], log: LogSettings, app_dir: str
-) -> tuple[BaseServer, _MakeServer]:
+) -> tuple[BaseServer, MakeServer]:
     """Return the server, and what makes one like it in another process."""
-    make_server: _MakeServer
+    make_server: MakeServer
     if options["factory"]:
         refuse_with_factory(context)
         make_server = functools.partial(_make_by_factory, name=handler, app_dir=app_dir, log=log)
@@ -301,7 +297,7 @@ def _make_by_factory(endpoints: list[list[str]], *, name: str, app_dir: str, log
         raise Mistake(str(error)) from error
 
 
-def _make_server_in_worker(make_server: _MakeServer, owner: Owner | None, endpoints: list[list[str]]) -> BaseServer:
+def _make_server_in_worker(make_server: MakeServer, owner: Owner | None, endpoints: list[list[str]]) -> BaseServer:
     try:
         server = make_server(endpoints)
     except (

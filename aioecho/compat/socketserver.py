@@ -269,7 +269,7 @@ class _Engine(StreamServer):
             busy = self.handler_threads.busy
             for connection in self.connections:
                 if connection not in busy:
-                    connection.cut_off()
+                    connection.cancel()
             self.handler_threads.end()
             if busy and not self.outer.daemon_threads:
                 # When the program exits it waits for this thread, and so for them.

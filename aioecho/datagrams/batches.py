@@ -11,9 +11,9 @@ from aioecho.datagrams.task import DatagramTask
 from aioecho.net.datagram_socket import DatagramTransport
 from aioecho.serving.ends import Reason
 
-__all__ = ["Batch", "Batches", "check_batch_limits"]
+__all__ = ["Batch", "BatchDispatcher", "check_batch_limits"]
 
-Datagrams = list[tuple[bytes, Any]]  # with their senders' addresses
+AddressedDatagrams = list[tuple[bytes, Any]]  # with their senders' addresses
 
 NO_MAX_PER_HOST = "max_per_host is for handlers of one host, and a batch is of many: leave it out, and set max_queue"
 
@@ -29,7 +29,7 @@ class Batch(DatagramRun):
 
     __slots__ = ("_RequestHandlerClass", "_server")
 
-    def __init__(self, server: DatagramServing, datagrams: Datagrams, transport: DatagramTransport) -> None:
+    def __init__(self, server: DatagramServing, datagrams: AddressedDatagrams, transport: DatagramTransport) -> None:
         self._server = server
         self._RequestHandlerClass = server.RequestHandlerClass
         self.request = (datagrams, transport)
@@ -56,7 +56,7 @@ class Batch(DatagramRun):
         """Do nothing: it ends by itself."""
 
 
-class Batches:
+class BatchDispatcher:
     """Collects the datagrams of `server`, and begins a handler for all that have come when the one before has ended.
 
     In place of a :class:`~aioecho.datagrams.dispatcher.Dispatcher`, with the same methods.
@@ -69,9 +69,9 @@ class Batches:
     def __init__(self, server: DatagramServing, running: Collection[Any]) -> None:
         self._server, self._running = server, running
         # By what replies to them, as on a socket that is bound to every address: a batch has one transport.
-        self._waiting: dict[DatagramTransport, Datagrams] = {}
+        self._waiting: dict[DatagramTransport, AddressedDatagrams] = {}
         self._transport: DatagramTransport | None = None  # the last one, and
-        self._batch: Datagrams = []  # what waits for it
+        self._batch: AddressedDatagrams = []  # what waits for it
         self._most = self._room = 0
         self.at_once = 0
         self.apply(server.limits)

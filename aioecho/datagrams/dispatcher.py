@@ -48,24 +48,24 @@ class Dispatcher:
         spare = self._spare
         if (
             spare is None
-            or spare.is_special
+            or spare.needs_slow_path
             or spare.request is not None  # it is in its handler that this one was read
             or len(data) > self._longest
             or len(self._running) >= self._most
             or self._queue
             or not (spare.is_entered or spare.enter())
         ):
-            self._receive_special(data, client_address, transport)
+            self._receive_slowly(data, client_address, transport)
             return
         spare.request = (data, transport)
         spare.client_address = client_address
         yielded = spare.resume()
-        if yielded is spare.parking and not spare.is_special:
+        if yielded is spare.parking and not spare.needs_slow_path:
             self.at_once += 1  # as nearly all do, so nothing else is done for a datagram
         else:
             self._settle(spare, yielded)
 
-    def _receive_special(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
+    def _receive_slowly(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
         """Receive a datagram that may have to wait or to be dropped, or that is to be counted as its handler begins."""
         self.end_turn()
         stats, limits = self._server.live_stats, self._server.limits
@@ -121,7 +121,7 @@ class Dispatcher:
             task.count_end()
 
     def _register(self, task: DatagramTask) -> None:
-        task.is_counted = task.is_special = True
+        task.is_counted = task.needs_slow_path = True
         self._server.live_stats.received += 1
         self._server.live_stats.handled += 1
         self._server.register_connection(task)
@@ -156,7 +156,7 @@ class Dispatcher:
             self._server.live_stats.drops["stopped"] += len(self._queue)
             self._server.live_stats.queued -= len(self._queue)
             for _, client_address in self._queue:
-                self._server.leave(client_address)
+                self._server.release(client_address)
             self._queue.clear()
 
     # The spare task.
@@ -173,7 +173,7 @@ class Dispatcher:
     def count_all(self) -> None:
         """Count each datagram as its handler begins, from the next one on."""
         if self._spare is not None:
-            self._spare.is_special = True
+            self._spare.needs_slow_path = True
 
     def stop(self) -> None:
         """End the spare task."""

@@ -1,6 +1,6 @@
-"""Sessions of a worker that is replaced: it keeps those that live, and its successor passes it their datagrams.
+"""Sessions of a worker that is replaced: it keeps the live ones, and its successor passes it their datagrams.
 
-Both processes have the same sockets, and the kernel gives each datagram to one of those that read. So one alone reads. A
+Both processes have the same sockets, and the kernel gives each datagram to one process that reads. So one alone reads. A
 successor asks its predecessor to stop, which answers with the peers of its sessions; only then the successor reads. What
 these peers send it passes on, until their sessions end. A session sends from the shared socket, so its peer notices nothing.
 
@@ -87,7 +87,7 @@ class Handover:
     def __init__(self, predecessor: socket.socket | None, successor: socket.socket) -> None:
         self._tables: list[_Table] = []
         self._links = [] if predecessor is None else [_Link(predecessor)]
-        self._heir: socket.socket | None = successor
+        self._successor: socket.socket | None = successor
         self._waits = predecessor is not None
         self._has_begun = False
         self._timer: asyncio.TimerHandle | None = None
@@ -106,12 +106,12 @@ class Handover:
     async def take_over(self) -> None:
         """Have the predecessor stop to read, learn of its sessions, and read."""
         self._has_begun = True
-        assert self._heir is not None
-        self._heir.setblocking(False)
+        assert self._successor is not None
+        self._successor.setblocking(False)
         if self._tables and self._links:
             link = self._named = self._links[0]
             self._answered = asyncio.get_running_loop().create_future()
-            asyncio.get_running_loop().add_reader(link.sock.fileno(), self._hear, link)
+            asyncio.get_running_loop().add_reader(link.sock.fileno(), self._read_predecessor, link)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TAKE_OVER_TIMEOUT):
                     _send(link.sock, "stop")
@@ -122,7 +122,7 @@ class Handover:
             self._links = []
         self._waits = False
         if self._tables:
-            asyncio.get_running_loop().add_reader(self._heir.fileno(), self._hear_successor)
+            asyncio.get_running_loop().add_reader(self._successor.fileno(), self._read_successor)
         for table in self._tables:
             table.read_on()
 
@@ -145,8 +145,8 @@ class Handover:
         """Close what is connected to other processes, once the event loop runs no more."""
         for link in self._links:
             link.sock.close()
-        if self._heir is not None:
-            self._heir.close()
+        if self._successor is not None:
+            self._successor.close()
 
     # To and from the predecessor.
 
@@ -162,7 +162,7 @@ class Handover:
     def _table_of(self, key: Key) -> _Table:
         return next(table for table in self._tables if table.has_socket(key[0]))
 
-    def _hear(self, link: _Link) -> None:
+    def _read_predecessor(self, link: _Link) -> None:
         for _ in range(MESSAGES_PER_TURN):
             try:
                 message, descriptors, _, _ = socket.recv_fds(link.sock, LONGEST, 1)
@@ -178,10 +178,12 @@ class Handover:
             match marshal.loads(message):
                 case ("peers", keys):
                     self._named.keys.update(keys)
-                case ("before",):  # the peers that follow are those of its own predecessor, over what is passed
+                case ("before",):  # then come the peers of its own predecessor, to which the descriptor leads
                     self._named = _Link(socket.socket(fileno=descriptors[0]))
                     self._links.append(self._named)
-                    asyncio.get_running_loop().add_reader(self._named.sock.fileno(), self._hear, self._named)
+                    asyncio.get_running_loop().add_reader(
+                        self._named.sock.fileno(), self._read_predecessor, self._named
+                    )
                 case ("stopped",):
                     if not self._answered.done():
                         self._answered.set_result(None)
@@ -200,26 +202,26 @@ class Handover:
 
     def note_end(self, key: Key) -> None:
         """Note that a session has ended: what its peer sends from now on is the successor's."""
-        if self.has_left and self._heir is not None:
-            _send(self._heir, "ended", key)
+        if self.has_left and self._successor is not None:
+            _send(self._successor, "ended", key)
 
-    def _hear_successor(self) -> None:
+    def _read_successor(self) -> None:
         for _ in range(MESSAGES_PER_TURN):
-            heir = self._heir
-            if heir is None:
+            successor = self._successor
+            if successor is None:
                 return
             try:
-                message = heir.recv(LONGEST)
+                message = successor.recv(LONGEST)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
                 message = b""
             match marshal.loads(message) if message else ("gone",):
                 case ("stop",):
-                    self._leave(heir)
+                    self._leave(successor)
                 case ("data", key, data):
                     if not self._table_of(key).feed(key, data):
-                        _send(heir, "back", key, data)
+                        _send(successor, "back", key, data)
                 case ("closed",):  # it has ended in good order, as all workers do: nothing else reads
                     self._drop_successor()
                     for table in self._tables:
@@ -230,19 +232,19 @@ class Handover:
                         for table in self._tables:
                             table.end_all()
 
-    def _leave(self, heir: socket.socket) -> None:
+    def _leave(self, successor: socket.socket) -> None:
         self.has_left = True
-        heir.settimeout(SEND_TIMEOUT)
+        successor.settimeout(SEND_TIMEOUT)
         try:
             for table in self._tables:
                 table.stop_reading()
-                _send_peers(heir, table.keys())
+                _send_peers(successor, table.keys())
             for link in self._links:
                 asyncio.get_running_loop().remove_reader(link.sock.fileno())
-                socket.send_fds(heir, [marshal.dumps(("before",), VERSION)], [link.sock.fileno()])
-                _send_peers(heir, link.keys)
-            heir.send(marshal.dumps(("stopped",), VERSION))
-            heir.setblocking(False)
+                socket.send_fds(successor, [marshal.dumps(("before",), VERSION)], [link.sock.fileno()])
+                _send_peers(successor, link.keys)
+            successor.send(marshal.dumps(("stopped",), VERSION))
+            successor.setblocking(False)
         except OSError:  # it is gone, or hangs
             self._return()
             return
@@ -259,18 +261,18 @@ class Handover:
     def _return(self) -> None:
         self._timer = None
         self.has_left = False
-        if self._heir is not None:
-            self._heir.setblocking(False)
+        if self._successor is not None:
+            self._successor.setblocking(False)
         for link in self._links:
-            asyncio.get_running_loop().add_reader(link.sock.fileno(), self._hear, link)
+            asyncio.get_running_loop().add_reader(link.sock.fileno(), self._read_predecessor, link)
         for table in self._tables:
             table.read_on()
 
     def _drop_successor(self) -> None:
-        heir, self._heir = self._heir, None
-        if heir is not None:
-            asyncio.get_running_loop().remove_reader(heir.fileno())
-            heir.close()
+        successor, self._successor = self._successor, None
+        if successor is not None:
+            asyncio.get_running_loop().remove_reader(successor.fileno())
+            successor.close()
 
 
 def _send(sock: socket.socket, *message: Any) -> bool:

@@ -52,7 +52,7 @@ class DatagramRun(HandlerRun):
         if now >= self._since + timeout:
             self._cancelled_at = now
             self._server.report_timeout(self)
-            self.cut_off()
+            self.cancel()
             return now + SWALLOWED_FOR
         return self._since + timeout
 
@@ -108,7 +108,7 @@ class DatagramRun(HandlerRun):
         """Return False: a datagram is a whole message."""
         return False
 
-    def cut_off(self) -> None:
+    def cancel(self) -> None:
         """Cancel the handler."""
         self.task.cancel()
 
@@ -116,4 +116,4 @@ class DatagramRun(HandlerRun):
         """End the handler even if it swallows its cancellation."""
         self.was_aborted = True
         self.abandon()
-        self.cut_off()
+        self.cancel()

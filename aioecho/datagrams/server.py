@@ -9,7 +9,7 @@ from typing import Any
 
 from aioecho.blocking.datagrams import ThreadedDatagram
 from aioecho.config import Limits, Timeouts
-from aioecho.datagrams.batches import Batch, Batches, check_batch_limits
+from aioecho.datagrams.batches import Batch, BatchDispatcher, check_batch_limits
 from aioecho.datagrams.dispatcher import Dispatcher
 from aioecho.datagrams.handover import Handover
 from aioecho.datagrams.proxied import behind_header
@@ -41,7 +41,7 @@ NO_ACCEPT_RATE = (
 
 
 class DatagramServer(BaseServer):
-    """Serves datagrams, with a handler object for each of them, for each peer, or for all that have come.
+    """Serves datagrams, with a handler object for each datagram, for each peer, or for all that have come.
 
     Args:
         server_address: an endpoint string, or several, for datagrams.
@@ -84,7 +84,7 @@ class DatagramServer(BaseServer):
     ) -> None:
         check_hooks(type(self))
         if options.get("ssl") is not None:
-            raise ValueError("ssl is for streams: TLS does not go over datagrams")
+            raise ValueError("ssl is for streams: TLS does not go over datagrams, so leave it out")
         if isinstance(RequestHandlerClass, Mapping):
             raise TypeError(ONE_HANDLER_CLASS)
         super().__init__(server_address, RequestHandlerClass, **options)
@@ -93,7 +93,7 @@ class DatagramServer(BaseServer):
         self._check_limits(self.limits)
         self._sockets: list[DatagramSocket] = []
         self._is_stopping = False
-        self._dispatcher = (Batches if self._makes_batches else Dispatcher)(self, self._connections)
+        self._dispatcher = (BatchDispatcher if self._makes_batches else Dispatcher)(self, self._connections)
         self._sessions = SessionTable(self)
         self._error_log = MistakeLog(logger)
         # Besides mistakes no more than two records a second, whatever peers send: the sockets have a log as the second one.
@@ -292,19 +292,19 @@ class DatagramServer(BaseServer):
         if isinstance(connection, DatagramRun):
             self.timeout_sweeper.remove(connection)
         if not self.has_sessions:
-            self.admission.leave(connection.client_address)
+            self.admission.release(connection.client_address)
         self._resume_listeners()
         self.close_if_done()
 
     @property
-    def is_special(self) -> bool:
+    def needs_slow_path(self) -> bool:
         """Whether each datagram is to be counted as its handler begins, and not only when it has ended."""
         return not self._listeners or self.on_accept is not None or self.admission.limits.max_per_host is not None
 
     def note_end(self, task: DatagramTask) -> None:
         """Count the end of a handler that has not waited, and that was registered."""
         self._count_end(task)
-        self.admission.leave(task.client_address)
+        self.admission.release(task.client_address)
 
     def _receive_for_thread(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
         limits = self.limits
@@ -327,9 +327,9 @@ class DatagramServer(BaseServer):
         """Count a datagram for which there is room, by its host. Return the reason to drop it, or None."""
         return self.admission.admit_host(client_address)
 
-    def leave(self, client_address: Any) -> None:
+    def release(self, client_address: Any) -> None:
         """Count the end of what was admitted, where no registered handler has ended."""
-        self.admission.leave(client_address)
+        self.admission.release(client_address)
 
     def report_timeout(self, cancelled: DatagramRun) -> None:
         """Log that a handler took too long, at a bounded rate: its peer may decide how long it takes."""

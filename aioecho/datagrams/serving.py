@@ -51,7 +51,7 @@ class DatagramServing(Protocol):
         """Whether a shutdown has begun."""
 
     @property
-    def is_special(self) -> bool:
+    def needs_slow_path(self) -> bool:
         """Whether each datagram is to be counted as its handler begins, and not only when it has ended."""
 
     def verify_request(self, request: Any, client_address: Any) -> bool | Awaitable[bool]:
@@ -75,7 +75,7 @@ class DatagramServing(Protocol):
     def admit(self, client_address: Any) -> str | None:
         """Count a datagram for which there is room. Return the reason to drop it, or None."""
 
-    def leave(self, client_address: Any) -> None:
+    def release(self, client_address: Any) -> None:
         """Count the end of what was admitted, where no registered handler has ended."""
 
     def report_timeout(self, cancelled: Any) -> None:

@@ -54,7 +54,7 @@ class Datagrams:
             if self._has_ended:
                 raise StopAsyncIteration
             if self._is_waited_for:
-                raise RuntimeError("another coroutine is already waiting for the next datagram")
+                raise RuntimeError("another coroutine is already waiting for the next datagram: one at a time can")
             self._is_waited_for = True
             try:
                 yield self._news
@@ -201,8 +201,8 @@ class Session(DatagramRun):
         self.datagrams.set_driver(None)
         self.datagrams.end()
         super().finish()
-        is_cut_off = self.outcome == "cancelled" and self._server.is_draining
-        self.datagrams.drop("refused" if self.outcome == "rejected" else "stopped" if is_cut_off else "session ended")
+        was_stopped = self.outcome == "cancelled" and self._server.is_draining
+        self.datagrams.drop("refused" if self.outcome == "rejected" else "stopped" if was_stopped else "session ended")
 
     def drain(self) -> None:
         """Let the datagrams end after the last that has come, once none has come or gone for QUIET seconds.

@@ -112,7 +112,7 @@ class _Parking(Waiter):
         """Cancel the wait, or what the handler awaits, and let the task serve no other datagram."""
         driver = self.driver
         assert isinstance(driver, DatagramTask)
-        driver.is_special = driver.is_retired = True
+        driver.needs_slow_path = driver.is_retired = True
         return super().cancel(msg)
 
 
@@ -123,7 +123,7 @@ class DatagramTask(DatagramRun):
 
     With a `request`, a new task serves it from the loop's next turn on. Without one the task is parked: set `request` and
     `client_address`, :meth:`enter`, and call `resume`. If that returns `parking`, the handler has ended, and the task can
-    serve the next datagram unless `is_special` was set meanwhile. In any other case call :meth:`leave` and then
+    serve the next datagram unless `needs_slow_path` was set meanwhile. In any other case call :meth:`leave` and then
     :meth:`settle`. No other task may be current where a task is made that is to be parked.
     """
 
@@ -134,13 +134,15 @@ class DatagramTask(DatagramRun):
         "is_counted",
         "is_entered",
         "is_retired",
-        "is_special",
+        "needs_slow_path",
         "parking",
         "plain_kind",
         "resume",
     )
 
     _end: BaseException | None
+    needs_slow_path: bool
+    """Whether the next datagram must not simply be given to the task: it has to be counted first, or the task is retired."""
     resume: Callable[[], Any]
     """Steps the coroutine; returns what it waits for."""
 
@@ -149,7 +151,7 @@ class DatagramTask(DatagramRun):
         self.request, self.client_address, self.handler = request, client_address, None
         self.reason: Reason = "finished"
         self.was_aborted = self.is_counted = self.is_entered = self.is_retired = False
-        self.is_special = server.is_special
+        self.needs_slow_path = server.needs_slow_path
         self.plain_kind: type | None = None  # the last class that was found to be plain
         self._short_kind: type | None = None  # the last that has neither a setup() nor a finish() of its own
         self._end = None
@@ -226,7 +228,7 @@ class DatagramTask(DatagramRun):
                 self.request = self.handler = None
                 yield parking
             else:
-                self.is_special = self.is_retired = True
+                self.needs_slow_path = self.is_retired = True
                 yield parking
                 break
         parking.driver = None
@@ -240,7 +242,7 @@ class DatagramTask(DatagramRun):
 
     def _report(self, error: BaseException) -> BaseException | None:
         """Report what a handler raised; return what its task is to end with, or None."""
-        self.is_special = True
+        self.needs_slow_path = True
         # What awaits a coroutine that was closed meets an error of Python's.
         end = asyncio.CancelledError() if self._is_abandoned else error
         try:
@@ -323,11 +325,11 @@ class DatagramTask(DatagramRun):
     def reset(self) -> None:
         """Forget the last handler."""
         self.reason, self.is_counted = "finished", False
-        self.is_special = self._server.is_special
+        self.needs_slow_path = self._server.needs_slow_path
 
     def retire(self) -> None:
         """End a spare task."""
-        self.is_special = self.is_retired = True
+        self.needs_slow_path = self.is_retired = True
         self.parking.wake()
 
     # What the server asks of it when it stops.

@@ -20,7 +20,7 @@ A framing is two pure functions. It keeps nothing between calls, so that one obj
 
 **Frames that are refused.** `split` raises FrameTooLong as soon as it is certain that the first frame is longer than
 `max_size`: by its header, before its body comes, where there is one. It raises FramingError where the buffer begins with
-what the framing does not allow. Neither loses frames: those before the bad one are returned first, with a `wanted`
+what the framing does not allow. Neither loses frames: the ones before the bad one are returned first, with a `wanted`
 that asks for a call at once, and that call raises. The outcome does not depend on how the stream was segmented.
 
 The attribute `skip` of both says how to find the next frame:

@@ -82,7 +82,7 @@ class LengthPrefixed(Framing):
                 wanted = self._check_announced(end - body, bool(frames))
                 break
             if not start:
-                data = bytes(data)  # once a frame is whole: a long one that comes in pieces is not copied for each
+                data = bytes(data)  # once a frame is whole: not for every piece in which a long one comes
             append(data[start + dropped : end])
             start = end
         if most is not None and size > most and frames and max(map(len, frames)) > most:

@@ -14,7 +14,7 @@ _MAX_DIGITS = 10
 """Of a length: no process holds a frame for which they do not suffice."""
 
 _MAX_HEADER = 4096
-"""Bytes of a header of ContentLength. Those that are in use take fewer than 100."""
+"""Bytes of a header of ContentLength. Headers that are in use take fewer than 100."""
 
 _COLON, _SPACE, _COMMA, _ZERO, _NINE = b": ,09"
 
@@ -63,7 +63,7 @@ class Netstrings(Framing):
                 if data[end] != _COMMA:
                     raise FramingError(f"the peer sent a netstring of {length} bytes with no comma after them")
                 if not start:
-                    data = bytes(data)  # once a frame is whole: a long one that comes in pieces is not copied for each
+                    data = bytes(data)  # once a frame is whole: not for every piece in which a long one comes
                 append(data[colon + 1 : end])
                 start = end + 1
         except (FrameTooLong, FramingError):

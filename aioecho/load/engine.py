@@ -1,4 +1,4 @@
-"""One process's part of a load, whatever it speaks: when messages fall due, how long each took, and how a run goes.
+"""One process's part of a load, whatever it speaks: when messages fall due, how long every message took, and how a run goes.
 
 A plain epoll loop and no asyncio, because a generator has to be cheaper than what it measures. Times inside the loop are
 integers in nanoseconds. Latencies are counted per whole microsecond in a dict, which costs 0.1 us a message.
@@ -164,26 +164,30 @@ class Engine(ABC):
             self.epoll.close()
         if opened:
             self._end_series(closed)
+        tally.measured_s = (closed - opened) / 1e9
+        tally.replies = after[0] - before[0]
+        tally.bytes_sent = after[1] - before[1]
+        tally.bytes_received = after[2] - before[2]
+        tally.cpu_s = after[3] - before[3]
+        self._fill(tally)
+        return tally
+
+    def _fill(self, tally: Tally) -> None:
+        """Tell what was counted since the engine was made."""
         if any(self.errors) and not tally.problem:
             tally.problem = f"messages were lost: {self.first_error}"
         tally.series = self.series
         for _, _, counts in self.series:
             for latency, count in counts.items():
                 tally.counts[latency] = tally.counts.get(latency, 0) + count
-        tally.replies = after[0] - before[0]
-        tally.bytes_sent = after[1] - before[1]
-        tally.bytes_received = after[2] - before[2]
-        tally.cpu_s = after[3] - before[3]
-        tally.measured_s = (closed - opened) / 1e9
         tally.errors = self.errors
         tally.late, tally.duplicates = self.late, self.duplicates
-        return tally
 
     def _counters(self) -> tuple[int, int, int, float]:
         return self.replies, self.sent, self.received, time.thread_time()
 
     def _connect_all(self) -> None:
-        """Open every connection and exchange one message on each, so that the server has accepted all of them."""
+        """Open every connection and exchange one message on it, so that the server has accepted all of them."""
         attempts = 0
         while self.ready + sum(self.errors) < self.wanted_ready:
             while attempts < self.wanted_ready and attempts - self.ready - sum(self.errors) < OPENING_AT_ONCE:

@@ -58,10 +58,10 @@ class ExchangeEngine(ReplyEngine):
         buffer, owed = c.buffer, len(c.due)
         buffer += chunk
         done = 0
-        while buffer and done < owed and self._take(c, self.exchanges[c.to_read]):
+        while done < owed and self._take(c, self.exchanges[c.to_read]):
             c.to_read = (c.to_read + 1) % len(self.exchanges)
             done += 1
-        if done == owed and buffer:
+        if done == owed and (c.frames or buffer):
             raise ValueError(f"the server sent more than was expected: {chunk[:40]!r}")
         return done
 
@@ -69,27 +69,20 @@ class ExchangeEngine(ReplyEngine):
         """Take the reply of an exchange from the front of what has come. Raises ValueError if that is another."""
         buffer, framing = c.buffer, self.framing
         if framing is None:
+            if not buffer:
+                return False
             size = exchange.expect.find(buffer)
             if not size and len(buffer) > MAX_REPLY:
                 raise ValueError(f"{len(buffer)} bytes came, and none end what matches {exchange.expect}")
             del buffer[:size]
             return size > 0
-        while not c.frames and len(buffer) > c.taken and len(buffer) - c.taken >= c.wanted:
-            frames, used, wanted = framing.split(buffer[c.taken :] if c.taken else buffer, c.scanned)
-            c.frames.extend(frames)
-            c.taken += used
-            left = len(buffer) - c.taken
-            c.scanned, c.wanted = (left, wanted) if wanted > left else (0, 0)
-            if not frames and left > MAX_REPLY:
-                raise ValueError(f"{left} bytes came, and no frame ends")
+        if not c.frames:
+            c.frames.extend(c.split(framing, MAX_REPLY))
         if not c.frames:
             return False
         frame = c.frames.popleft()
         if not exchange.expect.accepts(frame):
             raise ValueError(f"expected {exchange.expect}, got the frame {frame[:40]!r}")
-        if not c.frames:  # what is left of the buffer is no whole frame
-            del buffer[: c.taken]
-            c.taken = 0
         return True
 
     # What comes before the load, once on each connection.
@@ -115,7 +108,7 @@ class ExchangeEngine(ReplyEngine):
                     c.unsaid = joined
                 while c.unsaid:
                     c.unsaid = c.unsaid[c.send(c.unsaid) :]
-                if not (c.buffer and self._take(c, exchange)):
+                if not self._take(c, exchange):
                     chunk = c.recv(self.recv_bytes)
                     if not chunk:
                         self._fail(c, CLOSED_EARLY, f"the server closed before it had sent {exchange.expect}")
@@ -125,8 +118,9 @@ class ExchangeEngine(ReplyEngine):
                     continue
                 c.step += 1
                 c.unsaid = None
-            if c.buffer:
-                raise ValueError(f"the server sent more than was expected: {bytes(c.buffer[:40])!r}")
+            if c.frames or c.buffer:
+                more = c.frames[0] if c.frames else bytes(c.buffer)
+                raise ValueError(f"the server sent more than was expected: {more[:40]!r}")
         except WOULD_BLOCK:
             self._watch(c, READABLE | WRITABLE if c.unsaid else READABLE)
             return

@@ -1,13 +1,12 @@
 """Loading a server whose protocol has frames: what comes is split, and a reply is one whole frame, equal to what was sent.
 
-The bytes of a reply may differ from those that were sent, as where a server encodes a frame in another way.
+The bytes of a reply may differ from the bytes that were sent, as where a server encodes a frame in another way.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from aioecho.exceptions import FrameTooLong
 from aioecho.framing import Framing
 from aioecho.load.messages import make_frames
 from aioecho.load.replies import ReplyConnection, ReplyEngine
@@ -15,7 +14,7 @@ from aioecho.load.settings import LoadSettings
 
 __all__ = ["FrameEngine"]
 
-# Bytes without a whole frame, over those of the longest, before a framing is taken to have overlooked that.
+# Bytes without a whole frame, over the longest frame's, before a framing is taken to have overlooked that.
 _SLACK = 2**16
 
 
@@ -41,8 +40,7 @@ class FrameEngine(ReplyEngine):
             return 1
         buffer += chunk
         done = 0
-        while len(buffer) >= c.wanted:
-            frames, used, wanted = self.framing.split(buffer, c.scanned)
+        while frames := c.split(self.framing, self.longest + _SLACK):
             if len(frames) + done > len(c.due):
                 raise ValueError("the server sent more than it was sent")
             for frame in frames:
@@ -50,13 +48,6 @@ class FrameEngine(ReplyEngine):
                     raise ValueError(f"expected the frame {expected[c.to_read][:24]!r}, got {frame[:24]!r}")
                 c.to_read = (c.to_read + 1) % len(expected)
             done += len(frames)
-            del buffer[:used]
-            c.scanned, c.wanted = (len(buffer), wanted) if wanted > len(buffer) else (0, 0)
-            if not frames and len(buffer) > self.longest + _SLACK:
-                raise FrameTooLong(None, self.longest)
-            if not buffer:
-                c.scanned = c.wanted = 0
-                break
         if buffer and done == len(c.due):
             raise ValueError("the server sent more than it was sent")
         return done

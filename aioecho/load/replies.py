@@ -8,6 +8,8 @@ from abc import abstractmethod
 from collections import deque
 from typing import Any
 
+from aioecho.exceptions import FrameTooLong
+from aioecho.framing import Framing
 from aioecho.load.engine import CLOSED_EARLY, WRONG_BYTES
 from aioecho.load.messages import CHUNK_BYTES
 from aioecho.load.settings import LoadSettings
@@ -21,15 +23,31 @@ _TLS_RECORD = 2**14  # bytes at most, by RFC 8446
 class ReplyConnection(Connection):
     """A connection, its next messages, and what has come."""
 
-    __slots__ = ("buffer", "frames", "scanned", "taken", "to_read", "to_send", "wanted")
+    __slots__ = ("_scanned", "_wanted", "buffer", "frames", "to_read", "to_send")
 
     def __init__(self, sock: socket.socket, at: int, now: int, index: int) -> None:
         super().__init__(sock, at, now)
         self.to_send = self.to_read = index  # of the next message
         self.buffer = bytearray()  # what has come and was no whole reply
-        self.scanned = self.wanted = 0  # of the buffer: see Framing.split()
-        self.frames: deque[bytes] = deque()  # of a script: what was split off and is later replies,
-        self.taken = 0  # and how many bytes of the buffer they, and the ones before them, take
+        self.frames: deque[bytes] = deque()  # of a script: what was split off the buffer, and is later replies
+        self._scanned = self._wanted = 0  # of the buffer: see aioecho.framing
+
+    def split(self, framing: Framing, most: int) -> list[bytes]:
+        """Remove whole frames from the front of the buffer, and return them; none while the next one is not whole.
+
+        Raises ValueError if what came is none of the framing's, or more than `most` bytes that hold no whole frame.
+        """
+        buffer = self.buffer
+        while buffer and len(buffer) >= self._wanted:
+            frames, used, wanted = framing.split(buffer, self._scanned)
+            del buffer[:used]
+            left = len(buffer)
+            self._scanned, self._wanted = (left, wanted) if wanted > left else (0, 0)
+            if frames:
+                return frames
+            if left > most:  # the framing has overlooked that
+                raise FrameTooLong(None, most)
+        return []
 
 
 class ReplyEngine(StreamEngine):

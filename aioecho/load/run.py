@@ -1,7 +1,7 @@
 """Load an echo server and measure it: `load(LoadSettings(endpoint=...))` gives a `LoadResult`.
 
-Closed loop: each of `connections` keeps `depth` messages in flight, and latency counts from the moment of sending. Open
-loop (`rate`): messages fall due at fixed times whatever the server does; each goes to the connection that has been free
+Closed loop: every one of `connections` keeps `depth` messages in flight, and latency counts from the moment of sending. Open
+loop (`rate`): messages fall due at fixed times whatever the server does; a message goes to the connection that has been free
 longest, or waits until one is; latency counts from the moment the message was due, so a stalled server cannot hide
 behind messages that were never sent ("coordinated omission").
 
@@ -104,7 +104,7 @@ def load(
     """Run one load and return its result; KeyboardInterrupt ends the run early and returns what was measured.
 
     A server that is absent, dies or answers wrong does not raise: `problem` says so in the result. With several
-    `processes` each gets its share of connections and rate, all start measuring together, and their counts are added.
+    `processes` every process gets its share of connections and rate, all start measuring together, and their counts are added.
     `on_window` is called with True when measuring starts and with False when it ends, to read the server's
     processor time there; with one process only. The soft limit of open files is raised to the hard one, and stays so.
 
@@ -121,7 +121,7 @@ def load(
     if settings.processes == 1:
         tallies = [_make_engine(settings, 0, 1).run(on_progress, on_window)]
     else:
-        tallies = _run_processes(settings, on_progress)
+        tallies = _Shares(settings, on_progress).run()
     return _result(settings, tallies, started_at)
 
 
@@ -148,63 +148,80 @@ def _serve_share(settings: LoadSettings, share: int, control: Any) -> None:
         control.send(Tally(problem=f"{type(error).__name__}: {error}"))
 
 
-def _run_processes(settings: LoadSettings, on_progress: Callable[[LoadProgress], None] | None) -> list[Tally]:
-    import multiprocessing
-    from multiprocessing.connection import wait
+class _Shares:
+    """The shares of a load in processes of their own, which are told when to go and when to stop, and what they have told."""
 
-    context = multiprocessing.get_context("spawn")
-    tallies: dict[int, Tally] = {}
-    reports: dict[int, LoadProgress] = {}
-    ready: set[int] = set()
-    pipes: dict[Any, int] = {}  # the parent's ends -> share
-    processes = []
-    interrupted = False
+    def __init__(self, settings: LoadSettings, on_progress: Callable[[LoadProgress], None] | None) -> None:
+        self._settings = settings
+        self._on_progress = on_progress
+        self._pipes: dict[Any, int] = {}  # the parent's ends -> share
+        self._ready: set[int] = set()
+        self._reports: dict[int, LoadProgress] = {}
+        self._tallies: dict[int, Tally] = {}
+        self._is_stopping = False
 
-    def tell(word: str) -> None:
-        for pipe, share in pipes.items():
-            if share not in tallies:
+    def run(self) -> list[Tally]:
+        """Run all of them, and return their tallies. KeyboardInterrupt stops them."""
+        from multiprocessing.connection import wait
+
+        processes = self._start()
+        while len(self._tallies) < self._settings.processes:
+            try:
+                readable: list[Any] = wait([pipe for pipe, share in self._pipes.items() if share not in self._tallies])
+                for pipe in readable:
+                    self._receive(pipe)
+            except KeyboardInterrupt:
+                self._stop()
+        for process in processes:
+            process.join()
+            process.close()
+        for pipe in self._pipes:
+            pipe.close()
+        return list(self._tallies.values())
+
+    def _start(self) -> list[Any]:
+        import multiprocessing
+
+        context = multiprocessing.get_context("spawn")
+        processes = []
+        for share in range(self._settings.processes):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve_share, args=(self._settings, share, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            processes.append(process)
+            self._pipes[ours] = share
+        return processes
+
+    def _receive(self, pipe: Any) -> None:
+        share, count = self._pipes[pipe], self._settings.processes
+        try:
+            message = pipe.recv()
+        except (EOFError, ConnectionResetError):  # the latter if it had not read a word that was told to it
+            message = Tally(problem=f"generator process {share} died")
+        if isinstance(message, Tally):
+            self._tallies[share] = message
+            if not self._is_stopping and share not in self._ready:
+                self._stop()  # a share that could not even start makes the others meaningless
+        elif message == "ready":
+            self._ready.add(share)
+            if len(self._ready) == count:
+                self._tell("go")
+        else:
+            self._reports[share] = message
+            if self._on_progress is not None and len(self._reports) == count:
+                self._on_progress(_add_progress(list(self._reports.values())))
+                self._reports.clear()
+
+    def _stop(self) -> None:
+        self._is_stopping = True
+        self._tell("stop")
+
+    def _tell(self, word: str) -> None:
+        for pipe, share in self._pipes.items():
+            if share not in self._tallies:
                 with suppress(OSError):
                     pipe.send(word)
-
-    for share in range(settings.processes):
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve_share, args=(settings, share, theirs), daemon=True)
-        process.start()
-        theirs.close()
-        processes.append(process)
-        pipes[ours] = share
-    while len(tallies) < settings.processes:
-        try:
-            readable: list[Any] = wait([pipe for pipe, share in pipes.items() if share not in tallies])
-            for pipe in readable:
-                share = pipes[pipe]
-                try:
-                    message = pipe.recv()
-                except (EOFError, ConnectionResetError):  # the latter if it had not read a word that was told to it
-                    message = Tally(problem=f"generator process {share} died")
-                if isinstance(message, Tally):
-                    tallies[share] = message
-                    if not interrupted and share not in ready:
-                        tell("stop")  # a share that could not even start makes the others meaningless
-                        interrupted = True
-                elif message == "ready":
-                    ready.add(share)
-                    if len(ready) == settings.processes:
-                        tell("go")
-                else:
-                    reports[share] = message
-                    if on_progress is not None and len(reports) == settings.processes:
-                        on_progress(_add_progress(list(reports.values())))
-                        reports.clear()
-        except KeyboardInterrupt:
-            interrupted = True
-            tell("stop")
-    for process in processes:
-        process.join()
-        process.close()
-    for pipe in pipes:
-        pipe.close()
-    return list(tallies.values())
 
 
 def _add_progress(reports: Sequence[LoadProgress]) -> LoadProgress:

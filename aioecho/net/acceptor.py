@@ -5,12 +5,12 @@ import errno
 import functools
 import logging
 import os
+import select
 import socket
 from collections.abc import Callable
 from typing import Any
 
 from aioecho.net.bound import BoundSocket
-from aioecho.net.kernel import has_client
 from aioecho.net.turns import PAUSE, AcceptTurns
 from aioecho.net.watch import OUT_OF_RESOURCES, ReadWatch, as_os_error
 from aioecho.runtime.addresses import is_dual_stack, unmapped
@@ -20,8 +20,7 @@ __all__ = ["Acceptor"]
 
 logger = logging.getLogger("aioecho.listener")
 
-# More in one turn of the loop would make live connections wait; a burst of clients is accepted over several turns. A turn
-# that finds as many as it looked for looks for twice as many the next time: a lone client costs one accept().
+# More in one turn of the loop would make live connections wait; a burst of clients is accepted over several turns.
 ACCEPTS_PER_TURN = 64
 
 
@@ -82,7 +81,9 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         self._make_socket = _AcceptedSocket.factory(bound.sock)
         self._is_dual_stack = is_dual_stack(bound.sock)
-        self._accepts = 1
+        poll = select.poll()
+        poll.register(bound.sock, select.POLLIN)
+        self._poll = poll.poll  # with 0: tells whether a client waits
         self._is_closed = False
         self._log = BoundedLog(logger, logging.WARNING)
 
@@ -121,13 +122,12 @@ class Acceptor:
         self.bound.close()
 
     def _on_readable(self) -> None:
-        most, turns = self._accepts, self._turns
+        most, turns = ACCEPTS_PER_TURN, self._turns
         if turns is not None and (most := min(most, turns.allowance())) <= 0:
             self._step_back(turns)
             return
         self._pauses = 0
-        found_all = self._accept(most)
-        self._accepts = min(2 * self._accepts, ACCEPTS_PER_TURN) if found_all else 1
+        self._accept(most)
         if turns is not None and self._watch.is_on:
             turns.note()
 
@@ -138,7 +138,7 @@ class Acceptor:
 
         def look_again() -> None:
             has_moved = turns.has_moved(behind)
-            self._pauses = self._pauses + 1 if has_client(self.sock) else 0
+            self._pauses = self._pauses + 1 if self._poll(0) else 0
             if self._pauses == 1 and not has_moved:  # it may have come just now, and be about to be accepted
                 self._watch.retry_later(look_again, PAUSE)
                 return
@@ -156,7 +156,9 @@ class Acceptor:
     def _accept(self, most: int) -> bool:
         """Accept at most so many connections; return whether there were as many."""
         accept, has_room, on_accept, make_socket = self._accept_one, self._has_room, self._on_accept, self._make_socket
-        for _ in range(most):
+        for number in range(most):
+            if number and not self._poll(0):  # an accept() in vain takes ten times as long
+                return False
             if not has_room():
                 self.pause()
                 return False

@@ -276,7 +276,7 @@ def _remove_stale(endpoint: PathEndpoint) -> None:
             # another one. All are alive.
             if error.errno not in (errno.EAGAIN, errno.EPROTOTYPE, errno.EPERM):
                 raise
-    message = f"cannot listen on {endpoint}: somebody listens there already"
+    message = f"cannot listen on {endpoint}: another socket listens there already"
     raise EndpointError(message, errno.EADDRINUSE)
 
 
@@ -338,7 +338,7 @@ async def _folder_lock(path: str) -> AsyncIterator[None]:
         yield
         return
     try:
-        # Polled, since flock() itself waits for ever or not at all, and anybody may lock a folder such as /tmp.
+        # Polled, since flock() itself waits for ever or not at all, and any program may lock a folder such as /tmp.
         deadline = time.monotonic() + LOCK_TIMEOUT
         while not _try_lock(folder) and time.monotonic() < deadline:  # noqa: ASYNC110 - no event tells of it
             await asyncio.sleep(LOCK_INTERVAL)

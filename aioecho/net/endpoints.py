@@ -251,52 +251,31 @@ def parse_endpoint(text: str, inherited_type: int = socket.SOCK_STREAM) -> Endpo
     return replace(endpoint, proxy=proxy)
 
 
+# How endpoint strings are written.
+HOST_FORM = re.compile(
+    r"(?P<scheme>tcp|udp)://(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:\[\]/]*)):(?P<port>[0-9]+)/?(?:\?(?P<query>.*))?"
+)
+PATH_FORM = re.compile(r"(?P<scheme>unix|unixgram):(?://(?=/))?(?P<path>[^?]+)(?:\?(?P<query>.*))?")
+FD_FORM = re.compile(r"fd://(?P<fd>[0-9]+)")
+SYSTEMD_FORM = re.compile(r"systemd:(?P<name>[^:/]+)")
+BARE_FORM = re.compile(r"(?:\[[^\]]+\]|(?P<host>[^:\[\]/?]+)):[0-9]+")  # HOST:PORT, which stands for tcp://HOST:PORT
+
+
 def _parse(text: str, inherited_type: int) -> Endpoint:
-    if match := re.fullmatch(
-        r"(?P<scheme>tcp|udp)://(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:\[\]/]*)):(?P<port>[0-9]+)/?(?:\?(?P<query>.*))?",
-        text,
-    ):
-        if match["ipv6"] is not None and not _is_ipv6(match["ipv6"]):
-            raise ValueError(
-                f"bad endpoint {text!r}: brackets are for an IPv6 address, such as {match['scheme']}://[::1]:9999"
-            )
-        port = int(match["port"])
-        if port > 65535:
-            raise ValueError(f"bad endpoint {text!r}: a port is at most 65535")
-        host = match["ipv6"] or match["host"] or ""
-        host = "" if host == "*" else host
-        if match["scheme"] == "udp":
-            return _with_options(text, UDPEndpoint(host, port), match["query"])
-        if match["query"] is not None:
-            raise ValueError(f"bad endpoint {text!r}: tcp:// takes no options after a ? but proxy= and proxy_from=")
-        return TCPEndpoint(host, port)
-    if match := re.fullmatch(r"(?P<scheme>unix|unixgram):(?://(?=/))?(?P<path>[^?]+)(?:\?(?P<query>.*))?", text):
-        path = match["path"]
-        options: dict[str, Any] = {}
-        for name, value in parse_qsl(match["query"] or "", keep_blank_values=True):
-            is_mode = name == "mode" and re.fullmatch("[0-7]{3,4}", value)
-            if not is_mode and not (name in ("owner", "group") and value):
-                raise ValueError(
-                    f"bad endpoint {text!r}: after ? comes mode= with permissions in octal, such as mode=660, or owner= or"
-                    " group= with a name or a number"
-                )
-            if path.startswith("@"):
-                raise ValueError(f"bad endpoint {text!r}: a name behind @ has no file, and so no {name}")
-            options[name] = int(value, 8) if is_mode else value
-        if path == "@":
-            raise ValueError(f"bad endpoint {text!r}: there is no name behind @")
-        path_kind = UnixEndpoint if match["scheme"] == "unix" else UnixDatagramEndpoint
-        return path_kind("\0" + path[1:] if path.startswith("@") else path, **options)
-    if match := re.fullmatch(r"fd://(?P<fd>[0-9]+)", text):
+    if match := HOST_FORM.fullmatch(text):
+        return _read_host(text, match)
+    if match := PATH_FORM.fullmatch(text):
+        return _read_path(text, match)
+    if match := FD_FORM.fullmatch(text):
         number = int(match["fd"])
         if number > MOST_FD:  # of which socket.socket() would take the lower bits, and so another one
             raise ValueError(f"bad endpoint {text!r}: a descriptor is at most {MOST_FD}")
         return InheritedEndpoint(number, inherited_type)
     if text == "stdio:":
         return StdioEndpoint()
-    if match := re.fullmatch(r"systemd:(?P<name>[^:/]+)", text):
+    if match := SYSTEMD_FORM.fullmatch(text):
         return SystemdEndpoint(match["name"], inherited_type)
-    match = re.fullmatch(r"(?:\[[^\]]+\]|(?P<host>[^:\[\]/?]+)):[0-9]+", text)
+    match = BARE_FORM.fullmatch(text)
     if match is not None and match["host"] not in SCHEMES:
         try:
             return _parse(f"tcp://{text}", inherited_type)
@@ -308,6 +287,42 @@ def _parse(text: str, inherited_type: int) -> Endpoint:
     elif text.startswith(("/", "./")):
         hint = f"write unix:{text}; "
     raise ValueError(f"bad endpoint {text!r}: {hint}expected {FORMS}")
+
+
+def _read_host(text: str, match: re.Match[str]) -> TCPEndpoint | UDPEndpoint:
+    if match["ipv6"] is not None and not _is_ipv6(match["ipv6"]):
+        raise ValueError(
+            f"bad endpoint {text!r}: brackets are for an IPv6 address, such as {match['scheme']}://[::1]:9999"
+        )
+    port = int(match["port"])
+    if port > 65535:
+        raise ValueError(f"bad endpoint {text!r}: a port is at most 65535")
+    host = match["ipv6"] or match["host"] or ""
+    host = "" if host == "*" else host
+    if match["scheme"] == "udp":
+        return _with_options(text, UDPEndpoint(host, port), match["query"])
+    if match["query"] is not None:
+        raise ValueError(f"bad endpoint {text!r}: tcp:// takes no options after a ? but proxy= and proxy_from=")
+    return TCPEndpoint(host, port)
+
+
+def _read_path(text: str, match: re.Match[str]) -> UnixEndpoint | UnixDatagramEndpoint:
+    path = match["path"]
+    options: dict[str, Any] = {}
+    for name, value in parse_qsl(match["query"] or "", keep_blank_values=True):
+        is_mode = name == "mode" and re.fullmatch("[0-7]{3,4}", value)
+        if not is_mode and not (name in ("owner", "group") and value):
+            raise ValueError(
+                f"bad endpoint {text!r}: after ? comes mode= with permissions in octal, such as mode=660, or owner= or"
+                " group= with a name or a number"
+            )
+        if path.startswith("@"):
+            raise ValueError(f"bad endpoint {text!r}: a name behind @ has no file, and so no {name}")
+        options[name] = int(value, 8) if is_mode else value
+    if path == "@":
+        raise ValueError(f"bad endpoint {text!r}: there is no name behind @")
+    kind = UnixEndpoint if match["scheme"] == "unix" else UnixDatagramEndpoint
+    return kind("\0" + path[1:] if path.startswith("@") else path, **options)
 
 
 def _with_options(text: str, endpoint: UDPEndpoint, query: str | None) -> UDPEndpoint:

@@ -11,21 +11,21 @@ import weakref
 from collections.abc import Iterable
 from typing import Protocol
 
-__all__ = ["SocketOwner", "close_in_forked_children", "is_forked_by_multiprocessing"]
+__all__ = ["close_in_forked_children", "is_forked_by_multiprocessing"]
 
 
-class SocketOwner(Protocol):
+class _Owner(Protocol):
     """What has sockets that no forked child is to keep."""
 
     def sockets_to_close_in_child(self) -> Iterable[int]:
         """Return the descriptors of the sockets that are open now. Called in the child."""
 
 
-_owners: "weakref.WeakSet[SocketOwner]" = weakref.WeakSet()
+_owners: "weakref.WeakSet[_Owner]" = weakref.WeakSet()
 _is_registered = False
 
 
-def close_in_forked_children(owner: SocketOwner) -> None:
+def close_in_forked_children(owner: _Owner) -> None:
     """Close the owner's sockets in every child that is forked from now on, as long as the owner exists."""
     global _is_registered
     if not _is_registered:

@@ -1,4 +1,4 @@
-"""What the kernel tells of a socket: what waits in it, and how its peer is doing."""
+"""What the kernel tells of a socket, what waits in it and how its peer is doing, and when it is to give a peer up."""
 
 import contextlib
 import fcntl
@@ -7,7 +7,7 @@ import socket
 import struct
 import sys
 import termios
-from collections.abc import Callable
+from math import inf
 from typing import Any, NamedTuple
 
 __all__ = [
@@ -20,14 +20,13 @@ __all__ = [
     "Credentials",
     "accept_queue",
     "datagram_memory",
-    "has_client",
     "has_hung_up",
     "has_peer_ended",
     "is_broken",
-    "nothing_more_of",
     "peer_credentials",
     "round_trip",
     "set_keepalive",
+    "silence_of",
     "stop_receiving",
     "tcp_info",
     "unacknowledged",
@@ -55,6 +54,9 @@ PEER_MAY_SEND = {1, 4, 5}
 # Likewise: the state; bytes acknowledged and received; bytes that wait to be sent; bytes sent, and how many of them again.
 WIRE = struct.Struct("=B119xQQ8xI52xQQ")
 
+# Likewise: the milliseconds since data last came; bytes received.
+SILENCE = struct.Struct("=52xI72xQ")
+
 # Of a socket that listens: the clients that were not accepted yet, and how many find room.
 ACCEPT_QUEUE = struct.Struct("=24xII")
 
@@ -72,9 +74,6 @@ MEMINFO = struct.Struct("@9I")
 
 SO_PEERCRED: int | None = getattr(socket, "SO_PEERCRED", None)
 UCRED = struct.Struct("@iII")
-
-# The least that either loop takes from a full socket in one read, in bytes; asyncio's takes READ_BYTES of aioecho.streams.
-LEAST_READ = 2**16
 
 
 class Credentials(NamedTuple):
@@ -114,24 +113,6 @@ def _count(sock: socket.socket, request: int) -> int:
     return count
 
 
-def nothing_more_of(sock: socket.socket) -> Callable[[], bool]:
-    """Return what tells, whenever a stream waits with an empty buffer, that all that was sent by now has been read.
-
-    Asked rather than counted: what is in the socket now has been read after so many reads as it takes at the most, or
-    when the socket is empty. A peer that never stops sending does not put the end off.
-    """
-    reads_left = -(-unread(sock) // LEAST_READ)
-
-    def no_more_comes() -> bool:
-        nonlocal reads_left
-        if reads_left == 0 or unread(sock) == 0:
-            return True
-        reads_left -= 1
-        return False
-
-    return no_more_comes
-
-
 def stop_receiving(sock: socket.socket, at_once: bool) -> bool:
     """Have the kernel refuse what the peer sends from now on, if nothing waits to be read; return whether that is done.
 
@@ -158,6 +139,17 @@ def tcp_info(sock: socket.socket, field: tuple[int, str]) -> int | None:
     except OSError:
         return None
     return int(struct.unpack_from(layout, info, start)[0]) if len(info) >= end else None
+
+
+def silence_of(sock: socket.socket) -> float | None:
+    """Return for how many seconds a TCP peer has sent nothing, infinity if it never has; None as for tcp_info()."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        milliseconds, received = SILENCE.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, SILENCE.size))
+    except (OSError, struct.error):
+        return None
+    return milliseconds / 1000 if received else inf
 
 
 def wire_bytes(sock: socket.socket) -> tuple[int, int] | None:
@@ -213,13 +205,6 @@ def has_hung_up(sock: socket.socket) -> bool:
     except ValueError:  # it is closed here
         return False
     return any(event & select.POLLHUP for _, event in poll.poll(0))
-
-
-def has_client(sock: socket.socket) -> bool:
-    """Tell whether a client waits to be accepted on a listening socket."""
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def set_keepalive(sock: socket.socket, seconds: float, unacknowledged: float | None) -> None:

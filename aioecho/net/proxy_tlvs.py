@@ -61,7 +61,7 @@ class ProxyTLS:
 
 @dataclass(frozen=True, kw_only=True)
 class Tlvs:
-    """The extensions of a header. Their names are those of :class:`~aioecho.net.proxy_header.ProxyHeader`."""
+    """The extensions of a header. They have the names of :class:`~aioecho.net.proxy_header.ProxyHeader`."""
 
     alpn: bytes | None
     authority: str | None
@@ -153,7 +153,7 @@ def _parse_tls(value: bytes) -> ProxyTLS:
     )
 
 
-# The types of vendors are from a range for anyone's private use: what has not their form is another's, and no mistake.
+# The types of vendors are from a range for private use: what has not their form is another vendor's, and no mistake.
 
 
 def _aws_vpce_id(value: bytes) -> str | None:

@@ -31,7 +31,7 @@ def take_standard_streams() -> socket.socket:
         if sock.type != socket.SOCK_STREAM or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             sock.close()
             message = "descriptor 0 is no connection of a stream: to serve on a bound socket use fd://0"
-            raise EndpointError(f"cannot serve on stdio:: {message}", errno.EINVAL)
+            raise EndpointError(f"cannot serve on stdio: {message}", errno.EINVAL)
     else:
         sock = _relayed(os.dup(0), os.dup(1))
     _keep_for_connection()

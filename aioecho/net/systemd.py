@@ -10,7 +10,7 @@ import os
 import socket
 import time
 
-__all__ = ["Watchdog", "listen_fds", "notify", "notify_reloading", "notify_stopping", "watchdog_seconds"]
+__all__ = ["Watchdog", "listen_fds", "notify", "notify_reloading", "notify_stopping"]
 
 logger = logging.getLogger("aioecho.systemd")
 
@@ -45,7 +45,7 @@ def listen_fds() -> list[tuple[str, int]]:
 
 
 def notify(*assignments: str) -> bool:
-    """Tell systemd, in one message, as ``notify("READY=1")``; return whether there was anybody to tell.
+    """Tell systemd, in one message, as ``notify("READY=1")``; return whether the message got through.
 
     Never raises: a message that does not get through is logged.
     """
@@ -75,7 +75,7 @@ def notify_stopping(seconds: float) -> None:
     notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(min(seconds, LONG) * 1e6)}")
 
 
-def watchdog_seconds() -> float | None:
+def _watchdog_seconds() -> float | None:
     """Return how long systemd waits for a WATCHDOG=1 before it ends the service; None if it does not, or not for us."""
     text = os.environ.get("WATCHDOG_USEC", "")
     if not text.isdecimal() or int(text) == 0 or ("WATCHDOG_PID" in os.environ and not _is_for_us("WATCHDOG_PID")):
@@ -86,12 +86,15 @@ def watchdog_seconds() -> float | None:
 class Watchdog:
     """Feeds systemd's watchdog from the running event loop, twice as often as it has to: one that hangs does not.
 
-    Does nothing if systemd has set no watchdog. Call :meth:`stop` at the end.
+    Does nothing if systemd has set no watchdog: then `seconds`, for which it waits, is None.
     """
 
     def __init__(self) -> None:
-        self.seconds = watchdog_seconds()
+        self.seconds = _watchdog_seconds()
         self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Feed it from now on."""
         if self.seconds is not None:
             self._feed(self.seconds / 2)
 

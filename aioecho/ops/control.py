@@ -84,7 +84,7 @@ class ControlServer:
     async def __aexit__(self, *exc_info: object) -> None:
         """Close it, and the connections with its clients: what they have not read of an answer is lost."""
         for connection in self._server.connections:
-            connection.cut_off()
+            connection.cancel()
             await asyncio.wait([connection.task])  # for it not to be one that a drain has cut off
         await self._server.shutdown()
 

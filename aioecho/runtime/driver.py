@@ -200,7 +200,10 @@ class Waiter:
         """Raise CancelledError if the wait was cancelled."""
         error, self._error = self._error, None
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # its traceback refers to this frame
 
 
 class Driver:

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from aioecho.runtime.logs import all_loggers, reopen_log_files
+from aioecho.runtime.log_files import all_loggers, reopen_log_files
 
 __all__ = ["LogConfig", "apply_log_config", "renew_log"]
 

@@ -1,7 +1,6 @@
 """What log records have in common: a peer's address as text, and a bounded rate for a condition that repeats."""
 
 import logging
-import os
 import socket
 import time
 from types import TracebackType
@@ -9,7 +8,7 @@ from typing import Any
 
 from aioecho.runtime.addresses import unmapped
 
-__all__ = ["BoundedLog", "ErrorInfo", "all_loggers", "format_address", "reopen_log_files"]
+__all__ = ["BoundedLog", "ErrorInfo", "format_address"]
 
 ErrorInfo = BaseException | tuple[type[BaseException], BaseException, TracebackType | None] | None
 """What logging takes as `exc_info`."""
@@ -73,34 +72,3 @@ class BoundedLog:
             message += " (and %d times since the last such record)"
             args = (*args, kept_back)
         self._logger.log(self._level, message, *args, exc_info=exc_info)
-
-
-def all_loggers() -> list[logging.Logger]:
-    """Return the loggers that there are, the root first."""
-    root = logging.getLogger()
-    return [root, *(each for each in root.manager.loggerDict.values() if isinstance(each, logging.Logger))]
-
-
-def reopen_log_files() -> None:
-    """Open the files that loggers write to anew, where another file, or none, has their path now: they were rotated."""
-    for handler in {handler for each in all_loggers() for handler in each.handlers}:
-        if isinstance(handler, logging.FileHandler) and _was_moved(handler):
-            handler.acquire()
-            try:
-                stream, handler.stream = handler.stream, None  # the handler opens it at its next record
-                if stream is not None:
-                    stream.close()
-            finally:
-                handler.release()
-
-
-def _was_moved(handler: logging.FileHandler) -> bool:
-    if handler.stream is None:  # it opens the file at its next record
-        return False
-    try:
-        is_open = os.fstat(handler.stream.fileno())
-        return not os.path.samestat(os.stat(handler.baseFilename), is_open)
-    except FileNotFoundError:
-        return True
-    except (OSError, ValueError):  # it is closed, or not to be looked at
-        return False

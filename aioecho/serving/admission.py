@@ -122,7 +122,7 @@ class Admission:
             self._hosts[host] += 1
         return None
 
-    def leave(self, client_address: Any) -> None:
+    def release(self, client_address: Any) -> None:
         """Count the end of a connection that was admitted."""
         if self._hosts and (host := host_of(client_address)) is not None and host in self._hosts:
             self._hosts[host] -= 1

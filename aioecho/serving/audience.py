@@ -27,8 +27,8 @@ class _Listener(Protocol):
     def push(self, data: bytes, most: int) -> bool:
         """Write `data`, unless more than `most` bytes would wait to be sent then: return False."""
 
-    def cut(self, reason: str) -> None:
-        """Abort it."""
+    def abort_for(self, reason: str) -> None:
+        """Abort it; count `reason`."""
 
 
 class _Broadcast:
@@ -101,7 +101,7 @@ class Audience:
                     if broadcast.skips:
                         self._stats.skipped += 1
                     else:
-                        connection.cut("broadcast")
+                        connection.abort_for("broadcast")
                 left -= 1
             if rest:
                 asyncio.get_running_loop().call_soon(self._go_on)

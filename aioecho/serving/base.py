@@ -98,7 +98,7 @@ class BaseServer(Sharing):
     ) -> None:
         if isinstance(RequestHandlerClass, Mapping):
             if server_address is not None:
-                raise TypeError("the endpoints of several handler classes are given with them, and nowhere else")
+                raise TypeError("give the endpoints of several handler classes with them, and None as the address")
             if sock is not None:
                 raise TypeError("no handler class is named for sock: give its descriptor with one, as fd://N")
             served = list(RequestHandlerClass.items())
@@ -119,7 +119,7 @@ class BaseServer(Sharing):
         if sock is not None:
             self.endpoints.append(InheritedEndpoint(sock, self._socket_type))
         if not self.endpoints:
-            raise ValueError("a server needs an address or a socket to listen on")
+            raise ValueError("a server needs an address or a socket to listen on: give server_address, or sock=")
         for handler_class, _ in served:
             self._check_endpoints(handler_class)
         self._proxy = None if proxy is None else check_type("proxy", proxy, ProxyProtocol)
@@ -186,7 +186,7 @@ class BaseServer(Sharing):
             RuntimeError: it was started before, or has been closed. To serve again, make another server.
         """
         if self._was_started or self._is_ending():
-            raise RuntimeError("a server can be started once, and not after its end")
+            raise RuntimeError("a server can be started once, and not after its end: make another one")
         self._was_started = True
         self.event_loop = asyncio.get_running_loop()
         self.measure_loop(self.event_loop)
@@ -324,7 +324,7 @@ class BaseServer(Sharing):
         if loop is not None and loop is not asyncio.get_running_loop() and not loop.is_closed():
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.shutdown(grace), loop))
         drain = self._begin_shutdown(grace)
-        if (self.company or self).waits_for(asyncio.current_task()):
+        if (self.composite or self).waits_for(asyncio.current_task()):
             return drain.report()
         return await drain.wait()
 
@@ -337,7 +337,7 @@ class BaseServer(Sharing):
         """
         check_grace(self.grace if grace is None else grace)
         if self.event_loop is None:
-            raise RuntimeError("the server has not been started")
+            raise RuntimeError("the server has not been started: await start(), or use `async with`")
         self.event_loop.call_soon_threadsafe(self._begin_shutdown, grace)
 
     def end_at_once(self, why: str) -> None:
@@ -377,8 +377,8 @@ class BaseServer(Sharing):
     def _tell_stopping(self, grace: float | None, why: str | None) -> None:
         if self._stopping is not None:
             self._stopping.set_result(None)
-        if self.company is not None:
-            self.company.one_stops(grace, why)
+        if self.composite is not None:
+            self.composite.one_stops(grace, why)
 
     # What a drain asks of it.
 

@@ -29,7 +29,7 @@ class Beside:
         self.errors.append(error)
         if not self.has_cancelled and self._connection.is_before_end():
             self.has_cancelled = True
-            self._connection.stop()
+            self._connection.cancel_handler()
 
 
 class AccompaniedConnection(ToldConnection):
@@ -44,7 +44,7 @@ class AccompaniedConnection(ToldConnection):
     def get_tasks(self) -> Tasks:
         """Return what the handler makes tasks by; RuntimeError if the connection is at its end."""
         if self._stage >= FINISH:
-            raise RuntimeError("the connection ends, and has no tasks any more")
+            raise RuntimeError("the connection ends, and has no tasks any more: make the task with server.tasks")
         return self._get_beside().tasks
 
     def _get_beside(self) -> Beside:
@@ -84,7 +84,7 @@ class AccompaniedConnection(ToldConnection):
         if beside.has_cancelled and not isinstance(end, asyncio.CancelledError):
             await self._wait(asyncio.sleep(0))  # the cancellation is still to come: handle() has ended meanwhile
         if goodbye is not None:
-            if not self._is_cut_off and not self._protocol.is_lost:
+            if not self._is_cancelled and not self._protocol.is_lost:
                 end = await self._wait(asyncio.wait({goodbye}, timeout=GOODBYE)) or end
             goodbye.cancel()
         end = await self._wait(beside.tasks.end(0 if self._is_abandoned else LEAST)) or end

@@ -55,7 +55,7 @@ class Connection(VerifiedConnection):
         self.request: tuple[StreamReader, StreamWriter] | None = None
         self.handler: Any = None
         self.reason: Reason = "handshake"
-        self.was_aborted = self._is_cut_off = self._has_sent_eof = False
+        self.was_aborted = self._is_cancelled = self._has_sent_eof = False
         self._stage = OPEN
         self.place = self._handling = None
         self._linger: asyncio.TimerHandle | None = None
@@ -213,7 +213,7 @@ class Connection(VerifiedConnection):
             end is None
             and self._stage == HANDLE
             and protocol.peer_has_closed
-            and not (protocol.is_lost or protocol.is_tls or self._is_cut_off or protocol.cut_for is not None)
+            and not (protocol.is_lost or protocol.is_tls or self._is_cancelled or protocol.aborted_for is not None)
             and not self._server.beside
             and getattr(type(self.handler), "finish", None) is BaseRequestHandler.finish
             and protocol.transport.get_write_buffer_size() == 0
@@ -327,16 +327,16 @@ class Connection(VerifiedConnection):
             finally:
                 if self._linger is not None:
                     self._linger.cancel()
-            if protocol.cut_for is not None:
-                self.reason = cast(Reason, protocol.cut_for)
+            if protocol.aborted_for is not None:
+                self.reason = cast(Reason, protocol.aborted_for)
 
     async def _close(self, protocol: StreamProtocol) -> None:
         """Send what was written, and close so that the peer can read it."""
         transport = protocol.transport
         protocol.flush()  # of finish(), or handle_error()
         unsent = protocol.unsent()
-        if self._is_cut_off or self.reason == "cancelled" or self.reason == "write":
-            self._cut_short(protocol)
+        if self._is_cancelled or self.reason == "cancelled" or self.reason == "write":
+            self._abort_transport(protocol)
         elif protocol.is_tls:
             protocol.discard()
             if not transport.is_closing():
@@ -353,13 +353,13 @@ class Connection(VerifiedConnection):
         try:
             await protocol.wait_lost()
         except asyncio.CancelledError:
-            self._cut_short(protocol)
+            self._abort_transport(protocol)
             await protocol.wait_lost()
             raise
         if unsent and protocol.lost_with is not None and self.outcome == "completed":
             self.reason = "connection lost"
 
-    def _cut_short(self, protocol: StreamProtocol) -> None:
+    def _abort_transport(self, protocol: StreamProtocol) -> None:
         if self._is_unsent(protocol):
             self.was_aborted = True
             if self.outcome == "completed":

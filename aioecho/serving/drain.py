@@ -52,7 +52,7 @@ class Served(Protocol):
     def is_in_message(self) -> bool:
         """Tell whether a message is in progress: cancelling the handler cuts it."""
 
-    def cut_off(self) -> None:
+    def cancel(self) -> None:
         """Cancel the handler."""
 
     def abort(self) -> None:
@@ -111,7 +111,7 @@ class Drain:
             self._why = OVER if why is None else why
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = self._loop.call_at(deadline, self._cut_off)
+            self._timer = self._loop.call_at(deadline, self._cancel_all)
 
     def seconds_left(self) -> float:
         """Return the seconds until the grace is over; 0 from then on."""
@@ -133,8 +133,9 @@ class Drain:
             return  # the drain has ended without it, and counted it then
         how = "aborted" if ended.was_aborted else "cancelled" if ended.outcome == "cancelled" else "completed"
         self._counts[how] += 1
-        if how != "completed" and ended in self._in_message:
-            self._counts["unfinished"] += 1
+        if ended in self._in_message:
+            self._in_message.remove(ended)
+            self._counts["unfinished"] += how != "completed"
         self.end_if_idle()
 
     def drain_late(self, connection: Served) -> None:
@@ -154,11 +155,15 @@ class Drain:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             self._has_told_all = True
-            for number, connection in enumerate(tuple(self._served), 1):
-                if connection in self._served:  # else it has ended meanwhile
-                    connection.drain()
-                if number % AT_A_TIME == 0:
-                    await asyncio.sleep(0)
+            rest = list(self._served)
+            while rest:
+                for connection in rest[-AT_A_TIME:]:
+                    if connection in self._served:  # else it has ended meanwhile
+                        connection.drain()
+                # Not kept till the end: to free thousands at once takes long, and the more there are, the more the garbage
+                # collector has to look at.
+                del rest[-AT_A_TIME:], connection
+                await asyncio.sleep(0)
             if not self._is_idle():
                 self._all_ended = self._loop.create_future()
                 await self._all_ended
@@ -178,17 +183,17 @@ class Drain:
 
     # The stages after the grace.
 
-    def _cut_off(self) -> None:
+    def _cancel_all(self) -> None:
         self._counts["cancelled"] += self._drop_waiting()
         self.end_if_idle()
-        self._do_with_all(list(self._served), self._cut_one_off, self._abort)
+        self._do_with_all(list(self._served), self._cancel_one, self._abort_all)
 
-    def _cut_one_off(self, connection: Served) -> None:
+    def _cancel_one(self, connection: Served) -> None:
         if connection.is_in_message():
             self._in_message.add(connection)
-        connection.cut_off()
+        connection.cancel()
 
-    def _abort(self) -> None:
+    def _abort_all(self) -> None:
         self._do_with_all(list(self._served), self._abort_one, self._leave_behind)
 
     def _abort_one(self, connection: Served) -> None:

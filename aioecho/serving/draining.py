@@ -1,10 +1,6 @@
 """What a connection does when its server stops: how it ends between messages, or in its TLS handshake, or is cut off."""
 
-import functools
-import socket
-from math import inf
-
-from aioecho.net.kernel import BYTES_RECEIVED, LAST_DATA_RECV, nothing_more_of, round_trip, stop_receiving, tcp_info
+from aioecho.net.kernel import round_trip, silence_of
 from aioecho.serving.beside import AccompaniedConnection
 from aioecho.streams.ending import StreamDrain
 from aioecho.streams.handshake import Handshake
@@ -79,7 +75,7 @@ class DrainedConnection(AccompaniedConnection):
                 left = fresh
         else:
             patience = max(linger or 0, fresh)
-            silence = _silence(self._sock)
+            silence = silence_of(self._sock)
             if silence is None:
                 silence = patience if handshake.count == count else 0
             # What a client said while it waited to be accepted may be old. Since it was answered, it had no time to speak.
@@ -105,16 +101,7 @@ class DrainedConnection(AccompaniedConnection):
             if linger is not None:
                 self._loop.call_later(linger, self._end_stream)
             return
-        sock = self._sock
-        protocol.reader.begin_drain(
-            StreamDrain(
-                protocol.reader,
-                nothing_more_of(sock),
-                lambda: _silence(sock),
-                linger,
-                functools.partial(stop_receiving, sock) if one_way else None,
-            )
-        )
+        protocol.reader.begin_drain(StreamDrain(self._sock, linger, one_way=one_way))
 
     def is_in_message(self) -> bool:
         """Tell whether a message, or a TLS handshake, is in progress: cancelling the handler cuts it."""
@@ -123,24 +110,24 @@ class DrainedConnection(AccompaniedConnection):
             return handshake.count > 0
         return self.request is not None and self._protocol.reader.is_in_message()
 
-    def stop(self) -> None:
+    def cancel_handler(self) -> None:
         """Cancel what runs, the handler mostly."""
         self.task.cancel()
 
-    def cut_off(self) -> None:
+    def cancel(self) -> None:
         """Cancel the handler; what is still unsent when it has ended is thrown away."""
-        self._is_cut_off = True
-        self.stop()
+        self._is_cancelled = True
+        self.cancel_handler()
 
     def abort(self) -> None:
         """Close at once, throw away what is unsent, and end the handler even if it swallows its cancellation."""
-        self.was_aborted = self._is_cut_off = True
+        self.was_aborted = self._is_cancelled = True
         self.abandon()
         if self.request is not None and not self._protocol.is_lost:
             if self._is_unsent(self._protocol):
                 reset_when_closed(self._protocol.transport)
             self._protocol.transport.abort()
-        self.stop()
+        self.cancel_handler()
 
     def handshake_terms(self) -> Terms:
         """Return what holds for a TLS handshake that begins now: one before the handler is timed from the accepting on.
@@ -157,12 +144,3 @@ class DrainedConnection(AccompaniedConnection):
             self._protocol.reader.suspend_drain()
             self._loop.call_soon(self.drain)  # by then it has begun
         return Terms(seconds, timeouts.linger, self._server.handshake_limit)
-
-
-def _silence(sock: socket.socket) -> float | None:
-    """Return for how many seconds a peer has sent nothing, infinity if it never has; None where the system does not tell."""
-    received = tcp_info(sock, BYTES_RECEIVED)
-    milliseconds = tcp_info(sock, LAST_DATA_RECV)
-    if received is None or milliseconds is None:
-        return None
-    return milliseconds / 1000 if received else inf

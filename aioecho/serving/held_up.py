@@ -29,20 +29,24 @@ METHODS = ("handle", "setup", "finish", "draining")
 def watch_in_debug_mode(loop: asyncio.AbstractEventLoop) -> "HeldUpWatch | None":
     """Begin to watch a loop, if it is in debug mode."""
     seconds = getattr(loop, "slow_callback_duration", math.inf)
-    return HeldUpWatch(loop, seconds) if loop.get_debug() and 0 < seconds < math.inf else None
+    if not loop.get_debug() or not 0 < seconds < math.inf:
+        return None
+    watch = HeldUpWatch(loop, seconds)
+    watch.start()
+    return watch
 
 
 class HeldUpWatch:
-    """Looks from a thread of its own whether the loop runs, and logs which handler holds it up for more than `seconds`.
-
-    Made in the loop's thread.
-    """
+    """Looks from a thread of its own whether the loop runs, and logs which handler holds it up for more than `seconds`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         self._loop = loop
         self._seconds = seconds
-        self._thread = threading.get_ident()
         self._over = threading.Event()
+
+    def start(self) -> None:
+        """Watch from now on. Called in the loop's thread."""
+        self._thread = threading.get_ident()
         self._beat()
         threading.Thread(target=self._watch, name="aioecho-debug", daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""What users see of a live connection, session or datagram's handler: the members of `server.connections`."""
+"""What users see of a live connection, session or datagram's handler, the members of `server.connections`; and their ids."""
 
 import itertools
 import socket

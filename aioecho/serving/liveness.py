@@ -19,7 +19,7 @@ class ToldConnection(TimedConnection):
         `is_told`: the handler learns of it by what it awaits, or some task of its own does.
         """
         protocol = self._protocol
-        if self._stage != HANDLE or protocol.cut_for is not None:
+        if self._stage != HANDLE or protocol.aborted_for is not None:
             return
         if protocol.lost_with is not None:
             self._loop.call_soon(self._note_lost, is_told)  # the handler may be what runs

@@ -1,6 +1,7 @@
 """The live connections of a server, and what they need of it: counters, hooks, timeouts, threads, their reports."""
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import logging
@@ -33,8 +34,8 @@ __all__ = ["Registry"]
 
 logger = logging.getLogger("aioecho.server")
 
-# The reasons of connections that the server has cut off, which the log tells of.
-CUT_OFF = {"write buffer", "memory", "key updates", "broadcast", "shed", "handler"}
+# The reasons of connections that the server has ended by itself, which the log tells of.
+ENDED_BY_SERVER = {"write buffer", "memory", "key updates", "broadcast", "shed", "handler"}
 
 
 class Registry:
@@ -106,7 +107,7 @@ class Registry:
         self._drain: Drain | None = None  # made when a shutdown begins
         self.task_context = contextvars.copy_context()
         self._not_begun_log = BoundedLog(logger, logging.WARNING)
-        self._cut_log = BoundedLog(logger, logging.WARNING)
+        self._abort_log = BoundedLog(logger, logging.WARNING)
         self._mistake_log = MistakeLog(logger)
         self._no_thread_log = BoundedLog(logging.getLogger("aioecho.threads"), logging.ERROR)
 
@@ -256,6 +257,11 @@ class Registry:
         else:
             self._not_begun_log.report("no %s with %s: %s", what, address, reason)
 
+    def report_slow_verification(self, client_address: Any, seconds: float | None) -> None:
+        """Log that a coroutine of verify_request() took longer than it may, `seconds`."""
+        error = TimeoutError(f"verify_request() took longer than {seconds:.4g} seconds")
+        self.report_not_begun(client_address, "verification", error)
+
     def report_no_thread(self, client_address: Any, error: RuntimeError) -> None:
         """Log that there is no thread for a blocking handler, at a bounded rate."""
         self._no_thread_log.report("no thread for %s: %s", format_address(client_address), error)
@@ -316,18 +322,21 @@ class Registry:
         """Count an ended connection, by its `reason`; it makes room for another."""
         self._count_end(connection)
         self.audience.forget(connection)
-        self.admission.leave(connection.counted_address)
+        self.admission.release(connection.counted_address)
         if self.measures is not None and connection.outcome != "rejected":
             self.measures.durations.note(asyncio.get_running_loop().time() - connection.since)
         connection.log_end()
-        if connection.reason in CUT_OFF:
+        if connection.reason in ENDED_BY_SERVER:
             address = format_address(connection.client_address)
-            self._cut_log.report("cut off the connection from %s: %s", address, connection.reason)
+            self._abort_log.report("cut off the connection from %s: %s", address, connection.reason)
         self._resume_listeners()
 
     def task_ended(self, connection: Any, task: "asyncio.Task[None]") -> None:
         """Count a connection whose task has ended; report an error that the task ends with."""
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            with contextlib.suppress(asyncio.CancelledError):
+                task.result()  # so that it lets go of the error, whose traceback refers to the connection and so to the task
+        elif (error := task.exception()) is not None:
             what, address = self._what, format_address(connection.client_address)
             if isinstance(error, Exception):
                 self._mistake_log.report(

@@ -5,21 +5,14 @@ import inspect
 import sys
 from collections.abc import Awaitable, Callable
 from types import CoroutineType
-from typing import Any, Protocol
+from typing import Any
 
 from aioecho.runtime.driver import Driver
-from aioecho.serving.ends import Ended, Reporting
+from aioecho.serving.ends import Ended
 from aioecho.serving.handlers import BaseRequestHandler
 from aioecho.serving.live import Live
 
-__all__ = ["HandlerRun", "Verifying"]
-
-
-class Verifying(Reporting, Protocol):
-    """The server of a request, as the run of its handler sees it."""
-
-    def verify_request(self, request: Any, client_address: Any) -> bool | Awaitable[bool]:
-        """Call the hook."""
+__all__ = ["HandlerRun"]
 
 
 class HandlerRun(Live, Ended, Driver):
@@ -33,7 +26,7 @@ class HandlerRun(Live, Ended, Driver):
     __slots__ = ()
 
     handler: Any
-    _server: Any  # a Verifying; it is what the handler gets too
+    _server: Any  # a BaseServer, which the handler gets too
     _RequestHandlerClass: Callable[..., Any]
 
     def note_wait(self) -> None:

@@ -18,8 +18,8 @@ class Sharing(Registry):
 
     state: Any = None
     _lifespan: Lifespan | None = None
-    # The servers that it is one of, under one start and one drain: see aioecho.several.
-    company: Any = None
+    # The server that it is a part of, which has one start and one drain for all of its parts: see aioecho.several.
+    composite: Any = None
     # In a worker process: passes a message on to the others, and returns False if there is no room for it.
     relay: Callable[[str, bytes, str], bool] | None = None
 
@@ -111,7 +111,7 @@ class Sharing(Registry):
 
     def _check_message(self, data: bytes, most: int, full: str) -> None:
         if not isinstance(data, bytes | bytearray | memoryview):
-            raise TypeError(f"what is broadcast is bytes, not {type(data).__name__}")
+            raise TypeError(f"what is broadcast is bytes, not {type(data).__name__}: encode it")
         if len(data) > most:
             raise ValueError(f"a broadcast of {len(data)} bytes is more than the {most} that may wait for a client")
         if full not in ("close", "skip"):
@@ -133,8 +133,8 @@ class Sharing(Registry):
     async def _end_program(self) -> None:
         """End the server's tasks, then its lifespan."""
         await self.tasks.end(max(self._seconds_left(), LEAST))
-        if self.company is not None and self._drain is not None:
-            await self.company.wait_drained(self)
+        if self.composite is not None and self._drain is not None:
+            await self.composite.wait_drained(self)
         if self._lifespan is not None:
             await self._lifespan.end(self._seconds_left())
 

@@ -46,7 +46,7 @@ class Tasks:
         """
         if self._has_ended:
             coro.close()
-            raise RuntimeError(f"{self._of} ends, and has no tasks any more")
+            raise RuntimeError(f"{self._of} ends, and has no tasks any more: make no task in its end")
         task = asyncio.get_running_loop().create_task(coro, name=name, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._done)

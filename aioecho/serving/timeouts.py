@@ -35,7 +35,7 @@ class TimedConnection(HandlerRun):
     __slots__ = (
         "_RequestHandlerClass",
         "_handling",
-        "_is_cut_off",
+        "_is_cancelled",
         "_linger",
         "_loop",
         "_protocol",
@@ -52,7 +52,7 @@ class TimedConnection(HandlerRun):
     _RequestHandlerClass: Callable[..., Any]
     # Since when the handler runs, if Timeouts.handler has told to note it; then the timeout that has cancelled it. One slot.
     _handling: float | Reason | None
-    _is_cut_off: bool
+    _is_cancelled: bool
     _linger: asyncio.TimerHandle | None
     _loop: asyncio.AbstractEventLoop
     _protocol: StreamProtocol
@@ -65,11 +65,11 @@ class TimedConnection(HandlerRun):
     request: tuple[StreamReader, StreamWriter] | None
     since: float
 
-    def stop(self) -> None:
+    def cancel_handler(self) -> None:
         """Cancel what runs, the handler mostly."""
         raise NotImplementedError
 
-    def cut_off(self) -> None:
+    def cancel(self) -> None:
         """Cancel the handler; what is still unsent when it has ended is thrown away."""
         raise NotImplementedError
 
@@ -88,10 +88,10 @@ class TimedConnection(HandlerRun):
         """Do what the timeouts say is due; return when something may be due again."""
         protocol = self._protocol
         if protocol.is_lost:
-            if protocol.cut_for is not None and not self._is_cut_off:
+            if protocol.aborted_for is not None and not self._is_cancelled:
                 if self._stage < HANDLE:
                     return now
-                self.cut_off()  # it has had a round to find out: one that ignores drain() never does
+                self.cancel()  # it has had a round to find out: one that ignores drain() never does
             return inf
         timeouts = self._timeouts()
         due = min(self._watch_wait(now, timeouts), self._watch_unsent(now, timeouts.write))
@@ -171,7 +171,7 @@ class TimedConnection(HandlerRun):
     def _cancel_for(self, reason: Reason) -> None:
         if not isinstance(self._handling, str):
             self._handling = reason
-            self.stop()
+            self.cancel_handler()
 
     def _is_about_to_read(self) -> bool:
         """Tell whether more has come, and only waits for the loop, which something has held up, to read it."""
@@ -186,10 +186,10 @@ class TimedConnection(HandlerRun):
         milliseconds = tcp_info(self._sock, LAST_DATA_RECV)
         return wait[1] if milliseconds is None else now - milliseconds / 1000
 
-    def cut(self, reason: str) -> None:
+    def abort_for(self, reason: str) -> None:
         """Close at once, for a `reason` that stats count, and throw away what is unsent. The handler ends by itself."""
         if self.request is not None:
-            self._protocol.cut(reason)
+            self._protocol.abort_for(reason)
 
     def _timeouts(self) -> Timeouts:
         # Before there is a handler, in its setup() too, its class has the word.
@@ -225,7 +225,7 @@ class TimedConnection(HandlerRun):
             return min(since + seconds, now + max(SHORTEST, seconds / SWEEPS_PER_TIMEOUT))
         self._stalled = None
         if not protocol.interrupt_drains(ConnectionTimeout("write", seconds)):
-            protocol.cut("write")
+            protocol.abort_for("write")
         return now
 
     def _has_room(self) -> bool:

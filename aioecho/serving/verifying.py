@@ -44,8 +44,7 @@ class VerifiedConnection(DrainedConnection):
                 self.reason = "connection lost"
             else:
                 self.reason = "handshake"
-                error = TimeoutError(f"verify_request() took longer than {seconds:.4g} seconds")
-                self._server.report_not_begun(self.client_address, "verification", error)
+                self._server.report_slow_verification(self.client_address, seconds)
             return None
         finally:
             protocol.drop_close_waiter(lost)

@@ -6,9 +6,12 @@ grace cancels its handler. Otherwise it gets the end of the stream, which the re
 """
 
 import asyncio
+import socket
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol
+
+from aioecho.net.kernel import silence_of, stop_receiving, unread
 
 __all__ = ["StreamDrain", "Unbroken"]
 
@@ -18,6 +21,9 @@ BETWEEN_RECORDS = {"readuntil", "frames"}
 # Waits of a peer that only sends in which something more has come already, after which it is stopped: one that sends faster
 # than its handler reads does not put the end off.
 ATTEMPTS = 64
+
+# The least that either loop takes from a full socket in one read, in bytes; asyncio's takes READ_BYTES of aioecho.streams.
+LEAST_READ = 2**16
 
 
 class _Reader(Protocol):
@@ -34,63 +40,62 @@ class StreamDrain:
     """Decides for one reader, from the beginning of a drain on, whether a read that waits gets the end of the stream.
 
     Args:
-        reader: the reader.
-        no_more_comes: returns whether all that the peer had sent when the drain began has been read.
-        silence: returns the seconds for which the peer has sent nothing; None if that is not known.
+        sock: the connection's socket.
         linger: seconds of silence after which a peer is taken to have nothing more to say; None for ever.
-        stop_receiving: for a peer that only sends, and waits for no reply: has the kernel refuse what it sends from now on, if
-            nothing waits to be read, or, called with True, at once; returns whether it has. None for another peer.
+        one_way: whether the peer only sends, and waits for no reply. Then the kernel refuses what it sends from the end on.
     """
 
-    def __init__(
-        self,
-        reader: _Reader,
-        no_more_comes: Callable[[], bool],
-        silence: Callable[[], float | None],
-        linger: float | None,
-        stop_receiving: Callable[[bool], bool] | None,
-    ) -> None:
-        self._reader = reader
-        self._no_more_comes = no_more_comes
-        self._silence = silence
+    # Not the reader, which refers to this. The two would wait for the garbage collector, in all connections at once.
+    __slots__ = ("_attempts", "_linger", "_one_way", "_quiet_since", "_reads_left", "_sock", "_timer")
+
+    def __init__(self, sock: socket.socket, linger: float | None, *, one_way: bool) -> None:
+        self._sock = sock
         self._linger = linger
-        self._stop_receiving = stop_receiving
+        self._one_way = one_way
+        # What is in the socket now has been read after so many reads at the most, or when the socket is empty. A peer that
+        # never stops sending does not put the end off.
+        self._reads_left = -(-unread(sock) // LEAST_READ)
         self._attempts = 0  # to stop receiving
         self._timer: asyncio.TimerHandle | None = None
         self._quiet_since: float | None = None
 
-    def may_end(self, kind: str, began: bool) -> bool:
+    def may_end(self, reader: _Reader, kind: str, began: bool) -> bool:
         """Return whether a read that is about to wait gets the end of the stream; if not, have it ask again in time.
 
         `kind` is "read", "readexactly", "readuntil" or "frames"; `began` tells whether the read has handed out a part already.
         """
-        reader = self._reader
         if self._timer is not None:
             if self._timer.when() > reader._loop.time():
                 self._quiet_since = None  # it was woken by data
-            self._timer.cancel()
-            self._timer = None
-        if began or reader._received or reader._skip is not None or reader._holds or not self._no_more_comes():
+            self.stop()
+        if began or reader._received or reader._skip is not None or reader._holds or not self._has_read_all():
             return False
-        if self._stop_receiving is not None:
+        if self._one_way:
             self._attempts += 1
-            return self._stop_receiving(self._attempts > ATTEMPTS)
+            return stop_receiving(self._sock, self._attempts > ATTEMPTS)
         if not reader._news.unanswered:
             if kind != "read":
                 return True
-            silence = self._silence()
+            silence = silence_of(self._sock)
             if silence is None:
                 return True
         elif kind in BETWEEN_RECORDS:
-            silence = self._silence()
+            silence = silence_of(self._sock)
         else:
             return False
-        return self._has_lingered(silence)
+        return self._has_lingered(reader, silence)
 
-    def _has_lingered(self, silence: float | None) -> bool:
+    def _has_read_all(self) -> bool:
+        """Tell whether all that the peer had sent when the drain began has been read. Asked whenever the buffer is empty."""
+        if self._reads_left == 0 or unread(self._sock) == 0:
+            return True
+        self._reads_left -= 1
+        return False
+
+    def _has_lingered(self, reader: _Reader, silence: float | None) -> bool:
         if self._linger is None:
             return False
-        loop = self._reader._loop
+        loop = reader._loop
         if silence is None:
             if self._quiet_since is None:
                 self._quiet_since = loop.time()
@@ -98,7 +103,7 @@ class StreamDrain:
         left = self._linger - silence
         if left <= 0:
             return True
-        self._timer = loop.call_later(left, self._reader._wakeup_waiter)
+        self._timer = loop.call_later(left, reader._wakeup_waiter)
         return False
 
     def stop(self) -> None:

@@ -176,7 +176,7 @@ class Handshake(asyncio.Protocol):
             self._received += data
             if not self.is_waiting and not _is_whole_hello(self._received):
                 return
-            if not self.is_waiting and (self._limit is None or self._limit.enter(self)):
+            if not self.is_waiting and (self._limit is None or self._limit.acquire(self)):
                 self.begin()
                 return
             self.is_waiting = True
@@ -262,7 +262,7 @@ class Handshake(asyncio.Protocol):
     def _drop_what_comes(self, error: Exception) -> None:
         """Wait until the peer closes: to close over what it has sent would reset the connection, and destroy the alert."""
         self._state, self._error = _ALERTED, error
-        self._leave()
+        self._release_limit()
         if self._linger is not None:
             if self._timer is not None:
                 self._timer.cancel()
@@ -270,17 +270,17 @@ class Handshake(asyncio.Protocol):
         with contextlib.suppress(OSError):  # the peer has reset the connection, and the loop does not know yet
             self._transport.write_eof()
 
-    def _leave(self) -> None:
+    def _release_limit(self) -> None:
         limit, self._limit = self._limit, None
         if limit is not None:
-            limit.leave(self)
+            limit.release(self)
 
     def _finish(self, error: Exception | None) -> None:
         self._state = _OVER
         self._received = b""
         # Else all of them would be a cycle, for the garbage collector to undo.
         self._stream = self._replace = self._error = None
-        self._leave()
+        self._release_limit()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

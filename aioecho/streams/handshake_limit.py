@@ -14,7 +14,7 @@ PATIENCE, ROUND_TRIPS, MOST_PATIENCE = 0.25, 4, 1.0
 BREATH = 0.05
 
 
-class Handshake(Protocol):
+class LimitedHandshake(Protocol):
     """A handshake, as far as it is counted."""
 
     loop: asyncio.AbstractEventLoop
@@ -40,12 +40,12 @@ class HandshakeLimit:
 
     def __init__(self, most: Callable[[], int | None]) -> None:
         self._most = most
-        self._running: dict[Handshake, float] = {}  # since when
-        self._waiting: dict[Handshake, None] = {}
+        self._running: dict[LimitedHandshake, float] = {}  # since when
+        self._waiting: dict[LimitedHandshake, None] = {}
         self._next: asyncio.Handle | None = None  # for the next one that waits to begin
         self._timer: asyncio.TimerHandle | None = None
 
-    def enter(self, handshake: Handshake) -> bool:
+    def acquire(self, handshake: LimitedHandshake) -> bool:
         """Count a handshake, and return whether it may begin now. If not, its begin() is called later."""
         if not self._waiting and self._has_room():
             self._running[handshake] = handshake.loop.time()
@@ -54,14 +54,14 @@ class HandshakeLimit:
         self._watch()
         return False
 
-    def leave(self, handshake: Handshake) -> None:
+    def release(self, handshake: LimitedHandshake) -> None:
         """Count a handshake no more. Does nothing if it is not counted."""
         self._running.pop(handshake, None)
         self._waiting.pop(handshake, None)
         self.admit()
 
     def admit(self) -> None:
-        """Let one that waits begin, if there is room, and the others in later turns of the loop: each takes a millisecond."""
+        """Let one that waits begin, if there is room, and the others in later turns of the loop: one takes a millisecond."""
         if self._next is None and self._waiting and self._has_room():
             self._next = next(iter(self._waiting)).loop.call_soon(self._begin_next)
 

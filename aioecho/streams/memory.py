@@ -8,7 +8,7 @@ __all__ = ["MemoryBudget"]
 class Holder(Protocol):
     """A connection whose stream holds much."""
 
-    def cut(self, reason: Literal["memory"]) -> None:
+    def abort_for(self, reason: Literal["memory"]) -> None:
         """Abort it."""
 
 
@@ -35,4 +35,4 @@ class MemoryBudget:
         while self.most is not None and self.held > self.most and sizes:
             largest = max(sizes, key=sizes.__getitem__)
             self.held -= sizes.pop(largest)
-            largest.cut("memory")
+            largest.abort_for("memory")

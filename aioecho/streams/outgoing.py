@@ -24,8 +24,8 @@ COLLECTED, COLLECTED_FOR = 2**16, 0.001
 class Outgoing(News):
     """The part of StreamProtocol that writes, drains, and aborts a connection whose peer takes nothing.
 
-    `is_lost` tells whether the connection ended, `cut_for` why this side aborted it. `due` is when its timeouts are looked at
-    next, and `paused_since` since when drain() waits, if it does, in the loop's time.
+    `is_lost` tells whether the connection ended, `aborted_for` why this side aborted it. `due` is when its timeouts are looked
+    at next, and `paused_since` since when drain() waits, if it does, in the loop's time.
 
     `needs_slow_path` is True while a write or a drain() has something to look at. `collected` is what was written and is not
     handed to the transport yet: while it is not None, a drain() has nothing to wait for.
@@ -36,8 +36,8 @@ class Outgoing(News):
         "_limits",
         "_socket_transport",
         "_waiting_to_write",
+        "aborted_for",
         "collected",
-        "cut_for",
         "due",
         "held",
         "is_lost",
@@ -57,7 +57,7 @@ class Outgoing(News):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         News.__init__(self, loop)
-        self.cut_for: str | None = None
+        self.aborted_for: str | None = None
         self.is_lost = False
         self.due = 0.0
         self.held = 0
@@ -103,7 +103,7 @@ class Outgoing(News):
         """
         if self.collected is not None:
             self.flush()
-        if self.is_lost or self.cut_for is not None or self.transport.is_closing():  # the loops would warn
+        if self.is_lost or self.aborted_for is not None or self.transport.is_closing():  # the loops would warn
             return True
         socket_transport = self._socket_transport
         unsent = socket_transport.get_write_buffer_size()
@@ -139,11 +139,11 @@ class Outgoing(News):
         """
         if self.due:
             self.mark_due()
-        if self.is_lost or self.cut_for is not None or self.is_write_lost():
+        if self.is_lost or self.aborted_for is not None or self.is_write_lost():
             return False
         most = self._limits.max_write_buffer if self._limits is not None else None
         if most is not None and self.unsent() > most:
-            self.cut("write buffer")
+            self.abort_for("write buffer")
             return False
         if self.paused_since is not None:
             self.note_memory()
@@ -178,12 +178,12 @@ class Outgoing(News):
             if held != self.held:
                 self.held = held
                 budget.note(self, held)
-        return self.cut_for is None
+        return self.aborted_for is None
 
-    def cut(self, reason: str) -> None:
-        """Abort the connection: what is unsent is thrown away. `cut_for` is the first such reason."""
+    def abort_for(self, reason: str) -> None:
+        """Abort the connection: what is unsent is thrown away. `aborted_for` is the first such reason."""
         if not self.is_lost:
-            self.cut_for = self.cut_for or reason
+            self.aborted_for = self.aborted_for or reason
             self.collected = None
             self.mark_due()
             if self.paused_since is not None:
@@ -197,7 +197,7 @@ class Outgoing(News):
         return (
             self.paused_since is not None
             or self.is_lost
-            or self.cut_for is not None
+            or self.aborted_for is not None
             or self.reader._exception is not None
             or self.reader.overdue_since is not None
         )

@@ -204,9 +204,9 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         self.lost_with = exc
         reader = self.reader
         is_told = exc is not None and (reader.is_awaited() or bool(self._waiting_to_write))
-        if self.cut_for is not None and exc is None:
+        if self.aborted_for is not None and exc is None:
             # No end of the stream that the peer has not sent: what it sent was not all.
-            reader.set_exception(ConnectionAbortedError(f"the server aborted the connection: {self.cut_for}"))
+            reader.set_exception(ConnectionAbortedError(f"the server aborted the connection: {self.aborted_for}"))
         elif exc is not None:
             reader.break_off(exc)
         elif not reader._eof:
@@ -234,6 +234,7 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         """
         reader = self.reader
         reader._scan = None
+        reader.suspend_drain()
         for error in (reader._exception, self.lost_with):
             if error is not None:
                 error.__traceback__ = None

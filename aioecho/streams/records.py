@@ -4,6 +4,7 @@ from collections.abc import Generator, Sequence
 from typing import Any, Protocol
 
 from aioecho.framing import Framing
+from aioecho.framing.separated import skip_to
 
 __all__ = ["ALL", "BATCH", "BIG", "LEAST_BATCH", "SLICE", "RecordReader", "find_separator", "skip_record"]
 
@@ -76,7 +77,7 @@ def _end_of(match: tuple[int, int]) -> int:
 
 
 def skip_record(reader: RecordReader) -> Generator[Any, None, None]:
-    """Skip the rest of a record that was refused, without buffering it.
+    """Skip the rest of a record that was too long or malformed, without buffering it.
 
     `reader._skip` is a number of bytes, the separator that ends the record, a framing that finds its end, or ALL.
     """
@@ -91,10 +92,7 @@ def skip_record(reader: RecordReader) -> Generator[Any, None, None]:
         elif skip is ALL:
             done, has_ended = len(received), False
         else:
-            found = received.find(skip)
-            has_ended = found >= 0
-            # A separator may have come in part.
-            done = found + len(skip) if has_ended else max(0, len(received) - len(skip) + 1)
+            done, has_ended = skip_to(skip, received)
         if has_ended or reader._eof:
             reader._skip = None
         began = reader._message_began

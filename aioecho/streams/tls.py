@@ -248,7 +248,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
             return
         self._replies += len(data)
         if self._replies > MOST_REPLIES and self._protocol is not None:
-            self._protocol.cut("key updates")
+            self._protocol.abort_for("key updates")
 
     # What a stream calls.
 

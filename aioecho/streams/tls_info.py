@@ -36,5 +36,5 @@ class Stream(Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Note the end."""
 
-    def cut(self, reason: str) -> None:
-        """Cut the connection off."""
+    def abort_for(self, reason: str) -> None:
+        """Abort the connection; count `reason`."""

@@ -221,7 +221,7 @@ class WaitingReader(ReceiveBuffer):
             if self._drain is not None:
                 # A TLS transport may hold data of its own, which it delivers in the next turn.
                 self._loop.call_soon(self._loop.call_soon, self._wakeup_waiter)
-        elif self._drain is not None and self._drain.may_end(func_name, began):
+        elif self._drain is not None and self._drain.may_end(self, func_name, began):
             self._eof = self._is_ended_by_drain = True
             return
         if self._message_began is None:  # else the wait that a visitor has seen goes on, though some more has come

@@ -100,26 +100,22 @@ class WorkerWatchdog:
     def __init__(self, workers: Collection[WorkerProcess], timeout: float | None) -> None:
         self._workers = workers
         self._timeout = timeout
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._systemds = systemd.Watchdog()
+        self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Begin."""
-        watchdog = systemd.watchdog_seconds()
-        if watchdog is not None:
-            self._feed(watchdog / 2)
-        timeouts = [seconds for seconds in (watchdog, self._timeout) if seconds is not None]
+        self._systemds.start()
+        timeouts = [seconds for seconds in (self._systemds.seconds, self._timeout) if seconds is not None]
         if timeouts:
             seconds = min(timeouts)
             self._check(seconds, asyncio.get_running_loop().time())
 
     def stop(self) -> None:
         """Look after the workers no more."""
-        for timer in self._timers.values():
-            timer.cancel()
-
-    def _feed(self, every: float) -> None:
-        systemd.notify("WATCHDOG=1")
-        self._timers["feed"] = asyncio.get_running_loop().call_later(every, self._feed, every)
+        self._systemds.stop()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _check(self, seconds: float, expected: float) -> None:
         loop = asyncio.get_running_loop()
@@ -139,7 +135,7 @@ class WorkerWatchdog:
                 else:
                     worker.kill("hangs", f": its event loop has not run for {seconds:g} s")
         when = now + seconds / CHECKS_PER_TIMEOUT
-        self._timers["check"] = loop.call_at(when, self._check, seconds, when)
+        self._timer = loop.call_at(when, self._check, seconds, when)
 
 
 def _is_traced(pid: int) -> bool:

@@ -36,17 +36,17 @@ def start_worker(slot: WorkerSlot, inherited: Inherited, grace: float) -> Worker
     numbers = [[bound.sock.fileno() for bound in group] for group in slot.sockets]
     ours, theirs = socket.socketpair()
     try:
-        heritage, handover = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for_successor, to_successor = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     except OSError:
         ours.close()
         theirs.close()
         raise
     cell = inherited.claim_cell()
-    before = slot.worker.heritage.fileno() if slot.worker is not None else -1
+    before = slot.worker.for_successor.fileno() if slot.worker is not None else -1
     program = (
         f"import sys; sys.path.insert(0, {FOLDER!r}); from aioecho.workers.worker import main; "
         f"main({theirs.fileno()}, {inherited.descriptors}, {cell}, {numbers}, float('{grace}'), {before},"
-        f" {handover.fileno()})"
+        f" {to_successor.fileno()})"
     )
     # As multiprocessing does. -P: what lies in the current folder is not to be taken for the standard library.
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
@@ -61,20 +61,20 @@ def start_worker(slot: WorkerSlot, inherited: Inherited, grace: float) -> Worker
             env=environment,
             stdin=subprocess.DEVNULL,
             pass_fds=[
-                *(theirs.fileno(), *inherited.descriptors, handover.fileno(), *itertools.chain(*numbers)),
+                *(theirs.fileno(), *inherited.descriptors, to_successor.fileno(), *itertools.chain(*numbers)),
                 *([before] if before >= 0 else []),
             ],
         )
     except BaseException:
         ours.close()
-        heritage.close()
+        for_successor.close()
         inherited.release_cell(cell)
         raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
-        handover.close()
-    return WorkerProcess(slot, process, Channel(ours), heritage, functools.partial(inherited.release_cell, cell))
+        to_successor.close()
+    return WorkerProcess(slot, process, Channel(ours), for_successor, functools.partial(inherited.release_cell, cell))
 
 
 def describe_status(status: int) -> str:

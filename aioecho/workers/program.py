@@ -17,7 +17,7 @@ from aioecho.ops.control import parse_control
 from aioecho.parts import Composite
 from aioecho.runtime.interpreters import is_subinterpreter
 from aioecho.runtime.log_config import LogConfig, apply_log_config, renew_log
-from aioecho.runtime.logs import reopen_log_files
+from aioecho.runtime.log_files import reopen_log_files
 from aioecho.runtime.loops import loop_factory
 from aioecho.runtime.stdio import fill_standard_streams
 from aioecho.serving.base import BaseServer
@@ -31,7 +31,19 @@ from aioecho.workers.signals import gets_signals, giving_back
 from aioecho.workers.single import run_server
 from aioecho.workers.supervisor import SUPERVISOR_SIGNALS, Supervisor
 
-__all__ = ["HEALTHCHECK", "check_sessions", "make_servers_in_worker", "run", "run_workers"]
+__all__ = [
+    "HEALTHCHECK",
+    "MakeServer",
+    "check_sessions",
+    "make_servers_in_worker",
+    "needs_workers",
+    "run",
+    "run_workers",
+]
+
+MakeServer = Callable[[list[list[str]]], BaseServer]
+"""What makes a worker's server, of inherited endpoints: a list for every endpoint of the program, as a host may have several
+addresses."""
 
 HEALTHCHECK = 30.0
 """Seconds that a worker's event loop may be held up before the worker is killed: longer than a handler does it by mistake."""
@@ -61,7 +73,7 @@ def run(
             factory: a function without arguments that returns a server, or a list of servers which are one program then, all
             with limits and options of their own. Every worker calls it.
         server_class: the class of the server, a subclass of :class:`aioecho.TCPServer` for instance, with hooks of its own.
-        workers: processes that serve. "auto" is as many as this process has processors to use: those that it may be
+        workers: processes that serve. "auto" is as many as this process has processors to use: the ones that it may be
             scheduled on, or fewer by the CPU quota of its control group (rounded up). Unless it is 1, this process serves
             nothing: it starts the workers, and replaces a worker that dies. SIGHUP replaces all, one after another, and no
             client is lost; SIGTTIN and SIGTTOU add and remove one; SIGUSR1 logs their stats. Workers import the handler and
@@ -111,26 +123,12 @@ def run(
             options["server_class"] = server_class
         if ssl is not None:
             options["ssl"] = ssl
-        has_workers = not (workers == 1 and not reuse_port and max_requests is None)
+        has_workers = needs_workers(workers, reuse_port, max_requests)
         if has_workers and isinstance(ssl, ssl_module.SSLContext):
             raise TypeError(
                 "worker processes each need a context of their own: give as ssl an aioecho.TLS, or a function that returns one"
             )
-        make_server: Callable[[list[list[str]]], BaseServer]
-        factory: Any = RequestHandlerClass
-        if not endpoints and "sock" not in options and is_factory(factory):
-            _check_factory(factory, options)
-            server = make_servers(factory)
-            make_server = functools.partial(make_servers_in_worker, factory, log_config)
-        else:
-            context = _made(ssl)
-            if has_workers and isinstance(context, TLS):
-                context.load()
-            server = serve(
-                RequestHandlerClass, *endpoints, **{**options, "ssl": context}
-            )  # for its checks, with workers
-            options.pop("sock", None)  # it is among the endpoints, by now
-            make_server = functools.partial(_make_server, RequestHandlerClass, log_config, options)
+        server, make_server = _make_first(RequestHandlerClass, endpoints, options, log_config, has_workers)
         if not has_workers:
             return run_server(server, loop=loop, metrics=metrics, control=control, when_reloading=renew)
         return run_workers(
@@ -148,6 +146,31 @@ def run(
         )
     except AioechoError as error:
         raise SystemExit(f"aioecho: {error}") from None
+
+
+def needs_workers(workers: int | str, reuse_port: bool, max_requests: int | None) -> bool:
+    """Tell whether worker processes are to serve, even a single one, and not this process."""
+    return workers != 1 or reuse_port or max_requests is not None
+
+
+def _make_first(
+    RequestHandlerClass: Any,
+    endpoints: Sequence[str],
+    options: dict[str, Any],
+    log_config: LogConfig | None,
+    has_workers: bool,
+) -> tuple[BaseServer, MakeServer]:
+    """Make the server that serves here or, with workers, is made for its checks alone; return what makes a worker's too."""
+    if not endpoints and "sock" not in options and is_factory(RequestHandlerClass):
+        _check_factory(RequestHandlerClass, options)
+        make_server = functools.partial(make_servers_in_worker, RequestHandlerClass, log_config)
+        return make_servers(RequestHandlerClass), make_server
+    context = _made(options.get("ssl"))
+    if has_workers and isinstance(context, TLS):
+        context.load()
+    server = serve(RequestHandlerClass, *endpoints, **{**options, "ssl": context})
+    of_workers = {name: value for name, value in options.items() if name != "sock"}  # it is among the endpoints, by now
+    return server, functools.partial(_make_server, RequestHandlerClass, log_config, of_workers)
 
 
 def _made(ssl: Any) -> Any:
@@ -201,7 +224,7 @@ def _make_server(
 
 def run_workers(
     server: BaseServer,
-    make_server: Callable[[list[list[str]]], BaseServer],
+    make_server: MakeServer,
     *,
     workers: int | str,
     loop: str = "auto",
@@ -217,8 +240,8 @@ def run_workers(
     """Do what :func:`run` does with worker processes. Every worker calls `make_server` with its endpoints.
 
     `server` was made as the workers' servers will be, and is never started. `make_server` gets a list for every endpoint, as
-    a host may have several addresses. `when_serving` is called with the names
-    of the endpoints once all workers accept, and `when_reloading` at SIGHUP, before the workers are replaced.
+    a host may have several addresses. `when_serving` is called with the names of the endpoints once all workers accept, and
+    `when_reloading` at SIGHUP, before the workers are replaced.
 
     Raises:
         EndpointError: it can't listen.
@@ -253,8 +276,7 @@ def run_workers(
         max_requests_jitter=max_requests_jitter,
         is_measured=metrics is not None,
     )
-    supervisor = _Supervisor(
-        when_reloading,
+    supervisor = Supervisor(
         server.endpoints,
         order,
         workers=workers,
@@ -264,30 +286,16 @@ def run_workers(
         healthcheck=timeout_worker_healthcheck,
         metrics=metrics,
         when_serving=when_serving,
+        when_reloading=when_reloading,
         control=SupervisorControl(None if control is None else parse_control(control), server.limits, server.timeouts),
     )
     with giving_back(SUPERVISOR_SIGNALS), asyncio.Runner(loop_factory=loop_factory("asyncio")) as runner:
         return runner.run(supervisor.run())
 
 
-def _make_with_queries(
-    make_server: Callable[[list[list[str]]], BaseServer], queries: list[str], endpoints: list[list[str]]
-) -> BaseServer:
+def _make_with_queries(make_server: MakeServer, queries: list[str], endpoints: list[list[str]]) -> BaseServer:
     """Make a worker's server of inherited sockets, which have the options that the supervisor's endpoints had."""
     return make_server([[text + query for text in group] for group, query in zip(endpoints, queries, strict=True)])
-
-
-class _Supervisor(Supervisor):
-    """One that does something else too at SIGHUP."""
-
-    def __init__(self, when_reloading: Callable[[], object], *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._when_reloading = when_reloading
-
-    def replace_all(self) -> None:
-        """Replace all workers, after that."""
-        self._when_reloading()
-        super().replace_all()
 
 
 def check_sessions(server: BaseServer, *, reuse_port: bool) -> None:

@@ -13,7 +13,7 @@ from aioecho.ops.control import ControlServer
 from aioecho.ops.control_server import make_control
 from aioecho.ops.metrics import MetricsEndpoint
 from aioecho.runtime.collector import short_collections
-from aioecho.runtime.logs import reopen_log_files
+from aioecho.runtime.log_files import reopen_log_files
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.serving.base import BaseServer
 from aioecho.serving.drain import STAGE_TIMEOUT
@@ -80,6 +80,7 @@ async def _serve_until_signal(
     stopping: set[asyncio.Task[DrainReport]] = set()
     starting = loop.create_task(server.start())
     watchdog = systemd.Watchdog()
+    watchdog.start()
 
     def stop(number: signal.Signals) -> None:
         if stopping:

@@ -37,7 +37,7 @@ class WorkerProcess:
         slot: "WorkerSlot",
         process: "subprocess.Popen[bytes]",
         channel: Channel,
-        heritage: socket.socket,
+        for_successor: socket.socket,
         when_closed: Callable[[], None],
     ) -> None:
         self.slot = slot
@@ -45,7 +45,7 @@ class WorkerProcess:
         self.number = 0
         """Counts the processes that were started, from 1. No two have the same."""
         self.channel = channel
-        self.heritage = heritage
+        self.for_successor = for_successor
         """For its successor: what is connected to it, for its sessions of datagrams."""
         self._when_closed = when_closed
         self.state = WorkerState.LOADING
@@ -84,7 +84,7 @@ class WorkerProcess:
         """
         if self.may_have_clients:
             self.state = WorkerState.LEAVING
-            self.heritage.close()
+            self.for_successor.close()
             self.channel.send(how, grace=grace)
             self.kill_after(timeout)
         else:
@@ -121,7 +121,7 @@ class WorkerProcess:
     def close(self) -> None:
         """Close what is connected to it."""
         self.channel.close()
-        self.heritage.close()
+        self.for_successor.close()
         self._when_closed()
 
 

@@ -66,6 +66,7 @@ class Supervisor:
         healthcheck: seconds after which a worker that does not answer is killed; None is never.
         metrics: the address of the metrics' port; None for none.
         when_serving: called with the endpoints' names once all workers accept.
+        when_reloading: called at SIGHUP, or when live control reloads, before the workers are replaced.
         control: what is set live, and the control socket.
 
     Raises:
@@ -81,17 +82,18 @@ class Supervisor:
         workers: int,
         backlog: int,
         grace: float,
-        reuse_port: bool = False,
-        healthcheck: float | None = None,
-        metrics: str | None = None,
-        when_serving: Callable[[Sequence[str]], object] = lambda names: None,
+        reuse_port: bool,
+        healthcheck: float | None,
+        metrics: str | None,
+        when_serving: Callable[[Sequence[str]], object],
+        when_reloading: Callable[[], object],
         control: SupervisorControl,
     ) -> None:
         self._sockets = SupervisorSockets(endpoints, backlog=backlog, reuse_port=reuse_port)
         self._inherited = Inherited(order.pack(), take_turns=not reuse_port)
         self._count = workers
         self._grace = grace
-        self._when_serving = when_serving
+        self._when_serving, self._when_reloading = when_serving, when_reloading
         self._state = _State.BINDING
         self.slots: list[WorkerSlot] = []
         self.workers: set[WorkerProcess] = set()
@@ -337,6 +339,7 @@ class Supervisor:
 
     def replace_all(self) -> None:
         """Replace all workers, one after another: on SIGHUP."""
+        self._when_reloading()
         if self._is_stopping or not self.slots:  # it binds: workers that do not exist yet will be new
             return
         self._rolling.begin(self.slots)

