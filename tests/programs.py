@@ -200,7 +200,7 @@ def workers_of(program: Program) -> set[int]:
 def state_of(pid: int) -> str:
     """Return the letter of a process's state; nothing if there is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text("latin-1").rpartition(")")[2].split()[0]
     except OSError:
         return ""
 

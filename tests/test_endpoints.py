@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import open_descriptors
+from helpers import HAS_IPV6, needs_ipv6
 
 import aioecho
 from aioecho import client
@@ -26,11 +27,6 @@ from aioecho.net.endpoints import (
     UnixEndpoint,
     parse_endpoint,
 )
-
-HAS_IPV6 = Path("/proc/net/if_inet6").exists() and "00000000000000000000000000000001" in Path(
-    "/proc/net/if_inet6"
-).read_text("ascii")
-needs_ipv6 = pytest.mark.skipif(not HAS_IPV6, reason="this machine has no IPv6")
 
 
 @pytest.fixture

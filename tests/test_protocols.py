@@ -390,7 +390,7 @@ def test_the_broker_serves_mosquittos_clients(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(handler, "join", tell)
         # What is published sooner than a busy machine has subscribed is never received.
         wait = f"until rm '{subscribed}' 2>/dev/null; do sleep 0.01; done"
-        replay(BLOCKS["mqtt-try"], {**ports, "sleep 0.3": wait})
+        replay(BLOCKS["mqtt-try"], {**ports, "sleep 0.3": wait}, tmp_path)
     assert not server.stats.reasons["error"]
 
 

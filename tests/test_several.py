@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import check_identity, settle
-from helpers import ANYWHERE, ask, ask_by_datagram, check_mistake, close, invoke
+from helpers import ANYWHERE, ask, ask_by_datagram, check_mistake, close, invoke, needs_ipv6
 from programs import Program, can_connect, eventually
 from programs import ask as ask_program
 
@@ -26,7 +26,7 @@ class Choosy(aioecho.TCPServer):
         return False
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=needs_ipv6)])
 async def test_a_server_is_of_the_class_that_is_asked_for(count: int) -> None:
     endpoints = ["tcp://127.0.0.1:0", "tcp://[::1]:0"][:count]
     async with aioecho.serve(Echo, *endpoints, server_class=Choosy) as server:

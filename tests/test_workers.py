@@ -56,6 +56,9 @@ class Obedient(aioecho.StreamRequestHandler):
                     time.sleep(float(seconds))
                 case [b"exit", status]:
                     os._exit(int(status))
+                case [b"name", name]:
+                    with open("/proc/self/comm", "wb", buffering=0) as file:
+                        file.write(name)
             await self.send(line)
 """
 
@@ -176,6 +179,9 @@ V1, V2 = "sys/fs/cgroup/cpu,cpuacct", "sys/fs/cgroup"
         (V1_MOUNTS, "/docker/7", "4:cpu,cpuacct:/docker/77\n0::/", {f"{V1}/cpu.cfs_quota_us": "50000"}, 0.5),
         (V1_MOUNTS + V2_MOUNTS, "/", "4:cpu,cpuacct:/a\n0::/", {f"{V1}/a/cpu.cfs_quota_us": "100000"}, 1.0),
         ("", "/", "0::/", {}, math.inf),
+        # What else is mounted: from an empty string, and where the name is no UTF-8.
+        ("20 30 0:20 / /tmp/a rw - tmpfs  rw\n" + V2_MOUNTS, "/", "0::/", {f"{V2}/cpu.max": "150000 100000"}, 1.5),
+        ("20 30 0:20 / /caf\udce9 rw - ext4 /b rw\n" + V2_MOUNTS, "/", "0::/", {f"{V2}/cpu.max": "150000 100000"}, 1.5),
     ],
 )
 def test_the_quota_is_the_least_of_the_group_and_its_parents(
@@ -183,7 +189,7 @@ def test_the_quota_is_the_least_of_the_group_and_its_parents(
 ) -> None:
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/cgroup").write_text(group + "\n")
-    (tmp_path / "proc/self/mountinfo").write_text(mounts.format(root=root))
+    (tmp_path / "proc/self/mountinfo").write_bytes(os.fsencode(mounts.format(root=root)))
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
@@ -728,6 +734,8 @@ def test_a_worker_that_hangs_is_replaced_and_its_clients_wait_no_longer(folder: 
     with serving(folder, *way, "--timeout-worker-healthcheck", "0.5") as (program, endpoint), ExitStack() as stack:
         hangs = stack.enter_context(connect(endpoint))
         pid = int(read_line(hangs))
+        hangs.sendall(b"name caf\xe9\n")  # which is no UTF-8, and stands in /proc
+        read_line(hangs)
         hangs.sendall(b"block 60\n")
         eventually(lambda: "nanosleep" in Path(f"/proc/{pid}/wchan").read_text())  # it accepts no more
         # With a socket for every worker, some of these wait in the queue of the one that hangs.
