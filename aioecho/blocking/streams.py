@@ -26,12 +26,11 @@ from time import monotonic
 from typing import Any
 
 from aioecho.blocking.ending import ThreadDrain
-from aioecho.blocking.lingering import LingeringRequest
 from aioecho.blocking.sockets import RequestSocket, WatchedSocket, make_request_socket
 from aioecho.blocking.tls import end_tls, wrap
 from aioecho.blocking.tls_sockets import EndSignal, send_close_notify
+from aioecho.blocking.verified import VerifiedConnection
 from aioecho.net.kernel import has_peer_ended, is_broken, round_trip, unread
-from aioecho.net.resets import reset_watch
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
 from aioecho.serving.draining import FRESH, FRESH_AMONG_OTHERS, MOST_ROUND_TRIP
@@ -41,7 +40,7 @@ from aioecho.serving.handler_types import undo_partial
 __all__ = ["ThreadedConnection"]
 
 
-class ThreadedConnection(LingeringRequest):
+class ThreadedConnection(VerifiedConnection):
     """A live connection of a server with a blocking handler, in `server.connections`.
 
     `client_address` is as accept() gave it, `request` is the socket. `thread` is None until it has one. `handler` is always
@@ -53,7 +52,6 @@ class ThreadedConnection(LingeringRequest):
     __slots__ = (
         "_drain",
         "_end_signal",
-        "_end_watch",
         "_handlers_socket",
         "_handshake_error",
         "_has_made_end",
@@ -62,7 +60,6 @@ class ThreadedConnection(LingeringRequest):
         "_is_draining",
         "_is_handshaking",
         "_kept",
-        "_was_lost",
         "is_left_open",
         "one_way",
         "since",
@@ -83,7 +80,7 @@ class ThreadedConnection(LingeringRequest):
         super().__init__(server, pool, request, client_address, RequestHandlerClass)
         self.since = self._loop.time()
         self.wire = server.measures.watch(request, request) if server.measures is not None else None
-        self.was_shut = self.is_left_open = self._was_lost = False
+        self.was_shut = self.is_left_open = False
         self._handlers_socket: socket.socket = request  # or what TLS was wrapped around it
         self._handshake_error: OSError | None = None
         self._is_handshaking = self.get_tls() is not None
@@ -91,7 +88,6 @@ class ThreadedConnection(LingeringRequest):
         self._end_signal: EndSignal | None = None  # where the handler's thread sends the end of TLS at a stop
         self.one_way = bool(getattr(undo_partial(RequestHandlerClass), "one_way", False))
         self._drain: ThreadDrain | None = None
-        self._end_watch: Callable[[], None] | None = None
         self._kept: socket.socket | None = None  # the same connection as the socket that was detached
 
     # In the loop: what the server asks of it while it lives.
@@ -107,21 +103,6 @@ class ThreadedConnection(LingeringRequest):
         """Make the one record of a connection that has ended, if it is to be made."""
         server, now = self._server, self._loop.time()
         log_end(server.access_log, self.client_address, self.reason, began=self.since, ended=now, counts=self.request)
-
-    # In the loop: while a coroutine of verify_request() decides about it.
-
-    def _watch_peer(self) -> None:
-        self._end_watch = reset_watch().add(self.request, self._lose_peer)
-
-    def _lose_peer(self) -> None:
-        if self._verifying is not None:
-            self._was_lost = True
-            self._verifying.cancel()
-
-    def _forget_peer(self) -> None:
-        if self._end_watch is not None:
-            self._end_watch()
-            self._end_watch = None
 
     # In the loop: what the server asks of it when it stops.
 

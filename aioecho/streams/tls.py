@@ -58,8 +58,7 @@ _OPEN, _CLOSING, _LOST = _State
 class TLSTransport(asyncio.Transport, asyncio.Protocol):
     """The transport of a stream over TLS, and at the same time the protocol of the socket's transport under it.
 
-    close() sends close_notify and waits until the peer closes too; what the peer sends until then is dropped. Renegotiation
-    (TLS 1.2) is not supported: a write that needs it fails, and aborts the connection.
+    close() sends close_notify, and drops what comes until the peer closes too. A renegotiation (TLS 1.2) aborts the connection.
     """
 
     __slots__ = (
