@@ -172,8 +172,9 @@ class Timeouts:
 
     keepalive: float | None = 60.0
     """For a TCP peer that sends nothing to answer the kernel's probes (SO_KEEPALIVE): then its connection is lost. Likewise one
-    that acknowledges nothing of what is sent, but not before `write` seconds (TCP_USER_TIMEOUT). Whole seconds, 4 at the
-    least. It holds for the connections accepted from then on. None leaves the sockets as they are."""
+    that acknowledges nothing of what is sent. Whole seconds, 4 at the least. Neither happens before `write` seconds: Linux
+    has one time for both and for a peer that reads slowly (TCP_USER_TIMEOUT), so to find vanished peers sooner lower `write`
+    too. It holds for the connections accepted from then on. None leaves the sockets as they are."""
 
     linger: float | None = 0.5
     """For a peer to close its side after the handler has returned, while what it still sends is discarded. Closing over

@@ -21,6 +21,7 @@ from aioecho.cli import main
 
 __all__ = [
     "ANYWHERE",
+    "HAS_IPV6",
     "LOOPS",
     "ON_ONE_LOOP",
     "ask",
@@ -29,12 +30,17 @@ __all__ = [
     "close",
     "handler",
     "invoke",
+    "needs_ipv6",
     "reset",
     "skip_without",
     "stopped_after",
 ]
 
 ANYWHERE = ("127.0.0.1", 0)
+
+# Whether there is ::1, which containers often lack.
+HAS_IPV6 = Path("/proc/net/if_inet6").exists() and f"{1:032}" in Path("/proc/net/if_inet6").read_text("ascii")
+needs_ipv6 = pytest.mark.skipif(not HAS_IPV6, reason="this machine has no IPv6")
 
 # For tests that start a loop elsewhere, in a thread or a process.
 LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])

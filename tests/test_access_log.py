@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import check_identity, settle
-from helpers import ANYWHERE, ON_ONE_LOOP, ask, ask_by_datagram, check_mistake, close, handler, invoke
+from helpers import ANYWHERE, ON_ONE_LOOP, ask, ask_by_datagram, check_mistake, close, handler, invoke, needs_ipv6
 from programs import ROOT, Program
 from programs import ask as ask_program
 
@@ -335,6 +335,24 @@ def test_a_log_file_is_opened_anew_only_if_it_was_moved(tmp_path: Path) -> None:
         handler.close()
 
 
+def test_a_log_file_that_cannot_be_opened_anew_is_written_on(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    mine = logging.getLogger("aioecho.logs")
+    handler = logging.FileHandler(folder / "x.log")
+    mine.addHandler(handler)
+    try:
+        mine.error("one")
+        folder.rename(tmp_path / "moved")
+        reopen_log_files()
+        mine.error("two")
+        lines = (tmp_path / "moved" / "x.log").read_text().splitlines()
+        assert lines == ["one", f"cannot open {folder / 'x.log'} anew: No such file or directory", "two"]
+    finally:
+        mine.removeHandler(handler)
+        handler.close()
+
+
 # With run()
 
 PROGRAM = """
@@ -414,7 +432,7 @@ async def test_a_client_that_is_allowed_is_served() -> None:
         assert await ask(server) == b"X\n"
 
 
-@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+@needs_ipv6
 async def test_an_ipv4_client_of_a_socket_for_both_families_is_in_its_ipv4_network() -> None:
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as sock:
         port = sock.getsockname()[1]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import open_descriptors
+from helpers import HAS_IPV6, needs_ipv6
 
 import aioecho
 from aioecho import client
@@ -26,11 +27,6 @@ from aioecho.net.endpoints import (
     UnixEndpoint,
     parse_endpoint,
 )
-
-HAS_IPV6 = Path("/proc/net/if_inet6").exists() and "00000000000000000000000000000001" in Path(
-    "/proc/net/if_inet6"
-).read_text("ascii")
-needs_ipv6 = pytest.mark.skipif(not HAS_IPV6, reason="this machine has no IPv6")
 
 
 @pytest.fixture
@@ -592,7 +588,7 @@ async def test_a_lock_that_somebody_keeps_on_the_folder_does_not_stop_a_start(
 ) -> None:
     import fcntl
 
-    monkeypatch.setattr("aioecho.net.binding.LOCK_TIMEOUT", 0.02)
+    monkeypatch.setattr("aioecho.net.paths.LOCK_TIMEOUT", 0.02)
     kept = os.open(".", os.O_RDONLY)
     try:
         fcntl.flock(kept, fcntl.LOCK_SH)

@@ -61,9 +61,11 @@ def test_a_synchronous_client_reads_frames() -> None:
     with testing.connect_sync(Shout) as client:
         client.send_frame(b"hello")
         client.send_frame(b"hello")
-        assert next(client.frames) == b"HELLO"
+        assert client.read_frame() == b"HELLO"
         client.write_eof()
         assert list(client.frames) == [b"HELLO"]
+        with pytest.raises(asyncio.IncompleteReadError):
+            client.read_frame()
 
 
 def test_a_stream_that_ends_too_early_is_told() -> None:

@@ -179,6 +179,10 @@ class Threaded(Live, Ended):
         if not self._has_returned:
             self.cancel()
 
+    def abandon_handler(self) -> None:
+        """Do the same: nothing ends a thread."""
+        self.abort()
+
     # In its thread.
 
     def run(self) -> None:

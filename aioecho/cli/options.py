@@ -128,7 +128,8 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option("--app-dir", default=".", show_default=True, metavar="FOLDER",
                  help="Look for module:Class here first."),
     config_option,
-    click.option("--check-config", is_flag=True, help="Check all that is asked for, and exit. Nothing is listened on."),
+    click.option("--check-config", is_flag=True,
+                 help="Check all that is asked for, and exit: with status 0 if it could start. Nothing is listened on."),
     *setting_options(),
 ]
 # fmt: on

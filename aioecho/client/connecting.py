@@ -70,6 +70,7 @@ def connect(
             f"cannot connect to {endpoint}: only to tcp://HOST:PORT, unix:PATH, udp://HOST:PORT and unixgram:PATH, with the"
             " server's port"
         )
+    where.check_for_client()
     if framing is not None and not isinstance(framing, Framing):
         raise TypeError(f"framing must be an aioecho.framing.Framing, as Lines(), not {framing!r}")
     if isinstance(where, UDPEndpoint | UnixDatagramEndpoint):

@@ -49,6 +49,7 @@ async def open_connection(
     where = parse_endpoint(endpoint)
     if not isinstance(where, TCPEndpoint | UnixEndpoint):
         raise ValueError(f"cannot connect to {endpoint}: only to tcp://HOST:PORT and unix:PATH")
+    where.check_for_client()
     loop = asyncio.get_running_loop()
 
     def make_protocol() -> StreamProtocol:

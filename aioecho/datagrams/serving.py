@@ -24,6 +24,7 @@ class DatagramServing(Protocol):
     timeout_sweeper: TimeoutSweeper
     handover: Handover | None
     on_accept: Callable[[int], object] | None
+    beside: dict[Any, Any]
 
     @property
     def limits(self) -> Limits:

@@ -15,9 +15,9 @@ MOST_UNSENT = 2**20
 # Clients that are written to in one turn of the loop: a system call each.
 PER_TURN = 1000
 
-# Broadcasts that are under way. For one more the oldest is written at once to the rest of its clients: else they could come in
-# faster than they go out, without end.
-MOST_UNDER_WAY = 64
+MOST_UNDER_WAY = 16
+"""Broadcasts that may be under way. With more the first is written to its end at once: then the ones that speak faster than
+messages go out are slowed down by that, as in a small room, and no message falls behind further and further."""
 
 
 class _Listener(Protocol):
@@ -92,8 +92,8 @@ class Audience:
         if len(self._under_way) == 1:
             self._go_on()
         elif len(self._under_way) > MOST_UNDER_WAY:
-            oldest = self._under_way.popleft()
-            self._write(oldest, len(oldest.rest))
+            broadcast = self._under_way.popleft()
+            self._write(broadcast, len(broadcast.rest))
         return count
 
     def _go_on(self) -> None:
@@ -110,7 +110,7 @@ class Audience:
             self._under_way.popleft()
 
     def _write(self, broadcast: _Broadcast, count: int) -> None:
-        """Write one to the next `count` clients."""
+        """Write to the next `count` connections."""
         data, most, rest = broadcast.data, broadcast.most, broadcast.rest
         for _ in range(count):
             connection = rest.pop()

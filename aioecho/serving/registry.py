@@ -52,7 +52,8 @@ class Registry:
     when to leave clients to other processes that accept from the same sockets; None if there are none. Workers set the three.
     `ids`: the ids of connections. `access_log`: whether the ends of connections are recorded for the access log.
     `live_stats`: what `stats` tells. `measures`: what is measured besides, None before the first call of `metrics()`.
-    `audience`: what broadcasts. `beside`: what runs beside handlers, by their connections.
+    `audience`: what broadcasts. `beside`: what runs beside handlers, by their connections. `is_part`: whether it is one of
+    several servers that another one is made of.
     """
 
     # The other attributes of a server for datagrams are no more than 30, also in a worker with a lifespan: see there.
@@ -64,6 +65,7 @@ class Registry:
         "event_loop",
         "handler_threads",
         "ids",
+        "is_part",
         "measures",
         "on_accept",
     )
@@ -89,6 +91,7 @@ class Registry:
         self.keep_backlog = self.access_log = False
         self.measures = None
         self._held_up: HeldUpWatch | None = None
+        self.is_part = False
         self.on_accept: Callable[[int], object] | None = None
         self.event_loop: asyncio.AbstractEventLoop | None = None
         self.handler_threads: ThreadPool | None = None
@@ -145,7 +148,7 @@ class Registry:
                 self.measures.start(loop)
         if self._held_up is not None:
             self._held_up.stop()
-        self._held_up = None if loop is None else watch_in_debug_mode(loop)
+        self._held_up = None if loop is None or self.is_part else watch_in_debug_mode(loop)
 
     @property
     def limits(self) -> Limits:
@@ -186,6 +189,11 @@ class Registry:
     def is_draining(self) -> bool:
         """Whether a shutdown has begun."""
         return self._drain is not None
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it accepts no clients, by pause(), until resume()."""
+        return self.admission.is_paused
 
     # Hooks.
 

@@ -106,6 +106,15 @@ class BlockingClient(_BaseClient):
                 return self._take(len(self._buffer))
         return self._take(end)
 
+    def read_frame(self) -> bytes:
+        """Return the next frame that the handler sends, by the `framing` of its class.
+
+        Raises IncompleteReadError if the stream ends before, and TypeError if the class has no framing.
+        """
+        for frame in self.frames:
+            return frame
+        raise asyncio.IncompleteReadError(b"", None)
+
     @property
     def frames(self) -> Iterator[bytes]:
         """The frames that the handler sends, by the `framing` of its class: ``next(client.frames)``, or a loop.

@@ -141,8 +141,8 @@ class WorkerWatchdog:
 def _is_traced(pid: int) -> bool:
     """Tell whether a debugger is attached to a process; only Linux tells."""
     try:
-        with open(f"/proc/{pid}/status") as status:
-            return any(line.startswith("TracerPid:") and int(line.split()[1]) for line in status)
+        with open(f"/proc/{pid}/status", "rb") as status:  # the process's name, in it, may be no text
+            return any(line.startswith(b"TracerPid:") and int(line.split()[1]) for line in status)
     except OSError:
         return False
 

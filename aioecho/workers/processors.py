@@ -38,15 +38,15 @@ def cpu_quota(root: Path = Path("/")) -> float:
 
 def _quotas(root: Path) -> Iterator[float]:
     groups = {}  # the group's path by hierarchy: "" is version 2's, "cpu" version 1's
-    for line in (root / "proc/self/cgroup").read_text().splitlines():
+    for line in _lines(root / "proc/self/cgroup"):
         _, controllers, group = line.split(":", 2)
         for controller in controllers.split(","):
             groups[controller] = group
-    for line in (root / "proc/self/mountinfo").read_text().splitlines():
+    for line in _lines(root / "proc/self/mountinfo"):
         # proc(5): the 4th field is the mount's root, the 5th where it is; the type and its options stand behind the "-".
         fields, _, behind = line.partition(" - ")
-        mount_root, mount_point = fields.split()[3:5]
-        kind, _, options = behind.split(maxsplit=2)
+        mount_root, mount_point = fields.split(" ")[3:5]
+        kind, _, options = behind.split(" ", 2)  # by one space: what is mounted may be an empty string
         if kind == "cgroup2" and "" in groups:
             read, group = _read_quota_2, groups[""]
         elif kind == "cgroup" and "cpu" in options.split(",") and "cpu" in groups:
@@ -64,6 +64,11 @@ def _quotas(root: Path) -> Iterator[float]:
                 break
             with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
                 yield read(level)
+
+
+def _lines(path: Path) -> list[str]:
+    # In any locale: a name may be no text in this one, and is not this process's business.
+    return os.fsdecode(path.read_bytes()).split("\n")[:-1]
 
 
 def _read_quota_2(folder: Path) -> float:
