@@ -179,6 +179,8 @@ class TLS:
                 raise CertificateError(
                     f"OpenSSL knows none of the ciphers {common.ciphers!r} for TLS 1.2; the ones of TLS 1.3 are not chosen so"
                 ) from error
+        # A handshake costs the server more than its client. OpenSSL 3 lets no client ask for another one, 1.1.1 does.
+        context.options |= ssl.OP_NO_RENEGOTIATION
         if common.num_tickets is not None:
             context.num_tickets = common.num_tickets
         if common.alpn:

@@ -68,8 +68,8 @@ class Limits:
 
     max_memory: int | None = 2**30
     """Bytes that all connections together hold of what came and was not read, and of what was written and is not sent. Over it
-    the connection that holds most is aborted. A connection that holds no more than twice `max_buffer` does not count, and is
-    not aborted. None: no limit."""
+    the connection that holds most is aborted, or one that holds up to an eighth less. What comes counts where it is more than
+    16 KiB of a connection, and what is sent where it is more than 64. None: no limit."""
 
     max_handlers: int = 1024
     """Datagrams: handlers at once. At the limit datagrams wait in the server's queue."""
@@ -172,8 +172,9 @@ class Timeouts:
 
     keepalive: float | None = 60.0
     """For a TCP peer that sends nothing to answer the kernel's probes (SO_KEEPALIVE): then its connection is lost. Likewise one
-    that acknowledges nothing of what is sent, but not before `write` seconds (TCP_USER_TIMEOUT). Whole seconds, 4 at the
-    least. It holds for the connections accepted from then on. None leaves the sockets as they are."""
+    that acknowledges nothing of what is sent. Whole seconds, 4 at the least. Neither happens before `write` seconds: Linux
+    has one time for both and for a peer that reads slowly (TCP_USER_TIMEOUT), so to find vanished peers sooner lower `write`
+    too. It holds for the connections accepted from then on. None leaves the sockets as they are."""
 
     linger: float | None = 0.5
     """For a peer to close its side after the handler has returned, while what it still sends is discarded. Closing over

@@ -38,6 +38,8 @@ class Family:
     labels: tuple[str, ...] = ()
     unit: str = ""
     bounds: tuple[float, ...] = ()
+    is_least: bool = False
+    """Whether the least of several values is meant, and not their sum."""
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -67,7 +69,7 @@ FAMILIES: Mapping[str, Family] = {
         Family("aioecho_tls_handshake_failures", "counter", "TLS handshakes that failed."),
         Family(
             "aioecho_tls_certificate_end_timestamp_seconds", "gauge",
-            "When the first of the certificates expires, since 1970.", unit="seconds",
+            "When the first of the certificates expires, since 1970.", unit="seconds", is_least=True,
         ),
         Family(
             "aioecho_wire_received_bytes", "counter",
@@ -112,6 +114,8 @@ FAMILIES: Mapping[str, Family] = {
 }  # fmt: skip
 """All families by name, in the order of the text."""
 
+LEAST = {family.name for family in FAMILIES.values() if family.is_least}
+
 
 class Histogram:
     """Counts of seconds in buckets, and their sum."""
@@ -140,9 +144,12 @@ class Metrics:
 
     def add(self, family: str, value: float, *labels: str) -> None:
         """Add to one value; labels in the order of the family's."""
+        self._add(family, SEPARATOR.join(map(_printable, labels)), value)
+
+    def _add(self, family: str, key: str, value: float) -> None:
         values = self.values.setdefault(family, {})
-        key = SEPARATOR.join(map(_printable, labels))
-        values[key] = values.get(key, 0) + value
+        known = values.get(key)
+        values[key] = value if known is None else min(known, value) if family in LEAST else known + value
 
     def add_histogram(self, family: str, histogram: Histogram) -> None:
         """Add what a histogram has counted."""
@@ -155,9 +162,9 @@ class Metrics:
         for name, by_labels in values.items():
             if name not in FAMILIES or (only_counted and FAMILIES[name].kind in ("gauge", "info")):
                 continue
-            mine = self.values.setdefault(name, {})
+            self.values.setdefault(name, {})
             for key, value in by_labels.items():
-                mine[key] = mine.get(key, 0) + value
+                self._add(name, key, value)
 
     def get(self, family: str, *labels: str) -> float:
         """Return one value, 0 if nothing was counted. Of a histogram's family it is how many times were counted."""

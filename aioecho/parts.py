@@ -153,11 +153,14 @@ class Composite(BaseServer):
             raise RuntimeError("a server can be started once, and not after its end: make another one")
         self._was_started = True
         self.event_loop = asyncio.get_running_loop()
+        self.measure_loop(self.event_loop)
         try:
             if self._lifespan is not None:
                 self.state = await self._lifespan.begin()
+            paused = [part for part in self._parts if part.is_paused]
             for part in self._parts:
                 self._prepare(part)
+                part.is_part = True
                 part.pause()  # nothing is served unless all can be
                 await part.start()
             if self.when_bound is not None:
@@ -168,11 +171,13 @@ class Composite(BaseServer):
             raise
         self.socket, self._address = self._parts[0].socket, self._parts[0].server_address
         if not self.admission.is_paused:
-            self.resume()
+            for part in self._parts:
+                if part not in paused:
+                    part.resume()
 
     async def _undo_start(self) -> None:
         self.close()
-        for part in self._parts:
+        for part in (self, *self._parts):
             part.measure_loop(None)
         await self._end_program()
 
@@ -201,7 +206,7 @@ class Composite(BaseServer):
         seconds = self.grace if grace is None else grace
         drains = [self._begin_shutdown_of(part, seconds, why) for part in self._parts]
         if self._drain is None:
-            self._drain = _Drains(drains, self._end_program)  # type: ignore[assignment]
+            self._drain = _Drains(drains, self._release)  # type: ignore[assignment]
             self._tell_stopping(grace, why)
         assert self._drain is not None
         return self._drain

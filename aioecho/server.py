@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from aioecho.blocking.proxied import ProxiedThreadedConnection
 from aioecho.blocking.streams import ThreadedConnection
@@ -31,6 +31,44 @@ from aioecho.serving.proxied import ProxiedConnection
 __all__ = ["StdioServer", "StreamListener", "StreamServer", "TCPServer", "UnixStreamServer"]
 
 
+class _InClear:
+    """The part of a connection with an endpoint that has ``tls=off``."""
+
+    __slots__ = ()
+
+    def get_tls(self) -> None:
+        """Return None: no TLS is spoken."""
+
+
+class _ConnectionInClear(_InClear, Connection):
+    __slots__ = ()
+
+
+class _ThreadedInClear(_InClear, ThreadedConnection):
+    __slots__ = ()
+
+
+class _ProxiedInClear(_InClear, ProxiedConnection):
+    __slots__ = ()
+
+
+class _ProxiedThreadedInClear(_InClear, ProxiedThreadedConnection):
+    __slots__ = ()
+
+
+class _Kinds(NamedTuple):
+    """The classes of a listening socket's connections: by the kind of their handler, and whether a PROXY header comes first."""
+
+    plain: type[Connection]
+    threaded: type[ThreadedConnection]
+    proxied: type[ProxiedConnection]
+    proxied_threaded: type[ProxiedThreadedConnection]
+
+
+_KINDS = _Kinds(Connection, ThreadedConnection, ProxiedConnection, ProxiedThreadedConnection)
+_IN_CLEAR = _Kinds(_ConnectionInClear, _ThreadedInClear, _ProxiedInClear, _ProxiedThreadedInClear)
+
+
 class StreamListener:
     """One of a server's listening sockets: makes a connection of each client that it accepts, or rejects it.
 
@@ -41,6 +79,7 @@ class StreamListener:
         self._server = server
         self._handler_class = handler_class
         self._proxy = bound.proxy
+        self._kinds = _IN_CLEAR if bound.is_in_clear else _KINDS
         on_accept = self._accepted if bound.proxy is None else self._accepted_from_balancer
         self._acceptor = Acceptor(
             bound,
@@ -96,9 +135,9 @@ class StreamListener:
             if proxy is not None:
                 connection = self._make_proxied(sock, address, handler_class, proxy)
             elif is_blocking(handler_class):
-                connection = ThreadedConnection(server, server.get_handler_threads(), sock, address, handler_class)
+                connection = self._kinds.threaded(server, server.get_handler_threads(), sock, address, handler_class)
             else:
-                connection = Connection(server, sock, address, handler_class)
+                connection = self._kinds.plain(server, sock, address, handler_class)
         except (OSError, MemoryError) as error:
             server.admission.release(counted)
             server.report_not_begun(address, "connection", error)
@@ -115,8 +154,8 @@ class StreamListener:
     ) -> Connection | ThreadedConnection:
         server = self._server
         if not is_blocking(handler_class):
-            return ProxiedConnection(server, sock, address, handler_class, proxy)
-        return ProxiedThreadedConnection(server, server.get_handler_threads(), sock, address, handler_class, proxy)
+            return self._kinds.proxied(server, sock, address, handler_class, proxy)
+        return self._kinds.proxied_threaded(server, server.get_handler_threads(), sock, address, handler_class, proxy)
 
     def _cannot_accept(self, error: OSError) -> None:
         server = self._server

@@ -13,7 +13,7 @@ from aioecho.serving.base import BaseServer
 from aioecho.serving.drain import Drain
 from aioecho.serving.registry import Registry
 
-__all__ = ["Several", "is_factory", "make_servers"]
+__all__ = ["Several", "is_factory", "make_servers", "servers_of"]
 
 
 def is_factory(found: Any) -> bool:
@@ -52,11 +52,17 @@ def make_servers(factory: Callable[[], Any]) -> BaseServer:
     return servers[0] if len(servers) == 1 else Several(servers)
 
 
+def servers_of(server: BaseServer) -> Sequence[BaseServer]:
+    """Return the servers of a program, in their order: what make_servers() was given, or the one server itself."""
+    return server.servers if isinstance(server, Several) else [server]
+
+
 class Several(Composite):
     """Servers of one program, every one with its own limits, hooks and lifespan, under one start and one drain.
 
     They start in their order. When one begins to stop, all do, within the longest `grace` or the one that was asked for; their
-    lifespans are left once all have drained. `limits` and `timeouts` are the first one's, and may be replaced.
+    lifespans are left once all have drained. `limits` and `timeouts` are the first one's, and may be replaced: `servers` have
+    the others'.
 
     Args:
         servers: not started yet.
@@ -73,6 +79,16 @@ class Several(Composite):
         self._all_drained = asyncio.Event()
         for server in servers:
             server.composite = self
+
+    @property
+    def servers(self) -> Sequence[BaseServer]:
+        """The servers, in their order."""
+        return self._parts
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether none of them accepts clients."""
+        return all(server.is_paused for server in self._parts)
 
     @property
     def what_it_serves(self) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import fcntl
 import gc
+import heapq
 import itertools
 import os
 import signal
@@ -13,6 +14,7 @@ import time
 import traceback
 import zlib
 from collections.abc import AsyncIterator, Generator
+from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
 
@@ -101,14 +103,43 @@ SHARD = os.environ.get("AIOECHO_TESTS_SHARD")
 TURNS = Turns(os.environ["AIOECHO_TESTS_TURNS"]) if "AIOECHO_TESTS_TURNS" in os.environ else None
 
 
+# The files that are divided between the shards by their functions. Most of their tests wait, in the same turn.
+DIVIDED = {"test_timeouts.py"}
+
+
+def files_of(number: int, count: int) -> set[str]:
+    """Return the names of the files that a shard runs whole: by their sizes, and so the same in any process.
+
+    It imports no others: to import all tests takes as long as a sixth of them.
+    """
+    sizes = {path.name: path.stat().st_size for path in Path(__file__).parent.glob("test_*.py")}
+    shards = [(0, shard, set[str]()) for shard in range(1, count + 1)]
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        if name not in DIVIDED:
+            size, shard, names = heapq.heappop(shards)
+            names.add(name)
+            heapq.heappush(shards, (size + sizes[name], shard, names))
+    return next(names for _, shard, names in shards if shard == number)
+
+
+FILES = None if SHARD is None else files_of(*map(int, SHARD.split("/"))) | DIVIDED
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    is_others = FILES is not None and collection_path.match("test_*.py") and collection_path.name not in FILES
+    return True if is_others else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if SHARD is not None:
         number, count = map(int, SHARD.split("/"))
-        # By their functions, so that what is parametrized stays together, and the same in any process.
-        others = [item for item in items if zlib.crc32(item.nodeid.partition("[")[0].encode()) % count != number - 1]
-        config.hook.pytest_deselected(items=others)
-        left_out = set(others)
-        items[:] = [item for item in items if item not in left_out]
+
+        def is_others(item: pytest.Item) -> bool:
+            function = item.nodeid.partition("[")[0]  # so that what is parametrized stays together
+            return item.path.name in DIVIDED and zlib.crc32(function.encode()) % count != number - 1
+
+        config.hook.pytest_deselected(items=[item for item in items if is_others(item)])
+        items[:] = [item for item in items if not is_others(item)]
     if TURNS is not None:
         items.sort(key=TURNS.of)
 
@@ -139,7 +170,7 @@ _number = itertools.count(1)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    if not next(_number) % 20:  # in the end there would be more of pytest's reports than of all that a test makes
+    if not next(_number) % 5:  # in the end there would be more of pytest's reports than of all that a test makes
         keep_what_there_is()
 
 

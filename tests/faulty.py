@@ -5,7 +5,7 @@ import os
 import random
 import socketserver
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import aioecho
 from aioecho.echo import UpperFrames
@@ -302,3 +302,55 @@ class Random(aioecho.StreamRequestHandler):
     async def handle(self) -> None:
         async for _ in self.reader:
             await self.send(b"%d\n" % random.getrandbits(64))
+
+
+# Handlers for datagrams
+
+
+class NeedsAByte(aioecho.DatagramRequestHandler):
+    async def handle(self) -> None:
+        await self.reply(bytes([self.data[0]]) + self.data[1:])
+
+
+class NeedsANumber(aioecho.DatagramSessionHandler):
+    async def handle(self) -> None:
+        total = 0
+        async for data in self.datagrams:
+            total += int(data)
+            await self.reply(b"%d" % total)
+
+
+class TakesNoneTwice(aioecho.DatagramRequestHandler):
+    waiting: ClassVar[dict[bytes, asyncio.Event]] = {}
+
+    async def handle(self) -> None:
+        if self.data in self.waiting:
+            raise KeyError(self.data)
+        self.waiting[self.data] = asyncio.Event()
+        try:
+            await asyncio.wait_for(self.waiting[self.data].wait(), 0.3)
+        except TimeoutError:
+            pass
+        finally:
+            del self.waiting[self.data]
+
+
+class RunsOnAtAZero(aioecho.DatagramRequestHandler):
+    async def handle(self) -> None:
+        while b"\0" in self.data:
+            pass
+        await self.reply(self.data)
+
+
+class Amplifies(aioecho.DatagramRequestHandler):
+    async def handle(self) -> None:
+        await self.reply(self.data * 4)
+
+
+class Sums(aioecho.DatagramSessionHandler):
+    async def handle(self) -> None:
+        total = 0
+        async for data in self.datagrams:
+            if data.isdigit() and len(data) < 10:
+                total += int(data)
+                await self.reply(b"%d" % total)

@@ -6,24 +6,45 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from typing import Any, Self
 
-__all__ = ["ROOT", "Program", "ask", "connect", "read_line"]
+from warm import Fork
+
+__all__ = [
+    "ROOT",
+    "Program",
+    "ask",
+    "can_connect",
+    "connect",
+    "descriptors_of",
+    "eventually",
+    "narrow",
+    "read_line",
+    "state_of",
+    "workers_of",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 
+AIOECHO = (sys.executable, "-m", "aioecho")
+
 
 class Program:
-    """A process; at the end of ``with`` it is gone, whatever happened. Its stderr is kept in a file, and so never blocks it."""
+    """A process; at the end of ``with`` it is gone, whatever happened. Its stderr is kept in a file, and so never blocks it.
 
-    def __init__(self, *command: str | Path, cwd: Path | None = None, **options: Any) -> None:
+    ``python -m aioecho`` is a fork of a process that has imported it, unless it has to be fresh.
+    """
+
+    def __init__(self, *command: str | Path, cwd: Path | None = None, is_fresh: bool = False, **options: Any) -> None:
         # Found also where it is not installed, and from any folder; a handler's module is to be found as by a user.
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
-        environment.update(options.pop("env", {}))
+        environment.update(own := options.pop("env", {}))
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         options = {
             "stdin": subprocess.DEVNULL,
@@ -32,12 +53,17 @@ class Program:
             "start_new_session": True,
             **options,
         }
-        self.process = subprocess.Popen([str(part) for part in command], cwd=cwd, env=environment, **options)
+        self.process: Any
+        if is_fresh or command[:3] != AIOECHO or any(name.startswith("PYTHON") for name in own):
+            self.process = subprocess.Popen([str(part) for part in command], cwd=cwd, env=environment, **options)
+        else:
+            del options["start_new_session"]  # as always
+            self.process = Fork([str(part) for part in command[3:]], cwd=cwd, env=environment, **options)
 
     @classmethod
     def aioecho(cls, *arguments: str | Path, **options: Any) -> Self:
         """Start ``python -m aioecho`` with these arguments."""
-        return cls(sys.executable, "-m", "aioecho", *arguments, **options)
+        return cls(*AIOECHO, *arguments, **options)
 
     def __enter__(self) -> Self:
         return self
@@ -56,6 +82,23 @@ class Program:
         """Return what it has written to stderr by now, but not what debug mode says of callbacks on a busy machine."""
         text = os.pread(self.errors.fileno(), 10**6, 0).decode()
         return re.sub(r"^.*Executing <.* took \d+\.\d+ seconds\n", "", text, flags=re.MULTILINE)
+
+    def says(self, pattern: str) -> re.Match[str]:
+        """Wait until what it has written to stderr matches a pattern, and return the match."""
+
+        def look() -> re.Match[str] | None:
+            has_ended = self.process.poll() is not None
+            match = re.search(pattern, self.stderr())
+            assert match or not has_ended, self.stderr()
+            return match
+
+        return eventually(look)  # type: ignore[no-any-return]
+
+    def write(self, data: bytes) -> None:
+        """Write to its stdin, which has to be a pipe."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(data)
+        self.process.stdin.flush()
 
     def line(self) -> str:
         """Return the next line of its stdout."""
@@ -109,6 +152,15 @@ def connect(endpoint: str, timeout: float = 30) -> socket.socket:
     return sock
 
 
+def narrow(address: Any) -> socket.socket:
+    """Return a connected socket whose kernel takes little that nobody reads."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.settimeout(30)
+    sock.connect(address)
+    return sock
+
+
 def ask(endpoint_or_socket: str | socket.socket, sent: bytes = b"") -> bytes:
     """Send bytes and the end of the stream, and return all that comes back."""
     sock = connect(endpoint_or_socket) if isinstance(endpoint_or_socket, str) else endpoint_or_socket
@@ -127,3 +179,41 @@ def read_line(sock: socket.socket) -> bytes:
     while not line.endswith(b"\n") and (byte := sock.recv(1)):
         line += byte
     return line
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 30) -> Any:
+    """Return what `condition()` returns, once that is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "what was waited for did not come about"
+        time.sleep(0.01)
+    return found
+
+
+def workers_of(program: Program) -> set[int]:
+    """Return the process ids of its children that have not ended."""
+    pid = program.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return {int(child) for child in children if state_of(int(child)) not in ("Z", "")}
+
+
+def state_of(pid: int) -> str:
+    """Return the letter of a process's state; nothing if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("latin-1").rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def descriptors_of(pid: int) -> int:
+    """Return how many descriptors a process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def can_connect(endpoint: str) -> bool:
+    """Tell whether a server listens there, by a connection."""
+    try:
+        connect(endpoint).close()
+    except OSError:
+        return False
+    return True

@@ -90,13 +90,11 @@ def descriptors() -> int | None:
         return None
 
 
-def state_of(server: aioecho.BaseServer) -> dict[str, Any]:
-    """Return what a test asks about."""
+def counts_of(server: aioecho.BaseServer) -> dict[str, Any]:
+    """Return what is counted, which takes no time."""
     stats = server.stats
     return {
-        "cpu": time.process_time(),  # first: some of the others take time
-        # Pages that were mapped.
-        "faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt,
+        "cpu": time.process_time(),
         "accepted": stats.accepted,
         "active": stats.active,
         "completed": stats.completed,
@@ -106,6 +104,15 @@ def state_of(server: aioecho.BaseServer) -> dict[str, Any]:
         "accept_errors": stats.accept_errors,
         "reasons": dict(stats.reasons),
         "connections": len(server.connections),
+    }
+
+
+def state_of(server: aioecho.BaseServer) -> dict[str, Any]:
+    """Return what a test asks about: the counts, and what it takes time to find."""
+    return {
+        **counts_of(server),
+        # Pages that were mapped.
+        "faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt,
         "tasks": len(asyncio.all_tasks()),
         "descriptors": descriptors(),
         "threads": threading.active_count(),
@@ -139,6 +146,8 @@ async def serve(settings: dict[str, Any]) -> None:
             match json.loads(line):
                 case "state":
                     answer = {**state_of(server), "errors": errors}
+                case "counts":
+                    answer = counts_of(server)
                 case ["occupy", int(count)]:
                     spare += [os.open(os.devnull, os.O_RDONLY) for _ in range(count)]
                 case "free":
@@ -177,22 +186,19 @@ class Subject(Program):
 
     def ask(self, command: Any = "state") -> Any:
         """Send a command and return the answer."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(command).encode() + b"\n")
-        self.process.stdin.flush()
+        self.write(json.dumps(command).encode() + b"\n")
         return json.loads(self.line())
 
     def until(self, condition: Any, timeout: float = 30.0) -> Any:
-        """Ask for its state until it meets a condition, and return it."""
+        """Ask for its counts until they meet a condition, and return its state."""
         deadline = time.monotonic() + timeout
-        while not condition(state := self.ask()):
-            assert time.monotonic() < deadline, (state, self.stderr())
+        while not condition(counts := self.ask("counts")):
+            assert time.monotonic() < deadline, (counts, self.stderr())
             time.sleep(0.01)
-        return state
+        return self.ask()
 
     def finish(self) -> Any:
         """Let it shut down, and return its state at the end."""
-        assert self.process.stdin is not None
         self.process.stdin.close()
         state = json.loads(self.line())
         assert self.wait() == 0, self.stderr()

@@ -335,6 +335,24 @@ def test_a_log_file_is_opened_anew_only_if_it_was_moved(tmp_path: Path) -> None:
         handler.close()
 
 
+def test_a_log_file_that_cannot_be_opened_anew_is_written_on(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    mine = logging.getLogger("aioecho.logs")
+    handler = logging.FileHandler(folder / "x.log")
+    mine.addHandler(handler)
+    try:
+        mine.error("one")
+        folder.rename(tmp_path / "moved")
+        reopen_log_files()
+        mine.error("two")
+        lines = (tmp_path / "moved" / "x.log").read_text().splitlines()
+        assert lines == ["one", f"cannot open {folder / 'x.log'} anew: No such file or directory", "two"]
+    finally:
+        mine.removeHandler(handler)
+        handler.close()
+
+
 # With run()
 
 PROGRAM = """

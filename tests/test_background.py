@@ -222,12 +222,22 @@ def test_its_shutdown_can_be_awaited_in_another_loop(loop: str) -> None:
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_ctrl_c_before_it_is_ready_leaves_nothing_that_serves(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = threading.Event()
+
+    def hear(*_: object) -> None:
+        if not heard.is_set():
+            heard.set()
+            raise KeyboardInterrupt
+
     async def interrupt(self: aioecho.BaseServer) -> None:
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        # Again and again: what comes between Python's last look at signals and its wait for a lock does not end that wait.
+        while not heard.is_set():
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            await asyncio.sleep(0.01)
         await asyncio.Event().wait()  # as long as a host's name is looked up
 
     monkeypatch.setattr(aioecho.BaseServer, "start", interrupt)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGINT, hear)
     try:
         with pytest.raises(KeyboardInterrupt), aioecho.run_in_thread(Upper, ANYWHERE, loop=loop):
             raise AssertionError("it was not ready")

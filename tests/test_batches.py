@@ -54,6 +54,20 @@ async def test_what_comes_while_a_batch_is_handled_is_the_next_batch(gated: type
         assert (server.stats.received, server.stats.handled) == (101, 101)
 
 
+async def test_max_requests_counts_datagrams_and_not_batches(gated: type[Gated], peer: Peer) -> None:
+    counts: list[int] = []
+    async with serving(gated) as (server, address):
+        server.on_accept = counts.append
+        peer.send(b"0", address)
+        await settle(lambda: gated.seen)
+        for number in range(1, 11):
+            peer.send(b"%d" % number, address)
+        await settle(lambda: server.stats.queued == 10)
+        gated.gate.set()
+        await settle(lambda: server.stats.completed == 2)
+        assert sum(counts) == 11
+
+
 async def test_a_batch_has_its_senders_and_answers_them(peer: Peer) -> None:
     async def handle(self: Any) -> None:
         assert self.client_address is None

@@ -514,6 +514,40 @@ async def test_clients_that_wait_for_a_thread_at_a_stop_are_all_answered_in_turn
     check_identity(server)
 
 
+@pytest.mark.timed  # a client has FRESH from the beginning of its handler on
+async def test_clients_that_wait_for_a_thread_and_for_the_first_word_are_answered_at_a_stop() -> None:
+    class Greets(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(b"hello\n")
+            self.wfile.write(self.rfile.readline().upper())
+
+    async def ask(is_first: bool) -> bytes:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        assert await reader.readline() == b"hello\n"
+        writer.write(b"li")
+        if is_first:
+            await stopped.wait()
+        writer.write(b"ne\n")
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        return answer
+
+    stopped = asyncio.Event()
+    server = aioecho.serve(Greets, "tcp://127.0.0.1:0", limits=aioecho.Limits(max_threads=1))
+    await server.start()
+    asking = [asyncio.create_task(ask(True))]
+    await settle(lambda: server.stats.active == 1)
+    asking += [asyncio.create_task(ask(False)) for _ in range(3)]
+    await settle(lambda: server.stats.active == 4)
+    await asyncio.sleep(0.15)  # time is the subject: past FRESH
+    stop = asyncio.create_task(server.shutdown(GRACE))
+    await settle(lambda: not server.is_serving())
+    stopped.set()
+    assert await asyncio.gather(*asking) == [b"LINE\n"] * 4
+    assert (await stop).completed == 4
+
+
 async def test_a_silent_peer_does_not_hold_up_the_stop_of_a_server_with_tls(tls: SimpleNamespace) -> None:
     async with aioecho.serve(Lines, "tcp://127.0.0.1:0", ssl=tls.server) as server:
         with socket.create_connection(server.server_address):

@@ -118,6 +118,20 @@ async def test_thousands_of_clients_are_written_to_over_several_turns_in_order(m
             await close(member.writer)
 
 
+async def test_a_program_that_broadcasts_faster_than_that_is_slowed_down_and_no_message_falls_far_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("aioecho.serving.audience.PER_TURN", 3)
+    async with aioecho.TCPServer(ANYWHERE, Room) as server:
+        members = [await Member.of(server, b"a") for _ in range(10)]
+        for number in range(100):  # in one turn of the loop
+            server.broadcast(b"%03d\n" % number, to="a")
+            assert len(server.audience._under_way) <= 16  # the kernel does not tell at once what has arrived
+        for member in members:
+            assert await member.reader.readexactly(400) == b"".join(b"%03d\n" % number for number in range(100))
+            await close(member.writer)
+
+
 def deaf(server: aioecho.BaseServer) -> socket.socket:
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

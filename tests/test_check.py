@@ -13,7 +13,7 @@ from helpers import check_mistake, handler, invoke
 
 import aioecho
 from aioecho import echo
-from aioecho.check import CHECKS, Conversation, Finding, check, default_conversation, parse_script, run
+from aioecho.check import CHECKS, Conversation, Finding, Whole, check, default_conversation, parse_script, run
 from aioecho.check.endings import note_truncation
 from aioecho.check.player import Player
 from aioecho.check.subject import Subject
@@ -182,6 +182,65 @@ def test_a_line_without_its_end_that_is_answered_is_noted_and_no_finding() -> No
         assert "a last line without its end is answered like a whole one" in note_truncation(subject)
 
 
+# Datagrams
+
+
+def check_of_datagrams(kind: Any, said: bytes = b"hello\n42") -> dict[str, Any]:
+    return {result.check: result for result in check(kind, parse_script(said, Whole()), f"faulty:{kind.__qualname__}")}
+
+
+@pytest.mark.parametrize(
+    ("what", "fault", "sound", "text"),
+    [
+        ("malformed", faulty.NeedsAByte, "DatagramEcho", "raises IndexError: index out of range when it is sent b''"),
+        ("replies", faulty.NeedsANumber, "Sums", "raises ValueError: invalid literal for int() with base 10: b'hello'"),
+        (
+            "order",
+            faulty.TakesNoneTwice,
+            "DatagramEcho",
+            "raises KeyError: b'hello' when it is sent b'hello', then b'hello'",
+        ),
+    ],
+)
+def test_a_mistake_of_a_handler_for_datagrams_is_found_and_its_example_shows_it(
+    what: str, fault: Any, sound: str, text: str
+) -> None:
+    results = check_of_datagrams(fault)
+    (finding,) = results[what].findings
+    assert text in finding.text
+    with pytest.raises((IndexError, ValueError, KeyError, ExceptionGroup)):
+        run_example(finding.source)
+    line = f"from faulty import {fault.__name__}\n"
+    assert finding.source.count(line) == 1
+    module = "faulty" if hasattr(faulty, sound) else "aioecho.echo"
+    run_example(finding.source.replace(line, f"from {module} import {sound} as {fault.__name__}\n"))
+
+
+def test_a_handler_for_datagrams_that_keeps_the_loop_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aioecho.check.loop.STUCK", 0.5)
+    (finding,) = check_of_datagrams(faulty.RunsOnAtAZero)["malformed"].findings
+    assert finding.text.startswith("the handler keeps the loop when it is sent b'")
+
+
+def test_a_reply_of_a_datagram_that_does_not_come_is_found() -> None:
+    (finding,) = check_of_datagrams(echo.DatagramUpper, b"> hello\n< HELLO\n> you\n< me")["replies"].findings
+    assert finding.text == "the reply b'me' does not come"
+    with pytest.raises(AssertionError):
+        run_example(finding.source.replace("from faulty", "from aioecho.echo"))
+
+
+@pytest.mark.parametrize("kind", [echo.DatagramUpper, echo.DatagramDiscard, faulty.Sums])
+def test_nothing_is_found_in_a_sound_handler_for_datagrams(kind: Any) -> None:
+    results = check_of_datagrams(kind)
+    assert [(name, result.findings, result.note) for name, result in results.items()] == [
+        (name, (), "") for name in ("replies", "malformed", "order", "reply size")
+    ]
+
+
+def test_replies_that_are_much_larger_than_what_they_reply_to_are_noted() -> None:
+    assert "4 times its own" in check_of_datagrams(faulty.Amplifies)["reply size"].note
+
+
 # What is said
 
 
@@ -280,6 +339,14 @@ def test_the_command_says_with_which_package_it_works(folder: Path, monkeypatch:
     check_mistake(invoke("check", "handlers:Bye", cwd=folder), 'pip install "aioecho[check]"')
 
 
+def test_the_command_checks_handlers_for_datagrams(folder: Path) -> None:
+    code, output, errors = invoke("check", "handlers:NeedsAByte", cwd=folder)
+    assert (code, errors) == (1, "")
+    assert b"checking handlers:NeedsAByte, which is sent b'hello', " in output
+    assert b"malformed:    FOUND the handler raises IndexError" in output
+    assert output.endswith(b"\n1 found in handlers:NeedsAByte\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -297,7 +364,7 @@ def test_the_command_says_with_which_package_it_works(folder: Path, monkeypatch:
 )
 def test_a_mistake_on_the_command_line_is_one_line(folder: Path, arguments: list[str], expected: str) -> None:
     with (folder / "handlers.py").open("a") as module:
-        module.write("\n\nclass DatagramHandler(aioecho.DatagramRequestHandler):\n    async def handle(self): ...\n")
+        module.write("\n\nclass DatagramHandler(socketserver.DatagramRequestHandler):\n    pass\n")
     (folder / "bad.txt").write_text("> hello\nyou\n")
     (folder / "escape.txt").write_text("> \\q\n")
     (folder / "hello.txt").write_text("> hello\n")

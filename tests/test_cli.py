@@ -68,8 +68,8 @@ def serving(*arguments: str | Path, **options: object) -> Iterator[tuple[Program
 
 
 def run(*arguments: str | Path, **options: object) -> tuple[int, bytes, str]:
-    """Run the command line to its end: exit status, stdout, stderr."""
-    with Program.aioecho(*arguments, **options) as program:
+    """Run the command line to its end, as users start it: exit status, stdout, stderr."""
+    with Program.aioecho(*arguments, is_fresh=True, **options) as program:
         return program.end()
 
 
@@ -108,7 +108,7 @@ def test_alone_it_serves_echo_on_port_9999() -> None:
             sock.bind(("127.0.0.1", 9999))
         except OSError:
             pytest.skip("port 9999 is taken")
-    with Program.aioecho() as server:
+    with Program.aioecho(is_fresh=True) as server:
         assert server.listening() == "tcp://127.0.0.1:9999"
         assert ask("tcp://127.0.0.1:9999", b"Hello, Server!\n") == b"Hello, Server!\n"
         assert server.stop() == 0
@@ -138,9 +138,7 @@ def test_each_ready_made_handler_is_served(handler: str) -> None:
 
 def check_line(program: Program) -> None:
     """A client that copies its stdin to the server, and the server's answer to its stdout, gets it in upper case."""
-    assert program.process.stdin is not None
-    program.process.stdin.write(b"Hello, Server!\n")
-    program.process.stdin.flush()
+    program.write(b"Hello, Server!\n")
     assert program.line() == "HELLO, SERVER!", program.stderr()
 
 
@@ -288,8 +286,10 @@ def without(streams: str, *command: str | Path) -> list[str | Path]:
     return ["/bin/sh", "-c", f'exec "$@" {streams}', "sh", *command]
 
 
-@pytest.mark.parametrize("way", ["one process", "workers", "run", "run with workers"])
-@pytest.mark.parametrize("streams", [">&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    ("way", "streams"),
+    [(way, "<&- >&- 2>&-") for way in ("one process", "workers", "run", "run with workers")] + [("workers", ">&-")],
+)
 def test_it_serves_and_ends_well_without_standard_streams(folder: Path, way: str, streams: str) -> None:
     (folder / "script.py").write_text(
         "import sys, aioecho, slow\n"
@@ -588,6 +588,7 @@ def test_an_endpoint_that_can_not_be_gets_one_line_and_status_1(
         (["--ssl-certfile", "slow.py"], "cannot use slow.py: "),
         (["--ssl-keyfile", "key.pem"], "TLS needs a certificate: --ssl-certfile"),
         (["--ssl-ca-certs", "ca.pem"], "TLS needs a certificate: --ssl-certfile"),
+        (["--bind", "tcp://*:465?tls=on"], "tcp://*:465?tls=on needs a certificate: give ssl= (--ssl-certfile)"),
     ],
 )
 def test_a_mistake_on_the_command_line_gets_one_line_and_status_2(
@@ -661,7 +662,8 @@ def test_help_names_every_framing_and_every_ready_made_handler() -> None:
     for command in ("serve", "send", "load"):
         text = re.sub(r"-\n\s+", "-", invoke(command, "--help")[1].decode())
         assert [name for name in FRAMINGS if not re.search(rf"\b{name}\b", text.partition("--framing")[2])] == []
-    assert [name for name in HANDLERS if f"\n      {name} " not in invoke("serve", "--help")[1].decode()] == []
+    text = invoke("serve", "--help")[1].decode()
+    assert [name for name in HANDLERS if f"\n      {name} " not in text] == []
 
 
 # Signals
@@ -767,12 +769,10 @@ def test_send_sends_its_argument_as_a_line() -> None:
 
 def test_send_sends_the_lines_of_stdin_as_they_come() -> None:
     with serving_here("upper") as endpoint, Program.aioecho("send", endpoint, stdin=subprocess.PIPE) as client:
-        assert client.process.stdin is not None
         for number in range(3):
-            client.process.stdin.write(b"line %d\n" % number)
-            client.process.stdin.flush()
+            client.write(b"line %d\n" % number)
             assert client.line() == f"LINE {number}"
-        client.process.stdin.write(b"no end")
+        client.write(b"no end")
         assert client.end() == (0, b"NO END", "")
 
 
@@ -795,12 +795,10 @@ def test_send_sends_the_lines_of_stdin_as_they_come() -> None:
 def test_send_sends_lines_as_frames_and_writes_frames_as_lines(text: str) -> None:
     with serving("upper", "--framing", text) as (server, endpoint):
         with Program.aioecho("send", endpoint, "--framing", text, stdin=subprocess.PIPE) as client:
-            assert client.process.stdin is not None
             for number in range(3):
-                client.process.stdin.write(b"line %d\n" % number)
-                client.process.stdin.flush()
+                client.write(b"line %d\n" % number)
                 assert client.line() == f"LINE {number}"
-            client.process.stdin.write(b"no end")
+            client.write(b"no end")
             assert client.end() == (0, b"NO END\n", "")
         assert invoke("send", endpoint, "Hello, Server!", "--framing", text) == (0, b"HELLO, SERVER!\n", "")
         assert server.stop() == 0
@@ -823,8 +821,7 @@ def test_send_over_tls_ends_when_as_many_frames_have_come_as_were_sent(tls: Simp
     with serving_framed(Netstrings(), tls.server) as endpoint:
         arguments = ("send", endpoint, "--ca", tls.files.ca, "--framing", "netstrings")
         with Program.aioecho(*arguments, stdin=subprocess.PIPE) as client:
-            assert client.process.stdin is not None
-            client.process.stdin.write(b"one\ntwo\nthree")
+            client.write(b"one\ntwo\nthree")
             assert client.end() == (0, b"one\ntwo\nthree\n", "")
 
 
@@ -932,9 +929,7 @@ def test_send_speaks_tls(tls: SimpleNamespace) -> None:
     with serving_here("upper", tls.server) as endpoint:
         assert invoke("send", endpoint, "hello", "--ca", tls.files.ca) == (0, b"HELLO\n", "")
         with Program.aioecho("send", endpoint, "--ca", tls.files.ca, stdin=subprocess.PIPE) as client:
-            assert client.process.stdin is not None
-            client.process.stdin.write(b"one\ntwo\n")
-            client.process.stdin.flush()
+            client.write(b"one\ntwo\n")
             assert (client.line(), client.line()) == ("ONE", "TWO")
             # Only now does it learn that this was all.
             assert client.end() == (0, b"", "")
@@ -949,10 +944,7 @@ def test_send_over_tls_says_that_its_last_line_has_no_end(tls: SimpleNamespace, 
     with serving_here(handler, tls.server) as endpoint:
         arguments = ("send", endpoint, "--ca", tls.files.ca, "--timeout", "0.5")
         with Program.aioecho(*arguments, stdin=subprocess.PIPE) as client:
-            assert client.process.stdin is not None
-            client.process.stdin.write(b"a\nb\nc")
-            client.process.stdin.close()
-            client.process.stdin = None
+            client.write(b"a\nb\nc")
             code, output, errors = client.end()
     assert (code, output) == (1, replies)
     reason = "the last line was sent without its end, which over TLS has to be a newline"

@@ -5,17 +5,17 @@ import importlib
 import os
 import pwd
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 from helpers import check_mistake, invoke
-from programs import ROOT, Program, ask
+from programs import ROOT, Program, ask, eventually
 
 from aioecho import Limits, Timeouts
 from aioecho.cli.process import PIDFile
@@ -24,14 +24,6 @@ from aioecho.cli.settings import make_limits, make_timeouts
 
 ANYWHERE = ("--bind", "tcp://127.0.0.1:0")
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may serve as another user")
-
-
-def wait_until(condition: Callable[[], Any], program: Program) -> None:
-    """Wait for what another process is about to do."""
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, program.stderr()
-        time.sleep(0.01)
 
 
 def parse(*arguments: str | Path) -> dict[str, Any]:
@@ -115,6 +107,49 @@ def test_a_check_binds_nothing_and_tells_by_its_status(tmp_path: Path) -> None:
     check_mistake(invoke("serve", "absent:Handler", "--check-config", cwd=tmp_path), "no module 'absent'")
     check_mistake(invoke("serve", "--ssl-certfile", "x.pem", "--check-config", cwd=tmp_path), "x.pem")
     check_mistake(invoke("serve", "--allow", "10.0.0.1/8", "--check-config"), "allow: '10.0.0.1/8' is no network")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pid", "absent/x"], "cannot write absent/x: No such file or directory"),
+        (["--pid", "file/x"], "cannot write file/x: Not a directory"),
+        (["--pid", "folder"], "cannot write folder: Is a directory"),
+        (["--uds", "absent/x"], "cannot listen on unix:absent/x: No such file or directory"),
+        (["--uds", "file"], "cannot listen on unix:file: a file that is not a socket is in the way"),
+        (["--uds", "x" * 200], "path too long"),
+        (["--bind", "unix:x?owner=no-such-user"], "no user is called 'no-such-user'"),
+        (["--bind", "unixgram:x?group=no-such-group"], "no group is called 'no-such-group'"),
+        (["--uds", "x", "--control", "unix:./x"], "cannot listen on unix:./x?mode=600: it is asked for twice"),
+        (["--control", "unix:absent/x"], "cannot listen on unix:absent/x?mode=600: No such file or directory"),
+        (["--metrics", "unix:absent/x"], "cannot listen on unix:absent/x: No such file or directory"),
+        (
+            ["--port", "7999", "--metrics", "127.0.0.1:7999"],
+            "cannot listen on tcp://127.0.0.1:7999: it is asked for twice",
+        ),
+        (["--bind", "udp://239.1.1.1:5000?interface=absent0"], "no network interface is called 'absent0'"),
+        (["--host", "192.0.2.1"], "cannot listen on tcp://192.0.2.1:9999: Cannot assign requested address"),
+        (["--host", "no-such-host.invalid"], "cannot resolve the host of tcp://no-such-host.invalid:9999"),
+    ],
+)
+def test_a_check_tells_what_would_keep_it_from_its_start(tmp_path: Path, arguments: list[str], message: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.iterdir())
+    check_mistake(invoke("serve", *arguments, "--check-config", cwd=tmp_path), message, status=1)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_check_beside_the_program_that_runs_finds_no_mistake(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket(socket.AF_UNIX) as alive:
+        alive.bind(str(tmp_path / "app.sock"))
+        alive.listen()
+        file = tmp_path / "server.pid"
+        file.write_text(f"{os.getppid()}\n")
+        arguments = ("--port", taken.getsockname()[1], "--uds", tmp_path / "app.sock", "--pid", file)
+        status, _, errors = invoke("serve", *map(str, arguments), "--check-config")
+        assert (status, errors) == (0, "the configuration is valid\n")
+        assert file.read_text() == f"{os.getppid()}\n"
 
 
 # Limits and timeouts
@@ -210,11 +245,22 @@ def children_of(process: int) -> list[int]:
 def test_what_serves_is_the_users_once_it_listens(tmp_path: Path, workers: str) -> None:
     nobody = pwd.getpwnam("nobody")
     arguments = ("--user", "nobody", "--group", str(nobody.pw_gid), "--workers", workers)
-    file = tmp_path / "server.pid"
-    control = tmp_path / "control.sock"
-    with Program.aioecho("serve", *ANYWHERE, *arguments, "--pid", file, "--control", f"unix:{control}") as server:
+    file, log = tmp_path / "server.pid", tmp_path / "server.log"
+    (tmp_path / "log.toml").write_text(
+        f'[handlers.file]\nclass = "logging.FileHandler"\nfilename = "{log}"\n[root]\nhandlers = ["file"]\n'
+    )
+    control, app, own, metrics = (tmp_path / name for name in ("control.sock", "app.sock", "own.sock", "metrics.sock"))
+    binds = ("--bind", f"unix:{app}?mode=660", "--bind", f"unix:{own}?owner=0", "--metrics", f"unix:{metrics}")
+    more = (*binds, "--control", f"unix:{control}", "--log-config", tmp_path / "log.toml")
+    with Program.aioecho("serve", *ANYWHERE, *arguments, *more, "--pid", file) as server:
         endpoint = server.listening()
         assert (control.stat().st_uid, control.stat().st_mode & 0o777) == (nobody.pw_uid, 0o600)
+        assert (app.stat().st_uid, app.stat().st_gid, app.stat().st_mode & 0o777) == (
+            nobody.pw_uid,
+            nobody.pw_gid,
+            0o660,
+        )
+        assert [path.stat().st_uid for path in (metrics, log, own, file)] == [nobody.pw_uid, nobody.pw_uid, 0, 0]
         serving = [server.process.pid] if workers == "1" else children_of(server.process.pid)
         assert len(serving) == int(workers)
         for process in serving:
@@ -238,6 +284,13 @@ def test_a_port_below_1024_is_served_by_a_user() -> None:
 def test_an_unknown_user_or_group_is_a_mistake() -> None:
     check_mistake(invoke("serve", "--user", "no-such-user"), "--user no-such-user: there is no such user")
     check_mistake(invoke("serve", "--group", "no-such-group"), "--group no-such-group: there is no such group")
+
+
+@pytest.mark.parametrize("number", ["4294967295", "99999999999999999999", "9" * 5000])
+@pytest.mark.parametrize("option", ["user", "group"])
+def test_the_number_of_a_user_or_group_that_none_can_have_is_a_mistake(option: str, number: str) -> None:
+    said = f"--{option} {number[:40]}: the number of a {option} is at most 4294967294"
+    check_mistake(invoke("serve", f"--{option}", number), said)
 
 
 # Reload
@@ -277,9 +330,9 @@ def test_a_changed_file_replaces_what_serves(tmp_path: Path, kind: str) -> None:
     with Program.aioecho("serve", "app:Handler", *ANYWHERE, "--reload", cwd=tmp_path, env=environment) as server:
         endpoint = server.listening()
         assert ask(endpoint) == b"one"
-        wait_until(lambda: ask(endpoint) == b"two" or change(app, APP % "two"), server)
+        eventually(lambda: ask(endpoint) == b"two" or change(app, APP % "two"))
         assert "app.py changed: reloading" in server.stderr()
-        wait_until(lambda: "the old one serves on" in server.stderr() or change(app, "a mistake"), server)
+        eventually(lambda: "the old one serves on" in server.stderr() or change(app, "a mistake"))
         assert ask(endpoint) == b"two"
         assert server.stop() == 0
 

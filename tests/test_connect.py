@@ -533,6 +533,50 @@ async def test_datagrams_are_sent_received_and_asked() -> None:
             conn.reader  # noqa: B018 - it raises
 
 
+@pytest.fixture
+def two_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let localhost have two addresses, of which nothing listens on the first."""
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *rest: Any, **options: Any) -> Any:
+        if host != "localhost":
+            return resolve(host, *rest, **options)
+        return [each for address in ("127.0.0.99", "127.0.0.1") for each in resolve(address, *rest, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+@pytest.mark.usefixtures("two_addresses")
+@pytest.mark.parametrize("way", ["ask", "receive", "waits", "many"])
+async def test_the_next_address_is_used_when_no_server_is_at_the_first(way: str) -> None:
+    async with (
+        datagram_server(lambda data, send: send(data.upper())) as at,
+        connect(at.replace("127.0.0.1", "localhost"), timeout=10) as conn,
+    ):
+        if way == "ask":
+            assert await conn.ask(b"hello") == b"HELLO"
+        elif way == "receive":
+            await conn.send(b"hello")
+            assert await conn.receive() == b"HELLO"
+        elif way == "waits":
+            receiving = asyncio.create_task(conn.receive())
+            await settle()
+            await conn.send(b"hello")
+            assert await receiving == b"HELLO"
+        else:
+            for number in range(3):
+                await conn.send(b"a%d" % number)
+            assert [await conn.receive() for _ in range(3)] == [b"A0", b"A1", b"A2"]
+        assert await conn.ask(b"more") == b"MORE"
+
+
+@pytest.mark.usefixtures("two_addresses")
+async def test_where_no_address_has_a_server_that_is_said() -> None:
+    async with connect("udp://localhost:1") as conn:
+        with pytest.raises(EndpointError, match="Connection refused"):
+            await conn.ask(b"hello")
+
+
 async def test_unix_datagrams_have_a_name_to_be_answered_at(tmp_path: Any) -> None:
     class Answer(aioecho.DatagramRequestHandler):
         async def handle(self) -> None:

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import signal
 import socket
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,11 +18,20 @@ from helpers import ANYWHERE, ON_ONE_LOOP, check_mistake, close, handler, invoke
 from programs import Program, ask, connect, read_line
 
 import aioecho
+from aioecho.cli.ctl import format_cells
+from aioecho.cli.top import _screen
+from aioecho.datagrams.handover import Handover
+from aioecho.echo import DatagramEcho
 from aioecho.ops.control import BURST, MOST_CLIENTS, RATE, parse_control
 from aioecho.ops.control_request import parse_request
 from aioecho.ops.control_server import make_control
 from aioecho.ops.control_view import IN_A_TURN, ServerView
+from aioecho.several import make_servers, servers_of
+from aioecho.workers.channel import Channel
+from aioecho.workers.control import SupervisorControl
 from aioecho.workers.single import run_server
+from aioecho.workers.watching import WorkerWatch
+from aioecho.workers.worker import _Worker
 
 
 async def wait(self: Any) -> None:
@@ -154,14 +165,10 @@ async def test_to_look_for_an_id_gives_no_other_connection_one(tmp_path: Path) -
 async def test_clients_that_read_nothing_or_trace_do_not_delay_the_end(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def wait_with_a_long_label(self: Any) -> None:
-        self.label = "x" * 2**18
-        await self.reader.read()
-
     path = tmp_path / "control"
-    async with aioecho.TCPServer(ANYWHERE, handler(wait_with_a_long_label)) as server:
+    async with aioecho.TCPServer(ANYWHERE, handler(wait, __qualname__="x" * 2**18)) as server:
         clients = [await asyncio.open_connection(*server.server_address) for _ in range(4)]
-        await settle(lambda: sum(each.label is not None for each in server.connections) == 4)
+        await settle(lambda: sum(each.handler is not None for each in server.connections) == 4)
         async with make_control(f"unix:{path}", server, lambda: None) as control:
             await control.start()
             unread, tracing = socket.socket(socket.AF_UNIX), await asyncio.open_unix_connection(path, limit=2**20)
@@ -178,6 +185,28 @@ async def test_clients_that_read_nothing_or_trace_do_not_delay_the_end(
         assert not [record for record in caplog.records if record.levelno > 20]
         for _, writer in clients:
             await close(writer)
+
+
+@ON_ONE_LOOP
+async def test_of_a_label_that_a_peer_has_made_long_a_part_is_told(tmp_path: Path) -> None:
+    async def handle(self: Any) -> None:
+        self.label = (await self.reader.readline()).decode()
+        await self.reader.read()
+
+    path = tmp_path / "control"
+    async with (
+        aioecho.TCPServer(ANYWHERE, handler(handle)) as server,
+        make_control(f"unix:{path}", server, lambda: None) as control,
+    ):
+        await control.start()
+        _, writer = await asyncio.open_connection(*server.server_address)
+        writer.write(b"x" * 60_000 + b"\n")
+        await settle(lambda: any(each.label is not None for each in server.connections))
+        reader, asking = await asyncio.open_unix_connection(path)
+        asking.write(b"list\n")
+        assert json.loads(await reader.readline())["label"] == "x" * 200
+        for each in (writer, asking):
+            await close(each)
 
 
 @ON_ONE_LOOP
@@ -369,6 +398,180 @@ async def test_kick_limits_pause_and_drain_hold_under_load_in_two_workers(folder
         assert "Traceback" not in program.stderr()
 
 
+@ON_ONE_LOOP
+async def test_of_several_servers_one_is_named_or_all_are_meant(tmp_path: Path) -> None:
+    def make() -> list[aioecho.BaseServer]:
+        limits = aioecho.Limits(max_connections=7)
+        return [
+            aioecho.TCPServer(ANYWHERE, handler(greet), limits=limits),
+            aioecho.TCPServer(ANYWHERE, handler(greet)),
+            aioecho.UDPServer(ANYWHERE, DatagramEcho),
+        ]
+
+    async def tell(line: str) -> dict[str, Any]:
+        (answer,) = await asyncio.to_thread(say, path, line)
+        return answer
+
+    path = tmp_path / "control"
+    program = make_servers(make)
+    first, second, third = servers_of(program)
+    async with program, make_control(f"unix:{path}", program, lambda: None) as control:
+        await control.start()
+        assert (await tell("limits server=2 max_connections=3"))["ok"] is True
+        assert (await tell("timeouts idle=30"))["ok"] is True
+        assert [each.limits.max_connections for each in (first, second, third)] == [7, 3, None]
+        assert [each.timeouts.idle for each in (first, second, third)] == [30, 30, 30]
+        answer = await tell("limits max_connections=5 accept_rate=9")  # which is not for datagrams
+        assert answer["error"].startswith("server 3: accept_rate")
+        assert [each.limits.max_connections for each in (first, second, third)] == [7, 3, None]
+        assert (await tell("limits server=1"))["limits"]["max_connections"] == 7
+        told = (await tell("limits"))["servers"]
+        assert [each["limits"]["max_connections"] for each in told] == [7, 3, None]
+        clients = [await asyncio.open_connection(*each.server_address) for each in (first, second, second)]
+        for reader, _ in clients:
+            assert await reader.readline() == b"hello\n"
+        *rows, last = await asyncio.to_thread(say, path, "list server=2")
+        assert (len(rows), last["matched"]) == (2, 2)
+        assert (await asyncio.to_thread(say, path, "list"))[-1]["matched"] == 3
+        assert (await tell("pause server=2"))["ok"] is True
+        status = await tell("status")
+        assert status["state"] == "serving"
+        assert [(each["server"], each["state"], each["active"]) for each in status["servers"]] == [
+            (1, "serving", 1),
+            (2, "paused", 2),
+            (3, "serving", 0),
+        ]
+        assert (await tell("pause"))["ok"] is True
+        assert program.is_paused
+        assert program.metrics().get("aioecho_paused") == 1
+        assert (await tell("resume server=1"))["ok"] is True
+        assert [each.is_paused for each in (program, first, second, third)] == [False, False, True, True]
+        for line in ("limits server=4 max_connections=1", "limits server=4", "pause server=4", "list server=4"):
+            assert "there is no server 4" in (await tell(line))["error"]
+        assert "server must be a whole number" in (await tell("pause server=x"))["error"]
+        status, output, _ = await asyncio.to_thread(invoke, "ctl", "--control", f"unix:{path}", "limits")
+        heads = [text for text in output.decode().splitlines() if text.startswith("server ")]
+        assert heads == [f"server {number}, {each.names[0]}:" for number, each in enumerate(servers_of(program), 1)]
+        status, output, _ = await asyncio.to_thread(invoke, "ctl", "--control", f"unix:{path}", "status")
+        assert f"server 2  paused  active 2  listening on {second.names[0]}\n" in output.decode()
+        for _, writer in clients:
+            await close(writer)
+
+
+def test_what_was_set_live_for_one_server_holds_for_that_one_in_workers_that_start_later(folder: Path) -> None:
+    (folder / "two.py").write_text(
+        "import aioecho, waiting\n"
+        "def make():\n"
+        "    return [\n"
+        "        aioecho.serve(waiting.Waiting, 'tcp://127.0.0.1:0', limits=aioecho.Limits(backlog=backlog))\n"
+        "        for backlog in (7, 8)\n"
+        "    ]\n"
+    )
+    path = folder / "c"
+    arguments = ("serve", "two:make", "--factory", "--workers", "2", "--control", "unix:c", "--metrics", "unix:m")
+    with Program.aioecho(*arguments, cwd=folder) as program:
+        endpoints = [program.listening() for _ in range(2)]
+        metrics = ask(f"unix:{folder / 'm'}", b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n").decode()
+        for endpoint, backlog in zip(endpoints, (7, 8), strict=True):
+            assert f'aioecho_accept_queue_limit{{endpoint="{endpoint}"}} {backlog}\n' in metrics
+        assert only(path, "limits server=2 max_connections=1")["ok"] is True
+        assert only(path, "pause server=1")["ok"] is True
+        assert "there is no server 3" in only(path, "limits server=3 max_connections=1")["error"]
+        assert only(path, "reload")["ok"] is True
+        status = eventually(path, "status", lambda found: {each["name"] for each in found["workers"]} == {"3", "4"})
+        found = [(each["limits"]["max_connections"], each["state"]) for each in status["servers"]]
+        assert found == [(None, "paused"), (1, "serving")]
+        with connect(endpoints[0]) as waiting, connect(endpoints[1]) as served:
+            assert read_line(served) == b"hello\n"
+            assert only(path, "resume")["ok"] is True
+            assert read_line(waiting) == b"hello\n"
+            waiting.sendall(b"half a line")
+            assert only(path, "reload")["ok"] is True
+            status = eventually(
+                path, "status", lambda found: "draining" in [each["state"] for each in found["workers"]]
+            )
+            assert status["state"] == "serving"
+        assert program.stop() == 0
+
+
+@ON_ONE_LOOP
+async def test_limits_that_workers_cannot_have_are_not_set_for_later_ones_either() -> None:
+    server = aioecho.UDPServer(ANYWHERE, DatagramEcho)
+    control = SupervisorControl(None, server)
+    with pytest.raises(ValueError, match="accept_rate"):
+        await control.set_live("limits", {"accept_rate": 5}, None)
+    worker: Any = SimpleNamespace(number=1)
+    assert control.orders(worker)["settings"] == [{"limits": {}, "timeouts": {}, "paused": False}]
+
+
+def test_what_is_set_as_a_worker_starts_is_not_undone_by_its_order() -> None:
+    ours, theirs = (Channel(sock) for sock in socket.socketpair())
+    server = aioecho.TCPServer(ANYWHERE, handler(greet))
+    what: Any = SimpleNamespace(max_requests=None, is_measured=False)
+    heritage, successor = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    handover = Handover(None, successor)
+    settings = {"limits": {"max_connections": 1}, "timeouts": {}, "paused": True}
+    ours.send("serve", number=1, settings=[settings, settings])
+    ours.send("ask", serial=1, what="control.limits", values={"changes": {"max_connections": 2}})
+    ours.send("ask", serial=2, what="control.resume", values={})
+    ours.send("end", why="")
+    with ours.sock, theirs.sock, heritage, handover, asyncio.Runner() as runner:
+        runner.run(_Worker(server, theirs, what, handover).run())
+    assert (server.limits.max_connections, server.is_paused) == (2, False)
+
+
+@ON_ONE_LOOP
+async def test_counts_that_come_late_do_not_replace_newer_ones() -> None:
+    watch = WorkerWatch(set(), Any, Any, healthcheck=None, metrics=None, is_stopping=lambda: False)  # type: ignore[arg-type]
+    worker: Any = SimpleNamespace(last_told=0, stats={}, reasons={}, metrics=(0, {}))
+    for told, expected in ((1, 1), (3, 3), (2, 3), (4, 4)):
+        watch.keep_counts(worker, {"told": told, "stats": {"accepted": told}, "reasons": {}})
+        assert worker.stats == {"accepted": expected}
+
+
+def test_to_drain_again_or_by_a_signal_lets_connections_go_on(folder: Path) -> None:
+    path = folder / "control.sock"
+    with serve(folder, "--workers", "2") as program, connect(program.listening()) as client:
+        assert read_line(client) == b"hello\n"
+        client.sendall(b"half")
+        for _ in range(2):
+            assert only(path, "drain grace=60")["ok"] is True
+        program.signal(signal.SIGTERM)
+        eventually(path, "status", lambda found: found["state"] == "draining")
+        client.sendall(b" a line\n")
+        assert read_line(client) == b"half a line\n"
+        assert program.wait() == 0
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_top_shows_ids_and_numbers_whole_beside_long_names(width: int) -> None:
+    rich = pytest.importorskip("rich.console")
+    from rich.cells import cell_len
+
+    sizes = dict.fromkeys(("received_bytes", "sent_bytes", "unsent_bytes"), 34_500_000)
+    names = {"handler": "h" * 40, "label": "日本語" * 50, "client": f"/run/{'x' * 90}/end"}
+    row = {"id": "107.12345", "age_s": 700_000, **names, **sizes}
+    status = {"state": "serving", "pid": 7, "uptime_s": 5, "reasons": {}, "endpoints": ["unix:" + "y" * 200]}
+    counts = dict.fromkeys(("active", "accepted", "completed", "failed", "cancelled", "rejected"), 12_345_678)
+    workers = [{"name": str(n), "slot": n, "pid": 10_000 + n, "state": "serving"} for n in range(1, 65)]
+    console = rich.Console(width=width, file=io.StringIO())
+    shown = _screen({**status, "stats": counts, "workers": workers}, None, [row, {}], "age", 8, width)
+    console.print(shown)
+    lines = console.file.getvalue().splitlines()
+    assert all(cell_len(line) <= width for line in lines)
+    (line,) = (line for line in lines if line.startswith("107.12345"))
+    assert line.split()[2:6] == ["8d02h", "34.5M", "34.5M", "34.5M"]
+    assert "/end" in line
+    assert "日" in line
+    assert "and 57 more workers" in [line.strip() for line in lines]
+
+
+def test_what_a_client_calls_itself_does_not_steer_the_terminal() -> None:
+    sizes = dict.fromkeys(("received_bytes", "sent_bytes", "unsent_bytes"), 0)
+    row = {"id": "1", "client": "/run/\x1b[2J\n", "age_s": 1, "handler": None, "label": "\x1b]0;x\x07", **sizes}
+    assert format_cells(row)[1::6] == ("/run/?[2J?", "?]0;x?")
+
+
 def test_limits_that_differ_between_workers_are_told_of_every_one(folder: Path) -> None:
     (folder / "own.py").write_text(
         "import aioecho, dataclasses\n"
@@ -448,6 +651,22 @@ def test_a_flood_of_the_control_socket_harms_no_client_of_the_service(folder: Pa
         os.kill(program.process.pid, signal.SIGTERM)
         assert program.wait() == 0
         assert "Traceback" not in program.stderr()
+
+
+@ON_ONE_LOOP
+async def test_of_clients_that_come_at_once_the_first_ones_are_served(tmp_path: Path) -> None:
+    path = tmp_path / "control"
+    async with (
+        aioecho.TCPServer(ANYWHERE, handler(wait)) as server,
+        make_control(f"unix:{path}", server, lambda: None) as control,
+    ):
+        flood = [await asyncio.open_unix_connection(path) for _ in range(MOST_CLIENTS + 4)]
+        await control.start()  # which accepts all of them
+        assert b"clients are connected" in await flood[-1][0].read()
+        flood[0][1].write(b"help\n")
+        assert b'"ok": true' in await flood[0][0].read()
+        for _, writer in flood:
+            await close(writer)
 
 
 def test_ctl_shows_the_status_and_the_connections(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ import words
 from click.testing import CliRunner
 from documents import Blocks, ask_server, execute, load, output_of, served
 from helpers import invoke, reset
-from programs import ROOT, Program, ask, connect, read_line
+from programs import ROOT, Program, ask, can_connect, connect, eventually, read_line
 
 import aioecho
 from aioecho.check import run
@@ -307,10 +307,9 @@ def test_a_port_for_the_administrator_has_limits_of_its_own(tmp_path: Path) -> N
 def test_a_room_of_two_workers_is_one_room(tmp_path: Path) -> None:
     (tmp_path / "room.py").write_text(BLOCKS["publish"].replace("tcp://127.0.0.1:9999", "unix:s"))
     with Program(sys.executable, "room.py", cwd=tmp_path) as program, ExitStack() as stack:
-        members: list[Any] = []
-        while len(members) < 8:  # most likely in both, and if not, it is the same to them
-            with contextlib.suppress(OSError):
-                members.append(stack.enter_context(connect(f"unix:{tmp_path / 's'}")))
+        eventually(lambda: can_connect(f"unix:{tmp_path / 's'}"))
+        # Most likely in both, and if not, it is the same to them.
+        members = [stack.enter_context(connect(f"unix:{tmp_path / 's'}")) for _ in range(8)]
         speaker = stack.enter_context(connect(f"unix:{tmp_path / 's'}"))
         for member in members:
             line = b""
@@ -371,6 +370,14 @@ def test_after_a_line_too_long_the_next_is_whole() -> None:
     with served(BLOCKS["too-long"]) as server:
         sent = b"one\n" + b"x" * 100_000 + b"two\nthree\n"
         assert ask_server(server, sent) == b"ONE\na line has 65536 bytes at most\nTHREE\n"
+
+
+@runs("bad-frames")
+def test_after_a_frame_too_long_the_next_is_whole_and_after_what_is_none_there_is_no_next() -> None:
+    with served(BLOCKS["bad-frames"]) as server:
+        sent = b"3:one,70000:" + b"x" * 70_000 + b",3:two,nonsense4:four,"
+        replies = b"3:ONE,31:a frame has 65536 bytes at most,3:TWO,16:that is no frame,"
+        assert ask_server(server, sent) == replies
 
 
 def test_the_table_of_framings_has_them_all() -> None:
@@ -631,6 +638,18 @@ def test_tls_serves_known_clients_alone(certificates: SimpleNamespace, block: st
             except (ssl.SSLError, ConnectionError):
                 received = b""
             assert received == b""
+
+
+@runs("beside-plain")
+def test_one_of_two_endpoints_speaks_no_tls(certificates: SimpleNamespace) -> None:
+    with served(BLOCKS["beside-plain"]) as server:
+        plain, secure = server.names
+        with connect(plain) as sock:
+            sock.sendall(b"hello\n")
+            assert read_line(sock) == b"HELLO\n"
+        with certificates.client.wrap_socket(connect(secure), server_hostname="127.0.0.1") as sock:
+            sock.sendall(b"hello\n")
+            assert read_line(sock) == b"HELLO\n"
 
 
 @runs("starttls")
@@ -906,9 +925,8 @@ def test_streams_and_datagrams_are_served_together(tmp_path: Path) -> None:
         "import logging\nlogging.basicConfig(level='INFO')\n" + BLOCKS["together"].replace("9999", "0")
     )
     with Program(sys.executable, tmp_path / "together.py") as program:
-        while (found := re.search(r"tcp://\S+", program.stderr())) is None or "udp://" not in program.stderr():
-            assert program.process.poll() is None, program.stderr()
-        assert ask(found[0], b"hello\n") == b"HELLO\n"
+        program.says("udp://")
+        assert ask(program.says(r"tcp://\S+")[0], b"hello\n") == b"HELLO\n"
         assert program.stop() == 0
 
 
@@ -1082,8 +1100,7 @@ def test_the_units_are_ones_and_their_command_serves(tmp_path: Path) -> None:
         address = "{}:{}".format(*sock.getsockname())
     activate = ["systemd-socket-activate", f"--fdname={name[1]}", "-l", address, "-E", f"PYTHONPATH={ROOT}"]
     with Program(*activate, sys.executable, *arguments, cwd=tmp_path) as program:
-        while "Listening on" not in program.stderr():
-            assert program.process.poll() is None
+        program.says("Listening on")
         assert ask(f"tcp://{address}", b"hello\n") == b"HELLO\n"
         assert program.stop() == 0
 
@@ -1100,8 +1117,7 @@ def test_the_commands_of_the_container_serve_and_tell_health() -> None:
     assert [name for name, *_ in probes] == ["liveness", "readiness"]
     with Program(sys.executable, *(part.replace(port, "0").replace(health, "0") for part in arguments)) as server:
         assert ask(server.listening(), b"hello\n") == b"HELLO\n"
-        while not (found := re.search(r"metrics on http://\S+:(\d+)/metrics\n", server.stderr())):
-            assert server.process.poll() is None, server.stderr()  # a thread of it writes its log
+        found = server.says(r"metrics on http://\S+:(\d+)/metrics\n")  # a thread of it writes its log
         for _, path, where in probes:
             assert where == health
             with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}{path}", timeout=10) as reply:
@@ -1253,4 +1269,8 @@ def test_the_script_on_the_page_is_played(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_table_of_checks_has_them_all() -> None:
-    assert re.findall(r"^\| `([\w -]+)` \|", read_page("check.md"), re.MULTILINE) == list(run.CHECKS)
+    assert re.findall(r"^\| `([\w -]+)` \|", read_page("check.md"), re.MULTILINE) == [
+        *run.CHECKS,
+        *run.DATAGRAM_CHECKS,
+        "reply size",
+    ]

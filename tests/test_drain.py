@@ -525,8 +525,8 @@ async def test_thousands_are_drained_and_cut_off_a_few_in_a_turn_of_the_loop() -
         def cancel(self) -> None:
             self.calls["cancel"] += 1
 
-        def abort(self) -> None:
-            self.calls["abort"] += 1
+        def abandon_handler(self) -> None:
+            self.calls["abandon"] += 1
             self.was_aborted = True
 
     async def release() -> None:
@@ -542,13 +542,13 @@ async def test_thousands_are_drained_and_cut_off_a_few_in_a_turn_of_the_loop() -
         level=logging.DEBUG,
     )
     most = before = 0
-    while Stubborn.calls["abort"] < 1000:
+    while Stubborn.calls["abandon"] < 1000:
         await asyncio.sleep(0)
         now = Stubborn.calls.total()
         most, before = max(most, now - before), now
         if Stubborn.calls["drain"] == 1000:
             drain.shorten(0)
-    assert Stubborn.calls == {"drain": 1000, "cancel": 1000, "abort": 1000}
+    assert Stubborn.calls == {"drain": 1000, "cancel": 1000, "abandon": 1000}
     assert most <= 2 * AT_A_TIME
     served.clear()
     drain.end_if_idle()

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from conftest import check_identity, open_descriptors, settle
+from conftest import check_identity, settle
 from helpers import ask
 
 import aioecho
@@ -39,23 +39,6 @@ async def test_several_servers_live_in_one_loop() -> None:
             await settle(lambda server=server: server.stats.active == 0)  # type: ignore[misc]
             check_identity(server)
         assert [server.stats.accepted for server in servers] == [2, 1, 1]
-
-
-@pytest.mark.slow
-async def test_a_server_is_started_and_shut_down_a_thousand_times() -> None:
-    async def round_trip(with_client: bool) -> None:
-        async with aioecho.TCPServer(("127.0.0.1", 0), Echo) as server:
-            if with_client:
-                assert await ask(server.server_address, b"hello") == b"hello"
-
-    await round_trip(with_client=True)  # whatever is made once is there now
-    await settle()
-    tasks, descriptors, threads = len(asyncio.all_tasks()), len(open_descriptors()), threading.active_count()
-    for number in range(1000):
-        await round_trip(with_client=number % 50 == 0)
-    await settle(lambda: len(open_descriptors()) <= descriptors)
-    assert len(asyncio.all_tasks()) == tasks
-    assert threading.active_count() == threads
 
 
 async def test_an_address_serves_one_server_after_the_other() -> None:

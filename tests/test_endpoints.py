@@ -136,7 +136,11 @@ def test_an_endpoint_shows_as_the_string_it_came_from(text: str) -> None:
         ("tcp://::1:9999", "expected tcp://HOST:PORT"),
         ("tcp://localhost:9999/path", "expected tcp://HOST:PORT"),
         ("tcp://localhost:65536", "a port is at most 65535"),
+        ("tcp://localhost:" + "9" * 5000, "a port is at most 65535"),
         ("fd://99999999999999999999", "a descriptor is at most 2147483647"),
+        ("fd://" + "9" * 5000, "a descriptor is at most 2147483647"),
+        ("unix:/run/app.sock?owner=4294967295", "the number of a user or a group is at most 4294967294"),
+        ("unix:/run/app.sock?group=" + "9" * 5000, "the number of a user or a group is at most 4294967294"),
         ("tcp://[]:9999", "brackets are for an IPv6 address"),
         ("tcp://[*]:9999", "brackets are for an IPv6 address"),
         ("tcp://[localhost]:9999", "brackets are for an IPv6 address"),
@@ -584,7 +588,7 @@ async def test_a_lock_that_somebody_keeps_on_the_folder_does_not_stop_a_start(
 ) -> None:
     import fcntl
 
-    monkeypatch.setattr("aioecho.net.binding.LOCK_TIMEOUT", 0.02)
+    monkeypatch.setattr("aioecho.net.paths.LOCK_TIMEOUT", 0.02)
     kept = os.open(".", os.O_RDONLY)
     try:
         fcntl.flock(kept, fcntl.LOCK_SH)

@@ -237,7 +237,7 @@ async def test_a_connection_that_is_cancelled_before_it_begins_is_closed() -> No
         """Never called."""
 
     async with aioecho.TCPServer(ANYWHERE, handler(handle)) as server:
-        server.on_accept = lambda: [connection.task.cancel() for connection in server.connections]
+        server.on_accept = lambda _: [connection.task.cancel() for connection in server.connections]
         with socket.create_connection(server.server_address) as sock:
             sock.settimeout(5)
             with contextlib.suppress(ConnectionResetError):

@@ -58,11 +58,12 @@ FRAMINGS = [
     FixedSize(1),
     FixedSize(7),
     Varint(),
+    Varint(3),
     SLIP(),
     COBS(),
     ContentLength(),
 ]
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=20, deadline=None)  # of each framing
 every_framing = pytest.mark.parametrize("framing", FRAMINGS, ids=repr)
 
 
@@ -320,6 +321,7 @@ TOO_LONG = [
     (Netstrings(max_size=999), b"1000:", 1006),
     (OctetCounted(max_size=999), b"1000 ", 1005),
     (Varint(max_size=999), b"\xe8\x07", 1002),
+    (Varint(2, max_size=999), b"\0\0\xe6\x07", 1002),
     (ContentLength(max_size=999), b"Content-Length: 1000\r\n\r\n", 1024),
     (Lines(max_size=999), b"x" * 1000, None),
     (Lines(keep_end=True, max_size=999), b"x" * 1000, None),
@@ -448,6 +450,8 @@ def test_the_errors_say_what_is_wrong_and_can_be_pickled() -> None:
         (Varint(), b"\1a" + b"\xff" * 10, [b"a", FramingError]),
         (Varint(), b"\xff" * 9 + b"\x02", [FramingError]),
         (Varint(), b"\x83\x80\x00abc", [b"abc"]),
+        (Varint(1), b"\xc0\0\xff\x82\0ab", [b"\xc0", b"\xffab"]),
+        (Varint(1), b"0\1a0" + b"\xff" * 10, [b"0a", FramingError]),
         (COBS(), b"\2a\0\5a\0\2b\0", [b"a", FramingError, b"b"]),
         (COBS(), b"\0\0\2a\0", [b"a"]),
         (SLIP(), b"a\xc0b\xdbx\xc0c\xc0", [b"a", FramingError, b"c"]),
@@ -505,6 +509,7 @@ def test_what_is_refused_after_a_good_frame_is_so_at_once_and_not_when_more_come
         (LengthPrefixed(1), b"x" * 256, "1 bytes cannot tell"),
         (LengthPrefixed(1, adjust=5), b"x" * 4, "cannot tell"),
         (MBAP, b"12345", "header of 6 bytes"),
+        (Varint(3), b"12", "3 bytes before"),
         (OctetCounted(), b"", "empty"),
         (SLIP(), b"", "empty"),
         (FixedSize(3), b"ab", "3 bytes, not 2"),
@@ -531,6 +536,7 @@ def test_a_frame_that_cannot_be_encoded_is_the_callers_mistake(framing: Framing,
         (lambda: FixedSize(0), "size"),
         (lambda: Lines(max_size=0), "max_size"),
         (lambda: Varint(max_size=True), "max_size"),
+        (lambda: Varint(-1), "offset"),
         (lambda: COBS(max_size=-1), "max_size"),
     ],
 )
@@ -560,6 +566,7 @@ def test_parameters_that_make_no_framing_are_named(make: Any, match: str) -> Non
         ("octet-counted", OctetCounted()),
         ("content-length", ContentLength()),
         ("varint", Varint()),
+        ("varint:1", Varint(1)),
         ("slip", SLIP()),
     ],
 )

@@ -4,13 +4,14 @@ import contextlib
 import os
 import signal
 import socket
+import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from programs import Program
-from test_workers import eventually, workers_of
+from programs import Program, eventually, workers_of
 
 PROGRAM = """
 import os
@@ -27,7 +28,9 @@ class Count(aioecho.DatagramSessionHandler):
                     return
 """
 
-ENDPOINTS = pytest.mark.parametrize("bind", ["udp://127.0.0.1:0", "udp://0.0.0.0:0", "udp://*:0"])
+# The last is with PROXY headers.
+PROXIED = "udp://127.0.0.1:0?proxy=v2&proxy_from=127.0.0.1"
+ENDPOINTS = pytest.mark.parametrize("bind", ["udp://127.0.0.1:0", "udp://0.0.0.0:0", "udp://*:0", PROXIED])
 
 
 class Peer:
@@ -39,11 +42,16 @@ class Peer:
         self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.sock.settimeout(20)
         self.all.append(self)
-        self.sock.connect(("127.0.0.1", int(endpoint.rpartition(":")[2])))
+        name, _, options = endpoint.partition("?")
+        self.sock.connect(("127.0.0.1", int(name.rpartition(":")[2])))
+        self.header = b""
+        if options:
+            addresses = bytes([192, 0, 2, 1, 192, 0, 2, 2]) + struct.pack("!HH", len(self.all), 53)
+            self.header = b"\r\n\r\n\0\r\nQUIT\n\x21\x12\0\x0c" + addresses
 
     def ask(self, data: bytes = b"on") -> tuple[int, int]:
         """Return the process that answers, and how many datagrams it has had in this session."""
-        self.sock.send(data)
+        self.sock.send(self.header + data)
         pid, count = self.sock.recv(100).split()
         return int(pid), int(count)
 
@@ -56,14 +64,15 @@ def close_all() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, bind: str) -> Iterator[tuple[Program, str, int]]:
-    """Give a program with one worker, its endpoint, and the worker's process id."""
+def serving(folder: Path, bind: str, workers: int = 1) -> Iterator[tuple[Program, str, int]]:
+    """Give a program with one worker, or two, its endpoint, and the process id of a worker."""
     (folder / "counting.py").write_text(PROGRAM)
     command = ("serve", "counting:Count", "--workers", "2", "--reuse-port", "--bind", bind)
     with Program.aioecho(*command, cwd=folder) as program:
-        endpoint = program.listening()
-        program.signal(signal.SIGTTOU)  # else peers would be dealt out
-        eventually(lambda: len(workers_of(program)) == 1)
+        endpoint = program.listening().partition("?")[0] + "".join(bind.partition("?")[1:])
+        if workers == 1:
+            program.signal(signal.SIGTTOU)  # else peers would be dealt out
+        eventually(lambda: len(workers_of(program)) == workers)
         yield program, endpoint, next(iter(workers_of(program)))
 
 
@@ -124,4 +133,19 @@ def test_a_session_goes_on_when_its_successor_has_ended_before_it_as_the_program
         assert peer.ask() == (first, 3)
         assert peer.ask(b"end") == (first, 4)
         assert program.wait() == 0, program.stderr()
+        assert "ERROR" not in program.stderr()
+
+
+def test_no_newcomer_is_dropped_while_a_worker_that_was_removed_has_sessions(tmp_path: Path) -> None:
+    with serving(tmp_path, "udp://127.0.0.1:0", workers=2) as (program, endpoint, _):
+        old: dict[int, list[Peer]] = {}
+        eventually(lambda: old.setdefault((peer := Peer(endpoint)).ask()[0], []).append(peer) or len(old) == 2)
+        program.signal(signal.SIGTTOU)
+        until = time.monotonic() + 0.5  # time is the subject: until it has heard of it, and then
+        while time.monotonic() < until:
+            assert Peer(endpoint).ask(b"end")[1] == 1
+        for peer in (peer for peers in old.values() for peer in peers):
+            peer.ask(b"end")
+        eventually(lambda: len(workers_of(program)) == 1)
+        assert program.stop() == 0
         assert "ERROR" not in program.stderr()

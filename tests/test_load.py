@@ -185,7 +185,7 @@ def certificates(tmp_path_factory):
     trustme = pytest.importorskip("trustme")
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.issue_cert("127.0.0.1", "two.example").configure_cert(context)
     path = tmp_path_factory.mktemp("ca") / "ca.pem"
     authority.cert_pem.write_to_path(path)
     return context, str(path)
@@ -779,6 +779,44 @@ def test_nobody_at_a_port_for_datagrams_is_a_connect_error():
     assert result.errors_connect == result.errors == 3
     assert result.problem == "connect: Connection refused"
     assert run("unixgram:@nobody").problem == "connect: Connection refused"
+
+
+def with_two_addresses(monkeypatch, first):
+    """Have a name resolve to `first`, and then to 127.0.0.1."""
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(host, *rest, **options):
+        if host != "two.example":
+            return resolve(host, *rest, **options)
+        return [*resolve(first, *rest, **options), *resolve("127.0.0.1", *rest, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+@pytest.mark.parametrize("options", [{}, {"churn": True}, {"tls": True}], ids=str)
+def test_the_next_address_of_a_host_is_tried_when_the_first_refuses(certificates, monkeypatch, options):
+    with_two_addresses(monkeypatch, "127.0.0.99")
+    context, ca_file = certificates if "tls" in options else (None, None)
+    with serving(echo, context=context) as server:
+        result = run(f"tcp://two.example:{server.server_address[1]}", ca_file=ca_file, **options)
+    assert result.errors == 0, result.problem
+    assert result.messages > 0
+
+
+def test_the_next_address_of_a_host_is_tried_for_datagrams_too(monkeypatch):
+    with_two_addresses(monkeypatch, "127.0.0.99")
+    with serving_datagrams(echo_datagram) as endpoint:
+        result = run(endpoint.replace("127.0.0.1", "two.example"))
+    assert result.errors == 0, result.problem
+    assert result.messages > 0
+
+
+def test_a_host_of_which_all_addresses_refuse_is_a_connect_error(monkeypatch):
+    with_two_addresses(monkeypatch, "127.0.0.99")
+    for scheme in ("tcp", "udp"):
+        result = run(f"{scheme}://two.example:1")
+        assert result.errors_connect == result.errors == 3
+        assert result.problem == "connect: Connection refused"
 
 
 @pytest.mark.parametrize("silently", [True, False])

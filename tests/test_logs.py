@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import socket
 import socketserver
@@ -26,6 +27,8 @@ from aioecho.serving.end_record import MOST_KINDS, MistakeLog
 
 # Seconds that a bad peer goes on; the figures of a longer run are printed with -rP.
 SECONDS = float(os.environ.get("AIOECHO_ATTACK_SECONDS", 0.2))
+# And how often it acts at the most, unless that is set: a record for each would be far too many.
+ACTS = math.inf if "AIOECHO_ATTACK_SECONDS" in os.environ else 20
 
 # Handlers
 
@@ -310,13 +313,13 @@ async def attack(server: aioecho.BaseServer, peer: Callable[[Any], None]) -> tup
     stop, counts = threading.Event(), [0, 0, 0]
 
     def act(number: int) -> None:
-        while not stop.is_set():
+        while counts[number] < ACTS and not (stop.is_set() and counts[number]):
             peer(server.server_address)
             counts[number] += 1
 
     began = time.monotonic()
     acting = [asyncio.create_task(asyncio.to_thread(act, number)) for number in range(3)]
-    await asyncio.sleep(SECONDS)  # time is the subject
+    await asyncio.wait(acting, timeout=SECONDS)
     stop.set()
     await asyncio.gather(*acting)
     await settle(lambda: not server.connections)

@@ -21,10 +21,9 @@ from typing import Any
 
 import pytest
 from conftest import check_identity, settle
-from helpers import ANYWHERE, ask, ask_by_datagram, check_mistake, close, handler, invoke, reset
-from programs import ROOT, Program, connect
+from helpers import ANYWHERE, ON_ONE_LOOP, ask, ask_by_datagram, check_mistake, close, handler, invoke, reset
+from programs import ROOT, Program, connect, eventually, workers_of
 from programs import ask as ask_blocking
-from test_workers import eventually, workers_of
 
 import aioecho
 from aioecho.echo import DatagramEcho, Echo
@@ -34,6 +33,7 @@ from aioecho.ops.http import MOST, MOST_OF_HEAD
 from aioecho.ops.metrics import MetricsEndpoint, parse_metrics_address, prefers_openmetrics
 from aioecho.serving import measures
 from aioecho.serving.measuring import measure_in_turns
+from aioecho.several import make_servers
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -310,6 +310,20 @@ async def test_the_end_of_the_certificate_is_told(tls: Any) -> None:
         end = server.metrics().get("aioecho_tls_certificate_end_timestamp_seconds")
         assert end == made.load().not_after
         assert end > time.time()
+
+
+@ON_ONE_LOOP
+async def test_of_several_certificates_the_end_of_the_first_is_told(tls: Any) -> None:
+    def make() -> list[aioecho.BaseServer]:
+        return [aioecho.TCPServer(ANYWHERE, Echo, ssl=aioecho.TLS(tls.files.server)) for _ in range(2)]
+
+    name, end = "aioecho_tls_certificate_end_timestamp_seconds", aioecho.TLS(tls.files.server).load().not_after
+    async with make_servers(make) as program:
+        assert program.metrics().get(name) == end
+        of_slot = Metrics()  # of a worker and the one that it replaces
+        for worker in (program.metrics(), Metrics({name: {"": end - 7}})):
+            of_slot.add_values(worker.values)
+        assert of_slot.get(name) == end - 7
 
 
 async def test_a_message_takes_the_same_way_with_and_without_metrics() -> None:
@@ -614,7 +628,10 @@ async def test_a_flood_of_requests_gathers_ten_times_a_second_at_the_most() -> N
         gathered += 1
         return [("", everything())]
 
-    async with MetricsEndpoint("127.0.0.1:0", collect, lambda: "") as endpoint:
+    async def find_obstacle() -> str:
+        return ""
+
+    async with MetricsEndpoint("127.0.0.1:0", collect, find_obstacle) as endpoint:
         loop = asyncio.get_running_loop()
         began = loop.time()
 
@@ -688,6 +705,20 @@ def test_the_port_may_be_a_unix_socket(tmp_path: Path) -> None:
         assert not path.exists()
 
 
+def test_a_pause_of_workers_is_told_by_readyz_at_once(tmp_path: Path) -> None:
+    control = f"unix:{tmp_path / 'control.sock'}"
+    with serving("--workers", "2", "--control", control) as (program, _, where):
+        for _ in range(3):
+            assert invoke("ctl", "--control", control, "pause")[0] == 0
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                fetch(where, "/readyz")
+            assert (caught.value.code, caught.value.read()) == (503, b"paused\n")
+            caught.value.close()
+            assert invoke("ctl", "--control", control, "resume")[0] == 0
+            assert fetch(where, "/readyz") == "ready\n"
+        assert program.stop() == 0
+
+
 def test_a_metrics_address_that_is_none_is_a_mistake() -> None:
     check_mistake(invoke("serve", "--metrics", "9464"), "metrics must be HOST:PORT", "'9464'")
 
@@ -716,7 +747,8 @@ def test_no_count_goes_back_when_workers_are_killed() -> None:
 
 
 @pytest.mark.slow
-def test_no_count_goes_back_in_a_thousand_scrapes_and_twenty_kills() -> None:
+@pytest.mark.parametrize("wanted", [6, pytest.param(20, marks=pytest.mark.soak)])
+def test_no_count_goes_back_in_fifty_scrapes_for_each_of_twenty_kills(wanted: int) -> None:
     with serving("--workers", "2") as (program, endpoint, where):
         is_over = threading.Event()
 
@@ -732,7 +764,7 @@ def test_no_count_goes_back_in_a_thousand_scrapes_and_twenty_kills() -> None:
         last: dict[str, float] = {}
         kills = 0
         try:
-            for index in range(1000):
+            for index in range(50 * wanted):
                 samples = parse(fetch(where))
                 counts = {key: value for key, value in samples.items() if any(f"{kind}{{" in key for kind in kinds)}
                 back = {key: (last[key], counts.get(key)) for key in last if counts.get(key, -1) < last[key]}
@@ -746,9 +778,9 @@ def test_no_count_goes_back_in_a_thousand_scrapes_and_twenty_kills() -> None:
             is_over.set()
             for thread in threads:
                 thread.join()
-        assert kills == 20
+        assert kills == wanted
         # The next workers in a place come later the more often one was killed there.
-        eventually(lambda: parse(fetch(where))['aioecho_worker_starts_total{cause="killed"}'] == 20)
+        eventually(lambda: parse(fetch(where))['aioecho_worker_starts_total{cause="killed"}'] == wanted)
         assert total(last, "aioecho_connections_total") > 100
         program.stop()
 

@@ -72,8 +72,9 @@ def work() -> None:
     time.sleep(0.3)  # the line that holds the loop up
 
 
+@pytest.mark.parametrize("has_parts", [False, True])
 async def test_in_debug_mode_a_handler_that_holds_the_loop_up_is_named_with_its_line(
-    caplog: pytest.LogCaptureFixture,
+    has_parts: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Sleepy(aioecho.StreamRequestHandler):
         async def handle(self) -> None:
@@ -85,7 +86,8 @@ async def test_in_debug_mode_a_handler_that_holds_the_loop_up_is_named_with_its_
     loop.slow_callback_duration = 0.1
     try:
         with caplog.at_level(logging.WARNING, "aioecho.server"):
-            async with aioecho.TCPServer(ANYWHERE, Sleepy) as server:
+            others = {DatagramEcho: "udp://127.0.0.1:0"} if has_parts else {}
+            async with aioecho.serve({Sleepy: "tcp://127.0.0.1:0", **others}) as server:
                 assert await ask(server) == b"x\n"
                 await settle(lambda: "Sleepy" in caplog.text)
     finally:
@@ -109,7 +111,7 @@ async def test_the_loop_is_not_watched_for_a_server_that_could_not_start() -> No
             ):
                 with pytest.raises(aioecho.EndpointError):
                     await server.start()
-                assert not any(part._held_up for part in getattr(server, "parts", [server]))
+                assert not any(each._held_up for each in (server, *getattr(server, "parts", ())))
     finally:
         loop.slow_callback_duration = float("inf")
 

@@ -15,8 +15,7 @@ from aioecho.exceptions import AioechoError
 from aioecho.net.proxy_header import LONGEST_LINE, SIGNATURE_OF_V2, ProxyHeader, ProxyHeaderError, parse
 from aioecho.net.proxy_tlvs import crc32c
 
-MANY = settings(max_examples=10_000, deadline=None)
-SOME = settings(max_examples=500, deadline=None)
+SOME = settings(max_examples=200, deadline=None)
 
 IPV4, IPV6 = b"\x11", b"\x21"
 
@@ -364,8 +363,8 @@ def test_a_header_is_whole_with_its_last_byte_and_ends_there(built: tuple[bytes,
         assert (found.size, found.source) == (len(header), client)
 
 
-# Each header that is drawn is changed in so many ways, which are drawn by one number: 10,000 of them in seconds.
-CHANGES = 20
+# What is drawn is changed in so many ways, which are drawn by one number: 10,000 of them in a second.
+CHANGES = 50
 numbers = st.integers(0, 2**32)
 
 
@@ -439,8 +438,10 @@ def test_what_was_changed_is_refused_or_is_a_header_by_its_grammar(built: tuple[
             assert found in (None, "bad signature", "malformed", "too large", "bad checksum")
 
 
-@MANY
-@given(st.binary(max_size=64) | st.binary(max_size=64).map(lambda data: SIGNATURE_OF_V2 + data))
-def test_no_bytes_raise_anything_else(data: bytes) -> None:
-    found = outcome_of(data)
-    assert not isinstance(found, ProxyHeader) or found.size <= len(data)
+@SOME
+@given(st.binary(max_size=64), numbers)
+def test_no_bytes_raise_anything_else(drawn: bytes, number: int) -> None:
+    for rest in (drawn, *changed(drawn, number)):
+        for data in (rest, SIGNATURE_OF_V2 + rest):
+            found = outcome_of(data)
+            assert not isinstance(found, ProxyHeader) or found.size <= len(data)

@@ -62,9 +62,7 @@ def test_the_handler_at_the_top_is_a_program(tmp_path: Path, number: int) -> Non
         text.replace("    aioecho.run", '    logging.basicConfig(level="INFO")\n    aioecho.run')
     )
     with Program(sys.executable, "program.py", cwd=tmp_path) as server:
-        while not (found := re.search(r"listening on (\S+)\n", server.stderr())):
-            assert server.process.poll() is None, server.stderr()
-        with connect(found[1]) as sock:
+        with connect(server.says(r"listening on (\S+)\n")[1]) as sock:
             sock.sendall(b"Hello, Server!\n")
             assert read_line(sock) == b"HELLO, SERVER!\n"
             server.signal(number)
@@ -163,7 +161,7 @@ def test_the_first_command_installs_and_serves(checkout: Path) -> None:
 @pytest.mark.timeout(600)
 @runs("install-and-test")
 def test_the_second_command_installs_and_finds_the_tests(checkout: Path) -> None:
-    with shell(BLOCKS["install-and-test"], checkout, PYTEST_ADDOPTS="--collect-only -q") as program:
+    with shell(BLOCKS["install-and-test"], checkout, PYTEST_ADDOPTS="--collect-only -q --assert=plain") as program:
         code, output, errors = program.end(timeout=590)
     assert code == 0, (output[-2000:], errors)
     assert b"tests/test_readme.py::test_the_second_command_installs_and_finds_the_tests" in output

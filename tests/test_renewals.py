@@ -15,9 +15,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from programs import Program
+from programs import Program, eventually, workers_of
 from test_certificates import Authority
-from test_workers import eventually, workers_of
 
 from aioecho.certificates import first_certificate
 
@@ -169,9 +168,11 @@ def check(outcomes: Counter[str], times: int) -> None:
     assert outcomes["requests on old connections"] > times
 
 
+# All of both are soak's.
 @pytest.mark.slow
-@WAYS
-@BOTH
+@pytest.mark.parametrize(
+    ("how", "workers", "loop"), [(by_rename, 2, "uvloop"), (by_symlink, 1, "asyncio"), (in_halves, 2, "uvloop")]
+)
 def test_renewals_under_load_cost_no_handshake(
     tmp_path: Path, how: Callable[..., Awaitable[None]], workers: int, loop: str
 ) -> None:

@@ -3,7 +3,6 @@
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -29,9 +28,9 @@ def nobody() -> str:
 
 def send(endpoint: str, stdin: bytes) -> tuple[int, bytes, str]:
     """Send what a process reads on its stdin."""
-    command = [sys.executable, "-m", "aioecho", "send", endpoint]
-    done = subprocess.run(command, input=stdin, capture_output=True, timeout=30)
-    return done.returncode, done.stdout, done.stderr.decode()
+    with Program.aioecho("send", endpoint, stdin=subprocess.PIPE) as program:
+        program.write(stdin)
+        return program.end()
 
 
 def test_the_server_follows_from_the_endpoints() -> None:

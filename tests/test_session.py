@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 from conftest import settle
 from test_datagram import Peer, check, peer, serving
 from timing import within
 
 import aioecho
+from aioecho.datagrams.sessions import Session
 
 __all__ = ["peer"]
 
@@ -532,7 +532,8 @@ async def test_the_session_of_a_unix_peer_that_is_gone_ends(how: str, tmp_path: 
 
 
 @pytest.mark.slow
-async def test_a_flood_of_spoofed_peers_is_bounded_and_known_peers_are_served(peer: Peer) -> None:
+@pytest.mark.parametrize("count", [20_000, pytest.param(100_000, marks=pytest.mark.soak)])
+async def test_a_flood_of_spoofed_peers_is_bounded_and_known_peers_are_served(peer: Peer, count: int) -> None:
     most = 0
     async with aioecho.serve(
         Counting, "udp://127.0.0.1:0", limits=aioecho.Limits(max_sessions=500), timeouts=aioecho.Timeouts(session=2)
@@ -541,7 +542,7 @@ async def test_a_flood_of_spoofed_peers_is_bounded_and_known_peers_are_served(pe
         sent = answered = 0
         assert await peer.ask(b"", address) == b"1 "
         heard = time.monotonic()
-        for number in range(100_000 if isinstance(asyncio.get_running_loop(), uvloop.Loop) else 20_000):
+        for number in range(count):
             host = f"127.{number % 200 + 1}.{number // 200 % 200}.{number // 40_000 + 1}"
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                 sock.bind((host, 0))
@@ -739,3 +740,115 @@ async def test_sessions_over_unix_sockets(tmp_path: Path) -> None:
             to = os.fspath(tmp_path / "server")
             assert [await a.ask(b"", to), await b.ask(b"", to), await a.ask(b"", to)] == [b"1 ", b"1 ", b"2 "]
         check(server)
+
+
+async def test_a_session_that_is_often_in_an_unbroken_block_has_one_timer_at_a_stop(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def handle(self: Any) -> None:
+        async for data in self.datagrams:
+            for _ in range(1000):
+                async with self.unbroken():
+                    pass
+            await self.reply(data)
+
+    asked = 0
+    drain = Session.drain
+
+    def count(self: Session) -> None:
+        nonlocal asked
+        asked += 1
+        drain(self)
+
+    monkeypatch.setattr(Session, "drain", count)
+    monkeypatch.setattr("aioecho.datagrams.sessions.QUIET", 0.5)
+    async with serving(handler(handle)) as (server, address):
+        assert await peer.ask(b"x", address) == b"x"
+        stop = asyncio.create_task(server.shutdown(10))
+        await settle(lambda: not server.is_serving())
+        assert await peer.ask(b"x", address) == b"x"
+        assert (await stop).completed == 1
+    assert 1000 <= asked < 1010
+
+
+# Tasks beside a handler
+
+
+async def test_the_tasks_of_a_session_end_with_it_before_finish(peer: Peer) -> None:
+    events: list[str] = []
+
+    class Beating(aioecho.DatagramSessionHandler):
+        async def setup(self) -> None:
+            self.beating = self.tasks.create_task(self.beat())
+
+        async def handle(self) -> None:
+            assert await anext(self.datagrams) == b"hello"
+            await anext(self.datagrams)
+            events.append("handle ended")
+
+        async def beat(self) -> None:
+            await self.reply(b"beat")
+            try:
+                await asyncio.Event().wait()
+            finally:
+                events.append("task ended")
+
+        async def finish(self) -> None:
+            assert self.beating.cancelled()
+            events.append("finish")
+            coroutine = self.beat()
+            with pytest.raises(RuntimeError, match="the session ends"):
+                self.tasks.create_task(coroutine)
+            coroutine.close()
+
+    async with serving(Beating) as (server, address):
+        assert await peer.ask(b"hello", address) == b"beat"
+        peer.send(b"bye", address)
+        await settle(lambda: not server.connections)
+        assert events == ["handle ended", "task ended", "finish"]
+        assert not server.beside
+        assert server.stats.reasons == {"finished": 1}
+
+
+@pytest.mark.parametrize("waits_for", ["datagrams", "event"])
+async def test_what_a_task_raises_ends_the_session_and_is_the_handlers_error(
+    waits_for: str, peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    fail = asyncio.Event()
+
+    async def failing() -> None:
+        await fail.wait()
+        raise ValueError("no more")
+
+    async def handle(self: Any) -> None:
+        self.tasks.create_task(failing())
+        await self.reply(await anext(self.datagrams))
+        await (asyncio.Event().wait() if waits_for == "event" else anext(self.datagrams))
+
+    async with serving(handler(handle)) as (server, address):
+        assert await peer.ask(b"hello", address) == b"hello"
+        fail.set()
+        await settle(lambda: not server.connections)
+        assert server.stats.reasons == {"error": 1}
+        assert await peer.ask(b"again", address) == b"again"  # the next session
+    assert caplog.text.count("ValueError: no more") == 1
+
+
+async def test_tasks_of_a_session_are_cancelled_at_the_end_of_the_grace(peer: Peer) -> None:
+    ended = []
+
+    async def beside() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+
+    async def handle(self: Any) -> None:
+        self.tasks.create_task(beside())
+        await self.reply(await anext(self.datagrams))
+        await asyncio.Event().wait()
+
+    async with serving(handler(handle), grace=0.05) as (server, address):
+        assert await peer.ask(b"hello", address) == b"hello"
+        report = await server.shutdown()
+    assert (report.cancelled, ended) == (1, [True])

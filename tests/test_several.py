@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import check_identity, settle
 from helpers import ANYWHERE, ask, ask_by_datagram, check_mistake, close, invoke, needs_ipv6
-from programs import Program
+from programs import Program, can_connect, eventually
 from programs import ask as ask_program
 
 import aioecho
@@ -217,10 +217,8 @@ def test_a_factory_is_served_by_run_and_from_the_shell(tmp_path: Path, by: str) 
         if by != "run":
             assert [program.listening() for _ in range(2)] == ["unix:a", "unix:b"]
         for name, expected in (("a", b"HELLO\n"), ("b", b"3 None")):
-            while True:
-                with contextlib.suppress(OSError):
-                    assert ask_program(f"unix:{tmp_path / name}", b"hello\n") == expected
-                    break
+            eventually(lambda: can_connect(f"unix:{tmp_path / name}"))  # noqa: B023 - at once
+            assert ask_program(f"unix:{tmp_path / name}", b"hello\n") == expected
         assert program.stop() == 0, program.stderr()
 
 

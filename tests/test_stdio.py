@@ -63,7 +63,7 @@ def test_under_inetd_logs_do_not_go_to_the_client() -> None:
 @LOOPS
 def test_pipes_are_served(loop: str) -> None:
     lines = b"".join(b"line %d\n" % number for number in range(50_000))
-    with Program.aioecho(*SERVE, "--loop", loop, stdin=subprocess.PIPE) as program:
+    with Program.aioecho(*SERVE, "--loop", loop, stdin=subprocess.PIPE, is_fresh=True) as program:
         output, _ = program.process.communicate(lines, timeout=40)
         assert output == lines.upper()
         assert (program.process.returncode, program.stderr()) == (0, "")
@@ -77,9 +77,7 @@ def test_a_client_that_stays_does_not_keep_the_program_from_its_end() -> None:
 
 def test_a_signal_drains_it() -> None:
     with Program.aioecho(*SERVE, stdin=subprocess.PIPE) as program:
-        assert program.process.stdin is not None
-        program.process.stdin.write(b"a\n")
-        program.process.stdin.flush()
+        program.write(b"a\n")
         assert program.line() == "A"
         assert program.stop(signal.SIGTERM) == 0
 

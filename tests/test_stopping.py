@@ -188,6 +188,30 @@ async def test_a_peer_that_only_sends_is_told_first_and_loses_nothing_that_it_se
     assert seen == [b"line %d\n" % number for number in range(len(seen))]
 
 
+async def test_a_peer_that_only_sends_is_told_first_though_its_handler_is_in_setup() -> None:
+    class Sink(aioecho.StreamRequestHandler):
+        one_way = True
+
+        async def setup(self) -> None:
+            await ready.wait()
+
+        async def handle(self) -> None:
+            async for line in self.reader:
+                seen.append(line)
+
+    ready = asyncio.Event()
+    timeouts = aioecho.Timeouts(linger=0.3)
+    async with aioecho.TCPServer(("127.0.0.1", 0), Sink, timeouts=timeouts) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        async with stopped_after(server, writer, b"one\n", 10) as stop:
+            assert await asyncio.wait_for(reader.read(), 5) == b""  # while setup() runs
+            ready.set()
+            writer.write(b"two\n")
+            report = await stop
+    assert seen == [b"one\n", b"two\n"]
+    assert report.completed == 1
+
+
 class Blocks(aioecho.DatagramSessionHandler):
     """Sends blocks, the next when the last was acknowledged, as TFTP does."""
 

@@ -249,7 +249,7 @@ def test_a_reader_does_what_asyncios_does_whatever_the_order() -> None:
         def in_a_task(function: Callable[..., object], *args: Any) -> None:
             function(*args)
 
-        @settings(max_examples=1500, deadline=None)
+        @settings(max_examples=500, deadline=None)
         @given(STEPS, st.sampled_from([in_a_task, loop.call_soon]))
         def check(steps: list[Any], call: Callable[..., object]) -> None:
             theirs = asyncio.StreamReader(limit=8, loop=loop)

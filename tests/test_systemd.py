@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from helpers import check_mistake, invoke
-from programs import Program, ask, connect, read_line
-from test_workers import HANDLER, eventually, pid_of, state_of, talking, workers_of
+from programs import Program, ask, connect, eventually, read_line, state_of, workers_of
+from test_workers import HANDLER, pid_of, talking
 from timing import in_time, within
 
 from aioecho.net import systemd
@@ -26,6 +26,7 @@ class Manager:
 
     def __init__(self, address: str) -> None:
         self.address = address
+        self.status = ""
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sock.bind(address.replace("@", "\0", 1) if address.startswith("@") else address)
         self._sock.settimeout(20)
@@ -37,9 +38,13 @@ class Manager:
         self._sock.close()
 
     def hear(self, timeout: float = 20) -> str:
-        """Return the next message."""
+        """Return the next message, without its STATUS: that is `status` from now on."""
         self._sock.settimeout(timeout)
-        return self._sock.recv(4096).decode()
+        lines = self._sock.recv(4096).decode().split("\n")
+        for line in lines:
+            if line.startswith("STATUS="):
+                self.status = line.removeprefix("STATUS=")
+        return "\n".join(line for line in lines if not line.startswith("STATUS="))
 
     def hear_until(self, expected: str, *besides: str) -> None:
         """Wait for a message; before it come only those named `besides`."""
@@ -94,10 +99,12 @@ def test_systemd_is_told_of_the_start_and_of_the_end(manager: Manager, folder: P
     arguments = ("--workers", str(workers), "--timeout-graceful-shutdown", "7")
     with service(manager, folder, *arguments) as (program, endpoint):
         assert manager.hear() == "READY=1"
+        assert manager.status == f"{'2 workers ' if workers == 2 else ''}listening on {endpoint}"
         with talking(endpoint):
             program.signal()
             match = re.fullmatch(STOPPING, manager.hear())
             assert match
+            assert manager.status == "draining"
             assert 7e6 < int(match[1]) < 17e6  # as long as the drain may take
             assert program.wait() == 0
         assert manager.hears_nothing_for(0)
@@ -114,13 +121,29 @@ def test_systemd_is_told_of_a_reload(manager_at_path: Manager, folder: Path) -> 
         match = re.fullmatch(r"RELOADING=1\nMONOTONIC_USEC=(\d+)", manager.hear())
         assert match
         assert before <= int(match[1]) < before + 10e6
+        assert manager.status == "replacing all workers"
         assert manager.hear() == "READY=1"
+        assert manager.status.startswith("2 workers listening on tcp://")
         eventually(lambda: not workers & workers_of(program))
         (folder / "handlers.py").unlink()
         program.signal(signal.SIGHUP)
         assert manager.hear().startswith("RELOADING=1\n")
         assert manager.hear() == "READY=1"  # it is, with the old workers
         assert program.stop() == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_systemd_is_told_of_a_drain_by_live_control(manager_at_path: Manager, folder: Path, workers: int) -> None:
+    manager, control = manager_at_path, f"unix:{folder / 'control.sock'}"
+    with service(manager, folder, "--workers", str(workers), "--control", control) as (program, endpoint):
+        assert manager.hear() == "READY=1"
+        with talking(endpoint):
+            assert invoke("ctl", "--control", control, "drain", "grace=3600")[0] == 0
+            match = re.fullmatch(STOPPING, manager.hear())
+            assert match
+            assert int(match[1]) > 3600e6  # though TimeoutStopSec is 90 s
+            program.signal()  # what systemctl stop does: the shorter grace
+            assert program.wait() == 0
 
 
 @pytest.mark.timed

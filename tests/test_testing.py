@@ -64,9 +64,11 @@ async def test_frames_are_cut_by_the_handlers_framing() -> None:
     async with testing.connect(Shout) as client:
         await client.send_frame(b"hello")
         await client.send_frame(b"hello")
-        assert await anext(client.frames) == b"HELLO"
+        assert await client.read_frame() == b"HELLO"
         client.write_eof()
         assert [frame async for frame in client.frames] == [b"HELLO"]
+        with pytest.raises(asyncio.IncompleteReadError):
+            await client.read_frame()
 
 
 async def test_a_handler_without_a_framing_has_no_frames() -> None:

@@ -15,7 +15,9 @@ import aioecho
 from aioecho import testing
 from aioecho.echo import DatagramUpper, Upper
 from aioecho.framing import LengthPrefixed
+from aioecho.server import StreamServer
 from aioecho.testing import pytest_aioecho
+from aioecho.testing.factory import ServerFactory
 
 pytest_plugins = ["pytester"]
 
@@ -59,9 +61,11 @@ def test_a_synchronous_client_reads_frames() -> None:
     with testing.connect_sync(Shout) as client:
         client.send_frame(b"hello")
         client.send_frame(b"hello")
-        assert next(client.frames) == b"HELLO"
+        assert client.read_frame() == b"HELLO"
         client.write_eof()
         assert list(client.frames) == [b"HELLO"]
+        with pytest.raises(asyncio.IncompleteReadError):
+            client.read_frame()
 
 
 def test_a_stream_that_ends_too_early_is_told() -> None:
@@ -137,6 +141,26 @@ def test_the_fixture_serves_a_synchronous_test(aioecho_server: Any) -> None:
 async def test_the_fixture_serves_a_coroutine(aioecho_server: Any) -> None:
     server = aioecho_server(Upper, "tcp://127.0.0.1:0", limits=aioecho.Limits(max_connections=3))
     assert await ask(server.server_address, b"hello\n") == b"HELLO\n"
+
+
+def test_a_shutdown_that_raises_hides_no_errors_of_handlers() -> None:
+    class Broken(StreamServer):
+        async def shutdown(self, grace: float | None = None) -> Any:
+            await super().shutdown(grace)
+            raise OSError("cannot stop")
+
+    class Failing(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            raise KeyError(await self.reader.readline())
+
+    factory = ServerFactory()
+    for server_class in (Broken, StreamServer, Broken):
+        server = factory(Failing, server_class=server_class)
+        with socket.create_connection(server.server_address) as sock:
+            sock.sendall(b"hello\n")
+            assert sock.recv(100) == b""
+    assert [str(error) for error in factory.close()] == ["b'hello\\n'"] * 3 + ["cannot stop"] * 2
+    assert factory.close() == []
 
 
 TESTS = """

@@ -29,7 +29,7 @@ import aioecho
 from aioecho.cli.serve import _tls as command_lines_tls
 from aioecho.cli.serve import serve_command
 from aioecho.client import open_connection
-from aioecho.echo import Echo, Upper
+from aioecho.echo import DatagramUpper, Echo, Upper
 from aioecho.net.kernel import unacknowledged
 from aioecho.serving.draining import FRESH
 
@@ -47,6 +47,74 @@ async def test_lines_come_back_over_tls(tls: SimpleNamespace) -> None:
     async with aioecho.TCPServer(("127.0.0.1", 0), Upper, ssl=tls.server) as server:
         assert await ask(server, tls.client, b"Hello, Server!\n", 15) == b"HELLO, SERVER!\n"
         await settle(lambda: server.stats.completed == 1)
+
+
+class TellsOfTLS(aioecho.StreamRequestHandler):
+    """Begins every line's reply with whether the connection has TLS, and begins that at STARTTLS."""
+
+    async def handle(self) -> None:
+        async for line in self.reader:
+            if line == b"STARTTLS\n":
+                await self.writer.start_tls(self.server.ssl)
+            else:
+                secure = self.writer.get_extra_info("ssl_object") is not None
+                await self.send(b"%d %b" % (secure, line))
+
+
+class BlockingTellsOfTLS(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        for line in self.rfile:
+            self.wfile.write(b"%d %b" % (isinstance(self.request, ssl.SSLSocket), line))
+
+
+@pytest.mark.parametrize("proxy", ["", "&proxy=v1&proxy_from=127.0.0.1"])
+@pytest.mark.parametrize("kind", [TellsOfTLS, BlockingTellsOfTLS])
+async def test_an_endpoint_may_be_without_tls_beside_others_that_have_it(
+    kind: Any, proxy: str, tls: SimpleNamespace, tmp_path: Path
+) -> None:
+    header = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" if proxy else b""
+    secure = f"tcp://127.0.0.1:0?{proxy[1:]}" if proxy else "tcp://127.0.0.1:0"
+    plain = [f"tcp://127.0.0.1:0?tls=off{proxy}", f"unix:{tmp_path / 's'}?mode=600&tls=off{proxy}"]
+    async with aioecho.serve({kind: [plain[0], secure, plain[1]]}, ssl=tls.server) as server:
+        for name in (server.names[0], server.names[2]):
+            reader, writer = await open_connection(name)
+            writer.write(header + b"hello\n")
+            assert await reader.readline() == b"0 hello\n"
+            writer.close()
+        reader, writer = await open_connection(server.names[1])
+        writer.write(header)
+        await writer.start_tls(tls.client, server_hostname="127.0.0.1")
+        writer.write(b"hello\n")
+        assert await reader.readline() == b"1 hello\n"
+        writer.close()
+        await settle(lambda: server.stats.completed == 3)
+        check_identity(server)
+
+
+async def test_a_handler_of_an_endpoint_without_tls_may_begin_it_with_what_the_server_has(
+    tls: SimpleNamespace,
+) -> None:
+    certificates = aioecho.TLS(tls.files.server)
+    async with aioecho.serve(TellsOfTLS, "tcp://127.0.0.1:0?tls=off", ssl=certificates) as server:
+        reader, writer = await open_connection(server.names[0])
+        writer.write(b"hello\n")
+        assert await reader.readline() == b"0 hello\n"
+        writer.write(b"STARTTLS\n")
+        await writer.start_tls(tls.client, server_hostname="127.0.0.1")
+        writer.write(b"hello\n")
+        assert await reader.readline() == b"1 hello\n"
+        writer.close()
+
+
+def test_a_program_whose_endpoints_and_certificates_do_not_go_together_is_told(tls: SimpleNamespace) -> None:
+    with pytest.raises(ValueError, match=r"tcp://\*:465\?tls=on needs a certificate: give ssl="):
+        aioecho.serve(Upper, "tcp://*:25", "tcp://*:465?tls=on")
+    with pytest.raises(ValueError, match="TLS does not go over datagrams"):
+        aioecho.serve({DatagramUpper: "udp://*:53?tls=on"}, ssl=tls.server)
+    with pytest.raises(
+        ValueError, match=r"cannot connect to tcp://localhost:465\?tls=on: what follows \? is for servers"
+    ):
+        aioecho.connect("tcp://localhost:465?tls=on")
 
 
 @pytest.mark.timed  # a client has FRESH from the end of its handshake on
@@ -325,7 +393,7 @@ class HalfCloser:
     """A blocking TLS client that can close its sending side alone, and pack what it sends into one segment."""
 
     def __init__(self, address: Any, tls: SimpleNamespace, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> None:
-        self.sock = socket.socket()
+        self.sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**14)
         self.sock.settimeout(30)
         self.sock.connect(address)
@@ -973,6 +1041,77 @@ async def test_a_peer_that_is_silent_in_its_handshake_does_not_hold_a_stop_up(
 
 
 @KINDS
+async def test_a_client_in_mid_handshake_over_a_unix_socket_gets_its_reply_too(
+    tls: SimpleNamespace, kind: Any, tmp_path: Path
+) -> None:
+    async with aioecho.serve(kind, f"unix:{tmp_path / 's'}", ssl=tls.server) as server:
+        with HalfCloser(server.server_address, tls) as client:
+            await asyncio.to_thread(shake_hands_by_half, client)
+            stopping = asyncio.create_task(server.shutdown(10))
+            await asyncio.sleep(3 * FRESH)  # time is the subject: more than FRESH, and less than linger
+            assert await asyncio.to_thread(client.ask, b"hello\n") == b"HELLO\n"
+        report = await stopping
+    assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+    assert server.stats.reasons == {"finished": 1}
+
+
+@KINDS
+async def test_a_peer_that_is_silent_in_its_handshake_over_a_unix_socket_does_not_hold_a_stop_up(
+    tls: SimpleNamespace, kind: Any, tmp_path: Path
+) -> None:
+    async with aioecho.serve(kind, f"unix:{tmp_path / 's'}", ssl=tls.server) as server:
+        with HalfCloser(server.server_address, tls), HalfCloser(server.server_address, tls) as client:
+            await asyncio.to_thread(shake_hands_by_half, client)
+            report = await server.shutdown(9)
+        in_time(report.seconds, 1)
+        assert server.stats.reasons == {"handshake": 2}
+
+
+# What a stop does to a record of which a part has come.
+
+
+@KINDS
+@pytest.mark.parametrize("size", [20, 40_000])
+async def test_a_client_of_which_half_a_record_has_come_when_the_server_stops_gets_its_reply(
+    tls: SimpleNamespace, kind: Any, size: int
+) -> None:
+    async with aioecho.serve(kind, "tcp://127.0.0.1:0", ssl=tls.server) as server:
+        with HalfCloser(server.server_address, tls) as client:
+            await asyncio.to_thread(client.shake_hands)
+            client.flush()
+            for start in range(0, size, 2**14):
+                client.session.write(b"x" * min(size - start, 2**14))
+            client.session.write(b"\n")
+            record = client.outgoing.read()
+            await settle(lambda: server.connections)
+            await asyncio.sleep(2 * FRESH)  # time is the subject: it is no fresh connection any more
+            client.sock.sendall(record[: len(record) // 2])
+            stopping = asyncio.create_task(server.shutdown(10))
+            await asyncio.sleep(FRESH)
+            client.sock.sendall(record[len(record) // 2 :])
+            assert await asyncio.to_thread(client.read) == b"X" * size + b"\n"
+        report = await stopping
+    assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+
+
+@KINDS
+async def test_a_stop_does_not_wait_for_a_client_whose_records_have_all_come(tls: SimpleNamespace, kind: Any) -> None:
+    async with aioecho.serve(kind, "tcp://127.0.0.1:0", ssl=tls.server) as server:
+        with HalfCloser(server.server_address, tls) as client:
+            await asyncio.to_thread(client.shake_hands)
+            client.say(b"line\n" * 10_000)  # several records at once
+            received = 0
+            while received < 50_000:
+                received += len(await asyncio.to_thread(client.read_some))
+            await asyncio.sleep(0.6)  # time is the subject: longer than linger
+            stopping = asyncio.create_task(server.shutdown(10))
+            assert await asyncio.to_thread(client.read_some) == b""
+        report = await stopping  # the client has closed too
+    in_time(report.seconds, 0.3, "the stop")
+    assert report.completed == 1
+
+
+@KINDS
 async def test_a_hello_that_comes_slowly_is_waited_for_at_a_stop(tls: SimpleNamespace, kind: Any) -> None:
     async with aioecho.serve(kind, "tcp://127.0.0.1:0", ssl=tls.server) as server:
         with HalfCloser(server.server_address, tls) as client:
@@ -1001,13 +1140,33 @@ class Sink(aioecho.StreamRequestHandler):
             self.taken.append(line)
 
 
+class BlockingSink(socketserver.StreamRequestHandler):
+    one_way = True
+
+    def handle(self) -> None:
+        for line in self.rfile:
+            Sink.taken.append(line)
+
+
+class BlockingSinkOfBytes(socketserver.BaseRequestHandler):
+    one_way = True
+
+    def handle(self) -> None:
+        self.request.settimeout(20)
+        received = b""
+        while data := self.request.recv(1000):
+            received += data
+            Sink.taken[:] = received.splitlines(keepends=True)
+
+
+@pytest.mark.parametrize("kind", [Sink, BlockingSink, BlockingSinkOfBytes])
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_a_client_that_only_sends_is_told_the_end_first_and_read_on(
-    tls: SimpleNamespace, version: ssl.TLSVersion
+    tls: SimpleNamespace, version: ssl.TLSVersion, kind: Any
 ) -> None:
     Sink.taken.clear()
     timeouts = aioecho.Timeouts(linger=0.5)
-    async with aioecho.TCPServer(("127.0.0.1", 0), Sink, ssl=tls.server, timeouts=timeouts) as server:
+    async with aioecho.TCPServer(("127.0.0.1", 0), kind, ssl=tls.server, timeouts=timeouts) as server:
         with HalfCloser(server.server_address, tls, version) as client:
             await asyncio.to_thread(client.shake_hands)
             client.say(b"one\n")
@@ -1022,11 +1181,38 @@ async def test_a_client_that_only_sends_is_told_the_end_first_and_read_on(
             report = await stopping
     assert Sink.taken == [b"one\n", b"two\n", b"three\n", b"four\n"]
     assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+    assert server.stats.reasons == {"finished": 1}
 
 
+async def test_a_blocking_sink_that_is_at_work_tells_its_client_when_it_reads_again(tls: SimpleNamespace) -> None:
+    class Works(BlockingSink):
+        def handle(self) -> None:
+            for line in self.rfile:
+                time.sleep(0.6)  # longer than linger
+                Sink.taken.append(line)
+
+    Sink.taken.clear()
+    async with aioecho.serve(
+        Works, "tcp://127.0.0.1:0", ssl=tls.server, timeouts=aioecho.Timeouts(linger=0.3)
+    ) as server:
+        with HalfCloser(server.server_address, tls) as client:
+            await asyncio.to_thread(client.shake_hands)
+            client.say(b"one\n")
+            await settle(lambda: server.connections)
+            await asyncio.sleep(2 * FRESH)  # time is the subject
+            stopping = asyncio.create_task(server.shutdown(10))
+            assert await asyncio.to_thread(client.read_some) == b""
+            client.say(b"two\n", "close_notify", "FIN")
+            report = await stopping
+    assert Sink.taken == [b"one\n", b"two\n"]
+    assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+    assert server.stats.reasons == {"finished": 1}
+
+
+@pytest.mark.parametrize("kind", [Sink, BlockingSink])
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_one_that_looks_for_no_end_loses_one_line_at_the_most(
-    tls: SimpleNamespace, version: ssl.TLSVersion
+    tls: SimpleNamespace, version: ssl.TLSVersion, kind: Any
 ) -> None:
     Sink.taken.clear()
     sent = 0
@@ -1042,9 +1228,10 @@ async def test_one_that_looks_for_no_end_loses_one_line_at_the_most(
                     sent += 1
                     time.sleep(0.0005)
 
-    class Slow(Sink):
-        async def finish(self) -> None:
+    class Slow(kind):  # type: ignore[misc]
+        def finish(self) -> Any:
             time.sleep(0.05)  # what comes now is read no more
+            return super().finish()
 
     timeouts = aioecho.Timeouts(linger=0.2)
     async with aioecho.TCPServer(("127.0.0.1", 0), Slow, ssl=tls.server, timeouts=timeouts) as server:

@@ -11,7 +11,7 @@ import sys
 import time
 import zipapp
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from subprocess import PIPE
@@ -20,7 +20,17 @@ from typing import Any
 
 import pytest
 from helpers import check_mistake, invoke
-from programs import Program, ask, connect, read_line
+from programs import (
+    Program,
+    ask,
+    can_connect,
+    connect,
+    descriptors_of,
+    eventually,
+    read_line,
+    state_of,
+    workers_of,
+)
 from timing import in_time
 
 import aioecho
@@ -70,37 +80,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 30) -> Any:
-    """Return what `condition()` returns, once that is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "what was waited for did not come about"
-        time.sleep(0.01)
-    return found
-
-
-def workers_of(program: Program) -> set[int]:
-    """Return the process ids of its children that have not ended."""
-    pid = program.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return {int(child) for child in children if state_of(int(child)) not in ("Z", "")}
-
-
-def state_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text("latin-1").rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
-
-
-def descriptors_of(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
-
-
 # The command line, with another timeout of the supervisor's.
 IMPATIENT = (
-    "from aioecho import cli; from aioecho.workers import restarts, supervisor;"
-    " supervisor.{0} = restarts.{0} = {1}; cli.main()"
+    "from aioecho import cli; from aioecho.workers import restarts, stopping, supervisor;"
+    " supervisor.{0} = restarts.{0} = stopping.{0} = {1}; cli.main()"
 )
 
 
@@ -138,9 +121,9 @@ def last_line(program: Program) -> str:
 
 @pytest.mark.parametrize("way", [(), ("--reuse-port",), ("--loop", "asyncio")])
 def test_every_worker_serves(folder: Path, way: tuple[str, ...]) -> None:
-    with serving(folder, *way, workers=3) as (program, endpoint):
+    with serving(folder, *way) as (program, endpoint):
         workers = workers_of(program)
-        assert len(workers) == 3
+        assert len(workers) == 2
         seen = set()
         # A worker that is busy leaves the next client to another one.
         eventually(lambda: seen.add(pid_of(endpoint)) or seen == workers)
@@ -150,6 +133,7 @@ def test_every_worker_serves(folder: Path, way: tuple[str, ...]) -> None:
         assert "Traceback" not in program.stderr()
 
 
+@pytest.mark.alike
 def test_auto_is_one_worker_for_each_processor(folder: Path) -> None:
     with serving(folder, workers="auto") as (program, _):
         assert len(workers_of(program)) == count_processors()
@@ -286,15 +270,14 @@ def running(folder: Path, text: str, *command: str, arguments: tuple[str, ...] =
     (folder / "program.py").write_text(text)
     with socket.create_server(("127.0.0.1", 0)) as sock:
         number, endpoint = sock.fileno(), "tcp://{}:{}".format(*sock.getsockname())
-        interpreter = [sys.executable, "-X", "dev", "-W", "error"]
         command = (*(command or ("program.py",)), str(number), *arguments)
-        with Program(*interpreter, *command, cwd=folder, pass_fds=[number]) as program:
+        with Program(sys.executable, "-W", "error", *command, cwd=folder, pass_fds=[number]) as program:
             yield program, endpoint
 
 
 @pytest.mark.parametrize("command", [("program.py",), ("-m", "program")])
 def test_a_program_serves_its_own_handler(folder: Path, command: tuple[str, ...]) -> None:
-    with running(folder, PROGRAM, *command) as (program, endpoint):
+    with running(folder, PROGRAM, "-X", "dev", *command) as (program, endpoint):
         pid, name = ask(endpoint).split()
         assert int(pid) in workers_of(program)
         assert name == b"__mp_main__"
@@ -344,7 +327,7 @@ def test_a_program_in_a_folder_or_an_archive_serves_its_own_handler(folder: Path
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_an_error_in_a_worker_is_recorded_and_clients_that_are_gone_hold_up_no_stop(folder: Path, loop: str) -> None:
     # With warnings as errors and in debug mode, which Python 3.15 warns in of modules without a loader.
-    with run_alone(folder, "program.py", loop=loop) as (program, endpoint):
+    with run_alone(folder, "-X", "dev", "program.py", loop=loop) as (program, endpoint):
         assert ask(endpoint, b"raise\n") == b""
         for number in range(12):
             with connect(endpoint) as sock:
@@ -466,6 +449,7 @@ def test_an_order_is_kept_in_memory_or_else_in_a_file(monkeypatch: pytest.Monkey
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.alike
 def test_a_program_without_the_guard_is_told_so(folder: Path) -> None:
     with running(folder, PROGRAM.replace('if __name__ == "__main__":', "if True:")) as (program, _):
         code, _, errors = program.end()
@@ -534,14 +518,6 @@ def test_workers_serve_several_handlers_blocking_ones_among_them(folder: Path) -
         assert program.stderr() == ""
 
 
-def can_connect(endpoint: str) -> bool:
-    try:
-        connect(endpoint).close()
-    except OSError:
-        return False
-    return True
-
-
 def test_several_handlers_take_no_socket_without_a_handler() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock, pytest.raises(TypeError, match="no handler class is named"):
         aioecho.serve({Nothing: "tcp://127.0.0.1:0"}, sock=sock)
@@ -571,6 +547,7 @@ elif os.path.exists("hang"):
 """
 
 
+@pytest.mark.alike
 def test_a_worker_that_hangs_when_it_starts_ends_all(folder: Path) -> None:
     (folder / "hang").touch()
     with running(folder, HANGS) as (program, _):
@@ -580,6 +557,7 @@ def test_a_worker_that_hangs_when_it_starts_ends_all(folder: Path) -> None:
         assert re.search(rf"^aioecho: {worker}\n\Z", errors, re.MULTILINE)
 
 
+@pytest.mark.alike
 def test_a_restart_whose_worker_hangs_is_called_off(folder: Path) -> None:
     with running(folder, HANGS) as (program, endpoint):
         before: set[int] = set()
@@ -644,8 +622,7 @@ def test_workers_serve_datagrams_and_a_restart_loses_none(folder: Path, way: tup
         before = workers_of(program)
         assert int(exchange(sock)) in before
         program.signal(signal.SIGHUP)
-        while "replaced all" not in program.stderr():
-            exchange(sock)
+        eventually(lambda: "replaced all" in program.stderr() or not exchange(sock))
         eventually(lambda: int(exchange(sock)) in workers_of(program) - before)
         program.signal(signal.SIGUSR1)
         # A worker that has been replaced may say its last words behind it.
@@ -657,6 +634,7 @@ def test_workers_serve_datagrams_and_a_restart_loses_none(folder: Path, way: tup
         assert "Traceback" not in program.stderr()
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize("handler", ["Single", "Session"])
 def test_a_worker_that_has_had_its_datagrams_is_replaced(folder: Path, handler: str) -> None:
     limits = ("--reuse-port", "--limit-max-requests", "5")
@@ -672,6 +650,7 @@ def test_a_worker_that_has_had_its_datagrams_is_replaced(folder: Path, handler: 
         assert "Traceback" not in program.stderr()
 
 
+@pytest.mark.alike
 def test_a_session_stays_with_its_worker(folder: Path) -> None:
     with serving_datagrams(folder, "Session", "--reuse-port") as (program, endpoint), ExitStack() as stack:
         seen = Counter()
@@ -749,6 +728,7 @@ class Nothing(aioecho.StreamRequestHandler):
 # A worker whose event loop is held up
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize("way", [(), ("--reuse-port",)])
 def test_a_worker_that_hangs_is_replaced_and_its_clients_wait_no_longer(folder: Path, way: tuple[str, ...]) -> None:
     with serving(folder, *way, "--timeout-worker-healthcheck", "0.5") as (program, endpoint), ExitStack() as stack:
@@ -768,6 +748,7 @@ def test_a_worker_that_hangs_is_replaced_and_its_clients_wait_no_longer(folder: 
         assert program.stop() == 0
 
 
+@pytest.mark.alike
 def test_a_worker_that_is_busy_for_less_is_not_killed(folder: Path) -> None:
     with serving(folder, "--timeout-worker-healthcheck", "10") as (program, endpoint), connect(endpoint) as sock:
         workers = workers_of(program)
@@ -787,6 +768,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.alike
 def test_a_worker_that_a_debugger_is_attached_to_is_not_killed(folder: Path) -> None:
     with serving(folder, "--timeout-worker-healthcheck", "0.2") as (program, endpoint), connect(endpoint) as sock:
         pid = int(read_line(sock))
@@ -799,6 +781,7 @@ def test_a_worker_that_a_debugger_is_attached_to_is_not_killed(folder: Path) -> 
         assert program.stop() == 0
 
 
+@pytest.mark.alike
 def test_workers_are_not_killed_for_the_time_in_which_all_were_stopped(folder: Path) -> None:
     with serving(folder, "--timeout-worker-healthcheck", "1") as (program, endpoint):
         workers = workers_of(program)
@@ -850,6 +833,7 @@ def test_a_worker_that_dies_is_replaced(folder: Path) -> None:
         assert program.stop() == 0
 
 
+@pytest.mark.alike
 def test_a_client_of_a_dead_workers_socket_is_served_by_the_next(folder: Path) -> None:
     # With a socket for each worker, clients are in the queue of one that is dead.
     with serving(folder, "--reuse-port") as (program, endpoint):
@@ -864,12 +848,13 @@ def test_a_client_of_a_dead_workers_socket_is_served_by_the_next(folder: Path) -
         assert program.stop() == 0
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize("status", [0, 3])
 def test_a_worker_that_ends_before_it_is_ready_ends_all(folder: Path, status: int) -> None:
     (folder / "bad.py").write_text(
         GATED.replace("time.sleep(0.01)", f"os._exit({status})") + "from handlers import Obedient\n"
     )
-    with Program.aioecho("serve", "bad:Obedient", "--workers", "3", "--port", "0", cwd=folder) as program:
+    with Program.aioecho("serve", "bad:Obedient", "--workers", "2", "--port", "0", cwd=folder) as program:
         code, output, errors = program.end()
         assert (code, output) == (1, b"")
         assert re.fullmatch(
@@ -877,6 +862,7 @@ def test_a_worker_that_ends_before_it_is_ready_ends_all(folder: Path, status: in
         )
 
 
+@pytest.mark.alike
 def test_a_worker_that_is_killed_before_the_first_is_ready_ends_all(folder: Path) -> None:
     (folder / "gated.py").write_text(GATED + HANDLER)
     with Program.aioecho("serve", "gated:Obedient", "--workers", "2", "--port", "0", cwd=folder) as program:
@@ -891,7 +877,7 @@ def test_what_a_module_raises_in_a_worker_is_told_with_its_traceback(folder: Pat
     (folder / "bad.py").write_text(
         GATED.replace("time.sleep(0.01)", "raise KeyError('oh')") + "from handlers import Obedient\n"
     )
-    with Program.aioecho("serve", "bad:Obedient", "--workers", "3", "--port", "0", cwd=folder) as program:
+    with Program.aioecho("serve", "bad:Obedient", "--workers", "2", "--port", "0", cwd=folder) as program:
         code, output, errors = program.end()
         assert (code, output) == (1, b"")
         assert errors.count("KeyError: 'oh'") == 1  # of one worker
@@ -900,6 +886,7 @@ def test_what_a_module_raises_in_a_worker_is_told_with_its_traceback(folder: Pat
         assert re.search(f'^{line}\nTraceback .*:\n  File ".*bad.py", line ', errors, re.MULTILINE)
 
 
+@pytest.mark.alike
 def test_workers_that_die_too_often_end_all(folder: Path) -> None:
     arguments = ("--limit-max-requests", "1000")
     with serving(folder, *arguments, workers=1, FIRST_DELAY=0.01) as (program, endpoint):
@@ -920,6 +907,7 @@ def test_workers_that_die_too_often_end_all(folder: Path) -> None:
         in_time(took, 20)
 
 
+@pytest.mark.alike
 def test_workers_end_with_their_parent(folder: Path) -> None:
     with serving(folder, "--timeout-graceful-shutdown", "0.2") as (program, endpoint):
         workers = workers_of(program)
@@ -934,6 +922,7 @@ def test_workers_end_with_their_parent(folder: Path) -> None:
             pass
 
 
+@pytest.mark.alike
 def test_kill_of_a_worker_replaces_it_first(folder: Path) -> None:
     with serving(folder) as (program, endpoint), talking(endpoint, b"sleep 0.3\n") as (sock, pid):
         os.kill(pid, signal.SIGTERM)
@@ -945,6 +934,7 @@ def test_kill_of_a_worker_replaces_it_first(folder: Path) -> None:
         assert program.stop() == 0
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_are_recycled_after_so_many_connections(folder: Path, workers: int) -> None:
     limits = ("--limit-max-requests", "5", "--limit-max-requests-jitter", "3")
@@ -957,6 +947,7 @@ def test_workers_are_recycled_after_so_many_connections(folder: Path, workers: i
         assert "ERROR" not in program.stderr()
 
 
+@pytest.mark.alike
 def test_usr1_logs_the_stats_of_all(folder: Path) -> None:
     with serving(folder) as (program, endpoint):
         for _ in range(10):
@@ -979,6 +970,7 @@ def test_usr1_logs_the_stats_of_all(folder: Path) -> None:
         assert program.stop() == 0
 
 
+@pytest.mark.alike
 def test_a_reload_that_fails_leaves_the_old_workers(folder: Path) -> None:
     with serving(folder) as (program, endpoint):
         before = workers_of(program)
@@ -1014,7 +1006,8 @@ def ids(value: Any) -> str:
     return "-".join(number.name for number in value) if isinstance(value, tuple) else str(value)
 
 
-@pytest.mark.parametrize("numbers", [(TERM,), (TERM, TERM), (INT,), (INT, INT)], ids=ids)
+@pytest.mark.alike
+@pytest.mark.parametrize("numbers", [(TERM,), (INT, INT)], ids=ids)
 def test_a_stop_while_it_starts_is_at_once(folder: Path, numbers: tuple[int, ...]) -> None:
     (folder / "gated.py").write_text(GATED + HANDLER)
     with Program.aioecho("serve", "gated:Obedient", "--workers", "2", "--port", "0", cwd=folder) as program:
@@ -1029,6 +1022,7 @@ def test_a_stop_while_it_starts_is_at_once(folder: Path, numbers: tuple[int, ...
         in_time(took, 2)
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize(("number", "count"), [(HUP, 2), (TTIN, 3), (TTOU, 1)], ids=ids)
 def test_a_change_while_it_starts_is_made(folder: Path, number: int, count: int) -> None:
     (folder / "gated.py").write_text(GATED + HANDLER)
@@ -1046,6 +1040,7 @@ def test_a_change_while_it_starts_is_made(folder: Path, number: int, count: int)
         assert program.stop() == 0
 
 
+@pytest.mark.alike
 def test_a_change_while_it_binds_is_none(folder: Path) -> None:
     with ExitStack() as lock:
         # A start in a folder waits its turn there, for a second.
@@ -1065,11 +1060,10 @@ def test_a_change_while_it_binds_is_none(folder: Path) -> None:
             assert "Traceback" not in program.stderr()
 
 
-@pytest.mark.parametrize("number", [TERM, INT], ids=ids)
-def test_a_stop_in_service_ends_idle_connections(folder: Path, number: int) -> None:
+def test_a_stop_in_service_ends_idle_connections(folder: Path) -> None:
     with serving(folder) as (program, endpoint), talking(endpoint) as (idle, _):
         began = time.monotonic()
-        program.signal(number)
+        program.signal(TERM)
         assert idle.recv(1) == b""
         assert program.wait() == 0
         took = time.monotonic() - began
@@ -1077,33 +1071,34 @@ def test_a_stop_in_service_ends_idle_connections(folder: Path, number: int) -> N
         in_time(took, 2)
 
 
-@pytest.mark.parametrize("numbers", [(TERM, TERM), (INT, INT)], ids=ids)
-def test_two_stops_in_service_are_no_worse_than_one_if_there_is_nothing_to_cut_off(
-    folder: Path, numbers: tuple[int, ...]
-) -> None:
+@pytest.mark.alike
+def test_two_stops_in_service_are_no_worse_than_one_if_there_is_nothing_to_cut_off(folder: Path) -> None:
     with serving(folder) as (program, _):
         began = time.monotonic()
-        for number in numbers:
-            program.signal(number)
+        for _ in range(2):
+            program.signal(INT)
         assert program.wait() == 0
         took = time.monotonic() - began
         assert "ERROR" not in program.stderr()
         in_time(took, 2)
 
 
-@pytest.mark.parametrize(("number", "count"), [(HUP, 2), (TTIN, 3), (TTOU, 1)], ids=ids)
-def test_a_change_in_service_loses_no_client(folder: Path, number: int, count: int) -> None:
-    with serving(folder) as (program, endpoint), talking(endpoint, b"sleep 0.3\n") as (busy, _):
-        before = workers_of(program)
-        program.signal(number)
-        if number == HUP:
-            eventually(lambda: "replaced all" in program.stderr())
-        eventually(lambda: pid_of(endpoint) in (workers_of(program) - before if number == HUP else workers_of(program)))
-        assert read_line(busy) == b"sleep 0.3\n"
-        eventually(lambda: len(workers_of(program)) == count)
+def test_a_change_in_service_loses_no_client(folder: Path) -> None:
+    with serving(folder) as (program, endpoint):
+        for number, count in ((HUP, 2), (TTIN, 3), (TTOU, 2), (TTOU, 1)):
+            with talking(endpoint, b"sleep 0.3\n") as (busy, _):
+                before = workers_of(program)
+                program.signal(number)
+                if number == HUP:
+                    eventually(lambda: "replaced all" in program.stderr())
+                    eventually(lambda: pid_of(endpoint) in workers_of(program) - before)  # noqa: B023 - at once
+                assert read_line(busy) == b"sleep 0.3\n"
+            eventually(lambda: len(workers_of(program)) == count)  # noqa: B023 - likewise
+            eventually(lambda: pid_of(endpoint) in workers_of(program))
         assert program.stop() == 0
 
 
+@pytest.mark.alike
 def test_sockets_come_and_go_with_their_workers(folder: Path) -> None:
     with serving(folder, "--reuse-port") as (program, endpoint), talking(endpoint, b"sleep 0.3\n") as (busy, _):
         descriptors = descriptors_of(program.process.pid)
@@ -1122,6 +1117,7 @@ def test_sockets_come_and_go_with_their_workers(folder: Path) -> None:
         assert program.stop() == 0
 
 
+@pytest.mark.alike
 def test_the_last_worker_stays(folder: Path) -> None:
     with serving(folder) as (program, endpoint):
         for _ in range(3):
@@ -1133,10 +1129,10 @@ def test_the_last_worker_stays(folder: Path) -> None:
         assert program.stop() == 0
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize(
     ("first", "then", "status", "least", "most"),
     [
-        (TERM, (), 0, 0.5, 3),
         (TERM, (TERM,), 1, 0, 3),
         (INT, (), 0, 0.5, 3),
         (INT, (INT,), 1, 0, 3),
@@ -1166,6 +1162,7 @@ def test_a_drain_ends_by_itself_or_by_a_second_stop(
         in_time(took, most)
 
 
+@pytest.mark.alike
 def test_what_outlasts_the_grace_is_cut_off_with_status_1(folder: Path) -> None:
     with (
         serving(folder, "--timeout-graceful-shutdown", "0.2") as (program, endpoint),
@@ -1180,6 +1177,7 @@ def test_what_outlasts_the_grace_is_cut_off_with_status_1(folder: Path) -> None:
         in_time(took, 3)
 
 
+@pytest.mark.alike
 def test_a_worker_that_hangs_is_killed_in_the_end(folder: Path) -> None:
     with serving(folder, STOP_TIMEOUT=0.5) as (program, endpoint), talking(endpoint, b"block 30\n") as (_, pid):
         began = time.monotonic()
@@ -1193,6 +1191,7 @@ def test_a_worker_that_hangs_is_killed_in_the_end(folder: Path) -> None:
         in_time(took, 5)
 
 
+@pytest.mark.alike
 def test_a_signal_to_the_whole_group_is_one(folder: Path) -> None:
     for number in (INT, TERM):  # Ctrl-C, and what systemd does by default
         with serving(folder) as (program, endpoint), talking(endpoint, b"sleep 0.3\n") as (busy, _):
@@ -1201,6 +1200,7 @@ def test_a_signal_to_the_whole_group_is_one(folder: Path) -> None:
             assert program.wait() == 0
 
 
+@pytest.mark.alike
 def test_a_stop_says_what_the_workers_wait_for_and_that_a_signal_ended_it(folder: Path) -> None:
     with serving(folder) as (program, endpoint), talking(endpoint, b"sleep 30\n"), talking(endpoint, b"sleep 30\n"):
         program.signal(INT)

@@ -9,7 +9,9 @@ that is about to wait between two lines decides for itself.
 
 import asyncio
 import socket
+import ssl
 from math import inf
+from time import monotonic
 from typing import Protocol
 
 from aioecho.blocking.sockets import WatchedSocket
@@ -40,7 +42,10 @@ class _Connection(Protocol):
         """End the handler's stream."""
 
     def say_end(self) -> None:
-        """Send FIN."""
+        """Send FIN, or have the handler's thread send TLS's end and FIN as soon as it can."""
+
+    def has_said_end(self) -> bool:
+        """Tell whether FIN was sent."""
 
     def is_handshaking(self) -> bool:
         """Tell whether there is no stream yet, as TLS's handshake goes on."""
@@ -51,7 +56,7 @@ class ThreadDrain:
 
     Args:
         connection: the connection.
-        fresh_for: seconds from now for which it is left alone: its client is about to speak.
+        fresh_for: seconds from now for which it is left alone: its client is about to speak. Infinity: until :meth:`renew`.
         linger: seconds of silence after which a peer is taken to have nothing more to say; None for ever.
         one_way: whether the peer only sends, and waits for no reply.
     """
@@ -83,8 +88,17 @@ class ThreadDrain:
         self._cancel_timer()
 
     def renew(self, fresh_for: float) -> None:
-        """Leave the connection alone for so many seconds from now on: TLS's handshake is over."""
+        """Leave the connection alone for so many seconds from now on: it has a thread now, or TLS's handshake is over."""
         self._not_before = self._loop.time() + fresh_for
+        self._fresh_for = fresh_for
+        self.decide()
+
+    def linger_anew(self) -> None:
+        """Count the time that a peer that only sends is read on from now on: its TLS was ended only now."""
+        self._not_before = self._loop.time() + self._linger
+        stream = self._connection.get_stream()
+        if isinstance(stream, WatchedSocket):
+            stream.ends_at = None
         self.decide()
 
     def decide(self) -> None:
@@ -117,44 +131,48 @@ class ThreadDrain:
             if unread(sock):
                 return LOOK_AGAIN
             assert isinstance(stream, WatchedSocket)  # the server has it still
-            return self._find_silence_left(max(self._linger, self._fresh_for), stream, sock)
+            needed = max(self._linger, self._fresh_for)
+            if tcp_info(sock, BYTES_RECEIVED) is None:
+                return 0 if stream.heard_at is None else needed - (monotonic() - stream.heard_at)
+            return self._find_silence_left(needed, stream, sock)
         if not isinstance(stream, WatchedSocket) or stream.fileno() < 0:
             return self._judge_by_kernel(sock)
         is_tls = stream is not sock
         if self._one_way:
-            return self._judge_one_way(stream, sock, is_tls)
+            return self._judge_one_way(stream, sock)
         stream.may_end = True
         is_line, is_in_message = stream.is_between_lines(), stream.is_in_message()
         if (is_in_message and not is_line) or unread(sock):
             return inf
         received = tcp_info(sock, BYTES_RECEIVED)
         if received is None:
-            # Only (b) waits for silence: what a peer on this machine has sent is here.
-            return self._find_silence_left(self._linger if is_in_message else SETTLED, stream, sock)
+            # Only (b) waits for silence, and TLS: what a peer on this machine has sent is here.
+            return self._find_silence_left(self._linger if is_in_message or is_tls else SETTLED, stream, sock)
         if is_line and not is_in_message and not is_tls and received == stream.bytes_in:
             return 0
         return self._find_silence_left(self._linger, stream, sock)
 
-    def _judge_one_way(self, stream: WatchedSocket, sock: socket.socket, is_tls: bool) -> float:
-        if not is_tls and not self._has_said_end:
+    def _judge_one_way(self, stream: WatchedSocket, sock: socket.socket) -> float:
+        if not self._has_said_end:
             self._has_said_end = True
             self._connection.say_end()
             self._not_before = self._loop.time() + self._linger
             if self._linger > 0:
                 return self._linger
         if stream.ends_at is None:
-            # A peer that never stops sending does not put the end off. With TLS the kernel can refuse nothing, nor tell how
-            # much has come.
-            stream.ends_at = stream.bytes_in + unread(sock) + UNNOTED if is_tls else 0
+            # A peer that never stops sending does not put the end off. Where the handler's thread had no time to end its side
+            # of TLS, the kernel can refuse nothing.
+            stream.ends_at = 0 if self._connection.has_said_end() else stream.bytes_in + unread(sock) + UNNOTED
         if stream.is_in_record() or unread(sock) or (stream.makes_files() and stream.reading_file is None):
             return inf
-        return self._find_silence_left(SETTLED, stream, sock)
+        # A thread that reads only now is about to tell its peer.
+        return self._find_silence_left(SETTLED if self._connection.has_said_end() else self._linger, stream, sock)
 
     def _find_silence_left(self, needed: float, stream: WatchedSocket, sock: socket.socket) -> float:
         received, milliseconds = tcp_info(sock, BYTES_RECEIVED), tcp_info(sock, LAST_DATA_RECV)
         if received is not None and milliseconds is not None:
             return needed - milliseconds / 1000 if received else 0
-        if not stream.bytes_in:
+        if not (stream.bytes_in or isinstance(stream, ssl.SSLSocket)):  # which may have a part of a record
             return 0
         if self._counted != stream.bytes_in:
             self._counted, self._quiet_since = stream.bytes_in, self._loop.time()

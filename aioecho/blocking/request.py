@@ -94,6 +94,7 @@ class Threaded(Live, Ended):
             if verified is not True and inspect.isawaitable(verified):
                 self._verifying = self._loop.create_task(self._verify(verified))
                 self._verifying.add_done_callback(self._when_verified)
+                self._watch_peer()
                 return
         except Exception as error:
             self.report_end(error, self._server)
@@ -121,10 +122,17 @@ class Threaded(Live, Ended):
             self.report_end(error, self._server)
             self._return()
 
+    def _watch_peer(self) -> None:
+        """Have the verification cancelled if the peer is lost meanwhile. To be overridden, as the next."""
+
+    def _forget_peer(self) -> None:
+        """Watch for that no longer."""
+
     def _when_verified(self, task: asyncio.Task[None]) -> None:
         self._verifying = None
+        self._forget_peer()
         if task.cancelled():
-            self.reason = "cancelled"
+            self.reason = "connection lost" if self._was_lost else "cancelled"
         if task.cancelled() or task.exception() is not None:
             self._return()
 
@@ -170,6 +178,10 @@ class Threaded(Live, Ended):
         self.was_aborted = True
         if not self._has_returned:
             self.cancel()
+
+    def abandon_handler(self) -> None:
+        """Do the same: nothing ends a thread."""
+        self.abort()
 
     # In its thread.
 

@@ -1,14 +1,12 @@
-"""The sockets that a blocking handler gets for a stream, plain and with TLS.
+"""The sockets that a blocking handler gets for a stream: what they have in common, and the plain one.
 
-The descriptor of a plain one stays the server's, which alone closes it. Both tell whether a message is in progress, as far as
+The descriptor of a plain one stays the server's, which alone closes it. All tell whether a message is in progress, as far as
 they are read and written by their own methods and by files made of them, and meet the server's stop: see ending.py.
 """
 
 import contextlib
-import functools
 import io
 import socket
-import ssl
 import weakref
 from collections.abc import Callable
 from time import monotonic
@@ -18,7 +16,7 @@ from aioecho.blocking.files import RequestFile, RequestReader
 from aioecho.net.proxy_header import ProxyHeader
 from aioecho.streams.protocol import QUICK_ACKS, TCP_QUICKACK
 
-__all__ = ["RequestSocket", "WatchedSocket", "make_request_socket", "with_tls_of_requests"]
+__all__ = ["RequestSocket", "WatchedSocket", "make_request_socket"]
 
 # A read that gets as many bytes as it asks for leaves more in the kernel, mostly. One that asks for so few reads a header.
 FEW = 2**11
@@ -41,6 +39,9 @@ class SocketOwner(Protocol):
 
     def stop_receiving(self) -> bool:
         """Have the kernel refuse what the peer sends from now on. Return whether nothing is left to be read."""
+
+    def end_writing(self, sock: Any) -> None:
+        """Tell the peer of a TLS socket, which only sends, that the server stops."""
 
     def keep(self) -> None:
         """Keep a copy of the socket, which is about to be detached."""
@@ -66,6 +67,9 @@ class WatchedSocket:
 
     tls_at: float | None = None
     """When the server's own TLS began."""
+
+    heard_at: float | None = None
+    """When something came last in the handshake of the server's own TLS, by monotonic()."""
 
     endpoint = ""
     """Where the client came in."""
@@ -362,36 +366,3 @@ def make_request_socket(sock: socket.socket, *, counts: bool) -> RequestSocket:
         socket.socket.close(request)
         raise
     return request
-
-
-class _WatchedTLS(WatchedSocket):
-    """The part of a request's socket with TLS that tells whether a message is in progress: a mix-in for ssl.SSLSocket."""
-
-    def read(self, len: int = 1024, buffer: Any = None) -> Any:
-        """Read, into `buffer` if there is one. Raises ConnectionAbortedError if the server stops in mid-message."""
-        if (self.unanswered or self.is_draining) and self._may_not_read():
-            return b"" if buffer is None else 0
-        got = super().read(len, buffer)  # type: ignore[misc]
-        if self._note_read(got if buffer is not None else got.__len__(), len):
-            return b"" if buffer is None else 0
-        return got
-
-    def write(self, data: Any) -> int:
-        """Write some of the data."""
-        count: int = super().write(data)  # type: ignore[misc]
-        if self.unanswered or self.has_left:
-            self._note_write()
-        return count
-
-    def send(self, data: Any, flags: int = 0) -> int:
-        """Write some of the data."""
-        count: int = super().send(data, flags)  # type: ignore[misc]
-        if self.unanswered or self.has_left:
-            self._note_write()
-        return count
-
-
-@functools.cache  # one class is enough for one of theirs
-def with_tls_of_requests(sslsocket_class: Any) -> type[ssl.SSLSocket]:
-    """Return the class to derive a request's socket with TLS from a context's `sslsocket_class`."""
-    return type("RequestSSLSocket", (_WatchedTLS, sslsocket_class), {})

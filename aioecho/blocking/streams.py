@@ -21,24 +21,26 @@ import os
 import socket
 import ssl
 from collections.abc import Callable
+from math import inf
 from time import monotonic
 from typing import Any
 
 from aioecho.blocking.ending import ThreadDrain
-from aioecho.blocking.lingering import LingeringRequest
 from aioecho.blocking.sockets import RequestSocket, WatchedSocket, make_request_socket
 from aioecho.blocking.tls import end_tls, wrap
-from aioecho.net.kernel import has_peer_ended, is_broken, unread
+from aioecho.blocking.tls_sockets import EndSignal, send_close_notify
+from aioecho.blocking.verified import VerifiedConnection
+from aioecho.net.kernel import has_peer_ended, is_broken, round_trip, unread
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
-from aioecho.serving.draining import FRESH, FRESH_AMONG_OTHERS
+from aioecho.serving.draining import FRESH, FRESH_AMONG_OTHERS, MOST_ROUND_TRIP
 from aioecho.serving.end_record import is_recorded, log_end
 from aioecho.serving.handler_types import undo_partial
 
 __all__ = ["ThreadedConnection"]
 
 
-class ThreadedConnection(LingeringRequest):
+class ThreadedConnection(VerifiedConnection):
     """A live connection of a server with a blocking handler, in `server.connections`.
 
     `client_address` is as accept() gave it, `request` is the socket. `thread` is None until it has one. `handler` is always
@@ -49,14 +51,15 @@ class ThreadedConnection(LingeringRequest):
 
     __slots__ = (
         "_drain",
+        "_end_signal",
         "_handlers_socket",
         "_handshake_error",
         "_has_made_end",
         "_has_met_stop",
+        "_has_said_end",
         "_is_draining",
         "_is_handshaking",
         "_kept",
-        "_was_lost",
         "is_left_open",
         "one_way",
         "since",
@@ -77,11 +80,12 @@ class ThreadedConnection(LingeringRequest):
         super().__init__(server, pool, request, client_address, RequestHandlerClass)
         self.since = self._loop.time()
         self.wire = server.measures.watch(request, request) if server.measures is not None else None
-        self.was_shut = self.is_left_open = self._was_lost = False
+        self.was_shut = self.is_left_open = False
         self._handlers_socket: socket.socket = request  # or what TLS was wrapped around it
         self._handshake_error: OSError | None = None
-        self._is_handshaking = server.ssl is not None
-        self._is_draining = self._has_made_end = self._has_met_stop = False
+        self._is_handshaking = self.get_tls() is not None
+        self._is_draining = self._has_made_end = self._has_met_stop = self._has_said_end = False
+        self._end_signal: EndSignal | None = None  # where the handler's thread sends the end of TLS at a stop
         self.one_way = bool(getattr(undo_partial(RequestHandlerClass), "one_way", False))
         self._drain: ThreadDrain | None = None
         self._kept: socket.socket | None = None  # the same connection as the socket that was detached
@@ -105,8 +109,8 @@ class ThreadedConnection(LingeringRequest):
     def drain(self) -> None:
         """Let the handler meet the end of the stream between messages, once it has read what its peer has sent by now.
 
-        One that has only just connected is about to send its request: it has until it is FRESH seconds old. One that has
-        not even begun TLS's handshake has as long from now.
+        One that has only just connected is about to send its request: it has until it is FRESH seconds old, and a round trip
+        more. One that has not even begun TLS's handshake has as long from now, and one that waits for a thread from then on.
         """
         if self._has_returned:
             return
@@ -116,7 +120,7 @@ class ThreadedConnection(LingeringRequest):
         self._drain = ThreadDrain(
             self,
             self._loop,
-            fresh_for=self._get_fresh_time() - age,
+            fresh_for=inf if self.thread is None else self._get_fresh_time() - age,
             linger=self._server.timeouts.linger,
             one_way=self.one_way,
         )
@@ -128,7 +132,8 @@ class ThreadedConnection(LingeringRequest):
             stream.is_draining = True
 
     def _get_fresh_time(self) -> float:
-        return FRESH_AMONG_OTHERS if self._server.keep_backlog else FRESH
+        fresh = FRESH_AMONG_OTHERS if self._server.keep_backlog else FRESH
+        return fresh + min(round_trip(self.get_socket()), MOST_ROUND_TRIP)
 
     def _decide(self) -> None:
         if self._drain is not None:
@@ -138,13 +143,26 @@ class ThreadedConnection(LingeringRequest):
         """Return a socket with its descriptor."""
         return self._kept or self.request
 
+    def get_tls(self) -> ssl.SSLContext | None:
+        """Return what TLS is served with, None for none."""
+        context: ssl.SSLContext | None = self._server.ssl
+        return context
+
     def is_handshaking(self) -> bool:
         """Tell whether the handshake of the server's own TLS goes on, or has not begun."""
         return self._is_handshaking
 
     def say_end(self) -> None:
-        """Send FIN: the handler of a peer that only sends has nothing to say."""
-        self._shut(socket.SHUT_WR)
+        """Send FIN: the handler of a peer that only sends has nothing to say. With TLS its thread does, by end_writing()."""
+        if self._server.ssl is None:
+            self._has_said_end = True
+            self._shut(socket.SHUT_WR)
+        elif self._end_signal is not None:
+            self._end_signal.give()
+
+    def has_said_end(self) -> bool:
+        """Tell whether FIN was sent."""
+        return self._has_said_end
 
     def shut_reading(self) -> None:
         """End the handler's stream. What has been received stays readable, and replies can be sent."""
@@ -211,10 +229,18 @@ class ThreadedConnection(LingeringRequest):
         Without, it would accept what comes between the handler's last read and the closing of the socket, and discard it. It
         refuses by a reset, where FIN has been sent before.
         """
-        if self._server.ssl is not None:
+        if not self._has_said_end:  # over TLS
             return True
         self.shut_reading()
         return unread(self.get_socket()) == 0
+
+    def end_writing(self, sock: Any) -> None:
+        """Send TLS's end, and FIN, to a peer that only sends."""
+        with contextlib.suppress(OSError):  # there is no descriptor left, or the connection broke
+            send_close_notify(sock, self.get_socket())
+            self._has_said_end = True
+            self._shut(socket.SHUT_WR)
+            self._post(self._linger_anew)
 
     def check_end(self, sock: WatchedSocket) -> None:
         """Raise ConnectionAbortedError if a read has met an end that the server has made in the middle of a message."""
@@ -241,17 +267,22 @@ class ThreadedConnection(LingeringRequest):
         return is_broken(self.get_socket()) is not False
 
     def _serve(self) -> None:
+        if self._is_draining:
+            self._post(self._renew_drain)
         request: socket.socket = self.request
-        if self._server.ssl is not None:
+        context = self.get_tls()
+        if context is not None:
             try:
                 self.keep()
                 began = monotonic()
-                request = wrap(self._server.ssl, self.request, self._server.timeouts.handshake)
+                request = wrap(context, self.request, self._server.timeouts.handshake)
             except OSError as error:
                 # The peer's fault or bad luck: garbage, silence, gone. It may be a flood of them.
                 self.reason = "handshake"
                 self._handshake_error = error
                 return
+            if self.one_way:
+                self._make_end_signal(request)
             self._post(self._handshaken, monotonic() - began)
             self._handlers_socket = request
             self._watch(request)  # drain() may have looked before
@@ -259,10 +290,16 @@ class ThreadedConnection(LingeringRequest):
             self._call_handler(request)
         finally:
             if isinstance(request, ssl.SSLSocket):
+                if self._end_signal is not None:
+                    self._end_signal.close()
                 end_tls(request)
                 self._shut(socket.SHUT_WR)
                 request.close()
                 request.owner = None  # type: ignore[attr-defined]  # which refers to it
+
+    def _make_end_signal(self, request: Any) -> None:
+        with contextlib.suppress(OSError):  # there is no descriptor left
+            self._end_signal = request.end_signal = EndSignal(request)
 
     def keep(self) -> None:
         """Keep a copy of the socket, for the server to shut it with when it has been detached.
@@ -286,6 +323,8 @@ class ThreadedConnection(LingeringRequest):
             left.close()
 
     def _leave(self) -> None:
+        if self._end_signal is not None:
+            self._end_signal.give()
         left = None if self.is_left_open else self.request.take()
         self.request.owner = None
         for sock in (left, self._kept):
@@ -294,12 +333,19 @@ class ThreadedConnection(LingeringRequest):
 
     # In the loop again: its end.
 
+    def _linger_anew(self) -> None:
+        if self._drain is not None:
+            self._drain.linger_anew()
+
     def _handshaken(self, seconds: float) -> None:
         self._is_handshaking = False
         self.request.tls_at = self._loop.time()
         self._note_handshake(seconds)
+        self._renew_drain()  # its request comes only now, however old it is
+
+    def _renew_drain(self) -> None:
         if self._drain is not None:
-            self._drain.renew(self._get_fresh_time())  # its request comes only now, however old it is
+            self._drain.renew(self._get_fresh_time())
 
     def _take_back(self, left: socket.socket) -> None:
         if self._is_over:
@@ -316,13 +362,15 @@ class ThreadedConnection(LingeringRequest):
         if self._drain is not None:
             self._drain.stop()
             self._drain = None
+        if self._end_signal is not None:
+            self._end_signal.give()
         if self._handshake_error is not None:
             self._server.report_not_begun(self.client_address, "TLS handshake", self._handshake_error)
             self._handshake_error = None  # its traceback holds on to us
             self._note_handshake(None)
         left = None if self.is_left_open else self.request.take()
         if self._kept is not None:
-            if self._server.ssl is not None and left is None:
+            if self.get_tls() is not None and left is None:
                 left = self._kept
             else:  # the handler itself has wrapped it in TLS, and closes it
                 self._kept.close()

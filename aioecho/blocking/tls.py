@@ -2,11 +2,14 @@
 
 import contextlib
 import errno
+import select
 import socket
 import ssl
 import threading
+from time import monotonic
 
-from aioecho.blocking.sockets import RequestSocket, with_tls_of_requests
+from aioecho.blocking.sockets import RequestSocket
+from aioecho.blocking.tls_sockets import with_tls_of_requests
 
 __all__ = ["end_tls", "wrap"]
 
@@ -40,13 +43,34 @@ def wrap(context: ssl.SSLContext, sock: RequestSocket, handshake: float | None) 
     request.owner = owner  # type: ignore[attr-defined]
     try:
         timeout = request.gettimeout()
-        request.settimeout(handshake)
-        request.do_handshake()
+        request.settimeout(0)
+        _shake_hands(request, sock, handshake)
         request.settimeout(timeout)
     except BaseException:
         request.close()
         raise
     return request
+
+
+def _shake_hands(request: ssl.SSLSocket, sock: RequestSocket, seconds: float | None) -> None:
+    """Do the handshake, and have `sock` tell when something came last: a Unix socket's kernel does not."""
+    deadline = None if seconds is None else monotonic() + seconds
+    event = select.POLLIN  # its peer speaks first
+    while True:
+        left = None if deadline is None else max(deadline - monotonic(), 0)
+        poll = select.poll()
+        poll.register(request, event)
+        if not poll.poll(None if left is None else left * 1000):
+            raise TimeoutError(f"the TLS handshake took longer than {seconds:.4g} seconds")
+        if event == select.POLLIN:
+            sock.heard_at = monotonic()
+        try:
+            request.do_handshake()
+            return
+        except ssl.SSLWantReadError:
+            event = select.POLLIN
+        except ssl.SSLWantWriteError:
+            event = select.POLLOUT
 
 
 def _check_connected(sock: RequestSocket) -> None:

@@ -3,8 +3,8 @@
 It needs the extra `check`: pip install "aioecho[check]".
 """
 
-from aioecho.check.conversation import Conversation, default_conversation, parse_script
+from aioecho.check.conversation import Conversation, Whole, default_conversation, parse_script
 from aioecho.check.run import CHECKS, Result, check
 from aioecho.check.subject import Finding
 
-__all__ = ["CHECKS", "Conversation", "Finding", "Result", "check", "default_conversation", "parse_script"]
+__all__ = ["CHECKS", "Conversation", "Finding", "Result", "Whole", "check", "default_conversation", "parse_script"]

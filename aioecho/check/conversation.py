@@ -5,14 +5,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aioecho.framing import Delimited, Framing, Lines
+from aioecho.framing import Buffer, Delimited, Framing, Lines
 
-__all__ = ["Conversation", "default_conversation", "parse_script"]
+__all__ = ["Conversation", "Whole", "default_conversation", "parse_script"]
 
 PAYLOADS = (b"hello", b"one two three", b"42")
 """What is sent where no script says otherwise."""
 
 _ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"0": b"\0", b"\\": b"\\"}
+
+
+class Whole(Framing):
+    """What a datagram is: a record with nothing around it."""
+
+    def split(self, buffer: Buffer, scanned: int = 0, /) -> tuple[list[bytes], int, int]:
+        """Return the buffer as a frame."""
+        return [bytes(buffer)] if buffer else [], len(buffer), 1
+
+    def join(self, frame: bytes, /) -> bytes:
+        """Return the frame."""
+        return frame
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,14 @@ from typing import Any
 from aioecho.check.bounds import check_leaks, check_slow_reader, check_too_long
 from aioecho.check.conversation import Conversation
 from aioecho.check.cuts import check_coalescing, check_segmentation
+from aioecho.check.datagrams import DATAGRAM_CHECKS, DatagramSubject, note_amplification
 from aioecho.check.endings import check_half_close, check_reset, check_stop, check_truncation, note_truncation
 from aioecho.check.player import Player
 from aioecho.check.replies import check_replies
 from aioecho.check.subject import Finding, Subject
+from aioecho.datagrams.server import UDPServer
 from aioecho.server import TCPServer
+from aioecho.serving.handler_types import serves_datagrams, undo_partial
 
 __all__ = ["CHECKS", "Result", "check"]
 
@@ -45,29 +48,41 @@ class Result:
 
 
 def check(handler: Callable[..., Any], conversation: Conversation, name: str) -> Iterator[Result]:
-    """Make all checks of a handler for streams, and return an iterator of what every one has found, as soon as it has ended.
+    """Make all checks of a handler, and return an iterator of what every one has found, as soon as it has ended.
 
     The handler runs in this process and thread, with a server for every conversation. Meanwhile nothing is logged. `name` is
     ``module:Class``, as the examples of the findings import it. The same handler has the same findings in every run.
 
     Raises:
-        TypeError: this is no handler for streams (caller).
+        TypeError: this is no handler (caller).
     """
-    TCPServer(("127.0.0.1", 0), handler)  # it raises; it is not started
-    return _check(handler, conversation, name)
+    is_for_datagrams = serves_datagrams(undo_partial(handler))
+    (UDPServer if is_for_datagrams else TCPServer)(("127.0.0.1", 0), handler)  # it raises; it is not started
+    return _quietly((_check_datagrams if is_for_datagrams else _check)(handler, conversation, name))
 
 
-def _check(handler: Callable[..., Any], conversation: Conversation, name: str) -> Iterator[Result]:
+def _quietly(results: Iterator[Result]) -> Iterator[Result]:
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with Player(handler) as player:
-            subject = Subject(player, conversation, name)
-            subject.learn()
-            for what, find in CHECKS.items():
-                yield _make(what, find, subject)
+        yield from results
     finally:
         logging.disable(disabled)
+
+
+def _check(handler: Callable[..., Any], conversation: Conversation, name: str) -> Iterator[Result]:
+    with Player(handler) as player:
+        subject = Subject(player, conversation, name)
+        subject.learn()
+        for what, find in CHECKS.items():
+            yield _make(what, find, subject)
+
+
+def _check_datagrams(handler: Callable[..., Any], conversation: Conversation, name: str) -> Iterator[Result]:
+    subject = DatagramSubject(handler, conversation, name)
+    for what, find in DATAGRAM_CHECKS.items():
+        yield Result(what, tuple(find(subject)))
+    yield Result("reply size", note=note_amplification(subject))
 
 
 def _make(what: str, find: Callable[[Subject], Iterator[Finding]], subject: Subject) -> Result:

@@ -13,7 +13,7 @@ from aioecho.cli.handlers import find_framed_handlers, find_handler
 from aioecho.cli.objects import FRAMING_HELP, find_framing
 from aioecho.echo import FRAME_HANDLERS, HANDLERS
 from aioecho.framing import Framing, Lines
-from aioecho.serving.handler_types import undo_partial
+from aioecho.serving.handler_types import serves_datagrams, undo_partial
 
 if TYPE_CHECKING:
     from aioecho.check import Conversation, Finding
@@ -39,8 +39,9 @@ def check_command(handler: str, say: str | None, framing: str | None) -> None:
         python -m aioecho check store:Store --say session.txt
 
     Records that come in pieces or together, a client that ends in mid-message, resets, reads nothing or sends without end, a
-    server that stops, and what a conversation leaves behind. Every finding is a line, and below them a test in Python shows
-    it. It takes some seconds, in which the handler runs in this process, and what it prints is discarded.
+    server that stops, and what a conversation leaves behind. A handler for datagrams is sent what is malformed, or comes
+    twice. Every finding is a line, and below them a test in Python shows it. It takes some seconds, in which the handler runs
+    in this process, and what it prints is discarded.
 
     It needs the package hypothesis: pip install "aioecho[check]".
 
@@ -90,10 +91,12 @@ def _find(handler: str, framing: str | None) -> Callable[..., Any]:
 
 
 def _read_conversation(handler: Callable[..., Any], say: str | None, framing: str | None) -> "Conversation":
-    from aioecho.check import default_conversation, parse_script
+    from aioecho.check import Whole, default_conversation, parse_script
 
     own = getattr(undo_partial(handler), "framing", None)
     cut = find_framing(framing) if framing is not None else own if isinstance(own, Framing) else None
+    if cut is None and serves_datagrams(undo_partial(handler)):
+        cut = Whole()
     try:
         if say is None:
             return default_conversation(cut or Lines())

@@ -37,6 +37,7 @@ def ctl_command(control: str, as_json: bool, command: str, values: tuple[str, ..
         ctl --control unix:/run/chat.ctl list --older 1h --sort unsent --limit 20
         ctl --control unix:/run/chat.ctl kick 1.27 2.4
         ctl --control unix:/run/chat.ctl limits max_connections=500
+        ctl --control unix:/run/chat.ctl pause --server 2
         ctl --control unix:/run/chat.ctl help
 
     A value is given as NAME=VALUE or --NAME VALUE. The exit status is 1 if the server could not do it, or did not answer.
@@ -138,10 +139,8 @@ def _show(command: str, line: dict[str, Any], rows: list[dict[str, Any]]) -> Non
         formatter.write_dl(list(line["commands"].items()))
         click.echo(formatter.getvalue(), nl=False)
     elif command in ("limits", "timeouts") and command in line:
-        differing = line.get("differing", {}).get(command, {})
-        for name, value in line[command].items():
-            of_workers = [f"{_show_value(each)} in worker {worker}" for worker, each in differing.get(name, {}).items()]
-            click.echo(f"{name:<20} {', '.join(of_workers) or _show_value(value)}")
+        for server in line.get("servers", [line]):
+            _show_settings(command, server)
     elif command == "kick":
         click.echo(
             f"kicked {len(line['kicked'])}" + (f"; gone before: {', '.join(line['gone'])}" if line["gone"] else "")
@@ -160,6 +159,15 @@ def _show(command: str, line: dict[str, Any], rows: list[dict[str, Any]]) -> Non
         click.echo(f"{name}: {error}", err=True)
 
 
+def _show_settings(kind: str, server: Mapping[str, Any]) -> None:
+    if "server" in server:
+        click.echo(f"server {server['server']}, {', '.join(server['endpoints'])}:")
+    differing = server.get("differing", {}).get(kind, {})
+    for name, value in server[kind].items():
+        of_workers = [f"{_show_value(each)} in worker {worker}" for worker, each in differing.get(name, {}).items()]
+        click.echo(f"{name:<20} {', '.join(of_workers) or _show_value(value)}")
+
+
 def _show_value(value: Any) -> str:
     return "none" if value is None else str(value)
 
@@ -167,7 +175,10 @@ def _show_value(value: Any) -> str:
 def _show_status(line: Mapping[str, Any]) -> None:
     stats = line["stats"]
     click.echo(f"{line['state']}, process {line['pid']}, up {format_seconds(line['uptime_s'])}")
-    for endpoint in line["endpoints"]:
+    for server in line.get("servers", ()):
+        name, where = server["server"], ", ".join(server["endpoints"])
+        click.echo(f"server {name}  {server['state']}  active {server['active']}  listening on {where}")
+    for endpoint in () if "servers" in line else line["endpoints"]:
         click.echo(f"listening on {endpoint}")
     click.echo("  ".join(f"{name} {stats.get(name, 0)}" for name in COUNTERS))
     if line["reasons"]:
@@ -200,8 +211,9 @@ def _table(rows: list[dict[str, Any]]) -> str:
 def format_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     """Return what is told of a connection for people, in the order of a table's columns."""
     sizes = (format_bytes(row[f"{name}_bytes"]) for name in ("received", "sent", "unsent"))
-    label = "".join(char if char.isprintable() else "?" for char in row["label"] or "")
-    return (row["id"], row["client"], format_seconds(row["age_s"]), *sizes, row["handler"] or "-", label)
+    # A client names itself, by a Unix socket's path or in what becomes a label: that is not to steer the terminal.
+    client, label = ("".join(c if c.isprintable() else "?" for c in row[name] or "") for name in ("client", "label"))
+    return (row["id"], client, format_seconds(row["age_s"]), *sizes, row["handler"] or "-", label)
 
 
 def _format_row(row: Mapping[str, Any]) -> str:

@@ -69,7 +69,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option("--reuse-port", is_flag=True,
                  help="Give each worker a TCP or UDP socket of its own (SO_REUSEPORT)."),
     click.option("--limit-max-requests", type=click.IntRange(1), metavar="N",
-                 help="Replace a worker process after N connections."),
+                 help="Replace a worker process after N connections, or datagrams or their sessions."),
     click.option("--limit-max-requests-jitter", type=click.IntRange(0), default=0, show_default=True, metavar="N",
                  help="Add up to N to that, at random for each worker."),
     click.option("--timeout-worker-healthcheck", type=_Seconds, default=HEALTHCHECK, show_default=True,
@@ -128,7 +128,8 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option("--app-dir", default=".", show_default=True, metavar="FOLDER",
                  help="Look for module:Class here first."),
     config_option,
-    click.option("--check-config", is_flag=True, help="Check all that is asked for, and exit. Nothing is listened on."),
+    click.option("--check-config", is_flag=True,
+                 help="Check all that is asked for, and exit: with status 0 if it could start. Nothing is listened on."),
     *setting_options(),
 ]
 # fmt: on

@@ -1,21 +1,18 @@
-"""What makes a service of the process: the file with its id, the user that it serves as, and what it says at its start."""
+"""What makes a service of the process: the file with its id, and what it says at its start."""
 
 import contextlib
-import dataclasses
-import grp
+import errno
 import logging
 import os
-import pwd
 import sys
 from pathlib import Path
 
 import click
 
 from aioecho import __version__
-from aioecho.cli.console import Mistake
-from aioecho.ops.control import parse_control
+from aioecho.net.checking import check_folder
 
-__all__ = ["Owner", "PIDFile", "find_control", "find_owner", "introduce"]
+__all__ = ["PIDFile", "check_pid_file", "introduce"]
 
 logger = logging.getLogger("aioecho.cli")
 
@@ -73,6 +70,16 @@ class PIDFile:
             return None
 
 
+def check_pid_file(path: str) -> None:
+    """Raise ClickException if a PIDFile could not be written. That a live process has it is no mistake here."""
+    try:
+        if Path(path).is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        check_folder(path)
+    except OSError as error:
+        raise click.ClickException(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def _is_alive(process: int) -> bool:
     if process <= 0:  # a group, to kill()
         return False
@@ -83,75 +90,6 @@ def _is_alive(process: int) -> bool:
     except (OSError, OverflowError):
         return False
     return True
-
-
-@dataclasses.dataclass(frozen=True)
-class Owner:
-    """The user and group to serve as. None is the one that the process has."""
-
-    user: int | None
-    group: int | None
-    groups: tuple[int, ...]
-
-    def take_over(self) -> None:
-        """Make the process theirs, for good."""
-        if self.group is not None:
-            os.setgroups(self.groups)
-            os.setgid(self.group)
-        if self.user is not None:
-            os.setuid(self.user)
-
-
-def find_owner(user: str | None, group: str | None) -> Owner | None:
-    """Return the owner that `user` and `group`, names or numbers, are; None for none, or if the process is theirs already.
-
-    Raises:
-        Mistake: there is none of that name, or only root may serve as another (caller).
-    """
-    uid = gid = None
-    groups: tuple[int, ...] = ()
-    try:
-        if user is not None:
-            if user.isdecimal():
-                uid = int(user)
-                with contextlib.suppress(KeyError):  # a number needs no entry, but then a group
-                    user = pwd.getpwuid(uid).pw_name
-            else:
-                uid = pwd.getpwnam(user).pw_uid
-            if not user.isdecimal():
-                gid = pwd.getpwnam(user).pw_gid
-                groups = tuple(os.getgrouplist(user, gid))
-            elif group is None:
-                raise Mistake(
-                    f"--user {user}: there is no such user, and so no group of its own: give one with --group"
-                )
-    except (KeyError, OverflowError):
-        raise Mistake(f"--user {user}: there is no such user") from None
-    if group is not None:
-        try:
-            gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
-        except KeyError:
-            raise Mistake(f"--group {group}: there is no such group") from None
-        groups = groups or (gid,)
-    if uid in (None, os.geteuid()) and gid in (None, os.getegid()):
-        return None
-    if os.geteuid():
-        raise Mistake("--user and --group: only root may serve as another user or group")
-    return Owner(uid, gid, groups)
-
-
-def find_control(text: str, owner: Owner | None) -> str:
-    """Return a control socket's endpoint, which is given to `owner` unless it names an owner itself.
-
-    Raises:
-        ValueError: it is no Unix socket's.
-    """
-    endpoint = parse_control(text)
-    has_file = not endpoint.path.startswith("\0")
-    if owner is not None and has_file and endpoint.owner is None and endpoint.group is None:
-        user, group = (None if each is None else str(each) for each in (owner.user, owner.group))
-        endpoint = dataclasses.replace(endpoint, owner=user, group=group)
-    return str(endpoint)
 
 
 def introduce(loop: str, workers: int | None) -> None:

@@ -16,13 +16,15 @@ from click.core import ParameterSource
 
 from aioecho.certificates import TLS
 from aioecho.choice import serve as make_server_for
+from aioecho.cli.checking import check_start
 from aioecho.cli.config_file import drop_overridden
 from aioecho.cli.console import ImportMistake, Mistake, discard_stdout
 from aioecho.cli.factory import refuse_with_factory, was_raised_by
 from aioecho.cli.handlers import find_framed_handlers, find_handler, sort_by_handler, split_bind
 from aioecho.cli.logs import LogSettings, configure_log, flush_log
 from aioecho.cli.options import DEFAULT_HOST, DEFAULT_PORT, serve_options
-from aioecho.cli.process import Owner, PIDFile, find_control, find_owner, introduce
+from aioecho.cli.owner import Owner, find_control, find_metrics, find_owner, give_sockets
+from aioecho.cli.process import PIDFile, introduce
 from aioecho.cli.proxy import make_proxy
 from aioecho.cli.reload import check_can_watch, watch
 from aioecho.cli.settings import make_limits, make_timeouts
@@ -30,7 +32,6 @@ from aioecho.config import Limits, Timeouts
 from aioecho.echo import DATAGRAM_HANDLERS, HANDLERS
 from aioecho.exceptions import AioechoError, CertificateError
 from aioecho.net.proxy_protocol import ProxyProtocol
-from aioecho.ops.metrics import parse_metrics_address
 from aioecho.runtime.log_config import renew_log
 from aioecho.runtime.loops import loop_factory
 from aioecho.server import StdioServer
@@ -81,6 +82,7 @@ def serve_command(context: click.Context, /, handler: str, **options: Any) -> No
     drop_overridden(context, options)
     program = _find_program(context, handler, options)
     if options["check_config"]:
+        check_start(program.server, metrics=program.metrics, control=program.control, pid_file=options["pid_file"])
         click.echo("the configuration is valid", err=True)
         return
     pid_file = None if options["pid_file"] is None else PIDFile(options["pid_file"])
@@ -107,6 +109,7 @@ class _Program:
     is_supervised: bool
     """Whether worker processes serve, even a single one, and not this process."""
     loop_name: str
+    metrics: str | None
     control: str | None
     owner: Owner | None
     log: LogSettings
@@ -134,12 +137,12 @@ def _find_program(context: click.Context, handler: str, options: Mapping[str, An
     server, make_server = _find_server(context, handler, options, log, app_dir)
     try:
         loop_name = "uvloop" if loop_factory(options["loop"]).__module__.startswith("uvloop") else "asyncio"
-        if options["metrics"] is not None:
-            parse_metrics_address(options["metrics"])
+        metrics = None if options["metrics"] is None else find_metrics(options["metrics"], owner)
         control = None if options["control"] is None else find_control(options["control"], owner)
         if workers != 1:
             check_sessions(server, reuse_port=reuse_port)
-        program = _Program(server, make_server, is_supervised, loop_name, control, owner, log, app_dir)
+        give_sockets(server, owner)
+        program = _Program(server, make_server, is_supervised, loop_name, metrics, control, owner, log, app_dir)
         if is_supervised and program.is_stdio:
             raise ValueError("stdio: is one connection, and no workers share it")
     except (ImportError, ValueError) as error:
@@ -193,7 +196,7 @@ def _supervise(program: _Program, options: Mapping[str, Any], pid_file: PIDFile 
         timeout_worker_healthcheck=options["timeout_worker_healthcheck"] or None,
         when_serving=when_serving,
         when_reloading=functools.partial(renew_log, program.log.config),
-        metrics=options["metrics"],
+        metrics=program.metrics,
         control=program.control,
     )
 
@@ -213,7 +216,7 @@ def _serve(program: _Program, options: Mapping[str, Any], pid_file: PIDFile | No
         loop=options["loop"],
         when_serving=lambda server: None if program.is_stdio else _announce(server.names, program, options),
         when_reloading=functools.partial(renew_log, program.log.config),
-        metrics=options["metrics"],
+        metrics=program.metrics,
         control=program.control,
     )
 

@@ -16,6 +16,13 @@ from aioecho.cli.ctl import COUNTERS, ask_control, format_cells, format_seconds,
 __all__ = ["top_command"]
 
 
+COLUMNS = ("id", "client", "age", "received", "sent", "unsent", "handler", "label")
+CLIENT, HANDLER, LABEL = (COLUMNS.index(name) for name in ("client", "handler", "label"))
+
+# Places: of an IPv4 address with its port, and of the name of a handler class.
+SHORTEST_CLIENT, LONGEST_HANDLER = 15, 16
+
+
 @click.command("top", short_help="Watch a server that runs, in the terminal.")
 @click.option("--control", required=True, metavar="unix:PATH", help="The control socket, as serve --control names it.")
 @click.option(
@@ -40,9 +47,10 @@ def top_command(control: str, every: float, sort: str, count: int | None) -> Non
         (status,) = _ask(control, "status")  # before the screen is cleared: a mistake stays readable
         with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
             while True:
-                height = max(console.size.height - 11 - len(status["workers"]), 3)
+                most = max(console.size.height // 3, 1)  # of the workers' lines
+                height = max(console.size.height - 12 - min(len(status["workers"]), most), 3)
                 rows = _ask(control, f"list sort={sort} limit={height}")
-                live.update(_screen(status, before, rows, sort), refresh=True)
+                live.update(_screen(status, before, rows, sort, most, console.size.width), refresh=True)
                 count = None if count is None else count - 1
                 if count == 0 or wait_for_key(every) in ("q", "Q"):
                     return
@@ -58,7 +66,14 @@ def _ask(control: str, line: str) -> list[dict[str, Any]]:
     return lines
 
 
-def _screen(status: dict[str, Any], before: dict[str, Any] | None, rows: list[dict[str, Any]], sort: str) -> Any:
+def _screen(
+    status: dict[str, Any],
+    before: dict[str, Any] | None,
+    rows: list[dict[str, Any]],
+    sort: str,
+    most_workers: int,
+    width: int,
+) -> Any:
     from rich.console import Group
     from rich.text import Text
 
@@ -69,9 +84,14 @@ def _screen(status: dict[str, Any], before: dict[str, Any] | None, rows: list[di
     )  # fmt: skip
     reasons = sorted(status["reasons"].items(), key=lambda each: -each[1])[:6]
     ended_by = Text("ended by  " + ("  ".join(f"{name} {number}" for name, number in reasons) or "-"), no_wrap=True)
-    workers = [Text(f"worker {format_worker(worker)}", no_wrap=True) for worker in status["workers"]]
+    lines = [f"worker {format_worker(worker)}" for worker in status["workers"]]
+    if len(lines) > most_workers:
+        lines[most_workers - 1 :] = [f"and {len(lines) - most_workers + 1} more workers"]
+    workers = [Text(line, no_wrap=True) for line in lines]
     count = Text(f"{rows[-1].get('shown', 0)} of {rows[-1].get('matched', 0)} connections", style="dim")
-    return Group(head, _counts(status, before), ended_by, *workers, "", _connections(rows[:-1], sort), count)
+    where = Text(f"listening on {', '.join(status['endpoints'])}", no_wrap=True, overflow="ellipsis")
+    connections = _connections(rows[:-1], sort, width)
+    return Group(head, where, _counts(status, before), ended_by, *workers, "", connections, count)
 
 
 def _counts(status: dict[str, Any], before: dict[str, Any] | None) -> Any:
@@ -93,17 +113,38 @@ def _counts(status: dict[str, Any], before: dict[str, Any] | None) -> Any:
     return table
 
 
-def _connections(rows: list[dict[str, Any]], sort: str) -> Any:
+def _connections(rows: list[dict[str, Any]], sort: str, width: int) -> Any:
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, expand=True, header_style="reverse", padding=(0, 1))
-    for name in ("id", "client", "age", "received", "sent", "unsent", "handler", "label"):
+    table = Table(box=None, expand=True, header_style="reverse", padding=(0, 1, 0, 0))
+    heads = [f"{name} v" if name == sort else name for name in COLUMNS]
+    lines = [format_cells(row) for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(heads, *lines, strict=True)]
+    # The numbers and the id, which kick takes, are shown whole, and the rest of the line is shared by the others.
+    widths[HANDLER] = min(widths[HANDLER], LONGEST_HANDLER)
+    left = width - len(heads) - sum(widths) + widths[CLIENT] + widths[LABEL]
+    widths[CLIENT] = min(widths[CLIENT], max(left - widths[LABEL], left // 2, SHORTEST_CLIENT))
+    widths[LABEL] = max(left - widths[CLIENT], len(COLUMNS[LABEL]))
+    for name, head in zip(COLUMNS, heads, strict=True):
         is_number = name in ("age", "received", "sent", "unsent")
-        table.add_column(f"{name} v" if name == sort else name, justify="right" if is_number else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(Text, format_cells(row)))
+        table.add_column(head, justify="right" if is_number else "left", no_wrap=True)
+    for line in lines:
+        table.add_row(*(Text(_cut(cell, most)) for cell, most in zip(line, widths, strict=True)))
     return table
+
+
+def _cut(text: str, most: int) -> str:
+    """Return a text that takes up `most` places at the most: of one that is longer, its two ends."""
+    from rich.cells import cell_len, set_cell_size
+
+    if cell_len(text) <= most:
+        return text
+    tail = text[len(text) - most // 2 :]
+    while cell_len(tail) > most // 2:
+        tail = tail[1:]
+    return f"{set_cell_size(text, max(most - cell_len(tail) - 1, 0)).rstrip()}…{tail}"
 
 
 @contextlib.contextmanager

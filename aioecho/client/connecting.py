@@ -70,6 +70,7 @@ def connect(
             f"cannot connect to {endpoint}: only to tcp://HOST:PORT, unix:PATH, udp://HOST:PORT and unixgram:PATH, with the"
             " server's port"
         )
+    where.check_for_client()
     if framing is not None and not isinstance(framing, Framing):
         raise TypeError(f"framing must be an aioecho.framing.Framing, as Lines(), not {framing!r}")
     if isinstance(where, UDPEndpoint | UnixDatagramEndpoint):
@@ -179,7 +180,7 @@ class Connecting:
         # Permissions and options are a server's.
         name = where.name if isinstance(where, UnixEndpoint | UnixDatagramEndpoint) else str(where)
         if isinstance(where, UDPEndpoint | UnixDatagramEndpoint):
-            return DatagramConnection(name, await open_datagrams(where, self._connect_timeout), self._timeout)
+            return DatagramConnection(name, *await open_datagrams(where, self._connect_timeout), self._timeout)
         reader, writer = await open_connection(
             name, ssl=self._context, server_hostname=self._server_hostname, timeout=self._connect_timeout
         )

@@ -3,10 +3,12 @@
 import asyncio
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from aioecho.client.connection import Connection, Match
-from aioecho.client.opening import explain
+from aioecho.client.opening import DatagramAddress, connect_datagrams, explain
 from aioecho.exceptions import ConnectionClosed, ConnectionTimeout, EndpointError
 
 __all__ = ["DatagramConnection"]
@@ -24,13 +26,25 @@ IN_A_ROW = 64
 """Datagrams that are received without a wait before the loop runs: a server may send faster than this program reads."""
 
 
-class DatagramConnection(Connection):
-    """A socket that sends datagrams to one server, and receives its alone."""
+SENT_AGAIN = 64
+"""Datagrams, the last ones, that are sent to the next address of a host, once no server is at the one before."""
 
-    def __init__(self, endpoint: str, sock: socket.socket, timeout: float | None) -> None:
+
+class DatagramConnection(Connection):
+    """A socket that sends datagrams to one server, and receives its alone.
+
+    Where the server's host has several addresses, the next is used when the system says that no server is at the one before, as
+    long as no datagram has come.
+    """
+
+    def __init__(
+        self, endpoint: str, sock: socket.socket, further: list[DatagramAddress], timeout: float | None
+    ) -> None:
         super().__init__(endpoint, timeout)
         loop = asyncio.get_running_loop()
         self._sock = sock
+        self._further = further
+        self._unanswered: deque[bytes] = deque(maxlen=SENT_AGAIN)  # while there are further addresses
         self._most = UNIX_BYTES if sock.family == socket.AF_UNIX else UDP_BYTES
         self._input = _Watch(sock, loop, loop.add_reader, loop.remove_reader)
         self._room = _Watch(sock, loop, loop.add_writer, loop.remove_writer)
@@ -43,7 +57,7 @@ class DatagramConnection(Connection):
         """Send a datagram: see :meth:`Connection.send`. Waits for room in the socket alone."""
         try:
             try:
-                self._sock.send(data)
+                self._send_now(data)
             except BlockingIOError:
                 async with asyncio.timeout(self.timeout), self._sending:
                     await self._send_with_room(data)
@@ -55,10 +69,41 @@ class DatagramConnection(Connection):
     async def _send_with_room(self, data: bytes) -> None:
         while True:
             try:
-                self._sock.send(data)
+                self._send_now(data)
                 return
             except BlockingIOError:
                 await self._room.wait()
+
+    def _send_now(self, data: bytes) -> None:
+        while True:
+            try:
+                self._sock.send(data)
+                break
+            except ConnectionRefusedError:  # what the system says of an earlier one
+                if not self._go_to_next_address():
+                    raise
+        if self._further:
+            self._unanswered.append(bytes(data))
+
+    def _go_to_next_address(self) -> bool:
+        """Send what had no reply to the next address, or return False if there is none."""
+        if not self._further:
+            return False
+        try:
+            sock, self._further = connect_datagrams(self._further)
+        except OSError:
+            self._further = []
+            return False
+        for watch in (self._input, self._room):
+            watch.move(sock)
+        self._sock.close()
+        self._sock = sock
+        for data in self._unanswered:
+            with suppress(OSError):
+                sock.send(data)
+        if not self._further:
+            self._unanswered.clear()
+        return True
 
     async def receive(self) -> bytes:
         """Return the next datagram: see :meth:`Connection.receive`."""
@@ -78,11 +123,18 @@ class DatagramConnection(Connection):
                 while True:
                     try:
                         data = self._sock.recv(self._most)
-                        self._in_a_row += 1
-                        return data
                     except BlockingIOError:
                         self._in_a_row = 0
                         await self._input.wait()
+                    except ConnectionRefusedError:
+                        if not self._go_to_next_address():
+                            raise
+                    else:
+                        self._in_a_row += 1
+                        if self._further:  # the server is there
+                            self._further = []
+                            self._unanswered.clear()
+                        return data
         except ConnectionClosed:  # by close()
             raise
         except OSError as error:
@@ -104,6 +156,7 @@ class DatagramConnection(Connection):
             self._check_not_receiving()  # before the request is sent: the other task would get the reply
             if match is None:
                 self._drop_what_came()
+                self._unanswered.clear()
             for attempt in range(retries + 1):
                 end = time.monotonic() + timeout
                 try:
@@ -187,6 +240,13 @@ class _Watch:
             self._stop()
             if not waiting.done():
                 waiting.set_exception(error)
+
+    def move(self, sock: socket.socket) -> None:
+        """Watch another socket from now on; the one before is not closed yet. A task that waits wakes."""
+        if (waiting := self._waiting) is not None:
+            self._stop()
+            _wake(waiting)
+        self._sock = sock
 
     def _stop(self) -> None:
         self._waiting = None

@@ -13,7 +13,15 @@ from aioecho.streams.protocol import StreamProtocol
 from aioecho.streams.reader import StreamReader
 from aioecho.streams.writer import StreamWriter
 
-__all__ = ["close_stream", "explain", "find_errno", "open_connection", "open_datagrams"]
+__all__ = [
+    "DatagramAddress",
+    "close_stream",
+    "connect_datagrams",
+    "explain",
+    "find_errno",
+    "open_connection",
+    "open_datagrams",
+]
 
 KEEPALIVE = 60.0
 """Seconds until a server that has vanished is noticed by the kernel: as in a server's Timeouts."""
@@ -41,6 +49,7 @@ async def open_connection(
     where = parse_endpoint(endpoint)
     if not isinstance(where, TCPEndpoint | UnixEndpoint):
         raise ValueError(f"cannot connect to {endpoint}: only to tcp://HOST:PORT and unix:PATH")
+    where.check_for_client()
     loop = asyncio.get_running_loop()
 
     def make_protocol() -> StreamProtocol:
@@ -88,35 +97,60 @@ def _explain_timeout(error: TimeoutError, timeout: float | None) -> str:
     return explain(error) if error.errno else f"no answer within {timeout} s"
 
 
-async def open_datagrams(where: UDPEndpoint | UnixDatagramEndpoint, timeout: float | None) -> socket.socket:
-    """Return a socket that sends to `where` and receives from there alone. `timeout` is for finding the host's address.
+DatagramAddress = tuple[int, Any]
+"""The family and the address of a socket for datagrams."""
+
+
+async def open_datagrams(
+    where: UDPEndpoint | UnixDatagramEndpoint, timeout: float | None
+) -> tuple[socket.socket, list[DatagramAddress]]:
+    """Return a socket that sends to `where` and receives from there alone, and further addresses of its host.
+
+    `timeout` is for finding the host's addresses.
 
     Raises:
         EndpointError: there is none; the message names the endpoint and the reason (system).
     """
-    address: Any
+    addresses: list[DatagramAddress]
     if isinstance(where, UDPEndpoint):
         where = UDPEndpoint(where.host or "localhost", where.port)
         try:
             async with asyncio.timeout(timeout):
-                family, address = (await resolve(where))[0]
+                addresses = [(int(family), address) for family, address in await resolve(where)]
         except TimeoutError as error:
             raise EndpointError(f"cannot resolve the host of {where}: no answer within {timeout} s") from error
     else:
-        family, address = socket.AF_UNIX, where.path
+        addresses = [(socket.AF_UNIX, where.path)]
     try:
-        sock = socket.socket(family, socket.SOCK_DGRAM)
-        try:
-            sock.setblocking(False)
-            if family == socket.AF_UNIX:
-                sock.bind("")  # to a name that the kernel chooses: a server cannot reply to a socket without a name
-            sock.connect(address)
-        except BaseException:
-            sock.close()
-            raise
+        return connect_datagrams(addresses)
     except OSError as error:
         raise EndpointError(f"cannot connect to {where}: {explain(error)}", error.errno) from error
-    return sock
+
+
+def connect_datagrams(addresses: list[DatagramAddress]) -> tuple[socket.socket, list[DatagramAddress]]:
+    """Return a socket that is connected to the first of `addresses` for which that can be done, and the ones after it.
+
+    Raises:
+        OSError: it can be done for none: the error of the first.
+    """
+    failure: OSError | None = None
+    for at, (family, address) in enumerate(addresses, 1):
+        try:
+            sock = socket.socket(family, socket.SOCK_DGRAM)
+            try:
+                sock.setblocking(False)
+                if family == socket.AF_UNIX:
+                    sock.bind("")  # to a name that the kernel chooses: a server cannot reply to a socket without a name
+                sock.connect(address)
+            except BaseException:
+                sock.close()
+                raise
+        except OSError as error:
+            failure = failure or error
+        else:
+            return sock, addresses[at:]
+    assert failure is not None
+    raise failure
 
 
 def find_errno(error: BaseException) -> int | None:

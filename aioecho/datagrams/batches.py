@@ -116,6 +116,8 @@ class BatchDispatcher:
         self._server.live_stats.handled += len(datagrams)
         batch = Batch(self._server, datagrams, transport)
         self._server.register_connection(batch)
+        if self._server.on_accept is not None and len(datagrams) > 1:
+            self._server.on_accept(len(datagrams) - 1)  # it has counted one
         batch.count_time()
 
     def drop_queued(self) -> None:

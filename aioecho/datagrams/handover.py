@@ -17,10 +17,13 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any, Protocol, Self
 
+from aioecho.net.datagram_socket import DatagramTransport
+
 __all__ = ["Handover", "Key"]
 
-Key = tuple[str, bytes | None, Any]
-"""What is a session's in both processes: its socket's name, the address that was asked if that is one of several, its peer."""
+Key = tuple[str, bytes | None, Any, Any]
+"""What is a session's in both processes: its socket's name, the address that was asked if that is one of several, its peer, and
+the balancer that sends the peer's datagrams with PROXY headers, or None."""
 
 # Seconds that a successor waits for its predecessor's answer. Without one it reads all the same: the loop there is held up.
 TAKE_OVER_TIMEOUT = 2.0
@@ -51,8 +54,8 @@ class _Table(Protocol):
     def feed(self, key: Key, data: bytes) -> bool:
         """Give a datagram to its peer's session, or return False if there is none."""
 
-    def take_back(self, key: Key, data: bytes) -> None:
-        """Take a datagram of a peer whose session has ended elsewhere."""
+    def take_back(self, key: Key, data: bytes, transport: DatagramTransport | None) -> None:
+        """Take a datagram of a peer whose session has ended elsewhere, and what replies to it, if that is known."""
 
     def note_no_room(self, key: Key) -> None:
         """Count a datagram that could not be passed on."""
@@ -73,7 +76,8 @@ class _Link:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock = sock
-        self.keys: set[Key] = set()
+        # With what replies to the last datagram that was passed on, if any was.
+        self.keys: dict[Key, DatagramTransport | None] = {}
 
 
 class Handover:
@@ -93,6 +97,9 @@ class Handover:
         self._timer: asyncio.TimerHandle | None = None
         self.has_left = False
         """Whether a successor reads, and passes on what comes for sessions here."""
+        self.serves_newcomers = False
+        """Whether peers get sessions also while the server stops: this worker was removed, others serve on, and the kernel
+        deals peers out to it until its last session has ended, and its socket is closed."""
 
     def add(self, table: _Table) -> None:
         """Hand over the sessions of a server too, which is about to read."""
@@ -150,10 +157,14 @@ class Handover:
 
     # To and from the predecessor.
 
-    def forward(self, key: Key, data: bytes) -> bool:
-        """Pass a datagram on to the worker in which its peer's session lives. Return False if there is none."""
+    def forward(self, key: Key, data: bytes, transport: DatagramTransport) -> bool:
+        """Pass a datagram on to the worker in which its peer's session lives. Return False if there is none.
+
+        `transport` replies to it, should the session have ended meanwhile.
+        """
         for link in self._links:
             if key in link.keys:
+                link.keys[key] = transport
                 if not _send(link.sock, "data", key, data):
                     self._table_of(key).note_no_room(key)
                 return True
@@ -177,7 +188,7 @@ class Handover:
                 return
             match marshal.loads(message):
                 case ("peers", keys):
-                    self._named.keys.update(keys)
+                    self._named.keys.update(dict.fromkeys(keys))
                 case ("before",):  # then come the peers of its own predecessor, to which the descriptor leads
                     self._named = _Link(socket.socket(fileno=descriptors[0]))
                     self._links.append(self._named)
@@ -188,10 +199,9 @@ class Handover:
                     if not self._answered.done():
                         self._answered.set_result(None)
                 case ("ended", key):
-                    link.keys.discard(key)
+                    link.keys.pop(key, None)
                 case ("back", key, data):
-                    link.keys.discard(key)
-                    self._table_of(key).take_back(key, data)
+                    self._table_of(key).take_back(key, data, link.keys.pop(key, None))
 
     def _drop(self, link: _Link) -> None:
         self._links.remove(link)

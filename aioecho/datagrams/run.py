@@ -6,12 +6,9 @@ from math import inf
 from typing import Any
 
 from aioecho.serving.ends import Reason
-from aioecho.serving.running import HandlerRun
+from aioecho.serving.running import SWALLOWED_FOR, HandlerRun
 
 __all__ = ["DatagramRun"]
-
-# Seconds from a handler's cancellation until it is ended though it swallows that.
-SWALLOWED_FOR = 1.0
 
 
 class DatagramRun(HandlerRun):
@@ -42,7 +39,7 @@ class DatagramRun(HandlerRun):
         """Cancel the handler if it takes too long, and later end it if it goes on; return when to visit it next."""
         if self._cancelled_at is not None:
             if now >= self._cancelled_at + SWALLOWED_FOR:
-                self.abort()
+                self.abandon_handler()
                 return inf
             return self._cancelled_at + SWALLOWED_FOR
         self._since = self._since or now
@@ -111,9 +108,3 @@ class DatagramRun(HandlerRun):
     def cancel(self) -> None:
         """Cancel the handler."""
         self.task.cancel()
-
-    def abort(self) -> None:
-        """End the handler even if it swallows its cancellation."""
-        self.was_aborted = True
-        self.abandon()
-        self.cancel()

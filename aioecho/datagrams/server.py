@@ -180,8 +180,8 @@ class DatagramServer(BaseServer):
         ]
         self._tell_of_receive_buffer(self.limits.receive_buffer)
         self._sessions.sockets = {sock.bound.name: sock for sock in self._sockets}
-        if on_datagram != self._sessions.receive or any(each.proxy is not None for each in bound):
-            self.handover = None  # each datagram is for any worker, or the peer is known by a header alone
+        if on_datagram != self._sessions.receive:
+            self.handover = None  # each datagram is for any worker
         elif self.handover is not None:
             self.handover.add(self._sessions)
         return list(self._sockets)
@@ -245,7 +245,7 @@ class DatagramServer(BaseServer):
             for sock in self._sockets:
                 sock.stop(keep_backlog=self.keep_backlog)
             self._is_stopping = False
-            self._sessions.is_closed = True
+            self._sessions.is_closed = self.handover is None or not self.handover.serves_newcomers
             if len(self._sessions) and not self.keep_backlog:
                 for sock in self._sockets:
                     sock.resume()

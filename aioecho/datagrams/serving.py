@@ -1,7 +1,7 @@
 """What a datagram's task and a session need of their server, which is above them and makes them."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextvars import Context
 from typing import Any, Protocol
 
@@ -23,6 +23,8 @@ class DatagramServing(Protocol):
     task_context: Context
     timeout_sweeper: TimeoutSweeper
     handover: Handover | None
+    on_accept: Callable[[int], object] | None
+    beside: dict[Any, Any]
 
     @property
     def limits(self) -> Limits:

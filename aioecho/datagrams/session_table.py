@@ -9,6 +9,7 @@ from aioecho.datagrams.places import Places
 from aioecho.datagrams.serving import DatagramServing
 from aioecho.datagrams.sessions import Datagrams, Session
 from aioecho.net.datagram_socket import DatagramSocket, DatagramTransport
+from aioecho.net.proxy_datagrams import ProxiedTransport
 from aioecho.serving.admission import host_of
 
 __all__ = ["SessionTable"]
@@ -69,7 +70,7 @@ class SessionTable:
             session.feed(data)
             return
         handover = server.handover
-        if handover is not None and handover.forward(_key_of(transport, client_address), data):
+        if handover is not None and handover.forward(_key_of(transport, client_address), data, transport):
             return
         reason = "stopped" if self.is_closed else self._find_reason_to_drop(client_address)
         if reason is not None:
@@ -169,8 +170,9 @@ class SessionTable:
 
     def feed(self, key: Key, data: bytes) -> bool:
         """Give a datagram to its peer's session, or return False if there is none."""
-        name, asked, client_address = key
-        session = self._sessions.get((self.sockets[name] if asked is None else (name, asked), client_address))
+        name, asked, client_address, balancer = key
+        inner: Hashable = self.sockets[name] if asked is None else (name, asked)
+        session = self._sessions.get((inner if balancer is None else (inner, balancer), client_address))
         if session is None:
             return False
         self._server.live_stats.received += 1
@@ -178,10 +180,17 @@ class SessionTable:
         session.feed(data)
         return True
 
-    def take_back(self, key: Key, data: bytes) -> None:
-        """Begin a session with a datagram of a peer whose session has ended in another process."""
-        name, asked, client_address = key
-        self.receive(data, client_address, self.sockets[name].transport_from(asked))
+    def take_back(self, key: Key, data: bytes, transport: DatagramTransport | None) -> None:
+        """Begin a session with a datagram of a peer whose session has ended in another process, or drop it.
+
+        `transport` replies to it. Where that is not known, as another worker has passed the datagram on, it is the socket's; a
+        balancer's headers are not known then.
+        """
+        name, asked, client_address, balancer = key
+        if transport is None and balancer is not None:
+            self._server.drop("session ended", client_address)
+        else:
+            self.receive(data, client_address, transport or self.sockets[name].transport_from(asked))
 
     def note_no_room(self, key: Key) -> None:
         """Count a datagram that could not be passed on to the worker with its session."""
@@ -228,4 +237,8 @@ class SessionTable:
 
 def _key_of(transport: DatagramTransport, client_address: Any) -> Key:
     key: Any = transport.key
-    return (key.bound.name, None, client_address) if isinstance(key, DatagramSocket) else (*key, client_address)
+    balancer = None
+    if isinstance(transport, ProxiedTransport):
+        key, balancer = key
+    name, asked = (key.bound.name, None) if isinstance(key, DatagramSocket) else key
+    return name, asked, client_address, balancer

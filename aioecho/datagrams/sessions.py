@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Generator, Hashable
+from collections.abc import Awaitable, Generator, Hashable
 from time import monotonic
 from typing import Any
 
@@ -12,6 +12,7 @@ from aioecho.net.datagram_socket import DatagramTransport
 from aioecho.runtime.driver import Driver, Waiter
 from aioecho.runtime.logs import format_address
 from aioecho.runtime.steps import steps
+from aioecho.serving.beside import AccompaniedRun
 from aioecho.serving.ends import Reason
 
 __all__ = ["Datagrams", "Session"]
@@ -107,9 +108,15 @@ class Datagrams:
     def hold(self, count: int) -> None:
         """Count the blocks in which a drain does not end the session: add `count` to them."""
         self.holds += count
+        session = self.session
+        if not self.holds and self._server.is_draining and session is not None:
+            session.drain()
+
+    @property
+    def session(self) -> "Session | None":
+        """The session of the handler that gets them; None once that has ended."""
         driver = self._news.driver
-        if not self.holds and self._server.is_draining and isinstance(driver, Session):
-            driver.drain()
+        return driver if isinstance(driver, Session) else None
 
     def set_driver(self, driver: Driver | None) -> None:
         """Let the handler's task be stepped by a datagram that comes."""
@@ -129,7 +136,7 @@ class Datagrams:
 QUIET = 1.0
 
 
-class Session(DatagramRun):
+class Session(AccompaniedRun, DatagramRun):
     """A peer with a handler that runs, in `server.connections`. `client_address` is the peer's.
 
     Its life: live, in which it is fed; over, from when its datagrams are told to end or its handler has ended, in which what
@@ -138,8 +145,10 @@ class Session(DatagramRun):
 
     __slots__ = (
         "_RequestHandlerClass",
+        "_is_to_drain",
         "_server",
         "datagrams",
+        "has_handled",
         "is_over",
         "key",
         "last_heard",
@@ -166,11 +175,13 @@ class Session(DatagramRun):
         self.newcomer: Any = None
         """A peer that waits for the place of this one."""
         self.reason: Reason = "finished"
-        self.was_aborted = self.is_over = False
+        self.was_aborted = self.is_over = self.has_handled = self._is_to_drain = False
         self.last_heard = 0
         self.place = self._since = self._cancelled_at = None
         datagrams.set_driver(self)
         self.begin("session")
+
+    called = "session"
 
     def __repr__(self) -> str:
         return f"<Session with {format_address(self.client_address)}, handler={self.handler!r}>"
@@ -195,6 +206,37 @@ class Session(DatagramRun):
         self.datagrams.end()
         self.count_time()
 
+    # What runs beside its handler.
+
+    def is_before_end(self) -> bool:
+        """Tell whether handle() has not ended, or has not begun."""
+        return not self.has_handled
+
+    def cancel_handler(self) -> None:
+        """Cancel the handler."""
+        self.task.cancel()
+
+    def finish_handler(self, end: BaseException | None) -> Awaitable[None] | None:
+        """End the tasks that the handler has made, and then do as for any handler."""
+        self.has_handled = True
+        return self._end_tasks(end) if self._server.beside else super().finish_handler(end)
+
+    async def _end_tasks(self, end: BaseException | None) -> None:
+        try:
+            end = await self.end_beside(end)
+            finishing = super().finish_handler(end)
+        finally:
+            del end  # its traceback refers to this frame
+        if finishing is not None:
+            await finishing
+
+    def give_up(self) -> None:
+        """Count it as ended, though its handler goes on."""
+        self.cancel_beside()
+        super().give_up()
+
+    # Its end.
+
     def finish(self) -> None:
         """Drop what the handler, which has ended, left unread, and end it for a task that the handler left behind."""
         self.is_over = True
@@ -216,7 +258,12 @@ class Session(DatagramRun):
         if self.is_over or self.datagrams.holds:
             return  # the end of the block asks again
         left = self.datagrams.last_active + QUIET - monotonic()
-        if left > 0:
-            asyncio.get_running_loop().call_later(left, self.drain)
-        else:
+        if left <= 0:
             self.datagrams.end()
+        elif not self._is_to_drain:  # one timer, though the end of every block asks
+            self._is_to_drain = True
+            asyncio.get_running_loop().call_later(left, self._drain_later)
+
+    def _drain_later(self) -> None:
+        self._is_to_drain = False
+        self.drain()

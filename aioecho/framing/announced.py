@@ -163,41 +163,48 @@ class FixedSize(Framing):
 class Varint(Framing):
     """Frames after their length as a varint, seven bits a byte, the lowest first: Protocol Buffers' delimited messages.
 
+    `offset` other bytes may come before the length, which does not count them. A frame is these bytes and what follows the
+    length: MQTT's packets are ``Varint(1)``, a byte for the type and then what the length announces. `max_size` is of the
+    frame.
+
     A length of more than 64 bits raises FramingError. One with more bytes than it needs is read, as Protocol Buffers does.
     `join` writes none.
     """
 
+    offset: int = 0
     max_size: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_max_size(self.max_size)
+        if type(self.offset) is not int or self.offset < 0:
+            raise ValueError(f"offset must be a number of bytes, 0 or more, not {self.offset!r}")
 
     def split(self, buffer: Buffer, scanned: int = 0, /) -> tuple[list[bytes], int, int]:
         """Cut the whole frames off."""
         data: Any = buffer
-        size = len(data)
-        most = 2**64 if self.max_size is None else self.max_size
+        size, offset = len(data), self.offset
+        most = (2**64 if self.max_size is None else self.max_size) - offset
         frames: list[bytes] = []
         append = frames.append
-        start, wanted = 0, 1
+        start, wanted = 0, offset + 1
         try:
-            while start < size:
-                body = start + 1
-                length = data[start]
+            while (head := start + offset) < size:
+                body = head + 1
+                length = data[head]
                 if length > 127:
-                    length, body = _read_varint(data, start)
+                    length, body = _read_varint(data, head)
                     if not body:
                         wanted = size - start + 1
                         break
                 end = body + length
                 if length > most:
-                    raise FrameTooLong(length, most, end - start)
+                    raise FrameTooLong(offset + length, offset + most, end - start)
                 if end > size:
                     wanted = end - start
                     break
                 if not start:
                     data = bytes(data)  # as in LengthPrefixed
-                append(data[body:end])
+                append(data[start:head] + data[body:end] if offset else data[body:end])
                 start = end
         except (FrameTooLong, FramingError):
             if not start:
@@ -206,13 +213,19 @@ class Varint(Framing):
         return frames, start, wanted
 
     def join(self, frame: bytes, /) -> bytes:
-        """Return the frame after its length."""
-        length, head = len(frame), bytearray()
+        """Return the frame with its length.
+
+        Raises ValueError if it has fewer than `offset` bytes.
+        """
+        offset = self.offset
+        length, head = len(frame) - offset, bytearray(frame[:offset])
+        if length < 0:
+            raise ValueError(f"a frame must begin with {offset} bytes before its length, but has only {len(frame)}")
         while length > 127:
             head.append(length & 127 | 128)
             length >>= 7
         head.append(length)
-        return bytes(head) + frame
+        return bytes(head) + (frame[offset:] if offset else frame)
 
 
 def _read_varint(buffer: Buffer, start: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self, TypeAlias
 
 from aioecho.exceptions import FrameTooLong, FramingError
 
-__all__ = ["Buffer", "Framing", "check_max_size", "check_separator", "drop_from_too_long", "shown"]
+__all__ = ["Buffer", "Framing", "check_max_size", "check_separator", "check_split", "drop_from_too_long", "shown"]
 
 Buffer: TypeAlias = bytes | bytearray
 """What is split."""
@@ -54,6 +54,8 @@ class Framing(ABC):
         """
         while datagram:
             frames, used, wanted = self.split(datagram)
+            if not 0 < used <= len(datagram):
+                check_split(self, len(datagram), frames, used, wanted)
             yield from frames
             datagram = datagram[used:]
             if datagram and wanted > len(datagram):
@@ -73,6 +75,20 @@ def check_max_size(max_size: object) -> None:
     """Raise ValueError unless this is a `max_size`."""
     if max_size is not None and (type(max_size) is not int or max_size < 1):
         raise ValueError(f"max_size must be a number of bytes above 0, or None, not {max_size!r}")
+
+
+def check_split(framing: Framing, size: int, frames: list[bytes], used: int, wanted: int) -> None:
+    """Raise RuntimeError if what split() has returned for `size` bytes would never come to an end: its author's mistake."""
+    if not 0 <= used <= size:
+        problem = f"used={used} of {size} bytes"
+    elif used or not (frames or wanted <= size):
+        return
+    elif frames:
+        problem = f"{len(frames)} frames with used=0, so it would return them for ever"
+    else:
+        problem = f"no frames, used=0 and wanted={wanted} for {size} bytes, so it has to want more"
+    kind = type(framing)
+    raise RuntimeError(f"the framing {kind.__module__}.{kind.__qualname__} is wrong: its split() returned {problem}")
 
 
 def check_separator(name: str, value: object, *, may_be_empty: bool = False) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from aioecho.load.engine import CONNECT, TIMED_OUT, WRONG_BYTES, Engine
 from aioecho.load.settings import NUMBER_BYTES, LoadSettings, parse_target
+from aioecho.load.targets import find_addresses
 from aioecho.net.endpoints import UDPEndpoint, UnixDatagramEndpoint
 
 __all__ = ["DatagramEngine"]
@@ -29,10 +30,11 @@ _MOST_GIVEN_UP = 100_000  # timed-out messages whose replies are recognised when
 class _Socket:
     """One client of the server, with a source address of its own."""
 
-    __slots__ = ("blocked", "fd", "recv", "send", "sock")
+    __slots__ = ("blocked", "fd", "recv", "send", "sock", "target")
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, target: Any) -> None:
         self.sock = sock
+        self.target = target  # the server's address
         self.fd = sock.fileno()
         self.send = sock.send
         self.recv = sock.recv
@@ -56,9 +58,10 @@ class DatagramEngine(Engine):
         where = parse_target(settings.endpoint)
         self.family: int = socket.AF_UNIX
         self.address: Any
+        self.further: list[Any] = []  # addresses of the host for when no server is at this one
         if isinstance(where, UDPEndpoint):
-            host = where.host or "localhost"
-            self.family, _, _, _, self.address = socket.getaddrinfo(host, where.port, type=socket.SOCK_DGRAM)[0]
+            self.further = find_addresses(where)
+            self.family, self.address = self.further.pop(0)
         else:
             assert isinstance(where, UnixDatagramEndpoint)
             self.address = where.path
@@ -93,6 +96,8 @@ class DatagramEngine(Engine):
                 except would_block:
                     break
                 except OSError as error:  # what the server's host says to a datagram that it can't deliver
+                    if self._try_next_address(s):
+                        break
                     self._fail_oldest(s, error)
                     continue
                 now = clock()
@@ -159,7 +164,7 @@ class DatagramEngine(Engine):
 
     def _open(self, due: int) -> None:
         sock = socket.socket(self.family, socket.SOCK_DGRAM)
-        s = _Socket(sock)
+        s = _Socket(sock, self.address)
         try:
             sock.setblocking(False)
             if self.family == socket.AF_UNIX:
@@ -167,13 +172,30 @@ class DatagramEngine(Engine):
             sock.connect(self.address)
         except OSError as error:
             sock.close()
-            self._count_error(CONNECT, 1, error.strerror or error)
+            if self.further:
+                self.family, self.address = self.further.pop(0)
+                self._open(due)
+            else:
+                self._count_error(CONNECT, 1, error.strerror or error)
             return
         self.sockets[s.fd] = s
         self.epoll.register(s.fd, _EVENTS)
         self._submit(s, due)
 
     # What goes wrong.
+
+    def _try_next_address(self, s: _Socket) -> bool:
+        """Send what a socket has sent to the next address of the host, as long as none has replied; else return False."""
+        oldest = self._find_oldest(s)
+        if self.begun or self.ready or oldest is None or not (self.further or s.target is not self.address):
+            return False
+        if s.target is self.address:
+            self.family, self.address = self.further.pop(0)
+        _, _, due, _ = self.pending.pop(oldest)
+        del self.sockets[s.fd]
+        s.sock.close()
+        self._open(due)
+        return True
 
     def _fail_oldest(self, s: _Socket, error: OSError) -> None:
         """Count a message as lost for which there was an error instead of a reply: the socket's oldest."""

@@ -72,7 +72,9 @@ def _join_all(framing: Framing, payloads: list[bytes]) -> FrameMessages:
         # Not the payload: a framing that keeps its header has written the length into it.
         got, used, _ = framing.split(message)
         if len(got) != 1 or used != len(message):
-            raise ValueError(f"its split() makes {len(got)} frames of one that its join() has made")
+            raise ValueError(
+                f"its split() makes {len(got)} frames, used={used}, of one that its join() has made of {len(message)} bytes"
+            )
         frames += got
     return FrameMessages(frames, joined)
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from aioecho.exceptions import FrameTooLong
 from aioecho.framing import Framing
-from aioecho.load.engine import CLOSED_EARLY, WRONG_BYTES
+from aioecho.framing.base import check_split
+from aioecho.load.engine import CLOSED_EARLY, WRONG_BYTES, Stop
 from aioecho.load.messages import CHUNK_BYTES
 from aioecho.load.settings import LoadSettings
 from aioecho.load.streams import Connection, StreamEngine
@@ -35,11 +36,17 @@ class ReplyConnection(Connection):
     def split(self, framing: Framing, most: int) -> list[bytes]:
         """Remove whole frames from the front of the buffer, and return them; none while the next one is not whole.
 
-        Raises ValueError if what came is none of the framing's, or more than `most` bytes that hold no whole frame.
+        Raises ValueError if what came is none of the framing's, or more than `most` bytes that hold no whole frame; and Stop if
+        the framing is wrong.
         """
         buffer = self.buffer
         while buffer and len(buffer) >= self._wanted:
             frames, used, wanted = framing.split(buffer, self._scanned)
+            if not 0 < used <= len(buffer) and not (self._scanned and not frames and not used):
+                try:
+                    check_split(framing, len(buffer), frames, used, wanted)
+                except RuntimeError as error:
+                    raise Stop(str(error)) from error
             del buffer[:used]
             left = len(buffer)
             self._scanned, self._wanted = (left, wanted) if wanted > left else (0, 0)

@@ -170,6 +170,7 @@ def parse_target(text: str) -> TCPEndpoint | UnixEndpoint | UDPEndpoint | UnixDa
         isinstance(where, TCPEndpoint | UDPEndpoint) and not where.port
     ):
         raise ValueError(f"no server can be reached at {text!r}: expected {_FORMS}, with the server's port")
+    where.check_for_client()
     # Permissions are for a server to set.
     return type(where)(where.path) if isinstance(where, UnixEndpoint | UnixDatagramEndpoint) else where
 

@@ -27,6 +27,7 @@ from aioecho.load.engine import (
 )
 from aioecho.load.messages import CHUNK_BYTES
 from aioecho.load.settings import LoadSettings, parse_target
+from aioecho.load.targets import find_addresses
 from aioecho.net.endpoints import TCPEndpoint, UnixEndpoint
 
 __all__ = ["OPEN_PHASE", "READABLE", "WOULD_BLOCK", "WRITABLE", "Connection", "StreamEngine"]
@@ -41,7 +42,7 @@ class Connection:
     """One socket, and how far the streams to and from the server have come."""
 
     __slots__ = ("due", "fd", "have", "phase", "read_at", "recv",
-                 "send", "since", "sock", "unsent", "watched", "write_at")  # fmt: skip
+                 "send", "since", "sock", "target", "unsent", "watched", "write_at")  # fmt: skip
 
     def __init__(self, sock: socket.socket, at: int, now: int) -> None:
         self.sock = sock
@@ -56,6 +57,7 @@ class Connection:
         self.due: deque[int] = deque()  # when each message in flight was due, oldest first
         self.since = now  # the last sign of life, or when it began to owe one
         self.watched = 0  # epoll events; 0 while it is not registered
+        self.target: Any = None  # the address that it connects to
 
 
 class StreamEngine(Engine):
@@ -66,6 +68,7 @@ class StreamEngine(Engine):
         self.view = memoryview(self.pool)
         # To copy a short message is cheaper than to make a view of it.
         self.source: bytes | memoryview = self.pool if self.size <= 1024 else self.view
+        self.share = share
         self.opened = share * 7_919
         self.recv_bytes = min(CHUNK_BYTES, max(4096, self.size * settings.depth + 1))
         self.wanted_ready = 1 if settings.churn else self.slots
@@ -74,15 +77,13 @@ class StreamEngine(Engine):
         where = parse_target(settings.endpoint)
         self.family: int = socket.AF_UNIX
         self.address: Any
+        self.further: list[Any] = []  # addresses of the host for when no connection comes about to this one
         self.source_addresses: list[str] = []
         self.server_hostname = "localhost"
         if isinstance(where, TCPEndpoint):
-            host = self.server_hostname = where.host or "localhost"
-            self.family, _, _, _, self.address = socket.getaddrinfo(host, where.port, type=socket.SOCK_STREAM)[0]
-            # A closed connection keeps its port for a minute. With one address they run short after 28,000, and long
-            # before that connect() spends its time looking for a free one, which would be measured as the server's.
-            if settings.churn and self.family == socket.AF_INET and str(self.address[0]).startswith("127."):
-                self.source_addresses = [f"127.0.{share}.{i}" for i in range(2, 250)]
+            self.server_hostname = where.host or "localhost"
+            self.further = find_addresses(where)
+            self._take_next_address()
         else:
             assert isinstance(where, UnixEndpoint)
             self.address = where.path
@@ -92,6 +93,14 @@ class StreamEngine(Engine):
         # that unfairness was measured as latency: half as much skew again, p99 over p50. TLS reads record by record, and may
         # leave records unread.
         self.trigger = 0 if settings.tls else select.EPOLLET | select.EPOLLRDHUP
+
+    def _take_next_address(self) -> None:
+        self.family, self.address = self.further.pop(0)
+        # A closed connection keeps its port for a minute. With one address they run short after 28,000, and long
+        # before that connect() spends its time looking for a free one, which would be measured as the server's.
+        is_loopback = self.family == socket.AF_INET and str(self.address[0]).startswith("127.")
+        wants_several = self.settings.churn and is_loopback
+        self.source_addresses = [f"127.0.{self.share}.{i}" for i in range(2, 250)] if wants_several else []
 
     def _list_slots(self) -> Sequence[Connection | None]:
         if self.settings.churn:
@@ -259,6 +268,7 @@ class StreamEngine(Engine):
         index, self.opened = self.opened, self.opened + 1
         sock = socket.socket(self.family, socket.SOCK_STREAM)
         c = self._make_connection(sock, index)
+        c.target = self.address
         c.due.append(due)
         c.unsent = self._next_size(c)
         try:
@@ -358,7 +368,20 @@ class StreamEngine(Engine):
         self._lose(c, error_class, error)
 
     def _lose(self, c: Connection, error_class: int, error: object) -> None:
-        """Count what was in flight as lost; a lost connection is not opened again, but in churn its slot goes on."""
+        """Count what was in flight as lost; a lost connection is not opened again, but in churn its slot goes on.
+
+        As long as no connection has come about, the next address of the host is tried instead.
+        """
+        if (
+            c.phase == CONNECT_PHASE
+            and not self.begun
+            and not self.ready
+            and (self.further or c.target is not self.address)
+        ):
+            if c.target is self.address:
+                self._take_next_address()
+            self._open(c.due[0])
+            return
         detail = f"{type(error).__name__}: {error}" if isinstance(error, ssl.SSLError) else error
         self._count_error(error_class, max(1, len(c.due)), getattr(detail, "strerror", None) or detail)
         if not self.begun:

@@ -1,18 +1,10 @@
 """Binding: from an endpoint to the sockets that listen there, or an error that names it, and nothing left open."""
 
-import asyncio
-import contextlib
 import errno
-import fcntl
-import grp
 import ipaddress
 import os
-import pwd
 import socket
-import stat
 import struct
-import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 from aioecho.exceptions import EndpointError
@@ -29,16 +21,13 @@ from aioecho.net.endpoints import (
     resolve,
     socket_name,
 )
+from aioecho.net.paths import folder_lock, group_number, remove_stale, user_number
 from aioecho.net.stdio import take_standard_streams
 
-__all__ = ["bind_endpoint", "bind_sibling"]
+__all__ = ["bind_addresses", "bind_endpoint", "bind_sibling", "cannot_listen", "join_group"]
 
 # Two families share port 0's choice only if it is free in both: a few tries find one even on a busy machine.
 PORT_TRIES = 20
-
-# Seconds that a start waits for others that start in the same folder, and between two looks. See _folder_lock().
-LOCK_TIMEOUT = 1.0
-LOCK_INTERVAL = 0.001
 
 
 async def bind_endpoint(endpoint: Endpoint, *, backlog: int, reuse_port: bool = False) -> list[BoundSocket]:
@@ -79,7 +68,8 @@ def bind_sibling(bound: BoundSocket) -> BoundSocket:
     return BoundSocket(sock, bound.name, endpoint=bound.endpoint)
 
 
-def _cannot_listen(endpoint: object, error: OSError | str) -> EndpointError:
+def cannot_listen(endpoint: object, error: OSError | str) -> EndpointError:
+    """Return the error that says so, and why."""
     if isinstance(error, str):
         return EndpointError(f"cannot listen on {endpoint}: {error}")
     return EndpointError(f"cannot listen on {endpoint}: {error.strerror or error}", error.errno)
@@ -90,9 +80,9 @@ async def _bind_host(endpoint: HostEndpoint, backlog: int, reuse_port: bool) -> 
     for tries_left in reversed(range(PORT_TRIES)):
         sockets: list[socket.socket] = []
         try:
-            _bind_all(addresses, sockets, endpoint, reuse_port)
+            bind_addresses(addresses, sockets, endpoint, reuse_port)
             for sock in sockets:
-                _join_group(sock, endpoint)
+                join_group(sock, endpoint)
             # Only after all are bound: none may serve if one can't.
             for sock in sockets:
                 _listen(sock, backlog)
@@ -102,7 +92,7 @@ async def _bind_host(endpoint: HostEndpoint, backlog: int, reuse_port: bool) -> 
             # The port that the first of several addresses was given may be taken on another.
             is_unlucky = error.errno == errno.EADDRINUSE and endpoint.port == 0 and len(sockets) > 1
             if not (is_unlucky and tries_left):
-                raise _cannot_listen(endpoint, error) from error
+                raise cannot_listen(endpoint, error) from error
         else:
             break
     if len(sockets) == 1:
@@ -133,7 +123,7 @@ def _prepare(sock: socket.socket, endpoint: HostEndpoint, *, reuse_port: bool) -
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
 
 
-def _join_group(sock: socket.socket, endpoint: HostEndpoint) -> None:
+def join_group(sock: socket.socket, endpoint: HostEndpoint) -> None:
     """Join the multicast group that a socket is bound to, and send to groups through the same interface."""
     if not (isinstance(endpoint, UDPEndpoint) and endpoint.is_multicast):
         return
@@ -165,13 +155,17 @@ def _interface_index(name: str) -> int:
         raise OSError(errno.ENODEV, f"no network interface is called {name!r}") from error
 
 
-def _bind_all(
+def bind_addresses(
     addresses: list[tuple[socket.AddressFamily, Any]],
     sockets: list[socket.socket],
     endpoint: HostEndpoint,
     reuse_port: bool,
 ) -> None:
-    """Bind a socket to every address, all on the port that the first one gets, and append them to `sockets`."""
+    """Bind a socket to every address, all on the port that the first one gets, and append them to `sockets`.
+
+    Raises:
+        OSError: one cannot be bound. `sockets` has the others, for the caller to close.
+    """
     absent: OSError | None = None
     for family, address in addresses:
         try:
@@ -200,7 +194,7 @@ def _bind_all(
 async def _bind_unix(endpoint: PathEndpoint, backlog: int) -> BoundSocket:
     path = endpoint.path
     if "\0" in path[1:] and not path.startswith("\0"):
-        raise _cannot_listen(endpoint, "a path has no NUL in it")
+        raise cannot_listen(endpoint, "a path has no NUL in it")
     sock = socket.socket(socket.AF_UNIX, endpoint.type)
     try:
         sock.setblocking(False)
@@ -210,9 +204,9 @@ async def _bind_unix(endpoint: PathEndpoint, backlog: int) -> BoundSocket:
             return BoundSocket(sock, endpoint.name)
         # Between finding a path stale and removing it another process could start to listen there, and be removed.
         # A process that starts through here waits for its turn: by then the other one listens, and can be seen to.
-        async with _folder_lock(path):
-            _remove_stale(endpoint)
-            owner, group = _user_number(endpoint.owner), _group_number(endpoint.group)
+        async with folder_lock(path):
+            remove_stale(endpoint)
+            owner, group = user_number(endpoint.owner), group_number(endpoint.group)
             if endpoint.mode is not None and endpoint.type == socket.SOCK_DGRAM:
                 # Peers can send as soon as it is bound, if they may. On Linux the path gets no more rights than the socket has.
                 is_given_away = owner >= 0 or group >= 0
@@ -232,52 +226,7 @@ async def _bind_unix(endpoint: PathEndpoint, backlog: int) -> BoundSocket:
         sock.close()
         if isinstance(error, EndpointError) or not isinstance(error, OSError):
             raise
-        raise _cannot_listen(endpoint, error) from error
-
-
-def _user_number(name: str | None) -> int:
-    """Return a user's number, or -1 for None, which chown() leaves as it is."""
-    if name is None or name.isdecimal():
-        return -1 if name is None else int(name)
-    try:
-        return pwd.getpwnam(name).pw_uid
-    except KeyError:
-        raise OSError(errno.EINVAL, f"no user is called {name!r}") from None
-
-
-def _group_number(name: str | None) -> int:
-    if name is None or name.isdecimal():
-        return -1 if name is None else int(name)
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
-        raise OSError(errno.EINVAL, f"no group is called {name!r}") from None
-
-
-def _remove_stale(endpoint: PathEndpoint) -> None:
-    """Remove the path of a socket on which no process listens; raise EndpointError if anything else is there."""
-    path = endpoint.path
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        message = "a file that is not a socket is in the way; remove it or choose another path"
-        raise EndpointError(f"cannot listen on {endpoint}: {message}", errno.EADDRINUSE)
-    with socket.socket(socket.AF_UNIX, endpoint.type) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except OSError as error:
-            # EAGAIN: its queue is full. EPROTOTYPE: it is of the other type. EPERM: a datagram socket that is connected to
-            # another one. All are alive.
-            if error.errno not in (errno.EAGAIN, errno.EPROTOTYPE, errno.EPERM):
-                raise
-    message = f"cannot listen on {endpoint}: another socket listens there already"
-    raise EndpointError(message, errno.EADDRINUSE)
+        raise cannot_listen(endpoint, error) from error
 
 
 def _adopt(endpoint: InheritedEndpoint, backlog: int) -> BoundSocket:
@@ -286,7 +235,7 @@ def _adopt(endpoint: InheritedEndpoint, backlog: int) -> BoundSocket:
         sock = socket.socket(fileno=endpoint.source) if isinstance(endpoint.source, int) else endpoint.source
         if sock.type != endpoint.type or sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
             wanted = "TCP or Unix stream" if endpoint.type == socket.SOCK_STREAM else "UDP or Unix datagram"
-            raise _cannot_listen(endpoint, f"it is not a {wanted} socket")
+            raise cannot_listen(endpoint, f"it is not a {wanted} socket")
         if sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             sock.listen(backlog)
         sock.setblocking(False)  # last: one that can't be used stays as it was
@@ -296,17 +245,17 @@ def _adopt(endpoint: InheritedEndpoint, backlog: int) -> BoundSocket:
         raise
     except OSError as error:
         _let_go(sock, endpoint)
-        raise _cannot_listen(endpoint, error) from error
+        raise cannot_listen(endpoint, error) from error
 
 
 def _adopt_systemd(endpoint: SystemdEndpoint, backlog: int) -> list[BoundSocket]:
     passed = systemd.listen_fds()
     if not passed:
-        raise _cannot_listen(endpoint, "systemd has passed no sockets to this process (LISTEN_FDS, LISTEN_PID)")
+        raise cannot_listen(endpoint, "systemd has passed no sockets to this process (LISTEN_FDS, LISTEN_PID)")
     found = [descriptor for name, descriptor in passed if name == endpoint.name]
     if not found:
         names = ", ".join(dict.fromkeys(name for name, _ in passed))
-        raise _cannot_listen(endpoint, f"systemd has passed none of this name, but {names}")
+        raise cannot_listen(endpoint, f"systemd has passed none of this name, but {names}")
     bound: list[BoundSocket] = []
     try:
         for descriptor in found:
@@ -315,7 +264,7 @@ def _adopt_systemd(endpoint: SystemdEndpoint, backlog: int) -> list[BoundSocket]
     except OSError as error:  # the count was wrong, or this one can't be used: they stay as they were
         for bound_socket in bound:
             bound_socket.sock.detach()
-        raise _cannot_listen(endpoint, error.strerror or str(error)) from error
+        raise cannot_listen(endpoint, error.strerror or str(error)) from error
     return bound
 
 
@@ -323,35 +272,3 @@ def _let_go(sock: socket.socket | None, endpoint: InheritedEndpoint) -> None:
     """Leave a socket that can't be used as it was: with a socket object's owner, or as an open descriptor."""
     if sock is not None and isinstance(endpoint.source, int):
         sock.detach()
-
-
-@contextlib.asynccontextmanager
-async def _folder_lock(path: str) -> AsyncIterator[None]:
-    """Hold a lock on the folder of `path`, so that two programs that start there take turns. It is held without awaiting.
-
-    It is advisory and held for microseconds. Where it can't be had (no such folder, no right to read it, a long lock
-    of another program) do without: it narrows a race that others leave open.
-    """
-    try:
-        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        yield
-        return
-    try:
-        # Polled, since flock() itself waits for ever or not at all, and any program may lock a folder such as /tmp.
-        deadline = time.monotonic() + LOCK_TIMEOUT
-        while not _try_lock(folder) and time.monotonic() < deadline:  # noqa: ASYNC110 - no event tells of it
-            await asyncio.sleep(LOCK_INTERVAL)
-        yield
-    finally:
-        os.close(folder)  # which unlocks
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # the file system has no locks
-        return True
-    return True

@@ -18,7 +18,9 @@ class BoundSocket:
     """
 
     proxy: ProxyProtocol | None = None
-    """The PROXY headers that come first: see expect_headers()."""
+    """The PROXY headers that come first: see note_options()."""
+    is_in_clear = False
+    """Whether no TLS is spoken there though the server has certificates."""
 
     def __init__(
         self, sock: socket.socket, name: str, path: str | None = None, endpoint: HostEndpoint | None = None

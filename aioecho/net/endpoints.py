@@ -16,7 +16,8 @@
 ===================================  ==========================================================================
 
 All but ``stdio:`` may have the options of the PROXY protocol, as ``tcp://*:9999?proxy=v2&proxy_from=10.0.0.0/8``: ``proxy=v1``,
-``v2`` or ``any``, and the networks of trusted balancers, with commas between them.
+``v2`` or ``any``, and the networks of trusted balancers, with commas between them. The ones for streams may have ``tls=off``,
+for no TLS on this endpoint of a server that has certificates, or ``tls=on``.
 """
 
 import asyncio
@@ -24,12 +25,13 @@ import ipaddress
 import os
 import re
 import socket
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, Union
 from urllib.parse import parse_qsl
 
 from aioecho.exceptions import EndpointError
-from aioecho.net.proxy_protocol import ProxyProtocol, split_endpoint
+from aioecho.net.endpoint_options import OptionalEndpoint, split_options
+from aioecho.net.numbers import MOST_FD, MOST_ID, is_at_most
 
 __all__ = [
     "Endpoint",
@@ -54,24 +56,9 @@ FORMS = (
 
 UDP_FLAGS = ("broadcast", "reuse_port")
 
-# A C int.
-MOST_FD = 2**31 - 1
-
 
 @dataclass(frozen=True)
-class _ProxiedEndpoint:
-    """The part of an endpoint that says whether a PROXY header comes first, and from where."""
-
-    proxy: ProxyProtocol | None = field(default=None, kw_only=True)
-    """None: as the server has it."""
-
-    def _show(self, name: str) -> str:
-        """Return an endpoint string with this part's options behind it."""
-        return name if self.proxy is None else f"{name}{'&' if '?' in name else '?'}{self.proxy.query}"
-
-
-@dataclass(frozen=True)
-class HostEndpoint(_ProxiedEndpoint):
+class HostEndpoint(OptionalEndpoint):
     """An endpoint at an address of the network."""
 
     host: str
@@ -105,7 +92,7 @@ class HostEndpoint(_ProxiedEndpoint):
         return f"{self.scheme}://{_bracketed(self.host) or '*'}:{self.port}"
 
     def __str__(self) -> str:
-        return self._show(self._place)
+        return self.show(self._place)
 
 
 class TCPEndpoint(HostEndpoint):
@@ -132,11 +119,11 @@ class UDPEndpoint(HostEndpoint):
     def __str__(self) -> str:
         flags = [name for name in UDP_FLAGS if getattr(self, name)]
         options = flags + ([] if self.interface is None else [f"interface={self.interface}"])
-        return self._show(self._place + (f"?{'&'.join(options)}" if options else ""))
+        return self.show(self._place + (f"?{'&'.join(options)}" if options else ""))
 
 
 @dataclass(frozen=True)
-class PathEndpoint(_ProxiedEndpoint):
+class PathEndpoint(OptionalEndpoint):
     """An endpoint in the file system, or beside it."""
 
     path: str
@@ -167,6 +154,11 @@ class PathEndpoint(_ProxiedEndpoint):
         return found
 
     @property
+    def has_file(self) -> bool:
+        """Whether it is in the file system, and not in Linux's abstract namespace."""
+        return not self.path.startswith("\0")
+
+    @property
     def name(self) -> str:
         """The endpoint string of where it is, for clients: without its permissions."""
         return f"{self.scheme}:{'@' + self.path[1:] if self.path.startswith(chr(0)) else self.path}"
@@ -174,7 +166,7 @@ class PathEndpoint(_ProxiedEndpoint):
     def __str__(self) -> str:
         options = [] if self.mode is None else [f"mode={self.mode:03o}"]
         options += [f"{what}={value}" for what in ("owner", "group") if (value := getattr(self, what)) is not None]
-        return self._show(self.name + (f"?{'&'.join(options)}" if options else ""))
+        return self.show(self.name + (f"?{'&'.join(options)}" if options else ""))
 
 
 class UnixEndpoint(PathEndpoint):
@@ -192,25 +184,25 @@ class UnixDatagramEndpoint(PathEndpoint):
 
 
 @dataclass(frozen=True)
-class InheritedEndpoint(_ProxiedEndpoint):
+class InheritedEndpoint(OptionalEndpoint):
     """A socket that is bound already: a descriptor, or a socket object of the caller's. `type` is what it has to be."""
 
     source: int | socket.socket
     type: int = socket.SOCK_STREAM
 
     def __str__(self) -> str:
-        return self._show(f"fd://{self.source if isinstance(self.source, int) else self.source.fileno()}")
+        return self.show(f"fd://{self.source if isinstance(self.source, int) else self.source.fileno()}")
 
 
 @dataclass(frozen=True)
-class SystemdEndpoint(_ProxiedEndpoint):
+class SystemdEndpoint(OptionalEndpoint):
     """What systemd has passed as `name`. `type` is what these sockets have to be."""
 
     name: str
     type: int = socket.SOCK_STREAM
 
     def __str__(self) -> str:
-        return self._show(f"systemd:{self.name}")
+        return self.show(f"systemd:{self.name}")
 
 
 @dataclass(frozen=True)
@@ -219,6 +211,8 @@ class StdioEndpoint:
 
     type: ClassVar[int] = socket.SOCK_STREAM
     proxy: ClassVar[None] = None
+    tls: ClassVar[None] = None
+    query: ClassVar[str] = ""
 
     def __str__(self) -> str:
         return "stdio:"
@@ -242,13 +236,15 @@ def parse_endpoint(text: str, inherited_type: int = socket.SOCK_STREAM) -> Endpo
     """
     if not isinstance(text, str):
         raise TypeError(f"an endpoint is a string, {FORMS}, not {text!r}")
-    rest, proxy = split_endpoint(text)
-    if proxy is None:
+    rest, options = split_options(text)
+    if not options:
         return _parse(text, inherited_type)
     endpoint = _parse(rest, inherited_type)
     if isinstance(endpoint, StdioEndpoint):
         raise ValueError(f"bad endpoint {text!r}: stdio: takes no options after a ?")
-    return replace(endpoint, proxy=proxy)
+    if "tls" in options and endpoint.type == socket.SOCK_DGRAM:
+        raise ValueError(f"bad endpoint {text!r}: TLS does not go over datagrams")
+    return replace(endpoint, **options)
 
 
 # How endpoint strings are written.
@@ -267,10 +263,10 @@ def _parse(text: str, inherited_type: int) -> Endpoint:
     if match := PATH_FORM.fullmatch(text):
         return _read_path(text, match)
     if match := FD_FORM.fullmatch(text):
-        number = int(match["fd"])
-        if number > MOST_FD:  # of which socket.socket() would take the lower bits, and so another one
+        # Of a larger one socket.socket() would take the lower bits, and so another one.
+        if not is_at_most(MOST_FD, match["fd"]):
             raise ValueError(f"bad endpoint {text!r}: a descriptor is at most {MOST_FD}")
-        return InheritedEndpoint(number, inherited_type)
+        return InheritedEndpoint(int(match["fd"]), inherited_type)
     if text == "stdio:":
         return StdioEndpoint()
     if match := SYSTEMD_FORM.fullmatch(text):
@@ -286,6 +282,8 @@ def _parse(text: str, inherited_type: int) -> Endpoint:
         hint = f"write 127.0.0.1:{match[1]}, or *:{match[1]} to listen on all addresses; "
     elif text.startswith(("/", "./")):
         hint = f"write unix:{text}; "
+    elif match := re.fullmatch(r"(?:tls|ssl|tcps)(://.+)", text):
+        hint = f"write tcp{match[1]}, and give the server a certificate by ssl= (--ssl-certfile); "
     raise ValueError(f"bad endpoint {text!r}: {hint}expected {FORMS}")
 
 
@@ -294,15 +292,15 @@ def _read_host(text: str, match: re.Match[str]) -> TCPEndpoint | UDPEndpoint:
         raise ValueError(
             f"bad endpoint {text!r}: brackets are for an IPv6 address, such as {match['scheme']}://[::1]:9999"
         )
-    port = int(match["port"])
-    if port > 65535:
+    if not is_at_most(65535, match["port"]):
         raise ValueError(f"bad endpoint {text!r}: a port is at most 65535")
+    port = int(match["port"])
     host = match["ipv6"] or match["host"] or ""
     host = "" if host == "*" else host
     if match["scheme"] == "udp":
         return _with_options(text, UDPEndpoint(host, port), match["query"])
     if match["query"] is not None:
-        raise ValueError(f"bad endpoint {text!r}: tcp:// takes no options after a ? but proxy= and proxy_from=")
+        raise ValueError(f"bad endpoint {text!r}: tcp:// takes no options after a ? but tls=, proxy= and proxy_from=")
     return TCPEndpoint(host, port)
 
 
@@ -318,6 +316,8 @@ def _read_path(text: str, match: re.Match[str]) -> UnixEndpoint | UnixDatagramEn
             )
         if path.startswith("@"):
             raise ValueError(f"bad endpoint {text!r}: a name behind @ has no file, and so no {name}")
+        if not is_mode and value.isdecimal() and not is_at_most(MOST_ID, value):
+            raise ValueError(f"bad endpoint {text!r}: the number of a user or a group is at most {MOST_ID}")
         options[name] = int(value, 8) if is_mode else value
     if path == "@":
         raise ValueError(f"bad endpoint {text!r}: there is no name behind @")

@@ -1,24 +1,20 @@
 """The balancers that may send PROXY headers, and which: what a server, or one of its endpoints, is given as `proxy`."""
 
 import ipaddress
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
-from urllib.parse import parse_qsl
 
 from aioecho.net.proxy_header import ProxyHeader, parse
 from aioecho.runtime.addresses import unmapped
 
-__all__ = ["VERSIONS", "ProxyProtocol", "addresses_of", "check_trust", "split_endpoint"]
+__all__ = ["VERSIONS", "ProxyProtocol", "addresses_of", "check_trust"]
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 VERSIONS = {"v1": (1,), "v2": (2,), "any": (1, 2)}
 """What the strings of endpoints, and the command line, call the versions."""
-
-OPTIONS = ("proxy", "proxy_from")
 
 # The shortest header that can be allowed: an IPv4 one of version 2. And the longest that there is.
 LEAST, MOST = 28, 16 + 2**16 - 1
@@ -136,26 +132,3 @@ def addresses_of(header: ProxyHeader, peer: Any) -> tuple[Any, Any]:
         return peer, None
     source = header.source
     return source, None if isinstance(source, tuple) and source[0] in ("0.0.0.0", "::") else source
-
-
-def split_endpoint(text: str) -> tuple[str, ProxyProtocol | None]:
-    """Return an endpoint string without the options of the PROXY protocol, and what they say; None if there are none.
-
-    Raises:
-        ValueError: an option makes no sense.
-    """
-    front, mark, query = text.partition("?")
-    if not mark or not re.search(r"(^|&)proxy(_from)?(=|&|$)", query):
-        return text, None
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    parts = query.split("&")
-    rest = [part for part in parts if part.partition("=")[0] not in OPTIONS]
-    if len(parts) - len(rest) != sum(name in options for name in OPTIONS):
-        raise ValueError(f"bad endpoint {text!r}: an option is there twice")
-    if "proxy" not in options:
-        raise ValueError(f"bad endpoint {text!r}: proxy_from= goes with proxy=v1, proxy=v2 or proxy=any")
-    try:
-        proxy = ProxyProtocol.named(options["proxy"], options.get("proxy_from"))
-    except ValueError as error:
-        raise ValueError(f"bad endpoint {text!r}: {error}") from None
-    return front + ("?" + "&".join(rest) if rest else ""), proxy

@@ -9,15 +9,26 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Sequence
 
-__all__ = ["Watchdog", "listen_fds", "notify", "notify_reloading", "notify_stopping"]
+__all__ = [
+    "Watchdog",
+    "listen_fds",
+    "notify",
+    "notify_ready",
+    "notify_reloading",
+    "notify_stopping",
+]
 
 logger = logging.getLogger("aioecho.systemd")
 
 FIRST_FD = 3
 """SD_LISTEN_FDS_START."""
 
-VARIABLES = ("LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
+VARIABLES = (
+    *("LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "LISTEN_PIDFDID"),
+    *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"),
+)
 """The environment that is meant for the process that systemd has started, and not for its children."""
 
 # Seconds that a message may wait for room in systemd's queue, so that a manager that hangs does not take us with it.
@@ -65,14 +76,28 @@ def notify(*assignments: str) -> bool:
     return True
 
 
-def notify_reloading() -> None:
-    """Tell systemd that a reload begins; READY=1 ends it. Type=notify-reload wants the time in the same message."""
-    notify("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+def notify_ready(names: Sequence[str], workers: int | None = None) -> None:
+    """Tell systemd that the service listens on the endpoints `names`: at the start, and after a reload.
+
+    `workers` is how many processes serve, None where this one does.
+    """
+    where = "".join(char if char.isprintable() else "?" for char in ", ".join(names))  # a path may have a newline
+    count = "" if workers is None else f"{workers} worker{'s' if workers != 1 else ''} "
+    notify("READY=1", f"STATUS={count}listening on {where}")
+
+
+def notify_reloading(what: str) -> None:
+    """Tell systemd that a reload begins, and what it does; notify_ready() ends it.
+
+    Type=notify-reload wants the time in the same message.
+    """
+    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    notify("RELOADING=1", f"MONOTONIC_USEC={now}", f"STATUS={what}")
 
 
 def notify_stopping(seconds: float) -> None:
     """Tell systemd that a drain begins, which may take so many seconds: it is to wait as long, whatever TimeoutStopSec is."""
-    notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(min(seconds, LONG) * 1e6)}")
+    notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(min(seconds, LONG) * 1e6)}", "STATUS=draining")
 
 
 def _watchdog_seconds() -> float | None:

@@ -55,6 +55,8 @@ def parse_control(text: str) -> UnixEndpoint:
         raise ValueError(f"a control socket is a Unix socket, unix:PATH or unix:PATH?mode=660, not {text!r}")
     if endpoint.proxy is not None:
         raise ValueError(f"no balancer stands in front of a control socket: {text!r} must not ask for PROXY headers")
+    if endpoint.tls is not None:
+        raise ValueError(f"a control socket speaks no TLS, as it is a file of this machine: take tls= out of {text!r}")
     return dataclasses.replace(endpoint, mode=0o600) if endpoint.mode is None else endpoint
 
 
@@ -95,7 +97,7 @@ class _Server(StreamServer):
     def __init__(self, where: UnixEndpoint, backend: Backend) -> None:
         super().__init__(
             str(where),
-            functools.partial(_Handler, Commands(backend), Rate(RATE, BURST)),
+            functools.partial(_Handler, Commands(backend), Rate(RATE, BURST), _Clients()),
             limits=Limits(
                 max_connections=MOST_CLIENTS + MOST_REFUSED,
                 backlog=BACKLOG,
@@ -109,17 +111,33 @@ class _Server(StreamServer):
         )
 
 
+class _Clients:
+    """How many clients are served. Of many that come at once the first ones are: the server may have accepted all by then."""
+
+    count = 0
+
+
 class _Handler(StreamRequestHandler):
-    def __init__(self, commands: Commands, rate: Rate, request: Any, client_address: Any, server: BaseServer) -> None:
+    def __init__(
+        self,
+        commands: Commands,
+        rate: Rate,
+        clients: _Clients,
+        request: Any,
+        client_address: Any,
+        server: BaseServer,
+    ) -> None:
         super().__init__(request, client_address, server)
         self._commands = commands
         self._rate = rate
+        self._clients = clients
 
     async def handle(self) -> None:
         """Answer a line, or all lines if the first one says so."""
         is_interactive = False
+        self._clients.count += 1
         try:
-            if len(self.server.connections) > MOST_CLIENTS:
+            if self._clients.count > MOST_CLIENTS:
                 raise ControlError(f"{MOST_CLIENTS} clients are connected: try again")
             while line := await self._read_line(None if is_interactive else REQUEST_TIMEOUT):
                 if line == b"interactive":
@@ -131,6 +149,8 @@ class _Handler(StreamRequestHandler):
                     break
         except ControlError as error:
             await self.send(_line({"ok": False, "error": str(error)}))
+        finally:
+            self._clients.count -= 1
 
     async def _read_line(self, seconds: float | None) -> bytes:
         """Return the next line that is not blank, without its newline; b"" at the end."""

@@ -41,11 +41,14 @@ class Backend(Protocol):
         them and by the ones that have ended.
         """
 
-    async def set_live(self, kind: str, changes: Mapping[str, Any]) -> Gathered:
-        """Set "limits" or "timeouts" in all processes, and any that start later. ValueError if they make no sense."""
+    async def set_live(self, kind: str, changes: Mapping[str, Any], server: int | None) -> Gathered:
+        """Set "limits" or "timeouts" in all processes, and any that start later. ValueError if they make no sense.
 
-    async def set_paused(self, is_paused: bool) -> Gathered:
-        """Pause or resume all processes, and any that start later."""
+        `server` is the number of one of several servers; None is all.
+        """
+
+    async def set_paused(self, is_paused: bool, server: int | None) -> Gathered:
+        """Pause or resume all processes, and any that start later. ValueError if there is no such server."""
 
     def drain(self, grace: float | None, /) -> object:
         """Begin to stop."""
@@ -89,7 +92,10 @@ class Commands:
             case "limits" | "timeouts":
                 yield await self._set(command, values)
             case "pause" | "resume":
-                yield _done(await self._backend.set_paused(command == "pause"))
+                try:
+                    yield _done(await self._backend.set_paused(command == "pause", values.get("server")))
+                except ValueError as error:
+                    raise ControlError(str(error)) from error
             case "reload-tls":
                 yield _done(await self._backend.ask("control.reload_tls"))
             case "reload":
@@ -103,7 +109,11 @@ class Commands:
     async def _status(self) -> dict[str, Any]:
         gathered = await self._backend.ask("control.status")
         known = self._backend.describe()
-        told = {name: parts[0] for name, parts in gathered.parts.items()}
+        # While workers are replaced the ones that serve count, and not the ones that drain.
+        told = {
+            name: parts[0]
+            for name, parts in sorted(gathered.parts.items(), key=lambda each: each[1][0]["state"] == "draining")
+        }
         for worker in known["workers"]:
             status = told.get(worker["name"])
             if status is not None:
@@ -112,7 +122,8 @@ class Commands:
         # A worker that has ended since it answered is counted among the ended ones.
         stats, reasons = _sum(known.pop("counts", told))
         first: dict[str, Any] = next(iter(told.values()), {})
-        differing = {kind: found for kind in ("limits", "timeouts") if (found := _differing(told, kind))}
+        servers = _merge_servers(told)
+        own = servers[0] if servers else {}
         return {
             "ok": True,
             "pid": os.getpid(),
@@ -122,9 +133,10 @@ class Commands:
             **known,
             "stats": stats,
             "reasons": reasons,
-            "limits": first.get("limits"),
-            "timeouts": first.get("timeouts"),
-            **({"differing": differing} if differing else {}),
+            "limits": own.get("limits"),
+            "timeouts": own.get("timeouts"),
+            **({"differing": own["differing"]} if "differing" in own else {}),
+            **({"servers": servers} if len(servers) > 1 else {}),
             **_unanswered(gathered),
         }
 
@@ -133,6 +145,8 @@ class Commands:
     ) -> AsyncGenerator[dict[str, Any] | str, None]:
         async with self._listing:
             gathered = await self._backend.ask("control.list", worker=worker, sort=sort, limit=limit, **filters)
+        if gathered.errors and not gathered.parts:
+            _done(gathered)  # which raises
         matched = sum(parts[-1]["matched"] for parts in gathered.parts.values())
         found = [part for parts in gathered.parts.values() for part in parts[:-1]]
         shown = sum(len(part["keys"]) for part in found)
@@ -176,14 +190,27 @@ class Commands:
         gone = [each for each in ids if each not in kicked]
         return {"ok": True, "kicked": kicked, "gone": gone, **_unanswered(gathered)}
 
-    async def _set(self, kind: str, changes: dict[str, Any]) -> dict[str, Any]:
+    async def _set(self, kind: str, values: dict[str, Any]) -> dict[str, Any]:
+        changes = {name: value for name, value in values.items() if name != "server"}
+        server = values.get("server")
         if not changes:
-            status = await self._status()
-            return {name: status[name] for name in ("ok", kind, "differing", "silent", "errors") if name in status}
+            return await self._tell(kind, server)
         try:
-            return {**_done(await self._backend.set_live(kind, changes)), "set": changes}
+            return {**_done(await self._backend.set_live(kind, changes, server)), "set": changes}
         except (ValueError, TypeError) as error:
             raise ControlError(str(error)) from error
+
+    async def _tell(self, kind: str, server: int | None) -> dict[str, Any]:
+        """Return the limits, or the timeouts, of all servers, or of one."""
+        status = await self._status()
+        told = [_only(each, "server", "endpoints", kind, "differing") for each in status.get("servers", ())]
+        told = told or [_only(status, kind, "differing")]
+        if status[kind] is None:
+            raise ControlError("no process has answered: try again")
+        if server is not None and server > len(told):
+            raise ControlError(f"there is no server {server}: status tells which there are")
+        several = {"servers": told} if server is None and len(told) > 1 else {}
+        return {**_only(status, "ok", "silent", "errors"), **told[(server or 1) - 1], **several}
 
 
 def _sum(counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> tuple[dict[str, int], dict[str, int]]:
@@ -197,9 +224,30 @@ def _sum(counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> tuple[dict[st
     return dict(stats), dict(reasons)
 
 
-def _differing(told: Mapping[str, Mapping[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+def _only(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: values[name] for name in names if name in values}
+
+
+def _merge_servers(told: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what the processes tell of every server of the program, as one: what they are set to is the first process'."""
+    merged = []
+    for number, of_one in enumerate(zip(*(status["servers"] for status in told.values()), strict=False), 1):
+        by_process = dict(zip(told, of_one, strict=True))
+        differing = {kind: found for kind in ("limits", "timeouts") if (found := _differing(by_process, kind))}
+        merged.append(
+            {
+                "server": number,
+                **of_one[0],
+                "active": sum(each["active"] for each in of_one),
+                **({"differing": differing} if differing else {}),
+            }
+        )
+    return merged
+
+
+def _differing(by_process: Mapping[str, Mapping[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
     """Return the limits, or timeouts, that are not the same in all workers: their values by the name of the worker."""
-    values = {name: status[kind] for name, status in told.items()}
+    values = {name: server[kind] for name, server in by_process.items()}
     names: Mapping[str, Any] = next(iter(values.values()), {})
     found = {name: {worker: of_worker[name] for worker, of_worker in values.items()} for name in names}
     return {name: by_worker for name, by_worker in found.items() if len(set(by_worker.values())) > 1}
@@ -216,5 +264,8 @@ def _unanswered(gathered: Gathered) -> dict[str, Any]:
 
 def _done(gathered: Gathered) -> dict[str, Any]:
     if gathered.errors:
+        texts = set(gathered.errors.values())
+        if len(texts) == 1 and not gathered.parts:  # all say the same
+            raise ControlError(texts.pop())
         raise ControlError("; ".join(f"{name}: {error}" if name else error for name, error in gathered.errors.items()))
     return {"ok": True, **_unanswered(gathered)}

@@ -12,13 +12,13 @@ __all__ = ["COMMANDS", "ControlError", "parse_request", "parse_seconds"]
 
 COMMANDS: Mapping[str, str] = {
     "status": "state, counters, limits and workers",
-    "list": "connections: older=1h host=10.0.0.0/8 worker=2 sort=age|sent|received|unsent limit=100",
+    "list": "connections: older=1h host=10.0.0.0/8 worker=2 server=2 sort=age|sent|received|unsent limit=100",
     "kick": "end connections: kick ID...",
-    "limits": "set limits, or tell them: limits max_connections=500; none is no limit",
-    "timeouts": "set timeouts, or tell them: timeouts idle=30, idle=5m, idle=none",
-    "pause": "accept no more; connections go on",
-    "resume": "accept again",
-    "drain": "stop, as SIGTERM does: drain [grace=SECONDS]",
+    "limits": "set limits, or tell them: limits max_connections=500; none is no limit; server=2 is one of several servers",
+    "timeouts": "set timeouts, or tell them: timeouts idle=30, idle=5m, idle=none; server=2",
+    "pause": "accept no more; connections go on: pause [server=2]",
+    "resume": "accept again: resume [server=2]",
+    "drain": "stop the program, as SIGTERM does: drain [grace=SECONDS]",
     "reload": "replace all workers one after another, as SIGHUP does; without workers load certificates anew",
     "reload-tls": "load certificates anew",
     "workers": "add or remove worker processes: workers +1, workers -1, workers 4",
@@ -30,8 +30,15 @@ COMMANDS: Mapping[str, str] = {
 # What else than values by name a command takes.
 POSITIONAL = {"kick": "ids", "drain": "grace", "workers": "count", "trace": "id"}
 TEXTS = {"workers": "count", "trace": "id"}  # these are no numbers: "+1" is one worker more, and "1.27" an id
+WHOLE = {  # a whole number from 1
+    "list": {"worker", "server", "limit"},
+    **{command: {"server"} for command in ("limits", "timeouts", "pause", "resume")},
+    "trace": {"count"},
+}
 NAMES = {
-    "list": {"older", "host", "worker", "sort", "limit"},
+    "list": {"older", "host", "worker", "server", "sort", "limit"},
+    "pause": {"server"},
+    "resume": {"server"},
     "kick": {"ids"},
     "drain": {"grace"},
     "workers": {"count"},
@@ -115,6 +122,10 @@ def parse_seconds(name: str, value: Any) -> float:
 
 def _checked(command: str, values: dict[str, Any]) -> dict[str, Any]:
     values.pop("interactive", None)
+    for name in WHOLE.get(command, ()):
+        value = values.get(name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST):
+            raise ControlError(f"{name} must be a whole number from 1 to {MOST}, not {value!r}")
     if command == "limits":
         return values
     if command == "timeouts":
@@ -134,10 +145,6 @@ def _checked(command: str, values: dict[str, Any]) -> dict[str, Any]:
             raise ControlError(f"host must be an address or a network: {error}") from error
     if values.get("sort", "age") not in SORTS:
         raise ControlError(f"sort must be one of {', '.join(SORTS)}, not {values['sort']!r}")
-    for name in ("worker", "limit") if command == "list" else ("count",) if command == "trace" else ():
-        value = values.get(name, 1)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
-            raise ControlError(f"{name} must be a whole number from 1 to {MOST}, not {value!r}")
     if command == "kick" and not (
         isinstance(values.get("ids"), list) and values["ids"] and all(isinstance(each, str) for each in values["ids"])
     ):

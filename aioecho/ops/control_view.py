@@ -12,8 +12,9 @@ from aioecho.exceptions import AioechoError
 from aioecho.runtime.logs import format_address
 from aioecho.serving.base import BaseServer
 from aioecho.serving.networks import NetworkLists, read_networks
+from aioecho.several import servers_of
 
-__all__ = ["SORTS", "ServerView", "changed"]
+__all__ = ["SORTS", "ServerView"]
 
 SORTS = ("age", "sent", "received", "unsent")
 """What connections may be sorted by, largest first."""
@@ -24,8 +25,11 @@ NOT_OWN = (os.path.dirname(os.path.dirname(__file__)) + os.sep, os.path.dirname(
 # Connections that are looked at in one turn of the event loop: it takes about a millisecond.
 IN_A_TURN = 100
 
+# Characters of a label that are told: it may be what a peer has sent.
+MOST_OF_LABEL = 200
 
-def changed(settings: Any, changes: Mapping[str, Any]) -> Any:
+
+def _changed(settings: Any, changes: Mapping[str, Any]) -> Any:
     """Return limits or timeouts with `changes`; ValueError, for people, if there is no such thing or a value makes no sense."""
     names = [field.name for field in dataclasses.fields(settings)]
     for name in changes:
@@ -35,10 +39,15 @@ def changed(settings: Any, changes: Mapping[str, Any]) -> Any:
 
 
 class ServerView:
-    """Answers what live control asks of a server, and obeys. In the server's event loop only."""
+    """Answers what live control asks of a server, and obeys. In the server's event loop only.
+
+    Where the program has several servers, of a factory, they are counted from 1 in their order. `server` is the number of one;
+    None is all.
+    """
 
     def __init__(self, server: BaseServer) -> None:
         self._server = server
+        self._servers = servers_of(server)
         self.questions: dict[str, Callable[..., Any]] = {
             "control.status": self.status,
             "control.list": self.find,
@@ -56,20 +65,31 @@ class ServerView:
         """Return counters, and what is set."""
         server = self._server
         stats = {name: value for name, value in vars(server.stats).items() if isinstance(value, int)}
-        is_draining = server.is_draining
-        state = "draining" if is_draining else "paused" if server.admission.is_paused else "serving"
         return {
             "pid": os.getpid(),
-            "state": state,
+            "state": _state(server),
             "stats": stats,
             "reasons": dict(server.stats.reasons),
-            "limits": dataclasses.asdict(server.limits),
-            "timeouts": dataclasses.asdict(server.timeouts),
             "endpoints": list(server.names),
+            "servers": [
+                {
+                    "endpoints": list(each.names),
+                    "state": _state(each),
+                    "active": each.stats.active,
+                    "limits": dataclasses.asdict(each.limits),
+                    "timeouts": dataclasses.asdict(each.timeouts),
+                }
+                for each in self._servers
+            ],
         }
 
     def find(
-        self, older: float | None = None, host: str | None = None, sort: str = "age", limit: int = 10_000
+        self,
+        older: float | None = None,
+        host: str | None = None,
+        server: int | None = None,
+        sort: str = "age",
+        limit: int = 10_000,
     ) -> Iterator[dict[str, Any] | None]:
         """Yield the `limit` first connections by `sort`, in parts; the last part tells how many match: "matched".
 
@@ -83,7 +103,8 @@ class ServerView:
         networks = None if host is None else read_networks([str(ip_network(host, strict=False))], [])
         found: list[Any] = []
         keys: list[float] = []
-        for some in _in_turns(list(self._server.connections)):
+        asked = self._server if server is None else self._select(server)[0]
+        for some in _in_turns(list(asked.connections)):
             for connection in some:
                 age = now - (connection.since or now)
                 if (older is None or age >= older) and (networks is None or _is_of(connection, networks)):
@@ -112,21 +133,45 @@ class ServerView:
             connection.kick("by live control")
         return kicked
 
-    def set_limits(self, changes: Mapping[str, Any]) -> None:
-        """Set limits, from now on; ValueError if one makes no sense."""
-        self._server.limits = changed(self._server.limits, changes)
+    def set_limits(self, changes: Mapping[str, Any], server: int | None = None) -> None:
+        """Set limits, from now on; ValueError if one makes no sense. Then none is set."""
+        self._set("limits", changes, server)
 
-    def set_timeouts(self, changes: Mapping[str, Any]) -> None:
-        """Set timeouts, from now on; ValueError if one makes no sense."""
-        self._server.timeouts = changed(self._server.timeouts, changes)
+    def set_timeouts(self, changes: Mapping[str, Any], server: int | None = None) -> None:
+        """Set timeouts, from now on; ValueError if one makes no sense. Then none is set."""
+        self._set("timeouts", changes, server)
 
-    def pause(self) -> None:
+    def _set(self, kind: str, changes: Mapping[str, Any], number: int | None) -> None:
+        servers = self._select(number)
+        before = [getattr(server, kind) for server in servers]
+        for server, settings in zip(servers, before, strict=True):
+            try:
+                setattr(server, kind, _changed(settings, changes))
+            except (ValueError, TypeError) as error:
+                for changed, earlier in zip(servers, before, strict=True):
+                    if getattr(changed, kind) is not earlier:
+                        setattr(changed, kind, earlier)
+                if len(servers) == 1:
+                    raise
+                raise ValueError(f"server {servers.index(server) + 1}: {error}; server=N names one") from error
+
+    def pause(self, server: int | None = None) -> None:
         """Accept no more, until resume()."""
-        self._server.pause()
+        for each in self._select(server):
+            each.pause()
 
-    def resume(self) -> None:
+    def resume(self, server: int | None = None) -> None:
         """Accept again."""
-        self._server.resume()
+        for each in self._select(server):
+            each.resume()
+
+    def _select(self, number: int | None) -> Sequence[BaseServer]:
+        """Return all servers, or the one with this number; ValueError, for people, if there is none."""
+        count = len(self._servers)
+        if number is not None and not 1 <= number <= count:
+            has = "there is one server" if count == 1 else f"there are {count} servers"
+            raise ValueError(f"there is no server {number}: {has}, as status tells")
+        return self._servers if number is None else [self._servers[number - 1]]
 
     def reload_tls(self) -> None:
         """Load the certificates anew; ValueError, for people, if that fails."""
@@ -147,11 +192,15 @@ class ServerView:
             "client": format_address(connection.client_address),
             "age_s": None if since is None else round(now - since, 3),
             "handler": getattr(kind, "__qualname__", None),
-            "label": connection.label,
+            "label": None if (label := connection.label) is None else label[:MOST_OF_LABEL],
             "received_bytes": counts.received,
             "sent_bytes": counts.sent,
             "unsent_bytes": counts.unsent,
         }
+
+
+def _state(server: BaseServer) -> str:
+    return "draining" if server.is_draining else "paused" if server.is_paused else "serving"
 
 
 def _find_line(connection: Any) -> str | None:

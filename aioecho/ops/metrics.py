@@ -46,13 +46,13 @@ class MetricsEndpoint:
     Args:
         address: where to listen.
         collect: gathers the metrics. It is called for one request at a time.
-        find_obstacle: returns why no client should be sent here now, "" if nothing speaks against it.
+        find_obstacle: finds out why no client should be sent here now, "" if nothing speaks against it.
 
     Raises:
         ValueError: the address is none.
     """
 
-    def __init__(self, address: str, collect: Collect, find_obstacle: Callable[[], str]) -> None:
+    def __init__(self, address: str, collect: Collect, find_obstacle: Callable[[], Awaitable[str]]) -> None:
         self._server = HTTPServer(parse_metrics_address(address), self._answer)
         self._collect = collect
         self._find_obstacle = find_obstacle
@@ -72,10 +72,10 @@ class MetricsEndpoint:
         async def collect() -> Sequence[tuple[str, Metrics]]:
             return [("", await measure_in_turns(server))]
 
-        def find_obstacle() -> str:
+        async def find_obstacle() -> str:
             if server.is_draining:
                 return "draining"
-            if server.admission.is_paused:
+            if server.is_paused:
                 return "paused"
             return "" if server.is_serving() else "starting"
 
@@ -111,7 +111,7 @@ class MetricsEndpoint:
         if path == "/healthz":
             return Response.of_text(HTTPStatus.OK, "ok")
         if path == "/readyz":
-            obstacle = self._find_obstacle()
+            obstacle = await self._find_obstacle()
             if obstacle:
                 return Response.of_text(HTTPStatus.SERVICE_UNAVAILABLE, obstacle)
             return Response.of_text(HTTPStatus.OK, "ready")

@@ -7,6 +7,7 @@ from typing import Any
 __all__ = [
     "ALWAYS_AWAITED",
     "Failed",
+    "LooksLikeFuture",
     "add_to_awaited_by",
     "cancelled_error",
     "discard_from_awaited_by",
@@ -16,6 +17,38 @@ __all__ = [
 # What tells a task that it is given a future to wait for. A future's own __await__ sets this and the task clears it, to
 # tell `await` from `yield`; what is yielded here is always awaited.
 ALWAYS_AWAITED = property(lambda self: True, lambda self, value: None)
+
+
+class LooksLikeFuture:
+    """The part of a waiter for libraries that look at what a task waits for. anyio cancels no task whose wait is over, as it
+    would lose what that has brought; it asks a future alone, and so a waiter says that it is one.
+    """
+
+    __slots__ = ()
+
+    _asyncio_future_blocking = ALWAYS_AWAITED
+
+    driver: Any
+    _callback: Any
+    _error: Any
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return asyncio.Future
+
+    def done(self) -> bool:
+        """Tell whether the task that waits is about to be resumed."""
+        driver = self.driver
+        if driver is None or driver._wake_up is None:
+            return self._callback is None
+        return isinstance(driver._awaited, asyncio.Future) and driver._awaited.done()
+
+    def cancelled(self) -> bool:
+        """Tell whether it is about to be resumed with CancelledError."""
+        driver = self.driver
+        if driver is None or driver._wake_up is None:
+            return self._error is not None
+        return isinstance(driver._awaited, asyncio.Future) and driver._awaited.cancelled()
 
 
 class Failed:

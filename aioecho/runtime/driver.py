@@ -27,8 +27,8 @@ from types import CoroutineType
 from typing import Any, cast
 
 from aioecho.runtime.awaited import (
-    ALWAYS_AWAITED,
     Failed,
+    LooksLikeFuture,
     add_to_awaited_by,
     cancelled_error,
     discard_from_awaited_by,
@@ -42,7 +42,7 @@ __all__ = ["Driver", "Waiter"]
 _send = CoroutineType.send
 
 
-class Waiter:
+class Waiter(LooksLikeFuture):
     """What one coroutine at a time waits for, again and again, without a future for every time.
 
     ``yield waiter`` waits, in a function of :func:`steps`. After it :meth:`take` gives what :meth:`deliver` brought, or
@@ -60,8 +60,6 @@ class Waiter:
         "driver",
         "item",
     )
-
-    _asyncio_future_blocking = ALWAYS_AWAITED
 
     driver: "Driver | None"
     """The driver of the task that may be stepped from here."""
@@ -295,10 +293,12 @@ class Driver:
     def abandon(self) -> None:
         """Close what the coroutine awaits, in the loop's next turn, as it swallows CancelledError. Cancel the task too.
 
-        It meets GeneratorExit where it waits, as at the end of a program, and what awaits it meets an error.
+        It meets GeneratorExit where it waits, as at the end of a program, and what awaits it meets an error. A second call
+        does nothing: one that swallows even that was given up.
         """
-        self._is_abandoned = True
-        self.task.get_loop().call_soon(self._close_inner)
+        if not self._is_abandoned:
+            self._is_abandoned = True
+            self.task.get_loop().call_soon(self._close_inner)
 
     def mark_due(self) -> None:
         """Do nothing about timeouts that are to be looked at. To be overridden."""

@@ -1,9 +1,13 @@
-"""The files that loggers write to, which are opened anew when they were rotated."""
+"""The files that loggers write to: opening them anew when they were rotated, and giving them to another user."""
 
+import contextlib
 import logging
 import os
+import stat
 
-__all__ = ["all_loggers", "reopen_log_files"]
+__all__ = ["all_loggers", "give_log_files", "reopen_log_files"]
+
+logger = logging.getLogger("aioecho.logs")
 
 
 def all_loggers() -> list[logging.Logger]:
@@ -13,16 +17,38 @@ def all_loggers() -> list[logging.Logger]:
 
 
 def reopen_log_files() -> None:
-    """Open the files that loggers write to anew, where another file, or none, has their path now: they were rotated."""
-    for handler in {handler for each in all_loggers() for handler in each.handlers}:
-        if isinstance(handler, logging.FileHandler) and _was_moved(handler):
-            handler.acquire()
-            try:
-                stream, handler.stream = handler.stream, None  # the handler opens it at its next record
-                if stream is not None:
-                    stream.close()
-            finally:
-                handler.release()
+    """Open the files that loggers write to anew, where another file, or none, has their path now: they were rotated.
+
+    One that cannot be opened is written on as it is, and an ERROR says so: else every record would raise an OSError.
+    """
+    for handler in _file_handlers():
+        if not _was_moved(handler):
+            continue
+        try:
+            open(handler.baseFilename, "ab").close()
+        except OSError as error:
+            logger.error("cannot open %s anew: %s", handler.baseFilename, error.strerror or error)
+            continue
+        handler.acquire()
+        try:
+            stream, handler.stream = handler.stream, None  # the handler opens it at its next record
+            if stream is not None:
+                stream.close()
+        finally:
+            handler.release()
+
+
+def give_log_files(user: int | None, group: int | None) -> None:
+    """Give the files that loggers write to, and that are open, to a user and a group, so that they can be opened again then."""
+    for handler in _file_handlers():
+        with contextlib.suppress(OSError, ValueError):  # it is closed, or another's
+            if handler.stream is not None and stat.S_ISREG(os.fstat(handler.stream.fileno()).st_mode):
+                os.fchown(handler.stream.fileno(), -1 if user is None else user, -1 if group is None else group)
+
+
+def _file_handlers() -> list[logging.FileHandler]:
+    handlers = {handler for each in all_loggers() for handler in each.handlers}
+    return [handler for handler in handlers if isinstance(handler, logging.FileHandler)]
 
 
 def _was_moved(handler: logging.FileHandler) -> bool:

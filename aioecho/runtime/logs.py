@@ -18,7 +18,8 @@ def format_address(address: Any) -> str:
     """Return a peer's address as text: 127.0.0.1:52240, [::1]:52240, [fe80::1%eth0]:52240, a path, @name, or "unix socket".
 
     `address` is as accept() or recvfrom() gave it. Anything else is given as str() has it. An IPv4 address of a socket for
-    both families is shown as one.
+    both families is shown as one. Line ends and other control characters, which the client of a Unix socket may put into its
+    name, are given as escapes.
     """
     address = unmapped(address)
     if isinstance(address, tuple) and len(address) in (2, 4):
@@ -30,8 +31,12 @@ def format_address(address: Any) -> str:
         return f"[{host}]:{port}"
     if isinstance(address, bytes):  # a name in Linux's abstract namespace, mostly
         name = address.decode("utf-8", "backslashreplace")
-        return f"@{name[1:]}" if name.startswith("\0") else name or "unix socket"
-    return str(address) if address else "unix socket"
+        return _printable(f"@{name[1:]}") if name.startswith("\0") else _printable(name) or "unix socket"
+    return _printable(str(address)) if address else "unix socket"
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
 def _name_of_interface(index: int) -> str:

@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import traceback
-from collections import deque
+from collections import OrderedDict
 from queue import SimpleQueue
 from typing import Any, Protocol
 
@@ -38,7 +38,7 @@ class ThreadPool:
         self._loop = asyncio.get_running_loop()
         self._threads: set[threading.Thread] = set()
         self._busy: set[Job] = set()
-        self._waiting: deque[Job] = deque()
+        self._waiting: OrderedDict[Job, None] = OrderedDict()  # to remove any of them takes no longer for many
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._started = 0
         self._none_left: asyncio.Future[None] | None = None
@@ -49,11 +49,11 @@ class ThreadPool:
         Raises:
             RuntimeError: the system can start no thread, and the pool has none to wait for.
         """
-        self._waiting.append(job)
+        self._waiting[job] = None
         try:
             self._begin_waiting()
         except RuntimeError:
-            self._waiting.remove(job)
+            del self._waiting[job]
             raise
 
     def resize(self, most: int) -> None:
@@ -63,7 +63,7 @@ class ThreadPool:
 
     def _begin_waiting(self) -> None:
         while self._waiting and self._has_thread():
-            following = self._waiting.popleft()
+            following, _ = self._waiting.popitem(last=False)
             self._busy.add(following)
             self._jobs.put(following)
 
@@ -88,7 +88,7 @@ class ThreadPool:
         """Remove a job that waits for a thread, and return True; return False if it does not wait."""
         if job not in self._waiting:
             return False
-        self._waiting.remove(job)
+        del self._waiting[job]
         return True
 
     def finished(self, job: Job) -> None:

@@ -15,6 +15,10 @@ MOST_UNSENT = 2**20
 # Clients that are written to in one turn of the loop: a system call each.
 PER_TURN = 1000
 
+MOST_UNDER_WAY = 16
+"""Broadcasts that may be under way. With more the first is written to its end at once: then the ones that speak faster than
+messages go out are slowed down by that, as in a small room, and no message falls behind further and further."""
+
 
 class _Listener(Protocol):
     """A connection, as a broadcast sees it."""
@@ -87,6 +91,9 @@ class Audience:
         self._under_way.append(_Broadcast(data, most, full == "skip", rest))
         if len(self._under_way) == 1:
             self._go_on()
+        elif len(self._under_way) > MOST_UNDER_WAY:
+            broadcast = self._under_way.popleft()
+            self._write(broadcast, len(broadcast.rest))
         return count
 
     def _go_on(self) -> None:
@@ -94,16 +101,21 @@ class Audience:
         left = PER_TURN
         while self._under_way:
             broadcast = self._under_way[0]
-            data, most, rest = broadcast.data, broadcast.most, broadcast.rest
-            for _ in range(min(left, len(rest))):
-                connection = rest.pop()
-                if not connection.push(data, most):
-                    if broadcast.skips:
-                        self._stats.skipped += 1
-                    else:
-                        connection.abort_for("broadcast")
-                left -= 1
-            if rest:
+            count = min(left, len(broadcast.rest))
+            self._write(broadcast, count)
+            left -= count
+            if broadcast.rest:
                 asyncio.get_running_loop().call_soon(self._go_on)
                 return
             self._under_way.popleft()
+
+    def _write(self, broadcast: _Broadcast, count: int) -> None:
+        """Write to the next `count` connections."""
+        data, most, rest = broadcast.data, broadcast.most, broadcast.rest
+        for _ in range(count):
+            connection = rest.pop()
+            if not connection.push(data, most):
+                if broadcast.skips:
+                    self._stats.skipped += 1
+                else:
+                    connection.abort_for("broadcast")

@@ -13,10 +13,10 @@ from aioecho.certificates import TLS
 from aioecho.config import Limits, Timeouts, check_ssl, check_type
 from aioecho.net.binding import bind_endpoint
 from aioecho.net.bound import BoundSocket
+from aioecho.net.bound_options import note_options
 from aioecho.net.endpoints import Endpoint, HostEndpoint, InheritedEndpoint, parse_endpoint
 from aioecho.net.forks import close_in_forked_children, is_forked_by_multiprocessing
 from aioecho.net.proxy_protocol import ProxyProtocol, check_trust
-from aioecho.net.proxy_sockets import expect_headers
 from aioecho.serving.drain import DEFAULT_GRACE, Drain, check_grace
 from aioecho.serving.handler_types import check_handler_class, check_socket_type
 from aioecho.serving.lifespan import Lifespan, MakeLifespan
@@ -41,10 +41,10 @@ class BaseServer(Sharing):
             of StreamRequestHandler, or a functools.partial of one that binds more arguments. A handler class of
             socketserver's, or a partial of one, is called in a thread, with a blocking socket: see Limits.max_threads.
             Or, if `server_address` is None, a mapping: of every handler class to its endpoints.
-        ssl: serve TLS 1.2 or later with this context, on all endpoints. A context whose `minimum_version` is
-            MINIMUM_SUPPORTED, which is the default of many distributions' Pythons, leaves the choice to OpenSSL: it is
-            set to TLSv1_2 on that very context. A context that names an older version is rejected. Or with the files that
-            an aioecho.TLS names, which are loaded anew when they change.
+        ssl: serve TLS 1.2 or later with this context, on all endpoints but the ones with ``?tls=off``, where handlers may
+            begin TLS with `server.ssl`. A context whose `minimum_version` is MINIMUM_SUPPORTED, which is the default of many
+            distributions' Pythons, leaves the choice to OpenSSL: it is set to TLSv1_2 on that very context. A context that
+            names an older version is rejected. Or with the files that an aioecho.TLS names, loaded anew when they change.
         limits: see Limits.
         timeouts: see Timeouts.
         grace: seconds, for shutdown() and at the end of ``async with``.
@@ -126,6 +126,8 @@ class BaseServer(Sharing):
         for endpoint in self.endpoints:
             if isinstance(endpoint, HostEndpoint):
                 check_trust(endpoint.proxy or proxy, str(endpoint))
+            if endpoint.tls and ssl is None:
+                raise ValueError(f"{endpoint} needs a certificate: give ssl= (--ssl-certfile)")
         self.grace = grace
         self._lifespan = None if lifespan is None else Lifespan(lifespan, self, lambda: self._begin_shutdown(None))
         self._address = server_address
@@ -201,7 +203,7 @@ class BaseServer(Sharing):
                 self.state = await self._lifespan.begin()
             for index, endpoint in enumerate(self.endpoints):
                 found = await bind_endpoint(endpoint, backlog=self.limits.backlog)
-                bound += expect_headers(found, endpoint.proxy or self._proxy)
+                bound += note_options(found, endpoint, self._proxy)
                 handler_class = self._handler_classes[index] if index < len(self._handler_classes) else None
                 handler_classes += [handler_class] * (len(bound) - len(handler_classes))
             if self._is_ending():

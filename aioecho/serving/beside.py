@@ -1,7 +1,7 @@
-"""What runs beside a connection's handle(): the tasks that its handler has made, and draining()."""
+"""What runs beside a handler's handle(): the tasks that it has made, and draining()."""
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 from aioecho.runtime.logs import format_address
 from aioecho.serving.handlers import StreamRequestHandler
@@ -9,42 +9,52 @@ from aioecho.serving.liveness import ToldConnection
 from aioecho.serving.tasks import LEAST, Tasks
 from aioecho.serving.timeouts import FINISH, HANDLE
 
-__all__ = ["AccompaniedConnection", "Beside"]
+__all__ = ["AccompaniedConnection", "AccompaniedRun", "Beside"]
 
 # Seconds that the end of a connection waits for draining().
 GOODBYE = 1.0
 
 
 class Beside:
-    """What runs beside the handle() of one connection. Few connections have it: the server keeps it, by the connection."""
+    """What runs beside the handle() of one connection, or session. Few have it: the server keeps it, by the connection."""
 
-    def __init__(self, connection: "AccompaniedConnection") -> None:
-        self._connection = connection
-        self.tasks = Tasks(f"the connection from {format_address(connection.client_address)}", self._on_error)
+    def __init__(self, run: "AccompaniedRun") -> None:
+        self._run = run
+        self.tasks = Tasks(f"the {run.called} from {format_address(run.client_address)}", self._on_error)
         self.goodbye: asyncio.Task[None] | None = None
         self.errors: list[Exception] = []
         self.has_cancelled = False
 
     def _on_error(self, error: Exception) -> None:
         self.errors.append(error)
-        if not self.has_cancelled and self._connection.is_before_end():
+        if not self.has_cancelled and self._run.is_before_end():
             self.has_cancelled = True
-            self._connection.cancel_handler()
+            self._run.cancel_handler()
 
 
-class AccompaniedConnection(ToldConnection):
-    """The part of a :class:`~aioecho.serving.connection.Connection` that ends what runs beside its handler."""
+class AccompaniedRun:
+    """The part of the run of a handler, for a connection or a session, that ends what runs beside the handler."""
 
     __slots__ = ()
 
+    called: ClassVar[str]
+    _is_abandoned: bool
+    _server: Any
+    client_address: Any
+    task: Any
+
     def is_before_end(self) -> bool:
         """Tell whether handle() has not ended, or has not begun."""
-        return self._stage < FINISH
+        raise NotImplementedError
+
+    def cancel_handler(self) -> None:
+        """Cancel what runs, the handler mostly."""
+        raise NotImplementedError
 
     def get_tasks(self) -> Tasks:
         """Return what the handler makes tasks by; RuntimeError if the connection is at its end."""
-        if self._stage >= FINISH:
-            raise RuntimeError("the connection ends, and has no tasks any more: make the task with server.tasks")
+        if not self.is_before_end():
+            raise RuntimeError(f"the {self.called} ends, and has no tasks any more: make the task with server.tasks")
         return self._get_beside().tasks
 
     def _get_beside(self) -> Beside:
@@ -52,6 +62,57 @@ class AccompaniedConnection(ToldConnection):
         if beside is None:
             beside = self._server.beside[self] = Beside(self)
         return beside
+
+    async def end_beside(self, end: BaseException | None) -> BaseException | None:
+        """Wait for draining() to return, a second at the most, and then cancel the tasks, and wait for them.
+
+        `end` is what handle() has ended with. Return that, or the errors of tasks.
+        """
+        beside: Beside | None = self._server.beside.pop(self, None)
+        if beside is None:
+            return end
+        if beside.has_cancelled and not isinstance(end, asyncio.CancelledError):
+            await self._wait(asyncio.sleep(0))  # the cancellation is still to come: handle() has ended meanwhile
+        if beside.goodbye is not None:
+            end = await self._wait(self._end_goodbye(beside.goodbye)) or end
+        end = await self._wait(beside.tasks.end(0 if self._is_abandoned else LEAST)) or end
+        if beside.has_cancelled:
+            self.task.uncancel()
+        if not beside.errors or not (end is None or isinstance(end, Exception | asyncio.CancelledError)):
+            return end
+        errors = [end, *beside.errors] if isinstance(end, Exception) else beside.errors
+        return errors[0] if len(errors) == 1 else ExceptionGroup("errors of a handler and its tasks", errors)
+
+    async def _end_goodbye(self, goodbye: "asyncio.Task[None]") -> None:
+        """Wait for draining(), and cancel it. Only connections have it."""
+
+    def cancel_beside(self) -> None:
+        """Cancel what runs beside a handler that swallows everything, and wait for nothing."""
+        beside: Beside | None = self._server.beside.pop(self, None)
+        if beside is not None:
+            beside.tasks.cancel()
+            if beside.goodbye is not None:
+                beside.goodbye.cancel()
+
+    async def _wait(self, waiting: Any) -> BaseException | None:
+        """Await something, and return the cancellation that comes meanwhile."""
+        try:
+            await waiting
+        except asyncio.CancelledError as error:
+            return error
+        return None
+
+
+class AccompaniedConnection(AccompaniedRun, ToldConnection):
+    """The part of a :class:`~aioecho.serving.connection.Connection` that ends what runs beside its handler."""
+
+    __slots__ = ()
+
+    called = "connection"
+
+    def is_before_end(self) -> bool:
+        """Tell whether handle() has not ended, or has not begun."""
+        return self._stage < FINISH
 
     def say_goodbye(self) -> None:
         """Call draining(), if the handler has one of its own, in a task of its own."""
@@ -72,41 +133,9 @@ class AccompaniedConnection(ToldConnection):
         except Exception:
             self._server.call_handle_error(self.request, self.client_address, self)
 
-    async def end_beside(self, end: BaseException | None) -> BaseException | None:
-        """Wait for draining() to return, a second at the most, and then cancel the tasks, and wait for them.
-
-        `end` is what handle() has ended with. Return that, or the errors of tasks.
-        """
-        beside: Beside | None = self._server.beside.pop(self, None)
-        if beside is None:
-            return end
-        goodbye = beside.goodbye
-        if beside.has_cancelled and not isinstance(end, asyncio.CancelledError):
-            await self._wait(asyncio.sleep(0))  # the cancellation is still to come: handle() has ended meanwhile
-        if goodbye is not None:
-            if not self._is_cancelled and not self._protocol.is_lost:
-                end = await self._wait(asyncio.wait({goodbye}, timeout=GOODBYE)) or end
-            goodbye.cancel()
-        end = await self._wait(beside.tasks.end(0 if self._is_abandoned else LEAST)) or end
-        if beside.has_cancelled:
-            self.task.uncancel()
-        if not beside.errors or not (end is None or isinstance(end, Exception | asyncio.CancelledError)):
-            return end
-        errors = [end, *beside.errors] if isinstance(end, Exception) else beside.errors
-        return errors[0] if len(errors) == 1 else ExceptionGroup("errors of a handler and its tasks", errors)
-
-    def cancel_beside(self) -> None:
-        """Cancel what runs beside a handler that swallows everything, and wait for nothing."""
-        beside: Beside | None = self._server.beside.pop(self, None)
-        if beside is not None:
-            beside.tasks.cancel()
-            if beside.goodbye is not None:
-                beside.goodbye.cancel()
-
-    async def _wait(self, waiting: Any) -> BaseException | None:
-        """Await something, and return the cancellation that comes meanwhile."""
+    async def _end_goodbye(self, goodbye: "asyncio.Task[None]") -> None:
         try:
-            await waiting
-        except asyncio.CancelledError as error:
-            return error
-        return None
+            if not self._is_cancelled and not self._protocol.is_lost:
+                await asyncio.wait({goodbye}, timeout=GOODBYE)
+        finally:
+            goodbye.cancel()

@@ -239,9 +239,15 @@ class Connection(VerifiedConnection):
 
     def _prepare(self) -> Awaitable[None] | None:
         """Make the handler, if all goes well; return what has to be awaited for that."""
-        server, protocol = self._server, self._protocol
+        protocol = self._protocol
         writer = StreamWriter(protocol.transport, protocol, protocol.reader, self._loop)
-        return self._verify((protocol.reader, writer)) if server.ssl is None else self._secure(server.ssl, writer)
+        ssl = self.get_tls()
+        return self._verify((protocol.reader, writer)) if ssl is None else self._secure(ssl, writer)
+
+    def get_tls(self) -> ssl_module.SSLContext | None:
+        """Return what TLS is served with, None for none."""
+        context: ssl_module.SSLContext | None = self._server.ssl
+        return context
 
     async def _secure(self, ssl: ssl_module.SSLContext, writer: StreamWriter) -> None:
         if self._server.is_draining:

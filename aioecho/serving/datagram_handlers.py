@@ -10,7 +10,8 @@ from aioecho.framing import Framing
 from aioecho.net.datagram_socket import DatagramTransport
 from aioecho.runtime.logs import format_address
 from aioecho.serving.base import BaseServer
-from aioecho.serving.handlers import BaseRequestHandler, no_framing
+from aioecho.serving.handlers import BaseRequestHandler, OwnTasks, no_framing
+from aioecho.serving.tasks import Tasks
 from aioecho.streams.ending import Unbroken
 
 __all__ = ["DatagramBatchHandler", "DatagramRequestHandler", "DatagramSessionHandler"]
@@ -94,12 +95,19 @@ class DatagramSessionHandler(BaseRequestHandler):
 
     serves = "sessions"
 
+    tasks: Tasks = OwnTasks()  # type: ignore[assignment]
+    """Tasks beside :meth:`handle`, which end with the session: see :attr:`StreamRequestHandler.tasks`."""
+
     request: tuple[Datagrams, DatagramTransport]
     datagrams: Datagrams
 
     def __init__(self, request: tuple[Datagrams, DatagramTransport], client_address: Any, server: BaseServer) -> None:
         super().__init__(request, client_address, server)
         self.datagrams = request[0]
+
+    def _find_connection(self) -> Any:
+        """Return the server's session; None if it has ended, or if no server has made the datagrams."""
+        return getattr(self.datagrams, "session", None)
 
     def unbroken(self) -> Unbroken:
         """Return what keeps a stop off an exchange in steps: ``async with self.unbroken(): ...``.

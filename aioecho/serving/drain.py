@@ -12,12 +12,15 @@ from typing import Any, Protocol
 
 from aioecho.stats import DrainReport
 
-__all__ = ["DEFAULT_GRACE", "Drain", "Served", "check_grace"]
+__all__ = ["DEFAULT_GRACE", "OVER_GRACE", "Drain", "Served", "check_grace"]
 
 logger = logging.getLogger("aioecho.drain")
 
 DEFAULT_GRACE = 30.0
 """Seconds that handlers have to finish when a server stops."""
+
+OVER_GRACE = 4.0
+"""Seconds over the grace that the end of a program may take, if its tasks and its lifespan do not end when they are told to."""
 
 STAGE_TIMEOUT = 0.25
 """Seconds, when the grace is over, from one of the three stages that follow to the next."""
@@ -55,8 +58,8 @@ class Served(Protocol):
     def cancel(self) -> None:
         """Cancel the handler."""
 
-    def abort(self) -> None:
-        """End it, whatever its handler does."""
+    def abandon_handler(self) -> None:
+        """End it, whatever its handler does: it has swallowed its cancellation."""
 
 
 class Drain:
@@ -199,7 +202,7 @@ class Drain:
     def _abort_one(self, connection: Served) -> None:
         if not connection.was_aborted:
             logger.warning("would not end when cancelled, and was cut off: %r", connection)
-        connection.abort()
+        connection.abandon_handler()
 
     def _do_with_all(self, rest: list[Served], act: Callable[[Served], None], next_stage: Callable[[], None]) -> None:
         """Do something with each connection that is live still, some in a turn; then set the timer for the next stage."""

@@ -2,13 +2,14 @@
 
 from aioecho.net.kernel import round_trip, silence_of
 from aioecho.serving.beside import AccompaniedConnection
+from aioecho.serving.handler_types import undo_partial
 from aioecho.streams.ending import StreamDrain
 from aioecho.streams.handshake import Handshake
 from aioecho.streams.handshake_limit import Terms
 from aioecho.streams.outgoing import reset_when_closed
 from aioecho.streams.tls import FOR_EVER, TLSTransport
 
-__all__ = ["FRESH", "FRESH_AMONG_OTHERS", "DrainedConnection"]
+__all__ = ["FRESH", "FRESH_AMONG_OTHERS", "MOST_ROUND_TRIP", "DrainedConnection"]
 
 # Seconds. A client that has been connected for no longer when the server stops is still given the time to speak.
 FRESH = 0.1
@@ -42,13 +43,17 @@ class DrainedConnection(AccompaniedConnection):
         if self.request is None or handshake is not None:
             return
         self.say_goodbye()
-        transport = self._protocol.transport
-        age = self._loop.time() - (transport.open_from if isinstance(transport, TLSTransport) else self.since)
+        age = self._loop.time() - self._fresh_from()
         left = self._fresh() - age if age < FRESH_AMONG_OTHERS + MOST_ROUND_TRIP else 0
         if left > 0:
             self._loop.call_later(left, self._end_stream)
         else:
             self._end_stream()
+
+    def _fresh_from(self) -> float:
+        """Return when its peer could begin to speak."""
+        transport = self._protocol.transport
+        return transport.open_from if isinstance(transport, TLSTransport) else self.since
 
     def _fresh(self) -> float:
         fresh = FRESH_AMONG_OTHERS if self._server.keep_backlog else FRESH
@@ -91,7 +96,9 @@ class DrainedConnection(AccompaniedConnection):
         protocol, linger = self._protocol, self._timeouts().linger
         if self.request is None or protocol.is_lost:
             return
-        one_way = bool(getattr(self.handler, "one_way", False))
+        # In its setup() it is not known yet.
+        handler = undo_partial(self._RequestHandlerClass) if self.handler is None else self.handler
+        one_way = bool(getattr(handler, "one_way", False))
         if one_way and not self._has_sent_eof:
             self._has_sent_eof = True
             if isinstance(protocol.transport, TLSTransport):
@@ -120,14 +127,20 @@ class DrainedConnection(AccompaniedConnection):
         self.cancel_handler()
 
     def abort(self) -> None:
-        """Close at once, throw away what is unsent, and end the handler even if it swallows its cancellation."""
-        self.was_aborted = self._is_cancelled = True
-        self.abandon()
+        """Close at once, throw away what is unsent, and cancel the handler; one that goes on is ended a second later."""
+        self._abort_stream()
+        super().abort()
+
+    def abandon_handler(self) -> None:
+        """Close at once, throw away what is unsent, and end the handler, which has swallowed its cancellation."""
+        self._abort_stream()
+        super().abandon_handler()
+
+    def _abort_stream(self) -> None:
         if self.request is not None and not self._protocol.is_lost:
             if self._is_unsent(self._protocol):
                 reset_when_closed(self._protocol.transport)
             self._protocol.transport.abort()
-        self.cancel_handler()
 
     def handshake_terms(self) -> Terms:
         """Return what holds for a TLS handshake that begins now: one before the handler is timed from the accepting on.

@@ -15,7 +15,7 @@ from aioecho.streams.frames import Frames, read_frames, read_one_frame
 from aioecho.streams.reader import StreamReader
 from aioecho.streams.writer import StreamWriter
 
-__all__ = ["BaseRequestHandler", "StreamRequestHandler", "no_framing"]
+__all__ = ["BaseRequestHandler", "OwnTasks", "StreamRequestHandler", "no_framing"]
 
 
 class _State:
@@ -25,7 +25,7 @@ class _State:
         return self if handler is None else handler.server.state
 
 
-class _TasksOfConnection:
+class OwnTasks:
     """A handler's `tasks`. No property: a handler may have an attribute of its own of this name."""
 
     def __get__(self, handler: Any, kind: type) -> Any:
@@ -33,7 +33,9 @@ class _TasksOfConnection:
             return self
         connection = handler._find_connection()
         if connection is None:
-            raise RuntimeError("tasks end with a server's connection: this one has ended, or no server has made it")
+            raise RuntimeError(
+                "tasks end with a server's connection or session: this one has ended, or no server has made it"
+            )
         return connection.get_tasks()
 
 
@@ -101,7 +103,7 @@ class StreamRequestHandler(BaseRequestHandler):
     framing: Framing | None = None
     """How :attr:`frames` and :meth:`send_frame` cut the stream into frames: an object of aioecho.framing, of the class."""
 
-    tasks: Tasks = _TasksOfConnection()  # type: ignore[assignment]
+    tasks: Tasks = OwnTasks()  # type: ignore[assignment]
     """Tasks beside :meth:`handle`: ``self.tasks.create_task(coroutine)``. They end with the connection: when handle() has
     ended they are cancelled, and :meth:`finish` is called when they have ended, or after a second. What one raises cancels
     handle(), and is reported as an error of the handler's. RuntimeError once the connection is at its end."""

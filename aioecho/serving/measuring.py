@@ -82,7 +82,7 @@ def tell_measures(server: Any) -> Metrics:
         for name, listener in zip(part._names, part._listeners, strict=False):
             add_accept_queue(metrics, name, listener.sock)
     metrics.add("aioecho_draining", int(server.is_draining))
-    metrics.add("aioecho_paused", int(server.admission.is_paused))
+    metrics.add("aioecho_paused", int(server.is_paused))
     return metrics
 
 

@@ -74,7 +74,7 @@ class ProxiedConnection(Connection):
     `client_address` is the balancer's address until the header has come, and then the one that it names.
     """
 
-    __slots__ = ("_ended_by_peer", "_proxy", "_scope", "counted_address")
+    __slots__ = ("_ended_by_peer", "_has_header_since", "_proxy", "_scope", "counted_address")
 
     protocol_class = ReadCountingProtocol
 
@@ -92,6 +92,7 @@ class ProxiedConnection(Connection):
         self._proxy = proxy
         self._scope: asyncio.Timeout | None = None  # while the header is read
         self._ended_by_peer = False
+        self._has_header_since = 0.0
         self.counted_address = None
         super().__init__(server, sock, client_address, RequestHandlerClass)
 
@@ -110,6 +111,7 @@ class ProxiedConnection(Connection):
                 self._protocol.transport.abort()
         if header is None:
             return
+        self._has_header_since = self._loop.time()
         peer = self.client_address
         self.client_address, counted = addresses_of(header, peer)
         log_client(self.client_address, peer)
@@ -120,7 +122,7 @@ class ProxiedConnection(Connection):
             self._protocol.transport.abort()
             return
         self.counted_address = counted
-        protocol, ssl = self._protocol, self._server.ssl
+        protocol, ssl = self._protocol, self.get_tls()
         writer = ProxiedWriter(protocol.transport, protocol, protocol.reader, self._loop)
         writer.proxy = header
         verifying = self._verify((protocol.reader, writer)) if ssl is None else self._secure(ssl, writer)
@@ -160,6 +162,9 @@ class ProxiedConnection(Connection):
                 self._loop.call_later(left, self._end_silent_one)
             else:
                 self._end_silent_one()
+
+    def _fresh_from(self) -> float:
+        return max(super()._fresh_from(), self._has_header_since)
 
     def _end_silent_one(self) -> None:
         if self._scope is not None and not self._protocol.bytes_in and not self._is_about_to_read():

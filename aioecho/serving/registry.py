@@ -48,11 +48,12 @@ class Registry:
     `admission`, `handshake_limit`, `timeout_sweeper`: what applies the limits, and the timeouts.
     `handler_threads`: the threads of blocking handlers; None until the first one needs a thread.
     `keep_backlog`: whether the end of accepting leaves what the kernel has queued to other processes, which have the same
-    sockets. `on_accept`: called for every connection, or datagram's handler, that is registered. `accept_turns`: tells
+    sockets. `on_accept`: called with the number of connections, or of datagrams, that were registered. `accept_turns`: tells
     when to leave clients to other processes that accept from the same sockets; None if there are none. Workers set the three.
     `ids`: the ids of connections. `access_log`: whether the ends of connections are recorded for the access log.
     `live_stats`: what `stats` tells. `measures`: what is measured besides, None before the first call of `metrics()`.
-    `audience`: what broadcasts. `beside`: what runs beside handlers, by their connections.
+    `audience`: what broadcasts. `beside`: what runs beside handlers, by their connections. `is_part`: whether it is one of
+    several servers that another one is made of.
     """
 
     # The other attributes of a server for datagrams are no more than 30, also in a worker with a lifespan: see there.
@@ -64,6 +65,7 @@ class Registry:
         "event_loop",
         "handler_threads",
         "ids",
+        "is_part",
         "measures",
         "on_accept",
     )
@@ -89,7 +91,8 @@ class Registry:
         self.keep_backlog = self.access_log = False
         self.measures = None
         self._held_up: HeldUpWatch | None = None
-        self.on_accept: Callable[[], object] | None = None
+        self.is_part = False
+        self.on_accept: Callable[[int], object] | None = None
         self.event_loop: asyncio.AbstractEventLoop | None = None
         self.handler_threads: ThreadPool | None = None
         self._connections: set[Any] = set()
@@ -145,7 +148,7 @@ class Registry:
                 self.measures.start(loop)
         if self._held_up is not None:
             self._held_up.stop()
-        self._held_up = None if loop is None else watch_in_debug_mode(loop)
+        self._held_up = None if loop is None or self.is_part else watch_in_debug_mode(loop)
 
     @property
     def limits(self) -> Limits:
@@ -186,6 +189,11 @@ class Registry:
     def is_draining(self) -> bool:
         """Whether a shutdown has begun."""
         return self._drain is not None
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it accepts no clients, by pause(), until resume()."""
+        return self.admission.is_paused
 
     # Hooks.
 
@@ -293,7 +301,7 @@ class Registry:
         self.live_stats.active += 1
         self._connections.add(connection)
         if self.on_accept is not None:
-            self.on_accept()
+            self.on_accept(1)
 
     def identify(self, connection: Any) -> str:
         """Return the id of a connection, which it gets now if it has none yet. One that has ended gets none: ""."""

@@ -12,7 +12,10 @@ from aioecho.serving.ends import Ended
 from aioecho.serving.handlers import BaseRequestHandler
 from aioecho.serving.live import Live
 
-__all__ = ["HandlerRun"]
+__all__ = ["SWALLOWED_FOR", "HandlerRun"]
+
+SWALLOWED_FOR = 1.0
+"""Seconds from a handler's cancellation until it is ended though it swallows that."""
 
 
 class HandlerRun(Live, Ended, Driver):
@@ -28,6 +31,28 @@ class HandlerRun(Live, Ended, Driver):
     handler: Any
     _server: Any  # a BaseServer, which the handler gets too
     _RequestHandlerClass: Callable[..., Any]
+
+    was_aborted: bool
+
+    def abort(self) -> None:
+        """Cancel the handler, and end it SWALLOWED_FOR seconds later if it goes on."""
+        self.was_aborted = True  # type: ignore[misc] # see Ended
+        self.cancel()
+        self.task.get_loop().call_later(SWALLOWED_FOR, self._abandon_if_live)
+
+    def _abandon_if_live(self) -> None:
+        if not self.task.done():
+            self.abandon_handler()
+
+    def abandon_handler(self) -> None:
+        """End the handler, which has swallowed its cancellation."""
+        self.was_aborted = True  # type: ignore[misc] # see Ended
+        self.abandon()
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Cancel the handler. To be overridden."""
+        raise NotImplementedError
 
     def note_wait(self) -> None:
         """Do what is to be done before a hook or a handler's method may wait. To be overridden."""

@@ -32,6 +32,7 @@ class _Reader(Protocol):
     _holds: int
     _loop: asyncio.AbstractEventLoop
     _news: Any
+    _transport: Any
 
     def _wakeup_waiter(self) -> None: ...
 
@@ -70,6 +71,8 @@ class StreamDrain:
             self.stop()
         if began or reader._received or reader._skip is not None or reader._holds or not self._has_read_all():
             return False
+        if getattr(reader._transport, "is_in_record", False) and not self._has_lingered(reader, silence_of(self._sock)):
+            return False  # a part of a TLS record has come, of which the reader does not know
         if self._one_way:
             self._attempts += 1
             return stop_receiving(self._sock, self._attempts > ATTEMPTS)

@@ -7,8 +7,9 @@ from typing import Any
 
 from aioecho.exceptions import FrameTooLong, FramingError
 from aioecho.framing import Framing
+from aioecho.framing.base import check_split
 from aioecho.runtime.steps import steps
-from aioecho.streams.records import RecordReader
+from aioecho.streams.records import BIG, LEAST_WINDOW, MANY, WINDOW, RecordReader
 
 __all__ = ["Batches", "Frames", "read_frames", "read_one_frame"]
 
@@ -25,30 +26,54 @@ class _Reading:
         self._reader = reader
         self._framing = framing
 
+    def _window(self) -> int:
+        """Return how many bytes to split at a time, if no frame is longer."""
+        raise NotImplementedError
+
     def _split(self) -> Generator[Any, None, tuple[list[bytes], int]]:
-        """Wait until there are frames; return them, and how many bytes of the buffer they take. None: the stream has ended."""
+        """Wait until there are frames; return them, and how many bytes of the buffer they take. None: the stream has ended.
+
+        Where much is buffered only its front is split: a frame of two bytes takes 50 as an object, and a peer that sends such
+        while the handler is busy decides how many there are.
+        """
         reader, framing = self._reader, self._framing
         yield from reader._look()
+        if len(reader._received) > self._window() and reader._is_slice_over():
+            yield from reader._breathe()
+            yield from reader._look()
         received = reader._received
         while True:
             scan = reader._scan
             _, scanned, wanted = scan if scan is not None and scan[0] is self else (self, 0, 1)
             if len(received) >= wanted:
+                size = max(wanted, self._window())
+                front: bytearray | bytes = received if size >= len(received) else bytes(memoryview(received)[:size])
+                size = len(front)
                 try:
-                    frames, used, wanted = framing.split(received, scanned)
-                    if not used and framing.max_size is not None and len(received) > framing.max_size + SLACK:
+                    frames, used, wanted = framing.split(front, scanned)
+                    if not used and framing.max_size is not None and size > framing.max_size + SLACK:
                         raise FrameTooLong(None, framing.max_size)
                 except (FrameTooLong, FramingError) as error:
                     if error.skip != 0:
                         reader._skip_from_now(framing if error.skip is None else error.skip)
                     raise
+                if not 0 < used <= size:
+                    if scanned and wanted <= size and not (frames or used):
+                        reader._scan = None  # it asks for a call with `scanned` 0
+                        continue
+                    check_split(framing, size, frames, used, wanted)
                 if frames:
                     return frames, used
                 if used:
                     reader._drop(used)
+                    size -= used
+                if wanted > size:
+                    # One more than was there: nothing is known. So look at the more that is there, or wait.
+                    more = min(4 * size, len(received)) if wanted == size + 1 else 0
+                    reader._scan = (self, size, max(wanted, more))
+                    wanted = max(wanted, more)
                 if wanted <= len(received):
                     continue
-                reader._scan = (self, len(received), wanted)
             if reader._eof:
                 if received:
                     partial = reader._take(len(received))
@@ -110,18 +135,31 @@ class Frames(_Reading):
             self._further = frames[:-batch]
             frames = frames[-batch:]
         self._frames = frames
+        if self._further and len(self._further) > MANY:
+            reader._note_objects(len(self._further))
         return frames.pop()
+
+    def forget(self) -> None:
+        """Forget what was not handed out."""
+        self._frames, self._further, self._last = [], [], None
 
     def has_more(self) -> bool:
         """Tell whether there is one that was not handed out."""
         return self._last is not None
 
+    def _window(self) -> int:
+        return self._reader._window
+
     def put_back(self, received: bytearray, used: int) -> int:
         """Forget what was not handed out, for another to read; return how many bytes the ones take that were."""
+        reader = self._reader
         if self._last is None:
+            reader._window = min(4 * reader._window, WINDOW)
             return used
+        # A protocol of frames and counted bytes. To split all anew after every read of bytes would be quadratic.
+        reader._window = max(reader._window // 4, LEAST_WINDOW)
         left = len(self._frames) + len(self._further) + 1
-        self._frames, self._further, self._last = [], [], None
+        self.forget()
         split = self._framing.split
         count = len(split(bytes(received[:used]))[0]) - left
         # The shortest beginning that holds so many frames: a frame tells nothing of how long it was.
@@ -140,6 +178,9 @@ class Batches(_Reading):
     """``async for frames in reader.batches(framing)``: see :meth:`StreamReader.batches`."""
 
     __slots__ = ()
+
+    def _window(self) -> int:
+        return BIG
 
     def __aiter__(self) -> "Batches":
         return self
@@ -161,6 +202,8 @@ async def read_frames(reader: asyncio.StreamReader, framing: Framing) -> AsyncIt
     received = bytearray()
     while True:
         frames, used, wanted = framing.split(received)
+        if not 0 < used <= len(received):
+            check_split(framing, len(received), frames, used, wanted)
         del received[:used]
         for frame in frames:
             yield frame

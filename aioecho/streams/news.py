@@ -6,10 +6,13 @@ from typing import Literal
 
 from aioecho.runtime.driver import Waiter
 
-__all__ = ["DEFAULT_LIMIT", "SLOW", "Buffer", "Collected", "News", "Slow"]
+__all__ = ["DEFAULT_LIMIT", "SLOW", "UNCOUNTED", "Buffer", "Collected", "News", "Slow"]
 
 DEFAULT_LIMIT = 2**16
 """Bytes: asyncio's default for the longest line, and half of what a reader buffers before it pauses the transport."""
+
+UNCOUNTED = 2**14
+"""Bytes of a stream that the server's budget of memory does not count: most never hold more, and need not say so."""
 
 Buffer = bytes | bytearray | memoryview
 

@@ -12,8 +12,9 @@ from time import monotonic
 
 from aioecho.config import Limits
 from aioecho.streams.memory import MemoryBudget
-from aioecho.streams.news import Buffer, Collected, News
+from aioecho.streams.news import UNCOUNTED, Buffer, Collected, News
 from aioecho.streams.reader import StreamReader
+from aioecho.streams.records import OBJECT
 
 __all__ = ["Outgoing", "reset_when_closed", "set_result"]
 
@@ -164,21 +165,28 @@ class Outgoing(News):
         return size if self.collected is None else size + COLLECTED - self.collected.room
 
     def note_memory(self) -> bool:
-        """Tell the server's budget how much is buffered in either direction, if that is more than every stream may buffer.
+        """Tell the server's budget how much is buffered in either direction, if that is much.
 
         Return False if the connection was aborted, for this or something else.
         """
         budget, reader = self._budget, self.reader
         if budget is not None:
-            held = len(reader._received) + reader._gathered
-            if self.paused_since is not None:
+            held = len(reader._received) + reader._gathered + OBJECT * reader._objects
+            if self.paused_since is not None and not self.is_lost:
                 held += self.unsent()
-            if held <= 2 * reader._limit or self.is_lost:
+            if held <= UNCOUNTED:
                 held = 0
             if held != self.held:
                 self.held = held
                 budget.note(self, held)
         return self.aborted_for is None
+
+    def release_memory(self) -> None:
+        """Count nothing more for the server's budget: the handler has ended. Until then it may read what is buffered."""
+        budget, self._budget = self._budget, None
+        if budget is not None and self.held:
+            self.held = 0
+            budget.note(self, 0)
 
     def abort_for(self, reason: str) -> None:
         """Abort the connection: what is unsent is thrown away. `aborted_for` is the first such reason."""
@@ -188,7 +196,17 @@ class Outgoing(News):
             self.mark_due()
             if self.paused_since is not None:
                 reset_when_closed(self.transport)
+            if reason == "memory":
+                self.reader.discard(_aborted(reason))  # at once: many may be aborted in one turn of the loop
             self.transport.abort()
+        elif reason == "memory":  # its handler has not ended
+            self.drop_received(reason)
+
+    def drop_received(self, reason: str) -> None:
+        """Let reads fail at once, and what was received and not read go."""
+        # No end of the stream that the peer has not sent: what it sent was not all.
+        self.reader.discard(_aborted(reason))
+        self.reader.set_exception(_aborted(reason))
 
     # What writes and drain() look at.
 
@@ -269,6 +287,10 @@ class Outgoing(News):
                 await waiting
             finally:
                 self._waiting_to_write = tuple(each for each in self._waiting_to_write if each is not waiting)
+
+
+def _aborted(reason: str) -> ConnectionAbortedError:
+    return ConnectionAbortedError(f"the server aborted the connection: {reason}")
 
 
 def reset_when_closed(transport: asyncio.BaseTransport) -> None:

@@ -81,7 +81,8 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
             self.reader._unchecked = limits.max_frame
         self.is_server_side = is_server_side
         self.lost_with: Exception | None = None
-        self.peer_has_closed = self.is_tls = self.is_breathing = False
+        self.peer_has_closed = self.is_tls = False
+        self.is_breathing: bool | None = False  # in a pause of note_input()'s; None: it makes none
         self._stays_open_at_eof = True
         self._waiting_to_close: tuple[asyncio.Future[None], ...] = ()
 
@@ -179,6 +180,7 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
             and self.reader._transport is not None
             and self.transport.is_reading()
             and not isinstance(self._loop, asyncio.SelectorEventLoop)
+            and self.is_breathing is not None
         ):
             self.transport.pause_reading()
             self.is_breathing = True
@@ -186,10 +188,16 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
 
     def read_on(self) -> None:
         """End the pause that note_input() made."""
-        is_breathing, self.is_breathing = self.is_breathing, False
-        # Not self.transport: TLS's reads on while it closes, for the peer's close_notify.
-        if is_breathing and not (self.reader._paused or self.is_lost or self._socket_transport.is_closing()):
-            self.transport.resume_reading()
+        if self.is_breathing:
+            self.is_breathing = False
+            # Not self.transport: TLS's reads on while it closes, for the peer's close_notify.
+            if not (self.reader._paused or self.is_lost or self._socket_transport.is_closing()):
+                self.transport.resume_reading()
+
+    def share_transport(self) -> None:
+        """Have note_input() pause the transport no more: read_on() would undo the pause_reading() of other code."""
+        self.read_on()
+        self.is_breathing = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the stream, with `exc` if the connection broke. A second call changes nothing."""
@@ -205,8 +213,7 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         reader = self.reader
         is_told = exc is not None and (reader.is_awaited() or bool(self._waiting_to_write))
         if self.aborted_for is not None and exc is None:
-            # No end of the stream that the peer has not sent: what it sent was not all.
-            reader.set_exception(ConnectionAbortedError(f"the server aborted the connection: {self.aborted_for}"))
+            self.drop_received(self.aborted_for)
         elif exc is not None:
             reader.break_off(exc)
         elif not reader._eof:
@@ -232,6 +239,7 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
 
         The frames in which the stream's error was raised refer to the stream, and it to the error.
         """
+        self.release_memory()
         reader = self.reader
         reader._scan = None
         reader.suspend_drain()

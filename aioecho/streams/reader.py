@@ -17,7 +17,7 @@ from aioecho.framing import Framing
 from aioecho.runtime.steps import steps
 from aioecho.streams.frames import Batches, Frames
 from aioecho.streams.news import DEFAULT_LIMIT, Buffer, News
-from aioecho.streams.records import BIG, SLICE, find_separator
+from aioecho.streams.records import BIG, SLICE, Gathered, find_separator
 from aioecho.streams.waiting import WaitingReader
 
 __all__ = ["StreamReader"]
@@ -111,24 +111,22 @@ class StreamReader(WaitingReader, asyncio.StreamReader):
         return self._take(n) if self._received else b""
 
     def _read_all(self) -> Generator[Any, None, bytes]:
-        blocks: list[bytes] = []
-        size = 0
+        gathered = Gathered()
         most = self._news.max_frame if self._news is not None else None
         try:
-            while block := (yield from self._read(self._limit, bool(blocks))):
-                blocks.append(block)
-                size += len(block)
-                if most is not None and size > most:
+            while block := (yield from self._read(self._limit, gathered.size > 0)):
+                gathered.add(block)
+                if most is not None and gathered.size > most:
                     self._skip_from_now(None)
                     raise FrameTooLong(None, most)
-                self._gathered = size
+                self._gathered = gathered.size
                 if self._news is not None:
                     self._news.note_memory()
         finally:
             self._gathered = 0
             if self._news is not None:
                 self._news.note_memory()
-        return b"".join(blocks)
+        return gathered.join()
 
     @steps
     def readline(self) -> Generator[Any, None, bytes]:
@@ -384,9 +382,9 @@ class StreamReader(WaitingReader, asyncio.StreamReader):
             raise IncompleteReadError(b"", None) from None
 
     def batches(self, framing: Framing) -> Batches:
-        """As :meth:`frames`, but ``async for frames in ...`` gives lists: all whole frames that have come, at least one.
+        """As :meth:`frames`, but ``async for frames in ...`` gives lists: the whole frames that have come, at least one.
 
-        For ingest: a list costs about as much as a frame.
+        Of more than 64 KiB that have come, the first ones. For ingest: a list costs about as much as a frame.
         """
         return Batches(self, self._bound(framing))
 

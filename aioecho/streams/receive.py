@@ -6,13 +6,10 @@ from time import monotonic
 from typing import Any
 
 from aioecho.streams.frames import Batches, Frames
-from aioecho.streams.news import News, Slow
-from aioecho.streams.records import BATCH, LEAST_BATCH
+from aioecho.streams.news import UNCOUNTED, News, Slow
+from aioecho.streams.records import BATCH, LEAST_BATCH, MANY, PIECE, WINDOW
 
 __all__ = ["ReceiveBuffer"]
-
-# Bytes that are split at a time, so that what is split is not much more than what is handed out soon.
-PIECE = 2**14
 
 # Lines that are handed out one by one, after lines that were split had to be put back for another kind of read: at first, and
 # at the most, as it is four times as many each time that it happens.
@@ -50,12 +47,15 @@ class ReceiveBuffer:
     _holder: Frames | None = None  # or what holds them, if they are frames
     _scan: tuple[Frames | Batches, int, int] | None = None  # how far which of these has looked at what is buffered
 
+    _window: int = WINDOW  # bytes of it that are split into frames at a time
+
     _skip: Any = None  # what is to be skipped before the next record: see skip_record()
     _batch: int = LEAST_BATCH  # records between two looks at the clock
     _left: int = LEAST_BATCH  # records to hand out before the next look at the clock
     _slice_end: float = 0.0  # when the loop is to run
 
     _gathered: int = 0  # bytes that read(-1) has taken and not returned yet
+    _objects: int = 0  # records that were split at a time, if many
 
     _message_began: float | None = None  # when a read came to wait for the rest of what it has begun to read
 
@@ -79,21 +79,29 @@ class ReceiveBuffer:
     def _keep(self, chunk: bytes | memoryview) -> None:
         """Buffer a chunk that was handed over, or the rest of one."""
         self._slow_down()
-        if not self._received and type(chunk) is bytes and self._exception is None and self._skip is None:
+        # Not a large one: it would be in memory twice until it is read.
+        if (
+            not self._received
+            and type(chunk) is bytes
+            and len(chunk) <= PIECE
+            and self._exception is None
+            and self._skip is None
+        ):
             self._piece = chunk  # and _at is 0
         self._received += chunk
+        size = len(self._received)
         news = self._news
         if news is not None:  # the connection is not lost
             news.note_input(len(chunk))
-        if len(self._received) > 2 * self._limit and not self._paused and self._transport is not None:
+        if size > 2 * self._limit and not self._paused and self._transport is not None:
             try:
                 self._transport.pause_reading()
             except NotImplementedError:
                 self._transport = None  # as asyncio: it can't be paused, so never ask again
             else:
                 self._paused = True
-                if news is not None:
-                    news.note_memory()
+        if size > UNCOUNTED and news is not None and size > news.held:
+            news.note_memory()
 
     def _keep_item(self) -> None:
         """Buffer a chunk that was handed over to a read that has not taken it, before anything that came later."""
@@ -135,7 +143,8 @@ class ReceiveBuffer:
         news = self._news
         if news is not None:
             news.unanswered = news.unanswered or True
-            if news.held:
+            if news.held and (self._objects or len(self._received) <= news.held // 2):  # not at every record
+                self._objects = 0
                 news.note_memory()
         if self._paused and len(self._received) <= self._limit:
             assert self._transport is not None
@@ -164,6 +173,22 @@ class ReceiveBuffer:
                 self._lines = self._further_lines = []
                 self._last_line = None
             self._drop(split)
+
+    def _note_objects(self, count: int) -> None:
+        """Have so many records that were split off, and are many, counted until they are handed out or put back."""
+        self._objects = count
+        if self._news is not None:
+            self._news.note_memory()
+
+    def _discard(self) -> None:
+        """Forget all that was received and not handed out."""
+        if self._holder is not None:
+            self._holder.forget()
+            self._holder = None
+        self._lines = self._further_lines = []
+        self._last_line = self._scan = None
+        self._piece, self._at, self._split, self._objects = b"", 0, 0, 0
+        self._received.clear()
 
     def _catch_up(self) -> None:
         """Write what was collected, as all that was buffered is read; then the next read may wait without looking further."""
@@ -237,4 +262,6 @@ class ReceiveBuffer:
             self._further_lines, lines = lines, lines[-batch:]
             del self._further_lines[-batch:]
         self._lines = lines
+        if self._further_lines and len(self._further_lines) > MANY:
+            self._note_objects(len(self._further_lines))
         return lines.pop()

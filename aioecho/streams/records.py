@@ -6,13 +6,38 @@ from typing import Any, Protocol
 from aioecho.framing import Framing
 from aioecho.framing.separated import skip_to
 
-__all__ = ["ALL", "BATCH", "BIG", "LEAST_BATCH", "SLICE", "RecordReader", "find_separator", "skip_record"]
+__all__ = [
+    "ALL",
+    "BATCH",
+    "BIG",
+    "LEAST_BATCH",
+    "LEAST_WINDOW",
+    "MANY",
+    "OBJECT",
+    "PIECE",
+    "SLICE",
+    "WINDOW",
+    "Gathered",
+    "RecordReader",
+    "find_separator",
+    "skip_record",
+]
 
 SLICE = 0.00025
 """Seconds that a handler is given records that are buffered, before the loop runs: other connections have their turn."""
 
 LEAST_BATCH, BATCH = 4, 64
 """Records that are handed out between two looks at the clock: the fewer, the longer a handler takes for them."""
+
+PIECE = 2**14
+"""Bytes that are split into records at a time, so that what is split is not much more than what is handed out soon."""
+
+WINDOW, LEAST_WINDOW = 2**15, 2**6
+"""The same of frames; and after some that were split had to be put back for another kind of read, again and again."""
+
+MANY, OBJECT = 2**9, 48
+"""Records that count for the server's budget of memory where more are split at a time, and the bytes that one counts: as an
+object even an empty one takes so many, and a place in a list."""
 
 BIG = 2**16
 """Bytes: a chunk after which the loop has a turn before it reads on. libuv reads a socket up to 32 times in a row."""
@@ -22,6 +47,34 @@ ALL: Any = object()
 
 # Bytes that are searched at first.
 WINDOW = 256
+
+
+# Bytes: shorter blocks are gathered in one object. As objects of their own they would take many times their bytes.
+SHORT_BLOCK = 2**12
+
+
+class Gathered:
+    """The blocks that read(-1) has read so far, which are `size` bytes."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._blocks: list[bytes] = []
+        self._short = bytearray()  # what came after these
+
+    def add(self, block: bytes) -> None:
+        """Add a block."""
+        self.size += len(block)
+        if len(block) < SHORT_BLOCK:
+            self._short += block
+            return
+        if self._short:
+            self._blocks.append(bytes(self._short))
+            self._short.clear()
+        self._blocks.append(block)
+
+    def join(self) -> bytes:
+        """Return all of them."""
+        return b"".join((*self._blocks, self._short))
 
 
 class RecordReader(Protocol):
@@ -34,6 +87,7 @@ class RecordReader(Protocol):
     _scan: Any
     _skip: Any
     _batch: int
+    _window: int
     _message_began: float | None
 
     def _look(self) -> Generator[Any, None, None]: ...
@@ -44,6 +98,7 @@ class RecordReader(Protocol):
     def _take(self, size: int) -> bytes: ...
     def _drop(self, size: int) -> None: ...
     def _skip_from_now(self, what: Any) -> None: ...
+    def _note_objects(self, count: int) -> None: ...
 
 
 def find_separator(buffer: bytearray, separators: Sequence[Any], searched: int) -> tuple[int, int] | None:

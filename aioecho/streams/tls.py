@@ -58,8 +58,7 @@ _OPEN, _CLOSING, _LOST = _State
 class TLSTransport(asyncio.Transport, asyncio.Protocol):
     """The transport of a stream over TLS, and at the same time the protocol of the socket's transport under it.
 
-    close() sends close_notify and waits until the peer closes too; what the peer sends until then is dropped. Renegotiation
-    (TLS 1.2) is not supported: a write that needs it fails, and aborts the connection.
+    close() sends close_notify, and drops what comes until the peer closes too. A renegotiation (TLS 1.2) aborts the connection.
     """
 
     __slots__ = (
@@ -68,7 +67,6 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         "_has_ended",
         "_has_said_end",
         "_incoming",
-        "_is_in_record",
         "_loop",
         "_most",
         "_object",
@@ -81,6 +79,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         "_timer",
         "_transport",
         "_write",
+        "is_in_record",
         "open_from",
     )
 
@@ -110,7 +109,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         self._shutdown_timeout = shutdown_timeout
         self._state = _OPEN
         self._most = SLICE  # bytes: for how many at once data_received() may take the short way
-        self._is_in_record = False  # OpenSSL may have a part of a record
+        self.is_in_record = False  # OpenSSL has a part of a record; or a whole one had no data, which is seldom
         self._has_said_end = False  # by end_writing()
         self._has_ended = False  # the peer has sent close_notify, or closed its direction of the connection
         self._error: Exception | None = None
@@ -125,14 +124,13 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         if len(data) > self._most:
             self.receive(data)
             return
-        # The way that most data go: they are one record, or the rest of one. So much has to be read as came, but where a part
-        # of the record came before.
+        # Most data are one record, or the rest of one. So much has to be read as came, but where a part of it came before.
         incoming = self._incoming
         incoming.write(data)
         try:
-            chunk = self._read(RECORD if self._is_in_record else len(data))
+            chunk = self._read(RECORD if self.is_in_record else len(data))
         except SSLWantReadError:
-            self._is_in_record = True
+            self.is_in_record = True
             if self._outgoing.pending:
                 self._reply()
         except SSLError as error:
@@ -146,7 +144,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
                 self._process(chunks)
                 self._pass_on(chunks)
             else:
-                self._is_in_record = False
+                self.is_in_record = False
                 self._deliver(chunk)
 
     def receive(self, data: bytes) -> None:
@@ -168,12 +166,17 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         if self._state is _CLOSING:
             self._shut_down()
             return
+        has_come = self._incoming.pending > 0
         try:
             while chunk := self._read(RECORD):
                 chunks.append(chunk)
-            self._end()
+                if not self._incoming.pending:  # OpenSSL takes no byte of the next record, and so has none
+                    self.is_in_record = False
+                    break
+            else:
+                self._end()
         except SSLWantReadError:
-            self._is_in_record = True  # perhaps
+            self.is_in_record |= has_come
         except SSLZeroReturnError:  # for an end, once there is one of both directions
             self._end()
         except SSLError as error:
@@ -334,7 +337,8 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         """Close at once; what is unsent is lost."""
         if self._state is _OPEN:
             self._state = _CLOSING
-            self._end()  # what comes still is dropped
+            self._end()
+            self._deliver = _drop  # also what was decrypted just now
         self._transport.abort()
 
     def is_closing(self) -> bool:

@@ -87,6 +87,15 @@ class WaitingReader(ReceiveBuffer):
             self._news.update_slow_path()  # for drain(), which raises it too
         self._wakeup_waiter()
 
+    def discard(self, exc: Exception) -> None:
+        """Forget what was received, and have reads that begin from now on raise `exc`: the connection is aborted.
+
+        A read that waits goes on to, until the connection is lost.
+        """
+        self._discard()
+        self._exception, self._is_broken_off = exc, False
+        self._slow_down()
+
     def break_off(self, exc: BaseException) -> None:
         """Make reads raise `exc` once all that had come before is read: the connection broke."""
         self._is_broken_off = self._exception is None

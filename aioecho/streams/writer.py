@@ -77,8 +77,7 @@ class StreamWriter(asyncio.StreamWriter):
         protocol = self.protocol
         protocol.flush()
         self._shares_transport = True
-        if protocol.is_breathing:
-            protocol.read_on()  # else it would undo a pause_reading()
+        protocol.share_transport()
         return self._transport
 
     def writelines(self, data: Iterable[Buffer]) -> None:

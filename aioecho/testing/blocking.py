@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any, overload
 
 from aioecho.background import BackgroundServer, running
+from aioecho.framing.base import check_split
 from aioecho.serving.base import BaseServer
 from aioecho.serving.datagram_handlers import DatagramBatchHandler, DatagramRequestHandler, DatagramSessionHandler
 from aioecho.testing.client import TIMEOUT
@@ -105,6 +106,15 @@ class BlockingClient(_BaseClient):
                 return self._take(len(self._buffer))
         return self._take(end)
 
+    def read_frame(self) -> bytes:
+        """Return the next frame that the handler sends, by the `framing` of its class.
+
+        Raises IncompleteReadError if the stream ends before, and TypeError if the class has no framing.
+        """
+        for frame in self.frames:
+            return frame
+        raise asyncio.IncompleteReadError(b"", None)
+
     @property
     def frames(self) -> Iterator[bytes]:
         """The frames that the handler sends, by the `framing` of its class: ``next(client.frames)``, or a loop.
@@ -122,6 +132,8 @@ class BlockingClient(_BaseClient):
     def _split(self, framing: Any) -> Iterator[bytes]:
         while True:
             frames, used, wanted = framing.split(self._buffer)
+            if not 0 < used <= len(self._buffer):
+                check_split(framing, len(self._buffer), frames, used, wanted)
             del self._buffer[:used]
             yield from frames
             while len(self._buffer) < wanted:

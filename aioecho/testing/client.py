@@ -134,6 +134,14 @@ class Client(_BaseClient):
         """Return a line with its newline; what there is of it at the end of the stream, and then b""."""
         return await self._within_timeout(self.reader.readline(), "sent no line")
 
+    async def read_frame(self) -> bytes:
+        """Return the next frame that the handler sends, by the `framing` of its class.
+
+        Raises IncompleteReadError if the stream ends before, and TypeError if the class has no framing.
+        """
+        reading = self.reader.readframe(find_framing(self._server))
+        return await self._within_timeout(reading, "sent no frame")
+
     @property
     def frames(self) -> AsyncIterator[bytes]:
         """The frames that the handler sends, by the `framing` of its class: ``await anext(client.frames)``, or a loop.

@@ -19,6 +19,7 @@ class ServerFactory:
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
         self._servers: list[RecordingServer] = []
+        self._failures: list[Exception] = []  # of shutdowns
 
     def __call__(
         self,
@@ -43,15 +44,25 @@ class ServerFactory:
         for_datagrams = not is_mapping and are_for_datagrams(*endpoints)
         options.setdefault("server_class", DatagramServer if for_datagrams else StreamServer)
         server = make_server(endpoints or None, RequestHandlerClass, recording=RecordingServer, **options)
-        background = self._stack.enter_context(running(BackgroundServer(server, loop)))
+        serving = running(BackgroundServer(server, loop))
+        background = serving.__enter__()
+        self._stack.callback(self._shut_down, serving)
         self._servers.append(server)
         return background
 
+    def _shut_down(self, serving: contextlib.AbstractContextManager[BackgroundServer]) -> None:
+        try:
+            serving.__exit__(None, None, None)
+        except Exception as error:
+            self._failures.append(error)  # after what the handlers have raised, and the other servers are shut down too
+
     def close(self) -> list[BaseException]:
-        """Shut all servers down, and return what their handlers have raised."""
+        """Shut all servers down, and return what their handlers have raised, and what the shutdowns have."""
         servers, self._servers = self._servers, []
         self._stack.close()
         errors = [error for server in servers for error in server._record.take_errors()]
+        failures, self._failures = self._failures, []
+        errors += failures
         for server in servers:
             try:
                 check_lifespan(server)

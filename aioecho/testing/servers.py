@@ -16,8 +16,8 @@ from typing import Any
 from aioecho.datagrams.server import UDPServer
 from aioecho.framing import Framing
 from aioecho.net.bound import BoundSocket
+from aioecho.net.bound_options import note_options
 from aioecho.net.endpoints import Endpoint, TCPEndpoint
-from aioecho.net.proxy_sockets import expect_headers
 from aioecho.server import StreamListener, StreamServer, TCPServer
 from aioecho.serving.base import BaseServer
 from aioecho.serving.ends import Reason
@@ -223,7 +223,7 @@ class PortlessServer(RecordingServer, StreamServer):
     def _make_listeners(self, bound: list[BoundSocket], handler_classes: list[Any]) -> Sequence[ListeningSocket]:
         # A socket that is never bound: it takes no port.
         own = BoundSocket(socket.socket(socket.AF_INET, socket.SOCK_STREAM), "testing")
-        expect_headers([own], self._proxy)
+        note_options([own], TCPEndpoint("127.0.0.1", 0), self._proxy)
         self._pairs = Pairs(self, own)
         self._record.when_made = self._pairs.note_made
         return [self._pairs]

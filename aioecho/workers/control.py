@@ -7,12 +7,13 @@ import signal
 from collections.abc import Mapping
 from typing import Any, Protocol, Self
 
-from aioecho.config import Limits, Timeouts
 from aioecho.net.endpoints import UnixEndpoint
 from aioecho.ops.control import ControlServer
 from aioecho.ops.control_commands import Gathered
 from aioecho.ops.control_request import ControlError
-from aioecho.ops.control_view import changed
+from aioecho.ops.control_view import ServerView
+from aioecho.serving.base import BaseServer
+from aioecho.several import servers_of
 from aioecho.workers.asking import Answers, Asking
 from aioecho.workers.slots import WorkerProcess, WorkerSlot
 from aioecho.workers.watching import WorkerWatch
@@ -51,18 +52,20 @@ class SupervisorControl:
 
     Args:
         where: the control socket; None for none.
-        limits, timeouts: what the workers begin with.
+        server: made as the workers' servers, and never started. What is set live is set here first, which checks it.
 
     `supervisor` is set by the supervisor that this is for.
     """
 
     supervisor: ControlledSupervisor
 
-    def __init__(self, where: UnixEndpoint | None, limits: Limits, timeouts: Timeouts) -> None:
+    def __init__(self, where: UnixEndpoint | None, server: BaseServer) -> None:
         self._server = None if where is None else ControlServer(where, self)
-        self._settings: dict[str, Limits | Timeouts] = {"limits": limits, "timeouts": timeouts}
-        self._changes: dict[str, dict[str, Any]] = {"limits": {}, "timeouts": {}}
-        self._is_paused = False
+        self._view = ServerView(server)
+        # Of every server, in their order.
+        self._settings: list[dict[str, Any]] = [
+            {"limits": {}, "timeouts": {}, "paused": False} for _ in servers_of(server)
+        ]
         self._numbers = itertools.count(1)
 
     async def __aenter__(self) -> Self:
@@ -83,7 +86,7 @@ class SupervisorControl:
 
     def orders(self, worker: WorkerProcess) -> dict[str, Any]:
         """Return what a worker that begins to serve has to know of all that was set live."""
-        return {"number": worker.number, "paused": self._is_paused, **self._changes}
+        return {"number": worker.number, "settings": self._settings}
 
     # What the commands are carried out by.
 
@@ -116,16 +119,22 @@ class SupervisorControl:
             "counts": self.supervisor.watch.counts(),
         }
 
-    async def set_live(self, kind: str, changes: Mapping[str, Any]) -> Gathered:
+    async def set_live(self, kind: str, changes: Mapping[str, Any], server: int | None) -> Gathered:
         """Set limits or timeouts in all workers, and any that start later."""
-        self._settings[kind] = changed(self._settings[kind], changes)
-        self._changes[kind].update(changes)
-        return await self.ask(f"control.{kind}", changes=dict(changes))
+        (self._view.set_limits if kind == "limits" else self._view.set_timeouts)(changes, server)
+        for settings in self._select(server):
+            settings[kind].update(changes)
+        return await self.ask(f"control.{kind}", changes=dict(changes), server=server)
 
-    async def set_paused(self, is_paused: bool) -> Gathered:
+    async def set_paused(self, is_paused: bool, server: int | None) -> Gathered:
         """Pause or resume all workers, and any that start later."""
-        self._is_paused = is_paused
-        return await self.ask("control.pause" if is_paused else "control.resume")
+        (self._view.pause if is_paused else self._view.resume)(server)
+        for settings in self._select(server):
+            settings["paused"] = is_paused
+        return await self.ask("control.pause" if is_paused else "control.resume", server=server)
+
+    def _select(self, server: int | None) -> list[dict[str, Any]]:
+        return self._settings if server is None else [self._settings[server - 1]]
 
     def drain(self, grace: float | None) -> None:
         """Stop."""

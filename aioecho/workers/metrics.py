@@ -103,12 +103,10 @@ class WorkerMetrics:
         """Count the start of a worker; see :data:`CAUSES`."""
         self._starts[cause] += 1
 
-    def on_report(self, worker: WorkerProcess, report: Any) -> bool:
-        """Keep what a worker has told, and return True, unless it has told something newer."""
-        if report[0] <= worker.metrics[0]:
-            return False
-        worker.metrics = report[0], report[1]
-        return True
+    def on_report(self, worker: WorkerProcess, report: Any) -> None:
+        """Keep what a worker has told, unless it has told something newer."""
+        if report[0] > worker.metrics[0]:
+            worker.metrics = report[0], report[1]
 
     def add_ended(self, worker: WorkerProcess) -> None:
         """Keep the counts of a worker that has ended."""
@@ -119,14 +117,6 @@ class WorkerMetrics:
         for kind in ("connections", "datagram_handlers"):
             for lost in filter(None, values.get(f"aioecho_{kind}_active", {}).values()):
                 ended.add(f"aioecho_{kind}_ended", lost, "failed", "worker died")
-
-    def find_obstacle(self) -> str:
-        """Return why no client should be sent here now, "" if nothing speaks against it."""
-        serving = [worker for worker in self._workers if worker.state is WorkerState.SERVING]
-        if not serving:
-            return "no worker serves"
-        is_paused = all(any(worker.metrics[1].get("aioecho_paused", {}).values()) for worker in serving)
-        return "paused" if is_paused else ""
 
     async def collect(self) -> Sequence[tuple[str, Metrics]]:
         """Return the metrics of all slots, with their numbers, and the supervisor's own.

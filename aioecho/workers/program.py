@@ -21,7 +21,7 @@ from aioecho.runtime.log_files import reopen_log_files
 from aioecho.runtime.loops import loop_factory
 from aioecho.runtime.stdio import fill_standard_streams
 from aioecho.serving.base import BaseServer
-from aioecho.several import is_factory, make_servers
+from aioecho.several import is_factory, make_servers, servers_of
 from aioecho.stats import DrainReport
 from aioecho.workers.control import SupervisorControl
 from aioecho.workers.guard import check_can_start_workers, refuse_start_in_worker
@@ -266,7 +266,7 @@ def run_workers(
     loop_factory(loop)
     if workers > 1:
         check_sessions(server, reuse_port=reuse_port)
-    queries = ["" if endpoint.proxy is None else f"?{endpoint.proxy.query}" for endpoint in server.endpoints]
+    queries = [f"?{endpoint.query}" if endpoint.query else "" for endpoint in server.endpoints]
     if any(queries):
         make_server = functools.partial(_make_with_queries, make_server, queries)
     order = Order(
@@ -280,14 +280,14 @@ def run_workers(
         server.endpoints,
         order,
         workers=workers,
-        backlog=server.limits.backlog,
+        backlogs=[each.limits.backlog for each in servers_of(server) for _ in each.endpoints],
         grace=server.grace,
         reuse_port=reuse_port,
         healthcheck=timeout_worker_healthcheck,
         metrics=metrics,
         when_serving=when_serving,
         when_reloading=when_reloading,
-        control=SupervisorControl(None if control is None else parse_control(control), server.limits, server.timeouts),
+        control=SupervisorControl(None if control is None else parse_control(control), server),
     )
     with giving_back(SUPERVISOR_SIGNALS), asyncio.Runner(loop_factory=loop_factory("asyncio")) as runner:
         return runner.run(supervisor.run())

@@ -16,10 +16,12 @@ class RollingRestart:
 
     Args:
         replace: starts the successor of a slot's worker.
+        tell_ready: tells systemd that the restart has ended.
     """
 
-    def __init__(self, replace: Callable[[WorkerSlot], None]) -> None:
+    def __init__(self, replace: Callable[[WorkerSlot], None], tell_ready: Callable[[], None]) -> None:
         self._replace = replace
+        self._tell_ready = tell_ready
         self._pending: list[WorkerSlot] = []
         self._is_under_way = False
 
@@ -29,7 +31,7 @@ class RollingRestart:
         if not self._is_under_way:
             self._is_under_way = True
             logger.info("replacing all workers")
-            systemd.notify_reloading()
+            systemd.notify_reloading("replacing all workers")
 
     def advance(self, slots: Sequence[WorkerSlot], workers: Collection[WorkerProcess]) -> None:
         """Replace the next worker if it is time for that. Call it when a worker has begun to serve, or has ended.
@@ -61,4 +63,4 @@ class RollingRestart:
 
     def _end(self) -> None:
         self._is_under_way = False
-        systemd.notify("READY=1")
+        self._tell_ready()

@@ -16,7 +16,7 @@ from aioecho.runtime.collector import short_collections
 from aioecho.runtime.log_files import reopen_log_files
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.serving.base import BaseServer
-from aioecho.serving.drain import STAGE_TIMEOUT
+from aioecho.serving.drain import OVER_GRACE
 from aioecho.stats import DrainReport
 from aioecho.workers.signals import giving_back, handling, log_stop
 
@@ -86,12 +86,15 @@ async def _serve_until_signal(
         if stopping:
             server.end_at_once(f"by a second signal, {number.name}")
             return
-        systemd.notify_stopping(server.grace + 3 * STAGE_TIMEOUT)
+        systemd.notify_stopping(server.grace + OVER_GRACE)
         log_stop(logger, number, len(server.connections), server.what_it_serves, server.grace)
         starting.cancel()
         stopping.add(loop.create_task(server.shutdown()))
 
     def reload() -> None:
+        is_told = server.is_serving() and not server.is_draining
+        if is_told:
+            systemd.notify_reloading("loading certificates and opening log files anew")
         when_reloading()
         try:
             server.reload_tls()
@@ -99,9 +102,8 @@ async def _serve_until_signal(
             logger.error("SIGHUP: the certificate from before is served on: %s", error)
         except RuntimeError:
             logger.info("SIGHUP: there is nothing to reload; connections go on")
-        if starting.done() and not stopping:
-            systemd.notify_reloading()
-            systemd.notify("READY=1")
+        if is_told:
+            systemd.notify_ready(server.names)
 
     def log_stats() -> None:
         logger.info("stats: %s", server.stats)
@@ -111,7 +113,7 @@ async def _serve_until_signal(
         try:
             await starting
             await begin(server)
-            systemd.notify("READY=1")
+            systemd.notify_ready(server.names)
             await server.serve_forever()
         except asyncio.CancelledError:
             pass  # by stop()

@@ -54,11 +54,15 @@ class WorkerProcess:
         self.may_retry = False
         """Whether its start failed for what passes: a certificate that is written at the moment."""
         self.report: dict[str, Any] | None = None
+        self.last_told = 0
+        """Grows from one message with counts to the next."""
         self.stats: dict[str, int] = {}
         self.reasons: dict[str, int] = {}
         """Why its connections have ended, as its server's stats have it."""
         self.metrics: tuple[int, Values] = (0, {})
         """The last that it has told, and a number that grows from one report to the next."""
+        self.is_paused = False
+        """Whether it accepts no clients, as it has told last."""
         self.pinged_at: float | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -78,7 +82,7 @@ class WorkerProcess:
         return self.state in (WorkerState.STARTING, WorkerState.SERVING, WorkerState.LEAVING)
 
     def leave(self, how: str, timeout: float, grace: float | None = None) -> None:
-        """Tell it to leave, "retire" or "drain", within `timeout` seconds. Kill it if it has not begun to accept.
+        """Tell it to leave, "retire", "remove" or "drain", within `timeout` seconds. Kill it if it has not begun to accept.
 
         `grace` is for its connections, in seconds; None is its server's own.
         """
@@ -90,6 +94,13 @@ class WorkerProcess:
         else:
             self.state = WorkerState.DISCARDED
             self.process.kill()
+
+    def leave_sooner(self, grace: float, timeout: float) -> None:
+        """Tell one that was told to leave that its connections have `grace` seconds from now, unless they have less already."""
+        if self.may_have_clients:
+            self.channel.send("drain", grace=grace)
+            if self._deadline is None or self._deadline.when() > asyncio.get_running_loop().time() + timeout:
+                self.kill_after(timeout)
 
     def add_report(self, counts: dict[str, int]) -> None:
         """Add what it has reported at its end, if it has, to `counts`, which have their names."""

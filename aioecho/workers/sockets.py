@@ -14,13 +14,13 @@ class SupervisorSockets:
 
     Args:
         endpoints: where to listen.
-        backlog: clients that the kernel queues for a socket.
+        backlogs: for every endpoint, how many clients the kernel queues for a socket.
         reuse_port: bind TCP and UDP endpoints for every slot apart.
     """
 
-    def __init__(self, endpoints: Sequence[Endpoint], *, backlog: int, reuse_port: bool) -> None:
+    def __init__(self, endpoints: Sequence[Endpoint], *, backlogs: Sequence[int], reuse_port: bool) -> None:
         self._endpoints = endpoints
-        self._backlog = backlog
+        self._backlogs = backlogs
         self._reuse_port = reuse_port
         # For every endpoint: whether each slot has its own sockets, and the first slot's.
         self._bound: list[tuple[bool, list[BoundSocket]]] = []
@@ -38,11 +38,11 @@ class SupervisorSockets:
         Raises:
             EndpointError: one can't be listened on. The others stay bound until :meth:`close`.
         """
-        for endpoint in self._endpoints:
+        for endpoint, backlog in zip(self._endpoints, self._backlogs, strict=True):
             # A Unix socket can't be bound twice, nor an inherited one.
             # Each socket in a multicast group gets a copy of every datagram: one that all share gets it once.
             is_divided = self._reuse_port and isinstance(endpoint, HostEndpoint) and not endpoint.is_multicast
-            bound = await bind_endpoint(endpoint, backlog=self._backlog, reuse_port=is_divided)
+            bound = await bind_endpoint(endpoint, backlog=backlog, reuse_port=is_divided)
             self._bound.append((is_divided, bound))
             self.all += bound
 

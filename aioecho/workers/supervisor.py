@@ -16,6 +16,7 @@ from aioecho.exceptions import AioechoError
 from aioecho.net import systemd
 from aioecho.net.bound import BoundSocket
 from aioecho.net.endpoints import Endpoint
+from aioecho.serving.drain import OVER_GRACE
 from aioecho.stats import DrainReport
 from aioecho.workers.asking import Asking
 from aioecho.workers.control import SupervisorControl
@@ -24,9 +25,10 @@ from aioecho.workers.order import Order
 from aioecho.workers.processes import describe_status, start_worker
 from aioecho.workers.restarts import LONGEST_DELAY, count_death, was_killed
 from aioecho.workers.rolling import RollingRestart
-from aioecho.workers.signals import handling, log_stop
+from aioecho.workers.signals import handling
 from aioecho.workers.slots import WorkerProcess, WorkerSlot, WorkerState
 from aioecho.workers.sockets import SupervisorSockets
+from aioecho.workers.stopping import STOP_TIMEOUT, Stop
 from aioecho.workers.watching import WorkerWatch
 from aioecho.workers.worker import SIGNALS
 
@@ -40,16 +42,12 @@ SUPERVISOR_SIGNALS = (*SIGNALS, signal.SIGCHLD)
 # Seconds for a worker to import what it serves and to accept. One that hangs there would hold up every restart to come.
 START_TIMEOUT = 120.0
 
-# Seconds for a worker to end by itself over its grace, when its tasks and its lifespan end; and if it is told to end at once.
-OVER_GRACE, STOP_TIMEOUT = 4.0, 2.0
-
 
 class _State(enum.Enum):
     BINDING = enum.auto()
     STARTING = enum.auto()  # the first workers load
     SERVING = enum.auto()
-    STOPPING = enum.auto()  # the workers drain
-    ENDING = enum.auto()  # they were told to end at once
+    STOPPING = enum.auto()
 
 
 class Supervisor:
@@ -61,7 +59,8 @@ class Supervisor:
         endpoints: bound once, here.
         order: what a worker is to do.
         workers: how many.
-        backlog, grace: as the workers' servers have them.
+        backlogs: of every endpoint's sockets.
+        grace: as the workers' servers have it.
         reuse_port: bind TCP and UDP endpoints for every worker apart, so that the kernel divides the clients between them.
         healthcheck: seconds after which a worker that does not answer is killed; None is never.
         metrics: the address of the metrics' port; None for none.
@@ -80,7 +79,7 @@ class Supervisor:
         order: Order,
         *,
         workers: int,
-        backlog: int,
+        backlogs: Sequence[int],
         grace: float,
         reuse_port: bool,
         healthcheck: float | None,
@@ -89,7 +88,7 @@ class Supervisor:
         when_reloading: Callable[[], object],
         control: SupervisorControl,
     ) -> None:
-        self._sockets = SupervisorSockets(endpoints, backlog=backlog, reuse_port=reuse_port)
+        self._sockets = SupervisorSockets(endpoints, backlogs=backlogs, reuse_port=reuse_port)
         self._inherited = Inherited(order.pack(), take_turns=not reuse_port)
         self._count = workers
         self._grace = grace
@@ -97,7 +96,7 @@ class Supervisor:
         self._state = _State.BINDING
         self.slots: list[WorkerSlot] = []
         self.workers: set[WorkerProcess] = set()
-        self._rolling = RollingRestart(self._replace)
+        self._rolling = RollingRestart(self._replace, self._tell_ready)
         self.asking = Asking(self.workers)
         self._control = control
         control.supervisor = self
@@ -109,10 +108,8 @@ class Supervisor:
             metrics=metrics,
             is_stopping=lambda: self._is_stopping,
         )
-        self._stopping_since = 0.0
-        self._stopped_by: signal.Signals | None = None
+        self._stop = Stop(self.workers, grace)
         self._failure: str | None = None
-        self._drained = {"completed": 0, "cancelled": 0, "aborted": 0, "unfinished": 0}
 
     async def run(self) -> DrainReport:
         """Serve until told to stop, and return what became of all workers' connections then.
@@ -139,7 +136,7 @@ class Supervisor:
                 self._inherited.close()
         if self._failure is not None:
             raise AioechoError(self._failure)
-        report = DrainReport(**self._drained, seconds=self._loop.time() - self._stopping_since)
+        report = self._stop.report()
         logger.info("all workers have ended, in %.3f s", report.seconds)
         return report
 
@@ -156,7 +153,7 @@ class Supervisor:
 
     @property
     def _is_stopping(self) -> bool:
-        return self._state in (_State.STOPPING, _State.ENDING)
+        return self._state is _State.STOPPING
 
     async def _start(self) -> None:
         binding = self._loop.create_task(self._sockets.bind())
@@ -206,7 +203,7 @@ class Supervisor:
         for worker in (slot.worker, slot.successor):
             if worker is not None:
                 # Sockets of its own are closed here now: no other process would accept what is queued.
-                worker.leave("drain" if slot.own else "retire", self._grace + OVER_GRACE)
+                worker.leave("remove" if slot.own else "retire", self._grace + OVER_GRACE)
         self._advance()
 
     # Processes.
@@ -240,9 +237,8 @@ class Supervisor:
                     self._on_ready(worker)
                 case "replace" if worker.slot.worker is worker and not worker.is_leaving:
                     self._replace(worker.slot, "replaced")
-                case "draining" if self._stopped_by is not None:
-                    if message["count"]:
-                        log_stop(logger, self._stopped_by, message["count"], message["what"], self._grace, str(worker))
+                case "draining":
+                    self._stop.on_draining(worker, message)
                 case "ended":
                     worker.report = message["report"]
                     if not worker.is_leaving:  # its handler has shut it down: it is replaced as soon as it has ended
@@ -297,8 +293,7 @@ class Supervisor:
             if is_lost:
                 logger.error("%s %s in the drain", worker, ended)
             if self._is_stopping:
-                self._drained["aborted"] += is_lost
-                worker.add_report(self._drained)
+                self._stop.on_end(worker, is_lost)
                 if worker.report is not None and worker.report["failed"]:
                     self._failure = self._failure or f"the lifespan of {worker} failed: see the log"
         elif worker is slot.successor:
@@ -367,30 +362,24 @@ class Supervisor:
             self._state, names = _State.SERVING, self._sockets.names
             logger.info("%d workers are listening on %s", len(self.slots), ", ".join(names))
             self._when_serving(names)
-            systemd.notify("READY=1")
+            self._tell_ready()
         if self._state is _State.SERVING:
             self._rolling.advance(self.slots, self.workers)
+
+    def _tell_ready(self) -> None:
+        systemd.notify_ready(self._sockets.names, len(self.slots))
 
     # The end.
 
     def stop(self, number: signal.Signals | None = None, grace: float | None = None) -> None:
-        """Stop, because of a signal or not; the second time at once. `grace` takes the place of the one from the start."""
-        if not self._is_stopping:
-            self._grace = self._grace if grace is None else grace
+        """Stop, because of a signal or not; a second signal ends all at once. `grace` takes the place of the usual one."""
+        if self._is_stopping:
+            self._stop.hasten(number, grace)
+        else:
             self._state = _State.STOPPING
-            self._stopped_by = number
-            self._stopping_since = self._loop.time()
-            systemd.notify_stopping(self._grace + OVER_GRACE)
             # First: then the last worker that accepts what is queued gets all of it.
             self._close_sockets()
-            for worker in self.workers:
-                if not worker.is_leaving:
-                    worker.leave("drain", self._grace + OVER_GRACE, grace)
-        elif self._state is _State.STOPPING:  # once: further signals do not put the end off
-            self._state = _State.ENDING
-            for worker in self.workers:
-                worker.channel.send("end", why="" if number is None else f"by a second signal, {number.name}")
-                worker.kill_after(STOP_TIMEOUT)
+            self._stop.begin(number, grace)
         self._advance()
 
     def _fail(self, why: str) -> None:

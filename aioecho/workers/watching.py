@@ -9,10 +9,14 @@ from aioecho.workers.asking import Asking
 from aioecho.workers.health import StatsLog, WorkerWatchdog
 from aioecho.workers.metrics import WorkerMetrics
 from aioecho.workers.publishing import Relay
-from aioecho.workers.slots import WorkerProcess
+from aioecho.workers.slots import WorkerProcess, WorkerState
 from aioecho.workers.sockets import SupervisorSockets
 
 __all__ = ["WorkerWatch"]
+
+
+# Seconds that /readyz waits for workers to tell whether they are paused. One that does not answer is what it told last.
+READY_TIMEOUT = 0.3
 
 
 class WorkerWatch:
@@ -96,9 +100,14 @@ class WorkerWatch:
             self.keep_counts(worker, told)
 
     def keep_counts(self, worker: WorkerProcess, told: dict[str, Any]) -> None:
-        """Keep the stats and the metrics that a worker has told, unless it has told newer ones."""
-        if told.get("metrics") is None or self._metrics.on_report(worker, told["metrics"]):
-            worker.stats, worker.reasons = told.get("stats", worker.stats), told.get("reasons", worker.reasons)
+        """Keep the stats and the metrics that a worker has told, unless it has told newer ones.
+
+        An answer is looked at when all workers have answered, and may be seconds old then.
+        """
+        if told.get("told", 0) > worker.last_told:
+            worker.last_told, worker.stats, worker.reasons = told["told"], told["stats"], told["reasons"]
+        if told.get("metrics") is not None:
+            self._metrics.on_report(worker, told["metrics"])
 
     def counts(self) -> dict[str, dict[str, Mapping[str, int]]]:
         """Return the stats and reasons that were told last, by the number of the worker; under "" of all that have ended."""
@@ -108,5 +117,14 @@ class WorkerWatch:
         counts[""] = {"stats": self._stats.ended, "reasons": self._stats.ended_reasons}
         return counts
 
-    def _find_obstacle(self) -> str:
-        return "draining" if self._is_stopping() else self._metrics.find_obstacle()
+    async def _find_obstacle(self) -> str:
+        serving = [worker for worker in self._workers if worker.state is WorkerState.SERVING]
+        if serving and not self._is_stopping():
+            answers = await self._asking.ask("paused", timeout=READY_TIMEOUT, workers=serving)
+            for worker, is_paused in answers.values.items():
+                worker.is_paused = is_paused
+        if self._is_stopping():
+            return "draining"
+        if not serving:
+            return "no worker serves"
+        return "paused" if all(worker.is_paused for worker in serving) else ""

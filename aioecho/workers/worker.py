@@ -1,16 +1,17 @@
 """One worker process: how it comes to its server, what it hears from its supervisor and tells it, and its end.
 
 The supervisor starts a fresh interpreter that calls :func:`main`. Between the two is a channel. On it the supervisor sends
-"serve" (once everything is loaded), "retire" (others serve on: leave them what is queued), "drain" (no other serves on:
-accept what is queued), "end" (at once), "stats", "ping", "ask" (see asking.py), "published" and "unpublished" (see
-publishing.py). The worker sends "loaded", "failed", "ready", "replace" (start my successor), "draining" (and how many
-connections it waits for), "stats", "metrics", "answer", "publish", "pong" and "ended". The end of the stream tells that the
-other side is gone.
+"serve" (once everything is loaded), "retire" (others serve on: leave them what is queued), "remove" (others serve on, and have
+other sockets: accept what is queued), "drain" (no other serves on: accept what is queued), "end" (at once), "stats", "ping",
+"ask" (see asking.py), "published" and "unpublished" (see publishing.py). The worker sends "loaded", "failed", "ready",
+"replace" (start my successor), "draining" (and how many connections it waits for), "stats", "metrics", "answer", "publish",
+"pong" and "ended". The end of the stream tells that the other side is gone.
 """
 
 import asyncio
 import dataclasses
 import itertools
+import logging
 import os
 import random
 import select
@@ -30,6 +31,7 @@ from aioecho.parts import Composite
 from aioecho.runtime.collector import short_collections
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.serving.base import BaseServer
+from aioecho.several import servers_of
 from aioecho.stats import DatagramStats, ServiceStats, Stats
 from aioecho.workers.asking import Answering, Question
 from aioecho.workers.channel import Channel
@@ -40,6 +42,8 @@ from aioecho.workers.publishing import Publishing
 from aioecho.workers.signals import keep_for_children
 
 __all__ = ["SIGNALS", "main"]
+
+logger = logging.getLogger("aioecho.workers")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGTTIN, signal.SIGTTOU)
 """What the supervisor is told by. A signal sent to the whole group, as Ctrl-C is, means the supervisor alone."""
@@ -126,12 +130,14 @@ class _Worker:
         self._server = server
         self._channel = channel
         self._stops: set[asyncio.Task[Any]] = set()
+        self._serials = itertools.count(1)
         self._what = what
         # What the supervisor may ask for, by name: see aioecho.workers.asking.
-        view = ServerView(server)
+        self._view = view = ServerView(server)
         self._questions: dict[str, Question] = {
             **view.questions,
             "control.status": lambda: {**view.status(), "counts": self._counts()},
+            "paused": lambda: server.is_paused,
         }
         self._answering = Answering(channel, self._questions)
         self._reports: WorkerReports | None = None
@@ -156,7 +162,6 @@ class _Worker:
             order = await self._orders.get()
             if order[""] != "serve":
                 return
-            self._apply(order)
             try:
                 await self._server.start()
             except CertificateError as error:  # the files may be about to be renewed
@@ -185,14 +190,17 @@ class _Worker:
 
     def _apply(self, order: dict[str, Any]) -> None:
         """Do what was set live before this process began."""
-        server = self._server
-        server.ids.prefix = f"{order['number']}."
-        if order["limits"]:
-            server.limits = dataclasses.replace(server.limits, **order["limits"])
-        if order["timeouts"]:
-            server.timeouts = dataclasses.replace(server.timeouts, **order["timeouts"])
-        if order["paused"]:
-            server.pause()
+        self._server.ids.prefix = f"{order['number']}."
+        # The program may be newer than its supervisor: with other servers, for which other limits make sense.
+        for number, settings in enumerate(order["settings"][: len(servers_of(self._server))], 1):
+            for kind, set_live in (("limits", self._view.set_limits), ("timeouts", self._view.set_timeouts)):
+                try:
+                    if settings[kind]:
+                        set_live(settings[kind], number)
+                except (ValueError, TypeError) as error:
+                    logger.error("the %s that were set live are not those of this worker: %s", kind, error)
+            if settings["paused"]:
+                self._view.pause(number)
 
     def _read_channel(self) -> None:
         for message in self._channel.receive():
@@ -205,6 +213,9 @@ class _Worker:
                     self._publishing.on_published(message)
                 case "unpublished":
                     self._publishing.on_unpublished(message)
+                case "serve":
+                    self._apply(message)  # at once: what is asked for behind it is newer
+                    self._orders.put_nowait(message)
                 case "ping":
                     self._channel.send("pong", **self._counts())
                 case _:
@@ -219,6 +230,8 @@ class _Worker:
             if order[""] == "retire":
                 self._server.keep_backlog = True
                 self._handover.retire()
+            elif order[""] == "remove":
+                self._handover.serves_newcomers = True
             elif order[""] == "drain":
                 self._channel.send("draining", count=len(self._server.connections), what=self._server.what_it_serves)
             if order[""] == "end" and order["why"]:
@@ -236,8 +249,8 @@ class _Worker:
         """Return what goes along with a message that tells what was counted."""
         return {**self._counts(), "metrics": report}
 
-    def _counts(self) -> dict[str, dict[str, int]]:
-        return {"stats": self._stats(), "reasons": dict(self._server.stats.reasons)}
+    def _counts(self) -> dict[str, Any]:
+        return {"told": next(self._serials), "stats": self._stats(), "reasons": dict(self._server.stats.reasons)}
 
     def _stats(self) -> dict[str, int]:
         stats = self._server.stats
@@ -251,12 +264,13 @@ class _Worker:
 
     def _count(self, limit: int) -> None:
         """Ask to be replaced after `limit` connections, and again after as many if that has failed."""
-        accepted = 0
+        left = limit
 
-        def count() -> None:
-            nonlocal accepted
-            accepted += 1
-            if accepted % limit == 0:
+        def count(accepted: int) -> None:
+            nonlocal left
+            left -= accepted
+            if left <= 0:
+                left = limit
                 self._channel.send("replace")
 
         self._server.on_accept = count

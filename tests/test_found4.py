@@ -1,0 +1,208 @@
+"""Bugs that were found by running the same handlers on asyncio's streams: what was wrong is told at each."""
+
+import asyncio
+import contextlib
+import dataclasses
+import gc
+import socket
+import weakref
+from typing import Any
+
+import pytest
+from conftest import check_identity, settle
+from helpers import ANYWHERE, close, handler
+
+import aioecho
+from aioecho.framing import COBS, SLIP, Framing, LengthPrefixed, Lines
+
+
+def tidy(base: type[Any], seen: list[str]) -> type[Any]:
+    """Return a handler class whose handlers wait, and then clean up in all the ways that there are."""
+
+    class Tidy(base):
+        async def handle(self) -> None:
+            try:
+                seen.append("waits")
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                await asyncio.sleep(0)
+                seen.append("cancelled")
+                raise
+            finally:
+                await asyncio.sleep(0)
+                seen.append("finally")
+
+        async def finish(self) -> None:
+            await asyncio.sleep(0)
+            seen.append("finish")
+
+    return Tidy
+
+
+# Such a handler met GeneratorExit in place of CancelledError, could await nothing, and its finish() was not called.
+@pytest.mark.parametrize("how", ["kick", "abort"])
+@pytest.mark.parametrize(
+    "base", [aioecho.StreamRequestHandler, aioecho.DatagramRequestHandler, aioecho.DatagramSessionHandler]
+)
+async def test_a_handler_that_is_kicked_is_cancelled_and_cleans_up(base: type[Any], how: str) -> None:
+    seen: list[str] = []
+    is_stream = base is aioecho.StreamRequestHandler
+    kind = aioecho.TCPServer if is_stream else aioecho.UDPServer
+    async with kind(ANYWHERE, tidy(base, seen)) as server:
+        with socket.socket(type=socket.SOCK_STREAM if is_stream else socket.SOCK_DGRAM) as sock:
+            sock.connect(server.server_address)
+            sock.send(b"x")
+            await settle(lambda: seen)
+            (connection,) = server.connections
+            getattr(connection, how)()
+            await settle(lambda: not server.connections)
+        assert seen == ["waits", "cancelled", "finally", "finish"]
+        assert server.stats.reasons == {"kicked" if how == "kick" else "cancelled": 1}
+
+
+# The second one counted the end of the same connection again.
+async def test_a_connection_that_is_aborted_again_and_again_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aioecho.serving.running.SWALLOWED_FOR", 0.05)
+    is_over = asyncio.Event()
+
+    async def swallow(self: Any) -> None:
+        while not is_over.is_set():
+            with contextlib.suppress(BaseException):  # also GeneratorExit
+                await is_over.wait()
+
+    async with aioecho.TCPServer(ANYWHERE, handler(swallow)) as server:
+        _, writer = await asyncio.open_connection(*server.server_address)
+        await settle(lambda: server.connections)
+        (connection,) = server.connections
+        await settle(lambda: connection.handler is not None)
+        for _ in range(3):
+            connection.abort()
+        await settle(lambda: not server.connections)
+        connection.abort()
+        await asyncio.sleep(0.1)
+        check_identity(server)
+        is_over.set()
+        await settle(connection.task.done)
+        await close(writer)
+
+
+# On uvloop a transport reads no more for a turn of the loop after a large chunk. Its end undid what a handler had asked for, if
+# that had got the transport before.
+async def test_a_pause_of_a_transport_that_was_kept_holds_after_a_large_chunk() -> None:
+    is_reading: list[bool] = []
+    is_paused = asyncio.Event()
+
+    async def handle(self: Any) -> None:
+        transport = self.writer.transport
+        while len(await self.reader.read(2**20)) < 2**16:
+            pass
+        transport.pause_reading()
+        await settle()
+        is_reading.append(transport.is_reading())
+        is_paused.set()
+        transport.resume_reading()
+
+    async with aioecho.TCPServer(ANYWHERE, handler(handle)) as server:
+        loop = asyncio.get_running_loop()
+        with socket.create_connection(server.server_address) as sock:
+            sock.setblocking(False)
+            while not is_paused.is_set():
+                try:
+                    await asyncio.wait_for(loop.sock_sendall(sock, b"x" * 2**17), 5)
+                except OSError:
+                    break
+                await settle()
+    assert is_reading == [False]
+
+
+# What was split of 128 KiB and put back was split again for each frame: this took half a minute.
+@pytest.mark.parametrize("framing", [Lines(), LengthPrefixed(1), SLIP(), COBS()])
+async def test_frames_between_counted_bytes_are_split_in_linear_time(framing: Framing) -> None:
+    split = 0
+
+    class Counting(type(framing)):  # type: ignore[misc]
+        def split(self, buffer: bytes | bytearray, scanned: int = 0, /) -> tuple[list[bytes], int, int]:
+            nonlocal split
+            split += len(buffer)
+            return super().split(buffer, scanned)  # type: ignore[no-any-return]
+
+    counting = Counting(**dataclasses.asdict(framing))
+    command = framing.join(b"set x 2") + b"\n\n" + framing.join(b"a" * 200) + b"\n\n"
+    reader = aioecho.StreamReader()
+    reader.feed_data(command * 3000)
+    for _ in range(3000):
+        for frame in (b"set x 2", b"a" * 200):
+            assert await reader.readframe(counting) == frame
+            assert await reader.readexactly(2) == b"\n\n"
+    assert split < 30 * len(command) * 3000
+    # Lists are of what has come, 64 KiB at a time.
+    reader.feed_data(framing.join(b"a" * 200) * 1000)
+    taken = 0
+    while taken < 1000:
+        taken += len(await anext(reader.batches(framing)))
+    assert taken == 1000
+
+
+# anyio asks what a task waits for whether the wait is over, and cancels no task then. It could not ask: what a future
+# had brought in the same turn of the loop was lost, and wait_all_tasks_blocked() raised AttributeError.
+async def test_what_a_future_has_brought_is_not_lost_to_a_cancel_scope_of_anyio() -> None:
+    anyio = pytest.importorskip("anyio")
+    seen: list[Any] = []
+
+    async def handle(self: Any) -> None:
+        loop = asyncio.get_running_loop()
+        for wait in (self.reader.readline(), asyncio.sleep(0)):  # from the stream's event, and from the task itself
+            await wait
+            future = loop.create_future()
+            with anyio.CancelScope() as scope:
+
+                def finish(future: Any = future, scope: Any = scope) -> None:
+                    future.set_result("result")
+                    scope.cancel()
+
+                loop.call_soon(finish)
+                seen.append(await future)
+            with anyio.CancelScope() as scope:
+                loop.call_soon(scope.cancel)
+                await self.reader.readline()
+            seen.append(scope.cancelled_caught)
+            with anyio.CancelScope() as scope:
+                loop.call_soon(scope.cancel)
+                while True:
+                    await asyncio.sleep(0)
+            seen.append(scope.cancelled_caught)
+        await self.reader.readline()
+
+    async with aioecho.TCPServer(ANYWHERE, handler(handle)) as server:
+        _, writer = await asyncio.open_connection(*server.server_address)
+        writer.write(b"x\n")
+        await settle(lambda: len(seen) == 6)
+        assert seen == ["result", True, True] * 2
+        await asyncio.wait_for(anyio.wait_all_tasks_blocked(), 5)
+        await close(writer)
+
+
+# The error of a task that was cancelled refers to the connection's frames, and the connection to the task: all of it, with what
+# it had received, stayed until the garbage collector ran.
+async def test_a_connection_that_was_cancelled_goes_at_once() -> None:
+    gone: list[Any] = []
+
+    async def handle(self: Any) -> None:
+        gone.append(weakref.ref(self.reader))
+        await self.reader.readexactly(1000)
+
+    async with aioecho.TCPServer(ANYWHERE, handler(handle)) as server:
+        _, writer = await asyncio.open_connection(*server.server_address)
+        writer.write(b"x")
+        await settle(lambda: gone)
+        gc.disable()
+        try:
+            for connection in server.connections:
+                connection.cancel()
+            del connection
+            await settle(lambda: not server.connections)
+            await settle(lambda: gone[0]() is None)
+        finally:
+            gc.enable()
+        assert server.stats.reasons == {"cancelled": 1}
+        await close(writer)
