@@ -161,9 +161,9 @@ def _milliseconds(seconds: float | None) -> int:
 
 def _as_word(text: str) -> str:
     r"""Return a text without blanks and line ends, which are \x20 and \n then: a Unix client chooses its path itself."""
-    if text.isprintable() and " " not in text:
-        return text
-    return text.encode("unicode_escape").decode("ascii").replace(" ", "\\x20")
+    if not text.isprintable():
+        text = text.encode("unicode_escape").decode("ascii")
+    return text.replace(" ", "\\x20")
 
 
 def handlers_part(error: BaseException) -> ErrorInfo:

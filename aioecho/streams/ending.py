@@ -18,9 +18,9 @@ __all__ = ["StreamDrain", "Unbroken"]
 # The reads that end with a separator, or at a frame's end. Between two of these a peer that is silent has said all.
 BETWEEN_RECORDS = {"readuntil", "frames"}
 
-# Waits of a peer that only sends in which something more has come already, after which it is stopped: one that sends faster
-# than its handler reads does not put the end off.
-ATTEMPTS = 64
+# Seconds for which something more may have come of a peer that only sends whenever all was read, before it is stopped: one that
+# sends faster than its handler reads does not put the end off for longer, and on a busy machine nothing is lost of the others.
+PATIENCE = 1.0
 
 # The least that either loop takes from a full socket in one read, in bytes; asyncio's takes READ_BYTES of aioecho.streams.
 LEAST_READ = 2**16
@@ -47,7 +47,7 @@ class StreamDrain:
     """
 
     # Not the reader, which refers to this. The two would wait for the garbage collector, in all connections at once.
-    __slots__ = ("_attempts", "_linger", "_one_way", "_quiet_since", "_reads_left", "_sock", "_timer")
+    __slots__ = ("_linger", "_one_way", "_quiet_since", "_reads_left", "_sock", "_stops_at", "_timer")
 
     def __init__(self, sock: socket.socket, linger: float | None, *, one_way: bool) -> None:
         self._sock = sock
@@ -56,7 +56,7 @@ class StreamDrain:
         # What is in the socket now has been read after so many reads at the most, or when the socket is empty. A peer that
         # never stops sending does not put the end off.
         self._reads_left = -(-unread(sock) // LEAST_READ)
-        self._attempts = 0  # to stop receiving
+        self._stops_at: float | None = None  # when receiving is stopped, whatever has come by then
         self._timer: asyncio.TimerHandle | None = None
         self._quiet_since: float | None = None
 
@@ -74,8 +74,10 @@ class StreamDrain:
         if getattr(reader._transport, "is_in_record", False) and not self._has_lingered(reader, silence_of(self._sock)):
             return False  # a part of a TLS record has come, of which the reader does not know
         if self._one_way:
-            self._attempts += 1
-            return stop_receiving(self._sock, self._attempts > ATTEMPTS)
+            now = reader._loop.time()
+            if self._stops_at is None:
+                self._stops_at = now + PATIENCE
+            return stop_receiving(self._sock, now > self._stops_at)
         if not reader._news.unanswered:
             if kind != "read":
                 return True
