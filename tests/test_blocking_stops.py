@@ -399,6 +399,19 @@ async def test_a_one_way_sink_is_told_first_and_loses_nothing_that_it_was_sent(k
     in_time(report.seconds, 3, "the stop")
 
 
+# It was not told, as the server has certificates.
+async def test_a_one_way_sink_of_an_endpoint_without_tls_is_told_too(tls: SimpleNamespace) -> None:
+    async with aioecho.serve(OneWaySink, "tcp://127.0.0.1:0?tls=off", ssl=tls.server, timeouts=QUICK) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        async with stopped_after(server, writer, b"one\ntw", GRACE) as stop:
+            assert await reader.read() == b""
+            assert not stop.done()
+            writer.write(b"o\nthree\n")
+            report = await stop
+    assert seen == [b"one\n", b"two\n", b"three\n"]
+    assert (report.completed, report.cancelled) == (1, 0)
+
+
 async def test_a_one_way_sink_waits_for_the_rest_of_a_line_and_does_not_get_half() -> None:
     async with stopping(OneWaySink, b"one\ntw", grace=0.6) as (reader, _, stop):
         assert await reader.read() == b""

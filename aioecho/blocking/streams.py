@@ -154,7 +154,7 @@ class ThreadedConnection(VerifiedConnection):
 
     def say_end(self) -> None:
         """Send FIN: the handler of a peer that only sends has nothing to say. With TLS its thread does, by end_writing()."""
-        if self._server.ssl is None:
+        if self.get_tls() is None:
             self._has_said_end = True
             self._shut(socket.SHUT_WR)
         elif self._end_signal is not None:
