@@ -75,9 +75,12 @@ async def test_a_connection_that_is_aborted_again_and_again_is_counted_once(monk
         await settle(lambda: server.connections)
         (connection,) = server.connections
         await settle(lambda: connection.handler is not None)
+        writer.write(bytes(60_000))
+        await settle(lambda: server.admission.memory.held)
         for _ in range(3):
             connection.abort()
         await settle(lambda: not server.connections)
+        assert server.admission.memory.held == 0  # what it had received was counted for ever
         connection.abort()
         await asyncio.sleep(0.1)
         check_identity(server)

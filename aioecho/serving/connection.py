@@ -233,6 +233,7 @@ class Connection(VerifiedConnection):
         self.reason = "cancelled"
         self.task.remove_done_callback(self)
         self._protocol.driver = None
+        self._protocol.release_memory()
         self.cancel_beside()
         self._server.timeout_sweeper.remove(self)
         self._server.unregister_connection(self)
