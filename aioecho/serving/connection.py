@@ -154,6 +154,9 @@ class Connection(VerifiedConnection):
         try:
             if self._stage != CLOSED:
                 await self._finish(end)
+        except RuntimeError:
+            self.raise_if_abandoned()
+            raise
         finally:
             del end  # its traceback refers to this frame
             if self._waiter is not None:
