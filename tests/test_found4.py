@@ -91,6 +91,40 @@ async def test_a_kicked_handler_whose_finish_takes_too_long_ends_as_any_that_was
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
+# It counted as an error of the handler's, of which no log told, and a session as finished.
+@pytest.mark.parametrize("base", [aioecho.StreamRequestHandler, aioecho.DatagramSessionHandler])
+async def test_an_aborted_handler_with_a_task_that_would_not_end_counts_as_cancelled(
+    base: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aioecho.serving.running.SWALLOWED_FOR", 0.05)
+    is_over = asyncio.Event()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def stubborn() -> None:
+        while not is_over.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await is_over.wait()
+
+    class Accompanied(base):  # type: ignore[misc]
+        async def handle(self) -> None:
+            tasks.append(self.tasks.create_task(stubborn()))
+            await asyncio.Event().wait()
+
+    is_stream = base is aioecho.StreamRequestHandler
+    async with (aioecho.TCPServer if is_stream else aioecho.UDPServer)(ANYWHERE, Accompanied) as server:
+        with socket.socket(type=socket.SOCK_STREAM if is_stream else socket.SOCK_DGRAM) as sock:
+            sock.connect(server.server_address)
+            sock.send(b"x")
+            await settle(lambda: tasks)
+            await settle()
+            (connection,) = server.connections
+            connection.abort()
+            await settle(lambda: not server.connections)
+    is_over.set()
+    await asyncio.wait(tasks)
+    assert server.stats.reasons == {"cancelled": 1}
+
+
 # The second one counted the end of the same connection again.
 async def test_a_connection_that_is_aborted_again_and_again_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aioecho.serving.running.SWALLOWED_FOR", 0.05)
