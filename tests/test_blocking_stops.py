@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import check_identity, settle
-from helpers import stopped_after
+from helpers import close, stopped_after
 from timing import in_time
 
 import aioecho
@@ -399,6 +399,19 @@ async def test_a_one_way_sink_is_told_first_and_loses_nothing_that_it_was_sent(k
     in_time(report.seconds, 3, "the stop")
 
 
+# It was not told, as the server has certificates.
+async def test_a_one_way_sink_of_an_endpoint_without_tls_is_told_too(tls: SimpleNamespace) -> None:
+    async with aioecho.serve(OneWaySink, "tcp://127.0.0.1:0?tls=off", ssl=tls.server, timeouts=QUICK) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        async with stopped_after(server, writer, b"one\ntw", GRACE) as stop:
+            assert await reader.read() == b""
+            assert not stop.done()
+            writer.write(b"o\nthree\n")
+            report = await stop
+    assert seen == [b"one\n", b"two\n", b"three\n"]
+    assert (report.completed, report.cancelled) == (1, 0)
+
+
 async def test_a_one_way_sink_waits_for_the_rest_of_a_line_and_does_not_get_half() -> None:
     async with stopping(OneWaySink, b"one\ntw", grace=0.6) as (reader, _, stop):
         assert await reader.read() == b""
@@ -514,13 +527,14 @@ async def test_clients_that_wait_for_a_thread_at_a_stop_are_all_answered_in_turn
     check_identity(server)
 
 
+class Greets(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        self.wfile.write(b"hello\n")
+        self.wfile.write(self.rfile.readline().upper())
+
+
 @pytest.mark.timed  # a client has FRESH from the beginning of its handler on
 async def test_clients_that_wait_for_a_thread_and_for_the_first_word_are_answered_at_a_stop() -> None:
-    class Greets(socketserver.StreamRequestHandler):
-        def handle(self) -> None:
-            self.wfile.write(b"hello\n")
-            self.wfile.write(self.rfile.readline().upper())
-
     async def ask(is_first: bool) -> bytes:
         reader, writer = await asyncio.open_connection(*server.server_address)
         assert await reader.readline() == b"hello\n"
@@ -546,6 +560,27 @@ async def test_clients_that_wait_for_a_thread_and_for_the_first_word_are_answere
     stopped.set()
     assert await asyncio.gather(*asking) == [b"LINE\n"] * 4
     assert (await stop).completed == 4
+
+
+# Its time counted from when it was accepted, if it got its thread before the stop.
+@pytest.mark.timed  # likewise
+async def test_a_client_that_has_waited_for_a_thread_has_time_to_speak_when_it_has_one() -> None:
+    async with aioecho.serve(Greets, "tcp://127.0.0.1:0", limits=aioecho.Limits(max_threads=1)) as server:
+        _, first = await asyncio.open_connection(*server.server_address)
+        await settle(lambda: server.stats.active == 1)
+        reader, second = await asyncio.open_connection(*server.server_address)
+        await settle(lambda: server.stats.active == 2)
+        await asyncio.sleep(0.15)  # time is the subject: past FRESH
+        first.write(b"line\n")
+        assert await reader.readline() == b"hello\n"
+        stop = asyncio.create_task(server.shutdown(GRACE))
+        await settle(lambda: not server.is_serving())
+        await settle()
+        second.write(b"line\n")
+        assert await reader.read() == b"LINE\n"
+        assert (await stop).completed == 2
+        for writer in (first, second):
+            await close(writer)
 
 
 async def test_a_silent_peer_does_not_hold_up_the_stop_of_a_server_with_tls(tls: SimpleNamespace) -> None:

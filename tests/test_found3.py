@@ -18,6 +18,7 @@ import aioecho
 from aioecho.framing import Framing, LengthPrefixed, Lines
 from aioecho.runtime.logs import format_address
 from aioecho.serving import audience
+from aioecho.streams.reader import StreamReader
 
 
 # A framing that used nothing of what came was asked again, or its frames handed out, for ever, and the loop stood still.
@@ -90,6 +91,15 @@ async def test_a_framing_may_ask_to_be_called_again_from_the_start() -> None:
             await settle()
         assert await reader.readexactly(6) == b"abc!d!"
         await close(writer)
+
+
+# It was called with fewer bytes, asked for more, and so on for ever.
+@ON_ONE_LOOP
+async def test_a_framing_may_ask_again_where_a_frame_is_longer_than_what_is_split_at_a_time() -> None:
+    reader = StreamReader()
+    reader.feed_data(b"a" * 50_000 + b"\nd\n")
+    reader.feed_eof()
+    assert [len(frame) async for frame in reader.frames(Again())] == [50_000, 1]
 
 
 # All that was buffered was split at once: 60,000 frames of a client that waits took 50 bytes and more each, beside no limit.

@@ -60,6 +60,71 @@ async def test_a_handler_that_is_kicked_is_cancelled_and_cleans_up(base: type[An
         assert server.stats.reasons == {"kicked" if how == "kick" else "cancelled": 1}
 
 
+# The log had it that aioecho itself had failed.
+@pytest.mark.parametrize("base", [aioecho.StreamRequestHandler, aioecho.DatagramSessionHandler])
+async def test_a_kicked_handler_whose_finish_takes_too_long_ends_as_any_that_was_kicked(
+    base: type[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("aioecho.serving.running.SWALLOWED_FOR", 0.05)
+    seen: list[str] = []
+
+    class Slow(base):  # type: ignore[misc]
+        async def handle(self) -> None:
+            seen.append("waits")
+            await asyncio.Event().wait()
+
+        async def finish(self) -> None:
+            seen.append("finish")
+            await asyncio.Event().wait()
+
+    is_stream = base is aioecho.StreamRequestHandler
+    async with (aioecho.TCPServer if is_stream else aioecho.UDPServer)(ANYWHERE, Slow) as server:
+        with socket.socket(type=socket.SOCK_STREAM if is_stream else socket.SOCK_DGRAM) as sock:
+            sock.connect(server.server_address)
+            sock.send(b"x")
+            await settle(lambda: seen)
+            (connection,) = server.connections
+            connection.kick()
+            await settle(lambda: not server.connections)
+    assert seen == ["waits", "finish"]
+    assert server.stats.reasons == {"kicked": 1}
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+# It counted as an error of the handler's, of which no log told, and a session as finished.
+@pytest.mark.parametrize("base", [aioecho.StreamRequestHandler, aioecho.DatagramSessionHandler])
+async def test_an_aborted_handler_with_a_task_that_would_not_end_counts_as_cancelled(
+    base: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aioecho.serving.running.SWALLOWED_FOR", 0.05)
+    is_over = asyncio.Event()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def stubborn() -> None:
+        while not is_over.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await is_over.wait()
+
+    class Accompanied(base):  # type: ignore[misc]
+        async def handle(self) -> None:
+            tasks.append(self.tasks.create_task(stubborn()))
+            await asyncio.Event().wait()
+
+    is_stream = base is aioecho.StreamRequestHandler
+    async with (aioecho.TCPServer if is_stream else aioecho.UDPServer)(ANYWHERE, Accompanied) as server:
+        with socket.socket(type=socket.SOCK_STREAM if is_stream else socket.SOCK_DGRAM) as sock:
+            sock.connect(server.server_address)
+            sock.send(b"x")
+            await settle(lambda: tasks)
+            await settle()
+            (connection,) = server.connections
+            connection.abort()
+            await settle(lambda: not server.connections)
+    is_over.set()
+    await asyncio.wait(tasks)
+    assert server.stats.reasons == {"cancelled": 1}
+
+
 # The second one counted the end of the same connection again.
 async def test_a_connection_that_is_aborted_again_and_again_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aioecho.serving.running.SWALLOWED_FOR", 0.05)
@@ -75,9 +140,12 @@ async def test_a_connection_that_is_aborted_again_and_again_is_counted_once(monk
         await settle(lambda: server.connections)
         (connection,) = server.connections
         await settle(lambda: connection.handler is not None)
+        writer.write(bytes(60_000))
+        await settle(lambda: server.admission.memory.held)
         for _ in range(3):
             connection.abort()
         await settle(lambda: not server.connections)
+        assert server.admission.memory.held == 0  # what it had received was counted for ever
         connection.abort()
         await asyncio.sleep(0.1)
         check_identity(server)

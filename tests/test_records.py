@@ -34,6 +34,23 @@ async def talk(kind: Any, *pieces: bytes, **options: Any) -> tuple[bytes, aioech
         return answer, server.stats
 
 
+# 256 bytes were, by another constant of the same name.
+@ON_ONE_LOOP
+async def test_frames_are_split_32_kib_at_a_time() -> None:
+    sizes: list[int] = []
+
+    class Looked(Lines):
+        def split(self, buffer: Any, scanned: int = 0, /) -> Any:
+            sizes.append(len(buffer))
+            return super().split(buffer, scanned)
+
+    reader = StreamReader()
+    reader.feed_data(b"a\n" * 2**15)
+    reader.feed_eof()
+    assert len([frame async for frame in reader.frames(Looked())]) == 2**15
+    assert sizes == [2**15, 2**15]
+
+
 async def echo_frames(self: Any) -> None:
     async for frame in self.frames:
         await self.send_frame(frame)

@@ -60,6 +60,7 @@ class ThreadedConnection(VerifiedConnection):
         "_is_draining",
         "_is_handshaking",
         "_kept",
+        "_speaks_since",
         "is_left_open",
         "one_way",
         "since",
@@ -89,6 +90,8 @@ class ThreadedConnection(VerifiedConnection):
         self.one_way = bool(getattr(undo_partial(RequestHandlerClass), "one_way", False))
         self._drain: ThreadDrain | None = None
         self._kept: socket.socket | None = None  # the same connection as the socket that was detached
+        # When its peer could begin to speak, by monotonic(): when it got its thread, or when TLS's handshake was over.
+        self._speaks_since: float | None = None
 
     # In the loop: what the server asks of it while it lives.
 
@@ -109,18 +112,19 @@ class ThreadedConnection(VerifiedConnection):
     def drain(self) -> None:
         """Let the handler meet the end of the stream between messages, once it has read what its peer has sent by now.
 
-        One that has only just connected is about to send its request: it has until it is FRESH seconds old, and a round trip
-        more. One that has not even begun TLS's handshake has as long from now, and one that waits for a thread from then on.
+        One that has only just got its thread, or completed TLS's handshake, is about to send its request: it has FRESH seconds
+        from then on, and a round trip more. One that has not even begun the handshake has as long from now.
         """
         if self._has_returned:
             return
         self._is_draining = True
         self._watch(self._handlers_socket)
-        age = 0 if self._is_handshaking else self._loop.time() - self.since
+        since = self._speaks_since  # now that the thread can see that the server stops
+        age = 0 if since is None or self._is_handshaking else monotonic() - since
         self._drain = ThreadDrain(
             self,
             self._loop,
-            fresh_for=inf if self.thread is None else self._get_fresh_time() - age,
+            fresh_for=inf if since is None else self._get_fresh_time() - age,
             linger=self._server.timeouts.linger,
             one_way=self.one_way,
         )
@@ -154,7 +158,7 @@ class ThreadedConnection(VerifiedConnection):
 
     def say_end(self) -> None:
         """Send FIN: the handler of a peer that only sends has nothing to say. With TLS its thread does, by end_writing()."""
-        if self._server.ssl is None:
+        if self.get_tls() is None:
             self._has_said_end = True
             self._shut(socket.SHUT_WR)
         elif self._end_signal is not None:
@@ -267,6 +271,7 @@ class ThreadedConnection(VerifiedConnection):
         return is_broken(self.get_socket()) is not False
 
     def _serve(self) -> None:
+        self._speaks_since = monotonic()  # before it looks whether the server stops: see drain()
         if self._is_draining:
             self._post(self._renew_drain)
         request: socket.socket = self.request
@@ -339,6 +344,7 @@ class ThreadedConnection(VerifiedConnection):
 
     def _handshaken(self, seconds: float) -> None:
         self._is_handshaking = False
+        self._speaks_since = monotonic()
         self.request.tls_at = self._loop.time()
         self._note_handshake(seconds)
         self._renew_drain()  # its request comes only now, however old it is

@@ -76,6 +76,9 @@ class DatagramRun(HandlerRun):
             finishing = self.finish_handler(end)
             if finishing is not None:
                 await finishing
+        except RuntimeError:
+            self.raise_if_abandoned()
+            raise
         finally:
             del end  # its traceback refers to this frame
             self.finish()

@@ -156,6 +156,8 @@ class Session(AccompaniedRun, DatagramRun):
         "successor",
     )
 
+    called = "session"
+
     def __init__(
         self,
         server: DatagramServing,
@@ -180,8 +182,6 @@ class Session(AccompaniedRun, DatagramRun):
         self.place = self._since = self._cancelled_at = None
         datagrams.set_driver(self)
         self.begin("session")
-
-    called = "session"
 
     def __repr__(self) -> str:
         return f"<Session with {format_address(self.client_address)}, handler={self.handler!r}>"

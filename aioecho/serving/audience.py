@@ -16,8 +16,8 @@ MOST_UNSENT = 2**20
 PER_TURN = 1000
 
 MOST_UNDER_WAY = 16
-"""Broadcasts that may be under way. With more the first is written to its end at once: then the ones that speak faster than
-messages go out are slowed down by that, as in a small room, and no message falls behind further and further."""
+"""Broadcasts that may be under way. Where there is one more, the rest of the first is written at once: that slows handlers down
+which broadcast faster than messages go out, and no message falls behind further and further."""
 
 
 class _Listener(Protocol):

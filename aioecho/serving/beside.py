@@ -75,7 +75,12 @@ class AccompaniedRun:
             await self._wait(asyncio.sleep(0))  # the cancellation is still to come: handle() has ended meanwhile
         if beside.goodbye is not None:
             end = await self._wait(self._end_goodbye(beside.goodbye)) or end
-        end = await self._wait(beside.tasks.end(0 if self._is_abandoned else LEAST)) or end
+        try:
+            end = await self._wait(beside.tasks.end(0 if self._is_abandoned else LEAST)) or end
+        except GeneratorExit as closed:  # it was aborted, and a task would not end
+            run: Any = self
+            run.report_end(closed, self._server)
+            raise
         if beside.has_cancelled:
             self.task.uncancel()
         if not beside.errors or not (end is None or isinstance(end, Exception | asyncio.CancelledError)):

@@ -154,6 +154,9 @@ class Connection(VerifiedConnection):
         try:
             if self._stage != CLOSED:
                 await self._finish(end)
+        except RuntimeError:
+            self.raise_if_abandoned()
+            raise
         finally:
             del end  # its traceback refers to this frame
             if self._waiter is not None:
@@ -233,6 +236,7 @@ class Connection(VerifiedConnection):
         self.reason = "cancelled"
         self.task.remove_done_callback(self)
         self._protocol.driver = None
+        self._protocol.release_memory()
         self.cancel_beside()
         self._server.timeout_sweeper.remove(self)
         self._server.unregister_connection(self)

@@ -115,6 +115,11 @@ class HandlerRun(Live, Ended, Driver):
         # What awaits a coroutine that was closed meets an error of Python's.
         return asyncio.CancelledError() if self._is_abandoned else error
 
+    def raise_if_abandoned(self) -> None:
+        """Raise CancelledError, in place of Python's error, if what comes after handle() was closed as it took too long."""
+        if self._is_abandoned:
+            raise asyncio.CancelledError from None
+
     async def run_methods(self, handler: Any) -> None:
         """Await setup(), handle() and finish() of a handler that was made, where nothing is to be done in between."""
         await self._set_up(handler)

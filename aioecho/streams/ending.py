@@ -22,7 +22,7 @@ BETWEEN_RECORDS = {"readuntil", "frames"}
 # sends faster than its handler reads does not put the end off for longer, and on a busy machine nothing is lost of the others.
 PATIENCE = 1.0
 
-# The least that either loop takes from a full socket in one read, in bytes; asyncio's takes READ_BYTES of aioecho.streams.
+# The least that either loop takes from a full socket in one read, in bytes; asyncio's takes READ_BYTES of protocol.py.
 LEAST_READ = 2**16
 
 
@@ -46,7 +46,7 @@ class StreamDrain:
         one_way: whether the peer only sends, and waits for no reply. Then the kernel refuses what it sends from the end on.
     """
 
-    # Not the reader, which refers to this. The two would wait for the garbage collector, in all connections at once.
+    # It does not keep the reader, which refers to it: the two would wait for the garbage collector, in all connections at once.
     __slots__ = ("_linger", "_one_way", "_quiet_since", "_reads_left", "_sock", "_stops_at", "_timer")
 
     def __init__(self, sock: socket.socket, linger: float | None, *, one_way: bool) -> None:

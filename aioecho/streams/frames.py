@@ -59,7 +59,7 @@ class _Reading:
                     raise
                 if not 0 < used <= size:
                     if scanned and wanted <= size and not (frames or used):
-                        reader._scan = None  # it asks for a call with `scanned` 0
+                        reader._scan = (self, 0, size)  # it asks for a call with `scanned` 0, and no fewer bytes
                         continue
                     check_split(framing, size, frames, used, wanted)
                 if frames:

@@ -46,8 +46,7 @@ ALL: Any = object()
 """To skip all that comes, up to the end of the stream."""
 
 # Bytes that are searched at first.
-WINDOW = 256
-
+SEARCHED_FIRST = 256
 
 # Bytes: shorter blocks are gathered in one object. As objects of their own they would take many times their bytes.
 SHORT_BLOCK = 2**12
@@ -110,7 +109,7 @@ def find_separator(buffer: bytearray, separators: Sequence[Any], searched: int) 
         start = buffer.find(separators[0], searched)
         return None if start < 0 else (start, start + len(separators[0]))
     # In windows that grow, so that a separator that is far away, or not there, is not searched for to the end each time.
-    window, longest = WINDOW, len(separators[-1])
+    window, longest = SEARCHED_FIRST, len(separators[-1])
     while searched < len(buffer):
         stop = searched + window
         found = [
