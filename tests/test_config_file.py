@@ -224,6 +224,17 @@ def test_a_pid_file_that_another_program_has_written_since_stays_as_it_is(tmp_pa
     assert path.read_text() == "1\n"
 
 
+def test_a_pid_file_is_not_written_through_a_link(tmp_path: Path) -> None:
+    path, other = tmp_path / "server.pid", tmp_path / "other"
+    other.write_text("x\n")
+    (tmp_path / f"server.pid.{os.getpid()}").symlink_to(other)
+    file = PIDFile(str(path))
+    file.write()
+    assert (path.read_text(), other.read_text()) == (f"{os.getpid()}\n", "x\n")
+    file.remove()
+    assert list(tmp_path.iterdir()) == [other]
+
+
 def test_a_pid_file_that_can_not_be_written_is_said_before_it_listens(tmp_path: Path) -> None:
     status, output, errors = invoke("serve", *ANYWHERE, "--pid", tmp_path / "absent" / "server.pid")
     assert (status, output) == (1, b"")
