@@ -214,7 +214,8 @@ async def _bind_unix(endpoint: PathEndpoint, backlog: int) -> BoundSocket:
             sock.bind(path)
             try:
                 if owner >= 0 or group >= 0:
-                    os.chown(path, owner, group)
+                    # By now the path may be a link to another file, if the folder is not only this user's.
+                    os.chown(path, owner, group, follow_symlinks=False)
                 if endpoint.mode is not None:
                     os.chmod(path, endpoint.mode)  # before listen(): no client connects under other permissions
                 _listen(sock, backlog)
