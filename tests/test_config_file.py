@@ -21,6 +21,7 @@ from aioecho import Limits, Timeouts
 from aioecho.cli.process import PIDFile
 from aioecho.cli.serve import serve_command
 from aioecho.cli.settings import make_limits, make_timeouts
+from aioecho.net import checking
 
 ANYWHERE = ("--bind", "tcp://127.0.0.1:0")
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may serve as another user")
@@ -144,12 +145,26 @@ def test_a_check_beside_the_program_that_runs_finds_no_mistake(tmp_path: Path) -
     with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket(socket.AF_UNIX) as alive:
         alive.bind(str(tmp_path / "app.sock"))
         alive.listen()
+        alive.setblocking(False)
         file = tmp_path / "server.pid"
         file.write_text(f"{os.getppid()}\n")
         arguments = ("--port", taken.getsockname()[1], "--uds", tmp_path / "app.sock", "--pid", file)
         status, _, errors = invoke("serve", *map(str, arguments), "--check-config")
         assert (status, errors) == (0, "the configuration is valid\n")
         assert file.read_text() == f"{os.getppid()}\n"
+        with pytest.raises(BlockingIOError):  # no client that says nothing
+            alive.accept()
+
+
+def test_a_check_gets_no_datagrams_of_the_program_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    bound: list[Any] = []
+    monkeypatch.setattr(checking, "join_group", lambda sock, endpoint: bound.append(sock.getsockname()))
+    with socket.socket(type=socket.SOCK_DGRAM) as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        endpoint = f"udp://127.0.0.1:{taken.getsockname()[1]}?reuse_port"
+        assert invoke("serve", "--bind", endpoint, "--check-config")[0] == 0
+    assert bound == []
 
 
 # Limits and timeouts

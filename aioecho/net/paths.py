@@ -51,8 +51,11 @@ def group_number(name: str | None) -> int:
         raise OSError(errno.EINVAL, f"no group is called {name!r}") from None
 
 
-def find_use(endpoint: PathEndpoint) -> PathUse:
+def find_use(endpoint: PathEndpoint, *, unnoticed: bool = False) -> PathUse:
     """Return what is at the path of an endpoint.
+
+    To see whether a process listens there, it connects, and closes at once. With `unnoticed` it does not: then a stream socket
+    that is bound and does not listen counts as taken too.
 
     Raises:
         EndpointError: something that is no socket.
@@ -63,7 +66,8 @@ def find_use(endpoint: PathEndpoint) -> PathUse:
         if endpoint.has_file and not stat.S_ISSOCK(os.lstat(path).st_mode):
             message = "a file that is not a socket is in the way; remove it or choose another path"
             raise EndpointError(f"cannot listen on {endpoint}: {message}", errno.EADDRINUSE)
-    with socket.socket(socket.AF_UNIX, endpoint.type) as probe:
+    # With a socket for streams a datagram socket finds that it is there, EPROTOTYPE, and makes no connection.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM if unnoticed else endpoint.type) as probe:
         probe.setblocking(False)
         try:
             probe.connect(path)
