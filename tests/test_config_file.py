@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import logging
 import os
 import pwd
 import signal
@@ -22,6 +23,7 @@ from aioecho.cli.process import PIDFile
 from aioecho.cli.serve import serve_command
 from aioecho.cli.settings import make_limits, make_timeouts
 from aioecho.net import checking
+from aioecho.runtime.log_files import give_log_files
 
 ANYWHERE = ("--bind", "tcp://127.0.0.1:0")
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may serve as another user")
@@ -264,6 +266,25 @@ def ids_of(process: int) -> set[str]:
 
 def children_of(process: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@AS_ROOT
+def test_a_file_that_a_link_in_the_place_of_a_log_leads_to_is_not_given_to_the_user(tmp_path: Path) -> None:
+    nobody = pwd.getpwnam("nobody")
+    other, link, log = (tmp_path / name for name in ("other", "link.log", "server.log"))
+    other.touch()
+    link.symlink_to(other)
+    logger = logging.getLogger("test_config_file")
+    handlers = [logging.FileHandler(path) for path in (link, log)]
+    try:
+        for handler in handlers:
+            logger.addHandler(handler)
+        give_log_files(nobody.pw_uid, None)
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+    assert (other.stat().st_uid, log.stat().st_uid) == (0, nobody.pw_uid)
 
 
 @AS_ROOT
