@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from aioecho.exceptions import EndpointError
 from aioecho.net.endpoints import PathEndpoint
 
-__all__ = ["PathUse", "find_use", "folder_lock", "group_number", "remove_stale", "user_number"]
+__all__ = ["PathUse", "find_use", "folder_lock", "group_number", "remove_stale", "set_mode", "user_number"]
 
 # Seconds that a start waits for others that start in the same folder, and between two looks. See folder_lock().
 LOCK_TIMEOUT = 1.0
@@ -91,6 +91,25 @@ def remove_stale(endpoint: PathEndpoint) -> None:
         case PathUse.TAKEN:
             message = f"cannot listen on {endpoint}: another socket listens there already"
             raise EndpointError(message, errno.EADDRINUSE)
+
+
+def set_mode(path: str, mode: int) -> None:
+    """Set the permissions of a path. On Linux not of a file that a link there leads to: then raise OSError.
+
+    A folder that is another user's may have one in the place of the socket that this process has just bound, as root.
+    """
+    if hasattr(os, "O_PATH"):
+        descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+        try:
+            if stat.S_ISLNK(os.fstat(descriptor).st_mode):
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            os.chmod(f"/proc/self/fd/{descriptor}", mode)  # fchmod() refuses such a descriptor
+            return
+        except (FileNotFoundError, PermissionError):  # there is no /proc, as in a chroot(), or a profile forbids it
+            pass
+        finally:
+            os.close(descriptor)
+    os.chmod(path, mode)
 
 
 @contextlib.asynccontextmanager
