@@ -32,7 +32,7 @@ from aioecho.streams.reader import StreamReader
 from aioecho.streams.writer import StreamWriter
 from aioecho.workers.program import run
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "TLS",

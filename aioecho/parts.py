@@ -157,11 +157,10 @@ class Composite(BaseServer):
         try:
             if self._lifespan is not None:
                 self.state = await self._lifespan.begin()
-            paused = [part for part in self._parts if part.is_paused]
             for part in self._parts:
                 self._prepare(part)
                 part.is_part = True
-                part.pause()  # nothing is served unless all can be
+                part.hold()  # nothing is served unless all can be; pause() and resume() hold as ever meanwhile
                 await part.start()
             if self.when_bound is not None:
                 self.when_bound()
@@ -170,10 +169,8 @@ class Composite(BaseServer):
             await self._undo_start()
             raise
         self.socket, self._address = self._parts[0].socket, self._parts[0].server_address
-        if not self.admission.is_paused:
-            for part in self._parts:
-                if part not in paused:
-                    part.resume()
+        if not self._is_held:
+            self.release_hold()
 
     async def _undo_start(self) -> None:
         self.close()
@@ -195,6 +192,12 @@ class Composite(BaseServer):
 
     def _resume_listeners(self) -> None:
         """Do nothing: the parts have the sockets, and the clients that wait."""
+
+    def release_hold(self) -> None:
+        """Accept and read from now on, where a part is not paused. Not for users."""
+        super().release_hold()
+        for part in self._parts:
+            part.release_hold()
 
     def resume(self) -> None:
         """Accept and read again, after :meth:`pause`."""

@@ -14,7 +14,8 @@
 #   xinetd: b''
 #   haproxy: b'got hello'
 #
-# Exits 0 if this is still so, 1 if it is not. It needs Debian 12's packages, by apt-get download, and python3. Nothing is installed.
+# Exits 0 if this is still so, 1 if it is not. It needs python3, and Debian 12 for amd64: apt-get downloads its packages.
+# Nothing is installed. HAProxy, and the library that it needs, are of any version: they are there for comparison.
 set -euo pipefail
 finding=$(realpath "$0")
 work=$(mktemp -d)

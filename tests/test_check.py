@@ -237,6 +237,10 @@ def test_nothing_is_found_in_a_sound_handler_for_datagrams(kind: Any) -> None:
     ]
 
 
+def test_a_record_of_which_no_two_fit_into_a_datagram_is_checked() -> None:
+    assert not any(result.findings for result in check_of_datagrams(echo.DatagramDiscard, b"x" * 40_000).values())
+
+
 def test_replies_that_are_much_larger_than_what_they_reply_to_are_noted() -> None:
     assert "4 times its own" in check_of_datagrams(faulty.Amplifies)["reply size"].note
 
@@ -359,6 +363,7 @@ def test_the_command_checks_handlers_for_datagrams(folder: Path) -> None:
         (["handlers:Bye", "--say", "empty.txt"], "empty.txt: a conversation has to send something"),
         (["handlers:Bye", "--say", "absent.txt"], "cannot read absent.txt: No such file or directory"),
         (["handlers:Bye", "--say", "hello.txt", "--framing", "fixed:8"], "hello.txt: "),
+        (["handlers:NeedsAByte", "--say", "long.txt"], "a record of 70000 bytes is too long for a datagram"),
         (["chargen", "--framing", "cobs"], "--framing is for the ready-made echo and upper"),
     ],
 )
@@ -369,6 +374,7 @@ def test_a_mistake_on_the_command_line_is_one_line(folder: Path, arguments: list
     (folder / "escape.txt").write_text("> \\q\n")
     (folder / "hello.txt").write_text("> hello\n")
     (folder / "empty.txt").write_text("")
+    (folder / "long.txt").write_text("x" * 70_000)
     check_mistake(invoke("check", *arguments, cwd=folder), expected)
 
 

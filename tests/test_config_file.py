@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import logging
 import os
 import pwd
 import signal
@@ -21,6 +22,8 @@ from aioecho import Limits, Timeouts
 from aioecho.cli.process import PIDFile
 from aioecho.cli.serve import serve_command
 from aioecho.cli.settings import make_limits, make_timeouts
+from aioecho.net import checking
+from aioecho.runtime.log_files import give_log_files
 
 ANYWHERE = ("--bind", "tcp://127.0.0.1:0")
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may serve as another user")
@@ -144,12 +147,26 @@ def test_a_check_beside_the_program_that_runs_finds_no_mistake(tmp_path: Path) -
     with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket(socket.AF_UNIX) as alive:
         alive.bind(str(tmp_path / "app.sock"))
         alive.listen()
+        alive.setblocking(False)
         file = tmp_path / "server.pid"
         file.write_text(f"{os.getppid()}\n")
         arguments = ("--port", taken.getsockname()[1], "--uds", tmp_path / "app.sock", "--pid", file)
         status, _, errors = invoke("serve", *map(str, arguments), "--check-config")
         assert (status, errors) == (0, "the configuration is valid\n")
         assert file.read_text() == f"{os.getppid()}\n"
+        with pytest.raises(BlockingIOError):  # no client that says nothing
+            alive.accept()
+
+
+def test_a_check_gets_no_datagrams_of_the_program_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    bound: list[Any] = []
+    monkeypatch.setattr(checking, "join_group", lambda sock, endpoint: bound.append(sock.getsockname()))
+    with socket.socket(type=socket.SOCK_DGRAM) as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        endpoint = f"udp://127.0.0.1:{taken.getsockname()[1]}?reuse_port"
+        assert invoke("serve", "--bind", endpoint, "--check-config")[0] == 0
+    assert bound == []
 
 
 # Limits and timeouts
@@ -224,6 +241,17 @@ def test_a_pid_file_that_another_program_has_written_since_stays_as_it_is(tmp_pa
     assert path.read_text() == "1\n"
 
 
+def test_a_pid_file_is_not_written_through_a_link(tmp_path: Path) -> None:
+    path, other = tmp_path / "server.pid", tmp_path / "other"
+    other.write_text("x\n")
+    (tmp_path / f"server.pid.{os.getpid()}").symlink_to(other)
+    file = PIDFile(str(path))
+    file.write()
+    assert (path.read_text(), other.read_text()) == (f"{os.getpid()}\n", "x\n")
+    file.remove()
+    assert list(tmp_path.iterdir()) == [other]
+
+
 def test_a_pid_file_that_can_not_be_written_is_said_before_it_listens(tmp_path: Path) -> None:
     status, output, errors = invoke("serve", *ANYWHERE, "--pid", tmp_path / "absent" / "server.pid")
     assert (status, output) == (1, b"")
@@ -238,6 +266,25 @@ def ids_of(process: int) -> set[str]:
 
 def children_of(process: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@AS_ROOT
+def test_a_file_that_a_link_in_the_place_of_a_log_leads_to_is_not_given_to_the_user(tmp_path: Path) -> None:
+    nobody = pwd.getpwnam("nobody")
+    other, link, log = (tmp_path / name for name in ("other", "link.log", "server.log"))
+    other.touch()
+    link.symlink_to(other)
+    logger = logging.getLogger("test_config_file")
+    handlers = [logging.FileHandler(path) for path in (link, log)]
+    try:
+        for handler in handlers:
+            logger.addHandler(handler)
+        give_log_files(nobody.pw_uid, None)
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+    assert (other.stat().st_uid, log.stat().st_uid) == (0, nobody.pw_uid)
 
 
 @AS_ROOT

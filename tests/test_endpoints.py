@@ -27,6 +27,7 @@ from aioecho.net.endpoints import (
     UnixEndpoint,
     parse_endpoint,
 )
+from aioecho.net.paths import set_mode
 
 
 @pytest.fixture
@@ -508,6 +509,18 @@ async def test_the_mode_is_set_before_anybody_can_connect(
     assert modes_at_listen == [0o640]
     assert server.names == ("unix:app.sock",)
     await server.shutdown()
+
+
+@pytest.mark.skipif(not hasattr(os, "O_PATH"), reason="only Linux can")
+def test_a_mode_is_not_set_through_a_link(tmp_path: Path) -> None:
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.touch(0o600)
+    link.symlink_to(file)
+    with pytest.raises(OSError, match="symbolic links"):
+        set_mode(str(link), 0o666)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    set_mode(str(file), 0o640)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
 
 
 async def test_without_a_mode_the_umask_decides(folder: Path) -> None:

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import socket
 import socketserver
 import tracemalloc
+import weakref
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +18,9 @@ from helpers import ANYWHERE, ON_ONE_LOOP, ask, close, handler, reset
 
 import aioecho
 from aioecho.framing import Framing, LengthPrefixed, Lines
+from aioecho.net.resets import reset_watch
 from aioecho.runtime.logs import format_address
+from aioecho.runtime.loops import loop_factory
 from aioecho.serving import audience
 from aioecho.streams.reader import StreamReader
 
@@ -372,6 +376,21 @@ async def test_a_reset_with_data_unread_ends_the_verification_too() -> None:
         reset(client)
         await settle(lambda: not server.connections)
         assert server.stats.reasons["connection lost"] == 1
+
+
+# What watches these clients referred to its loop, and so kept every loop that ever had one.
+@pytest.mark.parametrize("name", ["asyncio", "uvloop"])
+def test_a_loop_is_not_kept_by_its_watch_of_resets(name: str) -> None:
+    async def watch() -> None:
+        with socket.create_server(ANYWHERE) as sock:
+            reset_watch().add(sock, lambda: None)()
+
+    with asyncio.Runner(loop_factory=loop_factory(name)) as runner:
+        runner.run(watch())
+        loop = weakref.ref(runner.get_loop())
+    del runner
+    gc.collect()
+    assert loop() is None
 
 
 # Of broadcasts to more clients than are written to in a turn, more came in than went out, without end.

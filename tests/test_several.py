@@ -152,6 +152,26 @@ async def test_where_one_cannot_start_none_serves_and_lifespans_are_left() -> No
         assert not program.is_serving()
 
 
+async def test_a_server_that_is_paused_or_resumed_while_the_program_starts_stays_so() -> None:
+    @contextlib.asynccontextmanager
+    async def lifespan(server: aioecho.BaseServer) -> AsyncIterator[None]:
+        servers[0].pause()
+        servers[1].resume()
+        assert not program.is_serving()
+        yield
+
+    servers = [
+        aioecho.TCPServer(ANYWHERE, Echo),
+        aioecho.TCPServer(ANYWHERE, Echo),
+        aioecho.TCPServer(ANYWHERE, Echo, lifespan=lifespan),
+    ]
+    program = make_servers(lambda: servers)
+    servers[1].pause()
+    async with program:
+        assert [server.is_paused for server in servers] == [True, False, False]
+        assert await ask(servers[1]) == await ask(servers[2]) == b"x\n"
+
+
 @pytest.mark.parametrize(
     ("found", "error"),
     [

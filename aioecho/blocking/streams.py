@@ -29,7 +29,7 @@ from aioecho.blocking.ending import ThreadDrain
 from aioecho.blocking.sockets import RequestSocket, WatchedSocket, make_request_socket
 from aioecho.blocking.tls import end_tls, wrap
 from aioecho.blocking.tls_sockets import EndSignal, send_close_notify
-from aioecho.blocking.verified import VerifiedConnection
+from aioecho.blocking.verified import VerifiedRequest
 from aioecho.net.kernel import has_peer_ended, is_broken, round_trip, unread
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
@@ -40,7 +40,7 @@ from aioecho.serving.handler_types import undo_partial
 __all__ = ["ThreadedConnection"]
 
 
-class ThreadedConnection(VerifiedConnection):
+class ThreadedConnection(VerifiedRequest):
     """A live connection of a server with a blocking handler, in `server.connections`.
 
     `client_address` is as accept() gave it, `request` is the socket. `thread` is None until it has one. `handler` is always

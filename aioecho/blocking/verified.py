@@ -6,10 +6,10 @@ from typing import Any
 from aioecho.blocking.lingering import LingeringRequest
 from aioecho.net.resets import reset_watch
 
-__all__ = ["VerifiedConnection"]
+__all__ = ["VerifiedRequest"]
 
 
-class VerifiedConnection(LingeringRequest):
+class VerifiedRequest(LingeringRequest):
     """The part of a :class:`~aioecho.blocking.streams.ThreadedConnection` that watches its peer before it has a thread."""
 
     __slots__ = ("_end_watch", "_was_lost")

@@ -24,6 +24,9 @@ MOST = 64
 LARGE = 1472
 """Bytes of the largest datagram that goes through an Ethernet in one piece."""
 
+LARGEST = 65_507
+"""Bytes of the largest datagram over IPv4."""
+
 GARBAGE = 60
 """Datagrams of random bytes."""
 
@@ -103,9 +106,14 @@ class _Server(UDPServer):
 
 
 class DatagramSubject:
-    """A handler for datagrams under check. `name` is ``module:Class``, as the examples import it."""
+    """A handler for datagrams under check. `name` is ``module:Class``, as the examples import it.
+
+    Raises ValueError if a record does not fit into a datagram (caller).
+    """
 
     def __init__(self, handler: Callable[..., Any], conversation: Conversation, name: str) -> None:
+        if (size := max(map(len, conversation.records))) > LARGEST:
+            raise ValueError(f"a record of {size} bytes is too long for a datagram, which has {LARGEST} at most")
         self.handler, self.conversation, self.name = handler, conversation, name
         self.heard: dict[bytes, _Heard] = {}
         """What came of every datagram that was sent, for the first time that it was."""
@@ -241,7 +249,7 @@ def _malformed(records: Sequence[bytes]) -> list[bytes]:
     source = random.Random(0)
     found += [source.randbytes(source.choice((1, 2, 4, 12, 40, 512))) for _ in range(GARBAGE)]
     found += [b"\0" * LARGE, b"\xff" * LARGE, b"9" * LARGE]
-    return [datagram for datagram in dict.fromkeys(found) if datagram not in records]
+    return [datagram for datagram in dict.fromkeys(found) if datagram not in records and len(datagram) <= LARGEST]
 
 
 def note_amplification(subject: DatagramSubject) -> str:

@@ -55,10 +55,13 @@ def check(handler: Callable[..., Any], conversation: Conversation, name: str) ->
 
     Raises:
         TypeError: this is no handler (caller).
+        ValueError: a record does not fit into a datagram, for a handler of datagrams (caller).
     """
     is_for_datagrams = serves_datagrams(undo_partial(handler))
     (UDPServer if is_for_datagrams else TCPServer)(("127.0.0.1", 0), handler)  # it raises; it is not started
-    return _quietly((_check_datagrams if is_for_datagrams else _check)(handler, conversation, name))
+    if is_for_datagrams:
+        return _quietly(_check_datagrams(DatagramSubject(handler, conversation, name)))
+    return _quietly(_check(handler, conversation, name))
 
 
 def _quietly(results: Iterator[Result]) -> Iterator[Result]:
@@ -78,8 +81,7 @@ def _check(handler: Callable[..., Any], conversation: Conversation, name: str) -
             yield _make(what, find, subject)
 
 
-def _check_datagrams(handler: Callable[..., Any], conversation: Conversation, name: str) -> Iterator[Result]:
-    subject = DatagramSubject(handler, conversation, name)
+def _check_datagrams(subject: DatagramSubject) -> Iterator[Result]:
     for what, find in DATAGRAM_CHECKS.items():
         yield Result(what, tuple(find(subject)))
     yield Result("reply size", note=note_amplification(subject))

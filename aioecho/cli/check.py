@@ -61,7 +61,7 @@ def check_command(handler: str, say: str | None, framing: str | None) -> None:
         name = f"{ready_made.__module__}:{ready_made.__qualname__}"
     try:
         results = check(kind, conversation, name)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise Mistake(str(error)) from error
     shown = ", ".join(map(repr, conversation.records[:5])) + (", ..." if len(conversation.records) > 5 else "")
     click.echo(f"checking {name}, which is sent {shown}")

@@ -21,7 +21,7 @@ class PIDFile:
     """A file with the id of this process.
 
     The constructor checks that no other process that lives has it, and makes the file beside it, so that :meth:`write` does not
-    fail.
+    fail. It never writes through a link: the folder may be another user's, where this process is root's.
 
     Raises:
         ClickException: the file has the id of a live process, or can't be written.
@@ -35,7 +35,9 @@ class PIDFile:
             raise click.ClickException(f"{path}: process {other} is running; stop it, or remove the file")
         self._draft = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         try:
-            self._draft.write_text(f"{os.getpid()}\n")
+            self._draft.unlink(missing_ok=True)  # of an earlier process with this id
+            self._open = os.open(self._draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            os.write(self._open, f"{os.getpid()}\n".encode())
         except OSError as error:
             raise click.ClickException(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -43,7 +45,6 @@ class PIDFile:
         """Put the file in its place."""
         try:
             self._draft.replace(self._path)
-            self._open = os.open(self._path, os.O_RDWR)
         except OSError as error:
             logger.error("cannot write %s: %s", self._path, error.strerror or error)
 

@@ -21,7 +21,7 @@ from aioecho.net.endpoints import (
     resolve,
     socket_name,
 )
-from aioecho.net.paths import folder_lock, group_number, remove_stale, user_number
+from aioecho.net.paths import folder_lock, group_number, remove_stale, set_mode, user_number
 from aioecho.net.stdio import take_standard_streams
 
 __all__ = ["bind_addresses", "bind_endpoint", "bind_sibling", "cannot_listen", "join_group"]
@@ -214,9 +214,10 @@ async def _bind_unix(endpoint: PathEndpoint, backlog: int) -> BoundSocket:
             sock.bind(path)
             try:
                 if owner >= 0 or group >= 0:
-                    os.chown(path, owner, group)
+                    # By now the path may be a link to another file, if the folder is not only this user's.
+                    os.chown(path, owner, group, follow_symlinks=False)
                 if endpoint.mode is not None:
-                    os.chmod(path, endpoint.mode)  # before listen(): no client connects under other permissions
+                    set_mode(path, endpoint.mode)  # before listen(): no client connects under other permissions
                 _listen(sock, backlog)
                 return BoundSocket(sock, endpoint.name, path)
             except BaseException:

@@ -4,6 +4,7 @@ import errno
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 
 from aioecho.exceptions import EndpointError
 from aioecho.net.binding import bind_addresses, cannot_listen, join_group
@@ -36,8 +37,10 @@ async def check_endpoints(endpoints: Sequence[Endpoint]) -> None:
 
 async def _check_host(endpoint: HostEndpoint) -> None:
     sockets: list[socket.socket] = []
+    # A socket beside another process' one would get a share of the datagrams that come meanwhile, and drop them.
+    alone = replace(endpoint, reuse_port=False) if isinstance(endpoint, UDPEndpoint) else endpoint
     try:
-        bind_addresses(await resolve(endpoint), sockets, endpoint, reuse_port=False)
+        bind_addresses(await resolve(endpoint), sockets, alone, reuse_port=False)
         for sock in sockets:
             join_group(sock, endpoint)
     except EndpointError:
@@ -56,7 +59,7 @@ def _check_path(endpoint: PathEndpoint) -> None:
             check_folder(endpoint.path)
         user_number(endpoint.owner)
         group_number(endpoint.group)
-        find_use(endpoint)
+        find_use(endpoint, unnoticed=True)
     except EndpointError:
         raise
     except OSError as error:

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from aioecho.exceptions import EndpointError
 from aioecho.net.endpoints import PathEndpoint
 
-__all__ = ["PathUse", "find_use", "folder_lock", "group_number", "remove_stale", "user_number"]
+__all__ = ["PathUse", "find_use", "folder_lock", "group_number", "remove_stale", "set_mode", "user_number"]
 
 # Seconds that a start waits for others that start in the same folder, and between two looks. See folder_lock().
 LOCK_TIMEOUT = 1.0
@@ -51,8 +51,11 @@ def group_number(name: str | None) -> int:
         raise OSError(errno.EINVAL, f"no group is called {name!r}") from None
 
 
-def find_use(endpoint: PathEndpoint) -> PathUse:
+def find_use(endpoint: PathEndpoint, *, unnoticed: bool = False) -> PathUse:
     """Return what is at the path of an endpoint.
+
+    To see whether a process listens there, it connects, and closes at once. With `unnoticed` it does not: then a stream socket
+    that is bound and does not listen counts as taken too.
 
     Raises:
         EndpointError: something that is no socket.
@@ -63,7 +66,8 @@ def find_use(endpoint: PathEndpoint) -> PathUse:
         if endpoint.has_file and not stat.S_ISSOCK(os.lstat(path).st_mode):
             message = "a file that is not a socket is in the way; remove it or choose another path"
             raise EndpointError(f"cannot listen on {endpoint}: {message}", errno.EADDRINUSE)
-    with socket.socket(socket.AF_UNIX, endpoint.type) as probe:
+    # With a socket for streams a datagram socket finds that it is there, EPROTOTYPE, and makes no connection.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM if unnoticed else endpoint.type) as probe:
         probe.setblocking(False)
         try:
             probe.connect(path)
@@ -87,6 +91,25 @@ def remove_stale(endpoint: PathEndpoint) -> None:
         case PathUse.TAKEN:
             message = f"cannot listen on {endpoint}: another socket listens there already"
             raise EndpointError(message, errno.EADDRINUSE)
+
+
+def set_mode(path: str, mode: int) -> None:
+    """Set the permissions of a path. On Linux not of a file that a link there leads to: then raise OSError.
+
+    A folder that is another user's may have one in the place of the socket that this process has just bound, as root.
+    """
+    if hasattr(os, "O_PATH"):
+        descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+        try:
+            if stat.S_ISLNK(os.fstat(descriptor).st_mode):
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            os.chmod(f"/proc/self/fd/{descriptor}", mode)  # fchmod() refuses such a descriptor
+            return
+        except (FileNotFoundError, PermissionError):  # there is no /proc, as in a chroot(), or a profile forbids it
+            pass
+        finally:
+            os.close(descriptor)
+    os.chmod(path, mode)
 
 
 @contextlib.asynccontextmanager

@@ -5,7 +5,7 @@ import contextlib
 import select
 import socket
 from collections.abc import Callable
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from aioecho.net.kernel import is_broken
 
@@ -20,7 +20,7 @@ class ResetWatch:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self._loop = ref(loop)  # else the loop would be kept by what is kept as long as the loop is: see reset_watch()
         self._epoll: select.epoll | None = None
         self._watched: dict[int, tuple[socket.socket, Callable[[], object]]] = {}
 
@@ -46,9 +46,10 @@ class ResetWatch:
         return remove
 
     def _open(self) -> None:
-        if hasattr(select, "epoll"):
+        loop = self._loop()
+        if loop is not None and hasattr(select, "epoll"):
             self._epoll = select.epoll()
-            self._loop.add_reader(self._epoll.fileno(), self._look)
+            loop.add_reader(self._epoll.fileno(), self._look)
 
     def _look(self) -> None:
         assert self._epoll is not None
@@ -67,9 +68,9 @@ class ResetWatch:
 
     def _close_if_unused(self) -> None:
         if self._epoll is not None and not self._watched:
-            epoll, self._epoll = self._epoll, None
-            if not self._loop.is_closed():
-                self._loop.remove_reader(epoll.fileno())
+            epoll, self._epoll, loop = self._epoll, None, self._loop()
+            if loop is not None and not loop.is_closed():
+                loop.remove_reader(epoll.fileno())
             epoll.close()
 
 

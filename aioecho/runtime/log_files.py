@@ -39,11 +39,19 @@ def reopen_log_files() -> None:
 
 
 def give_log_files(user: int | None, group: int | None) -> None:
-    """Give the files that loggers write to, and that are open, to a user and a group, so that they can be opened again then."""
+    """Give the files that loggers write to, and that are open, to a user and a group, so that they can be opened again then.
+
+    Not one to which a link has led: in a folder of that user's it may lead to any file, and root has opened it.
+    """
     for handler in _file_handlers():
         with contextlib.suppress(OSError, ValueError):  # it is closed, or another's
-            if handler.stream is not None and stat.S_ISREG(os.fstat(handler.stream.fileno()).st_mode):
+            if handler.stream is not None and _is_at_its_path(handler.stream.fileno(), handler.baseFilename):
                 os.fchown(handler.stream.fileno(), -1 if user is None else user, -1 if group is None else group)
+
+
+def _is_at_its_path(descriptor: int, path: str) -> bool:
+    found = os.lstat(path)
+    return stat.S_ISREG(found.st_mode) and os.path.samestat(found, os.fstat(descriptor))
 
 
 def _file_handlers() -> list[logging.FileHandler]:

@@ -175,7 +175,7 @@ class BaseServer(Sharing):
 
     def is_serving(self) -> bool:
         """Whether it accepts connections."""
-        return bool(self._listeners)
+        return bool(self._listeners) and not self._is_held
 
     # Life.
 
@@ -267,7 +267,7 @@ class BaseServer(Sharing):
             self.admission.admit_queued()
             if self._drain is not None:
                 self._drain.end_if_idle()
-        elif not self.admission.is_paused:
+        elif not (self.admission.is_paused or self._is_held):
             for listener in self._listeners:
                 listener.resume()
 

@@ -62,6 +62,7 @@ class Registry:
         "__weakref__",
         "_drain",
         "_held_up",
+        "_is_held",
         "event_loop",
         "handler_threads",
         "ids",
@@ -91,7 +92,7 @@ class Registry:
         self.keep_backlog = self.access_log = False
         self.measures = None
         self._held_up: HeldUpWatch | None = None
-        self.is_part = False
+        self.is_part = self._is_held = False
         self.on_accept: Callable[[int], object] | None = None
         self.event_loop: asyncio.AbstractEventLoop | None = None
         self.handler_threads: ThreadPool | None = None
@@ -194,6 +195,15 @@ class Registry:
     def is_paused(self) -> bool:
         """Whether it accepts no clients, by pause(), until resume()."""
         return self.admission.is_paused
+
+    def hold(self) -> None:
+        """Accept nothing after start() before :meth:`release_hold`, whether it is paused or not. Not for users."""
+        self._is_held = True
+
+    def release_hold(self) -> None:
+        """Accept from now on, unless it is paused. Not for users."""
+        self._is_held = False
+        self._resume_listeners()
 
     # Hooks.
 
