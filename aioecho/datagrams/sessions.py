@@ -262,7 +262,8 @@ class Session(AccompaniedRun, DatagramRun):
             self.datagrams.end()
         elif not self._is_to_drain:  # one timer, though the end of every block asks
             self._is_to_drain = True
-            asyncio.get_running_loop().call_later(left, self._drain_later)
+            # uvloop's clock has whole milliseconds: without one more it would come too early, again and again.
+            asyncio.get_running_loop().call_later(left + 0.001, self._drain_later)
 
     def _drain_later(self) -> None:
         self._is_to_drain = False
