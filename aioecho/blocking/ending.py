@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Protocol
 
 from aioecho.blocking.sockets import WatchedSocket
-from aioecho.net.kernel import BYTES_RECEIVED, LAST_DATA_RECV, LAST_DATA_SENT, tcp_info, unread
+from aioecho.net.kernel import BYTES_RECEIVED, LAST_DATA_RECV, LAST_DATA_SENT, silence_of, tcp_info, unread
 
 __all__ = ["ThreadDrain"]
 
@@ -169,9 +169,9 @@ class ThreadDrain:
         return self._find_silence_left(SETTLED if self._connection.has_said_end() else self._linger, stream, sock)
 
     def _find_silence_left(self, needed: float, stream: WatchedSocket, sock: socket.socket) -> float:
-        received, milliseconds = tcp_info(sock, BYTES_RECEIVED), tcp_info(sock, LAST_DATA_RECV)
-        if received is not None and milliseconds is not None:
-            return needed - milliseconds / 1000 if received else 0
+        silence = silence_of(sock)
+        if silence is not None:
+            return 0 if silence == inf else needed - silence
         if not (stream.bytes_in or isinstance(stream, ssl.SSLSocket)):  # which may have a part of a record
             return 0
         if self._counted != stream.bytes_in:
