@@ -154,35 +154,6 @@ async def test_a_connection_that_is_aborted_again_and_again_is_counted_once(monk
         await close(writer)
 
 
-# On uvloop a transport reads no more for a turn of the loop after a large chunk. Its end undid what a handler had asked for, if
-# that had got the transport before.
-async def test_a_pause_of_a_transport_that_was_kept_holds_after_a_large_chunk() -> None:
-    is_reading: list[bool] = []
-    is_paused = asyncio.Event()
-
-    async def handle(self: Any) -> None:
-        transport = self.writer.transport
-        while len(await self.reader.read(2**20)) < 2**16:
-            pass
-        transport.pause_reading()
-        await settle()
-        is_reading.append(transport.is_reading())
-        is_paused.set()
-        transport.resume_reading()
-
-    async with aioecho.TCPServer(ANYWHERE, handler(handle)) as server:
-        loop = asyncio.get_running_loop()
-        with socket.create_connection(server.server_address) as sock:
-            sock.setblocking(False)
-            while not is_paused.is_set():
-                try:
-                    await asyncio.wait_for(loop.sock_sendall(sock, b"x" * 2**17), 5)
-                except OSError:
-                    break
-                await settle()
-    assert is_reading == [False]
-
-
 # What was split of 128 KiB and put back was split again for each frame: this took half a minute.
 @pytest.mark.parametrize("framing", [Lines(), LengthPrefixed(1), SLIP(), COBS()])
 async def test_frames_between_counted_bytes_are_split_in_linear_time(framing: Framing) -> None:
