@@ -143,6 +143,8 @@ class StreamRequestHandler(BaseRequestHandler):
             protocol.flush()
         elif protocol.needs_slow_path:
             self.writer.write(data)
+            if protocol.collected is not None:  # the first of several: drain() would have nothing to wait for
+                return
         else:
             protocol.unanswered = False
             protocol.transport.write(data)

@@ -60,6 +60,9 @@ class News(Waiter):
     def update_slow_path(self) -> None:
         """Do nothing about what a write has to look at. To be overridden, as all here."""
 
+    def note_all_read(self) -> None:
+        """Do nothing about that either, where all that came is read and the reader has nothing to look at."""
+
     def mark_due(self) -> None:
         """Do nothing about a wait that has begun."""
 

@@ -71,7 +71,7 @@ class Outgoing(News):
 
     def write(self, data: Buffer) -> None:
         """Write what the writer does not hand to the transport itself: collect it, or look at everything first."""
-        if not isinstance(data, Buffer):
+        if type(data) is not bytes and not isinstance(data, Buffer):
             raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")  # as asyncio's
         if (
             len(data) >= COLLECTED
@@ -218,6 +218,12 @@ class Outgoing(News):
             or self.aborted_for is not None
             or self.reader._exception is not None
             or self.reader.overdue_since is not None
+        )
+
+    def note_all_read(self) -> None:
+        """Find out the same where the reader has nothing to look at, and nothing is collected: that takes less."""
+        self.needs_slow_path = (
+            self.counts or self.due > 0 or self.paused_since is not None or self.is_lost or self.aborted_for is not None
         )
 
     def update_slow_path(self) -> None:

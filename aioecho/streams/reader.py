@@ -168,9 +168,7 @@ class StreamReader(WaitingReader, asyncio.StreamReader):
                 if chunk.find(b"\n") + 1 == len(chunk) <= self._limit:
                     waiter.unanswered = waiter.unanswered or True
                     return chunk
-                self._keep(chunk)
-                self._slice_end = monotonic() + SLICE
-                if line := self._buffered_line():
+                if line := self._keep_lines(chunk):
                     return line
             elif self._interruption is not None:
                 self._raise_interruption()
@@ -209,9 +207,7 @@ class StreamReader(WaitingReader, asyncio.StreamReader):
                 if chunk.find(b"\n") + 1 == len(chunk) <= self._limit:
                     waiter.unanswered = waiter.unanswered or True
                     return chunk
-                self._keep(chunk)
-                self._slice_end = monotonic() + SLICE
-                if line := self._buffered_line():
+                if line := self._keep_lines(chunk):
                     return line
             elif self._interruption is not None:
                 self._raise_interruption()

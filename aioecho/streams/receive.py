@@ -7,7 +7,7 @@ from typing import Any
 
 from aioecho.streams.frames import Batches, Frames
 from aioecho.streams.news import UNCOUNTED, News, Slow
-from aioecho.streams.records import BATCH, LEAST_BATCH, MANY, PIECE, WINDOW
+from aioecho.streams.records import BATCH, LEAST_BATCH, MANY, PIECE, SLICE, WINDOW
 
 __all__ = ["ReceiveBuffer"]
 
@@ -102,6 +102,40 @@ class ReceiveBuffer:
                 self._paused = True
         if size > UNCOUNTED and news is not None and size > news.held:
             news.note_memory()
+
+    def _keep_lines(self, chunk: bytes) -> bytes:
+        """Buffer a chunk that came while nothing was buffered. Hand out its first line, or nothing if that takes more."""
+        self._slice_end = monotonic() + SLICE
+        split = chunk.rfind(b"\n") + 1
+        if (
+            split != chunk.find(b"\n") + 1  # two lines at least
+            and len(chunk) <= PIECE
+            and len(chunk) <= self._limit
+            and type(chunk) is bytes
+            and not self._singles
+            and self._exception is None
+        ):
+            self._slow_down()
+            self._received += chunk
+            self._news.note_input(split)
+            return self._hand_out_lines(chunk if split == len(chunk) else chunk[:split], split)
+        self._keep(chunk)
+        return self._buffered_line()
+
+    def _hand_out_lines(self, piece: bytes, split: int) -> bytes:
+        """Split what has come, two lines at least, and hand out the first. They end after `split` bytes of the buffer."""
+        lines = BytesIO(piece).readlines()
+        self._last_line = lines.pop()
+        lines.reverse()
+        self._split = split
+        batch = self._batch
+        if len(lines) > batch:
+            self._further_lines, lines = lines, lines[-batch:]
+            del self._further_lines[-batch:]
+            if len(self._further_lines) > MANY:
+                self._note_objects(len(self._further_lines))
+        self._lines = lines
+        return lines.pop()
 
     def _keep_item(self) -> None:
         """Buffer a chunk that was handed over to a read that has not taken it, before anything that came later."""
@@ -251,17 +285,6 @@ class ReceiveBuffer:
         if not split:
             self._settle()
             return self._take(end - at)
-        lines = BytesIO(piece[at:split]).readlines()
-        self._last_line = lines.pop()
-        lines.reverse()
         self._piece, self._at = b"", 0
-        self._split = split
         self._message_began = self._scan = None
-        batch = self._batch
-        if len(lines) > batch:
-            self._further_lines, lines = lines, lines[-batch:]
-            del self._further_lines[-batch:]
-        self._lines = lines
-        if self._further_lines and len(self._further_lines) > MANY:
-            self._note_objects(len(self._further_lines))
-        return lines.pop()
+        return self._hand_out_lines(piece[at:split], split)

@@ -56,7 +56,7 @@ class WaitingReader(ReceiveBuffer):
             self._unawaited = None
             if self._awaited is SLOW:
                 self._awaited = None
-            self._news.update_slow_path()
+            self._news.note_all_read()
 
     def feed_data(self, data: Iterable[SupportsIndex]) -> None:
         """Buffer `data`, and wake the coroutine that waits for it."""
