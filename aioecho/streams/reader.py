@@ -30,6 +30,9 @@ class StreamReader(WaitingReader, asyncio.StreamReader):
     On every version of Python `readuntil` takes a tuple of separators too, as it does in 3.13's.
     """
 
+    # What a read touches that waits at once is not in the dictionary: among thousands of connections, it would be in no cache.
+    __slots__ = ("_awaited", "_news", "_unawaited")
+
     _unchecked: int = DEFAULT_LIMIT  # bytes that readexactly() reads without looking at max_frame
 
     def __init__(
@@ -49,8 +52,8 @@ class StreamReader(WaitingReader, asyncio.StreamReader):
         self._eof = self._paused = False
         self._transport = self._exception = None
         self._news = _news if _news is not None else News(loop)
-        self._awaited = self._unawaited = None  # not as the class's, which 3.11 would look up anew for every read
-        self._seen = None  # likewise: to add it at the first visit would take 100 bytes more of every reader on 3.11
+        self._awaited = self._unawaited = None
+        self._seen = None  # not as the class's: the first visit would add 100 bytes to every reader on 3.11
 
     # In read(), readline(), its twin __anext__() and readexactly(), the way that most calls go comes first: nothing is
     # buffered, so wait, and return the chunk that is handed over. It is _wait() written out, and saves its generator.
