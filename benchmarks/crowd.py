@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import os
@@ -101,7 +102,7 @@ def _measure(
             for client in clients:
                 client.send(order)
             answers = [client.receive() for client in clients]
-            found["wrong"] = sum(answer["wrong"] for answer in answers)
+            found["wrong"] = sum((collections.Counter(answer["wrong"]) for answer in answers), collections.Counter())
             found["held"] = sum(answer["held"] for answer in answers)
             return [answer["answer"] for answer in answers]
 
@@ -142,13 +143,16 @@ def _measure(
         _watch_loops(set(_children(server.pid)))
         for client in clients:
             client.send({"do": "watch", "reopens": False, "seconds": _STOP})
-        began = time.monotonic()
+        began, used = time.monotonic(), _all_cpu_s(server.pid)
+        others = resource.getrusage(resource.RUSAGE_CHILDREN)
         server.send_signal(signal.SIGTERM)
         try:
             found["stop_status"] = server.wait(timeout=_STOP)
         except subprocess.TimeoutExpired:
             found["stop_status"] = None
         found["stop_s"] = time.monotonic() - began
+        all_used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        found["stop_cpu_s"] = all_used.ru_utime + all_used.ru_stime - others.ru_utime - others.ru_stime - used
         ends = [client.receive()["answer"] for client in clients]
         found["stop_ended"] = sum(end["ended"] for end in ends)
         found["stop_reset"] = sum(end["reset"] for end in ends)
@@ -233,6 +237,15 @@ def _cpu_s(pid: int) -> float:
     return total
 
 
+def _all_cpu_s(pid: int) -> float:
+    """Return the processor time of a process, of its children, and of those that have ended."""
+    ticks = 0
+    for member in (pid, *_children(pid)):
+        with contextlib.suppress(OSError):
+            ticks += sum(map(int, Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def _meminfo() -> dict[str, int]:
     lines = Path("/proc/meminfo").read_text().splitlines()
     return {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
@@ -263,7 +276,7 @@ def make_table(found: dict[str, Any]) -> str:
     rows = [
         ("connections held", f"{found['held']:,}, over {found['workers']} workers"),
         ("connected and accepted in", f"{found['connect_s']:.1f} s"),
-        ("replies that were wrong or lost", f"{found['wrong']:,}"),
+        ("replies that were wrong or lost", _wrong(found["wrong"])),
         ("descriptors of the worker that has most", f"{found['most_of_a_worker']:,}"),
         ("memory of the processes, per connection", f"{found['worker_kib']:.1f} KiB"),
         ("memory of the kernel, both ends, per connection", f"{found['kernel_kib']:.1f} KiB"),
@@ -274,6 +287,7 @@ def make_table(found: dict[str, Any]) -> str:
         ("drained then, and reset", f"{found['restart_ended']:,}, {found['restart_reset']:,}"),
         ("longest standstill of a loop then", _still(found["restart_still"])),
         ("all stopped in", f"{found['stop_s']:.1f} s, exit status {found['stop_status']}"),
+        ("processor time of the workers for it", f"{found['stop_cpu_s']:.1f} s, on {os.cpu_count()} processors"),
         ("drained then, and reset", f"{found['stop_ended']:,}, {found['stop_reset']:,}"),
         ("longest standstill of a loop then", _still(found["stop_still"])),
     ]
@@ -287,6 +301,10 @@ def write_table(path: Path, found: dict[str, Any]) -> str:
     command = f"python -m benchmarks run --scenario {NAME} --connections {found['connections']}"
     path.write_text(f"`{command}`\n\n{table}")
     return table
+
+
+def _wrong(wrong: dict[str, int]) -> str:
+    return ", ".join(f"{how} {count:,}" for how, count in sorted(wrong.items())) or "0"
 
 
 def _still(still: dict[str, float]) -> str:

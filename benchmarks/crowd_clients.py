@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import random
@@ -30,7 +31,8 @@ class Clients:
         self.sockets: dict[int, socket.socket] = {}
         self.poll = select.epoll()
         self.serial = 0
-        self.wrong = 0
+        self.doing = ""
+        self.wrong: collections.Counter[str] = collections.Counter()  # replies that were wrong or lost: when, and how
 
     def open(self, count: int) -> None:
         """Connect so many more; each has echoed a message of its own when this returns."""
@@ -60,9 +62,12 @@ class Clients:
                 sock.sendall(sent[sock])
         for sock, message in sent.items():
             try:
-                self.wrong += sock.recv(8, socket.MSG_WAITALL) != message
-            except OSError:
-                self.wrong += 1
+                reply = sock.recv(8, socket.MSG_WAITALL)
+            except OSError as error:
+                self.wrong[f"{self.doing}: {type(error).__name__}"] += 1
+            else:
+                if reply != message:
+                    self.wrong[f"{self.doing}: " + ("another" if reply else "ended without")] += 1
 
     def talk(self, rate: float, seconds: float) -> list[int]:
         """Send at fixed times on connections by chance; return the latencies from when a message was due, in microseconds."""
@@ -103,6 +108,7 @@ def main(port: str, count: str, number: str) -> None:
     for line in sys.stdin:
         order = json.loads(line)
         answer: Any = None
+        clients.doing = order["do"]
         match order["do"]:
             case "open":
                 clients.open(int(count))
