@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from aioecho.runtime import collector
-from aioecho.runtime.collector import short_collections
+from aioecho.runtime.collector import collect_little, short_collections
 
 
 class Node:
@@ -65,3 +65,12 @@ def test_short_collections_set_nothing_aside(monkeypatch: pytest.MonkeyPatch) ->
     with short_collections():
         gc.collect()
         assert gc.get_freeze_count() == before
+
+
+def test_full_collections_come_sooner_and_rarely_at_the_end() -> None:
+    before = gc.get_threshold()
+    with short_collections():
+        assert gc.get_threshold()[2] < before[2]
+        collect_little()
+        assert gc.get_threshold()[2] > 5 * before[2]
+    assert gc.get_threshold() == before

@@ -3,7 +3,7 @@
 A full collection looks at every object that lives, some twenty for each connection, and the loop stands still meanwhile: 190 ms
 with 10,000 connections, where asyncio's streams take 360 ms (Python 3.11, two processors, both busy). One is made whenever what
 lives has grown by a quarter, so while a crowd connects there are several. What has survived one is set aside here, so that the
-next looks only at what came since.
+next looks only at what came since. They come sooner for that: what gathers by itself took 35 ms at a time.
 """
 
 import gc
@@ -11,10 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
 
-__all__ = ["short_collections"]
+__all__ = ["collect_little", "short_collections"]
 
 # Seconds. What a full collection that takes longer leaves behind is set aside.
-LONG = 0.01
+LONG = 0.004
+
+# New objects after which a full one may be made, where Python's own numbers make it 85,000 to 240,000; and while the program
+# ends, as nothing is gained then by looking at what is about to go. 3.14.0 to 3.14.4 look at the older ones bit by bit anyway.
+NEW, NEW_AT_END = 20_000, 2_000_000
 
 # Seconds after which a full collection looks at everything again: of what was set aside, garbage that refers to itself stays.
 WHOLE_EVERY = 600.0
@@ -26,6 +30,7 @@ def short_collections() -> Iterator[None]:
 
     At the end nothing is set aside any more.
     """
+    thresholds = gc.get_threshold()
     began = 0.0
     set_aside_at: float | None = None
 
@@ -44,9 +49,25 @@ def short_collections() -> Iterator[None]:
             set_aside_at = set_aside_at or now
 
     gc.callbacks.append(look)
+    _set_full_after(NEW)
     try:
         yield
     finally:
         gc.callbacks.remove(look)
+        gc.set_threshold(*thresholds)
         if set_aside_at is not None:
             gc.unfreeze()
+
+
+def collect_little() -> None:
+    """Make full collections rare: the program is about to end, and what it holds to go by itself. Until it has, that is.
+
+    To be called inside of short_collections().
+    """
+    _set_full_after(NEW_AT_END)
+
+
+def _set_full_after(objects: int) -> None:
+    young, middle, _ = gc.get_threshold()
+    if young:  # else it is off
+        gc.set_threshold(young, middle, max(0, objects // (young * (middle + 1)) - 1))

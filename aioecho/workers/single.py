@@ -12,7 +12,7 @@ from aioecho.net import systemd
 from aioecho.ops.control import ControlServer
 from aioecho.ops.control_server import make_control
 from aioecho.ops.metrics import MetricsEndpoint
-from aioecho.runtime.collector import short_collections
+from aioecho.runtime.collector import collect_little, short_collections
 from aioecho.runtime.log_files import reopen_log_files
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.serving.base import BaseServer
@@ -86,6 +86,7 @@ async def _serve_until_signal(
         if stopping:
             server.end_at_once(f"by a second signal, {number.name}")
             return
+        collect_little()
         systemd.notify_stopping(server.grace + OVER_GRACE)
         log_stop(logger, number, len(server.connections), server.what_it_serves, server.grace)
         starting.cancel()

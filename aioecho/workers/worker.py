@@ -28,7 +28,7 @@ from aioecho.exceptions import AioechoError, CertificateError
 from aioecho.net.turns import AcceptCounts, AcceptTurns
 from aioecho.ops.control_view import ServerView
 from aioecho.parts import Composite
-from aioecho.runtime.collector import short_collections
+from aioecho.runtime.collector import collect_little, short_collections
 from aioecho.runtime.loops import end_other_tasks, loop_factory
 from aioecho.serving.base import BaseServer
 from aioecho.several import servers_of
@@ -234,6 +234,7 @@ class _Worker:
                 self._handover.serves_newcomers = True
             elif order[""] == "drain":
                 self._channel.send("draining", count=len(self._server.connections), what=self._server.what_it_serves)
+            collect_little()
             if order[""] == "end" and order["why"]:
                 self._server.end_at_once(order["why"])
             else:
