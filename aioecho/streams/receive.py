@@ -132,9 +132,9 @@ class ReceiveBuffer:
         if len(lines) > batch:
             self._further_lines, lines = lines, lines[-batch:]
             del self._further_lines[-batch:]
-            if len(self._further_lines) > MANY:
-                self._note_objects(len(self._further_lines))
         self._lines = lines
+        if self._further_lines and len(self._further_lines) > MANY:
+            self._note_objects(len(self._further_lines))  # which may abort the connection
         return lines.pop()
 
     def _keep_item(self) -> None:
