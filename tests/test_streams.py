@@ -15,13 +15,14 @@ import pytest
 from conftest import settle
 from driven import drive
 from helpers import skip_without
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from programs import connect
 from subjects import Subject
 
 import aioecho
 import aioecho.echo
+from aioecho.streams import receive
 from aioecho.streams.protocol import StreamProtocol
 from aioecho.streams.writer import StreamWriter
 
@@ -182,6 +183,23 @@ STEPS = st.lists(
     max_size=25,
 )
 
+# Lines that come together while a read waits, which is the short way: of as many bytes as the limit or a piece, and of others.
+LINES = [
+    b"a\nb\n",
+    b"a\nb\nc",
+    b"a\n123456\n",
+    b"a\n123456789\n",
+    b"\n" * 9,
+    b"x\n" * 31,
+    b"x\n" * 32,
+    b"x\n" * 31 + b"12",
+]
+STEPS_OF_LINES = st.lists(
+    st.sampled_from([*LINES, *["read a line", "next line"] * 2, "read a few", "read exactly", "read until", "cancel"]),
+    min_size=8,
+    max_size=25,
+)
+
 
 async def play(
     reader: asyncio.StreamReader,
@@ -242,7 +260,11 @@ def up_to_a_line_too_long(told: list[Any]) -> list[Any]:
 
 
 @pytest.mark.slow
-def test_a_reader_does_what_asyncios_does_whatever_the_order() -> None:
+def test_a_reader_does_what_asyncios_does_whatever_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receive, "PIECE", 64)  # so that chunks of 64 bytes are as long as is split at a time
+    monkeypatch.setattr(receive, "SHORT", 16)
+    monkeypatch.setattr(receive, "MANY", 8)
+
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
 
@@ -250,12 +272,13 @@ def test_a_reader_does_what_asyncios_does_whatever_the_order() -> None:
             function(*args)
 
         @settings(max_examples=500, deadline=None)
-        @given(STEPS, st.sampled_from([in_a_task, loop.call_soon]))
-        def check(steps: list[Any], call: Callable[..., object]) -> None:
-            theirs = asyncio.StreamReader(limit=8, loop=loop)
+        @example(["read a line", b"a\n123456789\n", "read a line", "read a line"], loop.call_soon, 8)
+        @given(STEPS | STEPS_OF_LINES, st.sampled_from([in_a_task, loop.call_soon]), st.sampled_from([8, 64, 200]))
+        def check(steps: list[Any], call: Callable[..., object], limit: int) -> None:
+            theirs = asyncio.StreamReader(limit=limit, loop=loop)
             expected = runner.run(play(theirs, theirs.feed_data, theirs.feed_eof, steps, call))
             for is_driven in (False, True):
-                ours = StreamProtocol(loop, limit=8, is_server_side=True)
+                ours = StreamProtocol(loop, limit=limit, is_server_side=True)
                 start = functools.partial(drive, protocol=ours) if is_driven else asyncio.create_task
                 told = runner.run(play(ours.reader, ours.data_received, ours.eof_received, steps, call, start))
                 assert up_to_a_line_too_long(told) == up_to_a_line_too_long(expected)
