@@ -1,7 +1,7 @@
 """The package as a whole: what it exports, what it imports, what it ships."""
 
 import ast
-import importlib
+import importlib.util
 import pkgutil
 import re
 import runpy
@@ -16,6 +16,7 @@ import pytest
 from programs import ROOT
 
 import aioecho
+from aioecho.datagrams import task
 
 FOLDER = Path(aioecho.__file__).parent
 # Not the folders that hand nothing on.
@@ -60,6 +61,16 @@ def test_importing_aioecho_starts_no_thread_and_touches_no_signal() -> None:
         "assert [signal.getsignal(n) for n in signal.valid_signals()] == before\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
+
+
+def test_an_interpreter_without_counts_of_references_is_told_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(sys, "getrefcount")
+    spec = importlib.util.spec_from_file_location("imported_again", task.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    with pytest.raises(ImportError) as raised:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    assert str(raised.value) == "aioecho runs on CPython alone: this Python, cpython, has no sys.getrefcount()"
 
 
 # Exports
