@@ -79,6 +79,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         "_timer",
         "_transport",
         "_write",
+        "is_delivering",
         "is_in_record",
         "open_from",
     )
@@ -110,6 +111,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         self._state = _OPEN
         self._most = SLICE  # bytes: for how many at once data_received() may take the short way
         self.is_in_record = False  # OpenSSL has a part of a record; or a whole one had no data, which is seldom
+        self.is_delivering = False  # more of what the socket's transport has read is about to be delivered
         self._has_said_end = False  # by end_writing()
         self._has_ended = False  # the peer has sent close_notify, or closed its direction of the connection
         self._error: Exception | None = None
@@ -157,8 +159,10 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
             self._incoming.write(view[start : start + SLICE])
             self._process(chunks)
             if len(chunks) >= RECORDS_AT_ONCE:
+                self.is_delivering = start + SLICE < len(view)
                 self._deliver(b"".join(chunks))
                 chunks.clear()
+        self.is_delivering = False
         self._pass_on(chunks)
 
     def _process(self, chunks: list[bytes]) -> None:
