@@ -324,7 +324,9 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         # To unwrap over unread data is an error. That is raised for the peer's close_notify too, which has not come.
         is_over = self._has_ended
         try:
-            _discard(self._object)
+            with suppress(SSLWantReadError, SSLZeroReturnError):
+                while self._object.read(RECORD):
+                    pass
             self._object.unwrap()
             is_over = True
         except SSLWantReadError:
@@ -387,13 +389,6 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         """Return what the ssl module tells of the connection, or what the socket's transport does."""
         tell = TOLD_BY_SSL.get(name)
         return self._transport.get_extra_info(name, default) if tell is None else tell(self._object)
-
-
-def _discard(tls_object: ssl.SSLObject) -> None:
-    """Read, and drop, all that has come."""
-    with suppress(SSLWantReadError, SSLZeroReturnError):
-        while tls_object.read(RECORD):
-            pass
 
 
 def _refuse(data: Buffer) -> int:
