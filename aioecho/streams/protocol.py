@@ -220,8 +220,9 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
             reader.feed_eof()
         if self.item is not None:
             reader._keep_item()
-        reader._news = None  # type: ignore[assignment] # no read waits any more, and without the cycle both go at once
         self.note_memory()
+        if not self.held:  # else its reads are still to tell how much is left
+            reader._news = None  # type: ignore[assignment] # without the cycle both go at once
         self.end_drains(exc)
         for waiting in self._waiting_to_close:
             set_result(waiting)
