@@ -67,10 +67,41 @@ def test_short_collections_set_nothing_aside(monkeypatch: pytest.MonkeyPatch) ->
         assert gc.get_freeze_count() == before
 
 
-def test_full_collections_come_sooner_and_rarely_at_the_end() -> None:
+@pytest.fixture
+def thresholds() -> Iterator[tuple[int, int, int]]:
+    """Python's own."""
     before = gc.get_threshold()
+    gc.set_threshold(*collector.PYTHONS_OWN[0])
+    yield gc.get_threshold()
+    gc.set_threshold(*before)
+
+
+def test_full_collections_come_sooner_and_rarely_at_the_end(thresholds: tuple[int, int, int]) -> None:
+    if not thresholds[2]:
+        pytest.skip("3.14.0 to 3.14.4 have no third threshold")
     with short_collections():
-        assert gc.get_threshold()[2] < before[2]
+        assert gc.get_threshold()[2] < thresholds[2]
         collect_little()
-        assert gc.get_threshold()[2] > 5 * before[2]
-    assert gc.get_threshold() == before
+        assert gc.get_threshold()[2] > 5 * thresholds[2]
+    assert gc.get_threshold() == thresholds
+
+
+@pytest.mark.usefixtures("thresholds")
+@pytest.mark.parametrize("own", [(50_000, 20, 100), (700, 10, 1000), (0, 10, 10)], ids=["all", "full", "off"])
+def test_thresholds_that_the_program_has_set_are_kept(own: tuple[int, int, int]) -> None:
+    gc.set_threshold(*own)
+    own = gc.get_threshold()
+    with short_collections():
+        assert gc.get_threshold() == own
+        collect_little()
+        assert gc.get_threshold() == own
+    assert gc.get_threshold() == own
+
+
+@pytest.mark.usefixtures("thresholds")
+def test_thresholds_that_a_lifespan_sets_are_kept_to_the_end() -> None:
+    with short_collections():
+        gc.set_threshold(50_000, 20, 1000)
+        own = gc.get_threshold()
+        collect_little()
+        assert gc.get_threshold() == own

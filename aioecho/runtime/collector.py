@@ -20,6 +20,9 @@ LONG = 0.004
 # ends, as nothing is gained then by looking at what is about to go. 3.14.0 to 3.14.4 look at the older ones bit by bit anyway.
 NEW, NEW_AT_END = 20_000, 2_000_000
 
+# What Python begins with. A program that has set other thresholds is left with them.
+PYTHONS_OWN = ((700, 10, 10), (2_000, 10, 10))
+
 # Seconds after which a full collection looks at everything again: of what was set aside, garbage that refers to itself stays.
 WHOLE_EVERY = 600.0
 
@@ -49,7 +52,8 @@ def short_collections() -> Iterator[None]:
             set_aside_at = set_aside_at or now
 
     gc.callbacks.append(look)
-    _set_full_after(NEW)
+    if thresholds in PYTHONS_OWN:
+        gc.set_threshold(*thresholds[:2], _full_after(NEW))
     try:
         yield
     finally:
@@ -64,10 +68,12 @@ def collect_little() -> None:
 
     To be called inside of short_collections().
     """
-    _set_full_after(NEW_AT_END)
+    young, middle, old = gc.get_threshold()
+    if young > 0 <= middle:  # else it is off
+        gc.set_threshold(young, middle, max(old, _full_after(NEW_AT_END)))
 
 
-def _set_full_after(objects: int) -> None:
+def _full_after(objects: int) -> int:
+    """Return the third threshold for a full collection after so many new objects."""
     young, middle, _ = gc.get_threshold()
-    if young:  # else it is off
-        gc.set_threshold(young, middle, max(0, objects // (young * (middle + 1)) - 1))
+    return max(0, objects // (young * (middle + 1)) - 1)
