@@ -109,7 +109,8 @@ class StreamListener:
             set_keepalive(self.sock, timeouts.keepalive, None if write is None else max(write, timeouts.keepalive))
 
     def _accepted(self, sock: socket.socket, address: Any) -> None:
-        if not self._server.admission.enqueue(sock, address, self._serve):
+        admission = self._server.admission
+        if not (admission.is_closing and admission.enqueue(sock, address, self._serve)):
             self._serve(sock, address)
 
     def _accepted_from_balancer(self, sock: socket.socket, address: Any) -> None:

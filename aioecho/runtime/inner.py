@@ -1,0 +1,77 @@
+"""The inner coroutine of a task: the one that its outermost one awaits, and that events step in its place.
+
+It may end in an event's step. The task is then resumed at once, or when there is something to do for it.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+__all__ = ["InnerSteps"]
+
+
+class InnerSteps:
+    """The part of a driver that has events step the inner coroutine. That saves a step of the outermost one for each."""
+
+    __slots__ = ()
+
+    _awaited: Any
+    _cancels: int
+    _coroutine: Any
+    _stepped: Any  # what an event steps: that, or the inner coroutine, or what that one has ended with in such a step
+    _waiter: Any
+    _wake_up: Callable[[Any], object] | None
+    task: "asyncio.Task[Any]"
+
+    def step_inner(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Have events step a coroutine that the outermost one is about to await.
+
+        When it has ended, the outermost one calls :meth:`take_inner_end`.
+        """
+        self._stepped = coroutine
+
+    def take_inner_end(self, error: BaseException | None) -> BaseException | None:
+        """Return what the inner coroutine has raised, None if it returned. `error` is what awaiting it has raised."""
+        end, self._stepped = self._stepped, self._coroutine
+        if not isinstance(end, BaseException):
+            return error
+        # It ended in an event's step, and awaiting it then raised Python's own error.
+        if isinstance(error, asyncio.CancelledError):
+            # The task was cancelled since: this counts at the next wait, as for a coroutine that is about to end.
+            self.task.uncancel()
+            self.task.cancel(*error.args)
+        return None if isinstance(end, StopIteration) else end
+
+    def note_inner_end(self, end: BaseException | None) -> bool:
+        """Do nothing about the end of the inner coroutine in an event's step. To be overridden.
+
+        Return whether the task goes on only when :meth:`go_on` is called. If it is cancelled before, :meth:`note_cancel` is.
+        """
+        return False
+
+    def note_cancel(self) -> None:
+        """Do nothing about a cancellation that counts when the task goes on. To be overridden."""
+
+    def _end_inner(self, error: BaseException) -> None:
+        waiter = self._waiter
+        traceback: Any = error.__traceback__
+        error.__traceback__ = traceback.tb_next  # without deliver(), which has nothing to do with it
+        self._stepped = error
+        is_to_wait = self.note_inner_end(None if isinstance(error, StopIteration) else error)
+        has_cancelled_itself = waiter._driver is None
+        waiter._driver = self._waiter = None
+        if self._wake_up is None:
+            self._wake_up = waiter._callback
+        waiter._callback = None
+        if is_to_wait and not has_cancelled_itself:
+            self._awaited = None
+            self._cancels = self.task.cancelling()
+        else:
+            if is_to_wait:
+                self.note_cancel()
+            self.go_on(waiter)
+
+    def go_on(self, waiter: Any) -> None:
+        """Resume the task, now, which was parked at `waiter` when its inner coroutine ended."""
+        wake_up, self._wake_up = self._wake_up, None
+        waiter.run(wake_up)
