@@ -143,13 +143,14 @@ class Connection(ClosingConnection):
                 self.take_inner_end(None)
         except BaseException:
             end = self.end_with(sys.exception())
-        is_lasting = self._stage == HANDLE and self._close_if_done(end)
+        if self._stage == HANDLE:
+            self._close_if_done(end)
         if self._waiter is not None:
             await self.hand_back()
         try:
             if self._stage != CLOSED:
                 await self._finish(end)
-            elif is_lasting:
+            elif not self._protocol.transport.is_closing():
                 await self._wait_lost(self._protocol)
         except RuntimeError:
             self.raise_if_abandoned()
