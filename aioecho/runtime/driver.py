@@ -179,7 +179,9 @@ class Waiter(LooksLikeFuture):
     def add_done_callback(self, callback: Callable[["Waiter"], object], *, context: Context | None = None) -> None:
         """Keep the one task's wake-up."""
         driver = self.driver
-        self._park(callback, context, driver if driver is not None and current_task(self._loop) is driver.task else None)
+        self._park(
+            callback, context, driver if driver is not None and current_task(self._loop) is driver.task else None
+        )
 
     def cancel(self, msg: Any = None) -> bool:
         """Resume the task that waits with CancelledError; return False where nothing waits any more."""
@@ -214,22 +216,9 @@ class Driver(InnerSteps):
     The outermost coroutine itself is given to :meth:`start`, and calls :meth:`hand_back` before it ends.
     """
 
-    __slots__ = (
-        "_awaited",
-        "_cancels",
-        "_coroutine",
-        "_is_abandoned",
-        "_stepped",
-        "_waiter",
-        "_wake_up",
-        "task",
-    )
+    __slots__ = ("_is_abandoned",)
 
-    _awaited: Any  # this, and _cancels, are set while there is a _wake_up
-    _coroutine: "CoroutineType[Any, Any, Any]"
-    task: "asyncio.Task[Any]"
-    _waiter: Waiter | None  # where the task is parked, also while it is stepped from there
-    _wake_up: Callable[[Any], object] | None  # the task's own, while what it awaits was told only of _resume()
+    _waiter: Waiter | None
 
     def start(
         self,

@@ -5,6 +5,7 @@ It may end in an event's step. The task is then resumed at once, or when there i
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from types import CoroutineType
 from typing import Any
 
 __all__ = ["InnerSteps"]
@@ -13,14 +14,14 @@ __all__ = ["InnerSteps"]
 class InnerSteps:
     """The part of a driver that has events step the inner coroutine. That saves a step of the outermost one for each."""
 
-    __slots__ = ()
+    __slots__ = ("_awaited", "_cancels", "_coroutine", "_stepped", "_waiter", "_wake_up", "task")
 
-    _awaited: Any
+    _awaited: Any  # this, and _cancels, are set while there is a _wake_up
     _cancels: int
-    _coroutine: Any
+    _coroutine: "CoroutineType[Any, Any, Any]"
     _stepped: Any  # what an event steps: that, or the inner coroutine, or what that one has ended with in such a step
-    _waiter: Any
-    _wake_up: Callable[[Any], object] | None
+    _waiter: Any  # where the task is parked, also while it is stepped from there
+    _wake_up: Callable[[Any], object] | None  # the task's own, while what it awaits was told only of _resume()
     task: "asyncio.Task[Any]"
 
     def step_inner(self, coroutine: Coroutine[Any, Any, Any]) -> None:
