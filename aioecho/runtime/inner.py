@@ -1,6 +1,6 @@
 """The inner coroutine of a task: the one that its outermost one awaits, and that events step in its place.
 
-It may end in an event's step. The task is then resumed at once, or when there is something to do for it.
+It may end in an event's step. The task is then resumed when there is something to do for it.
 """
 
 import asyncio
@@ -43,36 +43,29 @@ class InnerSteps:
             self.task.cancel(*error.args)
         return None if isinstance(end, StopIteration) else end
 
-    def note_inner_end(self, end: BaseException | None) -> bool:
-        """Do nothing about the end of the inner coroutine in an event's step. To be overridden.
+    def note_inner_end(self, end: BaseException | None) -> None:
+        """Resume the task as the inner coroutine has ended in an event's step. To be overridden: by a later :meth:`go_on`.
 
-        Return whether the task goes on only when :meth:`go_on` is called. If it is cancelled before, :meth:`note_cancel` is.
+        If the task is cancelled before that, :meth:`note_cancel` is called.
         """
-        return False
+        self.go_on()
 
     def note_cancel(self) -> None:
         """Do nothing about a cancellation that counts when the task goes on. To be overridden."""
 
     def _end_inner(self, error: BaseException) -> None:
-        waiter = self._waiter
+        waiter: Any = self._waiter
         traceback: Any = error.__traceback__
         error.__traceback__ = traceback.tb_next  # without deliver(), which has nothing to do with it
         self._stepped = error
-        is_to_wait = self.note_inner_end(None if isinstance(error, StopIteration) else error)
-        has_cancelled_itself = waiter._driver is None
-        waiter._driver = self._waiter = None
         if self._wake_up is None:
             self._wake_up = waiter._callback
-        waiter._callback = None
-        if is_to_wait and not has_cancelled_itself:
-            self._awaited = None
-            self._cancels = self.task.cancelling()
-        else:
-            if is_to_wait:
-                self.note_cancel()
-            self.go_on(waiter)
+        waiter._driver = waiter._callback = self._awaited = None
+        self._cancels = self.task.cancelling()
+        self.note_inner_end(None if isinstance(error, StopIteration) else error)
 
-    def go_on(self, waiter: Any) -> None:
-        """Resume the task, now, which was parked at `waiter` when its inner coroutine ended."""
-        wake_up, self._wake_up = self._wake_up, None
+    def go_on(self) -> None:
+        """Resume the task, now."""
+        waiter: Any = self._waiter
+        wake_up, self._wake_up, self._waiter = self._wake_up, None, None
         waiter.run(wake_up)

@@ -22,7 +22,7 @@ class ClosingConnection(VerifiedConnection):
     def _close_if_done(self, end: BaseException | None) -> bool:
         """Close, if handle() has returned, all is sent, and there is nothing to be cleaned up: most often.
 
-        Return whether the connection lasts until its peer, which has not closed yet, does too.
+        Return whether it was. It lasts until its peer closes it too.
         """
         protocol = self._protocol
         if protocol.collected is not None:
@@ -42,26 +42,33 @@ class ClosingConnection(VerifiedConnection):
         if self._linger is not None:
             self._linger.cancel()  # it watches a peer that has ended its stream, and would keep all of this
             self._linger = None
-        is_lasting = not protocol.peer_has_closed
-        if is_lasting:
+        if protocol.peer_has_closed:
+            protocol.transport.close()  # the loop has closed the socket by the time that the end is accounted for
+        else:
             assert self.request is not None
             if self._has_sent_eof or protocol.transport.is_closing() or not self.request[1].shut(self._sock):
                 return False
             self._start_linger(protocol)
-        else:
-            protocol.transport.close()  # the loop has closed the socket by the time that the end is accounted for
         self.reason = "finished"
         self._stage = CLOSED
-        return is_lasting
+        return True
 
-    def note_inner_end(self, end: BaseException | None) -> bool:
-        """Close at once, if handle() has returned and nothing is left to do. The task goes on when the connection is lost."""
-        return self._close_if_done(end)
+    def note_inner_end(self, end: BaseException | None) -> None:
+        """Close, if handle() has returned and nothing is left to do. The task goes on when the connection is lost.
+
+        While the peer may still read, what the handler has handed on to other tasks is written before.
+        """
+        if not (self._protocol.peer_has_closed and self._close_if_done(end)):
+            self._loop.call_soon(self._close_or_go_on, end, context=self._server.task_context)
+
+    def _close_or_go_on(self, end: BaseException | None) -> None:
+        if self.task.cancelling() or not self._close_if_done(end):
+            self.go_on()
 
     def note_lost(self) -> None:
         """Let the task of a connection that was closed go on."""
         if self._stage == CLOSED and self._wake_up is not None:
-            self.go_on(self._protocol)
+            self.go_on()
 
     def note_cancel(self) -> None:
         """Abort a connection that was closed, and lasts only until its peer closes it too."""
