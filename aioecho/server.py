@@ -78,6 +78,8 @@ class StreamListener:
     def __init__(self, server: BaseServer, bound: BoundSocket, handler_class: Any) -> None:
         self._server = server
         self._handler_class = handler_class
+        self._known: Any = None  # the handler class of the last connection, of which it is known
+        self._is_blocking = False
         self._proxy = bound.proxy
         self._kinds = _IN_CLEAR if bound.is_in_clear else _KINDS
         on_accept = self._accepted if bound.proxy is None else self._accepted_from_balancer
@@ -131,11 +133,13 @@ class StreamListener:
         handler_class = self._handler_class
         if handler_class is None:
             handler_class = server.RequestHandlerClass
+        if handler_class is not self._known:
+            self._known, self._is_blocking = handler_class, is_blocking(handler_class)
         connection: Connection | ThreadedConnection
         try:
             if proxy is not None:
                 connection = self._make_proxied(sock, address, handler_class, proxy)
-            elif is_blocking(handler_class):
+            elif self._is_blocking:
                 connection = self._kinds.threaded(server, server.get_handler_threads(), sock, address, handler_class)
             else:
                 connection = self._kinds.plain(server, sock, address, handler_class)
@@ -154,7 +158,7 @@ class StreamListener:
         self, sock: socket.socket, address: Any, handler_class: Any, proxy: ProxyProtocol
     ) -> Connection | ThreadedConnection:
         server = self._server
-        if not is_blocking(handler_class):
+        if not self._is_blocking:
             return self._kinds.proxied(server, sock, address, handler_class, proxy)
         return self._kinds.proxied_threaded(server, server.get_handler_threads(), sock, address, handler_class, proxy)
 

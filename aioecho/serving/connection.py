@@ -83,7 +83,8 @@ class Connection(ClosingConnection):
     def __call__(self, task: "asyncio.Task[None]") -> None:
         """Count how it has ended."""
         protocol = self._protocol
-        self._server.timeout_sweeper.remove(self)
+        if self.place is not None:
+            self._server.timeout_sweeper.remove(self)
         protocol.driver = None  # which refers to it: without the cycle both go at once
         protocol.undo_cycles()
         if self._linger is not None:

@@ -288,9 +288,11 @@ class Registry:
 
     def timeouts_of(self, handler: Any) -> Timeouts:
         """Return the timeouts of a handler object or, before it is made, of its class."""
-        if isinstance(handler, functools.partial):
-            handler = undo_partial(handler)
         timeouts = getattr(handler, "timeouts", None)
+        if timeouts is None:
+            if not isinstance(handler, functools.partial):
+                return self._timeouts
+            timeouts = getattr(undo_partial(handler), "timeouts", None)
         return timeouts if isinstance(timeouts, Timeouts) else self._timeouts
 
     def get_handler_threads(self) -> ThreadPool:
