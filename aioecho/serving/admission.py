@@ -136,7 +136,7 @@ class Admission:
 
     def admit_queued(self) -> None:
         """Serve the clients that are queued, in order, as far as there is room."""
-        if self._is_admitting:  # one ended at once: the loop below goes on
+        if not self._queue or self._is_admitting:  # one ended at once: the loop below goes on
             return
         self._is_admitting = True
         try:
