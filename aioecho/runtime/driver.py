@@ -21,7 +21,7 @@ from asyncio.tasks import (
     _enter_task,
     _leave_task,
 )  # documented for code that steps coroutines: docs, "Extending asyncio"
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextvars import Context
 from types import CoroutineType
 from typing import Any, cast
@@ -222,7 +222,7 @@ class Driver(InnerSteps):
 
     def start(
         self,
-        coroutine: Coroutine[Any, Any, Any],
+        coroutine: Any,
         loop: asyncio.AbstractEventLoop,
         context: Context,
         name: str,
@@ -235,7 +235,7 @@ class Driver(InnerSteps):
         An eager task would run before its caller is ready, and a factory that wraps coroutines would hide the one that is
         to be stepped.
         """
-        self._coroutine = self._stepped = cast("CoroutineType[Any, Any, Any]", coroutine)
+        self._coroutine = self._stepped = coroutine
         self._waiter = self._wake_up = None
         self._is_abandoned = False
         self.task = make_task(coroutine, loop=loop, context=context, name=name)
