@@ -150,7 +150,7 @@ class StreamListener:
             return
         connection.note_endpoint(self._name)
         server.register_connection(connection)
-        if isinstance(connection, ThreadedConnection):
+        if self._is_blocking and isinstance(connection, ThreadedConnection):
             connection.begin()
             server.drain_late(connection)  # an async one asks itself, when it has a handler
 

@@ -108,8 +108,8 @@ class Connection(ClosingConnection):
 
     def note_endpoint(self, endpoint: str) -> None:
         """Note where the client came in, if its end will be recorded."""
-        if isinstance(self._protocol, CountingStreamProtocol):
-            self._protocol.endpoint = endpoint
+        if self._protocol.counts:
+            self._protocol.endpoint = endpoint  # type: ignore[misc] # of which the class has the slot
 
     def log_end(self) -> None:
         """Make the one record of a connection that has ended, if it is to be made."""
