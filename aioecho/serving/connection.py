@@ -144,7 +144,7 @@ class Connection(ClosingConnection):
                 self.take_inner_end(None)
         except BaseException:
             end = self.end_with(sys.exception())
-        if self._stage == HANDLE:
+        if self._stage != CLOSED:
             self._close_if_done(end)
         if self._waiter is not None:
             await self.hand_back()
