@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks import abuse
 
+pytestmark = pytest.mark.alike
+
 SAMPLE = {"kind": "drips", "server": "aioecho", "log_lines_per_s": 0.0, "grown_kib": 512, "peers": 20, "errors": 0}
 
 

@@ -100,6 +100,7 @@ def test_a_process_says_what_the_same_command_says_here(folder: Path, arguments:
 # Serving
 
 
+@pytest.mark.alike
 @pytest.mark.exclusive
 def test_alone_it_serves_echo_on_port_9999() -> None:
     with socket.socket() as sock:

@@ -317,6 +317,7 @@ def test_what_serves_is_the_users_once_it_listens(tmp_path: Path, workers: str) 
     assert not file.exists() or file.read_text() == ""  # the user may not remove it from root's folder
 
 
+@pytest.mark.alike
 @AS_ROOT
 @pytest.mark.exclusive
 def test_a_port_below_1024_is_served_by_a_user() -> None:

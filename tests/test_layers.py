@@ -9,6 +9,8 @@ import pytest
 
 import aioecho
 
+pytestmark = pytest.mark.alike
+
 FOLDER = Path(aioecho.__file__).parent
 SOURCES = {
     ".".join(path.relative_to(FOLDER).with_suffix("").parts).removesuffix(".__init__"): path

@@ -601,6 +601,7 @@ def test_a_stall_shows_in_the_p99_of_an_open_loop():
     in_time(result.p50_us, 100_000)
 
 
+@pytest.mark.alike
 @pytest.mark.exclusive
 def test_a_stall_hides_in_a_closed_loop_which_says_so():
     with serving(stalling(0.5)) as server:
@@ -872,6 +873,7 @@ def test_what_only_streams_can_is_refused_for_datagrams(option):
         LoadSettings(endpoint="udp://127.0.0.1:1", **option)
 
 
+@pytest.mark.alike
 @pytest.mark.exclusive
 def test_the_generators_own_processor_use_is_told():
     with serving(echo) as server:

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from conftest import check_identity, settle
-from helpers import ANYWHERE
+from helpers import ANYWHERE, reset
 
 import aioecho
 from aioecho.framing import LengthPrefixed
@@ -123,3 +124,37 @@ async def test_a_connection_that_was_aborted_for_what_it_wrote_gets_no_end_of_st
         assert ends == ["the server aborted the connection: write buffer"]
         assert server.stats.reasons["write buffer"] == server.stats.failed == 1
         writer.transport.abort()
+
+
+# All that it had received counted until its handler ended, however much of it the handler had read.
+async def test_what_a_lost_connection_holds_counts_less_as_its_handler_reads() -> None:
+    size = 120_000
+    steps: asyncio.Queue[int] = asyncio.Queue()
+    read: list[int] = []
+
+    class Late(aioecho.StreamRequestHandler):
+        cancel_on_lost = False
+
+        async def handle(self) -> None:
+            while count := await steps.get():
+                read.append(len(await self.reader.readexactly(count)))
+
+    async with aioecho.TCPServer(ANYWHERE, Late, limits=aioecho.Limits(max_memory=MOST)) as server:
+        memory = server.admission.memory
+        sock = socket.create_connection(server.server_address)
+        await asyncio.to_thread(sock.sendall, bytes(size))
+        await settle(lambda: memory.held == size)
+        (connection,) = server.connections
+        reset(sock)
+        await settle(lambda: connection._protocol.is_lost)
+        assert memory.held == size
+        steps.put_nowait(80_000)
+        await settle(lambda: len(read) == 1)
+        assert memory.held == size - 80_000
+        steps.put_nowait(40_000)
+        await settle(lambda: len(read) == 2)
+        assert memory.held == 0
+        assert server.connections
+        steps.put_nowait(0)
+        await settle(lambda: not server.connections)
+    assert memory.held == 0

@@ -785,6 +785,7 @@ def test_no_count_goes_back_in_fifty_scrapes_for_each_of_twenty_kills(wanted: in
         program.stop()
 
 
+@pytest.mark.alike
 @pytest.mark.skipif(PROMETHEUS is None, reason="Prometheus is not installed (Debian's package prometheus)")
 def test_a_real_prometheus_scrapes_it(tmp_path: Path) -> None:
     assert PROMETHEUS is not None

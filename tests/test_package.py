@@ -1,7 +1,7 @@
 """The package as a whole: what it exports, what it imports, what it ships."""
 
 import ast
-import importlib
+import importlib.util
 import pkgutil
 import re
 import runpy
@@ -16,6 +16,7 @@ import pytest
 from programs import ROOT
 
 import aioecho
+from aioecho.datagrams import task
 
 FOLDER = Path(aioecho.__file__).parent
 # Not the folders that hand nothing on.
@@ -60,6 +61,16 @@ def test_importing_aioecho_starts_no_thread_and_touches_no_signal() -> None:
         "assert [signal.getsignal(n) for n in signal.valid_signals()] == before\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
+
+
+def test_an_interpreter_without_counts_of_references_is_told_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(sys, "getrefcount")
+    spec = importlib.util.spec_from_file_location("imported_again", task.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    with pytest.raises(ImportError) as raised:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    assert str(raised.value) == "aioecho runs on CPython alone: this Python, cpython, has no sys.getrefcount()"
 
 
 # Exports
@@ -146,6 +157,7 @@ def undocumented(node: ast.Module | ast.ClassDef, prefix: str = "") -> Iterator[
                 yield from undocumented(found, f"{prefix}{found.name}.")
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.py")), ids=lambda path: path.relative_to(FOLDER).as_posix())
 def test_every_public_object_is_documented(path: Path) -> None:
     assert list(undocumented(ast.parse(path.read_text("utf-8")))) == []
@@ -154,10 +166,12 @@ def test_every_public_object_is_documented(path: Path) -> None:
 # What ships
 
 
+@pytest.mark.alike
 def test_the_package_says_that_it_is_typed() -> None:
     assert resources.files("aioecho").joinpath("py.typed").is_file()
 
 
+@pytest.mark.alike
 def test_the_newest_dated_section_of_the_change_log_is_this_version() -> None:
     text = (ROOT / "CHANGELOG.md").read_text("utf-8")
     found = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", text, re.MULTILINE)
@@ -176,6 +190,7 @@ def make_page(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str | None], st
     return found
 
 
+@pytest.mark.alike
 def test_the_package_index_gets_no_link_that_leads_nowhere(make_page: Callable[[str, str | None], str]) -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     targets = re.findall(r"\]\((?!\w+:)([^)]+)\)", readme)

@@ -96,6 +96,7 @@ def connect_all(address: Any) -> list[socket.socket]:
     return subscribers
 
 
+@pytest.mark.alike
 async def test_subscribers_that_a_partition_cuts_off_are_gone_within_the_time_of_the_keep_alive(
     ends: tuple[Namespace, Namespace],
 ) -> None:

@@ -497,6 +497,51 @@ async def test_what_a_handler_hands_on_and_returns_is_still_written() -> None:
         await asyncio.wait(writers)
 
 
+async def test_nothing_is_written_to_a_connection_that_its_handler_has_left() -> None:
+    """Its peer was told that this was all: so a task that goes on learns that it is too late, as from any ended stream."""
+    writers: list[Any] = []
+
+    async def handle(self: Any) -> None:
+        writers.append(self.writer)
+        await self.send(await self.reader.readline())
+
+    timeouts = aioecho.Timeouts(linger=60)
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler(handle), timeouts=timeouts) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        writer.write(b"hello\n")
+        assert await reader.read() == b"hello\n"
+        writer.write(b"dropped\n")
+        await settle()
+        for write in (lambda data: writers[0].write(data), lambda data: writers[0].writelines([data])):
+            with pytest.raises(RuntimeError, match="write_eof"):
+                write(b"late")
+        assert server.stats.active == 1
+        writer.close()
+        await settle(lambda: server.stats.completed == 1)
+
+
+@pytest.mark.parametrize("how", ["cancel", "abort", "task"])
+async def test_a_connection_that_waits_for_its_peer_to_close_too_can_be_ended(how: str) -> None:
+    timeouts = aioecho.Timeouts(linger=60)
+
+    async def handle(self: Any) -> None:
+        await self.send(await self.reader.readline())
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler(handle), timeouts=timeouts) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        writer.write(b"hello\n")
+        assert await reader.read() == b"hello\n"
+        (connection,) = server.connections
+        if how == "task":
+            connection.task.cancel()
+        else:
+            getattr(connection, how)()
+        await settle(lambda: not server.connections)
+        assert server.stats.completed == 1
+        check_identity(server)
+        writer.close()
+
+
 @pytest.mark.parametrize("is_first", [False, True], ids=["its peer closes first", "it closes first"])
 async def test_a_handler_that_waits_for_another_stream_last_ends_as_any_other(is_first: bool) -> None:
     """It is stepped by what comes there, and so ends there, but has its own peer to wait for."""

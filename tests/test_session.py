@@ -852,3 +852,74 @@ async def test_tasks_of_a_session_are_cancelled_at_the_end_of_the_grace(peer: Pe
         assert await peer.ask(b"hello", address) == b"hello"
         report = await server.shutdown()
     assert (report.cancelled, ended) == (1, [True])
+
+
+# They were dropped when the session had ended.
+@pytest.mark.parametrize("what", ["tasks", "finish"])
+async def test_what_comes_while_a_sessions_tasks_and_finish_end_is_for_the_next(what: str, peer: Peer) -> None:
+    ending, may_end = asyncio.Event(), asyncio.Event()
+    seen: list[list[bytes]] = []
+
+    async def end() -> None:
+        ending.set()
+        await may_end.wait()
+
+    async def beside() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            if what == "tasks":
+                await end()
+
+    class Accompanied(aioecho.DatagramSessionHandler):
+        async def handle(self) -> None:
+            seen.append([])
+            self.tasks.create_task(beside())
+            async for data in self.datagrams:
+                seen[-1].append(data)
+                if data == b"last":
+                    await asyncio.sleep(0)
+                    return
+
+        async def finish(self) -> None:
+            if what == "finish":
+                await end()
+            assert [data async for data in self.datagrams] == []
+
+    async with serving(Accompanied) as (server, address):
+        for data in (b"first", b"last"):
+            peer.send(data, address)
+        await ending.wait()
+        for data in (b"a", b"b", b"c"):
+            peer.send(data, address)
+        await settle(lambda: server.stats.received == 5)
+        may_end.set()
+        await settle(lambda: server.stats.handled == 5)
+        peer.send(b"last", address)
+        await settle(lambda: server.stats.completed == 2)
+        assert seen == [[b"first", b"last"], [b"a", b"b", b"c", b"last"]]
+        assert not server.stats.drops
+
+
+# It was dropped when the session had ended, though the server still read its peer.
+async def test_what_comes_at_a_stop_once_the_datagrams_have_ended_is_for_the_next_session(peer: Peer) -> None:
+    ended, may_return = asyncio.Event(), asyncio.Event()
+    seen: list[list[bytes]] = []
+
+    async def handle(self: Any) -> None:
+        seen.append([data async for data in self.datagrams])
+        ended.set()
+        await may_return.wait()
+
+    async with serving(handler(handle)) as (server, address):
+        peer.send(b"first", address)
+        await settle(lambda: server.stats.received == 1)
+        stop = asyncio.create_task(server.shutdown(10))
+        await ended.wait()
+        peer.send(b"second", address)
+        await settle(lambda: server.stats.received == 2)
+        may_return.set()
+        report = await stop
+    assert seen == [[b"first"], [b"second"]]
+    assert report.completed == 2
+    assert not server.stats.drops

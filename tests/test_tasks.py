@@ -1,7 +1,9 @@
 """Tasks beside a handler, which end with its connection, and tasks of a server, which end with it."""
 
 import asyncio
+import contextlib
 import logging
+import socket
 import sys
 from typing import Any
 
@@ -296,3 +298,49 @@ async def test_what_a_task_of_the_server_raises_is_logged_and_ends_nothing(caplo
     assert "a task of the server raised" in caplog.text
     assert "no more" in caplog.text
     assert not server.has_failed()
+
+
+# Its time to end was as long as that of the handler: the two were cut off together, before finish() was called.
+@pytest.mark.parametrize("how", ["kick", "grace"])
+@pytest.mark.parametrize("base", [aioecho.StreamRequestHandler, aioecho.DatagramSessionHandler])
+async def test_finish_is_called_though_a_task_would_not_end(
+    base: type[Any], how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("aioecho.serving.running.SWALLOWED_FOR", 0.05)
+    is_over = asyncio.Event()
+    tasks: list[asyncio.Task[None]] = []
+    finished: list[int] = []
+
+    async def stubborn() -> None:
+        while not is_over.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await is_over.wait()
+
+    class Accompanied(base):  # type: ignore[misc]
+        async def handle(self) -> None:
+            tasks.append(self.tasks.create_task(stubborn()))
+            await asyncio.Event().wait()
+
+        async def finish(self) -> None:
+            await asyncio.sleep(0.01)
+            finished.append(len(self.server.connections))
+
+    is_stream = base is aioecho.StreamRequestHandler
+    async with (aioecho.TCPServer if is_stream else aioecho.UDPServer)(ANYWHERE, Accompanied) as server:
+        with socket.socket(type=socket.SOCK_STREAM if is_stream else socket.SOCK_DGRAM) as sock:
+            sock.connect(server.server_address)
+            sock.send(b"x")
+            await settle(lambda: tasks)
+            await settle()
+            if how == "kick":
+                for connection in server.connections:
+                    connection.kick()
+                await settle(lambda: not server.connections)
+            report = await server.shutdown(0)
+    assert finished == [1]
+    assert server.stats.reasons == {"kicked" if how == "kick" else "cancelled": 1}
+    assert report.aborted == (how == "grace")
+    assert caplog.text.count("would not end when cancelled") == 1 + (how == "grace")
+    assert not server.beside
+    is_over.set()
+    await asyncio.wait(tasks)

@@ -1,13 +1,17 @@
 """Too late is tried again, and nothing else is; on a busy machine it is skipped in the end. Each in a pytest of its own."""
 
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import timing
 from programs import ROOT
 from timing import ATTEMPTS, ATTEMPTS_WHEN_BUSY, TooLate, in_time, more_than, within
+
+pytestmark = pytest.mark.alike
 
 HEAD = """
 import asyncio, os, time
@@ -167,3 +171,12 @@ def test_a_bound_is_itself_too_much() -> None:
         more_than(20, 20)
     with pytest.raises(KeyError), within(10):
         raise KeyError
+
+
+def test_programs_of_low_priority_do_not_make_the_machine_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = os.sysconf("SC_CLK_TCK")
+    stat = f"cpu  {3 * ticks} {5 * ticks} {2 * ticks} 900 0 0 0 0 0 0\n"  # user, nice, system, idle
+    monkeypatch.setattr(timing, "open", lambda path: io.StringIO(stat), raising=False)
+    for own, used in ((0, 5), (10, 10)):  # if it is such a program itself, its own time is in there
+        monkeypatch.setattr(os, "nice", lambda increment, own=own: own)
+        assert timing.processor_seconds()[0] == used

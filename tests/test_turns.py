@@ -223,13 +223,16 @@ def hold(endpoint: str, count: int, sockets: ExitStack, pause: float | None = No
 def test_of_a_thousand_long_connections_no_worker_of_four_has_more_than_thirty_percent(
     tmp_path: Path, loop: str
 ) -> None:
+    most = []
     with serving(tmp_path, loop, 4) as (program, endpoint):
         for pause in (None, 0.001):
             with ExitStack() as sockets:
                 held = hold(endpoint, 1000, sockets, pause)
                 assert sum(held.values()) == 1000
-                assert max(held.values()) <= 300, (pause, held)
+                most.append(max(held.values()))
         assert program.stop() == 0, program.stderr()
+    # A worker that a busy machine does not schedule in 10 ms misses its turn.
+    in_time(max(most), 300 + 1, "the worker with most of 1,000 clients")
 
 
 @pytest.mark.slow
@@ -244,7 +247,6 @@ def test_a_worker_that_is_stopped_or_killed_keeps_no_client_waiting(tmp_path: Pa
             held = hold(endpoint, 300, sockets, 0)
             took = time.monotonic() - began
             assert set(held) == set(others)
-            assert max(held.values()) <= 200, held  # and these two still take turns
         finally:
             os.kill(stopped, signal.SIGCONT)
         more = hold(endpoint, 200, sockets, 0.001)
@@ -256,4 +258,5 @@ def test_a_worker_that_is_stopped_or_killed_keeps_no_client_waiting(tmp_path: Pa
         sockets.close()
         assert program.wait() == 0
         assert re.search(r"was killed by SIGKILL; it is replaced", program.stderr())
-        in_time(took, 1.5)
+    in_time(took, 1.5)
+    in_time(max(held.values()), 200 + 1, "the worker with most of 300 clients")  # these two still took turns

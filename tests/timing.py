@@ -68,7 +68,8 @@ def within(seconds: float) -> Iterator[None]:
 def processor_seconds() -> tuple[float, float]:
     """Return what all programs have used of the processors, and what this one has with its children that have ended.
 
-    Only Linux tells; elsewhere the machine never seems busy.
+    Programs of low priority give way, and so do not count, unless this one is such a program. Only Linux tells; elsewhere the
+    machine never seems busy.
     """
     own = sum(os.times()[:4])
     try:
@@ -76,7 +77,8 @@ def processor_seconds() -> tuple[float, float]:
             user, nice, system, _, _, irq, softirq, steal = map(int, stat.readline().split()[1:9])
     except (OSError, ValueError):
         return own, own
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK"), own
+    of_low_priority = nice if os.nice(0) > 0 else 0
+    return (user + of_low_priority + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK"), own
 
 
 class Others:

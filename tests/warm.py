@@ -127,15 +127,16 @@ def _socket_of_it() -> socket.socket:
             pass_fds=[_its.fileno()],
             start_new_session=True,
         )
-        atexit.register(_end_it)
     return _ours
 
 
 def _end_it() -> None:
-    """Let it end, and wait for that: so what it has used of the processor counts to the tests."""
-    assert _process is not None
-    _ours.shutdown(socket.SHUT_RDWR)
-    _process.wait(10)
+    """Let it end, if it has begun, and wait for that: so what it has used of the processor counts to the tests."""
+    if _process is not None:
+        _ours.shutdown(socket.SHUT_RDWR)
+        _process.wait(10)
+    _ours.close()
+    _its.close()
 
 
 # In the process that forks
@@ -197,3 +198,5 @@ if __name__ == "__main__":
     gc.freeze()  # else each fork copies all of it, when it looks for garbage at its end
     sys.argv[1:] = _serve(socket.socket(fileno=int(sys.argv[1])))
     runpy.run_module("aioecho", run_name="__main__", alter_sys=True)
+else:
+    atexit.register(_end_it)

@@ -69,7 +69,7 @@ async def hold(begin, chunk, reads):
         writer.transport.abort()
         if reads:
             await discarding
-        return held, server.stats.reasons
+    return held, server.stats.reasons
 
 
 async def discard(reader):

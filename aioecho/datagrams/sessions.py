@@ -53,6 +53,10 @@ class Datagrams:
         """
         while not self._queue:
             if self._has_ended:
+                if (session := self.session) is not None:
+                    session.is_over = (
+                        True  # else, at a stop, what still comes would wait for a handler that reads no more
+                    )
                 raise StopAsyncIteration
             if self._is_waited_for:
                 raise RuntimeError("another coroutine is already waiting for the next datagram: one at a time can")
@@ -139,8 +143,8 @@ QUIET = 1.0
 class Session(AccompaniedRun, DatagramRun):
     """A peer with a handler that runs, in `server.connections`. `client_address` is the peer's.
 
-    Its life: live, in which it is fed; over, from when its datagrams are told to end or its handler has ended, in which what
-    comes is kept for the peer's next session; and ended, when its task has.
+    Its life: live, in which it is fed; over, from when its datagrams have ended or its handler has, in which what comes is kept
+    for the peer's next session; and ended, when its task has.
     """
 
     __slots__ = (
@@ -217,8 +221,12 @@ class Session(AccompaniedRun, DatagramRun):
         self.task.cancel()
 
     def finish_handler(self, end: BaseException | None) -> Awaitable[None] | None:
-        """End the tasks that the handler has made, and then do as for any handler."""
-        self.has_handled = True
+        """End the tasks that the handler has made, and then do as for any handler.
+
+        What comes from now on is for the next session.
+        """
+        self.has_handled = self.is_over = True
+        self.datagrams.end()  # finish() may read what is left
         return self._end_tasks(end) if self._server.beside else super().finish_handler(end)
 
     async def _end_tasks(self, end: BaseException | None) -> None:

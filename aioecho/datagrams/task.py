@@ -24,7 +24,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from functools import partial
 from operator import is_
-from sys import getrefcount
 from types import CoroutineType
 from typing import Any
 from weakref import getweakrefcount
@@ -37,6 +36,12 @@ from aioecho.runtime.steps import steps
 from aioecho.serving.datagram_handlers import DatagramRequestHandler
 from aioecho.serving.ends import Reason
 from aioecho.serving.handlers import BaseRequestHandler
+
+try:
+    from sys import getrefcount
+except ImportError:
+    message = f"aioecho runs on CPython alone: this Python, {sys.implementation.name}, has no sys.getrefcount()"
+    raise ImportError(message, name="sys") from None
 
 __all__ = ["DatagramTask"]
 

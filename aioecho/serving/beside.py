@@ -24,6 +24,7 @@ class Beside:
         self.goodbye: asyncio.Task[None] | None = None
         self.errors: list[Exception] = []
         self.has_cancelled = False
+        self.seconds = LEAST  # for tasks that are cancelled to end
 
     def _on_error(self, error: Exception) -> None:
         self.errors.append(error)
@@ -68,25 +69,34 @@ class AccompaniedRun:
 
         `end` is what handle() has ended with. Return that, or the errors of tasks.
         """
-        beside: Beside | None = self._server.beside.pop(self, None)
+        beside: Beside | None = self._server.beside.get(self)
         if beside is None:
             return end
-        if beside.has_cancelled and not isinstance(end, asyncio.CancelledError):
-            await self._wait(asyncio.sleep(0))  # the cancellation is still to come: handle() has ended meanwhile
-        if beside.goodbye is not None:
-            end = await self._wait(self._end_goodbye(beside.goodbye)) or end
+        if self._is_abandoned:
+            beside.seconds = 0
         try:
-            end = await self._wait(beside.tasks.end(0 if self._is_abandoned else LEAST)) or end
-        except GeneratorExit as closed:  # it was aborted, and a task would not end
-            run: Any = self
-            run.report_end(closed, self._server)
-            raise
+            if beside.has_cancelled and not isinstance(end, asyncio.CancelledError):
+                await self._wait(asyncio.sleep(0))  # the cancellation is still to come: handle() has ended meanwhile
+            if beside.goodbye is not None:
+                end = await self._wait(self._end_goodbye(beside.goodbye)) or end
+            end = await self._wait(beside.tasks.end(beside.seconds)) or end
+        finally:
+            self._server.beside.pop(self, None)
         if beside.has_cancelled:
             self.task.uncancel()
         if not beside.errors or not (end is None or isinstance(end, Exception | asyncio.CancelledError)):
             return end
         errors = [end, *beside.errors] if isinstance(end, Exception) else beside.errors
         return errors[0] if len(errors) == 1 else ExceptionGroup("errors of a handler and its tasks", errors)
+
+    def release_beside(self) -> bool:
+        """Wait no more for what runs beside the handler, if that has ended; return whether it has, and was waited for."""
+        beside: Beside | None = self._server.beside.get(self)
+        if beside is None or self.is_before_end():
+            return False
+        beside.seconds = 0  # the cancellation that follows ends the wait
+        beside.tasks.give_up()
+        return True
 
     async def _end_goodbye(self, goodbye: "asyncio.Task[None]") -> None:
         """Wait for draining(), and cancel it. Only connections have it."""

@@ -89,9 +89,6 @@ class StreamRequestHandler(BaseRequestHandler):
     Then :meth:`join` and :meth:`leave` do nothing, and :meth:`closed` needs an aioecho.StreamReader. aioecho.testing has more.
     """
 
-    # What a message touches is not in the dictionary: among thousands of connections that speak, it would be in no cache.
-    __slots__ = ("reader", "writer")
-
     serves = "streams"
 
     one_way: ClassVar[bool] = False

@@ -45,10 +45,20 @@ class HandlerRun(Live, Ended, Driver):
             self.abandon_handler()
 
     def abandon_handler(self) -> None:
-        """End the handler, which has swallowed its cancellation."""
+        """End the handler, which has swallowed its cancellation.
+
+        If it has ended, and a task beside it goes on, do not wait for that: finish() comes, and has SWALLOWED_FOR seconds.
+        """
         self.was_aborted = True  # type: ignore[misc] # see Ended
-        self.abandon()
+        if self.release_beside():
+            self.task.get_loop().call_later(SWALLOWED_FOR, self._abandon_if_live)
+        else:
+            self.abandon()
         self.cancel()
+
+    def release_beside(self) -> bool:
+        """Wait no more for what runs beside the handler; return whether that is what goes on. To be overridden."""
+        return False
 
     def cancel(self) -> None:
         """Cancel the handler. To be overridden."""

@@ -71,6 +71,13 @@ class Tasks:
         tasks = self.cancel()
         if tasks:
             _, stubborn = await asyncio.wait(tasks, timeout=seconds)
-            for task in stubborn:
-                logger.error("a task of %s would not end when cancelled: %r", self._of, task)
+            self._tell_of(stubborn)
             await asyncio.sleep(0)  # for _done() of the last one
+
+    def give_up(self) -> None:
+        """Name the ones that have not ended in the log, after they were cancelled. The caller ends the wait for them."""
+        self._tell_of(self._tasks)
+
+    def _tell_of(self, stubborn: "set[asyncio.Task[Any]]") -> None:
+        for task in stubborn:
+            logger.error("a task of %s would not end when cancelled: %r", self._of, task)

@@ -25,6 +25,10 @@ PATIENCE = 1.0
 # The least that either loop takes from a full socket in one read, in bytes; asyncio's takes READ_BYTES of protocol.py.
 LEAST_READ = 2**16
 
+# In a reader's _scan: nothing was read since it was put there. A reader forgets its scan whenever it takes something from its
+# buffer, so that a read costs no more for being noticed here.
+UNREAD: Any = (None, 0, 1)
+
 
 class _Reader(Protocol):
     _received: bytearray
@@ -32,6 +36,7 @@ class _Reader(Protocol):
     _holds: int
     _loop: asyncio.AbstractEventLoop
     _news: Any
+    _scan: Any
     _transport: Any
 
     def _wakeup_waiter(self) -> None: ...
@@ -54,8 +59,8 @@ class StreamDrain:
         self._linger = linger
         self._one_way = one_way
         # What is in the socket now has been read after so many reads at the most, or when the socket is empty. A peer that
-        # never stops sending does not put the end off.
-        self._reads_left = -(-unread(sock) // LEAST_READ)
+        # never stops sending does not put the end off. What was read before the first time that it is asked does not count.
+        self._reads_left = -(-unread(sock) // LEAST_READ) + 1
         self._stops_at: float | None = None  # when receiving is stopped, whatever has come by then
         self._timer: asyncio.TimerHandle | None = None
         self._quiet_since: float | None = None
@@ -65,11 +70,14 @@ class StreamDrain:
 
         `kind` is "read", "readexactly", "readuntil" or "frames"; `began` tells whether the read has handed out a part already.
         """
-        if self._timer is not None:
-            if self._timer.when() > reader._loop.time():
-                self._quiet_since = None  # it was woken by data
-            self.stop()
-        if began or reader._received or reader._skip is not None or reader._holds or not self._has_read_all():
+        self.stop()
+        if began or reader._received or reader._skip is not None or reader._holds:
+            return False
+        if getattr(reader._transport, "is_delivering", False):
+            # TLS has read more than it has handed over yet. That may be no whole record, and then brings no news.
+            reader._loop.call_soon(reader._wakeup_waiter)
+            return False
+        if not self._has_read_all(reader):
             return False
         if getattr(reader._transport, "is_in_record", False) and not self._has_lingered(reader, silence_of(self._sock)):
             return False  # a part of a TLS record has come, of which the reader does not know
@@ -90,18 +98,25 @@ class StreamDrain:
             return False
         return self._has_lingered(reader, silence)
 
-    def _has_read_all(self) -> bool:
-        """Tell whether all that the peer had sent when the drain began has been read. Asked whenever the buffer is empty."""
-        if self._reads_left == 0 or unread(self._sock) == 0:
-            return True
-        self._reads_left -= 1
-        return False
+    def _has_read_all(self, reader: _Reader) -> bool:
+        """Tell whether all that the peer had sent when the drain began has been read. Asked when the buffer is empty.
+
+        It may be asked again although nothing was read: a wait also ends for a cancellation, a timeout, a block of hold().
+        """
+        if reader._scan is not UNREAD:
+            reader._scan = UNREAD
+            self._reads_left -= 1
+            self._quiet_since = None
+        return self._reads_left <= 0 or unread(self._sock) == 0
 
     def _has_lingered(self, reader: _Reader, silence: float | None) -> bool:
         if self._linger is None:
             return False
         loop = reader._loop
-        if silence is None:
+        if unread(self._sock):
+            silence = 0.0  # something has come, and the loop was held up, or does not read at the moment
+            self._quiet_since = None
+        elif silence is None:
             if self._quiet_since is None:
                 self._quiet_since = loop.time()
             silence = loop.time() - self._quiet_since

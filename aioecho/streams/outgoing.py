@@ -179,6 +179,8 @@ class Outgoing(News):
             if held != self.held:
                 self.held = held
                 budget.note(self, held)
+                if self.is_lost and not held:
+                    self._part_from_reader()
         return self.aborted_for is None
 
     def release_memory(self) -> None:
@@ -187,6 +189,12 @@ class Outgoing(News):
         if budget is not None and self.held:
             self.held = 0
             budget.note(self, 0)
+            if self.is_lost:
+                self._part_from_reader()
+
+    def _part_from_reader(self) -> None:
+        """Have the reader of a lost connection, which waits no more, tell nothing from now on: it holds little."""
+        self.reader._news = None  # type: ignore[assignment]
 
     def abort_for(self, reason: str) -> None:
         """Abort the connection: what is unsent is thrown away. `aborted_for` is the first such reason."""

@@ -79,6 +79,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         "_timer",
         "_transport",
         "_write",
+        "is_delivering",
         "is_in_record",
         "open_from",
     )
@@ -110,6 +111,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         self._state = _OPEN
         self._most = SLICE  # bytes: for how many at once data_received() may take the short way
         self.is_in_record = False  # OpenSSL has a part of a record; or a whole one had no data, which is seldom
+        self.is_delivering = False  # more of what the socket's transport has read is about to be delivered
         self._has_said_end = False  # by end_writing()
         self._has_ended = False  # the peer has sent close_notify, or closed its direction of the connection
         self._error: Exception | None = None
@@ -157,8 +159,10 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
             self._incoming.write(view[start : start + SLICE])
             self._process(chunks)
             if len(chunks) >= RECORDS_AT_ONCE:
+                self.is_delivering = start + SLICE < len(view)
                 self._deliver(b"".join(chunks))
                 chunks.clear()
+        self.is_delivering = False
         self._pass_on(chunks)
 
     def _process(self, chunks: list[bytes]) -> None:
@@ -320,7 +324,9 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         # To unwrap over unread data is an error. That is raised for the peer's close_notify too, which has not come.
         is_over = self._has_ended
         try:
-            _discard(self._object)
+            with suppress(SSLWantReadError, SSLZeroReturnError):
+                while self._object.read(RECORD):
+                    pass
             self._object.unwrap()
             is_over = True
         except SSLWantReadError:
@@ -383,13 +389,6 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         """Return what the ssl module tells of the connection, or what the socket's transport does."""
         tell = TOLD_BY_SSL.get(name)
         return self._transport.get_extra_info(name, default) if tell is None else tell(self._object)
-
-
-def _discard(tls_object: ssl.SSLObject) -> None:
-    """Read, and drop, all that has come."""
-    with suppress(SSLWantReadError, SSLZeroReturnError):
-        while tls_object.read(RECORD):
-            pass
 
 
 def _refuse(data: Buffer) -> int:
