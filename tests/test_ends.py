@@ -14,7 +14,7 @@ from typing import Any, ClassVar, get_args
 
 import pytest
 from conftest import check_identity, settle
-from helpers import ANYWHERE, ask, close, reset
+from helpers import ANYWHERE, ask, close, handler, reset
 
 import aioecho
 from aioecho.exceptions import LineTooLong
@@ -460,3 +460,22 @@ def test_the_reasons_and_outcomes_are_those_of_their_types() -> None:
 )
 def test_an_address_is_told_as_users_write_it(address: Any, text: str) -> None:
     assert format_address(address) == text
+
+
+@pytest.mark.parametrize("unread", [b"", b"b\nc"], ids=["all is read", "not all is read"])
+async def test_what_is_written_once_the_handler_has_ended_raises(unread: bytes) -> None:
+    writers: list[Any] = []
+
+    async def handle(self: Any) -> None:
+        await self.reader.readline()
+        writers.append(self.writer)
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler(handle)) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        writer.write(b"a\n" + unread)
+        assert await reader.read() == b""
+        with pytest.raises(RuntimeError, match="after write_eof"):
+            writers[0].write(b"late")
+        await close(writer)
+        await settle(lambda: not server.stats.active)
+        assert server.stats.completed == 1

@@ -125,8 +125,8 @@ class StreamWriter(asyncio.StreamWriter):
             sock.shutdown(socket.SHUT_WR)
         except OSError:  # the peer has reset the connection, which the loop will tell
             return False
-        self._has_ended = self.protocol.needs_slow_path = True
         self.protocol.discard()
+        self._has_ended = self.protocol.needs_slow_path = True  # after discard(), which may find nothing else to look at
         return True
 
     async def drain(self) -> None:
