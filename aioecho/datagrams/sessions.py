@@ -54,9 +54,8 @@ class Datagrams:
         while not self._queue:
             if self._has_ended:
                 if (session := self.session) is not None:
-                    session.is_over = (
-                        True  # else, at a stop, what still comes would wait for a handler that reads no more
-                    )
+                    # Else, at a stop, what still comes would wait for a handler that reads no more.
+                    session.is_over = True
                 raise StopAsyncIteration
             if self._is_waited_for:
                 raise RuntimeError("another coroutine is already waiting for the next datagram: one at a time can")

@@ -126,7 +126,7 @@ class StreamWriter(asyncio.StreamWriter):
         except OSError:  # the peer has reset the connection, which the loop will tell
             return False
         self.protocol.discard()
-        self._has_ended = self.protocol.needs_slow_path = True  # after discard(), which may find nothing else to look at
+        self._has_ended = self.protocol.needs_slow_path = True  # discard() may have found nothing to look at
         return True
 
     async def drain(self) -> None:
