@@ -1,13 +1,13 @@
 """Few collections of the garbage collector, and short full ones, in a program that holds very many connections.
 
-A connection is some twenty objects that the collector looks at, and that go without it. By itself, Python up to 3.12 looks at the
-young ones whenever there are 700 more than before: with 64 clients that come and go, after each 75 connections, for a tenth of
-what these cost. Python 3.13 does from 2,000 on.
+A connection is some twenty objects that the collector looks at, and that go without it. By itself, Python up to 3.12 looks at
+the young ones whenever there are 700 more than before: with 64 clients that come and go, after each 75 connections, for a
+tenth of what these cost. Python 3.13 does from 2,000 on.
 
 A full collection looks at every object that lives, and the loop stands still meanwhile: 190 ms with 10,000 connections, where
-asyncio's streams take 360 ms (Python 3.11, two processors, both busy). One is made whenever what lives has grown by a quarter, so
-while a crowd connects there are several. What has survived one is set aside here, so that the next looks only at what came since.
-They come sooner for that: what gathers by itself took 35 ms at a time.
+asyncio's streams take 360 ms (Python 3.11, two processors, both busy). One is made whenever what lives has grown by a
+quarter, so while a crowd connects there are several. What has survived one is set aside here, so that the next looks only at
+what came since. They come sooner for that: what gathers by itself took 35 ms at a time.
 """
 
 import gc
@@ -17,12 +17,12 @@ from time import monotonic
 
 __all__ = ["collect_little", "short_collections"]
 
-# The thresholds that Python begins with, by its version. A program that has set others is left with them; so are 3.14.0 to 3.14.4,
-# which go through the older objects bit by bit.
+# The thresholds that Python begins with, by its version. A program that has set others is left with them; so are 3.14.0 to
+# 3.14.4, which go through the older objects bit by bit.
 PYTHONS_OWN = ((700, 10, 10), (2_000, 10, 10))
 
-# Instead: young objects are looked at from 10,000 on, those of 500 connections that come at once, which takes a millisecond; and
-# all of them after 30,000 new ones or so, if that is a quarter.
+# Instead: young objects are looked at from 10,000 on, those of 500 connections that come at once, which takes a millisecond;
+# and all of them after 30,000 new ones or so, if that is a quarter.
 SERVING = (10_000, 1, 0)
 
 # The same while the program ends: nothing is gained by looking at what is about to go. Two million new ones.
