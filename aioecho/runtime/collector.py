@@ -1,13 +1,13 @@
 """Few collections of the garbage collector, and short full ones, in a program that holds very many connections.
 
 A connection is some twenty objects that the collector looks at, and that go without it. By itself, Python up to 3.12 looks at
-the young ones whenever there are 700 more than before: with 64 clients that come and go, after each 75 connections, for a tenth
-of what these cost. Python 3.13 does from 2,000 on.
+the young ones whenever there are 700 more than before: with 64 clients that come and go, after each 75 connections, for a
+tenth of what these cost. Python 3.13 does from 2,000 on.
 
 A full collection looks at every object that lives, and the loop stands still meanwhile: 190 ms with 10,000 connections, where
-asyncio's streams take 360 ms (Python 3.11, two processors, both busy). One is made whenever what lives has grown by a quarter,
-so while a crowd connects there are several. What has survived one is set aside here, so that the next looks only at what came
-since. They come sooner for that: what gathers by itself took 35 ms at a time.
+asyncio's streams take 360 ms (Python 3.11, two processors, both busy). One is made whenever what lives has grown by a
+quarter, so while a crowd connects there are several. What has survived one is set aside here, so that the next looks only at
+what came since. They come sooner for that: what gathers by itself took 35 ms at a time.
 """
 
 import gc
