@@ -151,8 +151,8 @@ def _measure(
         except subprocess.TimeoutExpired:
             found["stop_status"] = None
         found["stop_s"] = time.monotonic() - began
-        all_used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        found["stop_cpu_s"] = all_used.ru_utime + all_used.ru_stime - others.ru_utime - others.ru_stime - used
+        all_used = resource.getrusage(resource.RUSAGE_CHILDREN)  # without the workers, if they have not ended
+        found["stop_cpu_s"] = max(0.0, all_used.ru_utime + all_used.ru_stime - others.ru_utime - others.ru_stime - used)
         ends = [client.receive()["answer"] for client in clients]
         found["stop_ended"] = sum(end["ended"] for end in ends)
         found["stop_reset"] = sum(end["reset"] for end in ends)
