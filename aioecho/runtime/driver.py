@@ -313,7 +313,7 @@ class Driver:
 
     def _close_inner(self, inner: Any) -> None:
         task, loop = self.task, self.task.get_loop()
-        if inner is not self._coroutine.cr_await or getattr(inner, "cr_frame", inner) is None:
+        if inner is not cast(Any, self._coroutine.cr_await) or getattr(inner, "cr_frame", inner) is None:
             self.spare()
         elif hasattr(inner, "close") and not self._is_abandoned:  # a future has no close()
             self._is_abandoned = True
