@@ -125,6 +125,54 @@ async def test_an_aborted_handler_with_a_task_that_would_not_end_counts_as_cance
     assert server.stats.reasons == {"cancelled": 1}
 
 
+# What it was cut off by came a turn after it had ended, and hit what came next: its task then waited for ever, for what nothing
+# was to bring, or finish() was not called.
+@pytest.mark.parametrize("cancels", [2, 3])
+@pytest.mark.parametrize(
+    "base", [aioecho.StreamRequestHandler, aioecho.DatagramRequestHandler, aioecho.DatagramSessionHandler]
+)
+async def test_a_handler_that_is_aborted_ends_whenever_it_obeys(
+    base: type[Any], cancels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aioecho.serving.running.SWALLOWED_FOR", 0.05)
+    seen: list[str] = []
+
+    class Busy(base):  # type: ignore[misc]
+        """Obeys the last of so many cancellations. At the second one it is about to be stepped by the loop."""
+
+        async def handle(self) -> None:
+            if base is not aioecho.DatagramRequestHandler:
+                self.tasks.create_task(asyncio.sleep(1000))
+            while True:
+                try:
+                    await asyncio.sleep(0 if len(seen) < 2 else 1000)
+                except asyncio.CancelledError:
+                    seen.append("cancelled")
+                    if len(seen) == cancels:
+                        raise
+
+        async def finish(self) -> None:
+            seen.append("finish")
+            await asyncio.sleep(0.01)
+            seen.append("finished")
+
+    is_stream = base is aioecho.StreamRequestHandler
+    async with (aioecho.TCPServer if is_stream else aioecho.UDPServer)(ANYWHERE, Busy) as server:
+        with socket.socket(type=socket.SOCK_STREAM if is_stream else socket.SOCK_DGRAM) as sock:
+            sock.connect(server.server_address)
+            sock.send(b"x")
+            await settle(lambda: server.connections)
+            await settle()
+            (connection,) = server.connections
+            connection.kick()
+            await settle(lambda: not server.connections, 5)
+    # The methods of a datagram's handler are run by one coroutine, which is closed as a whole.
+    last = ["finish"] if base is aioecho.DatagramRequestHandler else ["finish", "finished"]
+    assert seen == ["cancelled", "cancelled", *(last if cancels == 2 else [])]
+    assert server.stats.reasons == {"kicked": 1}
+    check_identity(server)
+
+
 # The second one counted the end of the same connection again.
 async def test_a_connection_that_is_aborted_again_and_again_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aioecho.serving.running.SWALLOWED_FOR", 0.05)

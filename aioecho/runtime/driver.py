@@ -256,11 +256,13 @@ class Driver(InnerSteps):
         """Close what the coroutine awaits, in the loop's next turn, as it swallows CancelledError. Cancel the task too.
 
         It meets GeneratorExit where it waits, as at the end of a program, and what awaits it meets an error. A second call
-        does nothing: one that swallows even that was given up.
+        does nothing: one that swallows even that was given up. If it has ended by then, :meth:`spare` is called instead.
         """
         if not self._is_abandoned:
-            self._is_abandoned = True
-            self.task.get_loop().call_soon(self._close_inner)
+            self.task.get_loop().call_soon(self._close_inner, self._coroutine.cr_await)
+
+    def spare(self) -> None:
+        """Do nothing about a coroutine of which what it awaited has ended by itself. To be overridden."""
 
     def mark_due(self) -> None:
         """Do nothing about timeouts that are to be looked at. To be overridden."""
@@ -274,22 +276,23 @@ class Driver(InnerSteps):
     def give_up(self) -> None:
         """Do nothing about one that swallows even that. To be overridden."""
 
-    def _close_inner(self) -> None:
-        inner: Any = self._coroutine.cr_await
-        task = self.task
-        if not hasattr(inner, "close"):  # a future, or nothing as it has ended
-            return
-        loop = task.get_loop()
-        _enter_task(loop, task)
-        try:
-            inner.close()
-        except BaseException as error:
-            if getattr(inner, "cr_frame", None) is not None:
-                self.give_up()
-            elif isinstance(error, SystemExit | KeyboardInterrupt):
-                raise
-        finally:
-            _leave_task(loop, task)
+    def _close_inner(self, inner: Any) -> None:
+        task, loop = self.task, self.task.get_loop()
+        if inner is not cast(Any, self._coroutine.cr_await) or getattr(inner, "cr_frame", inner) is None:
+            self.spare()
+        elif hasattr(inner, "close") and not self._is_abandoned:  # a future has no close()
+            self._is_abandoned = True
+            _enter_task(loop, task)
+            try:
+                inner.close()
+            except BaseException as error:
+                if getattr(inner, "cr_frame", None) is not None:
+                    self.give_up()
+                elif isinstance(error, SystemExit | KeyboardInterrupt):
+                    raise
+            finally:
+                _leave_task(loop, task)
+            task.cancel()  # if it has swallowed the last one, what it waits for may never come now
 
     def _is_current(self) -> bool:
         """Return whether the coroutine runs as its task; False while it is closed from outside."""

@@ -51,10 +51,14 @@ class HandlerRun(Live, Ended, Driver):
         """
         self.was_aborted = True  # type: ignore[misc] # see Ended
         if self.release_beside():
-            self.task.get_loop().call_later(SWALLOWED_FOR, self._abandon_if_live)
+            self.spare()
         else:
             self.abandon()
         self.cancel()
+
+    def spare(self) -> None:
+        """Give what comes after the handler, which has obeyed in the end, as much time again."""
+        self.task.get_loop().call_later(SWALLOWED_FOR, self._abandon_if_live)
 
     def release_beside(self) -> bool:
         """Wait no more for what runs beside the handler; return whether that is what goes on. To be overridden."""
