@@ -130,7 +130,7 @@ class Connection(ClosingConnection):
         # While a connection is idle this frame stays: with as few variables as it goes, and where nothing is raised.
         end: BaseException | None = None
         try:
-            awaitable = self._open(*awaitable)
+            awaitable = self._open(awaitable)
             if awaitable is not None:
                 await awaitable
             if self._stage == PREPARE:
@@ -161,11 +161,12 @@ class Connection(ClosingConnection):
             if self._waiter is not None:
                 await self.hand_back()
 
-    def _open(self, opening: Any, opened: Any) -> Awaitable[None] | None:
+    def _open(self, begun: tuple[Any, Any]) -> Awaitable[None] | None:
         """Open the transport; return what has to be awaited for that.
 
-        `opening` is a coroutine that was stepped once, and `opened` the future that it awaits, or what it has raised.
+        `begun` is a coroutine that was stepped once, and the future that it awaits, or what it has raised.
         """
+        opening, opened = begun
         try:
             try:
                 if isinstance(opened, Exception):
@@ -187,7 +188,7 @@ class Connection(ClosingConnection):
         except BaseException:
             opening.close()
             raise
-        awaitable = self._open(opening, opened)
+        awaitable = self._open((opening, opened))
         if awaitable is not None:
             await awaitable
 
