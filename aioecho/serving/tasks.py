@@ -75,8 +75,9 @@ class Tasks:
             await asyncio.sleep(0)  # for _done() of the last one
 
     def give_up(self) -> None:
-        """Name the ones that have not ended in the log, after they were cancelled. The caller ends the wait for them."""
-        self._tell_of(self._tasks)
+        """Name the ones in the log that were cancelled and have not ended. The caller ends the wait for them."""
+        if self._has_ended:
+            self._tell_of(self._tasks)
 
     def _tell_of(self, stubborn: "set[asyncio.Task[Any]]") -> None:
         for task in stubborn:
