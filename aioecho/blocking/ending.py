@@ -146,7 +146,8 @@ class ThreadDrain:
             return inf
         received = tcp_info(sock, BYTES_RECEIVED)
         if received is None:
-            # Only (b) waits for silence, and TLS: what a peer on this machine has sent is here.
+            # Only (b) waits for silence, and TLS: OpenSSL may have a part of a record, and then its thread waits as it does
+            # for a whole one. Else what a peer on this machine has sent is here.
             return self._find_silence_left(self._linger if is_in_message or is_tls else SETTLED, stream, sock)
         if is_line and not is_in_message and not is_tls and received == stream.bytes_in:
             return 0
