@@ -85,7 +85,8 @@ class Acceptor:
         poll = select.poll()
         poll.register(bound.sock, select.POLLIN)
         self._poll = poll.poll  # with 0: tells whether a client waits
-        self._knows_queue = accept_queue(bound.sock) is not None
+        # Where other processes accept too, what the kernel tells soon is no longer so.
+        self._knows_queue = turns is None and accept_queue(bound.sock) is not None
         self._is_closed = False
         self._log = BoundedLog(logger, logging.WARNING)
 
@@ -190,7 +191,7 @@ class Acceptor:
         return True
 
     def _count_waiting(self) -> int:
-        """Return how many clients wait, at least; other processes may accept them meanwhile."""
+        """Return how many clients wait, or 1 for any number where that is not known; 0 if none does."""
         if not self._poll(0):
             return 0
         queue = accept_queue(self.sock) if self._knows_queue else None
