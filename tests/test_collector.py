@@ -1,4 +1,4 @@
-"""Full collections of a program that holds very many objects."""
+"""Collections of a program that holds very many objects."""
 
 import gc
 import weakref
@@ -65,3 +65,21 @@ def test_short_collections_set_nothing_aside(monkeypatch: pytest.MonkeyPatch) ->
     with short_collections():
         gc.collect()
         assert gc.get_freeze_count() == before
+
+
+def test_young_objects_are_looked_at_less_often_until_the_end() -> None:
+    before = gc.get_threshold()
+    with short_collections():
+        assert gc.get_threshold() == (collector.YOUNG, *before[1:])
+    assert gc.get_threshold() == before
+
+
+@pytest.mark.parametrize("first", [0, 2 * collector.YOUNG], ids=["disabled", "seldom already"])
+def test_a_collector_that_looks_less_often_is_left_so(first: int) -> None:
+    before = gc.get_threshold()
+    gc.set_threshold(first, *before[1:])
+    try:
+        with short_collections():
+            assert gc.get_threshold() == (first, *before[1:])
+    finally:
+        gc.set_threshold(*before)

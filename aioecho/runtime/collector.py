@@ -1,4 +1,8 @@
-"""Short full collections of the garbage collector, in a program that holds very many connections.
+"""Few collections of the garbage collector, and short full ones, in a program that holds very many connections.
+
+A connection is some twenty objects that the collector looks at. None of them needs it to go. By itself, Python up to 3.12 looks
+at young objects whenever there are 700 more than before: with 64 clients that come and go, after each 75 connections, for a
+tenth of what these cost. Python 3.13 does from 2,000 on.
 
 A full collection looks at every object that lives, some twenty for each connection, and the loop stands still meanwhile: 190 ms
 with 10,000 connections, where asyncio's streams take 360 ms (Python 3.11, two processors, both busy). One is made whenever what
@@ -13,6 +17,9 @@ from time import monotonic
 
 __all__ = ["short_collections"]
 
+# Young objects from which on they are looked at: those of 500 connections that come at once. It takes a millisecond.
+YOUNG = 10_000
+
 # Seconds. What a full collection that takes longer leaves behind is set aside.
 LONG = 0.01
 
@@ -22,10 +29,14 @@ WHOLE_EVERY = 600.0
 
 @contextmanager
 def short_collections() -> Iterator[None]:
-    """Set aside what long full collections have found to be alive. For a program that has the process to itself.
+    """Look at young objects less often, and set aside what long full collections have found to be alive.
 
-    At the end nothing is set aside any more.
+    For a program that has the process to itself. At the end all is as it was. A collector that was disabled, or that looks less
+    often, is left so.
     """
+    before = gc.get_threshold()
+    if before[0] > 0:
+        gc.set_threshold(max(before[0], YOUNG), *before[1:])
     began = 0.0
     set_aside_at: float | None = None
 
@@ -48,5 +59,6 @@ def short_collections() -> Iterator[None]:
         yield
     finally:
         gc.callbacks.remove(look)
+        gc.set_threshold(*before)
         if set_aside_at is not None:
             gc.unfreeze()
