@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aioecho.net.bound import BoundSocket
+from aioecho.net.kernel import accept_queue
 from aioecho.net.turns import PAUSE, AcceptTurns
 from aioecho.net.watch import OUT_OF_RESOURCES, ReadWatch, as_os_error
 from aioecho.runtime.addresses import is_dual_stack, unmapped
@@ -84,6 +85,8 @@ class Acceptor:
         poll = select.poll()
         poll.register(bound.sock, select.POLLIN)
         self._poll = poll.poll  # with 0: tells whether a client waits
+        # Where other processes accept too, what the kernel tells soon is no longer so.
+        self._knows_queue = turns is None and accept_queue(bound.sock) is not None
         self._is_closed = False
         self._log = BoundedLog(logger, logging.WARNING)
 
@@ -156,9 +159,11 @@ class Acceptor:
     def _accept(self, most: int) -> bool:
         """Accept at most so many connections; return whether there were as many."""
         accept, has_room, on_accept, make_socket = self._accept_one, self._has_room, self._on_accept, self._make_socket
-        for number in range(most):
-            if number and not self._poll(0):  # an accept() in vain takes ten times as long
+        waiting = 1
+        for _ in range(most):
+            if not waiting and not (waiting := self._count_waiting()):  # an accept() in vain takes ten times as long
                 return False
+            waiting -= 1
             if not has_room():
                 self.pause()
                 return False
@@ -184,6 +189,13 @@ class Acceptor:
                 continue
             on_accept(sock, unmapped(address) if self._is_dual_stack else address)
         return True
+
+    def _count_waiting(self) -> int:
+        """Return how many clients wait, or 1 for any number where that is not known; 0 if none does."""
+        if not self._poll(0):
+            return 0
+        queue = accept_queue(self.sock) if self._knows_queue else None
+        return 1 if queue is None else max(queue[0], 1)
 
     def _retry_later(self, error: OSError) -> None:
         self._watch.retry_later(self.resume)
