@@ -78,6 +78,8 @@ class StreamListener:
     def __init__(self, server: BaseServer, bound: BoundSocket, handler_class: Any) -> None:
         self._server = server
         self._handler_class = handler_class
+        self._known: Any = None  # the handler class of the last connection, of which it is known
+        self._is_blocking = False
         self._proxy = bound.proxy
         self._kinds = _IN_CLEAR if bound.is_in_clear else _KINDS
         on_accept = self._accepted if bound.proxy is None else self._accepted_from_balancer
@@ -109,7 +111,8 @@ class StreamListener:
             set_keepalive(self.sock, timeouts.keepalive, None if write is None else max(write, timeouts.keepalive))
 
     def _accepted(self, sock: socket.socket, address: Any) -> None:
-        if not self._server.admission.enqueue(sock, address, self._serve):
+        admission = self._server.admission
+        if not (admission.is_closing and admission.enqueue(sock, address, self._serve)):
             self._serve(sock, address)
 
     def _accepted_from_balancer(self, sock: socket.socket, address: Any) -> None:
@@ -130,11 +133,13 @@ class StreamListener:
         handler_class = self._handler_class
         if handler_class is None:
             handler_class = server.RequestHandlerClass
+        if handler_class is not self._known:
+            self._known, self._is_blocking = handler_class, is_blocking(handler_class)
         connection: Connection | ThreadedConnection
         try:
             if proxy is not None:
                 connection = self._make_proxied(sock, address, handler_class, proxy)
-            elif is_blocking(handler_class):
+            elif self._is_blocking:
                 connection = self._kinds.threaded(server, server.get_handler_threads(), sock, address, handler_class)
             else:
                 connection = self._kinds.plain(server, sock, address, handler_class)
@@ -145,7 +150,7 @@ class StreamListener:
             return
         connection.note_endpoint(self._name)
         server.register_connection(connection)
-        if isinstance(connection, ThreadedConnection):
+        if self._is_blocking and isinstance(connection, ThreadedConnection):
             connection.begin()
             server.drain_late(connection)  # an async one asks itself, when it has a handler
 
@@ -153,7 +158,7 @@ class StreamListener:
         self, sock: socket.socket, address: Any, handler_class: Any, proxy: ProxyProtocol
     ) -> Connection | ThreadedConnection:
         server = self._server
-        if not is_blocking(handler_class):
+        if not self._is_blocking:
             return self._kinds.proxied(server, sock, address, handler_class, proxy)
         return self._kinds.proxied_threaded(server, server.get_handler_threads(), sock, address, handler_class, proxy)
 

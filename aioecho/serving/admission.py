@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence, Sized
+from math import inf
 from typing import Any, Protocol
 
 from aioecho.config import Limits
@@ -31,7 +32,8 @@ class Admission:
     `memory` is what the connections' streams hold. `retry` is called when there may be room again for another reason than
     the end of a connection.
 
-    `networks` are the lists of the networks that may connect; None is all.
+    `networks` are the lists of the networks that may connect; None is all. `is_paused` tells whether no client is accepted
+    until resume(), and `is_closing` whether close() was called.
 
     After close() clients that were in the kernel's backlog, and for which there is no room, are queued here.
     """
@@ -45,12 +47,14 @@ class Admission:
         self._hosts: Counter[str] = Counter()  # kept while max_per_host is set
         self._next = 0.0  # when accept_rate allows the next accept
         self._timer: asyncio.TimerHandle | None = None
-        self._is_paused = self._is_closing = self._is_admitting = False
+        self.is_paused = self.is_closing = self._is_admitting = False
+        self._wait_from, self._reject_from = _bounds_of(limits)
         self._queue: deque[tuple[socket.socket, Any, Callable[[socket.socket, Any], None]]] = deque()
 
     def apply(self, limits: Limits) -> None:
         """Set other `limits`, which hold now. They close no connection that is too many by them."""
         self.limits = limits
+        self._wait_from, self._reject_from = _bounds_of(limits)
         self.memory.most = limits.max_memory
         self._hosts = Counter()
         if limits.max_per_host is not None:
@@ -59,41 +63,28 @@ class Admission:
         self._next = 0.0
         self._retry()
 
-    @property
-    def is_paused(self) -> bool:
-        """Whether no client is accepted until resume()."""
-        return self._is_paused
-
     def pause(self) -> None:
         """Accept no client until resume()."""
-        self._is_paused = True
+        self.is_paused = True
 
     def resume(self) -> None:
         """Undo pause()."""
-        self._is_paused = False
+        self.is_paused = False
         self._retry()
-
-    @property
-    def is_closing(self) -> bool:
-        """Whether close() was called."""
-        return self._is_closing
 
     def close(self) -> None:
         """Accept all clients in the kernel's backlog from now on, at any rate: :meth:`enqueue` keeps the ones without room."""
-        self._is_closing = True
+        self.is_closing = True
         if self._timer is not None:
             self._timer.cancel()
 
     def has_room(self) -> bool:
         """Return whether to accept the next client now."""
-        limits = self.limits
-        if self._is_closing:
+        if self.is_closing:
             return True
-        if self._must_wait():
+        if self.is_paused or len(self._connections) >= self._wait_from:
             return False
-        if self._is_paused:
-            return False
-        if limits.accept_rate is not None:
+        if self.limits.accept_rate is not None:
             loop = asyncio.get_running_loop()
             if loop.time() < self._next:
                 if self._timer is None:
@@ -107,7 +98,7 @@ class Admission:
         if limits.accept_rate is not None:
             now = asyncio.get_running_loop().time()
             self._next = max(self._next, now - SLACK) + 1 / limits.accept_rate
-        if limits.max_connections is not None and limits.overflow == "reject" and self._is_full():
+        if len(self._connections) >= self._reject_from:
             return "overflow"
         return None if limits.max_per_host is None and self.networks is None else self.admit_host(client_address)
 
@@ -133,7 +124,7 @@ class Admission:
 
     def enqueue(self, sock: socket.socket, client_address: Any, serve: Callable[[socket.socket, Any], None]) -> bool:
         """After close(), keep a client for which there is no room, and return True. `serve` is called when there is."""
-        if not self._is_closing or self._has_room_for(client_address):
+        if not self.is_closing or self._has_room_for(client_address):
             return False
         self._queue.append((sock, client_address, serve))
         return True
@@ -145,7 +136,7 @@ class Admission:
 
     def admit_queued(self) -> None:
         """Serve the clients that are queued, in order, as far as there is room."""
-        if self._is_admitting:  # one ended at once: the loop below goes on
+        if not self._queue or self._is_admitting:  # one ended at once: the loop below goes on
             return
         self._is_admitting = True
         try:
@@ -173,15 +164,17 @@ class Admission:
         return most is None or host is None or self._hosts[host] < most
 
     def _must_wait(self) -> bool:
-        return self.limits.overflow == "wait" and self._is_full()
-
-    def _is_full(self) -> bool:
-        limit = self.limits.max_connections
-        return limit is not None and len(self._connections) >= limit
+        return len(self._connections) >= self._wait_from
 
     def _end_wait(self) -> None:
         self._timer = None
         self._retry()
+
+
+def _bounds_of(limits: Limits) -> tuple[float, float]:
+    """Return the numbers of connections from which on new clients wait, and are disconnected."""
+    most = inf if limits.max_connections is None else limits.max_connections
+    return (most, inf) if limits.overflow == "wait" else (inf, most)
 
 
 def host_of(client_address: Any) -> str | None:

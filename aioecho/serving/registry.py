@@ -19,7 +19,7 @@ from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.admission import Admission
 from aioecho.serving.audience import Audience
 from aioecho.serving.drain import Drain, Served
-from aioecho.serving.end_record import MistakeLog, log_end
+from aioecho.serving.end_record import MistakeLog, is_recorded, log_end
 from aioecho.serving.ends import OUTCOMES, Ended, Reason, ending, find_other_stream, find_peers_reason
 from aioecho.serving.handler_types import undo_partial
 from aioecho.serving.held_up import HeldUpWatch, watch_in_debug_mode
@@ -288,9 +288,11 @@ class Registry:
 
     def timeouts_of(self, handler: Any) -> Timeouts:
         """Return the timeouts of a handler object or, before it is made, of its class."""
-        if isinstance(handler, functools.partial):
-            handler = undo_partial(handler)
         timeouts = getattr(handler, "timeouts", None)
+        if timeouts is None:
+            if not isinstance(handler, functools.partial):
+                return self._timeouts
+            timeouts = getattr(undo_partial(handler), "timeouts", None)
         return timeouts if isinstance(timeouts, Timeouts) else self._timeouts
 
     def get_handler_threads(self) -> ThreadPool:
@@ -307,8 +309,9 @@ class Registry:
 
     def register_connection(self, connection: Served) -> None:
         """Count a connection as active until its end is counted."""
-        self.live_stats.accepted += 1
-        self.live_stats.active += 1
+        stats = self.live_stats
+        stats.accepted += 1
+        stats.active += 1
         self._connections.add(connection)
         if self.on_accept is not None:
             self.on_accept(1)
@@ -343,7 +346,8 @@ class Registry:
         self.admission.release(connection.counted_address)
         if self.measures is not None and connection.outcome != "rejected":
             self.measures.durations.note(asyncio.get_running_loop().time() - connection.since)
-        connection.log_end()
+        if is_recorded(self.access_log):
+            connection.log_end()
         if connection.reason in ENDED_BY_SERVER:
             address = format_address(connection.client_address)
             self._abort_log.report("cut off the connection from %s: %s", address, connection.reason)
@@ -368,13 +372,14 @@ class Registry:
         self._connections.discard(connection)
         if self.ids.forget(connection):
             connection.reason = "kicked"
-        stats, outcome = self.live_stats, OUTCOMES[connection.reason]
+        stats, reason = self.live_stats, connection.reason
+        outcome = OUTCOMES[reason]
         stats.active -= 1
         if outcome == "completed":
             stats.completed += 1
         else:
             setattr(stats, outcome, getattr(stats, outcome) + 1)
-        stats.reasons[connection.reason] += 1
+        stats.reasons[reason] += 1
         if self._drain is not None:
             self._drain.count(connection)
 

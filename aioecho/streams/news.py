@@ -54,7 +54,7 @@ class News(Waiter):
     """Bytes that the server's budget counts for this stream: 0 unless that is much."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop)
+        Waiter.__init__(self, loop)
         self.unanswered = False
 
     def update_slow_path(self) -> None:

@@ -36,7 +36,6 @@ class StreamReader(WaitingReader, asyncio.StreamReader):
         self,
         limit: int = DEFAULT_LIMIT,
         loop: asyncio.AbstractEventLoop | None = None,
-        *,
         _news: News | None = None,
     ) -> None:
         if loop is None or limit <= 0:
@@ -91,6 +90,8 @@ class StreamReader(WaitingReader, asyncio.StreamReader):
                 return chunk[:n]
             if self._interruption is not None:
                 self._raise_interruption()
+            if self._eof and not self._received and self._exception is None and self._overdue is None:
+                return b""  # as most connections end
         return (yield from self._read(n))
 
     def _read(self, n: int, began: bool = False) -> Generator[Any, None, bytes]:
