@@ -20,9 +20,10 @@ from helpers import ask, handler, reset
 import aioecho
 from aioecho.client import open_connection
 from aioecho.echo import DatagramEcho, Echo, Upper
-from aioecho.net import endpoints
+from aioecho.net import acceptor, endpoints
 from aioecho.net.acceptor import Acceptor
 from aioecho.net.datagram_socket import DatagramSocket
+from aioecho.net.kernel import accept_queue
 
 
 async def test_a_line_comes_back_in_upper_case() -> None:
@@ -495,6 +496,84 @@ async def test_what_a_handler_hands_on_and_returns_is_still_written() -> None:
         assert await reader.read() == b"hello\n"
         writer.close()
         await asyncio.wait(writers)
+
+
+async def test_clients_that_come_at_once_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+
+    def count(sock: socket.socket) -> Any:
+        nonlocal looks
+        looks += 1
+        return accept_queue(sock)
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Echo) as server:
+        monkeypatch.setattr(acceptor, "accept_queue", count)
+        with contextlib.ExitStack() as stack:
+            for _ in range(40):
+                stack.enter_context(socket.create_connection(server.server_address))
+            await settle(lambda: server.stats.accepted == 40)
+            assert looks <= 2
+        await settle(lambda: server.stats.completed == 40)
+
+
+@pytest.mark.parametrize("told", [1, 100], ids=["too few", "too many"])
+async def test_all_clients_are_accepted_however_many_the_system_tells_of(
+    told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may have accepted some of them, and others may have come since."""
+    async with aioecho.TCPServer(("127.0.0.1", 0), Echo) as server:
+        monkeypatch.setattr(acceptor, "accept_queue", lambda sock: (told, 128))
+        with contextlib.ExitStack() as stack:
+            for _ in range(5):
+                stack.enter_context(socket.create_connection(server.server_address))
+            await settle(lambda: server.stats.accepted == 5)
+        await settle(lambda: server.stats.completed == 5)
+        assert server.stats.accept_errors == 0
+
+
+async def test_nothing_is_written_to_a_connection_that_its_handler_has_left() -> None:
+    """Its peer was told that this was all: so a task that goes on learns that it is too late, as from any ended stream."""
+    writers: list[Any] = []
+
+    async def handle(self: Any) -> None:
+        writers.append(self.writer)
+        await self.send(await self.reader.readline())
+
+    timeouts = aioecho.Timeouts(linger=60)
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler(handle), timeouts=timeouts) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        writer.write(b"hello\n")
+        assert await reader.read() == b"hello\n"
+        writer.write(b"dropped\n")
+        await settle()
+        for write in (lambda data: writers[0].write(data), lambda data: writers[0].writelines([data])):
+            with pytest.raises(RuntimeError, match="write_eof"):
+                write(b"late")
+        assert server.stats.active == 1
+        writer.close()
+        await settle(lambda: server.stats.completed == 1)
+
+
+@pytest.mark.parametrize("how", ["cancel", "abort", "task"])
+async def test_a_connection_that_waits_for_its_peer_to_close_too_can_be_ended(how: str) -> None:
+    timeouts = aioecho.Timeouts(linger=60)
+
+    async def handle(self: Any) -> None:
+        await self.send(await self.reader.readline())
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler(handle), timeouts=timeouts) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        writer.write(b"hello\n")
+        assert await reader.read() == b"hello\n"
+        (connection,) = server.connections
+        if how == "task":
+            connection.task.cancel()
+        else:
+            getattr(connection, how)()
+        await settle(lambda: not server.connections)
+        assert server.stats.completed == 1
+        check_identity(server)
+        writer.close()
 
 
 @pytest.mark.parametrize("is_first", [False, True], ids=["its peer closes first", "it closes first"])

@@ -12,7 +12,7 @@ The whole chain is native: the task's coroutine is a plain one that awaits plain
 
 The rules of this module: either the task or the event steps the coroutine, and neither while another task is current. The
 outermost coroutine never ends in an event's step: it calls :meth:`Driver.hand_back` before it returns. The one that it awaits
-may: :meth:`Driver.step_inner`.
+may: see aioecho.runtime.inner.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from asyncio.tasks import (
     _enter_task,
     _leave_task,
 )  # documented for code that steps coroutines: docs, "Extending asyncio"
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextvars import Context
 from types import CoroutineType
 from typing import Any, cast
@@ -34,6 +34,7 @@ from aioecho.runtime.awaited import (
     discard_from_awaited_by,
     find_mistake,
 )
+from aioecho.runtime.inner import InnerSteps
 from aioecho.runtime.steps import turn
 
 __all__ = ["Driver", "Waiter"]
@@ -119,17 +120,20 @@ class Waiter(LooksLikeFuture):
         return False
 
     def _resume_task(self, item: Any) -> bool:
-        callback = self._callback
-        if callback is None or current_task(self._loop) is not None:
+        if self._callback is None or current_task(self._loop) is not None:
             return False
-        self._callback = None
+        callback, self._callback = self._callback, None
         self.item = item
+        self.run(callback)
+        return True
+
+    def run(self, wake_up: Callable[[Any], object]) -> None:
+        """Call what wakes a task that was parked here."""
         try:
-            self._context.run(callback, self)  # type: ignore[union-attr]
+            self._context.run(wake_up, self)  # type: ignore[union-attr]
         except (SystemExit, KeyboardInterrupt) as error:
             # A task lets these through to the loop, which ends. From here they would meet a transport instead.
             self._loop.call_soon(_raise, error)
-        return True
 
     def take(self) -> Any:
         """Return the item that was delivered, and forget it."""
@@ -175,7 +179,9 @@ class Waiter(LooksLikeFuture):
     def add_done_callback(self, callback: Callable[["Waiter"], object], *, context: Context | None = None) -> None:
         """Keep the one task's wake-up."""
         driver = self.driver
-        self._park(callback, context, driver if driver is not None and current_task() is driver.task else None)
+        self._park(
+            callback, context, driver if driver is not None and current_task(self._loop) is driver.task else None
+        )
 
     def cancel(self, msg: Any = None) -> bool:
         """Resume the task that waits with CancelledError; return False where nothing waits any more."""
@@ -204,33 +210,19 @@ class Waiter(LooksLikeFuture):
                 del error  # its traceback refers to this frame
 
 
-class Driver:
+class Driver(InnerSteps):
     """Has a coroutine run by a task, which :class:`Waiter` may step meanwhile.
 
     The outermost coroutine itself is given to :meth:`start`, and calls :meth:`hand_back` before it ends.
     """
 
-    __slots__ = (
-        "_awaited",
-        "_cancels",
-        "_coroutine",
-        "_is_abandoned",
-        "_stepped",
-        "_waiter",
-        "_wake_up",
-        "task",
-    )
+    __slots__ = ("_is_abandoned",)
 
-    _awaited: Any
-    _coroutine: "CoroutineType[Any, Any, Any]"
-    _stepped: Any  # what an event steps: that, or the coroutine that it awaits, or what that one has ended with in such a step
-    task: "asyncio.Task[Any]"
-    _waiter: Waiter | None  # where the task is parked, also while it is stepped from there
-    _wake_up: Callable[[Any], object] | None  # the task's own, while what it awaits was told only of _resume()
+    _waiter: Waiter | None
 
     def start(
         self,
-        coroutine: Coroutine[Any, Any, Any],
+        coroutine: Any,
         loop: asyncio.AbstractEventLoop,
         context: Context,
         name: str,
@@ -243,40 +235,10 @@ class Driver:
         An eager task would run before its caller is ready, and a factory that wraps coroutines would hide the one that is
         to be stepped.
         """
-        self._coroutine = self._stepped = cast("CoroutineType[Any, Any, Any]", coroutine)
-        self._waiter = self._wake_up = self._awaited = None
-        self._cancels = 0
+        self._coroutine = self._stepped = coroutine
+        self._waiter = self._wake_up = None
         self._is_abandoned = False
         self.task = make_task(coroutine, loop=loop, context=context, name=name)
-
-    def step_inner(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Have events step a coroutine that the outermost one is about to await: that saves a step of the outermost one.
-
-        When it has ended, the outermost one calls :meth:`take_inner_end`.
-        """
-        self._stepped = coroutine
-
-    def take_inner_end(self, error: BaseException | None) -> BaseException | None:
-        """Return what the inner coroutine has raised, None if it returned. `error` is what awaiting it has raised."""
-        end, self._stepped = self._stepped, self._coroutine
-        if not isinstance(end, BaseException):
-            return error
-        # It ended in an event's step, and awaiting it then raised Python's own error.
-        if isinstance(error, asyncio.CancelledError):
-            # The task was cancelled since: this counts at the next wait, as for a coroutine that is about to end.
-            self.task.uncancel()
-            self.task.cancel(*error.args)
-        return None if isinstance(end, StopIteration) else end
-
-    def note_inner_end(self, end: BaseException | None) -> None:
-        """Do nothing about the end of the inner coroutine in an event's step. To be overridden."""
-
-    def _end_inner(self, error: BaseException) -> None:
-        assert error.__traceback__ is not None
-        error.__traceback__ = error.__traceback__.tb_next  # without deliver(), which has nothing to do with it
-        self._stepped = error
-        self.note_inner_end(None if isinstance(error, StopIteration) else error)
-        self._hand_over(None)
 
     async def hand_back(self) -> None:
         """Let the task take over, if an event steps the coroutine.
@@ -305,6 +267,9 @@ class Driver:
 
     def note_stream_end(self, is_told: bool) -> None:
         """Do nothing about the end of what the coroutine reads. To be overridden."""
+
+    def note_lost(self) -> None:
+        """Do nothing about the loss of the connection that the coroutine reads. To be overridden."""
 
     def give_up(self) -> None:
         """Do nothing about one that swallows even that. To be overridden."""
@@ -383,7 +348,10 @@ class Driver:
     def _cancel_awaited(self, msg: Any) -> bool:
         """Do what cancelling a task does to what it awaits: return False if that is running or cannot be cancelled."""
         self._cancels = self.task.cancelling()
-        return self._awaited is not None and bool(self._awaited.cancel(msg=msg))
+        if self._awaited is None:
+            self.note_cancel()
+            return False
+        return bool(self._awaited.cancel(msg=msg))
 
     def _fail(self, error: BaseException) -> None:
         """Wake the task after its coroutine has ended in an event's step, which only an interrupt can do."""

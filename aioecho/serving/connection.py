@@ -6,16 +6,15 @@ import ssl as ssl_module
 import sys
 from collections.abc import Awaitable, Callable
 from types import CoroutineType
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from aioecho.runtime.logs import format_address
 from aioecho.serving.base import BaseServer
+from aioecho.serving.closing import ClosingConnection
 from aioecho.serving.end_record import is_recorded, log_end
 from aioecho.serving.ends import Reason
-from aioecho.serving.handlers import BaseRequestHandler
-from aioecho.serving.timeouts import CLOSED, FINISH, HANDLE, OPEN, PREPARE
-from aioecho.serving.verifying import VerifiedConnection
-from aioecho.streams.outgoing import reset_when_closed
+from aioecho.serving.running import HandlerRun
+from aioecho.serving.timeouts import CLOSED, HANDLE, OPEN, PREPARE
 from aioecho.streams.protocol import CountingStreamProtocol, StreamProtocol
 from aioecho.streams.reader import StreamReader
 from aioecho.streams.tls import FOR_EVER
@@ -24,7 +23,7 @@ from aioecho.streams.writer import StreamWriter
 __all__ = ["Connection"]
 
 
-class Connection(VerifiedConnection):
+class Connection(ClosingConnection):
     """A live connection of a server, in `server.connections`.
 
     `client_address` is as accept() gave it. `handler` is None until it is made. Call :meth:`abort` to cut it off; to do
@@ -45,8 +44,8 @@ class Connection(VerifiedConnection):
         client_address: Any,
         RequestHandlerClass: Callable[..., Any],
     ) -> None:
-        assert server.event_loop is not None
-        self._loop = loop = server.event_loop
+        loop: Any = server.event_loop
+        self._loop = loop
         self._server = server
         self._RequestHandlerClass = RequestHandlerClass
         self._sock = sock
@@ -66,16 +65,10 @@ class Connection(VerifiedConnection):
         kind = CountingStreamProtocol if counts else self.protocol_class
         if measures is not None:
             kind = measures.choose_protocol(sock, counts or self.protocol_class is not StreamProtocol)
-        self._protocol = kind(
-            loop,
-            limit=limits.max_buffer,
-            limits=limits,
-            budget=server.admission.memory,
-            is_server_side=True,
-        )
-        self._protocol.driver = self
+        self._protocol = protocol = kind(loop, True, limits.max_buffer, limits, server.admission.memory)
+        protocol.driver = self
         if measures is not None:
-            measures.attach(sock, self._protocol)
+            measures.attach(sock, protocol)
         # Up to where it first waits, before there is a task: by the time that the task runs the transport is there.
         opening = loop.connect_accepted_socket(self._get_protocol, sock)
         opened: Any
@@ -90,9 +83,12 @@ class Connection(VerifiedConnection):
     def __call__(self, task: "asyncio.Task[None]") -> None:
         """Count how it has ended."""
         protocol = self._protocol
-        self._server.timeout_sweeper.remove(self)
+        if self.place is not None:
+            self._server.timeout_sweeper.remove(self)
         protocol.driver = None  # which refers to it: without the cycle both go at once
         protocol.undo_cycles()
+        if self._linger is not None:
+            self._linger.cancel()
         if self._stage == OPEN and not protocol.is_lost:
             # The task was cancelled before its first step: _live() never ran. By now the transport is there, if it was made.
             self.reason = "cancelled"
@@ -112,8 +108,8 @@ class Connection(VerifiedConnection):
 
     def note_endpoint(self, endpoint: str) -> None:
         """Note where the client came in, if its end will be recorded."""
-        if isinstance(self._protocol, CountingStreamProtocol):
-            self._protocol.endpoint = endpoint
+        if self._protocol.counts:
+            self._protocol.endpoint = endpoint  # type: ignore[misc] # of which the class has the slot
 
     def log_end(self) -> None:
         """Make the one record of a connection that has ended, if it is to be made."""
@@ -134,7 +130,7 @@ class Connection(VerifiedConnection):
         # While a connection is idle this frame stays: with as few variables as it goes, and where nothing is raised.
         end: BaseException | None = None
         try:
-            awaitable = self._open(*awaitable)
+            awaitable = self._open(awaitable)
             if awaitable is not None:
                 await awaitable
             if self._stage == PREPARE:
@@ -148,12 +144,15 @@ class Connection(VerifiedConnection):
                 self.take_inner_end(None)
         except BaseException:
             end = self.end_with(sys.exception())
-        self._close_if_done(end)
+        if self._stage != CLOSED:
+            self._close_if_done(end)
         if self._waiter is not None:
             await self.hand_back()
         try:
             if self._stage != CLOSED:
                 await self._finish(end)
+            elif not self._protocol.transport.is_closing():
+                await self._wait_lost(self._protocol)
         except RuntimeError:
             self.raise_if_abandoned()
             raise
@@ -162,22 +161,21 @@ class Connection(VerifiedConnection):
             if self._waiter is not None:
                 await self.hand_back()
 
-    def _open(self, opening: Any, opened: Any) -> Awaitable[None] | None:
+    def _open(self, begun: tuple[Any, Any]) -> Awaitable[None] | None:
         """Open the transport; return what has to be awaited for that.
 
-        `opening` is a coroutine that was stepped once, and `opened` the future that it awaits, or what it has raised.
+        `begun` is a coroutine that was stepped once, and the future that it awaits, or what it has raised.
         """
-        if not isinstance(opened, Exception) and not opened.done():
-            return self._open_later(opening, opened)
+        opening, opened = begun
         try:
             try:
                 if isinstance(opened, Exception):
                     raise opened
-                opened = opening.send(None)
+                if opened.done():
+                    opened = opening.send(None)
+                return self._open_later(opening, opened)
             except StopIteration:
                 pass
-            else:
-                return self._open_later(opening, opened)
             self._protocol.begin_reading()
             self._stage = PREPARE
         except (OSError, MemoryError) as error:
@@ -190,13 +188,13 @@ class Connection(VerifiedConnection):
         except BaseException:
             opening.close()
             raise
-        awaitable = self._open(opening, opened)
+        awaitable = self._open((opening, opened))
         if awaitable is not None:
             await awaitable
 
     def handle(self) -> Awaitable[None]:
         """Call handle(); return what is to be awaited, which an event may step."""
-        handling = super().handle()
+        handling = HandlerRun.handle(self)  # not through super(): this is for every connection
         protocol = self._protocol
         if protocol.peer_has_closed or protocol.is_lost:  # while setup() waited
             self.note_stream_end(False)
@@ -206,30 +204,8 @@ class Connection(VerifiedConnection):
 
     def end_with(self, error: BaseException | None) -> BaseException | None:
         """Return what handle(), or what comes before it, has ended with, given the exception that it raised."""
-        return super().end_with(self.take_inner_end(error))
-
-    def _close_if_done(self, end: BaseException | None) -> None:
-        """Close, if handle() has returned, the peer has closed, and nothing is unsent or to be cleaned up: most often."""
-        protocol = self._protocol
-        protocol.note_hand_over()
-        if (
-            end is None
-            and self._stage == HANDLE
-            and protocol.peer_has_closed
-            and not (protocol.is_lost or protocol.is_tls or self._is_cancelled or protocol.aborted_for is not None)
-            and not self._server.beside
-            and getattr(type(self.handler), "finish", None) is BaseRequestHandler.finish
-            and protocol.transport.get_write_buffer_size() == 0
-        ):
-            self.reason = "finished"
-            self._stage = CLOSED
-            if self._linger is not None:
-                self._linger.cancel()  # it watches a peer that has ended its stream, and would keep all of this
-            protocol.transport.close()  # the loop has closed the socket by the time that the end is accounted for
-
-    def note_inner_end(self, end: BaseException | None) -> None:
-        """Close at once, if handle() has returned and nothing is left to do."""
-        self._close_if_done(end)
+        end = self.take_inner_end(error)
+        return None if end is None and not self._is_abandoned else super().end_with(end)
 
     def give_up(self) -> None:
         """Count it as ended, though its handler goes on."""
@@ -292,87 +268,3 @@ class Connection(VerifiedConnection):
     def push(self, data: bytes, most: int) -> bool:
         """Write a broadcast, unless too much waits to be sent already: return False. If the handler has ended, do nothing."""
         return self._stage != HANDLE or self._protocol.push(data, most)
-
-    # How it ends.
-
-    def get_stream(self) -> StreamReader:
-        """Return the reader."""
-        return self._protocol.reader
-
-    def is_peer_lost(self) -> bool:
-        """Tell whether the connection broke."""
-        return self._protocol.lost_with is not None
-
-    def is_answered(self) -> bool:
-        """Tell whether nothing was read since the last write; what a handler that never answers reads does not count."""
-        return not self._protocol.unanswered or bool(getattr(self.handler, "one_way", False))
-
-    async def _finish(self, end: BaseException | None) -> None:
-        """Let the handler clean up, report what went wrong, and close."""
-        protocol, request = self._protocol, self.request
-        self._stage = FINISH
-        if self._linger is not None:  # of the time when the handler ran
-            self._linger.cancel()
-            self._linger = None
-        try:
-            if self._server.beside:
-                end = await self.end_beside(end)
-            finishing = self.finish_handler(end)
-            del end  # as in _live(): its traceback comes to refer to this frame
-            if finishing is not None:
-                await finishing
-        except (Exception, asyncio.CancelledError):
-            raise
-        except BaseException:  # the program ends
-            if request is not None:
-                protocol.transport.abort()
-            raise
-        finally:
-            try:
-                if request is None:
-                    self._sock.close()
-                    protocol.connection_lost(None)  # the loop does not tell it
-                elif not protocol.is_lost:
-                    await self._close(protocol)
-            finally:
-                if self._linger is not None:
-                    self._linger.cancel()
-            if protocol.aborted_for is not None:
-                self.reason = cast(Reason, protocol.aborted_for)
-
-    async def _close(self, protocol: StreamProtocol) -> None:
-        """Send what was written, and close so that the peer can read it."""
-        transport = protocol.transport
-        protocol.flush()  # of finish(), or handle_error()
-        unsent = protocol.unsent()
-        if self._is_cancelled or self.reason == "cancelled" or self.reason == "write":
-            self._abort_transport(protocol)
-        elif protocol.is_tls:
-            protocol.discard()
-            if not transport.is_closing():
-                transport.close()
-            # It waits until its peer closes too; so it does if its handler has closed it.
-            self._start_linger(protocol)
-        elif protocol.peer_has_closed or transport.is_closing() or self._has_sent_eof:
-            transport.close()
-        else:
-            assert self.request is not None
-            self.request[1].write_eof()
-            protocol.discard()
-            self._start_linger(protocol)
-        try:
-            await protocol.wait_lost()
-        except asyncio.CancelledError:
-            self._abort_transport(protocol)
-            await protocol.wait_lost()
-            raise
-        if unsent and protocol.lost_with is not None and self.outcome == "completed":
-            self.reason = "connection lost"
-
-    def _abort_transport(self, protocol: StreamProtocol) -> None:
-        if self._is_unsent(protocol):
-            self.was_aborted = True
-            if self.outcome == "completed":
-                self.reason = "unsent"
-            reset_when_closed(protocol.transport)
-        protocol.transport.abort()

@@ -185,9 +185,9 @@ class ProxiedConnection(Connection):
         else:
             super()._note_failed_handshake(error)
 
-    def _close_if_done(self, end: BaseException | None) -> None:
+    def _close_if_done(self, end: BaseException | None) -> bool:
         self._ended_by_peer = self._protocol.peer_has_closed or self._protocol.lost_with is not None
-        super()._close_if_done(end)
+        return super()._close_if_done(end)
 
     def _find_reason(self, error: BaseException) -> Reason:
         self._ended_by_peer = self._protocol.peer_has_closed or self._protocol.lost_with is not None

@@ -75,10 +75,11 @@ class TimedConnection(HandlerRun):
 
     def note_wait(self) -> None:
         """Let the timeouts of the handler, or of its class, begin to count."""
-        timeouts = self._timeouts()
+        server, handler = self._server, self.handler
+        timeouts = server.timeouts_of(self._RequestHandlerClass if handler is None else handler)
         if timeouts.handler is not None and self._handling is None:
             self._handling = self._loop.time()
-        self._server.timeout_sweeper.watch(self, timeouts)
+        server.timeout_sweeper.watch(self, timeouts)
 
     def mark_due(self) -> None:
         """Be visited in the next sweep."""

@@ -67,14 +67,13 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        *,
+        is_server_side: bool,
         limit: int = DEFAULT_LIMIT,
         limits: Limits | None = None,
         budget: MemoryBudget | None = None,
-        is_server_side: bool,
     ) -> None:
         Outgoing.__init__(self, loop)
-        self.reader = StreamReader(limit, loop, _news=self)
+        self.reader = StreamReader(limit, loop, self)
         self._limits = limits
         self._budget = budget
         if limits is not None and limits.max_frame is not None and limits.max_frame < DEFAULT_LIMIT:
@@ -140,6 +139,8 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
     def eof_received(self) -> bool:
         """End the stream; the other direction stays open where that is possible."""
         self.peer_has_closed = True
+        if self.reader._eof and not self._stays_open_at_eof:  # it was discarded
+            return False
         self.reader._end()
         # A handler that ends then, as most do, has its connection closed by the time that this returns.
         self.deliver(None)
@@ -150,8 +151,10 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
     def discard(self) -> None:
         """Drop whatever comes from now on, and close the connection once the peer has closed its direction."""
         self._stays_open_at_eof = False
-        self.reader._drop(len(self.reader._buffer))
-        self.reader.feed_eof()
+        reader = self.reader
+        if reader._received:
+            reader._drop(len(reader._buffer))
+        reader.feed_eof()
 
     def wait_in_message(self) -> None:
         """Have the kernel acknowledge at once what came of a message: its peer may hold the rest back until then.
@@ -212,21 +215,26 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         self.lost_with = exc
         reader = self.reader
         is_told = exc is not None and (reader.is_awaited() or bool(self._waiting_to_write))
-        if self.aborted_for is not None and exc is None:
-            self.drop_received(self.aborted_for)
-        elif exc is not None:
+        if exc is not None:
             reader.break_off(exc)
+        elif self.aborted_for is not None:
+            self.drop_received(self.aborted_for)
         elif not reader._eof:
             reader.feed_eof()
         if self.item is not None:
             reader._keep_item()
         reader._news = None  # type: ignore[assignment] # no read waits any more, and without the cycle both go at once
-        self.note_memory()
-        self.end_drains(exc)
+        if self.held:
+            self.note_memory()
+        if self._waiting_to_write:
+            self.end_drains(exc)
         for waiting in self._waiting_to_close:
             set_result(waiting)
-        if exc is not None and self.driver is not None:
-            self.driver.note_stream_end(is_told)
+        driver = self.driver
+        if driver is not None:
+            if exc is not None:
+                driver.note_stream_end(is_told)
+            driver.note_lost()
 
     def is_in_exchange(self, *, one_way: bool) -> bool:
         """Tell whether something that came is still to be read or, unless `one_way`, to be answered; or a handler has said that
@@ -242,10 +250,12 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         self.release_memory()
         reader = self.reader
         reader._scan = None
-        reader.suspend_drain()
-        for error in (reader._exception, self.lost_with):
-            if error is not None:
-                error.__traceback__ = None
+        if reader._drain is not None:
+            reader.suspend_drain()
+        if reader._exception is not None:
+            reader._exception.__traceback__ = None
+        if self.lost_with is not None:
+            self.lost_with.__traceback__ = None
 
     async def wait_lost(self) -> None:
         """Wait until the connection is closed, or broke."""
@@ -273,8 +283,8 @@ class ReadCountingProtocol(StreamProtocol):
 
     __slots__ = ("bytes_in",)
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
-        super().__init__(loop, **options)
+    def __init__(self, loop: asyncio.AbstractEventLoop, is_server_side: bool, *options: Any, **more: Any) -> None:
+        super().__init__(loop, is_server_side, *options, **more)
         self.bytes_in = 0
 
     def data_received(self, data: bytes) -> bool:  # type: ignore[override]
@@ -294,8 +304,8 @@ class CountingStreamProtocol(ReadCountingProtocol):
 
     counts = True
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
-        super().__init__(loop, **options)
+    def __init__(self, loop: asyncio.AbstractEventLoop, is_server_side: bool, *options: Any, **more: Any) -> None:
+        super().__init__(loop, is_server_side, *options, **more)
         self.bytes_out = 0
         self.first_at = self.tls_at = None
         self.endpoint = ""

@@ -1,6 +1,7 @@
 """The stream that a handler writes: asyncio's with the same behaviour to the letter."""
 
 import asyncio
+import socket
 import ssl as ssl_module
 import sys
 from collections.abc import Iterable
@@ -65,6 +66,7 @@ class StreamWriter(asyncio.StreamWriter):
                 return
             self._transport.write(data)
         elif self._has_ended:
+            self.write_eof()  # after shut() the transport does not know
             self._transport.write(data)  # which raises what asyncio's does
         elif self._shares_transport:
             protocol.write_through(data)
@@ -111,6 +113,19 @@ class StreamWriter(asyncio.StreamWriter):
             except OSError:  # asyncio's: the peer has reset the connection, and the loop does not know yet
                 if self._reader is None or self._reader._paused:
                     self._transport.abort()  # else it will learn that, and with what it broke, when it reads
+
+    def shut(self, sock: socket.socket) -> bool:
+        """Do what write_eof() does, where nothing waits to be sent, and drop what comes. Return False if that is impossible.
+
+        A transport would take a turn of the loop, and a system call more. `sock` is the connection's.
+        """
+        try:
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:  # the peer has reset the connection, which the loop will tell
+            return False
+        self._has_ended = self.protocol.needs_slow_path = True
+        self.protocol.discard()
+        return True
 
     async def drain(self) -> None:
         """Wait, once more than the high-water mark waits to be sent, until it is no more than the low-water mark.

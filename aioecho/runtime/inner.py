@@ -1,0 +1,71 @@
+"""The inner coroutine of a task: the one that its outermost one awaits, and that events step in its place.
+
+It may end in an event's step. The task is then resumed when there is something to do for it.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from types import CoroutineType
+from typing import Any
+
+__all__ = ["InnerSteps"]
+
+
+class InnerSteps:
+    """The part of a driver that has events step the inner coroutine. That saves a step of the outermost one for each."""
+
+    __slots__ = ("_awaited", "_cancels", "_coroutine", "_stepped", "_waiter", "_wake_up", "task")
+
+    _awaited: Any  # this, and _cancels, are set while there is a _wake_up
+    _cancels: int
+    _coroutine: "CoroutineType[Any, Any, Any]"
+    _stepped: Any  # what an event steps: that, or the inner coroutine, or what that one has ended with in such a step
+    _waiter: Any  # where the task is parked, also while it is stepped from there
+    _wake_up: Callable[[Any], object] | None  # the task's own, while what it awaits was told only of _resume()
+    task: "asyncio.Task[Any]"
+
+    def step_inner(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Have events step a coroutine that the outermost one is about to await.
+
+        When it has ended, the outermost one calls :meth:`take_inner_end`.
+        """
+        self._stepped = coroutine
+
+    def take_inner_end(self, error: BaseException | None) -> BaseException | None:
+        """Return what the inner coroutine has raised, None if it returned. `error` is what awaiting it has raised."""
+        end, self._stepped = self._stepped, self._coroutine
+        if not isinstance(end, BaseException):
+            return error
+        # It ended in an event's step, and awaiting it then raised Python's own error.
+        if isinstance(error, asyncio.CancelledError):
+            # The task was cancelled since: this counts at the next wait, as for a coroutine that is about to end.
+            self.task.uncancel()
+            self.task.cancel(*error.args)
+        return None if isinstance(end, StopIteration) else end
+
+    def note_inner_end(self, end: BaseException | None) -> None:
+        """Resume the task as the inner coroutine has ended in an event's step. To be overridden: by a later :meth:`go_on`.
+
+        If the task is cancelled before that, :meth:`note_cancel` is called.
+        """
+        self.go_on()
+
+    def note_cancel(self) -> None:
+        """Do nothing about a cancellation that counts when the task goes on. To be overridden."""
+
+    def _end_inner(self, error: BaseException) -> None:
+        waiter: Any = self._waiter
+        traceback: Any = error.__traceback__
+        error.__traceback__ = traceback.tb_next  # without deliver(), which has nothing to do with it
+        self._stepped = error
+        if self._wake_up is None:
+            self._wake_up = waiter._callback
+        waiter._driver = waiter._callback = self._awaited = None
+        self._cancels = self.task.cancelling()
+        self.note_inner_end(None if isinstance(error, StopIteration) else error)
+
+    def go_on(self) -> None:
+        """Resume the task, now."""
+        waiter: Any = self._waiter
+        wake_up, self._wake_up, self._waiter = self._wake_up, None, None
+        waiter.run(wake_up)
