@@ -92,6 +92,7 @@ async def roll(workers: int, times: int, requests: int, *arguments: str) -> None
         assert "WARNING" not in program.stderr()
 
 
+@pytest.mark.alike
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [(), ("--reuse-port",)])
 def test_a_rolling_restart_loses_no_client(way: tuple[str, ...]) -> None:
@@ -132,6 +133,7 @@ async def kill_at_random(workers: int, seconds: float, *arguments: str) -> None:
         assert await asyncio.to_thread(program.stop) == 0
 
 
+@pytest.mark.alike
 @pytest.mark.slow
 def test_workers_that_are_killed_are_replaced() -> None:
     asyncio.run(kill_at_random(2, 1))
@@ -143,6 +145,7 @@ def test_workers_that_are_killed_for_ten_seconds_are_replaced(way: tuple[str, ..
     asyncio.run(kill_at_random(4, 10, *way))
 
 
+@pytest.mark.alike
 @pytest.mark.slow
 def test_recycled_workers_lose_no_client() -> None:
     asyncio.run(recycle())
@@ -256,6 +259,7 @@ WAYS = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.alike
 @pytest.mark.slow
 @WAYS
 def test_rolling_restarts_cut_none_of_five_kinds_of_clients(

@@ -215,6 +215,7 @@ def test_a_number_of_workers_that_is_none_is_a_mistake(workers: str) -> None:
     assert errors.splitlines()[-1].startswith("Error: Invalid value for '--workers': ")
 
 
+@pytest.mark.alike
 def test_endpoints_of_all_kinds_are_shared(folder: Path) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as sock,
@@ -419,6 +420,7 @@ aioecho.run(Upper, "tcp://127.0.0.1:0", workers=1, reuse_port=True)
 """
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize("closed", ["", "3<&- 4<&- 5<&- 6<&- 7<&- 8<&- 9<&-"])
 def test_an_executable_that_runs_the_program_again_does_not_do_so_without_end(folder: Path, closed: str) -> None:
     (folder / "program.py").write_text(FROZEN)
@@ -616,6 +618,7 @@ def serving_datagrams(folder: Path, handler: str, *arguments: str) -> Iterator[t
         yield program, program.listening()
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize("way", [(), ("--reuse-port",)])
 def test_workers_serve_datagrams_and_a_restart_loses_none(folder: Path, way: tuple[str, ...]) -> None:
     with serving_datagrams(folder, "Single", *way) as (program, endpoint), sending(endpoint) as sock:
@@ -1083,6 +1086,7 @@ def test_two_stops_in_service_are_no_worse_than_one_if_there_is_nothing_to_cut_o
         in_time(took, 2)
 
 
+@pytest.mark.alike
 def test_a_change_in_service_loses_no_client(folder: Path) -> None:
     with serving(folder) as (program, endpoint):
         for number, count in ((HUP, 2), (TTIN, 3), (TTOU, 2), (TTOU, 1)):
