@@ -277,3 +277,45 @@ def test_a_limit_that_cannot_hold_is_refused(limit: str) -> None:
 def test_streams_are_refused() -> None:
     with pytest.raises(TypeError, match="handler of datagrams: it can't serve streams"):
         aioecho.TCPServer(("127.0.0.1", 0), Gated)
+
+
+async def test_a_batch_is_counted_while_its_handler_takes_its_first_step(peer: Peer) -> None:
+    seen: list[int] = []
+
+    async def handle(self: Any) -> None:
+        assert [each.handler for each in self.server.connections] == [self]
+        stats = self.server.stats
+        assert (stats.active, stats.accepted, stats.handled) == (1, len(seen) + 1, sum(seen) + len(self.datagrams))
+        check(self.server)
+        seen.append(len(self.datagrams))
+
+    async with serving(handler(handle)) as (server, address):
+        for total, count in ((1, 1), (6, 5), (7, 1)):
+            for _ in range(count):
+                peer.send(b"x", address)
+            await settle(lambda total=total: sum(seen) == total)
+        assert (server.stats.completed, server.stats.received) == (len(seen), 7)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_what_is_read_as_a_batch_closes_its_server_is_the_next_batch(waits: bool, peer: Peer) -> None:
+    seen: list[list[bytes]] = []
+    running: list[Any] = []
+
+    async def handle(self: Any) -> None:
+        running.append(self)
+        assert len(running) == 1
+        seen.append([data for data, _ in self.datagrams])
+        if b"close" in seen[-1]:
+            peer.send(b"last", address)
+            self.server.close()
+        if waits:
+            await asyncio.sleep(0)
+        running.remove(self)
+
+    async with serving(handler(handle)) as (server, address):
+        peer.send(b"first", address)
+        await settle(lambda: server.stats.completed == 1)
+        peer.send(b"close", address)
+        await settle(lambda: server.stats.completed == 3)
+        assert seen == [[b"first"], [b"close"], [b"last"]]

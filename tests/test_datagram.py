@@ -378,6 +378,20 @@ async def test_verify_request_refuses_before_a_handler_is_made(is_async: bool, p
         check(server)
 
 
+async def test_a_datagram_that_is_refused_after_others_were_served_is_counted_as_refused(peer: Peer) -> None:
+    class Server(aioecho.UDPServer):
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            return bool(request[0] != b"no")
+
+    async with Server(("127.0.0.1", 0), DatagramEcho) as server:
+        for data in (b"1", b"no", b"2", b"no", b"no", b"3"):
+            peer.send(data, server.server_address)
+        assert [(await peer.receive())[0] for _ in range(3)] == [b"1", b"2", b"3"]
+        assert server.stats.reasons == {"finished": 3, "refused": 3}
+        assert server.stats.drops == {"refused": 3}
+        check(server)
+
+
 async def test_any_callable_makes_handlers(peer: Peer) -> None:
     class Greeter(aioecho.DatagramRequestHandler):
         def __init__(self, *arguments: Any, greeting: bytes) -> None:
@@ -1143,6 +1157,49 @@ async def test_limits_can_be_changed_at_any_time(peer: Peer) -> None:
         assert {(await peer.receive())[0] for _ in range(4)} == {b"0", b"1", b"2", b"long"}
 
 
+async def test_a_longer_datagram_that_is_read_as_the_limit_grows_is_whole_or_dropped(peer: Peer) -> None:
+    async def handle(self: Any) -> None:
+        if self.data == b"grow":
+            self.server.limits = aioecho.Limits(max_datagram=100)
+        await self.reply(self.data)
+
+    async with serving(handler(handle), limits=aioecho.Limits(max_datagram=4)) as (server, address):
+        for data in (b"1", b"2", b"3", b"grow", b"x" * 50, b"4"):
+            peer.send(data, address)
+        replies = []
+        while not replies or replies[-1] != b"4":
+            replies.append((await peer.receive())[0])
+        assert replies in ([b"1", b"2", b"3", b"grow", b"4"], [b"1", b"2", b"3", b"grow", b"x" * 50, b"4"])
+        assert server.stats.drops["truncated"] == 6 - len(replies)
+        assert await peer.ask(b"x" * 50, address) == b"x" * 50
+
+
+async def test_datagrams_that_come_alone_cost_few_reads_in_vain(peer: Peer) -> None:
+    class Counting(socket.socket):
+        in_vain = 0
+
+        def recvfrom(self, *arguments: Any) -> Any:
+            try:
+                return super().recvfrom(*arguments)
+            except BlockingIOError:
+                self.in_vain += 1
+                raise
+
+    sock = Counting(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    async with aioecho.DatagramServer(None, DatagramEcho, sock=sock) as server:
+        for _ in range(200):
+            await peer.ask(b"x", server.server_address)
+        assert sock.in_vain <= 20
+        for _ in range(40):  # and then many at once are still found
+            for _ in range(20):
+                peer.send(b"x", server.server_address)
+            for _ in range(20):
+                await peer.receive()
+        assert server.stats.completed == 1000
+        assert sock.in_vain <= 110
+
+
 async def test_what_the_kernel_drops_is_counted_to_the_datagram(peer: Peer) -> None:
     async with serving(DatagramDiscard, limits=aioecho.Limits(receive_buffer=4096)) as (server, address):
         assert server.sockets[0].getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * 4096
@@ -1700,19 +1757,22 @@ async def test_a_handler_may_stop_its_server(peer: Peer) -> None:
 
 
 @pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("has_served", [False, True])
 async def test_a_handler_that_awaits_the_shutdown_of_its_server_does_not_wait_for_itself(
-    waits: bool, peer: Peer
+    waits: bool, has_served: bool, peer: Peer
 ) -> None:
     async def handle(self: Any) -> None:
-        if waits:
-            await asyncio.sleep(0)
-        report = await self.server.shutdown(20)
-        assert (report.completed, report.cancelled, report.aborted) == (0, 0, 0)
+        if self.data == b"quit":
+            if waits:
+                await asyncio.sleep(0)
+            report = await self.server.shutdown(20)
+            assert (report.completed, report.cancelled, report.aborted) == (0, 0, 0)
         await self.reply(self.data)
 
     async with serving(handler(handle)) as (server, address):
-        peer.send(b"x", address)
-        assert (await peer.receive())[0] == b"x"
+        if has_served:
+            assert await peer.ask(b"x", address) == b"x"
+        assert await peer.ask(b"quit", address) == b"quit"
         report = await server.shutdown()
         assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
 

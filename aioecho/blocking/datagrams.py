@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from aioecho.blocking.request import Threaded
-from aioecho.net.datagram_socket import DatagramTransport
+from aioecho.net.datagram_transport import DatagramTransport
 from aioecho.net.proxy_datagrams import ProxiedTransport
 from aioecho.net.proxy_header import ProxyHeader
 from aioecho.net.room import connected_probe, is_writable

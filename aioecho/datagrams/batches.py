@@ -1,17 +1,19 @@
 """All that has come, for one handler: what was read in one turn of the loop, or while the batch before was handled."""
 
-import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from operator import itemgetter
 from typing import Any
 
 from aioecho.config import Limits
-from aioecho.datagrams.run import DatagramRun
+from aioecho.datagrams.dispatcher import Dispatcher
 from aioecho.datagrams.serving import DatagramServing
-from aioecho.datagrams.task import DatagramTask
-from aioecho.net.datagram_socket import DatagramTransport
-from aioecho.serving.ends import Reason
+from aioecho.datagrams.task import DatagramTask, OneDatagram
+from aioecho.net.datagram_transport import DatagramSource, DatagramTransport
+from aioecho.stats import DatagramStats
 
 __all__ = ["Batch", "BatchDispatcher", "check_batch_limits"]
+
+data_of: Any = itemgetter(0)
 
 AddressedDatagrams = list[tuple[bytes, Any]]  # with their senders' addresses
 
@@ -24,63 +26,70 @@ def check_batch_limits(limits: Limits) -> None:
         raise ValueError(NO_MAX_PER_HOST)
 
 
-class Batch(DatagramRun):
-    """Datagrams with a handler that runs, in `server.connections`. They have no one `client_address`: it is None."""
+class Batch(DatagramTask):
+    """Datagrams with a handler that runs, in `server.connections`. They have no one `client_address`: it is None.
 
-    __slots__ = ("_RequestHandlerClass", "_server")
+    To its task they are one datagram, whose data is the list.
+    """
 
-    def __init__(self, server: DatagramServing, datagrams: AddressedDatagrams, transport: DatagramTransport) -> None:
-        self._server = server
-        self._RequestHandlerClass = server.RequestHandlerClass
-        self.request = (datagrams, transport)
-        self.client_address = self.handler = None
-        self.reason: Reason = "finished"
-        self.was_aborted = False
-        self.place = self._since = self._cancelled_at = None
-        self.begin("batch")
+    __slots__ = ("size",)
+
+    size: int
+    """How many datagrams it has."""
+
+    called = "batch"
 
     def __repr__(self) -> str:
         return f"<Batch of {self.size} datagrams, handler={self.handler!r}>"
 
-    @property
-    def size(self) -> int:
-        """How many datagrams it has."""
-        return len(self.request[0])
 
-    def __call__(self, task: "asyncio.Task[None]") -> None:
-        """Count how it has ended."""
-        self.finish()
-        super().__call__(task)
+class BatchDispatcher(Dispatcher):
+    """Collects the datagrams of `server`, and begins a handler for all that have come when the one before has ended."""
 
-    def drain(self) -> None:
-        """Do nothing: it ends by itself."""
+    __slots__ = ("_batch", "_capacity", "_room", "_size", "_transport", "_waiting")
 
-
-class BatchDispatcher:
-    """Collects the datagrams of `server`, and begins a handler for all that have come when the one before has ended.
-
-    In place of a :class:`~aioecho.datagrams.dispatcher.Dispatcher`, with the same methods.
-    """
-
-    __slots__ = ("_batch", "_longest", "_most", "_room", "_running", "_server", "_transport", "_waiting", "at_once")
-
-    at_once: int
+    _task_class = Batch
 
     def __init__(self, server: DatagramServing, running: Collection[Any]) -> None:
-        self._server, self._running = server, running
         # By what replies to them, as on a socket that is bound to every address: a batch has one transport.
         self._waiting: dict[DatagramTransport, AddressedDatagrams] = {}
         self._transport: DatagramTransport | None = None  # the last one, and
         self._batch: AddressedDatagrams = []  # what waits for it
-        self._most = self._room = 0
-        self.at_once = 0
-        self.apply(server.limits)
+        self._capacity = self._room = 0
+        self._size = 0  # of the batch that was begun last
+        super().__init__(server, running)
 
     def apply(self, limits: Limits) -> None:
         """Apply `max_datagram` and `max_queue` from now on."""
-        self._longest = limits.max_datagram
-        self._room += limits.max_queue - self._most
-        self._most = limits.max_queue
+        super().apply(limits)
+        self._room += limits.max_queue - self._capacity
+        self._capacity = limits.max_queue
+
+    def serve(self, datagrams: Iterator[tuple[bytes, Any]], source: DatagramSource) -> OSError | MemoryError | None:
+        """Add what `datagrams` reads from `source` to the next batch, or drop it, and do as at the end of a turn.
+
+        Return what reading has raised.
+        """
+        new: AddressedDatagrams = []
+        error = None
+        try:
+            if source.has_one_transport:
+                new.extend(datagrams)  # without a line of Python for each
+            else:
+                for data, client_address in datagrams:
+                    self.receive(data, client_address, source.transport)
+        except (OSError, MemoryError) as caught:
+            error = caught
+        if not new:
+            pass
+        elif len(new) <= self._room and max(map(len, map(data_of, new))) <= source.longest:
+            self._find_batch(source.transport).extend(new)
+            self._room -= len(new)
+        else:
+            for data, client_address in new:
+                self.receive(data, client_address, source.transport)
+        self.end_turn()
+        return error
 
     def receive(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
         """Add a datagram to the next batch, or drop it. It is counted at the end of the turn."""
@@ -89,19 +98,22 @@ class BatchDispatcher:
         elif self._room <= 0:
             self._server.drop("queue full", client_address)
         else:
-            if transport is not self._transport:
-                self._transport, self._batch = transport, self._waiting.setdefault(transport, [])
-            self._batch.append((data, client_address))
+            self._find_batch(transport).append((data, client_address))
             self._room -= 1
+
+    def _find_batch(self, transport: DatagramTransport) -> AddressedDatagrams:
+        if transport is not self._transport:
+            self._transport, self._batch = transport, self._waiting.setdefault(transport, [])
+        return self._batch
 
     def end_turn(self) -> None:
         """Count what has come, and begin a handler for it unless one runs."""
         if self._waiting:
             stats = self._server.live_stats
-            new = self._most - self._room - stats.queued
+            new = self._capacity - self._room - stats.queued
             stats.received += new
             stats.queued += new
-            if not self._running:
+            if not self.is_stepping():
                 self.begin_queued()
 
     def has_queued(self) -> bool:
@@ -109,16 +121,28 @@ class BatchDispatcher:
         return bool(self._waiting)
 
     def begin_queued(self) -> None:
-        """Begin a handler for the datagrams that wait: the one before has ended."""
-        transport = next(iter(self._waiting))
-        datagrams = self._waiting.pop(transport)
-        self._forget(len(datagrams))
-        self._server.live_stats.handled += len(datagrams)
-        batch = Batch(self._server, datagrams, transport)
-        self._server.register_connection(batch)
-        if self._server.on_accept is not None and len(datagrams) > 1:
-            self._server.on_accept(len(datagrams) - 1)  # it has counted one
-        batch.count_time()
+        """Begin a handler for the datagrams that wait, if none runs. If it ends at once, begin the next."""
+        while self._waiting and not self._running:
+            transport = next(iter(self._waiting))
+            datagrams = self._waiting.pop(transport)
+            self._size = len(datagrams)
+            self._forget(self._size)
+            self._server.live_stats.handled += self._size
+            if isinstance(self._spare, Batch):
+                self._spare.size = self._size
+            one = OneDatagram(datagrams, None, transport)
+            super().serve(iter(one), one)
+
+    def _add_datagrams(self, stats: DatagramStats, count: int) -> None:
+        """Do nothing: they were counted as they came."""
+
+    def _register(self, task: DatagramTask) -> None:
+        assert isinstance(task, Batch)
+        task.size = self._size
+        task.is_counted = task.needs_slow_path = True
+        self._server.register_connection(task)
+        if self._server.on_accept is not None and task.size > 1:
+            self._server.on_accept(task.size - 1)  # it has counted one
 
     def drop_queued(self) -> None:
         """Drop the datagrams that wait, as the server stops."""
@@ -131,19 +155,3 @@ class BatchDispatcher:
         self._transport = None
         self._room += count
         self._server.live_stats.queued -= count
-
-    # What a Dispatcher has for its spare task.
-
-    def first_step(self) -> DatagramTask | None:
-        """Return None: each handler is registered before its first step."""
-        return None
-
-    def is_stepping(self) -> bool:
-        """Return False, likewise."""
-        return False
-
-    def count_all(self) -> None:
-        """Do nothing: each handler is counted."""
-
-    def stop(self) -> None:
-        """Do nothing: there is no spare task."""

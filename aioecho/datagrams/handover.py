@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any, Protocol, Self
 
-from aioecho.net.datagram_socket import DatagramTransport
+from aioecho.net.datagram_transport import DatagramTransport
 
 __all__ = ["Handover", "Key"]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aioecho.datagrams.serving import DatagramServing
-from aioecho.net.datagram_socket import DatagramTransport
+from aioecho.net.datagram_transport import DatagramTransport
 from aioecho.net.proxy_datagrams import ProxiedTransport
 from aioecho.net.proxy_header import ProxyHeaderError
 from aioecho.net.proxy_protocol import ProxyProtocol, addresses_of
@@ -13,11 +13,11 @@ from aioecho.runtime.logs import format_address
 from aioecho.serving.ends import PROXY_REASONS
 from aioecho.serving.networks import NetworkLists
 
-__all__ = ["behind_header"]
+__all__ = ["Receive", "behind_header"]
 
 logger = logging.getLogger("aioecho.datagram")
 
-Receive = Callable[[bytes, Any, DatagramTransport], object]
+Receive = Callable[[bytes, Any, DatagramTransport], None]
 
 
 def behind_header(

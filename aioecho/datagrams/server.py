@@ -12,17 +12,18 @@ from aioecho.config import Limits, Timeouts
 from aioecho.datagrams.batches import Batch, BatchDispatcher, check_batch_limits
 from aioecho.datagrams.dispatcher import Dispatcher
 from aioecho.datagrams.handover import Handover
-from aioecho.datagrams.proxied import behind_header
+from aioecho.datagrams.proxied import Receive, behind_header
 from aioecho.datagrams.run import DatagramRun
 from aioecho.datagrams.session_table import SessionTable
 from aioecho.datagrams.sessions import Session
 from aioecho.datagrams.task import DatagramTask
 from aioecho.net.bound import BoundSocket
-from aioecho.net.datagram_socket import DatagramSocket, DatagramTransport
-from aioecho.net.datagram_socket import logger as socket_logger
+from aioecho.net.datagram_socket import DatagramSocket
+from aioecho.net.datagram_transport import DatagramTransport
 from aioecho.net.endpoints import Endpoint, UDPEndpoint, UnixDatagramEndpoint
 from aioecho.runtime.logs import BoundedLog, format_address
 from aioecho.serving.base import BaseServer
+from aioecho.serving.drain import Drain
 from aioecho.serving.end_record import MistakeLog
 from aioecho.serving.handler_types import is_blocking, makes_batches, makes_sessions
 from aioecho.serving.live import Connections
@@ -57,7 +58,7 @@ class DatagramServer(BaseServer):
     stopping server serves what has come by then, and reads no more.
     """
 
-    # So an object's other attributes are no more than 30: of more Python 3.11 looks up each at several times the cost.
+    # So an object's other attributes are at most 30: of more Python 3.11 looks up each at several times the cost.
     __slots__ = (
         "_dispatcher",
         "_error_log",
@@ -108,14 +109,7 @@ class DatagramServer(BaseServer):
     def stats(self) -> DatagramStats:
         """What it has counted since it started, and what the kernel counts: a copy, as it stands now."""
         stats = self.live_stats.copy()
-        at_once, running = self._dispatcher.at_once, self._first_step() is not None
-        stats.accepted += at_once + running
-        stats.received += at_once + running
-        stats.handled += at_once + running
-        stats.active += running
-        stats.completed += at_once
-        if at_once:
-            stats.reasons["finished"] += at_once
+        self._dispatcher.add_uncounted(stats, self._first_step() is not None)
         stats.kernel_drops += sum(sock.new_kernel_drops() for sock in self._sockets)
         return stats
 
@@ -126,7 +120,7 @@ class DatagramServer(BaseServer):
         return Connections(self._connections if running is None else {*self._connections, running})
 
     def _first_step(self) -> DatagramTask | None:
-        # None for another thread, which only looks on: the step may end meanwhile.
+        # Another thread only looks on: the step may end meanwhile.
         return self._dispatcher.first_step() if asyncio._get_running_loop() is self.event_loop else None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -157,13 +151,13 @@ class DatagramServer(BaseServer):
     # Life.
 
     def _make_listeners(self, bound: list[BoundSocket], handler_classes: list[Any]) -> Sequence[DatagramSocket]:
-        on_datagram: Callable[[bytes, Any, DatagramTransport], None]
-        on_datagram = self._sessions.receive if self.has_sessions else self._dispatcher.receive
+        on_datagram: Receive = self._sessions.receive if self.has_sessions else self._dispatcher.receive
         if is_blocking(self.RequestHandlerClass):
             on_datagram = self._receive_for_thread
         networks = self.admission.networks
         guarded = on_datagram if networks is None else networks.guard(on_datagram, self.drop)
-        log = BoundedLog(socket_logger, logging.WARNING, every=2.0)
+        dispatcher = next((each for each in (self._dispatcher, self._sessions) if guarded == each.receive), None)
+        log = BoundedLog(logging.getLogger("aioecho.datagram_socket"), logging.WARNING, every=2.0)
         self._sockets = [
             DatagramSocket(
                 each,
@@ -175,6 +169,7 @@ class DatagramServer(BaseServer):
                 limits=self.limits,
                 send_timeout=self.handler_timeouts.send,
                 reads_all=self._makes_batches,
+                dispatcher=dispatcher if each.proxy is None else None,
             )
             for each in bound
         ]
@@ -251,6 +246,10 @@ class DatagramServer(BaseServer):
                     sock.resume()
         self.close_if_done()
 
+    def _begin_shutdown(self, grace: float | None, why: str | None = None) -> Drain:
+        self._dispatcher.count_all()  # the drain counts each handler that ends from now on
+        return super()._begin_shutdown(grace, why)
+
     def _is_idle(self) -> bool:
         return not (self._connections or self._dispatcher.has_queued())
 
@@ -299,7 +298,8 @@ class DatagramServer(BaseServer):
     @property
     def needs_slow_path(self) -> bool:
         """Whether each datagram is to be counted as its handler begins, and not only when it has ended."""
-        return not self._listeners or self.on_accept is not None or self.admission.limits.max_per_host is not None
+        per_host = self.admission.limits.max_per_host
+        return not self._listeners or self.is_draining or self.on_accept is not None or per_host is not None
 
     def note_end(self, task: DatagramTask) -> None:
         """Count the end of a handler that has not waited, and that was registered."""

@@ -1,14 +1,16 @@
 """The sessions of a server: which one gets a datagram, when one begins, and which ones end because their peers are silent."""
 
 import asyncio
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
+from time import monotonic
 from typing import Any
 
 from aioecho.datagrams.handover import Key
 from aioecho.datagrams.places import Places
 from aioecho.datagrams.serving import DatagramServing
 from aioecho.datagrams.sessions import Datagrams, Session
-from aioecho.net.datagram_socket import DatagramSocket, DatagramTransport
+from aioecho.net.datagram_socket import DatagramSocket
+from aioecho.net.datagram_transport import DatagramSource, DatagramTransport
 from aioecho.net.proxy_datagrams import ProxiedTransport
 from aioecho.serving.admission import host_of
 
@@ -34,7 +36,7 @@ class Newcomer:
 
     def feed(self, data: bytes) -> None:
         """Keep a datagram for the session."""
-        self.datagrams.feed(data)
+        self.datagrams.feed(data, monotonic())
 
 
 class SessionTable:
@@ -55,6 +57,39 @@ class SessionTable:
         """What is read, by name."""
         self.is_closed = False
         """Whether datagrams of peers that have no session are dropped, as the server stops."""
+
+    def serve(self, datagrams: Iterator[tuple[bytes, Any]], source: DatagramSource) -> OSError | MemoryError | None:
+        """Give each datagram that `datagrams` reads from `source` to its peer's session, begin one for it, or drop it.
+
+        Return what reading has raised.
+        """
+        find, longest, counts = self._sessions.get, source.longest, self._server.live_stats
+        now = monotonic()  # for all that come in this turn
+        while True:
+            try:
+                data, client_address = next(datagrams)
+            except StopIteration:
+                return None
+            except (OSError, MemoryError) as error:
+                return error
+            transport = source.transport
+            session = find((transport.key, client_address))
+            if len(data) > longest:
+                self._server.drop("truncated", client_address)
+            elif session is None:
+                self.receive(data, client_address, transport)
+            else:
+                counts.received += 1
+                session.last_heard = self._sweeps
+                if session.is_over:
+                    session.feed(data)
+                else:
+                    session.datagrams.feed(data, now)
+            if not source.is_reading:
+                return None
+
+    def count_all(self) -> None:
+        """Do nothing: a session counts each datagram."""
 
     def receive(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
         """Give a datagram to its peer's session, begin one for it, or drop it."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from aioecho.datagrams.run import DatagramRun
 from aioecho.datagrams.serving import DatagramServing
-from aioecho.net.datagram_socket import DatagramTransport
+from aioecho.net.datagram_transport import DatagramTransport
 from aioecho.runtime.driver import Driver, Waiter
 from aioecho.runtime.logs import format_address
 from aioecho.runtime.steps import steps
@@ -51,6 +51,7 @@ class Datagrams:
         Raises:
             RuntimeError: another coroutine waits for it already.
         """
+        news = self._news
         while not self._queue:
             if self._has_ended:
                 if (session := self.session) is not None:
@@ -61,9 +62,9 @@ class Datagrams:
                 raise RuntimeError("another coroutine is already waiting for the next datagram: one at a time can")
             self._is_waited_for = True
             try:
-                yield self._news
+                yield news
             except BaseException:
-                data = self._news.take()
+                data = news.take()
                 if data is not None:
                     self._queue.appendleft(data)
                     self._size += len(data)
@@ -71,9 +72,9 @@ class Datagrams:
                 raise
             finally:
                 self._is_waited_for = False
-            data = self._news.item
+            data = news.item
             if data is not None:
-                self._news.item = None
+                news.item = None
                 self._server.live_stats.handled += 1
                 return data  # type: ignore[no-any-return]
         data = self._queue.popleft()
@@ -83,10 +84,10 @@ class Datagrams:
         counts.handled += 1
         return data
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes, now: float) -> None:
         """Give a datagram to the coroutine that waits, or queue it, or drop it if the queue is full."""
         queue = self._queue
-        self.last_active = monotonic()
+        self.last_active = now
         if queue or not self._news.deliver(data):
             limits, counts = self._server.limits, self._server.live_stats
             if queue and (len(queue) >= limits.max_session_queue or self._size + len(data) > limits.max_buffer):
@@ -192,13 +193,13 @@ class Session(AccompaniedRun, DatagramRun):
     def feed(self, data: bytes) -> None:
         """Give the handler a datagram, or keep it for the peer's next session."""
         if not self.is_over:
-            self.datagrams.feed(data)
+            self.datagrams.feed(data, monotonic())
         elif self.newcomer is not None:
             self._server.live_stats.drops["too many sessions"] += 1
         elif self.successor is None:
             self.successor = Datagrams(self._server, data)
         else:
-            self.successor.feed(data)
+            self.successor.feed(data, monotonic())
 
     def expire(self) -> None:
         """Let the datagrams end: the peer has been silent for too long, or is gone, or another one needs its place.

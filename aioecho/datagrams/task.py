@@ -1,10 +1,10 @@
 """One datagram and its handler: a task for a handler that waits, and next to nothing for one that does not.
 
 A handler that never waits, as most that serve datagrams, needs no task of its own but for :func:`asyncio.current_task` to be
-one. So a server keeps a spare task that is parked, and a datagram that arrives steps the task's own coroutine, as
-:mod:`~aioecho.runtime.driver` does it. That coroutine makes the handler and awaits it. If the handler ends in that step, the
-coroutine parks again in the same step, and serves the next datagram. If the handler waits, the task goes on with it as any
-task does, and ends with it.
+one. So a server keeps a spare task that is parked, and datagrams that arrive step the task's own coroutine, as
+:mod:`~aioecho.runtime.driver` does it. That coroutine reads a datagram, makes its handler and awaits it. If the handler ends in
+that step, the coroutine goes on with the next datagram in the same step, and parks again when none is left. If the handler
+waits, the task goes on with it as any task does, and ends with it.
 
 The rule: what one handler has done to its task is never met by the next. A task that a handler has cancelled, named, kept,
 also by a weak reference, or added a callback to ends with that handler. So does a task with a context in which a handler has
@@ -20,7 +20,7 @@ from asyncio.tasks import (
     _enter_task,
     _leave_task,
 )  # documented for code that steps coroutines: docs, "Extending asyncio"
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from contextvars import Context
 from functools import partial
 from operator import is_
@@ -30,6 +30,7 @@ from weakref import getweakrefcount
 
 from aioecho.datagrams.run import DatagramRun
 from aioecho.datagrams.serving import DatagramServing
+from aioecho.net.datagram_transport import DatagramSource, DatagramTransport
 from aioecho.runtime.driver import Waiter
 from aioecho.runtime.logs import format_address
 from aioecho.runtime.steps import steps
@@ -43,7 +44,10 @@ except ImportError:
     message = f"aioecho runs on CPython alone: this Python, {sys.implementation.name}, has no sys.getrefcount()"
     raise ImportError(message, name="sys") from None
 
-__all__ = ["DatagramTask"]
+__all__ = ["NOT_STEPPED", "AtOnce", "DatagramTask", "OneDatagram"]
+
+NOT_STEPPED: Any = object()
+"""What :meth:`DatagramTask.step` returns if another task is current. None is what a coroutine yields to let the loop run."""
 
 new_object: Any = object.__new__
 
@@ -77,6 +81,31 @@ def _is_restored(context: Context, pristine: Context) -> bool:
             if context[variable] is not value:
                 variable.set(value)
     return True
+
+
+class AtOnce:
+    """How many handlers have ended without waiting. The server's `live_stats` do not count them."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class OneDatagram:
+    """A datagram that was read already, and is not too long, as the source of a task's datagrams."""
+
+    __slots__ = ("client_address", "data", "is_reading", "transport")
+
+    has_one_transport = True
+    longest = sys.maxsize
+
+    def __init__(self, data: Any, client_address: Any, transport: DatagramTransport) -> None:
+        self.data, self.client_address, self.transport = data, client_address, transport
+        self.is_reading = True
+
+    def __iter__(self) -> Iterator[tuple[bytes, Any]]:
+        return iter(((self.data, self.client_address),))
 
 
 class _FirstStep:
@@ -126,48 +155,61 @@ class DatagramTask(DatagramRun):
 
     `client_address` is the sender's. To do anything with it is its handler's.
 
-    With a `request`, a new task serves it from the loop's next turn on. Without one the task is parked: set `request` and
-    `client_address`, :meth:`enter`, and call `resume`. If that returns `parking`, the handler has ended, and the task can
-    serve the next datagram unless `needs_slow_path` was set meanwhile. In any other case call :meth:`leave` and then
-    :meth:`settle`. No other task may be current where a task is made that is to be parked.
+    With `only`, a new task serves that datagram from the loop's next turn on. Without it the task is parked, and :meth:`step`
+    serves datagrams. If that returns `parking`, the task can serve others unless `needs_slow_path` was set meanwhile. In any
+    other case call :meth:`settle`, for the last handler. No other task may be current where a task is made that is to be
+    parked.
     """
 
     __slots__ = (
+        "_at_once",
+        "_datagrams",
         "_end",
+        "_loop",
         "_server",
         "_short_kind",
+        "_source",
         "is_counted",
-        "is_entered",
         "is_retired",
         "needs_slow_path",
         "parking",
         "plain_kind",
+        "read_error",
         "resume",
     )
 
+    called = "datagram"
+
     _end: BaseException | None
+    _datagrams: Any  # what step() was called with last, for the coroutine
     needs_slow_path: bool
     """Whether the next datagram must not simply be given to the task: it has to be counted first, or the task is retired."""
+    read_error: OSError | MemoryError | None
+    """What reading the last of the datagrams has raised."""
     resume: Callable[[], Any]
     """Steps the coroutine; returns what it waits for."""
 
-    def __init__(self, server: DatagramServing, request: Any = None, client_address: Any = None) -> None:
-        self._server = server
-        self.request, self.client_address, self.handler = request, client_address, None
+    def __init__(self, server: DatagramServing, at_once: AtOnce, only: OneDatagram | None = None) -> None:
+        self._server, self._at_once = server, at_once
+        self.request = self.client_address = self.handler = self._datagrams = None
+        self._source: DatagramSource | None = only
+        if only is not None:
+            self.request, self.client_address = (only.data, only.transport), only.client_address
+            self._datagrams = iter(only)
         self.reason: Reason = "finished"
-        self.was_aborted = self.is_counted = self.is_entered = self.is_retired = False
+        self.was_aborted = self.is_counted = self.is_retired = False
         self.needs_slow_path = server.needs_slow_path
         self.plain_kind: type | None = None  # the last class that was found to be plain
         self._short_kind: type | None = None  # the last that has neither a setup() nor a finish() of its own
-        self._end = None
+        self._end = self.read_error = None
         self.place = self._since = self._cancelled_at = None
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self.parking = _Parking(loop)
         self.parking.driver = self
         context = server.task_context.copy()
         coroutine = self._serve(context)
         self.resume = partial(context.run, _send, coroutine, None)
-        self.start(coroutine, loop, context, "datagram", asyncio.Task if request is not None else _make_parked_task)
+        self.start(coroutine, loop, context, self.called, asyncio.Task if only is not None else _make_parked_task)
 
     def __call__(self, task: "asyncio.Task[None]") -> None:
         """Count how it has ended."""
@@ -182,60 +224,76 @@ class DatagramTask(DatagramRun):
     @steps
     def _serve(self, context: Context) -> Generator[Any, None, None]:
         """Serve datagrams until a handler waits, or does something to the task: the task's coroutine."""
-        server, parking = self._server, self.parking
+        server, parking, at_once = self._server, self.parking, self._at_once
         task: Any = asyncio.current_task()
         self.task = task  # parking is told of it before the task's constructor has returned
-        if self.request is None:
+        if self._datagrams is None:
             yield parking
         weak_references, name = getweakrefcount(task), task.get_name()
         pristine = server.task_context
         variables = len(pristine)
-        # With as few operations as it goes: this is most of what a datagram costs.
-        while (request := self.request) is not None:
+        while not self.is_retired:
+            source: Any = self._source
+            longest = source.longest
             references = getrefcount(task)
             try:
-                verified = server.verify_request(request, self.client_address)
-                if verified is True:
-                    kind = server.RequestHandlerClass
-                    if kind is self.plain_kind:
-                        # The constructor written out: to call a class takes half as long again.
-                        self.handler = handler = new_object(kind)
-                        handler.request = request
-                        handler.client_address = self.client_address
-                        handler.server = server
-                        handler.data = request[0]
-                        coro = handler.handle()
+                # With as few operations as it goes: this is most of what a datagram costs.
+                for data, client_address in self._datagrams:
+                    if len(data) > longest:
+                        server.drop("truncated", client_address)
+                        continue
+                    self.request = request = (data, source.transport)
+                    self.client_address = client_address
+                    try:
+                        verified = server.verify_request(request, client_address)
+                        if verified is True:
+                            kind = server.RequestHandlerClass
+                            if kind is self.plain_kind:
+                                # The constructor written out: to call a class takes half as long again.
+                                self.handler = handler = new_object(kind)
+                                handler.request = request
+                                handler.client_address = client_address
+                                handler.server = server
+                                handler.data = data
+                                coro = handler.handle()
+                            else:
+                                coro = self._begin()
+                            if type(coro) is not CoroutineType:
+                                coro = _await(coro)
+                        else:
+                            coro = self._judge(verified)
+                        yield from coro
+                    except BaseException as error:
+                        end = self._report(error)
+                        if self._waiter is None and end is not None:
+                            raise end from error.__cause__
+                        if end is not None and not isinstance(end, asyncio.CancelledError):
+                            self._end, self.is_retired = end, True
+                    request = handler = coro = None  # type: ignore[assignment]
+                    if (
+                        getrefcount(task) == references
+                        and getweakrefcount(task) == weak_references
+                        and task.get_name() is name
+                        and task._callbacks is None
+                        and len(context) == variables
+                        and (not variables or _is_restored(context, pristine))
+                    ):
+                        if not self.needs_slow_path:
+                            self.handler = None
+                            at_once.count += 1  # as nearly all do, so nothing else is done for a datagram
+                            continue
                     else:
-                        coro = self._begin()
-                    if type(coro) is not CoroutineType:
-                        coro = _await(coro)
-                else:
-                    coro = self._judge(verified)
-                yield from coro
-            except BaseException as error:
-                end = self._report(error)
-                if self._waiter is None and end is not None:
-                    raise end from error.__cause__
-                if end is not None and not isinstance(end, asyncio.CancelledError):
-                    self._end, self.is_retired = end, True
-            if self._waiter is None:  # the handler has waited: the task itself goes on here
-                return
-            request = handler = coro = None
-            if (
-                getrefcount(task) == references
-                and getweakrefcount(task) == weak_references
-                and task.get_name() is name
-                and task._callbacks is None
-                and len(context) == variables
-                and (not variables or _is_restored(context, pristine))
-                and not self.is_retired
-            ):
-                self.request = self.handler = None
-                yield parking
-            else:
-                self.needs_slow_path = self.is_retired = True
-                yield parking
-                break
+                        self.is_retired = True
+                    if self._waiter is None:  # the handler has waited: the task itself goes on here
+                        return
+                    self.needs_slow_path = True
+                    if not self.is_retired:
+                        self.handler = None
+                    break
+            except (OSError, MemoryError) as error:
+                self.read_error = error
+            self.request = data = None
+            yield parking
         parking.driver = None
         try:
             if self._end is not None:
@@ -279,6 +337,7 @@ class DatagramTask(DatagramRun):
             await self._begin()
         else:
             self.reason = "refused"
+            self.needs_slow_path = True  # so that it is counted as such
 
     def _show_handler(self) -> None:
         """Name the coroutine, which names the task where a task is shown, after the handler: Upper.handle."""
@@ -288,31 +347,29 @@ class DatagramTask(DatagramRun):
 
     # What the server does with it.
 
-    def enter(self) -> bool:
-        """Make the task the current one; return False if another one is.
+    def step(self, datagrams: Iterator[tuple[bytes, Any]], source: DatagramSource) -> Any:
+        """Serve what the iterator reads from `source`, until a handler waits; return what the task waits for then.
 
-        It stays the current one until :meth:`leave`, as another datagram mostly follows.
+        Return NOT_STEPPED if another task is current: then nothing was done.
         """
-        if not self.is_entered:
-            try:
-                _enter_task(self.parking.get_loop(), self.task)
-            except RuntimeError:
-                return False
-            self.is_entered = True
-        return True
-
-    def leave(self) -> None:
-        """Make the task the current one no longer."""
-        if self.is_entered:
-            self.is_entered = False
-            _leave_task(self.parking.get_loop(), self.task)
+        loop, task = self._loop, self.task
+        try:
+            _enter_task(loop, task)
+        except RuntimeError:
+            return NOT_STEPPED
+        self._datagrams = datagrams
+        self._source = source
+        try:
+            return self.resume()
+        finally:
+            _leave_task(loop, task)
 
     def is_stepping(self) -> bool:
-        """Return whether its handler takes its first step right now."""
-        return self.is_entered and self.request is not None
+        """Return whether the handler of a datagram takes its first step right now."""
+        return self.request is not None
 
     def settle(self, yielded: Any) -> bool:
-        """Let the task go on after `resume` has returned `yielded`; return True if it can serve another datagram instead."""
+        """Let the task go on after :meth:`step` has returned `yielded`; return True if it can serve others instead."""
         if yielded is not self.parking:
             self._show_handler()
             self._hand_over(yielded)

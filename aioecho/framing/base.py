@@ -47,19 +47,28 @@ class Framing(ABC):
         return len(buffer), False
 
     def split_datagram(self, datagram: bytes, /) -> Iterator[bytes]:
-        """Yield the frames of a datagram, one after another.
+        """Return an iterator of the frames of a datagram.
 
         Raises FrameTooLong and FramingError as `split` does, also where the datagram ends in the middle of a frame: its
-        sender's fault. The frames before that were yielded, and what follows in the datagram is lost.
+        sender's fault. The frames before that were yielded, and what follows in the datagram is lost. If nothing came before,
+        the call may raise it, or the first step of the iterator.
         """
-        while datagram:
-            frames, used, wanted = self.split(datagram)
+        frames, used, wanted = self.split(datagram) if datagram else ([], 0, 1)
+        if used == len(datagram):  # as nearly always: a generator would cost as much as to split the frames off
+            return iter(frames)
+        return self._split_on(datagram, frames, used, wanted)
+
+    def _split_on(self, datagram: bytes, frames: list[bytes], used: int, wanted: int) -> Iterator[bytes]:
+        while True:
             if not 0 < used <= len(datagram):
                 check_split(self, len(datagram), frames, used, wanted)
             yield from frames
             datagram = datagram[used:]
-            if datagram and wanted > len(datagram):
+            if not datagram:
+                return
+            if wanted > len(datagram):
                 raise FramingError(f"the peer sent a datagram that ends in the middle of a frame: {shown(datagram)}")
+            frames, used, wanted = self.split(datagram)
 
     def limited(self, max_size: int, /) -> Self:
         """Return this framing with a `max_size`, or itself if it has one of its own."""

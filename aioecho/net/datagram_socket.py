@@ -11,11 +11,13 @@ import errno
 import logging
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Generator
-from typing import Any
+from collections.abc import Callable, Iterator
+from itertools import chain, islice, repeat
+from typing import Any, Protocol
 
 from aioecho.config import Limits
 from aioecho.net.bound import BoundSocket
+from aioecho.net.datagram_transport import DatagramSource, DatagramTransport
 from aioecho.net.kernel import datagram_memory
 from aioecho.net.pktinfo import ROOM_FOR_PKTINFO, Ancillary, address_of, enable_pktinfo, source_from
 from aioecho.net.room import SendRoom, connected_probe, is_writable
@@ -24,13 +26,16 @@ from aioecho.runtime.addresses import is_dual_stack, to_mapped, unmapped
 from aioecho.runtime.logs import BoundedLog, format_address
 from aioecho.stats import DatagramStats
 
-__all__ = ["DatagramSocket", "DatagramTransport", "logger"]
+__all__ = ["DatagramSocket", "logger"]
 
 logger = logging.getLogger("aioecho.datagram_socket")
 
 # More in one turn of the loop would make handlers that wait for something else wait longer. A turn that finds as many as it
 # looked for looks for twice as many the next time: a lone datagram costs one read.
 READS_PER_TURN = 64
+
+# A read in vain costs a sixth of an echo. So after turns that found one datagram and no second, so many in a row look for one.
+MOST_LONE_TURNS = 15
 
 # Bytes that a datagram takes up in the kernel at the least, however short it is.
 LEAST_TAKEN = 512
@@ -51,80 +56,18 @@ FORBIDDEN = {
 # What it says of a Unix socket that is closed.
 GONE = {errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET}
 
-Buffer = bytes | bytearray | memoryview
 
+class Dispatching(Protocol):
+    """Gives datagrams to handlers, and reads them for that."""
 
-class DatagramTransport:
-    """Sends from one local address of a server: the second part of a datagram handler's `request`.
+    def serve(self, datagrams: Iterator[tuple[bytes, Any]], source: DatagramSource) -> OSError | MemoryError | None:
+        """Go through ``(data, client_address)`` of `datagrams`, which reads with every step, while the source `is_reading`.
 
-    Where the server is bound to every address there is one per address that peers have asked.
-    """
-
-    __slots__ = ("_socket", "key", "local_address", "send_now")
-
-    def __init__(
-        self, sock: "DatagramSocket", send: Callable[[Any, Any], object], key: object, local_address: Any
-    ) -> None:
-        self._socket = sock
-        self.send_now = send
-        """Called with data and an address: send, or raise BlockingIOError where the socket has no room. Counts nothing."""
-        self.key = key
-        self.local_address = local_address
-        """What it sends from, in the form of a handler's `client_address`."""
-
-    def sendto(self, data: Buffer, addr: Any) -> Awaitable[None]:
-        """Send a datagram to `addr`, at once if the socket has room. Otherwise what is returned decides:
-
-        awaited, it sends as soon as there is room, at the latest after ``Timeouts.send`` seconds; not awaited, the datagram
-        is dropped. Whatever is dropped is counted in ``stats.send_drops``. A datagram that the system will not send, as its
-        peer is unreachable or nowhere, is dropped too, and counted in ``stats.send_errors``: peers lie about where they are.
-        A WARNING says if the system forbids it, as it does to send to a broadcast address without the endpoint's option.
-
-        Raises:
-            OSError: EMSGSIZE: the datagram is too large to be sent at all, the caller's fault.
+        Return what reading has raised.
         """
-        send = self.send_now  # not called as a method is, which costs more
-        try:
-            send(data, addr)
-        except (BlockingIOError, InterruptedError):
-            return _Unsent(self, data, addr)
-        except OSError as error:
-            self._socket.count_unsendable(error, addr)
-        except TypeError:
-            if addr is not None:
-                raise
-            # A Unix socket without a name, as a client has that does not expect a reply.
-            self._socket.count_unsendable(OSError(errno.EDESTADDRREQ, "the peer has no address"), addr)
-        return self._socket.sent
 
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Return "socket" or "sockname" of what it sends through, as asyncio's transports do."""
-        if name == "socket":
-            return self._socket.sock
-        if name == "sockname":
-            return self._socket.sock.getsockname()
-        return default
-
-
-class _Unsent(Awaitable[None]):
-    """A datagram for which the socket had no room: it is sent if the handler awaits that, and else dropped."""
-
-    __slots__ = ("_address", "_data", "_is_awaited", "_transport")
-
-    def __init__(self, transport: DatagramTransport, data: Buffer, address: Any) -> None:
-        self._transport = transport
-        self._data = bytes(data)  # the caller may change what is its own
-        self._address = address
-        self._is_awaited = False
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        self._is_awaited = True
-        transport = self._transport
-        return transport._socket.send_later(transport.send_now, self._data, self._address).__await__()
-
-    def __del__(self) -> None:
-        if not self._is_awaited:
-            self._transport._socket.stats.send_drops += 1
+    def count_all(self) -> None:
+        """Note that the source reads no more, or reads other datagrams."""
 
 
 class DatagramSocket:
@@ -132,6 +75,8 @@ class DatagramSocket:
     arrive, and `on_turn_end()` after the datagrams of one turn of the loop. `on_gone(self, address)` says that a Unix socket
     to which something was sent is closed. `log` is for warnings, at a bounded rate. With `reads_all` a turn looks for all that
     have come, up to its bound, and not for as many as the last ones found.
+
+    With a `dispatcher`, that reads itself what comes in a turn: it costs less than a call for each datagram.
 
     Does not know what becomes of one. A datagram is read up to ``limits.max_datagram`` bytes, and one more, which tells
     that it was longer. All methods may be called in any state, and more than once.
@@ -149,6 +94,7 @@ class DatagramSocket:
         limits: Limits,
         send_timeout: float | None,
         reads_all: bool = False,
+        dispatcher: Dispatching | None = None,
     ) -> None:
         self.bound = bound
         self.sock = sock = bound.sock
@@ -157,9 +103,14 @@ class DatagramSocket:
         self._on_turn_end, self._on_gone = on_turn_end, on_gone
         self._send_timeout = send_timeout
         self._loop = asyncio.get_running_loop()
-        self._watch = ReadWatch(sock, self._on_readable)
-        self._reads = self._least_reads = READS_PER_TURN if reads_all else 1
-        self._reads_on = self._is_closed = False
+        self._watch = ReadWatch(sock, self._push if dispatcher is None else self._on_readable)
+        self._dispatcher = dispatcher
+        if dispatcher is not None:
+            self._serve = dispatcher.serve
+        self._plan: Iterator[int] = repeat(READS_PER_TURN if reads_all else 2)  # how many to look for in the next turns
+        self._adapts = not reads_all
+        self._lone_turns = self.longest = 0
+        self.is_reading = self._is_closed = False
         self._log = log
         self._send_log = BoundedLog(logger, logging.DEBUG)
         # What all that were sent at once are awaited by: of what costs nothing to await, the cheapest.
@@ -168,9 +119,14 @@ class DatagramSocket:
         self._room = SendRoom(self._loop, sock.fileno())
         self._is_dual_stack = is_dual_stack(sock)
         send = self._send_mapped if self._is_dual_stack else sock.sendto
-        self._transport = DatagramTransport(self, send, self, unmapped(sock.getsockname()))
+        self._transport = self.transport = DatagramTransport(self, send, self, unmapped(sock.getsockname()))
         self._transports: dict[Any, DatagramTransport] = {}  # by the address that was asked
-        self._asks_for_address = _is_bound_to_all(sock) and enable_pktinfo(sock)
+        self._receive: Callable[[int], tuple[bytes, Any]]
+        self.has_one_transport = not (_is_bound_to_all(sock) and enable_pktinfo(sock))
+        if not self.has_one_transport:
+            self._receive = self._receive_message
+        else:
+            self._receive = self._receive_mapped if self._is_dual_stack else sock.recvfrom
         self.set_limits(limits)
         self._kernel_drops = datagram_memory(sock)[1]  # by the start
 
@@ -180,6 +136,7 @@ class DatagramSocket:
     def set_limits(self, limits: Limits) -> None:
         """Apply `max_datagram` and `receive_buffer` from now on."""
         self._size = limits.max_datagram + 1
+        self._datagrams = map(self._receive, repeat(self._size))
         if limits.receive_buffer is not None:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, limits.receive_buffer)
 
@@ -199,11 +156,13 @@ class DatagramSocket:
             except OSError as error:
                 self._retry_later(error)
             else:
-                self._reads_on = True
+                self.is_reading = True
 
     def pause(self) -> None:
         """Leave what comes to the kernel until resume(); also the rest of what is just being read."""
-        self._reads_on = False
+        self.is_reading = False
+        if self._dispatcher is not None:
+            self._dispatcher.count_all()
         self._watch.stop()
 
     def stop(self, *, keep_backlog: bool = False) -> None:
@@ -216,7 +175,7 @@ class DatagramSocket:
         self.pause()
         if keep_backlog:
             return
-        self._reads_on = True
+        self.is_reading = True
         # Never more than now take up its memory: a peer that never stops sending does not put the end off.
         is_unix = self.sock.family == socket.AF_UNIX
         try:
@@ -236,43 +195,78 @@ class DatagramSocket:
             self.bound.close()
 
     def _on_readable(self) -> None:
+        """Have the dispatcher read."""
+        most = next(self._plan)
+        self.longest = self._size - 1  # for this turn: other limits hold from the next one on
+        error = self._serve(islice(self._datagrams, most), self)
+        if error is not None:
+            self._may_read_on(error)
+            self._adapt(most, False)
+        elif most > 1:
+            self._adapt(most, True)
+
+    def _push(self) -> None:
+        most = next(self._plan)
         try:
-            found_all = self._read(self._reads)
+            has_found_all = self._read(most)
         finally:
             self._on_turn_end()
-        self._reads = min(2 * self._reads, READS_PER_TURN) if found_all else max(self._least_reads, self._reads // 2)
+        if most > 1 or not has_found_all:
+            self._adapt(most, has_found_all)
+
+    def _adapt(self, most: int, has_found_all: bool) -> None:
+        """Plan how many datagrams to look for in the next turns, after one that looked for `most`."""
+        if not self._adapts:
+            return
+        if has_found_all:
+            self._plan = repeat(min(2 * most, READS_PER_TURN))
+            self._lone_turns = 0
+        elif most > 2:
+            self._plan = repeat(most // 2)
+        else:
+            self._lone_turns = min(2 * self._lone_turns + 1, MOST_LONE_TURNS)
+            self._plan = chain(repeat(1, self._lone_turns), repeat(2))
 
     def _read(self, most: int) -> bool:
-        """Read at most so many datagrams; return whether there were as many."""
-        on_datagram, transport = self._on_datagram, self._transport
-        receive, receive_message, asks = self.sock.recvfrom, self.sock.recvmsg, self._asks_for_address
-        is_dual_stack = self._is_dual_stack
+        """Read at most so many datagrams, and pass them on; return whether there were as many."""
+        on_datagram, receive = self._on_datagram, self._receive
         for _ in range(most):
             try:
-                if asks:
-                    data, ancillary, _, address = receive_message(self._size, ROOM_FOR_PKTINFO)
-                    transport = self._transport_for(ancillary)
-                else:
-                    data, address = receive(self._size)
-            except (BlockingIOError, InterruptedError):
+                data, address = receive(self._size)
+            except (OSError, MemoryError) as error:
+                if self._may_read_on(error):
+                    continue
                 return False
-            except (OSError, MemoryError) as caught:
-                if self._is_closed:
-                    return False
-                error = as_os_error(caught)
-                if error.errno in OUT_OF_RESOURCES:
-                    self._retry_later(error)
-                    return False
-                # What an ICMP message told of a datagram that was sent before: it is not about the next one.
-                self.stats.receive_errors += 1
-                self._log.report("an error was waiting on %s: %s", self.bound.name, error)
-                self._watch_again()
-                continue
-            if is_dual_stack:
-                address = unmapped(address)
-            on_datagram(data, address, transport)
-            if not self._reads_on:
+            on_datagram(data, address, self.transport)
+            if not self.is_reading:
                 return False
+        return True
+
+    def _receive_message(self, size: int) -> tuple[bytes, Any]:
+        """Receive a datagram, and note to which address it was sent."""
+        data, ancillary, _, address = self.sock.recvmsg(size, ROOM_FOR_PKTINFO)
+        try:
+            self.transport = self._transports[ancillary[0][2]]
+        except LookupError:
+            self.transport = self._transport_for(ancillary)
+        return data, unmapped(address) if self._is_dual_stack else address
+
+    def _receive_mapped(self, size: int) -> tuple[bytes, Any]:
+        data, address = self.sock.recvfrom(size)
+        return data, unmapped(address)
+
+    def _may_read_on(self, caught: OSError | MemoryError) -> bool:
+        """Count and report what reading has raised; return whether there may be more to read."""
+        if self._is_closed or isinstance(caught, BlockingIOError | InterruptedError):
+            return False
+        error = as_os_error(caught)
+        if error.errno in OUT_OF_RESOURCES:
+            self._retry_later(error)
+            return False
+        # What an ICMP message told of a datagram that was sent before: it is not about the next one.
+        self.stats.receive_errors += 1
+        self._log.report("an error was waiting on %s: %s", self.bound.name, error)
+        self._watch_again()
         return True
 
     def _watch_again(self) -> None:
@@ -283,7 +277,7 @@ class DatagramSocket:
 
     def _retry_later(self, error: OSError) -> None:
         self.stats.receive_errors += 1
-        self._reads_on = False
+        self.is_reading = False
         self._watch.retry_later(self.resume)
         self._log.report("cannot read from %s for now: %s", self.bound.name, error)
 

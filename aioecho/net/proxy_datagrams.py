@@ -3,7 +3,7 @@
 from collections.abc import Awaitable
 from typing import Any
 
-from aioecho.net.datagram_socket import DatagramTransport
+from aioecho.net.datagram_transport import DatagramTransport
 from aioecho.net.proxy_header import ProxyHeader
 
 __all__ = ["ProxiedTransport"]
