@@ -50,8 +50,10 @@ class Echo(StreamRequestHandler):
 
     async def handle(self) -> None:
         """Echo until the end of the stream."""
-        while data := await self.reader.read(CHUNK):
+        reader = self.reader
+        while data := await reader.read(CHUNK):
             await self.send(data)
+            del data  # or it would be held until the next comes
 
 
 class Upper(StreamRequestHandler):

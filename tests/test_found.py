@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -153,8 +155,8 @@ async def test_what_is_written_to_the_transport_comes_after_what_was_written_bef
     assert await ask_all(handle, b"a\nb\n") == b"1234"
 
 
-# On uvloop a transport reads no more for a turn of the loop after a large chunk. Its end undid what the handler had asked for,
-# also of a transport that it got before the chunk came.
+# On uvloop a transport reads no more for a turn of the loop after a chunk that filled its buffer. The end of that undid what
+# the handler had asked for, also of a transport that it got before the chunk came.
 @pytest.mark.parametrize("is_kept", [False, True])
 async def test_a_handlers_pause_reading_holds_after_a_large_chunk(is_kept: bool) -> None:
     is_reading: list[bool] = []
@@ -162,8 +164,9 @@ async def test_a_handlers_pause_reading_holds_after_a_large_chunk(is_kept: bool)
 
     async def handle(self: Any) -> None:
         transport = self.writer.transport if is_kept else None
-        while len(await self.reader.read(2**20)) < 2**16:
-            pass
+        full = 2**16 if isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop) else 256_000
+        while len(await self.reader.read(2**20)) < full:
+            time.sleep(0.001)  # not the loop's sleep: for more to come
         transport = transport or self.writer.transport
         transport.pause_reading()
         await settle()
@@ -182,6 +185,47 @@ async def test_a_handlers_pause_reading_holds_after_a_large_chunk(is_kept: bool)
                     break
                 await settle()
     assert is_reading == [False]
+
+
+# After a read that fills its buffer libuv reads on at once, up to 32 times: eight megabytes of one peer, and nothing else.
+async def test_a_peer_that_has_sent_much_gets_one_read_in_a_turn_of_the_loop(tmp_path: Path) -> None:
+    turns, is_over, read_in = 0, False, Counter[int]()
+    loop = asyncio.get_running_loop()
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        if not is_over:
+            loop.call_soon(turn)
+
+    async def handle(self: Any) -> None:
+        await self.reader.readexactly(1)
+        time.sleep(0.05)  # not the loop's sleep: what comes meanwhile is all there when the loop reads
+        while data := await self.reader.read(2**20):
+            read_in[turns] += len(data)
+            time.sleep(0.001)  # a slow handler: a fast one may get more, as long as that does not take longer
+
+    path = str(tmp_path / "s")
+    async with aioecho.UnixStreamServer(path, handler(handle)):
+        turn()
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**22)
+            sock.connect(path)
+
+            def send() -> int:
+                sock.send(b"x")
+                sock.setblocking(False)
+                sent = 0
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        sent += sock.send(b"x" * 2**15)
+                return sent
+
+            sent = await asyncio.to_thread(send)
+            await settle(lambda: sum(read_in.values()) == sent)
+            is_over = True
+    assert sent > 300_000
+    assert max(read_in.values()) <= 256_000  # what uvloop reads at a time
 
 
 # On uvloop a TLS transport that was closed in the turn after a large chunk was never read again: it met its peer's close_notify

@@ -72,6 +72,9 @@ class News(Waiter):
     def note_input(self, size: int) -> None:
         """Do nothing about `size` bytes that were buffered."""
 
+    def note_chunk(self, size: int) -> None:
+        """Do nothing about a large chunk that was handed over as it came."""
+
     def note_memory(self) -> bool:
         """Do nothing about how much is buffered; return whether more may be."""
         return True

@@ -2,14 +2,16 @@
 
 import asyncio
 import socket
+from time import monotonic
 from typing import Any, Protocol
 
 from aioecho.config import Limits
+from aioecho.streams.heap import keep_large_blocks
 from aioecho.streams.memory import MemoryBudget
 from aioecho.streams.news import DEFAULT_LIMIT, Buffer, News
 from aioecho.streams.outgoing import Outgoing, set_result
 from aioecho.streams.reader import StreamReader
-from aioecho.streams.records import BIG
+from aioecho.streams.records import BIG, SLICE
 
 __all__ = [
     "CountingStreamProtocol",
@@ -23,6 +25,9 @@ __all__ = [
 # read and unmaps it, as it does from 128 KiB on unless its heap happens to have room. That was measured as twice the processor
 # time of a short message, and 3.5 KiB more for an idle connection.
 READ_BYTES = 2**17 - 2**12
+
+# Bytes that uvloop reads at a time. Only after so many does libuv read the socket again at once, and then up to 32 times.
+FULL_READ = 256_000
 
 # Waits in mid-message, with nothing written in between, for which the kernel is asked to acknowledge at once. It is Linux's.
 QUICK_ACKS = 16
@@ -49,6 +54,7 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
     """
 
     __slots__ = (
+        "_reads_on_until",
         "_stays_open_at_eof",
         "_waiting_to_close",
         "is_breathing",
@@ -81,7 +87,8 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         self.is_server_side = is_server_side
         self.lost_with: Exception | None = None
         self.peer_has_closed = self.is_tls = False
-        self.is_breathing: bool | None = False  # in a pause of note_input()'s; None: it makes none
+        self.is_breathing: bool | None = False  # in a pause of note_chunk()'s; None: it makes none
+        self._reads_on_until = 0.0  # what comes till then is read without such a pause
         self._stays_open_at_eof = True
         self._waiting_to_close: tuple[asyncio.Future[None], ...] = ()
 
@@ -178,27 +185,41 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
     def note_input(self, size: int) -> None:
         """Let writes be collected while there is more to read, and let the loop run before it reads on after much."""
         self.needs_slow_path = True
+        if size >= BIG:
+            self.note_chunk(size)
+
+    def note_chunk(self, size: int) -> None:
+        """Let the loop run before it reads on, if it would do so at once: of TLS that is not known.
+
+        Not after every such chunk, if the last turn of the loop was short: a pause takes four system calls, and a turn.
+        """
+        keep_large_blocks()
         if (
-            size >= BIG
+            (size >= FULL_READ or self.is_tls)
             and self.reader._transport is not None
             and self.transport.is_reading()
             and not isinstance(self._loop, asyncio.SelectorEventLoop)
             and self.is_breathing is not None
+            and (now := monotonic()) > self._reads_on_until
         ):
             self.transport.pause_reading()
             self.is_breathing = True
+            self._reads_on_until = now + SLICE
             self._loop.call_soon(self.read_on)
 
     def read_on(self) -> None:
-        """End the pause that note_input() made."""
+        """End the pause that note_chunk() made."""
         if self.is_breathing:
             self.is_breathing = False
             # Not self.transport: TLS's reads on while it closes, for the peer's close_notify.
             if not (self.reader._paused or self.is_lost or self._socket_transport.is_closing()):
                 self.transport.resume_reading()
+                now = monotonic()
+                if now <= self._reads_on_until:
+                    self._reads_on_until = now + SLICE
 
     def share_transport(self) -> None:
-        """Have note_input() pause the transport no more: read_on() would undo the pause_reading() of other code."""
+        """Have note_chunk() pause the transport no more: read_on() would undo the pause_reading() of other code."""
         self.read_on()
         self.is_breathing = None
 

@@ -86,7 +86,7 @@ class StreamReader(WaitingReader, asyncio.StreamReader):
                     if not waiter.unanswered:
                         waiter.unanswered = True
                     if n > BIG and len(chunk) >= BIG:
-                        waiter.note_input(len(chunk))
+                        waiter.note_chunk(len(chunk))
                     return chunk
                 self._keep(memoryview(chunk)[n:])
                 waiter.unanswered = waiter.unanswered or True
