@@ -168,7 +168,7 @@ async def test_what_a_handler_leaves_unread_is_dropped_and_what_comes_while_it_f
     async with serving(Reluctant) as (server, address):
         for data in (b"last", b"left", b"left"):
             peer.send(data, address)
-        await settle(lambda: server.stats.queued == 2)
+        await settle(lambda: (server.stats.received, server.stats.queued) == (3, 2))
         gate.set()
         await finishing.wait()
         await settle(lambda: server.stats.received == 3)
