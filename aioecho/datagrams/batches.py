@@ -29,7 +29,7 @@ def check_batch_limits(limits: Limits) -> None:
 class Batch(DatagramTask):
     """Datagrams with a handler that runs, in `server.connections`. They have no one `client_address`: it is None.
 
-    To its task they are one datagram, whose data is the list.
+    To its task they are one datagram: its data is the list.
     """
 
     __slots__ = ("size",)
@@ -74,7 +74,7 @@ class BatchDispatcher(Dispatcher):
         error = None
         try:
             if source.has_one_transport:
-                new.extend(datagrams)  # without a line of Python for each
+                new.extend(datagrams)  # without a line of Python for every datagram
             else:
                 for data, client_address in datagrams:
                     self.receive(data, client_address, source.transport)

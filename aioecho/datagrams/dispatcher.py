@@ -57,7 +57,7 @@ class Dispatcher:
         stats.handled += count
 
     def serve(self, datagrams: Iterator[tuple[bytes, Any]], source: DatagramSource) -> OSError | MemoryError | None:
-        """Begin a handler for each datagram that `datagrams` reads from `source`, or queue the datagram, or drop it.
+        """Begin a handler for every datagram that `datagrams` reads from `source`, or queue the datagram, or drop it.
 
         Return what reading has raised.
         """
@@ -115,7 +115,7 @@ class Dispatcher:
             self._queue.append(datagram)
 
     def end_turn(self) -> None:
-        """Do nothing: each datagram was given its handler, or queued, or dropped."""
+        """Do nothing: every datagram was given its handler, or queued, or dropped."""
 
     def _begin(self, datagram: OneDatagram) -> None:
         if asyncio.current_task() is not None:  # it is read in a handler, or a task closes the server

@@ -58,7 +58,7 @@ class DatagramServer(BaseServer):
     stopping server serves what has come by then, and reads no more.
     """
 
-    # So an object's other attributes are at most 30: of more Python 3.11 looks up each at several times the cost.
+    # So an object's other attributes are at most 30: of more Python 3.11 looks up every one at several times the cost.
     __slots__ = (
         "_dispatcher",
         "_error_log",

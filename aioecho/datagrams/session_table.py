@@ -59,7 +59,7 @@ class SessionTable:
         """Whether datagrams of peers that have no session are dropped, as the server stops."""
 
     def serve(self, datagrams: Iterator[tuple[bytes, Any]], source: DatagramSource) -> OSError | MemoryError | None:
-        """Give each datagram that `datagrams` reads from `source` to its peer's session, begin one for it, or drop it.
+        """Give every datagram that `datagrams` reads from `source` to its peer's session, begin one for it, or drop it.
 
         Return what reading has raised.
         """
@@ -89,7 +89,7 @@ class SessionTable:
                 return None
 
     def count_all(self) -> None:
-        """Do nothing: a session counts each datagram."""
+        """Do nothing: a session counts every datagram."""
 
     def receive(self, data: bytes, client_address: Any, transport: DatagramTransport) -> None:
         """Give a datagram to its peer's session, begin one for it, or drop it."""

@@ -76,7 +76,7 @@ class DatagramSocket:
     to which something was sent is closed. `log` is for warnings, at a bounded rate. With `reads_all` a turn looks for all that
     have come, up to its bound, and not for as many as the last ones found.
 
-    With a `dispatcher`, that reads itself what comes in a turn: it costs less than a call for each datagram.
+    With a `dispatcher`, that reads itself what comes in a turn: it costs less than a call for every datagram.
 
     Does not know what becomes of one. A datagram is read up to ``limits.max_datagram`` bytes, and one more, which tells
     that it was longer. All methods may be called in any state, and more than once.

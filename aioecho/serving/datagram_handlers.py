@@ -159,7 +159,7 @@ class DatagramBatchHandler(BaseRequestHandler):
         """
         if self.framing is None:
             raise no_framing(self)
-        # No generator: a line of Python for each frame would cost as much again as to split it off.
+        # No generator: a line of Python for every frame would cost as much again as to split it off.
         return chain.from_iterable(map(partial(self._split, self.framing), self.datagrams))
 
     def _split(self, framing: Framing, datagram: tuple[bytes, Any]) -> Iterator[tuple[bytes, Any]]:
