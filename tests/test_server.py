@@ -576,6 +576,20 @@ async def test_a_connection_that_waits_for_its_peer_to_close_too_can_be_ended(ho
         writer.close()
 
 
+# It was told to go on twice, by the loss and by itself, and then never did: the connection stayed for ever.
+async def test_a_connection_ends_whose_setup_met_the_end_and_whose_handler_has_nothing_to_wait_for() -> None:
+    class Greeted(Upper):
+        async def setup(self) -> None:
+            await self.reader.readline()
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Greeted) as server:
+        with socket.create_connection(server.server_address):
+            await settle(lambda: [each for each in server.connections if each.request is not None])
+        await settle(lambda: not server.connections)
+        assert server.stats.completed == server.stats.reasons["finished"] == 1
+        check_identity(server)
+
+
 @pytest.mark.parametrize("is_first", [False, True], ids=["its peer closes first", "it closes first"])
 async def test_a_handler_that_waits_for_another_stream_last_ends_as_any_other(is_first: bool) -> None:
     """It is stepped by what comes there, and so ends there, but has its own peer to wait for."""
