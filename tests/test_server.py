@@ -619,6 +619,48 @@ async def test_a_handler_that_waits_for_another_stream_last_ends_as_any_other(is
         check_identity(server)
 
 
+# It went on in the context of the task that had come to wait for that stream since.
+async def test_finish_runs_in_its_own_context_though_another_handler_waits_for_the_stream_by_then() -> None:
+    name: contextvars.ContextVar[str | None] = contextvars.ContextVar("name")
+    lock, may_reply = asyncio.Lock(), asyncio.Event()
+    waiting: list[str] = []
+    seen: list[tuple[str | None, str | None]] = []
+
+    async def reply_late(self: Any) -> None:
+        async for line in self.reader:
+            await may_reply.wait()
+            await self.send(line)
+
+    class Relay(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            line = await self.reader.readline()
+            self.label = line.decode()
+            name.set(self.label)
+            waiting.append(self.label)
+            async with lock:
+                writer.write(line)
+                await reader.readline()
+
+        async def finish(self) -> None:
+            seen.append((self.label, name.get()))
+
+    async with (
+        aioecho.TCPServer(("127.0.0.1", 0), handler(reply_late)) as behind,
+        aioecho.TCPServer(("127.0.0.1", 0), Relay) as server,
+    ):
+        reader, writer = await open_connection(behind.names[0])
+        with contextlib.ExitStack() as clients:
+            for number, line in enumerate((b"a\n", b"b\n")):
+                client = clients.enter_context(socket.create_connection(server.server_address))
+                client.sendall(line)
+                await settle(lambda number=number: len(waiting) > number)
+            may_reply.set()
+            await settle(lambda: len(seen) == 2)
+        writer.close()
+        await settle(lambda: not (server.connections or behind.connections))
+    assert seen == [("a\n", "a\n"), ("b\n", "b\n")]
+
+
 async def test_who_piles_up_what_it_writes_and_returns_is_cut_off_and_counted_so() -> None:
     async def handle(self: Any) -> None:
         await self.reader.read()

@@ -6,6 +6,7 @@ from typing import Any
 
 __all__ = [
     "ALWAYS_AWAITED",
+    "OVER",
     "Failed",
     "LooksLikeFuture",
     "add_to_awaited_by",
@@ -60,6 +61,16 @@ class Failed:
     def result(self) -> None:
         """Raise the error."""
         raise self._error
+
+
+class _Over:
+    """In place of a future, for a task to be woken with nothing."""
+
+    def result(self) -> None:
+        """Return."""
+
+
+OVER = _Over()
 
 
 def find_mistake(yielded: Any, task: "asyncio.Task[Any]", loop: asyncio.AbstractEventLoop) -> RuntimeError | None:

@@ -34,7 +34,7 @@ from aioecho.runtime.awaited import (
     discard_from_awaited_by,
     find_mistake,
 )
-from aioecho.runtime.inner import InnerSteps
+from aioecho.runtime.inner import InnerSteps, raise_error, wake_task
 from aioecho.runtime.steps import turn
 
 __all__ = ["Driver", "Waiter"]
@@ -124,16 +124,8 @@ class Waiter(LooksLikeFuture):
             return False
         callback, self._callback = self._callback, None
         self.item = item
-        self.run(callback)
+        wake_task(callback, self, self._context)
         return True
-
-    def run(self, wake_up: Callable[[Any], object]) -> None:
-        """Call what wakes a task that was parked here."""
-        try:
-            self._context.run(wake_up, self)  # type: ignore[union-attr]
-        except (SystemExit, KeyboardInterrupt) as error:
-            # A task lets these through to the loop, which ends. From here they would meet a transport instead.
-            self._loop.call_soon(_raise, error)
 
     def take(self) -> Any:
         """Return the item that was delivered, and forget it."""
@@ -361,8 +353,4 @@ class Driver(InnerSteps):
         assert self._waiter is not None
         loop = self._waiter._loop
         self._waiter.wake()
-        loop.call_soon(_raise, error)
-
-
-def _raise(error: BaseException) -> None:
-    raise error
+        loop.call_soon(raise_error, error)

@@ -5,10 +5,13 @@ It may end in an event's step. The task is then resumed when there is something 
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from types import CoroutineType
 from typing import Any
 
-__all__ = ["InnerSteps"]
+from aioecho.runtime.awaited import OVER
+
+__all__ = ["InnerSteps", "raise_error", "wake_task"]
 
 
 class InnerSteps:
@@ -20,7 +23,9 @@ class InnerSteps:
     _cancels: int
     _coroutine: "CoroutineType[Any, Any, Any]"
     _stepped: Any  # what an event steps: that, or the inner coroutine, or what that one has ended with in such a step
-    _waiter: Any  # where the task is parked, also while it is stepped from there
+    # Where the task is parked, also while it is stepped from there; then the task's context, if the inner coroutine has ended
+    # in such a step: another task may wait there before this one goes on.
+    _waiter: Any
     _wake_up: Callable[[Any], object] | None  # the task's own, while what it awaits was told only of _resume()
     task: "asyncio.Task[Any]"
 
@@ -61,11 +66,26 @@ class InnerSteps:
         if self._wake_up is None:
             self._wake_up = waiter._callback
         waiter._driver = waiter._callback = self._awaited = None
+        self._waiter = waiter._context
         self._cancels = self.task.cancelling()
         self.note_inner_end(None if isinstance(error, StopIteration) else error)
 
     def go_on(self) -> None:
         """Resume the task, now."""
-        waiter: Any = self._waiter
-        wake_up, self._wake_up, self._waiter = self._wake_up, None, None
-        waiter.run(wake_up)
+        context, wake_up = self._waiter, self._wake_up
+        self._waiter = self._wake_up = None
+        wake_task(wake_up, OVER, context)
+
+
+def wake_task(wake_up: Any, awaited: Any, context: Context | None) -> None:
+    """Call what wakes a task that was parked, in its context. `awaited` is what it waited for, as far as it is told."""
+    try:
+        context.run(wake_up, awaited)  # type: ignore[union-attr]
+    except (SystemExit, KeyboardInterrupt) as error:
+        # A task lets these through to the loop, which ends. From here they would meet a transport instead.
+        asyncio.get_running_loop().call_soon(raise_error, error)
+
+
+def raise_error(error: BaseException) -> None:
+    """Raise an error, where the loop meets it."""
+    raise error
