@@ -507,6 +507,25 @@ async def test_data_and_a_cancellation_in_one_turn(waits: str, first: str) -> No
     await same_for_all(handler, peer)
 
 
+# Python's own error, for what had ended and was awaited on, took the place of the cancellation.
+async def test_a_cancellation_just_before_the_end_counts_though_an_event_steps_to_that() -> None:
+    loop = asyncio.get_running_loop()
+    protocol = StreamProtocol(loop, is_server_side=False)
+
+    async def cancels_itself_last() -> None:
+        await protocol.reader.readline()
+        task.cancel("by itself")
+
+    task = drive(cancels_itself_last(), protocol)
+    await asyncio.sleep(0)
+    loop.call_soon(protocol.data_received, b"line\n")
+    await asyncio.wait([task])
+    assert task.cancelled()
+    with pytest.raises(asyncio.CancelledError, match="by itself"):
+        await task
+    assert task.cancelling() == 1
+
+
 async def test_cancelled_and_fed_in_the_same_callback_no_byte_is_lost() -> None:
     async def handler(s: Stage) -> None:
         try:

@@ -20,7 +20,7 @@ class InnerSteps:
     __slots__ = ("_awaited", "_cancels", "_coroutine", "_stepped", "_waiter", "_wake_up", "task")
 
     _awaited: Any  # this, and _cancels, are set while there is a _wake_up
-    _cancels: int
+    _cancels: int  # and this once the inner coroutine has ended in an event's step: whether the task goes on by a cancellation
     _coroutine: "CoroutineType[Any, Any, Any]"
     _stepped: Any  # what an event steps: that, or the inner coroutine, or what that one has ended with in such a step
     # Where the task is parked, also while it is stepped from there; then the task's context, if the inner coroutine has ended
@@ -41,11 +41,11 @@ class InnerSteps:
         end, self._stepped = self._stepped, self._coroutine
         if not isinstance(end, BaseException):
             return error
-        # It ended in an event's step, and awaiting it then raised Python's own error.
-        if isinstance(error, asyncio.CancelledError):
+        # It ended in an event's step, and awaiting it then raised Python's own error, in place of CancelledError too.
+        if self._cancels:
             # The task was cancelled since: this counts at the next wait, as for a coroutine that is about to end.
             self.task.uncancel()
-            self.task.cancel(*error.args)
+            self.task.cancel(msg=self.task._cancel_message)  # type: ignore[attr-defined]
         return None if isinstance(end, StopIteration) else end
 
     def note_inner_end(self, end: BaseException | None) -> None:
@@ -74,6 +74,7 @@ class InnerSteps:
         """Resume the task, now."""
         context, wake_up = self._waiter, self._wake_up
         self._waiter = self._wake_up = None
+        self._cancels = self.task._must_cancel  # type: ignore[attr-defined]
         wake_task(wake_up, OVER, context)
 
 
