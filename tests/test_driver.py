@@ -526,6 +526,39 @@ async def test_a_cancellation_just_before_the_end_counts_though_an_event_steps_t
     assert task.cancelling() == 1
 
 
+# It went on, and waited: "coroutine ignored GeneratorExit", for every connection that only waited for its peer to close too.
+async def test_a_coroutine_that_waits_for_no_event_any_more_can_be_closed() -> None:
+    loop = asyncio.get_running_loop()
+    protocol = StreamProtocol(loop, is_server_side=False)
+    seen: list[BaseException | None] = []
+
+    class Parked(Driver):
+        __slots__ = ()
+
+        def note_inner_end(self, end: BaseException | None) -> None:
+            """Leave the task parked, as a connection's."""
+
+    async def outermost() -> None:
+        reading = protocol.reader.readline()
+        driver.step_inner(reading)
+        try:
+            await reading
+        except BaseException as error:
+            seen.append(driver.take_inner_end(error))
+
+    protocol.driver = driver = Parked()
+    driver.start(outermost(), loop, contextvars.copy_context(), "driven")
+    await asyncio.sleep(0)
+    loop.call_soon(protocol.data_received, b"line\n")
+    await asyncio.sleep(0)
+    coroutine: Any = driver.task.get_coro()
+    coroutine.close()
+    assert [type(each) for each in seen] == [GeneratorExit]
+    loop.call_soon(driver.go_on)
+    await asyncio.wait([driver.task])
+    assert isinstance(driver.task.exception(), RuntimeError)
+
+
 async def test_cancelled_and_fed_in_the_same_callback_no_byte_is_lost() -> None:
     async def handler(s: Stage) -> None:
         try:

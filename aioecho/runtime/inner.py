@@ -39,8 +39,8 @@ class InnerSteps:
     def take_inner_end(self, error: BaseException | None) -> BaseException | None:
         """Return what the inner coroutine has raised, None if it returned. `error` is what awaiting it has raised."""
         end, self._stepped = self._stepped, self._coroutine
-        if not isinstance(end, BaseException):
-            return error
+        if not isinstance(end, BaseException) or isinstance(error, GeneratorExit):
+            return error  # GeneratorExit: the outermost one is closed where it waits, as the program has ended
         # It ended in an event's step, and awaiting it then raised Python's own error, in place of CancelledError too.
         if self._cancels:
             # The task was cancelled since: this counts at the next wait, as for a coroutine that is about to end.
