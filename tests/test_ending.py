@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import settle
-from helpers import ANYWHERE, handler, stopped_after
+from helpers import ANYWHERE, close, handler, stopped_after
 
 import aioecho
 from aioecho.framing import FixedSize
@@ -101,3 +101,23 @@ async def test_what_tls_has_read_and_hands_over_piece_by_piece_is_all_read(tls: 
             report = await stop
     assert seen == list(range(count))
     assert (report.completed, report.unfinished) == (1, 0)
+
+
+# Over TLS the end that its client made after that of the stop was taken for one of a connection that its handler had left.
+async def test_a_client_that_closes_after_the_end_by_a_stop_ends_a_handler_that_goes_on(tls: SimpleNamespace) -> None:
+    has_ended = asyncio.Event()
+
+    async def handle(self: Any) -> None:
+        assert await self.reader.readline() == b""
+        has_ended.set()
+        await asyncio.Event().wait()
+
+    timeouts = aioecho.Timeouts(half_closed=0.05)
+    async with aioecho.TCPServer(ANYWHERE, handler(handle), ssl=tls.server, timeouts=timeouts) as server:
+        _, writer = await asyncio.open_connection(*server.server_address, ssl=tls.client, server_hostname="localhost")
+        stop = asyncio.create_task(server.shutdown(10))
+        await has_ended.wait()
+        closing = asyncio.create_task(close(writer))
+        await stop
+        await closing
+    assert server.stats.reasons == {"half_closed": 1}

@@ -146,7 +146,7 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
     def eof_received(self) -> bool:
         """End the stream; the other direction stays open where that is possible."""
         self.peer_has_closed = True
-        if self.reader._eof and not self._stays_open_at_eof:  # it was discarded
+        if self.reader._eof and not (self._stays_open_at_eof or self.is_tls):  # it was discarded
             return False
         self.reader._end()
         # A handler that ends then, as most do, has its connection closed by the time that this returns.
