@@ -67,9 +67,8 @@ class StreamWriter(asyncio.StreamWriter):
             elif protocol.is_write_lost():  # of several in a row the loops would log every one
                 return
             self._transport.write(data)
-        elif self._has_ended:
-            self.write_eof()  # after shut() the transport does not know
-            self._transport.write(data)  # which raises what asyncio's does
+        elif self._has_ended:  # after shut() the transport does not know
+            raise RuntimeError("Cannot call write() after write_eof()")  # as asyncio's
         elif self._shares_transport:
             protocol.write_through(data)
         else:
