@@ -160,7 +160,8 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         self._stays_open_at_eof = False
         reader = self.reader
         if reader._received:
-            reader._drop(len(reader._buffer))
+            reader._discard()
+            reader._note_taken()
         reader.feed_eof()
 
     def wait_in_message(self) -> None:
