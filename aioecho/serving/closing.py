@@ -22,7 +22,7 @@ class ClosingConnection(VerifiedConnection):
     def _close_if_done(self, end: BaseException | None) -> bool:
         """Close, if handle() has returned, all is sent, and there is nothing to be cleaned up: most often.
 
-        Return whether it was. It lasts until its peer closes it too.
+        Return whether that was done. The connection then lasts until its peer closes it too.
         """
         protocol = self._protocol
         if protocol.collected is not None:

@@ -24,8 +24,8 @@ __all__ = ["CLOSED", "FINISH", "HANDLE", "OPEN", "PREPARE", "TimedConnection"]
 # Seconds until the next look at a handler that reads on in a message, of a connection that is too old.
 LOOK_AGAIN = 1.0
 
-# The stages of a connection's life: its transport is made, what comes before handle() is waited for, the methods run, and
-# what was written is sent.
+# The stages of a connection's life: its transport is made; what comes before handle() is waited for; handle() runs; finish()
+# runs, and what was written is sent; or all of that is done, and only its peer is still to close.
 OPEN, PREPARE, HANDLE, FINISH, CLOSED = range(5)
 
 
