@@ -78,8 +78,8 @@ class StreamListener:
     def __init__(self, server: BaseServer, bound: BoundSocket, handler_class: Any) -> None:
         self._server = server
         self._handler_class = handler_class
-        self._known: Any = None  # the handler class of the last connection, of which it is known
-        self._is_blocking = False
+        self._known: Any = None  # the handler class of the last connection,
+        self._is_blocking = False  # and whether its handlers are
         self._proxy = bound.proxy
         self._kinds = _IN_CLEAR if bound.is_in_clear else _KINDS
         on_accept = self._accepted if bound.proxy is None else self._accepted_from_balancer
