@@ -67,8 +67,7 @@ class ClosingConnection(VerifiedConnection):
 
     def note_lost(self) -> None:
         """Let the task of a connection that was closed go on."""
-        # Without a _waiter it is about to by itself: it was closed by what setup() had waited for, and handed back since.
-        if self._stage == CLOSED and self._wake_up is not None and self._waiter is not None:
+        if self._stage == CLOSED and self._wake_up is not None:
             self.go_on()
 
     def note_cancel(self) -> None:

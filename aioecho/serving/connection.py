@@ -144,10 +144,10 @@ class Connection(ClosingConnection):
                 self.take_inner_end(None)
         except BaseException:
             end = self.end_with(sys.exception())
+        if self._waiter is not None:  # what setup() has waited for steps this, up to here
+            await self.hand_back()
         if self._stage != CLOSED:
             self._close_if_done(end)
-        if self._waiter is not None:
-            await self.hand_back()
         try:
             if self._stage != CLOSED:
                 await self._finish(end)
