@@ -191,7 +191,10 @@ async def test_a_handlers_pause_reading_holds_after_a_large_chunk(is_kept: bool,
 
 
 # After a read that fills its buffer libuv reads on at once, up to 32 times: eight megabytes of one peer, and nothing else.
-async def test_a_peer_that_has_sent_much_gets_one_read_in_a_turn_of_the_loop(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "method", ["read", "readexactly"]
+)  # which has to resume the transport that too much has paused
+async def test_a_peer_that_has_sent_much_gets_one_read_in_a_turn_of_the_loop(tmp_path: Path, method: str) -> None:
     turns, is_over, read_in = 0, False, Counter[int]()
     loop = asyncio.get_running_loop()
 
@@ -203,7 +206,7 @@ async def test_a_peer_that_has_sent_much_gets_one_read_in_a_turn_of_the_loop(tmp
 
     async def handle(self: Any) -> None:
         time.sleep(0.05)  # not the loop's sleep: what comes meanwhile is all there when the loop reads
-        while data := await self.reader.read(2**20):
+        while data := await getattr(self.reader, method)(2**20 if method == "read" else 300_000):
             read_in[turns] += len(data)
             time.sleep(0.001)  # a slow handler: a fast one may get more, as long as that does not take longer
 
@@ -223,10 +226,11 @@ async def test_a_peer_that_has_sent_much_gets_one_read_in_a_turn_of_the_loop(tmp
                 return sent
 
             sent = await asyncio.to_thread(send)
-            await settle(lambda: sum(read_in.values()) == sent)
+            await settle(lambda: sum(read_in.values()) > sent - 300_000)
             is_over = True
     assert sent > 300_000
-    assert max(read_in.values()) <= 256_000  # what uvloop reads at a time
+    # What uvloop reads at a time; or two records, where two such reads and their rest have these: there were four and more.
+    assert max(read_in.values()) <= (256_000 if method == "read" else 600_000)
 
 
 # On uvloop a TLS transport that was closed in the turn after a large chunk was never read again: it met its peer's close_notify
