@@ -28,6 +28,7 @@ from conftest import check_identity, settle
 from helpers import ON_ONE_LOOP, needs_ipv6
 
 import aioecho
+from aioecho.client import open_connection
 from aioecho.echo import DATAGRAM_HANDLERS, SMALL_SERVICES, DatagramDiscard, DatagramEcho, DatagramUpper, Echo
 from aioecho.framing import Framing, LengthPrefixed, Lines, Netstrings
 from aioecho.net.pktinfo import IP_PKTINFO
@@ -507,6 +508,30 @@ async def test_a_handler_that_cancels_itself_cancels_nobody_else(peer: Peer) -> 
         await settle(lambda: not server.connections)
         assert server.stats.cancelled == 2
         assert server.stats.completed == 7
+
+
+# It was stepped by what came there, parked as if it were to serve another datagram, and never ended.
+@pytest.mark.parametrize("outcome", ["completed", "failed", "cancelled"])
+async def test_a_handler_that_waits_for_a_stream_alone_ends_as_any_other(outcome: str, peer: Peer) -> None:
+    async def handle(self: Any) -> None:
+        writer.write(self.data)
+        await self.reply(await reader.readline())
+        if outcome == "failed":
+            raise ValueError("on purpose")
+        if outcome == "cancelled":
+            raise asyncio.CancelledError
+
+    async with (
+        aioecho.TCPServer(("127.0.0.1", 0), Echo) as behind,
+        serving(handler(handle)) as (server, address),
+    ):
+        reader, writer = await open_connection(behind.names[0])
+        for data in (b"a\n", b"b\n", b"c\n"):
+            assert await peer.ask(data, address) == data
+            await settle(lambda: not server.connections)
+        assert getattr(server.stats, outcome) == 3
+        writer.close()
+        await writer.wait_closed()
 
 
 async def test_a_task_that_was_kept_ends_with_its_handler(peer: Peer) -> None:
