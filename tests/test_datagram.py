@@ -1693,6 +1693,28 @@ async def test_a_stop_lets_handlers_finish_and_reply(peer: Peer) -> None:
         assert server.stats.received == 4
 
 
+# What had waited for its end, and ended at once, was counted before it, and so made the end of the drain.
+async def test_a_drain_counts_a_handler_for_which_another_has_waited(peer: Peer) -> None:
+    gate = asyncio.Event()
+    seen: list[tuple[int, int]] = []
+
+    async def handle(self: Any) -> None:
+        if self.data == b"waits":
+            await gate.wait()
+        seen.append((self.server.stats.active, len(self.server.connections)))
+
+    async with serving(handler(handle), limits=aioecho.Limits(max_handlers=1)) as (server, address):
+        for data in (b"waits", b"at once"):
+            peer.send(data, address)
+        await settle(lambda: server.stats.queued == 1)
+        stopping = asyncio.create_task(server.shutdown(20))
+        await settle()
+        gate.set()
+        report = await stopping
+    assert (report.completed, server.stats.completed) == (2, 2)
+    assert seen == [(1, 1), (1, 1)]
+
+
 @pytest.mark.parametrize("waits", [False, True])
 async def test_a_stop_serves_what_the_kernel_has_queued(waits: bool, peer: Peer) -> None:
     async def handle(self: Any) -> None:
