@@ -489,6 +489,9 @@ async def test_a_handler_that_cancels_itself_cancels_nobody_else(peer: Peer) -> 
         await self.reply(self.data)
         if self.data == b"at once":
             asyncio.current_task().cancel()
+        elif self.data == b"twice":
+            asyncio.current_task().cancel()
+            asyncio.current_task().cancel()
         elif self.data == b"and waits":
             asyncio.current_task().cancel("why")
             with pytest.raises(asyncio.CancelledError, match="why"):
@@ -503,11 +506,11 @@ async def test_a_handler_that_cancels_itself_cancels_nobody_else(peer: Peer) -> 
             await asyncio.sleep(0.001)
 
     async with serving(handler(handle)) as (server, address):
-        for text in (b"at once", b"1", b"and waits", b"2", b"raises", b"3", b"takes it back", b"waits", b"4"):
+        for text in (b"at once", b"twice", b"1", b"and waits", b"2", b"raises", b"3", b"takes it back", b"waits", b"4"):
             assert await peer.ask(text, address) == text
         await settle(lambda: not server.connections)
         assert server.stats.cancelled == 2
-        assert server.stats.completed == 7
+        assert server.stats.completed == 8
 
 
 # It was stepped by what came there, parked as if it were to serve another datagram, and never ended.
