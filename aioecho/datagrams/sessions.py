@@ -210,7 +210,7 @@ class Session(AccompaniedRun, DatagramRun):
         """Keep what comes from now on for the peer's next session. The handler's time counts from now on too."""
         if not self.is_over:
             self.is_over = True
-            self.count_time()  # nothing else ends it: its peer's silence did not count either
+            self.count_time()  # its peer's silence does not end it any more
 
     # What runs beside its handler.
 
