@@ -319,3 +319,26 @@ async def test_what_is_read_as_a_batch_closes_its_server_is_the_next_batch(waits
         peer.send(b"close", address)
         await settle(lambda: server.stats.completed == 3)
         assert seen == [[b"first"], [b"close"], [b"last"]]
+
+
+# The next one, which ended at once, was counted before it, and so made the end of the drain.
+async def test_a_drain_counts_a_batch_for_which_another_has_waited(peer: Peer) -> None:
+    gate = asyncio.Event()
+    seen: list[list[bytes]] = []
+
+    async def handle(self: Any) -> None:
+        seen.append([data for data, _ in self.datagrams])
+        if len(seen) == 1:
+            await gate.wait()
+
+    async with serving(handler(handle)) as (server, address):
+        peer.send(b"waits", address)
+        await settle(lambda: seen)
+        peer.send(b"at once", address)
+        await settle(lambda: server.stats.queued == 1)
+        stopping = asyncio.create_task(server.shutdown(20))
+        await settle()
+        gate.set()
+        report = await stopping
+    assert seen == [[b"waits"], [b"at once"]]
+    assert (report.completed, server.stats.completed) == (2, 2)

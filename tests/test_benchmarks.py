@@ -404,7 +404,7 @@ def test_the_standing_names_every_load_once_and_loads_of_one_scenario_together()
     assert write_standing([])["level"] == "nowhere"
 
 
-@pytest.mark.alike
+@pytest.mark.once
 def test_each_rival_has_ratios_of_its_own(tmp_path):
     data = tmp_path / "quick.jsonl"
     lines = [
@@ -423,7 +423,7 @@ def test_each_rival_has_ratios_of_its_own(tmp_path):
     assert "### Against asyncio streams (uvloop)\n\n- **Ahead**: as fast as it goes, 100 clients (1.50).\n" in text
 
 
-@pytest.mark.alike
+@pytest.mark.once
 def test_words_for_other_candidates_datagrams_and_partial_data():
     rows = make_rows(
         [
@@ -488,7 +488,7 @@ def record_lines():
     ]
 
 
-@pytest.mark.alike
+@pytest.mark.once
 def test_records_and_connections_have_words_and_tables_of_their_own():
     rows = make_rows(record_lines())
     ahead = write_sentences(find(rows), ("ahead",))
@@ -515,7 +515,7 @@ def test_records_and_connections_have_words_and_tables_of_their_own():
     )
 
 
-@pytest.mark.alike
+@pytest.mark.once
 def test_tables_mark_void_and_bound_rows():
     tables = make_tables(make_rows(run_lines()), pinned=True)
     text = "\n".join(map(to_markdown, tables))
@@ -529,7 +529,7 @@ def test_tables_mark_void_and_bound_rows():
     assert "500" not in summary, "a bound row gives no ratio"
 
 
-@pytest.mark.alike
+@pytest.mark.once
 def test_a_brief_summary_has_all_its_loads():
     loads = [("clients", 100), ("clients", 1000)]
     summary = to_markdown(make_summary(make_rows(run_lines()), loads)).splitlines()
@@ -538,7 +538,7 @@ def test_a_brief_summary_has_all_its_loads():
     assert summary[3].endswith("| 100.0 | 500.0 | no ratio |")
 
 
-@pytest.mark.alike
+@pytest.mark.once
 def test_the_report_is_written_whole(tmp_path):
     data = tmp_path / "quick.jsonl"
     data.write_text("".join(json.dumps(line) + "\n" for line in [*run_lines(), *record_lines()]))
@@ -574,7 +574,7 @@ def test_the_report_is_written_whole(tmp_path):
     assert page.count("prefers-color-scheme") > 3
 
 
-@pytest.mark.alike
+@pytest.mark.once
 def test_the_readmes_block_is_replaced_and_nothing_else(tmp_path):
     data, readme = tmp_path / "full.jsonl", tmp_path / "README.md"
     data.write_text("".join(json.dumps(line) + "\n" for line in run_lines()))
@@ -890,7 +890,7 @@ def test_a_crowd_is_held_echoed_replaced_and_drained(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(f"benchmarks.crowd.{name}", 0.5)
     said: list[str] = []
     found = crowd.run_crowd(said.append, 400)
-    assert (found["workers"], found["held"], found["wrong"]) == (2, 400, 0)
+    assert (found["workers"], found["held"], found["wrong"]) == (2, 400, {})
     assert found["restart_ended"] >= 400
     assert (found["stop_ended"], found["stop_status"]) == (400, 0)
     assert found["restart_reset"] == found["stop_reset"] == 0

@@ -28,6 +28,7 @@ from conftest import check_identity, settle
 from helpers import ON_ONE_LOOP, needs_ipv6
 
 import aioecho
+from aioecho.client import open_connection
 from aioecho.echo import DATAGRAM_HANDLERS, SMALL_SERVICES, DatagramDiscard, DatagramEcho, DatagramUpper, Echo
 from aioecho.framing import Framing, LengthPrefixed, Lines, Netstrings
 from aioecho.net.pktinfo import IP_PKTINFO
@@ -488,6 +489,9 @@ async def test_a_handler_that_cancels_itself_cancels_nobody_else(peer: Peer) -> 
         await self.reply(self.data)
         if self.data == b"at once":
             asyncio.current_task().cancel()
+        elif self.data == b"twice":
+            asyncio.current_task().cancel()
+            asyncio.current_task().cancel()
         elif self.data == b"and waits":
             asyncio.current_task().cancel("why")
             with pytest.raises(asyncio.CancelledError, match="why"):
@@ -502,11 +506,35 @@ async def test_a_handler_that_cancels_itself_cancels_nobody_else(peer: Peer) -> 
             await asyncio.sleep(0.001)
 
     async with serving(handler(handle)) as (server, address):
-        for text in (b"at once", b"1", b"and waits", b"2", b"raises", b"3", b"takes it back", b"waits", b"4"):
+        for text in (b"at once", b"twice", b"1", b"and waits", b"2", b"raises", b"3", b"takes it back", b"waits", b"4"):
             assert await peer.ask(text, address) == text
         await settle(lambda: not server.connections)
         assert server.stats.cancelled == 2
-        assert server.stats.completed == 7
+        assert server.stats.completed == 8
+
+
+# It was stepped by what came there, parked as if it were to serve another datagram, and never ended.
+@pytest.mark.parametrize("outcome", ["completed", "failed", "cancelled"])
+async def test_a_handler_that_waits_for_a_stream_alone_ends_as_any_other(outcome: str, peer: Peer) -> None:
+    async def handle(self: Any) -> None:
+        writer.write(self.data)
+        await self.reply(await reader.readline())
+        if outcome == "failed":
+            raise ValueError("on purpose")
+        if outcome == "cancelled":
+            raise asyncio.CancelledError
+
+    async with (
+        aioecho.TCPServer(("127.0.0.1", 0), Echo) as behind,
+        serving(handler(handle)) as (server, address),
+    ):
+        reader, writer = await open_connection(behind.names[0])
+        for data in (b"a\n", b"b\n", b"c\n"):
+            assert await peer.ask(data, address) == data
+            await settle(lambda: not server.connections)
+        assert getattr(server.stats, outcome) == 3
+        writer.close()
+        await writer.wait_closed()
 
 
 async def test_a_task_that_was_kept_ends_with_its_handler(peer: Peer) -> None:
@@ -1666,6 +1694,28 @@ async def test_a_stop_lets_handlers_finish_and_reply(peer: Peer) -> None:
         assert (report.completed, report.cancelled, report.aborted) == (4, 0, 0)
         assert [(await peer.receive())[0] for _ in range(4)] == [b"0", b"1", b"2", b"3"]
         assert server.stats.received == 4
+
+
+# What had waited for its end, and ended at once, was counted before it, and so made the end of the drain.
+async def test_a_drain_counts_a_handler_for_which_another_has_waited(peer: Peer) -> None:
+    gate = asyncio.Event()
+    seen: list[tuple[int, int]] = []
+
+    async def handle(self: Any) -> None:
+        if self.data == b"waits":
+            await gate.wait()
+        seen.append((self.server.stats.active, len(self.server.connections)))
+
+    async with serving(handler(handle), limits=aioecho.Limits(max_handlers=1)) as (server, address):
+        for data in (b"waits", b"at once"):
+            peer.send(data, address)
+        await settle(lambda: server.stats.queued == 1)
+        stopping = asyncio.create_task(server.shutdown(20))
+        await settle()
+        gate.set()
+        report = await stopping
+    assert (report.completed, server.stats.completed) == (2, 2)
+    assert seen == [(1, 1), (1, 1)]
 
 
 @pytest.mark.parametrize("waits", [False, True])

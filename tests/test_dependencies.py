@@ -57,7 +57,7 @@ def test_no_dependency_of_any_extra_was_compiled_here() -> None:
     assert compiled == []
 
 
-@pytest.mark.alike
+@pytest.mark.once
 def test_the_classifiers_name_the_pythons_that_are_tested() -> None:
     project = _project()
     prefix = "Programming Language :: Python :: "

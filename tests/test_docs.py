@@ -58,14 +58,14 @@ def test_every_block_has_a_name_of_its_own_and_is_run() -> None:
 # What pages say that can be looked up
 
 
-@pytest.mark.alike
+@pytest.mark.once
 def test_the_words_are_plain() -> None:
     found, total = words.count([str(ROOT / "README.md"), str(ROOT / "CHANGELOG.md"), str(PAGES)])
     assert total > 5000
     assert found.total() <= total / 1000, found
 
 
-@pytest.mark.alike
+@pytest.mark.once
 def test_words_are_counted_in_prose_alone(tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text("Each `who` is\n```python\nwho = nobody\n```\n[a](who) one.\n")
     (tmp_path / "module.py").write_text(
@@ -77,7 +77,7 @@ def test_words_are_counted_in_prose_alone(tmp_path: Path) -> None:
     assert dict(found) == {"who": 1, "those": 1, "whose": 1}
 
 
-@pytest.mark.alike
+@pytest.mark.once
 @runs("words")
 def test_the_command_that_counts_words_counts_them() -> None:
     command, of_package = BLOCKS["words"].splitlines()
@@ -88,7 +88,7 @@ def test_the_command_that_counts_words_counts_them() -> None:
     assert of_package == "python tests/words.py aioecho"
 
 
-@pytest.mark.alike
+@pytest.mark.once
 @pytest.mark.parametrize("page", ["../../README.md", "../../CHANGELOG.md", *(path.name for path in PAGES.glob("*.md"))])
 def test_links_lead_to_what_is_there(page: str) -> None:
     path = PAGES / page
@@ -139,7 +139,7 @@ def test_the_table_of_loggers_has_them_all() -> None:
     assert logged == set(re.findall(r"^\| `(aioecho[\w.]*)` \|", read_page("logging.md"), re.MULTILINE))
 
 
-@pytest.mark.alike
+@pytest.mark.once
 @pytest.mark.timeout(120)
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
@@ -227,7 +227,7 @@ def test_the_tests_on_the_pages_pass(tmp_path: Path) -> None:
     assert b"%d passed" % (len(names) + 1) in output
 
 
-@pytest.mark.alike
+@pytest.mark.once
 def test_state_a_task_and_a_test_take_no_more_than_forty_lines() -> None:
     lines = (BLOCKS["board.py"] + BLOCKS["test_board.py"]).splitlines()
     assert len([line for line in lines if line.strip()]) <= 40
@@ -969,7 +969,7 @@ def test_frames_go_through_the_command_line() -> None:
 # internals.md
 
 
-@pytest.mark.alike
+@pytest.mark.once
 def test_the_walks_go_through_files_that_exist() -> None:
     named = set(re.findall(r"`((?:\w+/)?\w+\.py)`", read_page("internals.md")))
     assert len(named) > 20
@@ -1045,7 +1045,7 @@ def test_the_load_generator_loads_servers_that_do_not_echo(tmp_path: Path, monke
         assert "p99" in outcome.stdout
 
 
-@pytest.mark.alike
+@pytest.mark.once
 @runs("report")
 def test_readme_and_page_say_what_the_last_full_run_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")

@@ -158,7 +158,7 @@ async def test_what_is_written_to_the_transport_comes_after_what_was_written_bef
 # On uvloop a transport reads no more for a turn of the loop after a chunk that filled its buffer. The end of that undid what
 # the handler had asked for, also of a transport that it got before the chunk came.
 @pytest.mark.parametrize("is_kept", [False, True])
-async def test_a_handlers_pause_reading_holds_after_a_large_chunk(is_kept: bool) -> None:
+async def test_a_handlers_pause_reading_holds_after_a_large_chunk(is_kept: bool, tmp_path: Path) -> None:
     is_reading: list[bool] = []
     is_paused = asyncio.Event()
 
@@ -166,7 +166,7 @@ async def test_a_handlers_pause_reading_holds_after_a_large_chunk(is_kept: bool)
         transport = self.writer.transport if is_kept else None
         full = 2**16 if isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop) else 256_000
         while len(await self.reader.read(2**20)) < full:
-            time.sleep(0.001)  # not the loop's sleep: for more to come
+            pass
         transport = transport or self.writer.transport
         transport.pause_reading()
         await settle()
@@ -174,13 +174,16 @@ async def test_a_handlers_pause_reading_holds_after_a_large_chunk(is_kept: bool)
         is_paused.set()
         transport.resume_reading()
 
-    async with aioecho.TCPServer(ANYWHERE, handler(handle)) as server:
+    path = str(tmp_path / "s")
+    async with aioecho.UnixStreamServer(path, handler(handle)):
         loop = asyncio.get_running_loop()
-        with socket.create_connection(server.server_address) as sock:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**22)
+            sock.connect(path)
             sock.setblocking(False)
             while not is_paused.is_set():
                 try:
-                    await asyncio.wait_for(loop.sock_sendall(sock, b"x" * 2**17), 5)
+                    await asyncio.wait_for(loop.sock_sendall(sock, b"x" * 2**19), 5)
                 except OSError:
                     break
                 await settle()
@@ -188,7 +191,10 @@ async def test_a_handlers_pause_reading_holds_after_a_large_chunk(is_kept: bool)
 
 
 # After a read that fills its buffer libuv reads on at once, up to 32 times: eight megabytes of one peer, and nothing else.
-async def test_a_peer_that_has_sent_much_gets_one_read_in_a_turn_of_the_loop(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "method", ["read", "readexactly"]
+)  # which has to resume the transport that too much has paused
+async def test_a_peer_that_has_sent_much_gets_one_read_in_a_turn_of_the_loop(tmp_path: Path, method: str) -> None:
     turns, is_over, read_in = 0, False, Counter[int]()
     loop = asyncio.get_running_loop()
 
@@ -199,9 +205,8 @@ async def test_a_peer_that_has_sent_much_gets_one_read_in_a_turn_of_the_loop(tmp
             loop.call_soon(turn)
 
     async def handle(self: Any) -> None:
-        await self.reader.readexactly(1)
         time.sleep(0.05)  # not the loop's sleep: what comes meanwhile is all there when the loop reads
-        while data := await self.reader.read(2**20):
+        while data := await getattr(self.reader, method)(2**20 if method == "read" else 300_000):
             read_in[turns] += len(data)
             time.sleep(0.001)  # a slow handler: a fast one may get more, as long as that does not take longer
 
@@ -213,7 +218,6 @@ async def test_a_peer_that_has_sent_much_gets_one_read_in_a_turn_of_the_loop(tmp
             sock.connect(path)
 
             def send() -> int:
-                sock.send(b"x")
                 sock.setblocking(False)
                 sent = 0
                 with contextlib.suppress(BlockingIOError):
@@ -222,10 +226,11 @@ async def test_a_peer_that_has_sent_much_gets_one_read_in_a_turn_of_the_loop(tmp
                 return sent
 
             sent = await asyncio.to_thread(send)
-            await settle(lambda: sum(read_in.values()) == sent)
+            await settle(lambda: sum(read_in.values()) > sent - 300_000)
             is_over = True
     assert sent > 300_000
-    assert max(read_in.values()) <= 256_000  # what uvloop reads at a time
+    # What uvloop reads at a time; or two records, where two such reads and their rest have these: there were four and more.
+    assert max(read_in.values()) <= (256_000 if method == "read" else 600_000)
 
 
 # On uvloop a TLS transport that was closed in the turn after a large chunk was never read again: it met its peer's close_notify

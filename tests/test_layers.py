@@ -9,7 +9,7 @@ import pytest
 
 import aioecho
 
-pytestmark = pytest.mark.alike
+pytestmark = pytest.mark.once
 
 FOLDER = Path(aioecho.__file__).parent
 SOURCES = {

@@ -157,7 +157,7 @@ def undocumented(node: ast.Module | ast.ClassDef, prefix: str = "") -> Iterator[
                 yield from undocumented(found, f"{prefix}{found.name}.")
 
 
-@pytest.mark.alike
+@pytest.mark.once
 @pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.py")), ids=lambda path: path.relative_to(FOLDER).as_posix())
 def test_every_public_object_is_documented(path: Path) -> None:
     assert list(undocumented(ast.parse(path.read_text("utf-8")))) == []
@@ -166,12 +166,12 @@ def test_every_public_object_is_documented(path: Path) -> None:
 # What ships
 
 
-@pytest.mark.alike
+@pytest.mark.once
 def test_the_package_says_that_it_is_typed() -> None:
     assert resources.files("aioecho").joinpath("py.typed").is_file()
 
 
-@pytest.mark.alike
+@pytest.mark.once
 def test_the_newest_dated_section_of_the_change_log_is_this_version() -> None:
     text = (ROOT / "CHANGELOG.md").read_text("utf-8")
     found = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", text, re.MULTILINE)
@@ -190,7 +190,7 @@ def make_page(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str | None], st
     return found
 
 
-@pytest.mark.alike
+@pytest.mark.once
 def test_the_package_index_gets_no_link_that_leads_nowhere(make_page: Callable[[str, str | None], str]) -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     targets = re.findall(r"\]\((?!\w+:)([^)]+)\)", readme)

@@ -144,7 +144,7 @@ def shell(command: str, folder: Path, **environment: str) -> Iterator[Program]:
         yield program
 
 
-@pytest.mark.alike
+@pytest.mark.once
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @runs("install-and-run")
@@ -158,7 +158,7 @@ def test_the_first_command_installs_and_serves(checkout: Path) -> None:
             assert server.stop() == 0
 
 
-@pytest.mark.alike
+@pytest.mark.once
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @runs("install-and-test")

@@ -901,6 +901,21 @@ async def test_what_comes_while_a_sessions_tasks_and_finish_end_is_for_the_next(
         assert not server.stats.drops
 
 
+# The session was over, and so did not end for its peer's silence any more, from when on its time would have counted.
+async def test_the_finish_of_a_session_is_cancelled_if_it_takes_too_long(peer: Peer) -> None:
+    class Endless(aioecho.DatagramSessionHandler):
+        async def handle(self) -> None:
+            await anext(self.datagrams)
+
+        async def finish(self) -> None:
+            await asyncio.Event().wait()
+
+    async with serving(Endless, timeouts=aioecho.Timeouts(datagram_handler=0.05)) as (server, address):
+        peer.send(b"x", address)
+        await settle(lambda: server.stats.reasons["datagram_handler"] == 1)
+        assert not server.connections
+
+
 # It was dropped when the session had ended, though the server still read its peer.
 async def test_what_comes_at_a_stop_once_the_datagrams_have_ended_is_for_the_next_session(peer: Peer) -> None:
     ended, may_return = asyncio.Event(), asyncio.Event()

@@ -11,7 +11,7 @@ import timing
 from programs import ROOT
 from timing import ATTEMPTS, ATTEMPTS_WHEN_BUSY, TooLate, in_time, more_than, within
 
-pytestmark = pytest.mark.alike
+pytestmark = pytest.mark.once
 
 HEAD = """
 import asyncio, os, time

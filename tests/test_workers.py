@@ -746,7 +746,8 @@ def test_a_worker_that_hangs_is_replaced_and_its_clients_wait_no_longer(folder: 
         for sock in clients:
             assert int(read_line(sock)) != pid
         eventually(lambda: state_of(pid) in ("", "Z"))
-        assert f"(process {pid}) hangs, and is killed: its event loop has not run for 0.5 s" in program.stderr()
+        # Waited for, as a thread of its own writes the log: a busy machine may run it after the worker has gone.
+        program.says(rf"\(process {pid}\) hangs, and is killed: its event loop has not run for 0\.5 s")
         eventually(lambda: len(workers_of(program)) == 2)
         assert program.stop() == 0
 

@@ -282,16 +282,18 @@ class DatagramServer(BaseServer):
 
     def task_ended(self, ended: Any, task: "asyncio.Task[None]") -> None:
         """Count a handler at the end of its task, and begin what has waited for it to."""
-        self.replace(ended)  # before the end is counted: a drain is over when no handler is left
+        self.replace(ended)  # before the end is counted: a drain is over when no session is left
         super().task_ended(ended, task)
 
     def unregister_connection(self, connection: Any) -> None:
-        """Count a handler that has ended, and close the sockets if it was the last one of a server that stops."""
+        """Count a handler that has ended, and begin what has waited in the queue. Close the sockets after a stop's last one."""
         self._count_end(connection)
         if isinstance(connection, DatagramRun):
             self.timeout_sweeper.remove(connection)
         if not self.has_sessions:
             self.admission.release(connection.client_address)
+        if self._dispatcher.has_queued():
+            self._dispatcher.begin_queued()
         self._resume_listeners()
         self.close_if_done()
 
@@ -363,13 +365,10 @@ class DatagramServer(BaseServer):
         super()._count_end(connection)
 
     def replace(self, ended: Any) -> None:
-        """Forget a handler that has ended, and begin what has waited for that: its peer's next session, or datagrams."""
+        """Forget a session that has ended, and begin its peer's next one, or a newcomer's."""
         if isinstance(ended, Session):
             self._connections.discard(ended)
             self._sessions.replace(ended)
-        elif self._dispatcher.has_queued():
-            self._connections.discard(ended)
-            self._dispatcher.begin_queued()
 
 
 class UDPServer(DatagramServer):

@@ -90,4 +90,4 @@ class DatagramServing(Protocol):
         """Close the sockets when no handler can have anything to send any more."""
 
     def replace(self, ended: Any) -> None:
-        """Forget a handler that has ended, and begin what has waited for that."""
+        """Forget a session that has ended, and begin what has waited for that."""

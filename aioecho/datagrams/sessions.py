@@ -56,7 +56,7 @@ class Datagrams:
             if self._has_ended:
                 if (session := self.session) is not None:
                     # Else, at a stop, what still comes would wait for a handler that reads no more.
-                    session.is_over = True
+                    session.note_over()
                 raise StopAsyncIteration
             if self._is_waited_for:
                 raise RuntimeError("another coroutine is already waiting for the next datagram: one at a time can")
@@ -202,13 +202,15 @@ class Session(AccompaniedRun, DatagramRun):
             self.successor.feed(data, monotonic())
 
     def expire(self) -> None:
-        """Let the datagrams end: the peer has been silent for too long, or is gone, or another one needs its place.
-
-        From now on the handler's time counts.
-        """
-        self.is_over = True
+        """Let the datagrams end: the peer has been silent for too long, or is gone, or another one needs its place."""
+        self.note_over()
         self.datagrams.end()
-        self.count_time()
+
+    def note_over(self) -> None:
+        """Keep what comes from now on for the peer's next session. The handler's time counts from now on too."""
+        if not self.is_over:
+            self.is_over = True
+            self.count_time()  # its peer's silence does not end it any more
 
     # What runs beside its handler.
 
@@ -225,7 +227,8 @@ class Session(AccompaniedRun, DatagramRun):
 
         What comes from now on is for the next session.
         """
-        self.has_handled = self.is_over = True
+        self.has_handled = True
+        self.note_over()
         self.datagrams.end()  # finish() may read what is left
         return self._end_tasks(end) if self._server.beside else super().finish_handler(end)
 

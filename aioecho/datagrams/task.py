@@ -50,7 +50,6 @@ NOT_STEPPED: Any = object()
 """What :meth:`DatagramTask.step` returns if another task is current. None is what a coroutine yields to let the loop run."""
 
 new_object: Any = object.__new__
-
 _send: Any = CoroutineType.send
 
 
@@ -265,7 +264,8 @@ class DatagramTask(DatagramRun):
                         yield from coro
                     except BaseException as error:
                         end = self._report(error)
-                        if self._waiter is None and end is not None:
+                        if self._waiter is not parking and end is not None:
+                            yield from self.hand_back()  # type: ignore[misc]
                             raise end from error.__cause__
                         if end is not None and not isinstance(end, asyncio.CancelledError):
                             self._end, self.is_retired = end, True
@@ -284,7 +284,8 @@ class DatagramTask(DatagramRun):
                             continue
                     else:
                         self.is_retired = True
-                    if self._waiter is None:  # the handler has waited: the task itself goes on here
+                    if self._waiter is not parking:  # the handler has waited: the task itself goes on here, or what
+                        yield from self.hand_back()  # type: ignore[misc] # it has waited for steps it, as a stream does
                         return
                     self.needs_slow_path = True
                     if not self.is_retired:
@@ -357,8 +358,7 @@ class DatagramTask(DatagramRun):
             _enter_task(loop, task)
         except RuntimeError:
             return NOT_STEPPED
-        self._datagrams = datagrams
-        self._source = source
+        self._datagrams, self._source = datagrams, source
         try:
             return self.resume()
         finally:

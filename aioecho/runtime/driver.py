@@ -188,6 +188,8 @@ class Waiter(LooksLikeFuture):
             self._driver = None
             self._loop.call_soon(self._wake_if_parked)
             return False
+        if driver is not None and driver._waiter is self and driver.is_running():
+            return False  # it does so again
         self._error = cancelled_error(msg)
         self.wake()
         return True

@@ -50,6 +50,9 @@ class News(Waiter):
 
     collected: Collected | None = None
 
+    is_breathing: bool | None = False
+    """Whether the transport is paused for a turn of the loop, after much has come; None: it never is."""
+
     held: int = 0
     """Bytes that the server's budget counts for this stream: 0 unless that is much."""
 

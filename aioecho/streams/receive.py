@@ -183,7 +183,8 @@ class ReceiveBuffer:
         if self._paused and len(self._received) <= self._limit:
             assert self._transport is not None
             self._paused = False
-            self._transport.resume_reading()
+            if news is None or not news.is_breathing:  # else the loop has its turn before
+                self._transport.resume_reading()
         if not self._received:
             self._speed_up()
 

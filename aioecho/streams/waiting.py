@@ -225,7 +225,7 @@ class WaitingReader(ReceiveBuffer):
             # To wait while the transport is paused would be for ever: readexactly() of more than the limit.
             self._paused = False
             assert self._transport is not None
-            if news.note_memory():
+            if news.note_memory() and not news.is_breathing:  # else the loop has its turn before
                 self._transport.resume_reading()
             if self._drain is not None:
                 # A TLS transport may hold data of its own, which it delivers in the next turn.
