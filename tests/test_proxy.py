@@ -821,7 +821,7 @@ def test_to_read_what_is_missing_takes_no_byte_of_what_follows(number: int) -> N
 async def test_no_malformed_header_is_accepted_or_keeps_a_place(Handler: Any) -> None:
     random = Random(18)
     accepted = []
-    limits, timeouts = aioecho.Limits(max_connections=50), aioecho.Timeouts(proxy=0.2)
+    limits, timeouts = aioecho.Limits(max_connections=50), aioecho.Timeouts(proxy=5)
     async with serving(Handler, limits=limits, timeouts=timeouts) as server:
         server.verify_request = lambda request, address: accepted.append(address) or True  # type: ignore[func-returns-value,method-assign]
         expected = 0

@@ -239,8 +239,10 @@ def test_of_a_thousand_long_connections_no_worker_of_four_has_more_than_thirty_p
 @LOOPS
 def test_a_worker_that_is_stopped_or_killed_keeps_no_client_waiting(tmp_path: Path, loop: str) -> None:
     with serving(tmp_path, loop, 3) as (program, endpoint), ExitStack() as sockets:
-        stopped, *others = hold(endpoint, 60, sockets)
-        assert len(others) == 2
+        accepting: Counter[int] = Counter()
+        while len(accepting) < 3:  # a busy machine may not have run all of them yet
+            accepting.update(hold(endpoint, 60, sockets))
+        stopped, *others = accepting
         os.kill(stopped, signal.SIGSTOP)
         try:
             began = time.monotonic()
