@@ -24,6 +24,7 @@ __all__ = [
     "HAS_IPV6",
     "LOOPS",
     "ON_ONE_LOOP",
+    "Stubborn",
     "ask",
     "ask_by_datagram",
     "check_mistake",
@@ -77,6 +78,34 @@ def ask_by_datagram(where: tuple[Any, ...] | str, data: bytes = b"hello") -> byt
 def handler(handle: Callable[[Any], Any], **attributes: Any) -> Any:
     """Return a handler class for streams, with what else its attributes are."""
     return type("Handler", (aioecho.StreamRequestHandler,), {"handle": handle, **attributes})
+
+
+class Stubborn:
+    """``async with Stubborn() as stubborn``: tasks of stubborn.run() swallow every cancellation, until the block ends.
+
+    However it ends: else the loop would wait for them for ever.
+    """
+
+    def __init__(self) -> None:
+        self.tasks: list[asyncio.Task[None]] = []
+        self._is_over = asyncio.Event()
+
+    async def run(self) -> None:
+        """Be such a task. To be begun once."""
+        task = asyncio.current_task()
+        assert task is not None
+        self.tasks.append(task)
+        while not self._is_over.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._is_over.wait()
+
+    async def __aenter__(self) -> "Stubborn":
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        self._is_over.set()
+        for task in self.tasks:
+            await task
 
 
 async def close(writer: asyncio.StreamWriter) -> None:

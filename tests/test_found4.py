@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import check_identity, settle
-from helpers import ANYWHERE, close, handler
+from helpers import ANYWHERE, Stubborn, close, handler
 
 import aioecho
 from aioecho.framing import COBS, SLIP, Framing, LengthPrefixed, Lines
@@ -97,31 +97,23 @@ async def test_an_aborted_handler_with_a_task_that_would_not_end_counts_as_cance
     base: type[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aioecho.serving.running.SWALLOWED_FOR", 0.05)
-    is_over = asyncio.Event()
-    tasks: list[asyncio.Task[None]] = []
-
-    async def stubborn() -> None:
-        while not is_over.is_set():
-            with contextlib.suppress(asyncio.CancelledError):
-                await is_over.wait()
+    stubborn = Stubborn()
 
     class Accompanied(base):  # type: ignore[misc]
         async def handle(self) -> None:
-            tasks.append(self.tasks.create_task(stubborn()))
+            self.tasks.create_task(stubborn.run())
             await asyncio.Event().wait()
 
     is_stream = base is aioecho.StreamRequestHandler
-    async with (aioecho.TCPServer if is_stream else aioecho.UDPServer)(ANYWHERE, Accompanied) as server:
+    async with stubborn, (aioecho.TCPServer if is_stream else aioecho.UDPServer)(ANYWHERE, Accompanied) as server:
         with socket.socket(type=socket.SOCK_STREAM if is_stream else socket.SOCK_DGRAM) as sock:
             sock.connect(server.server_address)
             sock.send(b"x")
-            await settle(lambda: tasks)
+            await settle(lambda: stubborn.tasks)
             await settle()
             (connection,) = server.connections
             connection.abort()
             await settle(lambda: not server.connections)
-    is_over.set()
-    await asyncio.wait(tasks)
     assert server.stats.reasons == {"cancelled": 1}
 
 

@@ -1,7 +1,6 @@
 """Tasks beside a handler, which end with its connection, and tasks of a server, which end with it."""
 
 import asyncio
-import contextlib
 import logging
 import socket
 import sys
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import check_identity, settle
-from helpers import ANYWHERE, ask, close, handler
+from helpers import ANYWHERE, Stubborn, ask, close, handler
 
 import aioecho
 
@@ -155,25 +154,16 @@ async def test_a_task_that_swallows_its_cancellation_is_named_and_holds_nothing_
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("aioecho.serving.beside.LEAST", 0.05)
-    release = asyncio.Event()
-
-    async def stubborn() -> None:
-        while not release.is_set():
-            try:
-                await release.wait()
-            except asyncio.CancelledError:
-                continue
+    stubborn = Stubborn()
 
     async def handle(self: Any) -> None:
-        self.tasks.create_task(stubborn())
+        self.tasks.create_task(stubborn.run())
         await self.reader.readline()
 
-    async with aioecho.TCPServer(ANYWHERE, handler(handle)) as server:
+    async with stubborn, aioecho.TCPServer(ANYWHERE, handler(handle)) as server:
         assert await ask(server) == b""
         await settle(lambda: not server.connections)
         assert server.stats.completed == 1
-    release.set()
-    await settle()
     assert "would not end when cancelled" in caplog.text
 
 
@@ -307,18 +297,12 @@ async def test_finish_is_called_though_a_task_would_not_end(
     base: type[Any], how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("aioecho.serving.running.SWALLOWED_FOR", 0.3)  # and a stage of a drain has 0.25
-    is_over = asyncio.Event()
-    tasks: list[asyncio.Task[None]] = []
+    stubborn = Stubborn()
     finished: list[int] = []
-
-    async def stubborn() -> None:
-        while not is_over.is_set():
-            with contextlib.suppress(asyncio.CancelledError):
-                await is_over.wait()
 
     class Accompanied(base):  # type: ignore[misc]
         async def handle(self) -> None:
-            tasks.append(self.tasks.create_task(stubborn()))
+            self.tasks.create_task(stubborn.run())
             await asyncio.Event().wait()
 
         async def finish(self) -> None:
@@ -326,12 +310,12 @@ async def test_finish_is_called_though_a_task_would_not_end(
             finished.append(len(self.server.connections))
 
     is_stream = base is aioecho.StreamRequestHandler
-    try:
+    async with stubborn:
         async with (aioecho.TCPServer if is_stream else aioecho.UDPServer)(ANYWHERE, Accompanied) as server:
             with socket.socket(type=socket.SOCK_STREAM if is_stream else socket.SOCK_DGRAM) as sock:
                 sock.connect(server.server_address)
                 sock.send(b"x")
-                await settle(lambda: tasks)
+                await settle(lambda: stubborn.tasks)
                 await settle()
                 if how == "kick":
                     for connection in server.connections:
@@ -343,7 +327,3 @@ async def test_finish_is_called_though_a_task_would_not_end(
         assert report.aborted == (how == "grace")
         assert caplog.text.count("would not end when cancelled") == 1 + (how == "grace")
         assert not server.beside
-    finally:  # else the loop would wait for it for ever
-        is_over.set()
-        for task in tasks:
-            await task
