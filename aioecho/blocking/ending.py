@@ -28,6 +28,9 @@ LOOK_AGAIN = 0.5
 # More bytes than a thread reads at a time, which it may have read and not noted yet.
 UNNOTED = 2**16
 
+# Seconds for which a handler may work at what has come until a peer that only sends is stopped all the same.
+PATIENCE = 3.0
+
 
 class _Connection(Protocol):
     """What it asks of the connection."""
@@ -77,6 +80,7 @@ class ThreadDrain:
         self._linger = inf if linger is None else linger
         self._one_way = one_way
         self._has_said_end = False
+        self._ends_by = inf  # when a peer that only sends is stopped, though its handler is at work, by monotonic()
         self._timer: asyncio.TimerHandle | None = None
         self._counted: int | None = None  # the bytes that had come when it last looked
         self._quiet_since = 0.0  # when it first counted as many
@@ -164,8 +168,11 @@ class ThreadDrain:
             # A peer that never stops sending does not put the end off. Where the handler's thread had no time to end its side
             # of TLS, the kernel can refuse nothing.
             stream.ends_at = 0 if self._connection.has_said_end() else stream.bytes_in + unread(sock) + UNNOTED
-        if stream.is_in_record() or unread(sock) or (stream.makes_files() and stream.reading_file is None):
+            self._ends_by = monotonic() + PATIENCE if self._connection.has_said_end() else inf
+        if stream.is_in_record():
             return inf
+        if unread(sock) or (stream.makes_files() and stream.reading_file is None):
+            return self._ends_by - monotonic()  # when it reads next it decides for itself, and loses nothing
         # A thread that reads only now is about to tell its peer.
         return self._find_silence_left(SETTLED if self._connection.has_said_end() else self._linger, stream, sock)
 

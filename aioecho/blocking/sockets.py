@@ -9,17 +9,20 @@ import io
 import socket
 import weakref
 from collections.abc import Callable
-from time import monotonic
 from typing import Any, Protocol
 
 from aioecho.blocking.files import RequestFile, RequestReader
+from aioecho.net.kernel import unread
 from aioecho.net.proxy_header import ProxyHeader
 from aioecho.streams.protocol import QUICK_ACKS, TCP_QUICKACK
 
-__all__ = ["RequestSocket", "WatchedSocket", "make_request_socket"]
+__all__ = ["RequestSocket", "WatchedSocket"]
 
 # A read that gets as many bytes as it asks for leaves more in the kernel, mostly. One that asks for so few reads a header.
 FEW = 2**11
+
+# Bytes of a peer that only sends that are read ahead when it is to be stopped.
+MOST_AHEAD = 2**20
 
 
 class SocketOwner(Protocol):
@@ -96,6 +99,7 @@ class WatchedSocket:
     ends_at: int | None = None
     """Read no more, once `bytes_in` is this, than has come by then and the rest of a record. For peers that only send."""
 
+    _ahead = b""  # what was read ahead
     _was_full = False  # whether the last read has got as much as it asked for
     _file: "Callable[[], RequestReader | None] | None" = None
 
@@ -135,10 +139,19 @@ class WatchedSocket:
                 and self.owner.end_if_nothing_came(self)
             )
         else:
-            has_ended = self.bytes_in >= self.ends_at and not self.is_in_record() and self.owner.stop_receiving()
+            has_ended = self._may_stop_receiving()
+            if has_ended:
+                self._read_ahead()
+                has_ended = self.owner.stop_receiving() and not self._ahead
         if not has_ended:
             self.owner.note_change()
         return has_ended
+
+    def _may_stop_receiving(self) -> bool:
+        return self.ends_at is not None and self.bytes_in >= self.ends_at and not self.is_in_record()
+
+    def _read_ahead(self) -> None:
+        """Read all that waits in the socket, for the reads to come. Of what stays there TLS knows a part already."""
 
     def _acknowledge(self) -> None:
         # As StreamProtocol.wait_in_message() does, and for the same reason: the rest of a message may wait for it.
@@ -195,11 +208,23 @@ class WatchedSocket:
 class RequestSocket(WatchedSocket, socket.socket):
     """The socket that a blocking handler gets. Closing it gives its descriptor back to the server."""
 
+    def _read_ahead(self) -> None:
+        # A peer holds small writes back until what waits was read (Nagle's algorithm), and once it is stopped all of these are
+        # refused. One that sends as fast as it can is not read for ever.
+        while (waiting := unread(self)) and len(self._ahead) < MOST_AHEAD:
+            self._ahead += socket.socket.recv(self, waiting)
+
+    def _take_ahead(self, size: int, flags: int) -> bytes:
+        data = self._ahead[:size]
+        if not flags & socket.MSG_PEEK:
+            self._ahead = self._ahead[size:]
+        return data
+
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
         """Read. Raises ConnectionAbortedError if the server stops in the middle of a message."""
         if (self.unanswered or self.is_draining) and self._may_not_read():
             return b""
-        data = super().recv(bufsize, flags)
+        data = super().recv(bufsize, flags) if not self._ahead else self._take_ahead(bufsize, flags)
         count = len(data)
         if 0 < count < FEW and not (flags or self.is_draining):
             self.bytes_in += count
@@ -213,7 +238,12 @@ class RequestSocket(WatchedSocket, socket.socket):
         """Read into a buffer. Raises ConnectionAbortedError if the server stops in the middle of a message."""
         if (self.unanswered or self.is_draining) and self._may_not_read():
             return 0
-        count = super().recv_into(buffer, nbytes, flags)
+        if self._ahead:
+            data = self._take_ahead(nbytes or memoryview(buffer).nbytes, flags)
+            count = len(data)
+            memoryview(buffer).cast("B")[:count] = data
+        else:
+            count = super().recv_into(buffer, nbytes, flags)
         if 0 < count < FEW and not (flags or self.is_draining):
             self.bytes_in += count
             if not self.unanswered:
@@ -227,6 +257,8 @@ class RequestSocket(WatchedSocket, socket.socket):
     def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Any]:
         """Read, with the address. Raises as recv() does."""
         self._may_not_read()
+        if self._ahead:
+            return self.recv(bufsize, flags), None
         data, address = super().recvfrom(bufsize, flags)
         self._note_read(len(data), bufsize, flags)
         return data, address
@@ -234,6 +266,8 @@ class RequestSocket(WatchedSocket, socket.socket):
     def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
         """Read into a buffer, with the address. Raises as recv() does."""
         self._may_not_read()
+        if self._ahead:
+            return self.recv_into(buffer, nbytes, flags), None
         count, address = super().recvfrom_into(buffer, nbytes, flags)
         self._note_read(count, nbytes or memoryview(buffer).nbytes, flags)
         return count, address
@@ -241,6 +275,8 @@ class RequestSocket(WatchedSocket, socket.socket):
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0) -> Any:
         """Read, with ancillary data. Raises as recv() does."""
         self._may_not_read()
+        if self._ahead:
+            return self.recv(bufsize, flags), [], 0, None
         received = super().recvmsg(bufsize, ancbufsize, flags)
         self._note_read(len(received[0]), bufsize, flags)
         return received
@@ -249,6 +285,8 @@ class RequestSocket(WatchedSocket, socket.socket):
         """Read into buffers, with ancillary data. Raises as recv() does."""
         buffers = list(buffers)
         self._may_not_read()
+        if self._ahead:
+            return self.recv_into(next(filter(len, buffers), b""), 0, flags), [], 0, None
         received = super().recvmsg_into(buffers, ancbufsize, flags)
         self._note_read(received[0], sum(memoryview(buffer).nbytes for buffer in buffers), flags)
         return received
@@ -311,58 +349,3 @@ class RequestSocket(WatchedSocket, socket.socket):
         family, kind, proto = self.family, self.type, self.proto
         fd = super().detach()
         return None if fd < 0 else socket.socket(family, kind, proto, fileno=fd)
-
-
-class CountingRequestSocket(RequestSocket):
-    """A request socket that counts what is written with it, files made of it included.
-
-    It does not count what TLS, or a copy made with dup(), writes.
-    """
-
-    _bytes_in = 0
-
-    @property
-    def bytes_in(self) -> int:
-        """The bytes read. To set it for the first time notes when that was."""
-        return self._bytes_in
-
-    @bytes_in.setter
-    def bytes_in(self, count: int) -> None:
-        if not self._bytes_in:
-            self.first_at = monotonic()
-        self._bytes_in = count
-
-    def send(self, data: Any, flags: int = 0) -> int:
-        """Write some of the data."""
-        count = super().send(data, flags)
-        self.bytes_out += count
-        return count
-
-    def sendall(self, data: Any, flags: int = 0) -> None:
-        """Write all of the data."""
-        super().sendall(data, flags)
-        self.bytes_out += memoryview(data).nbytes
-
-    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
-        """Write what is in a file."""
-        before = self.bytes_out
-        sent = super().sendfile(file, offset, count)
-        self.bytes_out = before + sent  # where os.sendfile() can't be used, send() has counted too
-        return sent
-
-
-def make_request_socket(sock: socket.socket, *, counts: bool) -> RequestSocket:
-    """Return a blocking request socket in place of an accepted one, which is detached; one that counts bytes if `counts`.
-
-    Raises:
-        OSError: the system does not let it block.
-    """
-    make = CountingRequestSocket if counts else RequestSocket
-    request = make(sock.family, sock.type, sock.proto, fileno=sock.detach())
-    try:
-        if request.gettimeout() is None:  # as in socket.accept(): else socket.setdefaulttimeout() holds for it
-            request.setblocking(True)
-    except OSError:
-        socket.socket.close(request)
-        raise
-    return request

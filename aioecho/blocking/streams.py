@@ -25,8 +25,9 @@ from math import inf
 from time import monotonic
 from typing import Any
 
+from aioecho.blocking.counting import make_request_socket
 from aioecho.blocking.ending import ThreadDrain
-from aioecho.blocking.sockets import RequestSocket, WatchedSocket, make_request_socket
+from aioecho.blocking.sockets import RequestSocket, WatchedSocket
 from aioecho.blocking.tls import end_tls, wrap
 from aioecho.blocking.tls_sockets import EndSignal, send_close_notify
 from aioecho.blocking.verified import VerifiedRequest

@@ -113,19 +113,14 @@ def _count(sock: socket.socket, request: int) -> int:
     return count
 
 
-def stop_receiving(sock: socket.socket, at_once: bool) -> bool:
-    """Have the kernel refuse what the peer sends from now on, if nothing waits to be read; return whether that is done.
+def stop_receiving(sock: socket.socket) -> None:
+    """Have the kernel refuse what the peer sends from now on. What waits to be read can still be read, on Linux.
 
-    `at_once`: even if something does. Of what waits then, a part is lost if the peer sends more before it is read.
-
-    Where this side has sent its FIN, Linux answers what still comes with a reset (tcp_rcv_state_process), so that the peer
-    learns of it by its next write but one. Until the socket is closed it would take all that comes, and throw it away then.
+    Where this side has sent its FIN before, Linux answers what still comes with a reset (tcp_rcv_state_process), so that the
+    peer learns of it by its next write but one. Else it would take all that comes, and throw it away when the socket is closed.
     """
-    if unread(sock) > 0 and not at_once:
-        return False
     with contextlib.suppress(OSError, ValueError):  # the connection broke, or it is closed
         sock.shutdown(socket.SHUT_RD)
-    return at_once or unread(sock) == 0
 
 
 def tcp_info(sock: socket.socket, field: tuple[int, str]) -> int | None:

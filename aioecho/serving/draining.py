@@ -3,7 +3,7 @@
 from aioecho.net.kernel import round_trip, silence_of
 from aioecho.serving.beside import AccompaniedConnection
 from aioecho.serving.handler_types import undo_partial
-from aioecho.streams.ending import StreamDrain
+from aioecho.streams.ending import OneWayDrain, StreamDrain
 from aioecho.streams.handshake import Handshake
 from aioecho.streams.handshake_limit import Terms
 from aioecho.streams.outgoing import reset_when_closed
@@ -108,7 +108,7 @@ class DrainedConnection(AccompaniedConnection):
             if linger is not None:
                 self._loop.call_later(linger, self._end_stream)
             return
-        protocol.reader.begin_drain(StreamDrain(self._sock, linger, one_way=one_way))
+        protocol.reader.begin_drain((OneWayDrain if one_way else StreamDrain)(self._sock, linger))
 
     def is_in_message(self) -> bool:
         """Tell whether a message, or a TLS handshake, is in progress: cancelling the handler cuts it."""

@@ -11,16 +11,22 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol
 
-from aioecho.net.kernel import silence_of, stop_receiving, unread
+from aioecho.net.kernel import has_peer_ended, silence_of, stop_receiving, unread
 
-__all__ = ["StreamDrain", "Unbroken"]
+__all__ = ["OneWayDrain", "StreamDrain", "Unbroken"]
 
 # The reads that end with a separator, or at a frame's end. Between two of these a peer that is silent has said all.
 BETWEEN_RECORDS = {"readuntil", "frames"}
 
-# Seconds for which something more may have come of a peer that only sends whenever all was read, before it is stopped: one that
-# sends faster than its handler reads does not put the end off for longer, and on a busy machine nothing is lost of the others.
+# Seconds in which a peer that only sends may have sent more whenever its handler has read all, until it is stopped: one that
+# sends as fast as it can does not put the end off for longer.
 PATIENCE = 1.0
+
+# Reads in a row that a peer that only sends may fill, before it is taken to send as fast as it can.
+MOST_READS = 16
+
+# Seconds between two looks whether a peer that only sends can be stopped while its handler is at work.
+LOOK_AGAIN = 0.05
 
 # The least that either loop takes from a full socket in one read, in bytes; asyncio's takes READ_BYTES of protocol.py.
 LEAST_READ = 2**16
@@ -31,6 +37,10 @@ UNREAD: Any = (None, 0, 1)
 
 
 class _Reader(Protocol):
+    _awaited: Any
+    _eof: bool
+    _gathered: int
+    _paused: bool
     _received: bytearray
     _skip: Any
     _holds: int
@@ -40,6 +50,8 @@ class _Reader(Protocol):
     _transport: Any
 
     def _wakeup_waiter(self) -> None: ...
+    def break_off(self, exc: BaseException) -> None: ...
+    def feed_data(self, data: bytes) -> None: ...
 
 
 class StreamDrain:
@@ -48,22 +60,25 @@ class StreamDrain:
     Args:
         sock: the connection's socket.
         linger: seconds of silence after which a peer is taken to have nothing more to say; None for ever.
-        one_way: whether the peer only sends, and waits for no reply. Then the kernel refuses what it sends from the end on.
     """
 
     # It does not keep the reader, which refers to it: the two would wait for the garbage collector, in all connections at once.
-    __slots__ = ("_linger", "_one_way", "_quiet_since", "_reads_left", "_sock", "_stops_at", "_timer")
+    __slots__ = ("_linger", "_quiet_since", "_reads_left", "_sock", "_timer")
 
-    def __init__(self, sock: socket.socket, linger: float | None, *, one_way: bool) -> None:
+    # Whether the kernel refuses what the peer sends. Then the end that the loop meets in the stream is the server's.
+    has_stopped_peer = False
+
+    def __init__(self, sock: socket.socket, linger: float | None) -> None:
         self._sock = sock
         self._linger = linger
-        self._one_way = one_way
         # What is in the socket now has been read after so many reads at the most, or when the socket is empty. A peer that
         # never stops sending does not put the end off. What was read before the first time that it is asked does not count.
         self._reads_left = -(-unread(sock) // LEAST_READ) + 1
-        self._stops_at: float | None = None  # when receiving is stopped, whatever has come by then
         self._timer: asyncio.TimerHandle | None = None
         self._quiet_since: float | None = None
+
+    def begin(self, reader: _Reader) -> None:
+        """Do what is done while no read waits: nothing."""
 
     def may_end(self, reader: _Reader, kind: str, began: bool) -> bool:
         """Return whether a read that is about to wait gets the end of the stream; if not, have it ask again in time.
@@ -81,11 +96,10 @@ class StreamDrain:
             return False
         if getattr(reader._transport, "is_in_record", False) and not self._has_lingered(reader, silence_of(self._sock)):
             return False  # a part of a TLS record has come, of which the reader does not know
-        if self._one_way:
-            now = reader._loop.time()
-            if self._stops_at is None:
-                self._stops_at = now + PATIENCE
-            return stop_receiving(self._sock, now > self._stops_at)
+        return self._may_end_between(reader, kind)
+
+    def _may_end_between(self, reader: _Reader, kind: str) -> bool:
+        """As may_end(), where no part of a record has come."""
         if not reader._news.unanswered:
             if kind != "read":
                 return True
@@ -131,6 +145,81 @@ class StreamDrain:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class OneWayDrain(StreamDrain):
+    """Decides it for a peer that only sends, and waits for no reply. It was sent FIN, and read on for `linger`.
+
+    From the end on the kernel refuses what it sends. While the handler works at what has come, the kernel does so as soon as
+    all of that is in the reader's buffer: else a handler that is slower than its peer would never come to the end.
+    """
+
+    __slots__ = ("_stops_at", "has_stopped_peer")
+
+    has_stopped_peer: bool
+
+    def __init__(self, sock: socket.socket, linger: float | None) -> None:
+        super().__init__(sock, linger)
+        self._stops_at: float | None = None  # when the peer is stopped, though there is more
+        self.has_stopped_peer = False
+
+    def begin(self, reader: _Reader) -> None:
+        """Look now and then whether the peer can be stopped while the handler works."""
+        self._timer = reader._loop.call_later(LOOK_AGAIN, self._look, reader)
+
+    def _look(self, reader: _Reader) -> None:
+        if reader._eof:
+            return
+        is_waiting = bool(reader._awaited)  # then it is asked
+        if not (is_waiting or reader._gathered or reader._skip is not None or reader._holds) and (
+            not getattr(reader._transport, "is_in_record", False)
+        ):
+            self._stop_peer(reader)
+        if not self.has_stopped_peer:
+            self.begin(reader)
+
+    def may_end(self, reader: _Reader, kind: str, began: bool) -> bool:
+        """As in StreamDrain."""
+        may_end = super().may_end(reader, kind, began)
+        if not may_end and not self.has_stopped_peer and self._timer is None:
+            self.begin(reader)
+        return may_end
+
+    def _may_end_between(self, reader: _Reader, kind: str) -> bool:
+        now = reader._loop.time()
+        if self._stops_at is None:
+            self._stops_at = now + PATIENCE
+        self._stop_peer(reader, now > self._stops_at)
+        return self.has_stopped_peer and not reader._received and unread(self._sock) == 0
+
+    def _stop_peer(self, reader: _Reader, is_overdue: bool = False) -> None:
+        """Stop the peer if all that it has sent by now is in the reader's buffer, or at once."""
+        if not self.has_stopped_peer and (self._read_rest(reader) or is_overdue):
+            stop_receiving(self._sock)
+            self.has_stopped_peer = True
+
+    def _read_rest(self, reader: _Reader) -> bool:
+        """Read what waits in the socket, and return whether that was all.
+
+        It is not left to the loop, as more would come until then. Nor is it left in the socket: a peer holds small writes back
+        until what was sent before is read and acknowledged (Nagle's algorithm), and all of these would be refused.
+        """
+        if hasattr(reader._transport, "is_in_record"):  # TLS, which reads in the loop alone
+            return unread(self._sock) == 0 and not has_peer_ended(self._sock)
+        for _ in range(MOST_READS):
+            if reader._paused:
+                return False
+            try:
+                chunk = self._sock.recv(LEAST_READ, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return True
+            except OSError as error:
+                reader.break_off(error)  # the kernel tells it once
+                return False
+            if not chunk:
+                return False  # the peer has ended the stream, as the loop is about to tell
+            reader.feed_data(chunk)
+        return False
 
 
 class Unbroken:

@@ -148,6 +148,9 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         self.peer_has_closed = True
         if self.reader._eof and not (self._stays_open_at_eof or self.is_tls):  # it was discarded
             return False
+        if self.reader.has_stopped_peer():
+            self.reader._wakeup_waiter()  # for the server's own end, which comes between two records alone
+            return self._stays_open_at_eof
         self.reader._end()
         # A handler that ends then, as most do, has its connection closed by the time that this returns.
         self.deliver(None)
@@ -234,14 +237,17 @@ class StreamProtocol(Outgoing, asyncio.Protocol):
         self.is_lost = True
         self.collected = None
         self.needs_slow_path = True
-        self.lost_with = exc
         reader = self.reader
+        if exc is not None and reader.has_stopped_peer():
+            reader.break_off(exc)  # it has sent more, and was answered by a reset
+            exc = None
+        self.lost_with = exc
         is_told = exc is not None and (reader.is_awaited() or bool(self._waiting_to_write))
         if exc is not None:
             reader.break_off(exc)
         elif self.aborted_for is not None:
             self.drop_received(self.aborted_for)
-        elif not reader._eof:
+        elif not reader._eof and reader._exception is None:
             reader.feed_eof()
         if self.item is not None:
             reader._keep_item()

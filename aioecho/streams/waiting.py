@@ -106,6 +106,7 @@ class WaitingReader(ReceiveBuffer):
         if self._drain is not None:
             self._drain.stop()
         self._drain = drain
+        drain.begin(self)
         self._slow_down()
         self._tell_of_end()
         self._wakeup_waiter()  # a read that waits already asks too
@@ -115,6 +116,17 @@ class WaitingReader(ReceiveBuffer):
         if self._drain is not None:
             self._drain.stop()
             self._drain = None
+
+    def has_stopped_peer(self) -> bool:
+        """Tell whether a drain has stopped a peer that only sends: the end of the stream, or a reset, is the server's doing."""
+        return self._drain is not None and self._drain.has_stopped_peer
+
+    def _raise_unless_stopped(self, exception: BaseException) -> None:
+        """Raise what broke the stream; or end it, if the server had stopped the peer and no record is half there."""
+        if not (self.has_stopped_peer() and self._is_broken_off) or self._gathered or self._skip is not None:
+            raise exception
+        self._exception = None
+        self._eof = self._is_ended_by_drain = True
 
     def hold(self, count: int) -> None:
         """Count the blocks in which a drain does not end the stream: add `count` to them."""
@@ -253,7 +265,7 @@ class WaitingReader(ReceiveBuffer):
         if self._interruption is not None:
             self._raise_interruption()
         if self._exception is not None and not self._received:
-            raise self._exception
+            self._raise_unless_stopped(self._exception)
 
     @steps
     def _wait_for_data(self, func_name: str) -> Generator[Any, None, None]:
@@ -281,7 +293,7 @@ class WaitingReader(ReceiveBuffer):
             yield from self._breathe()
             self._settle()  # another coroutine may have read meanwhile
         if self._exception is not None and not (self._is_broken_off and self._received):
-            raise self._exception
+            self._raise_unless_stopped(self._exception)
         if self._skip is not None:
             yield from skip_record(self)
 
