@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import socket
 import ssl
 import struct
@@ -572,3 +573,24 @@ def test_large_messages_map_no_memory(loop: str) -> None:
             pages = server.ask()["faults"] - before["faults"]
         print(f"pages mapped for {count} messages on {loop}: {pages}")
         assert pages < 8 * count  # it was 50 and more for each
+
+
+# As test_crowds.py does by the memory of ten thousand, which not every Python has CI run: one dictionary is 300 bytes on 3.13.
+async def test_an_idle_connections_handler_reader_and_writer_have_no_dictionaries() -> None:
+    class Idle(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            parts.extend([self, self.reader, self.writer])
+            await self.reader.read(1)
+
+    parts: list[Any] = []
+    async with aioecho.TCPServer(("127.0.0.1", 0), Idle) as server:
+        for _ in range(40):  # the first of a class have more
+            _, writer = await asyncio.open_connection(*server.server_address)
+            writer.close()
+            await writer.wait_closed()
+        del parts[:]
+        _, writer = await asyncio.open_connection(*server.server_address)
+        await settle(lambda: parts)
+        assert [part for part in parts if any(type(each) is dict for each in gc.get_referents(part))] == []
+        writer.close()
+        await writer.wait_closed()

@@ -50,8 +50,11 @@ class _Reader(Protocol):
     _transport: Any
 
     def _wakeup_waiter(self) -> None: ...
-    def break_off(self, exc: BaseException) -> None: ...
-    def feed_data(self, data: bytes) -> None: ...
+    def break_off(self, exc: BaseException) -> None:
+        """Raise `exc` once all is read."""
+
+    def feed_data(self, data: bytes) -> None:
+        """Buffer it."""
 
 
 class StreamDrain:

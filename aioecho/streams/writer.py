@@ -24,7 +24,7 @@ WRITELINES_NEVER_PAUSES = (3, 12) <= sys.version_info < (3, 12, 9) or (3, 13) <=
 class StreamWriter(asyncio.StreamWriter):
     """asyncio's StreamWriter. Made by the server."""
 
-    __slots__ = ("protocol",)  # not in the dictionary: see StreamReader's
+    __slots__ = ("_loop", "_protocol", "_reader", "_transport", "protocol")  # not in the dictionary: see StreamReader's
 
     _transport: asyncio.Transport
     _protocol: StreamProtocol  # what asyncio's own methods look for
