@@ -360,12 +360,6 @@ class StreamReader(WaitingReader, asyncio.StreamReader):
             yield from self._wait("readexactly")
         return self._take(n)
 
-    def _check_size(self, n: int) -> None:
-        most = self._news.max_frame if self._news is not None else None
-        if most is not None and n > most:
-            self._skip_from_now(n)
-            raise FrameTooLong(n, most, n)
-
     def frames(self, framing: Framing) -> Frames:
         """Return what ``async for frame in reader.frames(framing)`` goes through: the frames of the stream, as bytes.
 
@@ -400,11 +394,3 @@ class StreamReader(WaitingReader, asyncio.StreamReader):
         Of more than 64 KiB that have come, the first ones. For ingest: a list costs about as much as a frame.
         """
         return Batches(self, self._bound(framing))
-
-    def _bound(self, framing: Framing) -> Framing:
-        if not isinstance(framing, Framing):
-            raise TypeError(f"framing must be an aioecho.framing.Framing, as Lines(), not {framing!r}")
-        if framing.limit == "max_buffer":
-            return framing.limited(self._limit)
-        most = self._news.max_frame if self._news is not None else None
-        return framing if most is None else framing.limited(most)

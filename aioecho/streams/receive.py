@@ -5,6 +5,7 @@ from io import BytesIO
 from time import monotonic
 from typing import Any
 
+from aioecho.framing import Framing
 from aioecho.streams.frames import Batches, Frames
 from aioecho.streams.news import UNCOUNTED, News, Slow
 from aioecho.streams.records import BATCH, LEAST_BATCH, MANY, PIECE, SLICE, WINDOW
@@ -289,3 +290,12 @@ class ReceiveBuffer:
         self._piece, self._at = b"", 0
         self._message_began = self._scan = None
         return self._hand_out_lines(piece[at:split], split)
+
+    def _bound(self, framing: Framing) -> Framing:
+        """Return `framing` with the server's limit, if it has none of its own."""
+        if not isinstance(framing, Framing):
+            raise TypeError(f"framing must be an aioecho.framing.Framing, as Lines(), not {framing!r}")
+        if framing.limit == "max_buffer":
+            return framing.limited(self._limit)
+        most = self._news.max_frame if self._news is not None else None
+        return framing if most is None else framing.limited(most)

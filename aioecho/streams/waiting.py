@@ -5,6 +5,7 @@ from collections.abc import Generator, Iterable
 from time import monotonic
 from typing import Any, SupportsIndex
 
+from aioecho.exceptions import FrameTooLong
 from aioecho.runtime.steps import steps
 from aioecho.streams.ending import StreamDrain
 from aioecho.streams.news import SLOW, News, Slow
@@ -301,3 +302,9 @@ class WaitingReader(ReceiveBuffer):
         """Have the next read skip what skip_record() calls `what`; None is all that comes."""
         self._skip = ALL if what is None else what
         self._slow_down()
+
+    def _check_size(self, n: int) -> None:
+        most = self._news.max_frame if self._news is not None else None
+        if most is not None and n > most:
+            self._skip_from_now(n)
+            raise FrameTooLong(n, most, n)
