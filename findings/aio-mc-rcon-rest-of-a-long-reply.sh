@@ -39,7 +39,7 @@ async def serve(reader, writer):
                 send(number, 0, b"list-2 ".ljust(104, b"."))
             else:
                 send(number, 0, command + b" done")
-    except asyncio.IncompleteReadError:
+    except (asyncio.IncompleteReadError, asyncio.CancelledError):
         writer.close()
 
 

@@ -47,7 +47,9 @@ def make_handler(properties):
 
         try:
             await reader.readexactly(8)
-            send(0, 10, 10, b"\0\x09" + long_string(properties) + long_string(b"PLAIN AMQPLAIN") + long_string(b"en_US"))
+            send(
+                0, 10, 10, b"\0\x09" + long_string(properties) + long_string(b"PLAIN AMQPLAIN") + long_string(b"en_US")
+            )
             while True:
                 kind, channel, size = struct.unpack(">BHI", await reader.readexactly(7))
                 payload = await reader.readexactly(size + 1)
@@ -60,7 +62,7 @@ def make_handler(properties):
                         send(0, 10, 41, b"\0")
                     case 20, 10:
                         send(channel, 20, 11, long_string(b""))
-                    case (10 | 20 as class_), (40 | 50 as method):
+                    case ((10 | 20 as class_), (40 | 50 as method)):
                         send(channel, class_, method + 1)
         except (asyncio.IncompleteReadError, asyncio.CancelledError):
             writer.close()

@@ -8,7 +8,7 @@
 # To a server that goes by the RFC its second message fails: the client takes each reply that is left for that to its next command.
 #
 # Seen: replies that aiosmtpd sends after the final dot of a message to three recipients; and what smtplib makes of a server that
-# sends one for each.
+# sends one for each recipient.
 #   aiosmtpd, 1 recipient: 1
 #   aiosmtpd, 3 recipients: 1
 #   smtplib, 1 recipient, twice: delivered, delivered

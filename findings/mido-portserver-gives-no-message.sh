@@ -2,10 +2,10 @@
 # mido 1.3.3 on CPython: a loop over a PortServer, its documentation's first example of a server, never gets a message.
 #
 # Socket ports carry MIDI over TCP. "for message in PortServer(host, port)" is to give what the clients send, and poll() what is there,
-# or None. The server takes in clients and messages, but asks the ports below it to wait in every case, which they do in a loop that has no
+# or None. The server takes in a client and its messages, but asks the ports below it to wait in every case, which they do in a loop that has no
 # end (mido/sockets.py: PortServer._receive() drops its argument `block`; mido/ports.py: MultiPort._receive() puts all that this
 # loop gives into a list first). So neither ever returns, with messages or without, and no error shows. accept() works: it gives
-# a port for one client, whose messages can be read.
+# a port for one client, and its messages can be read.
 #
 # Seen: the notes that a server gets within two seconds, where a client has sent 60, 61 and 62.
 #   for message in server: []

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # sacn 1.11.0 on CPython: its receiver drops packets of one source because of the sequence numbers of another.
 #
-# In E1.31 each source counts the packets of a universe for itself, and a receiver drops one whose number is up to 19 behind the last
+# In E1.31 each source counts the packets of a universe for itself, and a receiver drops one with a number up to 19 behind the last
 # of the same source. Two sources for a universe, a console and its backup, are what priorities are for. One would guess
 # that the receiver keeps a number for each source. It keeps one for each universe (sacn/receiving/receiver_handler.py: is_legal_sequence()).
 # So when the other console takes over and its count is up to 19 behind, its packets are dropped until it has caught up. At rest
