@@ -12,6 +12,7 @@ from conftest import settle
 from helpers import ANYWHERE, ask
 
 import aioecho
+import aioecho.framing
 from aioecho.echo import DatagramEcho, Echo
 
 
@@ -127,6 +128,18 @@ async def test_data_that_handle_returns_is_not_sent_and_a_warning_says_so(caplog
         assert await ask(server) == b""
     [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert "Returning.handle() returned bytes, which is not sent" in record.getMessage()
+
+
+async def test_a_str_as_a_frame_is_named(caplog: Any) -> None:
+    class Framed(aioecho.StreamRequestHandler):
+        framing = aioecho.framing.Lines()
+
+        async def handle(self) -> None:
+            await self.send_frame("hello")  # type: ignore[arg-type]
+
+    async with aioecho.TCPServer(ANYWHERE, Framed) as server:
+        assert await ask(server) == b""
+    assert "a frame is bytes, not str: encode it" in caplog.text
 
 
 @pytest.mark.parametrize(
