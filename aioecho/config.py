@@ -247,7 +247,12 @@ def check_ssl(ssl: Any) -> None:
     if ssl is None:
         return
     if not isinstance(ssl, ssl_module.SSLContext):
-        raise TypeError(f"ssl must be an ssl.SSLContext, not {ssl!r}")
+        raise TypeError(f'ssl must be an aioecho.TLS, as aioecho.TLS("server.pem"), or an ssl.SSLContext, not {ssl!r}')
+    if ssl.protocol == ssl_module.PROTOCOL_TLS_CLIENT:
+        raise ValueError(
+            "ssl is a context for clients: make it by ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), and load the"
+            " server's certificate into it"
+        )
     minimum, maximum, tls_1_2 = ssl.minimum_version, ssl.maximum_version, ssl_module.TLSVersion.TLSv1_2
     if maximum != ssl_module.TLSVersion.MAXIMUM_SUPPORTED and maximum < tls_1_2:
         raise ValueError(f"ssl allows no version after {maximum.name}: set its maximum_version to MAXIMUM_SUPPORTED")

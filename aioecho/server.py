@@ -25,7 +25,7 @@ from aioecho.serving.connection import Connection
 from aioecho.serving.handler_types import is_blocking, is_handle_function, undo_partial
 from aioecho.serving.handlers import StreamRequestHandler
 from aioecho.serving.listening import ListeningSocket
-from aioecho.serving.porting import check_hooks
+from aioecho.serving.porting import check_hooks, check_options
 from aioecho.serving.proxied import ProxiedConnection
 
 __all__ = ["StdioServer", "StreamListener", "StreamServer", "TCPServer", "UnixStreamServer"]
@@ -199,6 +199,7 @@ class StreamServer(BaseServer):
 
     def __init__(self, server_address: Any, RequestHandlerClass: Any, **options: Any) -> None:
         check_hooks(type(self))
+        check_options(options)
         if isinstance(RequestHandlerClass, Mapping):
             served = {_as_handler_class(handler): endpoints for handler, endpoints in RequestHandlerClass.items()}
             super().__init__(server_address, served, **options)

@@ -513,7 +513,9 @@ def test_a_class_may_be_in_a_package_or_a_class(tmp_path: Path) -> None:
         ("slow:Fast", ["no 'Fast' in module 'slow' ({folder}/slow.py)"]),
         ("slow:Slw", ["no 'Slw' in module 'slow' ({folder}/slow.py) (did you mean Slow?)"]),
         ("slow:Slow.absent", ["no 'Slow.absent' in module 'slow'"]),
-        ("slow.py:Slow", ["no module 'slow.py'"]),
+        ("slow.py:Slow", ["no module 'slow.py'", "leave out .py, and say slow:Slow"]),
+        ("./slow.py", ["no handler is called './slow.py'", "for your own say slow:Class"]),
+        ("tcp://127.0.0.1:9999", ["an endpoint is given by --bind tcp://127.0.0.1:9999"]),
         ("slow:", ["no handler is called 'slow:'"]),
         (":Slow", ["no handler is called ':Slow'"]),
         (".slow:Slow", ["no handler is called '.slow:Slow'"]),
@@ -545,6 +547,15 @@ def test_a_module_that_fails_shows_its_own_traceback(tmp_path: Path, source: str
     assert "own.py" in errors
     assert expected in errors
     assert not any(name in errors for name in ("click", "aioecho", "importlib"))
+
+
+def test_a_module_that_serves_as_it_is_imported_gets_one_line(tmp_path: Path) -> None:
+    source = "import aioecho, aioecho.echo\naioecho.run(aioecho.echo.Upper, 'fd://99')\n"
+    (tmp_path / "unguarded.py").write_text(source)
+    check_mistake(
+        invoke("serve", "unguarded:Upper", cwd=tmp_path),
+        "the module 'unguarded' starts its server whenever it is imported: call run() under `if __name__",
+    )
 
 
 # What can't be

@@ -39,6 +39,7 @@ import aioecho
 from aioecho.check import run
 from aioecho.cli import main
 from aioecho.echo import Echo, Upper
+from aioecho.framing import LengthPrefixed
 
 PAGES = ROOT / "docs" / "pages"
 # The pages on protocols are test_protocols.py's.
@@ -295,6 +296,21 @@ def test_a_task_beside_the_handler_beats_while_it_reads() -> None:
         assert replies.readline() == b"beat\n"
         sock.sendall(b"hello\n")
         assert replies.readline() == b"hello\n"
+
+
+@runs("replies-from-tasks")
+def test_replies_from_tasks_come_in_any_order_and_after_the_clients_end() -> None:
+    framing = LengthPrefixed(4)
+    with served(BLOCKS["replies-from-tasks"]) as server, connect(server.names[0]) as sock:
+        sock.sendall(framing.join(b"1 0.2") + framing.join(b"2 0"))
+        sock.shutdown(socket.SHUT_WR)
+        with sock.makefile("rb") as replies:
+            assert replies.read() == framing.join(b"2 done") + framing.join(b"1 done")
+        with connect(server.names[0]) as other, other.makefile("rb") as replies:
+            other.sendall(framing.join(b"3 0.7") + framing.join(b"4 0"))
+            assert replies.read(10) == framing.join(b"4 done")
+            server.server.begin_shutdown()
+            assert replies.read() == framing.join(b"3 done")
 
 
 @runs("factory")

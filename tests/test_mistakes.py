@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import ssl
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from conftest import settle
 from helpers import ANYWHERE, ask
 
 import aioecho
+import aioecho.framing
 from aioecho.echo import DatagramEcho, Echo
 
 
@@ -32,6 +35,21 @@ class Seconds(Echo):
     timeouts = 30  # type: ignore[assignment]
 
 
+class SyncSetup(Echo):
+    def setup(self) -> None:  # type: ignore[override]
+        self.greeting = b"hello"
+
+
+class SyncFinish(Echo):
+    def finish(self) -> None:  # type: ignore[override]
+        print("the end")
+
+
+class Named(Echo):
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
 def two_arguments(reader: Any, writer: Any) -> None: ...
 
 
@@ -42,6 +60,12 @@ def two_arguments(reader: Any, writer: Any) -> None: ...
         (NoHandle, r"NoHandle makes no handlers, as it has no handle\(\)"),
         (Lines, r"Lines.framing must be None or as aioecho.framing.Lines\(\), not 'lines'"),
         (Seconds, r"Seconds.timeouts must be None or as aioecho.Timeouts\(\), not 30"),
+        (SyncSetup, r"the setup\(\) of SyncSetup is a plain function, .* `async def setup\(self\)`"),
+        (SyncFinish, r"the finish\(\) of SyncFinish is a plain function"),
+        (
+            Named,
+            r"Named is called with \(request, client_address, server\) .* give functools.partial\(Named, more=...\)",
+        ),
         (two_arguments, r"two_arguments is called with \(request, client_address, server\)"),
         (aioecho.TCPServer, r"TCPServer is a server: .* server_class=TCPServer"),
     ],
@@ -55,6 +79,87 @@ def test_what_makes_no_handlers_says_so_before_it_serves(made_with: Any, expecte
 def test_settings_of_the_wrong_type_are_named(name: str) -> None:
     with pytest.raises(TypeError, match=f"{name} must be"):
         aioecho.TCPServer(ANYWHERE, Echo, **{name: 30})  # type: ignore[arg-type]
+
+
+def test_a_field_of_limits_or_timeouts_as_an_option_says_where_it_belongs() -> None:
+    with pytest.raises(TypeError, match=r"give limits=aioecho.Limits\(max_connections=...\)"):
+        aioecho.TCPServer(ANYWHERE, Echo, max_connections=5)
+    with pytest.raises(TypeError, match=r"give timeouts=aioecho.Timeouts\(idle=...\)"):
+        aioecho.serve(Echo, "tcp://127.0.0.1:0", idle=5)
+    with pytest.raises(TypeError, match="port is no option: write the endpoint tcp://HOST:PORT"):
+        aioecho.serve(Echo, port=9999)
+
+
+@pytest.mark.parametrize("kind", [aioecho.TCPServer, aioecho.UDPServer])
+def test_a_server_in_a_plain_with_says_what_to_use(kind: Any) -> None:
+    server = kind(ANYWHERE, Echo if kind is aioecho.TCPServer else DatagramEcho)
+    with pytest.raises(TypeError, match=f"a {kind.__name__} is an `async with`.*aioecho.run_in_thread"), server:
+        pass
+
+
+def test_a_context_for_clients_and_the_name_of_a_file_are_no_ssl_of_a_server() -> None:
+    with pytest.raises(ValueError, match=r"ssl is a context for clients: .*Purpose.CLIENT_AUTH"):
+        aioecho.TCPServer(ANYWHERE, Echo, ssl=ssl.create_default_context())
+    with pytest.raises(TypeError, match=r'ssl must be an aioecho.TLS, as aioecho.TLS\("server.pem"\)'):
+        aioecho.TCPServer(ANYWHERE, Echo, ssl="server.pem")  # type: ignore[arg-type]
+
+
+async def plain_generator(server: Any) -> AsyncIterator[None]:
+    yield
+
+
+async def coroutine(server: Any) -> None: ...
+
+
+@pytest.mark.parametrize("lifespan", [plain_generator, coroutine])
+async def test_a_lifespan_that_is_no_context_manager_names_the_decorator(lifespan: Any) -> None:
+    server = aioecho.TCPServer(ANYWHERE, Echo, lifespan=lifespan)
+    with pytest.raises(TypeError, match=r"the lifespan .* decorate it with @contextlib.asynccontextmanager"):
+        await server.start()
+    await server.shutdown()
+
+
+async def test_data_that_handle_returns_is_not_sent_and_a_warning_says_so(caplog: Any) -> None:
+    class Returning(aioecho.StreamRequestHandler):
+        async def handle(self) -> Any:
+            return b"hello"
+
+    async with aioecho.TCPServer(ANYWHERE, Returning) as server:
+        assert await ask(server) == b""
+    [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "Returning.handle() returned bytes, which is not sent" in record.getMessage()
+
+
+async def test_a_str_as_a_frame_is_named(caplog: Any) -> None:
+    class Framed(aioecho.StreamRequestHandler):
+        framing = aioecho.framing.Lines()
+
+        async def handle(self) -> None:
+            await self.send_frame("hello")  # type: ignore[arg-type]
+
+    async with aioecho.TCPServer(ANYWHERE, Framed) as server:
+        assert await ask(server) == b""
+    assert "a frame is bytes, not str: encode it" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("127.0.0.1", "a port is missing, as in tcp://127.0.0.1:9999"),
+        ("localhost:", "a port is missing, as in tcp://localhost:9999"),
+        ("udp://127.0.0.1", "a port is missing, as in udp://127.0.0.1:9999"),
+        ("[::1]", r"a port is missing, as in tcp://\[::1\]:9999"),
+        ("tcp://127.0.0.1:http", "'http' is no port"),
+        ("tcp:127.0.0.1:9999", "write tcp://127.0.0.1:9999"),
+        ("udp:/127.0.0.1:9999", "write udp://127.0.0.1:9999"),
+        ("tcp://::1:9999", r"write tcp://\[::1\]:9999"),
+        (("127.0.0.1", 9999), "write tcp://127.0.0.1:9999 in place of"),
+        (Echo, "the handler comes first, and then the endpoints"),
+    ],
+)
+def test_what_is_no_endpoint_says_what_was_probably_meant(text: Any, hint: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=hint):
+        aioecho.serve(Echo, text)
 
 
 async def test_a_plain_handle_that_returns_what_can_be_awaited_is_no_mistake() -> None:

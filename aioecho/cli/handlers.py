@@ -54,6 +54,15 @@ def find_framed_handlers(
     return {name: type(kind.__name__, (kind,), {"framing": framing}) for name, kind in FRAME_HANDLERS.items()}
 
 
+def _hint(name: str) -> str:
+    """Return what an error message says last of a name that is no handler's: what to write in its place."""
+    if match := re.fullmatch(r"(?:\./)?([\w/]+)\.py(:\w+)?", name):
+        return f"for your own say {match[1].replace('/', '.')}{match[2] or ':Class'}"
+    if re.search(r":[0-9]+$", name) or name.startswith(("tcp:", "udp:", "unix:")):
+        return f"an endpoint is given by --bind {name}"
+    return "for your own say module:Class"
+
+
 def find_handler(name: str, folder: str, ready_made: Mapping[str, Any]) -> Any:
     """Return the ready-made handler called `name`, or import "module:Class". `folder` comes first on the path.
 
@@ -65,6 +74,6 @@ def find_handler(name: str, folder: str, ready_made: Mapping[str, Any]) -> Any:
     if not is_object_name(name):
         raise Mistake(
             f"no handler is called {name!r}{did_you_mean(name, ready_made)}: the ready-made ones are"
-            f" {', '.join(ready_made)}; for your own say module:Class"
+            f" {', '.join(ready_made)}; {_hint(name)}"
         )
     return find_object(name, folder)

@@ -12,6 +12,7 @@ import click
 from aioecho.cli.console import ImportMistake, Mistake
 from aioecho.framing import Framing, parse_framing
 from aioecho.framing.spec import FRAMINGS
+from aioecho.workers.guard import StartedByImport, importing
 
 __all__ = ["FRAMING_HELP", "did_you_mean", "find_framing", "find_object", "framing_option", "is_object_name"]
 
@@ -39,11 +40,15 @@ def find_object(name: str, folder: str) -> Any:
     if where not in sys.path[:1]:  # by an object before it
         sys.path.insert(0, where)
     try:
-        module = importlib.import_module(module_name)
+        with importing(module_name):
+            module = importlib.import_module(module_name)
+    except StartedByImport as error:
+        raise Mistake(str(error)) from error
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise ImportMistake(module_name, error) from error  # the module is there, and imports something that is not
-        raise Mistake(f"no module {module_name!r} in {where} nor among the installed ones") from error
+        hint = f": leave out .py, and say {module_name[:-3]}:{attribute}" if module_name.endswith(".py") else ""
+        raise Mistake(f"no module {module_name!r} in {where} nor among the installed ones{hint}") from error
     except Exception as error:
         raise ImportMistake(module_name, error) from error
     found: Any = module

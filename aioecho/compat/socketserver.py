@@ -47,19 +47,17 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from socketserver import (  # noqa: F401 - they are in __all__
-    BaseRequestHandler,
-    BaseServer,
-    DatagramRequestHandler,
-    ForkingMixIn,
-    ForkingTCPServer,
-    ForkingUDPServer,
-    StreamRequestHandler,
-    TCPServer,
-    UDPServer,
-    UnixDatagramServer,
-    UnixStreamServer,
-)
+from socketserver import BaseRequestHandler as BaseRequestHandler
+from socketserver import BaseServer as BaseServer
+from socketserver import DatagramRequestHandler as DatagramRequestHandler
+from socketserver import ForkingMixIn as ForkingMixIn
+from socketserver import ForkingTCPServer as ForkingTCPServer
+from socketserver import ForkingUDPServer as ForkingUDPServer
+from socketserver import StreamRequestHandler as StreamRequestHandler
+from socketserver import TCPServer as TCPServer
+from socketserver import UDPServer as UDPServer
+from socketserver import UnixDatagramServer as UnixDatagramServer
+from socketserver import UnixStreamServer as UnixStreamServer
 from typing import Any
 
 from aioecho.blocking.sockets import RequestSocket
@@ -71,12 +69,14 @@ from aioecho.serving.base import BaseServer as _AioechoServer
 from aioecho.serving.handler_types import undo_partial
 
 if sys.version_info >= (3, 12):
-    from socketserver import ForkingUnixDatagramServer, ForkingUnixStreamServer  # noqa: F401
+    from socketserver import ForkingUnixDatagramServer as ForkingUnixDatagramServer
+    from socketserver import ForkingUnixStreamServer as ForkingUnixStreamServer
 
 # Classes say that they are socketserver's, as the classes of CPython's _pydecimal say that they are decimal's: this module is
 # to be put in the other's place, also in sys.modules.
 __name__ = "socketserver"
 
+# Type checkers do not look at it, but at `import ... as` above.
 __all__ = list(stdlib.__all__)
 
 logger = logging.getLogger("aioecho.compat.socketserver")

@@ -3,7 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar, Literal, Self, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from aioecho.exceptions import FrameTooLong, FramingError
 
@@ -26,14 +26,15 @@ class Framing(ABC):
     """The most bytes of one frame, as `split` returns it. None: as the server's limits have it."""
 
     @abstractmethod
-    def split(self, buffer: Buffer, scanned: int = 0, /) -> tuple[list[bytes], int, int]:
+    def split(self, buffer: Buffer, scanned: int = 0, /) -> tuple[list[Any], int, int]:
         """Cut the whole frames off the front of a buffer: return (frames, used, wanted).
 
-        Raises FrameTooLong and FramingError, the peer's fault, where the first frame is refused.
+        The frames are bytes, but for a framing that parses them too. Raises FrameTooLong and FramingError, the peer's fault,
+        where the first frame is refused.
         """
 
     @abstractmethod
-    def join(self, frame: bytes, /) -> bytes:
+    def join(self, frame: Any, /) -> bytes:
         """Return the bytes to write for one frame.
 
         Raises ValueError if the framing has no way to write this frame: the caller's fault.

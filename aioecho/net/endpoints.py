@@ -30,6 +30,7 @@ from typing import Any, ClassVar, Self, Union
 from urllib.parse import parse_qsl
 
 from aioecho.exceptions import EndpointError
+from aioecho.net.endpoint_hints import hint_at_endpoint
 from aioecho.net.endpoint_options import OptionalEndpoint, split_options
 from aioecho.net.numbers import MOST_FD, MOST_ID, is_at_most
 
@@ -235,6 +236,12 @@ def parse_endpoint(text: str, inherited_type: int = socket.SOCK_STREAM) -> Endpo
         TypeError: it is not a string.
     """
     if not isinstance(text, str):
+        if isinstance(text, tuple) and len(text) == 2:
+            raise TypeError(f"an endpoint is a string: write tcp://{text[0]}:{text[1]} in place of {text!r}")
+        if callable(text):
+            raise TypeError(
+                f"the handler comes first, and then the endpoints: {text!r} stands where an endpoint is expected"
+            )
         raise TypeError(f"an endpoint is a string, {FORMS}, not {text!r}")
     rest, options = split_options(text)
     if not options:
@@ -277,14 +284,7 @@ def _parse(text: str, inherited_type: int) -> Endpoint:
             return _parse(f"tcp://{text}", inherited_type)
         except ValueError as error:
             raise ValueError(str(error).replace(f"tcp://{text}", text, 1)) from None
-    hint = ""
-    if match := re.fullmatch(r"(?:[a-z]*:(?://)?)?([0-9]+)", text):
-        hint = f"write 127.0.0.1:{match[1]}, or *:{match[1]} to listen on all addresses; "
-    elif text.startswith(("/", "./")):
-        hint = f"write unix:{text}; "
-    elif match := re.fullmatch(r"(?:tls|ssl|tcps)(://.+)", text):
-        hint = f"write tcp{match[1]}, and give the server a certificate by ssl= (--ssl-certfile); "
-    raise ValueError(f"bad endpoint {text!r}: {hint}expected {FORMS}")
+    raise ValueError(f"bad endpoint {text!r}: {hint_at_endpoint(text)}expected {FORMS}")
 
 
 def _read_host(text: str, match: re.Match[str]) -> TCPEndpoint | UDPEndpoint:

@@ -29,7 +29,10 @@ def parse_metrics_address(text: str) -> str:
 
     Raises:
         ValueError: it is none of these.
+        TypeError: it is not a string.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"metrics must be HOST:PORT, as 127.0.0.1:9464, or unix:PATH, not {text!r}")
     endpoint = text if text.startswith(("unix:", "tcp://")) else f"tcp://{text}"
     try:
         parsed = parse_endpoint(endpoint)

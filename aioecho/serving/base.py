@@ -119,7 +119,7 @@ class BaseServer(Sharing):
         if sock is not None:
             self.endpoints.append(InheritedEndpoint(sock, self._socket_type))
         if not self.endpoints:
-            raise ValueError("a server needs an address or a socket to listen on: give server_address, or sock=")
+            raise ValueError("a server needs an endpoint or a socket to listen on: give it tcp://HOST:PORT, or sock=")
         for handler_class, _ in served:
             self._check_endpoints(handler_class)
         self._proxy = None if proxy is None else check_type("proxy", proxy, ProxyProtocol)

@@ -140,7 +140,9 @@ class Connection(ClosingConnection):
             if self.handler is not None:
                 self._stage = HANDLE
                 awaitable = None
-                await self.handle()
+                awaitable = await self.handle()
+                if awaitable is not None:
+                    self._server.report_result(self.handler, awaitable)
                 self.take_inner_end(None)
         except BaseException:
             end = self.end_with(sys.exception())
@@ -192,7 +194,7 @@ class Connection(ClosingConnection):
         if awaitable is not None:
             await awaitable
 
-    def handle(self) -> Awaitable[None]:
+    def handle(self) -> Awaitable[Any]:
         """Call handle(); return what is to be awaited, which an event may step."""
         handling = HandlerRun.handle(self)  # not through super(): this is for every connection
         protocol = self._protocol

@@ -116,10 +116,17 @@ def check_handler_class(RequestHandlerClass: Any) -> None:
                 " thread of its own, derive the class from one of socketserver's handlers"
             )
         _check_attributes(plain)
+        _check_other_methods(plain)
         if _makes_generators(handle):
             raise TypeError(
                 f"the handle() of {plain.__qualname__} makes generators, which cannot be awaited: define it as"
                 " `async def handle(self)`, without `yield`"
+            )
+        if _serves(plain) is not None and not _takes_three(RequestHandlerClass):
+            raise TypeError(
+                f"{plain.__qualname__} is called with (request, client_address, server) to make a handler, and its __init__()"
+                " does not take these: write `def __init__(self, *args, more)` with `super().__init__(*args)`, and give"
+                f" functools.partial({plain.__qualname__}, more=...)"
             )
     elif inspect.iscoroutinefunction(plain) or inspect.iscoroutinefunction(getattr(plain, "__call__", None)):  # noqa: B004
         raise TypeError(
@@ -145,6 +152,16 @@ def _check_attributes(plain: Any) -> None:
         # A descriptor gives every handler its own.
         if not (value is None or isinstance(value, kind) or hasattr(type(value), "__get__")):
             raise TypeError(f"{plain.__qualname__}.{name} must be None or as {example}, not {value!r}")
+
+
+def _check_other_methods(plain: Any) -> None:
+    """Raise TypeError if another method than handle() is a plain function where a coroutine is awaited."""
+    for name in ("setup", "finish", "draining"):
+        if _serves(plain) is not None and _returns_nothing(getattr(plain, name, None)):
+            raise TypeError(
+                f"the {name}() of {plain.__qualname__} is a plain function, and is awaited: define it as"
+                f" `async def {name}(self)`"
+            )
 
 
 def _returns_nothing(function: Any) -> bool:
@@ -186,6 +203,8 @@ def _takes_three(function: Any) -> bool:
         inspect.signature(function).bind(None, None, None)
     except TypeError:
         return False
+    except ValueError:  # it has no signature, as some written in C
+        return True
     return True
 
 

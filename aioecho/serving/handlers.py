@@ -228,11 +228,16 @@ class StreamRequestHandler(BaseRequestHandler):
 
         Raises, beside what :meth:`send` does:
             ValueError: the framing has no way to write this frame.
-            TypeError: the class has no framing.
+            TypeError: the class has no framing, or the frame is a str.
         """
         if self.framing is None:
             raise no_framing(self)
-        return self.send(self.framing.join(frame))
+        try:
+            return self.send(self.framing.join(frame))
+        except TypeError:
+            if isinstance(frame, str):
+                raise TypeError("a frame is bytes, not str: encode it") from None
+            raise
 
     @property
     def credentials(self) -> Credentials | None:

@@ -49,7 +49,15 @@ class Lifespan:
         raise RuntimeError(f"the lifespan {self._make!r} ended without yielding")
 
     async def _run(self, begun: "asyncio.Future[Any]") -> None:
-        async with self._make(self._server) as state:
+        manager = self._make(self._server)
+        if not hasattr(type(manager), "__aenter__"):
+            if asyncio.iscoroutine(manager):
+                manager.close()
+            raise TypeError(
+                f"the lifespan {self._make!r} returned {manager!r}, which is no async context manager: decorate it with"
+                " @contextlib.asynccontextmanager"
+            )
+        async with manager as state:
             begun.set_result(state)
             await self._over.wait()
 

@@ -1,8 +1,12 @@
-"""What a subclass of a server has of socketserver's that would never be called here: a mistake that is told at the start."""
+"""What a server is given that would have no effect here, as a hook of socketserver's: a mistake that is told at the start."""
 
+import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["check_hooks"]
+from aioecho.config import Limits, Timeouts
+
+__all__ = ["check_hooks", "check_options"]
 
 # The hooks and class attributes of socketserver's servers, and what there is in their place.
 REPLACED = {
@@ -32,3 +36,16 @@ def check_hooks(kind: type[Any]) -> None:
         for name, instead in REPLACED.items():
             if name in vars(base):
                 raise TypeError(f"{base.__qualname__}.{name} is socketserver's, and has no effect here: {instead}")
+
+
+def check_options(names: Iterable[str]) -> None:
+    """Raise TypeError if an option of a server is a field of its limits or timeouts, or a part of its endpoint."""
+    for name in names:
+        for kind, option in ((Limits, "limits"), (Timeouts, "timeouts")):
+            # `proxy` is both: an option, and a timeout.
+            if name != "proxy" and any(field.name == name for field in dataclasses.fields(kind)):
+                raise TypeError(
+                    f"{name} is a field of {kind.__name__}: give {option}=aioecho.{kind.__name__}({name}=...)"
+                )
+        if name in ("host", "port"):
+            raise TypeError(f"{name} is no option: write the endpoint tcp://HOST:PORT")

@@ -104,13 +104,13 @@ class HandlerRun(Live, Ended, Driver):
         self.handler = handler
         self.note_wait()
 
-    def handle(self) -> Awaitable[None]:
+    def handle(self) -> Awaitable[Any]:
         """Call handle(), and return what is to be awaited.
 
         Raises:
             TypeError: handle() is no coroutine function.
         """
-        handling: Awaitable[None] = self.handler.handle()
+        handling: Awaitable[Any] = self.handler.handle()
         if type(handling) is CoroutineType:
             # What names the task, where a task is shown: Upper.handle.
             self._coroutine.__qualname__ = handling.__qualname__

@@ -2,15 +2,19 @@
 
 import asyncio
 import functools
+import logging
 from collections.abc import Callable, Hashable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
+from aioecho.runtime.logs import BoundedLog
 from aioecho.serving.audience import MOST_UNSENT
 from aioecho.serving.lifespan import Lifespan
 from aioecho.serving.registry import Registry
 from aioecho.serving.tasks import LEAST, Tasks
 
 __all__ = ["Sharing"]
+
+logger = logging.getLogger("aioecho.server")
 
 
 class Sharing(Registry):
@@ -22,6 +26,29 @@ class Sharing(Registry):
     composite: Any = None
     # In a worker process: passes a message on to the others, and returns False if there is no room for it.
     relay: Callable[[str, bytes, str], bool] | None = None
+
+    if not TYPE_CHECKING:  # a type checker says so itself
+
+        def __enter__(self) -> NoReturn:
+            raise TypeError(
+                f"a {type(self).__qualname__} is an `async with`, in a coroutine: a synchronous program uses"
+                " aioecho.run(Handler, endpoint), or `with aioecho.run_in_thread(Handler, endpoint) as server`"
+            )
+
+        def __exit__(self, *exc_info: object) -> None: ...
+
+    @functools.cached_property
+    def _result_log(self) -> BoundedLog:
+        return BoundedLog(logger, logging.WARNING)
+
+    def report_result(self, handler: Any, result: object) -> None:
+        """Log that handle() has returned data, at a bounded rate: it was meant for the peer, and is not sent."""
+        if isinstance(result, bytes | bytearray | memoryview | str):
+            self._result_log.report(
+                "%s.handle() returned %s, which is not sent: send it by `await self.send(data)`",
+                type(handler).__qualname__,
+                type(result).__name__,
+            )
 
     @functools.cached_property
     def tasks(self) -> Tasks:

@@ -9,7 +9,15 @@ from collections.abc import Iterator
 from aioecho.exceptions import AioechoError
 from aioecho.workers.channel import Channel
 
-__all__ = ["MARK", "check_can_start_workers", "loading", "refuse_start_in_worker", "remove_mark"]
+__all__ = [
+    "MARK",
+    "StartedByImport",
+    "check_can_start_workers",
+    "importing",
+    "loading",
+    "refuse_start_in_worker",
+    "remove_mark",
+]
 
 MARK = "AIOECHO_WORKER"
 """The environment variable that marks the start of a worker: the number of the descriptor of its channel."""
@@ -17,6 +25,11 @@ MARK = "AIOECHO_WORKER"
 _WHAT_TO_DO = "use one worker, without reuse_port and max_requests, or run the program by a Python interpreter"
 
 _is_loading = False
+_imported = ""
+
+
+class StartedByImport(RuntimeError):
+    """run() was called by a module that a command imports for what it defines."""
 
 
 def check_can_start_workers() -> None:
@@ -51,11 +64,28 @@ def loading() -> Iterator[None]:
         _is_loading = False
 
 
+@contextlib.contextmanager
+def importing(module_name: str) -> Iterator[None]:
+    """Refuse run() as long as the ``with`` lasts, in which a command imports a module for what it defines."""
+    global _imported
+    _imported = module_name
+    try:
+        yield
+    finally:
+        _imported = ""
+
+
 def refuse_start_in_worker() -> None:
     """Raise SystemExit where a server is started by a worker that has no server yet.
 
-    That is so while it imports its program, and where the executable runs the program in place of a worker.
+    That is so while it imports its program, and where the executable runs the program in place of a worker. Raise
+    StartedByImport where a command imports a module.
     """
+    if _imported:
+        raise StartedByImport(
+            f"the module {_imported!r} starts its server whenever it is imported: call run() under"
+            ' `if __name__ == "__main__":`'
+        )
     if _is_loading:
         raise SystemExit(
             "the program starts its server whenever it is imported, as each worker process does: call run() under"

@@ -36,7 +36,10 @@ class Order:
             pickled = pickle.dumps(self)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             # Every version of Python has another error for the same mistake, and none says what to do.
-            message = f"worker processes import the handler and its options, and these can't be: {error}"
+            message = (
+                f"worker processes import the handler and its options, and these can't be: {error}. Define them at the top of"
+                " a module"
+            )
             raise TypeError(message) from error
         # In a process of multiprocessing's the program is called by the second name.
         needs_main = b"__main__" in pickled or b"__mp_main__" in pickled
