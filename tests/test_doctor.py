@@ -105,8 +105,13 @@ def test_descriptors_are_counted_for_one_worker(root: Path) -> None:
     assert look(root, files=(unlimited, unlimited)) == []
 
 
-def test_what_the_system_does_not_tell_is_not_looked_at(tmp_path: Path) -> None:
+def test_what_the_system_does_not_tell_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list(examine(1000, 1, udp=True, root=tmp_path, files=(20_000, 20_000)))) == 2
+    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    monkeypatch.setattr(resource, "getrlimit", lambda number: (20_000, 20_000))
+    status, output, _ = invoke("doctor", "--connections", "1000")
+    assert status == 0
+    assert output.endswith(b"there is no /proc/sys: nothing of the kernel was looked at\n")
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,8 @@ def doctor_command(connections: int, workers: int | None, udp: bool) -> None:
         if not finding.is_enough:
             for line in finding.remedy.splitlines():
                 click.echo(f"         {line}")
+    if not (ROOT / "proc/sys").exists():
+        click.echo("there is no /proc/sys: nothing of the kernel was looked at")
     if any(not finding.is_enough and "sysctl -w" in finding.remedy for finding in findings):
         click.echo(_how_to_set(ROOT))
     if any(finding.status == "too low" for finding in findings):
