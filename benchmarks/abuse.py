@@ -181,6 +181,8 @@ def _measure(kind: str, name: str, seconds: float, processors: set[int] | None) 
                 warmup_s=0.5,
             )
         )
+        if result.interrupted:
+            raise KeyboardInterrupt
         grown = process.memory_kib() - memory
         told: dict[str, Any] = {"count": 0, "gone_s": []}
         if bad is not None:

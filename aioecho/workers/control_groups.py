@@ -56,7 +56,7 @@ def memory_left(root: Path = Path("/")) -> float:
 
 
 def _find_groups(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
-    """Yield the folders of the process' groups that may have this controller's files, and the version of each."""
+    """Yield the folders of the process' groups that may have this controller's files, with the version, 1 or 2."""
     with contextlib.suppress(OSError, ValueError):
         yield from _read_groups(root, controller)
 
