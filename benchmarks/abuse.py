@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .catalog import by_name, find_missing
-from .processes import HOST, ROOT, ServerProcess, choose_processors
+from .processes import HOST, ServerProcess, choose_processors, start_module
 
 __all__ = ["KINDS", "NAME", "QUESTION", "SERVERS", "make_table", "run_abuse", "write_table"]
 
@@ -165,11 +165,12 @@ def _measure(kind: str, name: str, seconds: float, processors: set[int] | None) 
     arguments = ("--mode", "lines", "--timeouts", str(TIMEOUTS))
     with ServerProcess(by_name(name), arguments, processors) as process, contextlib.ExitStack() as stack:
         process.settle()
-        said, memory = _lines(process), process.memory_kib()
+        lines, memory = _lines(process), process.memory_kib()
         bad = None
         if KINDS[kind][1] is not None:
-            command = [sys.executable, "-m", "benchmarks.abuse", kind, str(process.port), str(seconds)]
-            bad = stack.enter_context(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE))
+            bad = start_module("benchmarks.abuse", kind, str(process.port), str(seconds), stdout=subprocess.PIPE)
+            stack.enter_context(bad)
+            stack.callback(bad.kill)  # at an interruption; else it has ended
         result = load(
             LoadSettings(
                 endpoint=f"tcp://{HOST}:{process.port}",
@@ -180,14 +181,19 @@ def _measure(kind: str, name: str, seconds: float, processors: set[int] | None) 
                 warmup_s=0.5,
             )
         )
+        if result.interrupted:
+            raise KeyboardInterrupt
         grown = process.memory_kib() - memory
         told: dict[str, Any] = {"count": 0, "gone_s": []}
         if bad is not None:
-            told = json.loads(bad.communicate()[0])
+            said = bad.communicate()[0]
+            if not said:
+                raise OSError(f"the process of bad peers has failed, exit status {bad.returncode}")
+            told = json.loads(said)
         return {
             "kind": kind,
             "server": name,
-            "log_lines_per_s": round((_lines(process) - said) / seconds, 1),
+            "log_lines_per_s": round((_lines(process) - lines) / seconds, 1),
             "grown_kib": grown,
             "gone_s": round(max(told["gone_s"]), 1) if told["gone_s"] else None,
             "peers": told["count"],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,8 @@ def run_command(
     if crowd.NAME in scenarios:
         if len(scenarios) > 1 or quick or resume or servers:
             raise click.UsageError("the scenario crowd is measured alone, and with aioecho only")
-        found = crowd.run_crowd(lambda text: click.echo(text, err=True), connections)
+        with _interruptible("nothing of it is kept"):
+            found = crowd.run_crowd(lambda text: click.echo(text, err=True), connections)
         click.echo(crowd.write_table(output or _RESULTS / "crowd.md", found))
         return
     if connections is not None:
@@ -87,28 +90,33 @@ def run_command(
     if abuse.NAME in scenarios:
         if len(scenarios) > 1 or quick or resume:
             raise click.UsageError("the scenario abuse is measured alone, and always in full")
-        samples = abuse.run_abuse(lambda text: click.echo(text, err=True), servers)
+        with _interruptible("nothing of it is kept"):
+            samples = abuse.run_abuse(lambda text: click.echo(text, err=True), servers)
         click.echo(
             abuse.write_table(output or _RESULTS / "abuse.md", "python -m benchmarks run --scenario abuse", samples)
         )
         return
     from .environment import describe_environment
-    from .runner import run_plan
+    from .runner import last_run, read_lines, run_plan
 
     plan = make_plan("quick" if quick else "full", scenarios, servers)
+    if not plan.cells:
+        raise click.UsageError(f"none of these servers takes part in these scenarios of the {plan.name} plan")
     path = output or _RESULTS / f"{plan.name}.jsonl"
     options = ["--quick"] * quick + [f"--scenario {name}" for name in scenarios] + [f"--server {n}" for n in servers]
     header = describe_environment(" ".join(["python -m benchmarks run", *options]))
     total = plan.total_s
     click.echo(f"{plan.count_turns():,} turns, about {total / 60:.0f} minutes; data: {_shown(path)}", err=True)
     try:
-        with _progress(total) as report:
+        with _interruptible("what was measured is kept, and --resume goes on"), _progress(total) as report:
             run_plan(plan, path, header, resume=resume, report=report)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    except KeyboardInterrupt:
-        click.echo("interrupted; what was measured is kept, and --resume goes on", err=True)
-        sys.exit(1)
+    lines = last_run(read_lines(path))
+    for text in _failures(lines):
+        click.echo(text, err=True)
+    if not any(line["kind"] == "sample" and not line["errors"] and not line.get("left_out") for line in lines):
+        raise click.ClickException("nothing was measured")
     click.echo("now: python -m benchmarks report", err=True)
 
 
@@ -144,6 +152,43 @@ def report_command(data: Path | None, output: Path | None, readmes: tuple[Path, 
         raise click.ClickException(str(error)) from None
     for path in written:
         click.echo(_shown(path))
+
+
+@contextmanager
+def _interruptible(kept: str) -> Iterator[None]:
+    """End what was started also at SIGTERM, as at SIGINT, and say in one line what is `kept`, or what has failed."""
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"interrupted; {kept}", err=True)
+        sys.exit(1)
+    except subprocess.CalledProcessError as error:
+        words = error.stderr.decode(errors="replace").strip().rpartition("\n")[2] if error.stderr else ""
+        raise click.ClickException(f"{error.cmd[0]} failed: {words or f'exit status {error.returncode}'}") from None
+    except OSError as error:
+        raise click.ClickException(str(error)) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _failures(lines: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each server that was left out, and for each at a load where messages or replies were lost."""
+    found: dict[str, None] = {}
+    for line in lines:
+        if line["kind"] == "left out":
+            what = ", ".join(line[key] for key in ("cell", "server") if key in line)
+            found[f"left out: {what}: {line['why']}"] = None
+        elif line["kind"] == "sample" and (line["errors"] or line.get("left_out")):
+            how = "left out" if line.get("left_out") else "void"
+            why = line["problem"] or f"{line['errors']} errors"
+            found.setdefault(f"{how}: {line['cell']}, {line['server']}: {why}")
+    return list(found)
 
 
 def _shown(path: Path) -> str:

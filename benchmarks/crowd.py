@@ -10,14 +10,13 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .processes import HOST, ROOT
+from .processes import HOST, start_module
 
 __all__ = ["NAME", "QUESTION", "choose_count", "make_table", "run_crowd", "write_table"]
 
@@ -67,8 +66,10 @@ def _serving(workers: int, folder: str) -> Iterator[tuple[subprocess.Popen[str],
     with socket.socket() as free:
         free.bind((HOST, 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "benchmarks.servers.aioecho_crowd", str(port), str(workers), folder]
-    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    arguments = (str(port), str(workers), folder)
+    server = start_module(
+        "benchmarks.servers.aioecho_crowd", *arguments, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         end = time.monotonic() + 60
         while len(_children(server.pid)) < workers or not _accepts(port):
@@ -151,8 +152,10 @@ def _measure(
         except subprocess.TimeoutExpired:
             found["stop_status"] = None
         found["stop_s"] = time.monotonic() - began
-        all_used = resource.getrusage(resource.RUSAGE_CHILDREN)  # without the workers, if they have not ended
-        found["stop_cpu_s"] = max(0.0, all_used.ru_utime + all_used.ru_stime - others.ru_utime - others.ru_stime - used)
+        all_used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        stop_cpu_s = all_used.ru_utime + all_used.ru_stime - others.ru_utime - others.ru_stime - used
+        # The processor time of children that have not been waited for is not known.
+        found["stop_cpu_s"] = None if found["stop_status"] is None else max(0.0, stop_cpu_s)
         ends = [client.receive()["answer"] for client in clients]
         found["stop_ended"] = sum(end["ended"] for end in ends)
         found["stop_reset"] = sum(end["reset"] for end in ends)
@@ -164,12 +167,9 @@ class _Process:
     """A process of clients: see crowd_clients.py."""
 
     def __init__(self, port: int, count: int, number: int) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.crowd_clients", str(port), str(count), str(number)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+        arguments = (str(port), str(count), str(number))
+        self.process = start_module(
+            "benchmarks.crowd_clients", *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def __enter__(self) -> _Process:
@@ -185,8 +185,11 @@ class _Process:
 
     def send(self, order: dict[str, Any]) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(json.dumps(order) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise OSError("a process of clients has ended") from None
 
     def receive(self) -> Any:
         assert self.process.stdout is not None
@@ -286,8 +289,8 @@ def make_table(found: dict[str, Any]) -> str:
         ("all workers replaced in", f"{found['restart_s']:.1f} s"),
         ("drained then, and reset", f"{found['restart_ended']:,}, {found['restart_reset']:,}"),
         ("longest standstill of a loop then", _still(found["restart_still"])),
-        ("all stopped in", f"{found['stop_s']:.1f} s, exit status {found['stop_status']}"),
-        ("processor time of the workers for it", f"{found['stop_cpu_s']:.1f} s, on {os.cpu_count()} processors"),
+        ("all stopped in", _stop(found["stop_s"], found["stop_status"])),
+        ("processor time of the workers for it", _stop_cpu(found["stop_cpu_s"])),
         ("drained then, and reset", f"{found['stop_ended']:,}, {found['stop_reset']:,}"),
         ("longest standstill of a loop then", _still(found["stop_still"])),
     ]
@@ -305,6 +308,14 @@ def write_table(path: Path, found: dict[str, Any]) -> str:
 
 def _wrong(wrong: dict[str, int]) -> str:
     return ", ".join(f"{how} {count:,}" for how, count in sorted(wrong.items())) or "0"
+
+
+def _stop(seconds: float, status: int | None) -> str:
+    return f"not ended after {seconds:.1f} s" if status is None else f"{seconds:.1f} s, exit status {status}"
+
+
+def _stop_cpu(seconds: float | None) -> str:
+    return "not ended" if seconds is None else f"{seconds:.1f} s, on {os.cpu_count()} processors"
 
 
 def _still(still: dict[str, float]) -> str:

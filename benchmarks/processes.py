@@ -12,22 +12,41 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from .catalog import Server
 
-__all__ = ["HOST", "ROOT", "ServerProcess", "choose_processors"]
+__all__ = ["HOST", "ROOT", "ServerProcess", "choose_processors", "start_module"]
 
 HOST = "127.0.0.1"
 ROOT = Path(__file__).resolve().parent.parent
 _START_TIMEOUT_S = 20.0
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
+# Has the kernel kill this process as soon as its parent ends, then becomes another program. 1 is Linux's PR_SET_PDEATHSIG,
+# which holds across execve(). In the program itself ctypes would count as its memory. A preexec_fn is unsafe beside threads.
+_DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
 
 def choose_processors() -> tuple[int, int] | None:
     """Choose one processor for servers and another for the generator; None where this process may use only one."""
     allowed = sorted(os.sched_getaffinity(0))
     return (allowed[0], allowed[-1]) if len(allowed) > 1 else None
+
+
+def start_module(name: str, *arguments: str, **options: Any) -> subprocess.Popen[Any]:
+    """Start ``python -m NAME ARGUMENTS`` from the repository's root, as a process that the kernel kills when this one ends.
+
+    It does so also where this process is killed. `options` are Popen's. Call it in the main thread: the kernel watches the
+    thread that starts the process.
+    """
+    starter = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())]
+    return subprocess.Popen([*starter, sys.executable, "-m", name, *arguments], cwd=ROOT, **options)
 
 
 class ServerProcess:
@@ -55,7 +74,7 @@ class ServerProcess:
         self.launch()
         try:
             self.wait_until_listening()
-        except OSError:
+        except BaseException:  # also an interruption
             self.stop()
             raise
         return self
@@ -69,10 +88,11 @@ class ServerProcess:
             free.bind((HOST, 0))
             self.port = free.getsockname()[1]
         self.words = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in stop()
-        module = f"benchmarks.servers.{self.server.module}"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", module, *self.server.arguments, str(self.port), *self.arguments],
-            cwd=ROOT,
+        self.process = start_module(
+            f"benchmarks.servers.{self.server.module}",
+            *self.server.arguments,
+            str(self.port),
+            *self.arguments,
             stdout=self.words,
             stderr=self.words,
             start_new_session=True,

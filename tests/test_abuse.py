@@ -1,6 +1,7 @@
 """The benchmark of bad peers: it measures every kind on every server, and one command makes the table of the docs."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +20,13 @@ def test_every_kind_of_bad_peer_is_measured_on_every_server(monkeypatch: pytest.
     abuse.run_abuse(lambda text: None)
     assert measured == [(kind, name) for kind in abuse.KINDS for name in abuse.SERVERS if name != "streams"]
     assert os.sched_getaffinity(0) == processors
+
+
+def test_an_interruption_ends_it_though_the_load_generator_returns_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numpy")
+    monkeypatch.setattr("aioecho.load.load", lambda settings: SimpleNamespace(interrupted=True))
+    with pytest.raises(KeyboardInterrupt):
+        abuse.run_abuse(lambda text: None, ("threading",), 1.5)
 
 
 def test_the_table_tells_what_is_never_ended_and_what_was_lost() -> None:

@@ -4,6 +4,8 @@ import contextlib
 import importlib.util
 import json
 import re
+import signal
+import socket
 import socketserver
 import subprocess
 import sys
@@ -775,6 +777,68 @@ def test_a_server_that_does_not_start_says_why():
         pass
 
 
+def test_an_interrupted_start_ends_the_server(monkeypatch):
+    monkeypatch.setattr(ServerProcess, "wait_until_listening", lambda self: signal.raise_signal(signal.SIGINT))
+    process = ServerProcess(by_name("threading"))
+    with pytest.raises(KeyboardInterrupt), process:
+        pass
+    assert process.process.returncode == -signal.SIGKILL
+
+
+def test_servers_end_with_a_suite_that_was_killed():
+    program = """if True:
+        from benchmarks.catalog import by_name
+        from benchmarks.processes import ServerProcess
+        with ServerProcess(by_name("threading")) as process:
+            print(process.port, flush=True)
+            input()
+    """
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as suite:
+        try:
+            client = socket.create_connection(("127.0.0.1", int(suite.stdout.readline())), 10)
+        finally:
+            suite.kill()
+    with client, contextlib.suppress(ConnectionResetError):
+        assert client.recv(1) == b"", "its server is gone"
+
+
+def test_a_terminated_run_ends_as_an_interrupted_one(monkeypatch, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(runner, "run_plan", lambda *args, **options: signal.raise_signal(signal.SIGTERM))
+    outcome = CliRunner().invoke(main, ["run", "--quick", "--output", str(tmp_path / "data.jsonl")])
+    assert outcome.exit_code == 1
+    assert "interrupted; what was measured is kept" in outcome.output
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_what_has_failed_is_said_in_a_line(monkeypatch, tmp_path):
+    def fail(*args):
+        raise OSError("the server does not listen")
+
+    monkeypatch.setattr(crowd, "run_crowd", fail)
+    path = tmp_path / "data.jsonl"
+    outcome = CliRunner().invoke(main, ["run", "--scenario", "crowd"])
+    assert (outcome.exit_code, outcome.output) == (1, "Error: the server does not listen\n")
+
+    def lose(plan, path, header, **options):
+        left_out = {"kind": "left out", "server": "aioecho", "why": "uvloop is not installed"}
+        void = [sample("threading", repeat, 1, "x/slow/1", errors=1, problem="no reply") for repeat in range(2)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in [header | {"kind": "run"}, left_out, *void]))
+
+    monkeypatch.setattr(runner, "run_plan", lose)
+    outcome = CliRunner().invoke(main, ["run", "--quick", "--output", str(path)])
+    assert outcome.exit_code == 1
+    assert outcome.output.splitlines()[1:] == [
+        "left out: aioecho: uvloop is not installed",
+        "void: x/slow/1, threading: no reply",
+        "Error: nothing was measured",
+    ]
+    outcome = CliRunner().invoke(main, ["run", "--quick", "--scenario", "broadcast", "--server", "gevent"])
+    assert outcome.exit_code == 2
+    assert "none of these servers takes part in these scenarios" in outcome.output
+
+
 def test_a_small_run_measures_and_leaves_out_what_is_missing(tmp_path, monkeypatch):
     cells = (
         Cell(scenario="clients", x=2, clients=2, servers=("threading", "streams", "trio")),
@@ -895,4 +959,6 @@ def test_a_crowd_is_held_echoed_replaced_and_drained(monkeypatch: pytest.MonkeyP
     assert (found["stop_ended"], found["stop_status"]) == (400, 0)
     assert found["restart_reset"] == found["stop_reset"] == 0
     assert "| connections held | 400, over 2 workers |" in crowd.write_table(tmp_path / "crowd.md", found)
+    table = crowd.make_table({**found, "stop_s": 30.0, "stop_status": None, "stop_cpu_s": None})
+    assert "| all stopped in | not ended after 30.0 s |\n| processor time of the workers for it | not ended |" in table
     assert said[0] == "400 connect"

@@ -1,7 +1,9 @@
 """What the kernel needs for many connections: whether it has that, and the command that mends it."""
 
+import os
 import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import invoke
@@ -103,8 +105,89 @@ def test_descriptors_are_counted_for_one_worker(root: Path) -> None:
     assert look(root, files=(unlimited, unlimited)) == []
 
 
-def test_what_the_system_does_not_tell_is_not_looked_at(tmp_path: Path) -> None:
+def test_what_the_system_does_not_tell_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list(examine(1000, 1, udp=True, root=tmp_path, files=(20_000, 20_000)))) == 2
+    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    monkeypatch.setattr(resource, "getrlimit", lambda number: (20_000, 20_000))
+    status, output, _ = invoke("doctor", "--connections", "1000")
+    assert status == 0
+    assert output.endswith(b"there is no /proc/sys: nothing of the kernel was looked at\n")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "name", "why"),
+    [
+        ("sys/net/core/somaxconn", None, "net.core.somaxconn", "it can't be read: Is a directory"),
+        ("sys/net/core/somaxconn", "", "net.core.somaxconn", "it has not 1 number: ''"),
+        ("sys/fs/file-max", "\udcff", "fs.file-max", "it has not 1 number: '\\udcff'"),
+        ("sys/net/ipv4/ip_local_port_range", "1024", "ports of one client address", "it has not 2 numbers: '1024'"),
+        ("sys/net/ipv4/tcp_mem", "a b c", "net.ipv4.tcp_mem, 2nd, in pages", "it has not 3 numbers: 'a b c'"),
+        (
+            "sys/net/ipv4/tcp_mem",
+            "away",
+            "net.ipv4.tcp_mem, 2nd, in pages",
+            "it is not to be seen here, as in a container",
+        ),
+        ("meminfo", "MemFree: 1000 kB", "memory, MiB", "/proc/meminfo has no MemAvailable"),
+        ("meminfo", None, "memory, MiB", "it can't be read: Is a directory"),
+    ],
+)
+def test_what_cannot_be_read_is_unknown(root: Path, file: str, text: str | None, name: str, why: str) -> None:
+    path = root / "proc" / file
+    path.unlink()
+    if text is None:
+        path.mkdir()  # root may read every file
+    elif text != "away":
+        path.write_text(text, errors="surrogateescape")
+    [finding] = look(root)
+    assert (finding.name, finding.found, finding.status) == (name, None, "unknown")
+    assert finding.remedy.startswith(why)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_memory_is_what_the_container_may_take(root: Path, version: int) -> None:
+    folder = root / "sys/fs/cgroup"
+    folder.mkdir(parents=True)
+    (root / "proc/self").mkdir()
+    (root / "proc/self/cgroup").write_text("0::/\n" if version == 2 else "4:memory:/\n")
+    mount = "cgroup2 cgroup rw" if version == 2 else "cgroup cgroup rw,memory"
+    (root / "proc/self/mountinfo").write_text(f"1 2 0:1 / /sys/fs/cgroup rw - {mount}\n")
+    names = (
+        ("memory.max", "memory.current", "inactive_file")
+        if version == 2
+        else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    )
+    most, used, idle = names
+    (folder / most).write_text("max\n" if version == 2 else f"{2**63 - 4096}\n")
+    (folder / used).write_text(f"{200 * 2**20}\n")
+    (folder / "memory.stat").write_text(f"anon 1\n{idle} {88 * 2**20}\n")
+    assert look(root) == []
+    (folder / most).write_text(f"{612 * 2**20}\n")
+    [finding] = look(root)
+    assert (finding.name, finding.found) == ("memory, MiB", 500)
+    assert finding.remedy == "there is memory for 29,013 connections: raise the limit of this container or unit"
+
+
+def test_doctor_says_how_parameters_are_set_and_that_unknown_ones_are_no_failure(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "ROOT", root)
+    monkeypatch.setattr(resource, "getrlimit", lambda number: (20_000, resource.RLIM_INFINITY))
+    command = ("doctor", "--connections", "50000", "--workers", "4")
+    (root / "proc/sys/net/ipv4/tcp_mem").unlink()
+    status, output, errors = invoke(*command)
+    assert (status, errors) == (0, "")
+    assert b"unknown  net.ipv4.tcp_mem, 2nd, in pages                  ? of 50,000\n" in output
+    assert b"unlimited of 13,346\n" in output
+    assert b"`sysctl`" not in output
+    (root / "proc/sys/net/core/somaxconn").write_text("128")
+    assert invoke(*command)[1].endswith(
+        b"`sysctl` needs root, and sets until the next boot; /etc/sysctl.d is for good\n"
+    )
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY))
+    last = invoke(*command)[1].decode().splitlines()[-2:]
+    assert last[0].startswith("/proc/sys is read-only here, as in a container")
+    assert max(map(len, last)) <= 80
 
 
 def test_doctor_fails_if_something_is_too_low(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

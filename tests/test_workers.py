@@ -35,8 +35,9 @@ from timing import in_time
 
 import aioecho
 from aioecho.echo import Upper
+from aioecho.workers.control_groups import cpu_quota
 from aioecho.workers.order import store_order
-from aioecho.workers.processors import count_processors, cpu_quota
+from aioecho.workers.processors import count_processors
 
 # Tells which process serves; then does as it is told, and answers with the same line.
 HANDLER = """

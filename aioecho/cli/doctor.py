@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import click
 
 from aioecho.config import Limits
+from aioecho.workers.control_groups import memory_left
 from aioecho.workers.processors import count_processors
 
 __all__ = ["Finding", "doctor_command", "examine"]
@@ -28,24 +30,35 @@ BURST = 4096
 # Bytes of an idle connection, of process and kernel, rounded up: 3.6 to 6 KiB and 5.2 KiB were measured. And of a worker.
 CONNECTION_BYTES, WORKER_BYTES = 12 * 1024, 40 * 2**20
 
+# What the kernel says for no limit is close to 2**63, and different from case to case.
+UNLIMITED = 2**62
+
 # Bytes that the kernel should queue for a socket of datagrams.
 DATAGRAM_BYTES = 4 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `is_note`: it matters in some cases only, and so is no failure."""
+    """One thing that was looked at. `is_note`: it matters in some cases only, and so is no failure.
+
+    `found` is None if it could not be read, and `remedy` says why then.
+    """
 
     name: str
     needed: int
-    found: int
+    found: int | None
     remedy: str
     is_note: bool = False
 
     @property
     def is_enough(self) -> bool:
-        """Whether there is as much as is needed."""
-        return self.found >= self.needed
+        """Whether there is as much as is needed. False if that is unknown."""
+        return self.found is not None and self.found >= self.needed
+
+    @property
+    def status(self) -> str:
+        """In a word or two."""
+        return "unknown" if self.found is None else "ok" if self.is_enough else "note" if self.is_note else "too low"
 
 
 @click.command("doctor", short_help="Check what the kernel needs for many connections.")
@@ -58,19 +71,23 @@ def doctor_command(connections: int, workers: int | None, udp: bool) -> None:
     \b
         python -m aioecho doctor --connections 250000 --workers 14
 
-    Nothing is changed. A limit that matters in some cases only is a "note". The exit status is 0 if all limits are high
-    enough but for notes, 1 if not.
+    Nothing is changed. A limit that matters in some cases only is a "note", and one that can't be read is "unknown". The
+    exit status is 1 if a limit is "too low", else 0.
     """
     workers = workers or count_processors()
     findings = list(examine(connections, workers, udp=udp, root=ROOT, files=resource.getrlimit(resource.RLIMIT_NOFILE)))
     click.echo(f"{connections:,} connections over {workers:,} worker{'s' * (workers > 1)}")
     for finding in findings:
-        status = "ok" if finding.is_enough else "note" if finding.is_note else "too low"
-        click.echo(f"{status:7}  {finding.name:33}  {finding.found:>15,} of {finding.needed:,}")
+        found = "?" if finding.found is None else "unlimited" if finding.found >= UNLIMITED else f"{finding.found:,}"
+        click.echo(f"{finding.status:7}  {finding.name:33}  {found:>15} of {finding.needed:,}")
         if not finding.is_enough:
             for line in finding.remedy.splitlines():
                 click.echo(f"         {line}")
-    if any(not finding.is_enough and not finding.is_note for finding in findings):
+    if not (ROOT / "proc/sys").exists():
+        click.echo("there is no /proc/sys: nothing of the kernel was looked at")
+    if any(not finding.is_enough and "sysctl -w" in finding.remedy for finding in findings):
+        click.echo(_how_to_set(ROOT))
+    if any(finding.status == "too low" for finding in findings):
         raise SystemExit(1)
 
 
@@ -80,7 +97,7 @@ def examine(connections: int, workers: int, *, udp: bool, root: Path, files: tup
     Args:
         connections, workers: how many are wanted.
         udp: look at the buffers for datagrams too.
-        root: the folder with ``proc``. What is not there is not looked at: this is no Linux, or the module is not loaded.
+        root: the folder with ``proc``. What is not there is not looked at if this is no Linux, or the module is not loaded.
         files: the soft and the hard limit of the descriptors of a process.
     """
     sysctl = _Sysctl(root / "proc/sys")
@@ -114,32 +131,53 @@ def examine(connections: int, workers: int, *, udp: bool, root: Path, files: tup
 
 
 def _look_at_ports(sysctl: "_Sysctl", connections: int) -> Iterator[Finding]:
-    ports = sysctl.read("net.ipv4.ip_local_port_range")
-    if len(ports) == 2:
-        remedy = (
-            "clients of one address: of a balancer, or a load on this machine\n"
-            'sysctl -w net.ipv4.ip_local_port_range="1024 65535"'
-        )
-        yield Finding("ports of one client address", connections, ports[1] - ports[0] + 1, remedy, is_note=True)
+    remedy = (
+        "clients of one address: of a balancer, or a load on this machine\n"
+        'sysctl -w net.ipv4.ip_local_port_range="1024 65535"'
+    )
+    for ports, why in sysctl.read("net.ipv4.ip_local_port_range", 2):
+        found = ports[1] - ports[0] + 1 if ports else None
+        yield Finding("ports of one client address", connections, found, why or remedy, is_note=True)
 
 
 def _look_at_memory(sysctl: "_Sysctl", root: Path, connections: int, workers: int) -> Iterator[Finding]:
-    pages = sysctl.read("net.ipv4.tcp_mem")
-    if len(pages) == 3:
-        raised = [max(have, connections * times // 4) for have, times in zip(pages, (3, 4, 6), strict=True)]
+    for pages, why in sysctl.read("net.ipv4.tcp_mem", 3):
+        raised = [max(have, connections * times // 4) for have, times in zip(pages, (3, 4, 6), strict=False)]
         remedy = f'sysctl -w net.ipv4.tcp_mem="{" ".join(map(str, raised))}"'
-        yield Finding("net.ipv4.tcp_mem, 2nd, in pages", connections, pages[1], remedy)
-    with contextlib.suppress(OSError, ValueError, IndexError):
+        yield Finding("net.ipv4.tcp_mem, 2nd, in pages", connections, pages[1] if pages else None, why or remedy)
+    fixed = workers * WORKER_BYTES
+    needed = (connections * CONNECTION_BYTES + fixed) // 2**20
+    try:
         text = (root / "proc/meminfo").read_text()
         free = int(text.partition("MemAvailable:")[2].split()[0]) * 1024
-        fixed = workers * WORKER_BYTES
-        fit = max(0, (free - fixed) // CONNECTION_BYTES)
-        yield Finding(
-            "memory, MiB",
-            (connections * CONNECTION_BYTES + fixed) // 2**20,
-            free // 2**20,
-            f"there is memory for {fit:,} connections: end other programs, or add memory",
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, IndexError) as error:
+        yield Finding("memory, MiB", needed, None, _why(error, "/proc/meminfo has no MemAvailable"))
+        return
+    allowed = memory_left(root)
+    mend = "end other programs, or add memory" if free <= allowed else "raise the limit of this container or unit"
+    free = int(min(free, allowed))
+    fit = max(0, (free - fixed) // CONNECTION_BYTES)
+    yield Finding("memory, MiB", needed, free // 2**20, f"there is memory for {fit:,} connections: {mend}")
+
+
+def _why(error: Exception, odd: str) -> str:
+    """Say why something could not be read: the system's error, or that what was read is `odd`."""
+    return f"it can't be read: {error.strerror}" if isinstance(error, OSError) else odd
+
+
+def _how_to_set(root: Path) -> str:
+    """Say where and how to run the commands for the kernel's parameters."""
+    is_read_only = 0
+    with contextlib.suppress(OSError):
+        is_read_only = os.statvfs(root / "proc/sys").f_flag & os.ST_RDONLY
+    if is_read_only:
+        return (
+            "/proc/sys is read-only here, as in a container: run `sysctl` on the host as\n"
+            "root, or start the container with --sysctl NAME=VALUE where that is possible"
         )
+    return "`sysctl` needs root, and sets until the next boot; /etc/sysctl.d is for good"
 
 
 class _Sysctl:
@@ -148,15 +186,28 @@ class _Sysctl:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def read(self, name: str) -> list[int]:
-        """Return the numbers of a parameter; none if there is no such parameter."""
+    def read(self, name: str, count: int = 1) -> Iterator[tuple[list[int], str]]:
+        """Yield the numbers of a parameter that has so many, or none and why they are unknown.
+
+        Yield nothing where the parameter does not matter, as there is no such thing.
+        """
+        text = ""
         try:
-            return [int(word) for word in (self._folder / name.replace(".", "/")).read_text().split()]
-        except (OSError, ValueError):
-            return []
+            text = os.fsdecode((self._folder / name.replace(".", "/")).read_bytes())
+            numbers = [int(word) for word in text.split()]
+            if len(numbers) != count:
+                raise ValueError
+        except FileNotFoundError:
+            # This is no Linux, or the module is not loaded. Else it is of the host's network alone.
+            if self._folder.exists() and not name.startswith("net.netfilter."):
+                yield [], "it is not to be seen here, as in a container: look on the host"
+        except (OSError, ValueError) as error:
+            yield [], _why(error, f"it has not {count} number{'s' * (count > 1)}: {text.strip()[:40]!r}")
+        else:
+            yield numbers, ""
 
     def look(self, name: str, needed: int, *, is_note: bool = False) -> Iterator[Finding]:
         """Yield whether a parameter of one number is high enough, if there is that parameter."""
-        found = self.read(name)
-        if len(found) == 1:
-            yield Finding(name, needed, found[0], f"sysctl -w {name}={needed}", is_note)
+        for numbers, why in self.read(name):
+            found = numbers[0] if numbers else None
+            yield Finding(name, needed, found, why or f"sysctl -w {name}={needed}", is_note)
