@@ -173,7 +173,7 @@ class SessionTable:
         handover = self._server.handover
         if handover is not None and successor is None:
             handover.note_end(_key_of(ended.request[1], ended.client_address))
-        if ended.outcome == "cancelled" and self._server.is_draining:  # the grace is over: nothing begins any more
+        if self._server.is_grace_over:  # nothing begins any more
             if newcomer is not None:
                 newcomer.datagrams.drop("stopped")
                 del self._sessions[newcomer.key]

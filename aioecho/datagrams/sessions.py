@@ -254,7 +254,7 @@ class Session(AccompaniedRun, DatagramRun):
         self.datagrams.set_driver(None)
         self.datagrams.end()
         super().finish()
-        was_stopped = self.outcome == "cancelled" and self._server.is_draining
+        was_stopped = self.outcome == "cancelled" and self._server.is_grace_over
         self.datagrams.drop("refused" if self.outcome == "rejected" else "stopped" if was_stopped else "session ended")
 
     def drain(self) -> None:

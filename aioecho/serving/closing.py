@@ -22,8 +22,16 @@ class ClosingConnection(VerifiedConnection):
     def _close_if_done(self, end: BaseException | None) -> bool:
         """Close, if handle() has returned, all is sent, and there is nothing to be cleaned up: most often.
 
-        Return whether that was done. The connection then lasts until its peer closes it too.
+        Return whether that was done. The connection then lasts until its peer closes it too. An error is told to the loop:
+        raised from here it would end the task, or leave it waiting for ever, with the connection open.
         """
+        try:
+            return self._close_at_once(end)
+        except Exception as error:
+            self._loop.call_exception_handler({"message": f"could not close {self!r}", "exception": error})
+            return False
+
+    def _close_at_once(self, end: BaseException | None) -> bool:
         protocol = self._protocol
         if protocol.collected is not None:
             protocol.flush()

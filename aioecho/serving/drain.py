@@ -97,6 +97,8 @@ class Drain:
         self._why = OVER
         self._has_told_all = False
         self._timer: asyncio.TimerHandle | None = None  # for the next stage
+        self.is_over = False
+        """Whether the grace is over: handlers are cancelled, and nothing begins any more."""
         self._all_ended: asyncio.Future[None] | None = None  # None: it does not wait for that yet
         self._loop = loop = asyncio.get_running_loop()
         self._began = loop.time()
@@ -187,6 +189,7 @@ class Drain:
     # The stages after the grace.
 
     def _cancel_all(self) -> None:
+        self.is_over = True
         self._counts["cancelled"] += self._drop_waiting()
         self.end_if_idle()
         self._do_with_all(list(self._served), self._cancel_one, self._abort_all)
