@@ -18,6 +18,7 @@ from timing import in_time
 import aioecho
 from aioecho.framing import FixedSize, LengthPrefixed
 from aioecho.net.kernel import unacknowledged
+from aioecho.streams import waiting
 
 seen: list[Any] = []
 
@@ -128,6 +129,37 @@ async def test_a_connection_between_messages_ends_at_once(kind: Any) -> None:
         report = await stop
     assert (report.completed, report.cancelled, report.unfinished) == (1, 0, 0)
     in_time(report.seconds, 0.3)  # and not the linger
+
+
+# It was cancelled when the grace was over: its reads, which ran ahead of its answers, never found all answered.
+async def test_a_handler_that_answers_in_another_task_ends_though_its_client_asks_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(waiting, "AHEAD_FOR", 0.05)
+    gate = asyncio.Event()
+
+    class Ahead(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            lines: asyncio.Queue[bytes] = asyncio.Queue()
+
+            async def answer() -> None:
+                while line := await lines.get():
+                    await gate.wait()
+                    await self.send(line)
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(answer())
+                async for line in self.reader:
+                    lines.put_nowait(line)
+                lines.put_nowait(b"")
+
+    async with stopping(Ahead, b"ask\n", grace=4) as (reader, writer, stop):
+        gate.set()
+        with contextlib.suppress(ConnectionError):
+            while await reader.readline():
+                writer.write(b"ask\n")
+        report = await stop
+    assert (report.completed, report.unfinished) == (1, 0)
 
 
 async def test_an_exchange_in_steps_is_not_broken() -> None:
