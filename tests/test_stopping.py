@@ -101,6 +101,29 @@ async def test_a_message_that_does_not_end_within_the_grace_is_cancelled_and_cou
     assert (report.completed, report.cancelled, report.unfinished) == (0, 1, 1)
 
 
+# The report said that it was completed, nothing was logged, and a program ended with status 0.
+@pytest.mark.parametrize("then", ["returns", "raises", "answers"])
+@pytest.mark.parametrize("first", [b"\0\0\0\1x", b"\0\0"], ids=["not answered", "half of it"])
+async def test_a_message_is_counted_as_cut_though_its_handler_catches_the_cancellation(first: bytes, then: str) -> None:
+    class Catches(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            try:
+                await self.reader.readexactly(5)
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                if then == "raises":
+                    raise OSError("of something else") from None
+                if then == "answers":
+                    await self.send(b"in time")
+
+    async with stopping(Catches, first, grace=0.2) as (reader, _, stop):
+        report = await stop
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == (b"in time" if then == "answers" else b"")
+    is_cut = then != "answers"
+    assert (report.completed, report.cancelled, report.unfinished) == (not is_cut, is_cut, is_cut)
+
+
 async def test_a_line_in_progress_is_completed_and_answered() -> None:
     async with stopping(Pay, b"pay 10") as (reader, writer, stop):
         writer.write(b"00\n")

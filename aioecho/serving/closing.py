@@ -104,6 +104,20 @@ class ClosingConnection(VerifiedConnection):
         """Tell whether nothing was read since the last write; what a handler that never answers reads does not count."""
         return not self._protocol.unanswered or bool(getattr(self.handler, "one_way", False))
 
+    def is_in_message(self) -> bool:
+        """Tell whether a message, or a TLS handshake, is in progress: cancelling the handler, which has not ended, cuts it."""
+        return self.is_before_end() and super().is_in_message()
+
+    def is_cut(self) -> bool:
+        """Tell whether a message that was in progress when the handler was cancelled was not answered, and the peer stayed."""
+        return self.reason in ("finished", "error") and not self.is_answered()
+
+    def cancel(self) -> None:
+        """Cancel the handler. What has come of a message counts as not answered until the handler writes something."""
+        if self.is_in_message():
+            self._protocol.unanswered = self._protocol.unanswered or True
+        super().cancel()
+
     async def _finish(self, end: BaseException | None) -> None:
         """Let the handler clean up, report what went wrong, and close."""
         protocol, request = self._protocol, self.request
