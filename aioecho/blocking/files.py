@@ -141,7 +141,7 @@ class RequestReader(io.BufferedReader):
 
 
 class RequestPair(io.BufferedIOBase):
-    """What ``makefile("rwb")`` gives: what io.BufferedRWPair is, whose own reader would not tell what it has buffered."""
+    """What ``makefile("rwb")`` gives: an io.BufferedRWPair with a reader that tells what it has buffered."""
 
     def __init__(self, reader: RequestReader, writer: io.BufferedWriter) -> None:
         self._reader, self._writer = reader, writer
