@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import settle
 from test_datagram import Peer, check, peer, serving
+from test_proxy import HERE, binary
 from timing import in_time
 
 import aioecho
@@ -342,3 +344,56 @@ async def test_a_drain_counts_a_batch_for_which_another_has_waited(peer: Peer) -
         report = await stopping
     assert seen == [[b"waits"], [b"at once"]]
     assert (report.completed, server.stats.completed) == (2, 2)
+
+
+async def queue_up(server: aioecho.UDPServer, peer: Peer, count: int) -> None:
+    """Send a datagram for the first handler, and `count` more, where each is a batch."""
+    for number in range(count + 1):
+        peer.send(binary(family=0x12) + b"%d" % number, server.server_address)
+        await settle(lambda number=number: server.stats.queued == number)  # type: ignore[misc]
+
+
+# It began all that waited, a batch for every PROXY header, in one turn of the loop.
+async def test_no_more_than_64_batches_begin_in_one_turn_of_the_loop(peer: Peer) -> None:
+    gate = asyncio.Event()
+    turn = 0
+    begun: list[int] = []
+
+    async def handle(self: Any) -> None:
+        begun.append(turn)
+        if len(begun) == 1:
+            await gate.wait()
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async with serving(handler(handle), proxy=HERE) as (server, _):
+        await queue_up(server, peer, 300)
+        counting = asyncio.create_task(count_turns())
+        gate.set()
+        await settle(lambda: not server.stats.queued)
+        counting.cancel()
+        assert Counter(begun[1:]).most_common(1)[0][1] <= 64
+        assert (len(begun), server.stats.handled) == (301, 301)
+
+
+async def test_batches_that_wait_for_the_next_turn_are_handled_before_a_stop_ends(peer: Peer) -> None:
+    gate = asyncio.Event()
+    count = 0
+
+    async def handle(self: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 1:
+            await gate.wait()
+
+    async with serving(handler(handle), proxy=HERE) as (server, _):
+        await queue_up(server, peer, 200)
+        stop = asyncio.create_task(server.shutdown(10))
+        await settle(lambda: not server.is_serving())
+        gate.set()
+        report = await stop
+        assert (count, report.completed, server.stats.drops) == (201, 201, {})

@@ -479,3 +479,25 @@ async def test_what_is_written_once_the_handler_has_ended_raises(unread: bytes) 
         await close(writer)
         await settle(lambda: not server.stats.active)
         assert server.stats.completed == 1
+
+
+# It went to the socket: on asyncio's loop it broke the connection, and raised nothing.
+async def test_what_is_written_to_the_transport_once_the_handler_has_ended_raises_and_breaks_nothing() -> None:
+    transports: list[Any] = []
+
+    async def handle(self: Any) -> None:
+        transports.append(self.writer.transport)
+        await self.send(await self.reader.readline())
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), handler(handle)) as server:
+        reader, writer = await asyncio.open_connection(*server.server_address)
+        writer.write(b"a\n")
+        assert await reader.read() == b"a\n"
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="after write_eof"):
+                transports[0].write(b"late")
+            await settle()
+        assert server.stats.active == 1
+        await close(writer)
+        await settle(lambda: not server.stats.active)
+        assert server.stats.reasons == {"finished": 1}

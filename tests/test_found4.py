@@ -14,6 +14,7 @@ from helpers import ANYWHERE, Stubborn, close, handler
 
 import aioecho
 from aioecho.framing import COBS, SLIP, Framing, LengthPrefixed, Lines
+from aioecho.streams.writer import StreamWriter
 
 
 def tidy(base: type[Any], seen: list[str]) -> type[Any]:
@@ -285,3 +286,39 @@ async def test_a_connection_that_was_cancelled_goes_at_once() -> None:
             gc.enable()
         assert server.stats.reasons == {"cancelled": 1}
         await close(writer)
+
+
+# It waited for ever, and kept its place of `max_connections`; a stop met a task that nothing resumed.
+@pytest.mark.parametrize("ends_in", ["an event's step", "a task's step"])
+async def test_a_connection_that_cannot_be_closed_in_the_quick_way_is_closed_all_the_same(
+    ends_in: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised: list[Any] = []
+
+    def shut(*_: Any) -> bool:
+        raise MemoryError
+
+    async def handle(self: Any) -> None:
+        await self.reader.readline()
+        if ends_in == "a task's step":
+            await asyncio.sleep(0)
+        await self.send(b"answer\n")
+
+    monkeypatch.setattr(StreamWriter, "shut", shut)
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _, context: raised.append(context["exception"]))
+    try:
+        limits = aioecho.Limits(max_connections=1)
+        async with aioecho.TCPServer(ANYWHERE, handler(handle), limits=limits) as server:
+            for _ in range(2):
+                reader, writer = await asyncio.open_connection(*server.server_address)
+                writer.write(b"request\n")
+                assert await reader.read() == b"answer\n"
+                await close(writer)
+            await settle(lambda: not server.connections)
+            assert server.stats.reasons == {"finished": 2}
+    finally:
+        loop.set_exception_handler(before)
+    assert raised
+    assert {type(error) for error in raised} == {MemoryError}

@@ -149,3 +149,34 @@ def test_no_newcomer_is_dropped_while_a_worker_that_was_removed_has_sessions(tmp
         eventually(lambda: len(workers_of(program)) == 1)
         assert program.stop() == 0
         assert "ERROR" not in program.stderr()
+
+
+# They were dropped as "stopped", though the new worker could serve them.
+@pytest.mark.slow
+def test_what_a_session_has_not_read_when_the_grace_is_over_is_for_the_new_worker(tmp_path: Path) -> None:
+    (tmp_path / "busy.py").write_text(
+        """
+import asyncio, os
+import aioecho
+
+class Busy(aioecho.DatagramSessionHandler):
+    async def handle(self):
+        async for data in self.datagrams:
+            await self.reply(b"%d %b" % (os.getpid(), data))
+            if data == b"1":
+                await asyncio.sleep(1000)
+"""
+    )
+    command = ("serve", "busy:Busy", "--workers", "2", "--reuse-port", "--bind", "udp://127.0.0.1:0")
+    with Program.aioecho(*command, "--timeout-graceful-shutdown", "1", cwd=tmp_path) as program:
+        endpoint = program.listening()
+        program.signal(signal.SIGTTOU)
+        (old,) = eventually(lambda: workers if len(workers := workers_of(program)) == 1 else None)
+        peer = Peer(endpoint)
+        assert peer.ask(b"1") == (old, 1)
+        peer.sock.send(b"2")
+        peer.sock.send(b"3")
+        os.kill(old, signal.SIGTERM)
+        answers = [tuple(map(int, peer.sock.recv(100).split())) for _ in range(2)]
+        (new,) = eventually(lambda: workers_of(program) - {old})
+        assert answers == [(new, 2), (new, 3)]

@@ -400,6 +400,45 @@ async def test_a_newcomer_that_waits_for_a_place_when_the_grace_is_over_is_dropp
         assert server.stats.drops == {"stopped": 1}
 
 
+# It was dropped as "stopped", as if the grace were over.
+@pytest.mark.parametrize("what", ["newcomer", "successor"])
+async def test_a_session_that_is_aborted_during_a_drain_makes_room_for_what_waits_for_its_end(what: str) -> None:
+    begun: list[Any] = []
+    gate = asyncio.Event()
+
+    async def handle(self: Any) -> None:
+        await anext(self.datagrams)
+        begun.append(self.client_address)
+        await gate.wait()
+
+    with contextlib.ExitStack() as stack:
+        [one, two], [other] = peers_of(stack, "127.0.0.1", 2), peers_of(stack, "127.0.0.2", 1)
+        async with serving(handler(handle), limits=aioecho.Limits(max_sessions=2)) as (server, address):
+            one.send(b"x", address)
+            two.send(b"x", address)
+            await settle(lambda: len(begun) == 2)
+            later = other if what == "newcomer" else one
+            later.send(b"1", address)
+            await settle(lambda: server.stats.received == 3)
+            stop = asyncio.create_task(server.shutdown(10))
+            await settle(lambda: not server.is_serving())
+            sessions = list(server.connections)
+            if what == "successor":
+                for session in sessions:
+                    session.expire()
+                one.send(b"2", address)
+                await settle(lambda: server.stats.received == 4)
+            for session in sessions:
+                session.kick("by a test")
+            await settle(lambda: len(begun) == 3)
+            gate.set()
+            report = await stop
+        assert begun[2] == later.sock.getsockname()
+        assert report.completed == 1
+        # What a session that was kicked had not read is not charged to the stop.
+        assert server.stats.drops == ({} if what == "newcomer" else {"session ended": 1})
+
+
 async def test_hundreds_of_ports_of_one_host_keep_no_newcomer_out(peer: Peer) -> None:
     with contextlib.ExitStack() as stack:
         many = peers_of(stack, "127.0.0.2", 400)

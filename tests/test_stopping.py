@@ -18,6 +18,7 @@ from timing import in_time
 import aioecho
 from aioecho.framing import FixedSize, LengthPrefixed
 from aioecho.net.kernel import unacknowledged
+from aioecho.streams import waiting
 
 seen: list[Any] = []
 
@@ -100,6 +101,29 @@ async def test_a_message_that_does_not_end_within_the_grace_is_cancelled_and_cou
     assert (report.completed, report.cancelled, report.unfinished) == (0, 1, 1)
 
 
+# The report said that it was completed, nothing was logged, and a program ended with status 0.
+@pytest.mark.parametrize("then", ["returns", "raises", "answers"])
+@pytest.mark.parametrize("first", [b"\0\0\0\1x", b"\0\0"], ids=["not answered", "half of it"])
+async def test_a_message_is_counted_as_cut_though_its_handler_catches_the_cancellation(first: bytes, then: str) -> None:
+    class Catches(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            try:
+                await self.reader.readexactly(5)
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                if then == "raises":
+                    raise OSError("of something else") from None
+                if then == "answers":
+                    await self.send(b"in time")
+
+    async with stopping(Catches, first, grace=0.2) as (reader, _, stop):
+        report = await stop
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == (b"in time" if then == "answers" else b"")
+    is_cut = then != "answers"
+    assert (report.completed, report.cancelled, report.unfinished) == (not is_cut, is_cut, is_cut)
+
+
 async def test_a_line_in_progress_is_completed_and_answered() -> None:
     async with stopping(Pay, b"pay 10") as (reader, writer, stop):
         writer.write(b"00\n")
@@ -128,6 +152,37 @@ async def test_a_connection_between_messages_ends_at_once(kind: Any) -> None:
         report = await stop
     assert (report.completed, report.cancelled, report.unfinished) == (1, 0, 0)
     in_time(report.seconds, 0.3)  # and not the linger
+
+
+# It was cancelled when the grace was over: its reads, which ran ahead of its answers, never found all answered.
+async def test_a_handler_that_answers_in_another_task_ends_though_its_client_asks_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(waiting, "AHEAD_FOR", 0.05)
+    gate = asyncio.Event()
+
+    class Ahead(aioecho.StreamRequestHandler):
+        async def handle(self) -> None:
+            lines: asyncio.Queue[bytes] = asyncio.Queue()
+
+            async def answer() -> None:
+                while line := await lines.get():
+                    await gate.wait()
+                    await self.send(line)
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(answer())
+                async for line in self.reader:
+                    lines.put_nowait(line)
+                lines.put_nowait(b"")
+
+    async with stopping(Ahead, b"ask\n", grace=4) as (reader, writer, stop):
+        gate.set()
+        with contextlib.suppress(ConnectionError):
+            while await reader.readline():
+                writer.write(b"ask\n")
+        report = await stop
+    assert (report.completed, report.unfinished) == (1, 0)
 
 
 async def test_an_exchange_in_steps_is_not_broken() -> None:

@@ -10,7 +10,7 @@ import io
 import socket
 from typing import Any
 
-__all__ = ["RequestFile", "RequestReader"]
+__all__ = ["RequestFile", "RequestPair", "RequestReader"]
 
 NEWLINE = 10
 
@@ -138,3 +138,35 @@ class RequestReader(io.BufferedReader):
             return super().readlines(-1 if hint is None else hint)
         finally:
             raw.reads_since = None
+
+
+class RequestPair(io.BufferedIOBase):
+    """What ``makefile("rwb")`` gives: an io.BufferedRWPair with a reader that tells what it has buffered."""
+
+    def __init__(self, reader: RequestReader, writer: io.BufferedWriter) -> None:
+        self._reader, self._writer = reader, writer
+        # The methods of the two, without a call more. Iterating calls readline().
+        self.read, self.read1, self.peek = reader.read, reader.read1, reader.peek  # type: ignore[method-assign]
+        self.readinto, self.readinto1 = reader.readinto, reader.readinto1  # type: ignore[method-assign]
+        self.readline, self.readlines = reader.readline, reader.readlines  # type: ignore[method-assign]
+        self.write, self.flush = writer.write, writer.flush  # type: ignore[method-assign]
+
+    def readable(self) -> bool:
+        """Return whether it can be read: until it is closed."""
+        return self._reader.readable()
+
+    def writable(self) -> bool:
+        """Return whether it can be written."""
+        return self._writer.writable()
+
+    def close(self) -> None:
+        """Write what is buffered, and close both directions."""
+        try:
+            self._writer.close()
+        finally:
+            self._reader.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed."""
+        return self._writer.closed

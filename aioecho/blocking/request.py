@@ -160,6 +160,10 @@ class Threaded(Live, Ended):
         """Return False: a datagram is a whole message."""
         return False
 
+    def is_cut(self) -> bool:
+        """Return False: whatever its handler does, it ends as cancelled."""
+        return False
+
     def cancel(self) -> None:
         """Do without the handler if it has not begun; else interrupt it, as far as that is possible."""
         self._is_cancelled = True

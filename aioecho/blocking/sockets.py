@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from aioecho.blocking.files import RequestFile, RequestReader
+from aioecho.blocking.files import RequestFile, RequestPair, RequestReader
 from aioecho.net.kernel import unread
 from aioecho.net.proxy_header import ProxyHeader
 from aioecho.streams.protocol import QUICK_ACKS, TCP_QUICKACK
@@ -190,17 +190,20 @@ class WatchedSocket:
 
     def makefile(self, mode: str = "r", buffering: int | None = None, **options: Any) -> Any:
         """Return a file, as socket.makefile() does. One to read from knows what it has buffered."""
-        if buffering == 0 or "r" not in mode or not set(mode) <= {"r", "b"}:
+        if buffering == 0 or "r" not in mode or not set(mode) <= {"r", "w", "b"}:
             return super().makefile(mode, buffering, **options)  # type: ignore[misc]
         raw = RequestFile(self, "r")  # type: ignore[arg-type]
         self._io_refs += 1  # type: ignore[attr-defined]  # as makefile() does; RequestFile.close() takes it back
         size = io.DEFAULT_BUFFER_SIZE if buffering is None or buffering < 0 else buffering
         reader = RequestReader(raw, size)
         self._file = weakref.ref(reader)  # the file has the socket: a cycle would keep both
+        file: Any = reader
+        if "w" in mode:
+            file = RequestPair(reader, super().makefile("wb", buffering))  # type: ignore[misc]
         if "b" in mode:
-            return reader
+            return file
         raw.is_text = True
-        text = io.TextIOWrapper(reader, **options)
+        text = io.TextIOWrapper(file, **options)
         text.mode = mode  # type: ignore[misc]
         return text
 

@@ -5,7 +5,7 @@ from operator import itemgetter
 from typing import Any
 
 from aioecho.config import Limits
-from aioecho.datagrams.dispatcher import Dispatcher
+from aioecho.datagrams.dispatcher import BEGUN_PER_TURN, Dispatcher
 from aioecho.datagrams.serving import DatagramServing
 from aioecho.datagrams.task import DatagramTask, OneDatagram
 from aioecho.net.datagram_transport import DatagramSource, DatagramTransport
@@ -113,7 +113,7 @@ class BatchDispatcher(Dispatcher):
             new = self._capacity - self._room - stats.queued
             stats.received += new
             stats.queued += new
-            if not self.is_stepping():
+            if not (self._begins_queued or self.is_stepping()):
                 self.begin_queued()
 
     def has_queued(self) -> bool:
@@ -121,8 +121,14 @@ class BatchDispatcher(Dispatcher):
         return bool(self._waiting)
 
     def begin_queued(self) -> None:
-        """Begin a handler for the datagrams that wait, if none runs. If it ends at once, begin the next."""
-        while self._waiting and not self._running:
+        """Begin a handler for the datagrams that wait, if none runs. If it ends at once, begin the next.
+
+        With PROXY headers every datagram is a batch: after BEGUN_PER_TURN the rest waits for the loop's next turn.
+        """
+        self._begins_queued = False
+        for _ in range(BEGUN_PER_TURN):
+            if not self._waiting or self._running:
+                return
             transport = next(iter(self._waiting))
             datagrams = self._waiting.pop(transport)
             self._size = len(datagrams)
@@ -132,6 +138,7 @@ class BatchDispatcher(Dispatcher):
                 self._spare.size = self._size
             one = OneDatagram(datagrams, None, transport)
             super().serve(iter(one), one)
+        self.begin_queued_later()
 
     def _add_datagrams(self, stats: DatagramStats, count: int) -> None:
         """Do nothing: they were counted as they came."""

@@ -11,10 +11,10 @@ from aioecho.datagrams.task import NOT_STEPPED, AtOnce, DatagramTask, OneDatagra
 from aioecho.net.datagram_transport import DatagramSource, DatagramTransport
 from aioecho.stats import DatagramStats
 
-__all__ = ["Dispatcher"]
+__all__ = ["BEGUN_PER_TURN", "Dispatcher"]
 
-# Handlers that begin in one turn of the loop, of datagrams that waited for room.
 BEGUN_PER_TURN = 64
+"""Handlers that begin in one turn of the loop, of datagrams that waited for room."""
 
 
 class Dispatcher:
@@ -170,7 +170,7 @@ class Dispatcher:
 
     def begin_queued_later(self) -> None:
         """Begin them in the loop's next turn."""
-        if self._queue and not self._begins_queued:
+        if self.has_queued() and not self._begins_queued:
             self._begins_queued = True
             asyncio.get_running_loop().call_soon(self.begin_queued)
 

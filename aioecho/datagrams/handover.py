@@ -215,6 +215,10 @@ class Handover:
         if self.has_left and self._successor is not None:
             _send(self._successor, "ended", key)
 
+    def give_back(self, key: Key, data: bytes) -> bool:
+        """Pass on what came for a session that was cancelled before it read it. Return False if nothing receives it."""
+        return self.has_left and self._successor is not None and _send(self._successor, "back", key, data)
+
     def _read_successor(self) -> None:
         for _ in range(MESSAGES_PER_TURN):
             successor = self._successor

@@ -108,6 +108,10 @@ class DatagramRun(HandlerRun):
         """Return False: a datagram is a whole message."""
         return False
 
+    def is_cut(self) -> bool:
+        """Return False, likewise."""
+        return False
+
     def cancel(self) -> None:
         """Cancel the handler."""
         self.task.cancel()

@@ -53,6 +53,10 @@ class DatagramServing(Protocol):
         """Whether a shutdown has begun."""
 
     @property
+    def is_grace_over(self) -> bool:
+        """Whether a shutdown cancels what is live still, and begins nothing any more."""
+
+    @property
     def needs_slow_path(self) -> bool:
         """Whether each datagram is to be counted as its handler begins, and not only when it has ended."""
 

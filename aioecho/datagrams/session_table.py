@@ -171,20 +171,33 @@ class SessionTable:
         self._places.remove(host_of(ended.client_address), ended)
         newcomer, successor = ended.newcomer, ended.successor
         handover = self._server.handover
-        if handover is not None and successor is None:
-            handover.note_end(_key_of(ended.request[1], ended.client_address))
-        if ended.outcome == "cancelled" and self._server.is_draining:  # the grace is over: nothing begins any more
+        key = _key_of(ended.request[1], ended.client_address)
+        if self._server.is_grace_over:  # nothing begins any more
+            self._pass_on(key, ended.datagrams)
+            if successor is not None:
+                self._pass_on(key, successor)
+                successor = None
             if newcomer is not None:
-                newcomer.datagrams.drop("stopped")
+                self._pass_on(_key_of(newcomer.transport, newcomer.client_address), newcomer.datagrams)
                 del self._sessions[newcomer.key]
                 self._places.remove(host_of(newcomer.client_address), newcomer)
-            if successor is not None:
-                successor.drop("stopped")
-        elif newcomer is not None:
+                newcomer = None
+        if handover is not None and successor is None:
+            handover.note_end(key)
+        if newcomer is not None:
             self._places.remove(host_of(newcomer.client_address), newcomer)
             self._begin(newcomer.key, newcomer.client_address, newcomer.transport, newcomer.datagrams)
         elif successor is not None:
             self._begin(ended.key, ended.client_address, ended.request[1], successor)
+
+    def _pass_on(self, key: Key, datagrams: Datagrams) -> None:
+        """Have the worker's successor serve what no handler here has read when the grace is over, or drop it."""
+        handover = self._server.handover
+        if handover is not None and handover.has_left:
+            for data in datagrams.take_unread():
+                if not handover.give_back(key, data):
+                    self._server.drop("stopped", key[2])
+        datagrams.drop("stopped")
 
     def end_gone(self, sock: DatagramSocket, client_address: Any) -> None:
         """End the session of a Unix peer that has closed its socket."""

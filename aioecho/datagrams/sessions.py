@@ -126,6 +126,16 @@ class Datagrams:
         """Let the handler's task be stepped by a datagram that comes."""
         self._news.driver = driver
 
+    def take_unread(self) -> list[bytes]:
+        """Take what is queued, to be served and counted elsewhere."""
+        unread = list(self._queue)
+        counts = self._server.live_stats
+        counts.queued -= len(unread)
+        counts.received -= len(unread)
+        self._queue.clear()
+        self._size = 0
+        return unread
+
     def drop(self, reason: str) -> None:
         """Drop what is queued."""
         if self._queue:
@@ -254,8 +264,8 @@ class Session(AccompaniedRun, DatagramRun):
         self.datagrams.set_driver(None)
         self.datagrams.end()
         super().finish()
-        was_stopped = self.outcome == "cancelled" and self._server.is_draining
-        self.datagrams.drop("refused" if self.outcome == "rejected" else "stopped" if was_stopped else "session ended")
+        if self.outcome != "cancelled" or not self._server.is_grace_over:  # else the server passes it on, or drops it
+            self.datagrams.drop("refused" if self.outcome == "rejected" else "session ended")
 
     def drain(self) -> None:
         """Let the datagrams end after the last that has come, once none has come or gone for QUIET seconds.

@@ -22,8 +22,16 @@ class ClosingConnection(VerifiedConnection):
     def _close_if_done(self, end: BaseException | None) -> bool:
         """Close, if handle() has returned, all is sent, and there is nothing to be cleaned up: most often.
 
-        Return whether that was done. The connection then lasts until its peer closes it too.
+        Return whether that was done. The connection then lasts until its peer closes it too. An error is told to the loop:
+        raised from here it would end the task, or leave it waiting for ever, with the connection open.
         """
+        try:
+            return self._close_at_once(end)
+        except Exception as error:
+            self._loop.call_exception_handler({"message": f"could not close {self!r}", "exception": error})
+            return False
+
+    def _close_at_once(self, end: BaseException | None) -> bool:
         protocol = self._protocol
         if protocol.collected is not None:
             protocol.flush()
@@ -95,6 +103,20 @@ class ClosingConnection(VerifiedConnection):
     def is_answered(self) -> bool:
         """Tell whether nothing was read since the last write; what a handler that never answers reads does not count."""
         return not self._protocol.unanswered or bool(getattr(self.handler, "one_way", False))
+
+    def is_in_message(self) -> bool:
+        """Tell whether a message, or a TLS handshake, is in progress: cancelling the handler, which has not ended, cuts it."""
+        return self.is_before_end() and super().is_in_message()
+
+    def is_cut(self) -> bool:
+        """Tell whether a message that was in progress when the handler was cancelled was not answered, and the peer stayed."""
+        return self.reason in ("finished", "error") and not self.is_answered()
+
+    def cancel(self) -> None:
+        """Cancel the handler. What has come of a message counts as not answered until the handler writes something."""
+        if self.is_in_message():
+            self._protocol.unanswered = self._protocol.unanswered or True
+        super().cancel()
 
     async def _finish(self, end: BaseException | None) -> None:
         """Let the handler clean up, report what went wrong, and close."""

@@ -55,6 +55,12 @@ class Served(Protocol):
     def is_in_message(self) -> bool:
         """Tell whether a message is in progress: cancelling the handler cuts it."""
 
+    def is_cut(self) -> bool:
+        """Tell, at its end, whether a message that was in progress when the handler was cancelled was not answered since.
+
+        Only asked if it has not ended as cancelled, as its handler has caught that.
+        """
+
     def cancel(self) -> None:
         """Cancel the handler."""
 
@@ -97,6 +103,8 @@ class Drain:
         self._why = OVER
         self._has_told_all = False
         self._timer: asyncio.TimerHandle | None = None  # for the next stage
+        self.is_over = False
+        """Whether the grace is over: handlers are cancelled, and nothing begins any more."""
         self._all_ended: asyncio.Future[None] | None = None  # None: it does not wait for that yet
         self._loop = loop = asyncio.get_running_loop()
         self._began = loop.time()
@@ -135,10 +143,12 @@ class Drain:
         if self._all_ended is not None and self._all_ended.done():
             return  # the drain has ended without it, and counted it then
         how = "aborted" if ended.was_aborted else "cancelled" if ended.outcome == "cancelled" else "completed"
-        self._counts[how] += 1
         if ended in self._in_message:
             self._in_message.remove(ended)
+            if how == "completed" and ended.is_cut():
+                how = "cancelled"
             self._counts["unfinished"] += how != "completed"
+        self._counts[how] += 1
         self.end_if_idle()
 
     def drain_late(self, connection: Served) -> None:
@@ -187,6 +197,7 @@ class Drain:
     # The stages after the grace.
 
     def _cancel_all(self) -> None:
+        self.is_over = True
         self._counts["cancelled"] += self._drop_waiting()
         self.end_if_idle()
         self._do_with_all(list(self._served), self._cancel_one, self._abort_all)

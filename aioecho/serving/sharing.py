@@ -165,6 +165,11 @@ class Sharing(Registry):
         if self._lifespan is not None:
             await self._lifespan.end(self._seconds_left())
 
+    @property
+    def is_grace_over(self) -> bool:
+        """Whether a shutdown cancels what is live still, and begins nothing any more. Not for users."""
+        return self._drain is not None and self._drain.is_over
+
     def _seconds_left(self) -> float:
         return 0 if self._drain is None else self._drain.seconds_left()
 

@@ -91,7 +91,9 @@ class Outgoing(News):
 
     def write_through(self, data: Buffer) -> None:
         """Hand `data` to the transport now, after what was collected."""
-        self.unanswered = False
+        if self.unanswered:
+            self.unanswered = False
+            self.reader.note_answer()
         if self.collected is not None:
             self.flush()
         if self.note_write(data):
@@ -239,6 +241,7 @@ class Outgoing(News):
         self.needs_slow_path = (
             self.collected is not None
             or bool(self.reader._received)
+            or self.reader._drain is not None
             or self.counts
             or self.due > 0
             or self._is_disturbed()

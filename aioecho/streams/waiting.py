@@ -14,11 +14,16 @@ from aioecho.streams.records import ALL, SLICE, skip_record
 
 __all__ = ["WaitingReader"]
 
+# Seconds of a drain for which a read goes on to wait although another task has answered meanwhile: others may be at work still,
+# on requests that came before, and end when the handler does.
+AHEAD_FOR = 1.0
+
 
 class WaitingReader(ReceiveBuffer):
     """The part of StreamReader that waits for what is received, and for what ends the wait."""
 
     _drain: StreamDrain | None = None  # while the server stops
+    _drains_since: float  # set while there is that
     _waiting_for_end: "tuple[asyncio.Future[None], ...]" = ()  # in wait_end()
     _holds: int = 0  # the unbroken() blocks that the handler is in
     _is_ended_by_drain: bool = False
@@ -106,11 +111,23 @@ class WaitingReader(ReceiveBuffer):
         """Let `drain` decide, from now on, whether a read that waits gets the end of the stream."""
         if self._drain is not None:
             self._drain.stop()
+        else:
+            self._drains_since = self._loop.time()
         self._drain = drain
         drain.begin(self)
         self._slow_down()
+        if self._news is not None:
+            self._news.update_slow_path()  # for note_answer()
         self._tell_of_end()
         self._wakeup_waiter()  # a read that waits already asks too
+
+    def note_answer(self) -> None:
+        """Ask the drain again for a read that waits, once it has lasted for AHEAD_FOR: another task has answered.
+
+        Else a peer that asks again and again, of a handler that reads ahead, would never be between two messages.
+        """
+        if self._drain is not None and self._loop.time() > self._drains_since + AHEAD_FOR:
+            self._wakeup_waiter()
 
     def suspend_drain(self) -> None:
         """Let no read get the end of the stream for a drain, until the next begin_drain()."""

@@ -118,8 +118,11 @@ class StreamWriter(asyncio.StreamWriter):
     def shut(self, sock: socket.socket) -> bool:
         """Do what write_eof() does, where nothing waits to be sent, and drop what comes. Return False if that is impossible.
 
-        A transport would take a turn of the loop, and a system call more. `sock` is the connection's.
+        A transport would take a turn of the loop, and a system call more. `sock` is the connection's. Other code that has the
+        transport, and writes to it, is to meet the end there: a write to the socket would abort the connection.
         """
+        if self._shares_transport:
+            return False
         try:
             sock.shutdown(socket.SHUT_WR)
         except OSError:  # the peer has reset the connection, which the loop will tell
