@@ -164,3 +164,15 @@ async def test_a_handler_at_work_in_mid_upload_reads_on_until_its_client_has_end
     assert taken == [b"half" + b"." * 20]
     assert ends == ["peer"]
     assert (report.completed, report.unfinished) == (1, 0)
+
+
+async def test_a_handler_that_waits_between_two_lines_is_not_unfinished_when_the_grace_is_shorter_than_linger() -> None:
+    async with aioecho.TCPServer(("127.0.0.1", 0), Sink, timeouts=aioecho.Timeouts(linger=20)) as server:
+        _, writer = await asyncio.open_connection(*server.server_address)
+        writer.write(b"one\n")
+        await settle(lambda: taken)
+        report = await server.shutdown(0.1)
+        writer.close()
+        await writer.wait_closed()
+    assert taken == [b"one\n"]
+    assert (report.cancelled, report.unfinished) == (1, 0)
