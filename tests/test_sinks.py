@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import socket
 import socketserver
+import ssl
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,31 +78,37 @@ class BlockingByPieces(socketserver.BaseRequestHandler):
 class Lines:
     """A client that sends a line every so many seconds until that fails. It looks for no end of the server's."""
 
-    def __init__(self, address: Any, seconds: float) -> None:
-        self.sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
-        self.sock.connect(address)
+    def __init__(self, address: Any, seconds: float, context: ssl.SSLContext | None) -> None:
+        sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
+        sock.connect(address)
+        self.sock = sock
+        self.context = context
         self.seconds = seconds
         self.sent = 0
         self.thread = threading.Thread(target=self._send)
         self.thread.start()
 
     def _send(self) -> None:
-        with self.sock, contextlib.suppress(ConnectionError):
+        with self._shake_hands() as sock, contextlib.suppress(OSError):  # of TLS too
             while True:
-                self.sock.sendall(b"line %d\n" % self.sent)
+                sock.sendall(b"line %d\n" % self.sent)
                 self.sent += 1
                 time.sleep(self.seconds)
 
+    def _shake_hands(self) -> socket.socket:
+        return self.sock if self.context is None else self.context.wrap_socket(self.sock, server_hostname="localhost")
+
 
 @pytest.mark.timed
-@pytest.mark.parametrize("where", ["tcp", "unix"])
+@pytest.mark.parametrize("where", ["tcp", "tls", "unix"])
 @pytest.mark.parametrize("handler", [Sink, Waiting, Busy, Blocking, BlockingByPieces])
 async def test_a_client_that_sends_on_loses_a_line_at_the_most_though_its_handler_is_slower(
-    handler: Any, where: str, tmp_path: Path
+    handler: Any, where: str, tmp_path: Path, tls: SimpleNamespace
 ) -> None:
-    endpoint = "tcp://127.0.0.1:0" if where == "tcp" else f"unix:{tmp_path / 's'}"
-    async with aioecho.serve(handler, endpoint, timeouts=QUICK) as server:
-        client = Lines(server.server_address, 0.001)
+    has_tls = where == "tls"
+    endpoint = "tcp://127.0.0.1:0" if where != "unix" else f"unix:{tmp_path / 's'}"
+    async with aioecho.serve(handler, endpoint, timeouts=QUICK, ssl=tls.server if has_tls else None) as server:
+        client = Lines(server.server_address, 0.001, tls.client if has_tls else None)
         await settle(lambda: client.sent > 150)  # and the connection is no fresh one any more
         report = await server.shutdown(20)
         await asyncio.to_thread(client.thread.join)

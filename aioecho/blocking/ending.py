@@ -14,7 +14,7 @@ from math import inf
 from time import monotonic
 from typing import Protocol
 
-from aioecho.blocking.sockets import WatchedSocket
+from aioecho.blocking.sockets import HELD, WatchedSocket
 from aioecho.net.kernel import BYTES_RECEIVED, LAST_DATA_RECV, LAST_DATA_SENT, silence_of, tcp_info, unread
 
 __all__ = ["ThreadDrain"]
@@ -49,6 +49,9 @@ class _Connection(Protocol):
 
     def has_said_end(self) -> bool:
         """Tell whether FIN was sent."""
+
+    def is_about_to_say_end(self) -> bool:
+        """Tell whether the handler's thread does so when it reads next, and leads here again."""
 
     def is_handshaking(self) -> bool:
         """Tell whether there is no stream yet, as TLS's handshake goes on."""
@@ -164,9 +167,11 @@ class ThreadDrain:
             self._not_before = self._loop.time() + self._linger
             if self._linger > 0:
                 return self._linger
+        if self._connection.is_about_to_say_end():
+            return inf
         if stream.ends_at is None:
-            # A peer that never stops sending does not put the end off. Where the handler's thread had no time to end its side
-            # of TLS, the kernel can refuse nothing.
+            # A peer that never stops sending does not put the end off. Where its side of TLS could not be ended, the kernel
+            # can refuse nothing.
             stream.ends_at = 0 if self._connection.has_said_end() else stream.bytes_in + unread(sock) + UNNOTED
             self._ends_by = monotonic() + PATIENCE if self._connection.has_said_end() else inf
         if stream.is_in_record():
@@ -174,7 +179,7 @@ class ThreadDrain:
         if unread(sock) or (stream.makes_files() and stream.reading_file is None):
             return self._ends_by - monotonic()  # when it reads next it decides for itself, and loses nothing
         # A thread that reads only now is about to tell its peer.
-        return self._find_silence_left(SETTLED if self._connection.has_said_end() else self._linger, stream, sock)
+        return self._find_silence_left(HELD if self._connection.has_said_end() else self._linger, stream, sock)
 
     def _find_silence_left(self, needed: float, stream: WatchedSocket, sock: socket.socket) -> float:
         silence = silence_of(sock)

@@ -6,23 +6,30 @@ they are read and written by their own methods and by files made of them, and me
 
 import contextlib
 import io
+import select
 import socket
 import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from aioecho.blocking.files import RequestFile, RequestPair, RequestReader
-from aioecho.net.kernel import unread
+from aioecho.net.kernel import TCP_QUICKACK, has_unread, unread
 from aioecho.net.proxy_header import ProxyHeader
-from aioecho.streams.protocol import QUICK_ACKS, TCP_QUICKACK
+from aioecho.streams.protocol import QUICK_ACKS
 
-__all__ = ["RequestSocket", "WatchedSocket"]
+__all__ = ["HELD", "MOST_AHEAD", "RequestSocket", "WatchedSocket"]
 
 # A read that gets as many bytes as it asks for leaves more in the kernel, mostly. One that asks for so few reads a header.
 FEW = 2**11
 
 # Bytes of a peer that only sends that are read ahead when it is to be stopped.
 MOST_AHEAD = 2**20
+
+# Seconds: the kernel's acknowledgements are delayed by 40 ms mostly.
+HELD = 0.05
+
+# How often it is looked at whether more has come meanwhile.
+MOST_LOOKS = 16
 
 
 class SocketOwner(Protocol):
@@ -141,7 +148,7 @@ class WatchedSocket:
         else:
             has_ended = self._may_stop_receiving()
             if has_ended:
-                self._read_ahead()
+                self._read_all_ahead()
                 has_ended = self.owner.stop_receiving() and not self._ahead
         if not has_ended:
             self.owner.note_change()
@@ -150,8 +157,31 @@ class WatchedSocket:
     def _may_stop_receiving(self) -> bool:
         return self.ends_at is not None and self.bytes_in >= self.ends_at and not self.is_in_record()
 
+    def _read_all_ahead(self) -> None:
+        """Read all that the peer has sent by now, for the reads to come.
+
+        It holds small writes back until the kernel acknowledges what came before (Nagle's algorithm), which may be HELD seconds
+        after that was read. These come all together then, and it has nothing else to say at that moment.
+        """
+        self._read_ahead()
+        descriptor: int = self.fileno()  # type: ignore[attr-defined]
+        if descriptor >= 0:
+            arrival = select.poll()
+            arrival.register(descriptor, select.POLLIN)
+            arrival.poll(HELD * 1000)
+        for _ in range(MOST_LOOKS):
+            self._read_ahead()
+            if not has_unread(self):  # type: ignore[arg-type]  # it has waited for the interpreter's lock since
+                break
+
     def _read_ahead(self) -> None:
-        """Read all that waits in the socket, for the reads to come. Of what stays there TLS knows a part already."""
+        """Read all that waits, for the reads to come. To be overridden."""
+
+    def _take_ahead(self, size: int, flags: int) -> bytes:
+        data = self._ahead[:size]
+        if not flags & socket.MSG_PEEK:
+            self._ahead = self._ahead[size:]
+        return data
 
     def _acknowledge(self) -> None:
         # As StreamProtocol.wait_in_message() does, and for the same reason: the rest of a message may wait for it.
@@ -216,12 +246,6 @@ class RequestSocket(WatchedSocket, socket.socket):
         # refused. One that sends as fast as it can is not read for ever.
         while (waiting := unread(self)) and len(self._ahead) < MOST_AHEAD:
             self._ahead += socket.socket.recv(self, waiting)
-
-    def _take_ahead(self, size: int, flags: int) -> bytes:
-        data = self._ahead[:size]
-        if not flags & socket.MSG_PEEK:
-            self._ahead = self._ahead[size:]
-        return data
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
         """Read. Raises ConnectionAbortedError if the server stops in the middle of a message."""

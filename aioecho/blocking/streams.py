@@ -31,7 +31,7 @@ from aioecho.blocking.sockets import RequestSocket, WatchedSocket
 from aioecho.blocking.tls import end_tls, wrap
 from aioecho.blocking.tls_sockets import EndSignal, send_close_notify
 from aioecho.blocking.verified import VerifiedRequest
-from aioecho.net.kernel import has_peer_ended, is_broken, round_trip, unread
+from aioecho.net.kernel import acknowledge_at_once, has_peer_ended, is_broken, round_trip, unread
 from aioecho.runtime.threads import ThreadPool
 from aioecho.serving.base import BaseServer
 from aioecho.serving.draining import FRESH, FRESH_AMONG_OTHERS, MOST_ROUND_TRIP
@@ -169,6 +169,10 @@ class ThreadedConnection(VerifiedRequest):
         """Tell whether FIN was sent."""
         return self._has_said_end
 
+    def is_about_to_say_end(self) -> bool:
+        """Tell whether the handler's thread is to end its side of TLS, and has not tried yet."""
+        return getattr(self._handlers_socket, "end_signal", None) is not None
+
     def shut_reading(self) -> None:
         """End the handler's stream. What has been received stays readable, and replies can be sent."""
         self._has_shut_reading = True
@@ -243,6 +247,7 @@ class ThreadedConnection(VerifiedRequest):
         """Send TLS's end, and FIN, to a peer that only sends."""
         with contextlib.suppress(OSError):  # there is no descriptor left, or the connection broke
             send_close_notify(sock, self.get_socket())
+            acknowledge_at_once(self.get_socket())
             self._has_said_end = True
             self._shut(socket.SHUT_WR)
             self._post(self._linger_anew)

@@ -12,9 +12,12 @@ import socket
 import ssl
 from typing import Any
 
-from aioecho.blocking.sockets import WatchedSocket
+from aioecho.blocking.sockets import MOST_AHEAD, WatchedSocket
 
 __all__ = ["EndSignal", "send_close_notify", "with_tls_of_requests"]
+
+# Bytes of data that a record of TLS has at the most.
+RECORD = 2**14
 
 
 class EndSignal:
@@ -62,6 +65,8 @@ class EndSignal:
 class _WatchedTLS(WatchedSocket):
     """The part of a request's socket with TLS that tells whether a message is in progress: a mix-in for ssl.SSLSocket."""
 
+    _error: OSError | None = None  # what has ended the reading ahead
+
     end_signal: EndSignal | None = None
     """What tells when the peer is to be told of the end; None if it is not to be, or has been."""
 
@@ -74,7 +79,7 @@ class _WatchedTLS(WatchedSocket):
         if self.end_signal is not None:
             self._wait_to_read(self.end_signal)
         try:
-            got = super().read(len, buffer)  # type: ignore[misc]
+            got = self._read(len, buffer) if not (self._ahead or self._error) else self._get_ahead(len, buffer)
         except ssl.SSLZeroReturnError:  # what ssl makes of the peer's end once this side has sent its own
             got = b"" if buffer is None else 0
         count = got if buffer is not None else got.__len__()
@@ -83,6 +88,34 @@ class _WatchedTLS(WatchedSocket):
         if self._note_read(count, len):
             return b"" if buffer is None else 0
         return got
+
+    def _read(self, size: int, buffer: Any = None) -> Any:
+        return super().read(size, buffer)  # type: ignore[misc]
+
+    def _get_ahead(self, size: int, buffer: Any) -> Any:
+        if not self._ahead:
+            assert self._error is not None
+            raise self._error
+        data = self._take_ahead(size, 0)
+        if buffer is None:
+            return data
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _read_ahead(self) -> None:
+        # As a plain socket's, for the same reason. Its unread bytes may be no whole record.
+        sock: Any = self
+        seconds = sock.gettimeout()
+        sock.settimeout(0)
+        try:
+            while len(self._ahead) < MOST_AHEAD and (data := self._read(RECORD)):
+                self._ahead += data
+        except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+            pass
+        except OSError as error:
+            self._error = error  # which is told once
+        finally:
+            sock.settimeout(seconds)
 
     def _wait_to_read(self, signal: EndSignal) -> None:
         sock: Any = self

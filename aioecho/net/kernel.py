@@ -16,12 +16,15 @@ __all__ = [
     "LAST_ACK_RECV",
     "LAST_DATA_RECV",
     "LAST_DATA_SENT",
+    "TCP_QUICKACK",
     "TICK",
     "Credentials",
     "accept_queue",
+    "acknowledge_at_once",
     "datagram_memory",
     "has_hung_up",
     "has_peer_ended",
+    "has_unread",
     "is_broken",
     "peer_credentials",
     "round_trip",
@@ -66,6 +69,9 @@ PROBES = 3
 # Seconds. The kernel tells times no more exactly than its timer ticks.
 TICK = 0.01
 
+# The socket module does not have it before 3.12. It is Linux's.
+TCP_QUICKACK = getattr(socket, "TCP_QUICKACK", 12)
+
 # The socket module does not have it.
 SO_MEMINFO = 55 if sys.platform == "linux" else None
 
@@ -100,6 +106,19 @@ def unread(sock: socket.socket) -> int:
     return _count(sock, termios.FIONREAD)
 
 
+def has_unread(sock: socket.socket) -> bool:
+    """Tell whether something waits to be read of a TCP socket, on Linux. Unlike unread() it keeps the interpreter's lock.
+
+    So other threads do not run between it and the system call that follows. False of other sockets, and on other systems.
+    """
+    if SO_MEMINFO is None:
+        return False
+    try:
+        return bool(MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, MEMINFO.size))[0])
+    except (OSError, struct.error):
+        return False
+
+
 def unacknowledged(sock: socket.socket) -> int:
     """Return the bytes that were sent and that the peer's kernel has not acknowledged; 0 if the socket is closed."""
     return _count(sock, termios.TIOCOUTQ)
@@ -111,6 +130,15 @@ def _count(sock: socket.socket, request: int) -> int:
     except (OSError, ValueError):
         return 0
     return count
+
+
+def acknowledge_at_once(sock: socket.socket) -> None:
+    """Have the kernel acknowledge what comes as soon as it is read, and not 40 ms later, with a reply: there will be none.
+
+    Until then a peer may hold small writes back (Nagle's algorithm). It is so until something is sent.
+    """
+    with contextlib.suppress(OSError, ValueError):  # no TCP, or closed
+        sock.setsockopt(socket.IPPROTO_TCP, TCP_QUICKACK, 1)
 
 
 def stop_receiving(sock: socket.socket) -> None:

@@ -1,6 +1,6 @@
 """What a connection does when its server stops: how it ends between messages, or in its TLS handshake, or is cut off."""
 
-from aioecho.net.kernel import round_trip, silence_of
+from aioecho.net.kernel import acknowledge_at_once, round_trip, silence_of
 from aioecho.serving.beside import AccompaniedConnection
 from aioecho.serving.handler_types import undo_partial
 from aioecho.streams.ending import OneWayDrain, StreamDrain
@@ -106,6 +106,8 @@ class DrainedConnection(AccompaniedConnection):
             else:
                 self.request[1].write_eof()
             if linger is not None:
+                # close_notify is about to be sent, after which its peer would be left waiting; as some would after a greeting.
+                self._loop.call_later(linger / 2, acknowledge_at_once, self._sock)
                 self._loop.call_later(linger, self._end_stream)
             return
         protocol.reader.begin_drain((OneWayDrain if one_way else StreamDrain)(self._sock, linger))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol
 
-from aioecho.net.kernel import has_peer_ended, silence_of, stop_receiving, unread
+from aioecho.net.kernel import has_unread, silence_of, stop_receiving, unread
 
 __all__ = ["OneWayDrain", "StreamDrain", "Unbroken"]
 
@@ -174,9 +174,7 @@ class OneWayDrain(StreamDrain):
         if reader._eof:
             return
         is_waiting = bool(reader._awaited)  # then it is asked
-        if not (is_waiting or reader._gathered or reader._skip is not None or reader._holds) and (
-            not getattr(reader._transport, "is_in_record", False)
-        ):
+        if not (is_waiting or reader._gathered or reader._skip is not None or reader._holds):
             self._stop_peer(reader)
         if not self.has_stopped_peer:
             self.begin(reader)
@@ -207,21 +205,22 @@ class OneWayDrain(StreamDrain):
         It is not left to the loop, as more would come until then. Nor is it left in the socket: a peer holds small writes back
         until what was sent before is read and acknowledged (Nagle's algorithm), and all of these would be refused.
         """
-        if hasattr(reader._transport, "is_in_record"):  # TLS, which reads in the loop alone
-            return unread(self._sock) == 0 and not has_peer_ended(self._sock)
+        deliver = getattr(reader._transport, "data_received", reader.feed_data)  # by way of TLS, where there is that
         for _ in range(MOST_READS):
             if reader._paused:
                 return False
             try:
                 chunk = self._sock.recv(LEAST_READ, socket.MSG_DONTWAIT)
             except BlockingIOError:
-                return True
+                if has_unread(self._sock):  # it has waited for the interpreter's lock since
+                    continue
+                return not getattr(reader._transport, "is_in_record", False)
             except OSError as error:
                 reader.break_off(error)  # the kernel tells it once
                 return False
             if not chunk:
                 return False  # the peer has ended the stream, as the loop is about to tell
-            reader.feed_data(chunk)
+            deliver(chunk)
         return False
 
 

@@ -6,6 +6,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from aioecho.config import Limits
+from aioecho.net.kernel import TCP_QUICKACK
 from aioecho.streams.heap import keep_large_blocks
 from aioecho.streams.memory import MemoryBudget
 from aioecho.streams.news import DEFAULT_LIMIT, Buffer, News
@@ -29,9 +30,8 @@ READ_BYTES = 2**17 - 2**12
 # Bytes that uvloop reads at a time. Only after so many does libuv read the socket again at once, and then up to 32 times.
 FULL_READ = 256_000
 
-# Waits in mid-message, with nothing written in between, for which the kernel is asked to acknowledge at once. It is Linux's.
+# Waits in mid-message, with nothing written in between, for which the kernel is asked to acknowledge at once.
 QUICK_ACKS = 16
-TCP_QUICKACK = getattr(socket, "TCP_QUICKACK", 12)
 
 
 class Wire(Protocol):
