@@ -115,7 +115,11 @@ class DrainedConnection(AccompaniedConnection):
         handshake = self._handshake()
         if handshake is not None:
             return handshake.count > 0
-        return self.request is not None and self._protocol.reader.is_in_message()
+        if self.request is None:
+            return False
+        reader = self._protocol.reader
+        # A handler that only reads answers nothing.
+        return reader.is_in_record() if getattr(self.handler, "one_way", False) else reader.is_in_message()
 
     def cancel_handler(self) -> None:
         """Cancel what runs, the handler mostly."""
