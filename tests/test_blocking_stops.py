@@ -409,6 +409,19 @@ async def test_a_sink_does_not_get_half_a_line_when_the_grace_is_over() -> None:
     assert (report.completed, report.unfinished) == (0, 1)
 
 
+# It counted as completed, and as rejected for its handshake, as if that had been its client's doing.
+async def test_a_tls_handshake_in_progress_is_cancelled_and_counted_when_the_grace_is_over(
+    tls: SimpleNamespace,
+) -> None:
+    async with aioecho.TCPServer(("127.0.0.1", 0), Store, ssl=tls.server) as server:
+        _, writer = await asyncio.open_connection(*server.server_address)
+        async with stopped_after(server, writer, b"\x16\x03\x01", 0.2) as stop:
+            report = await stop
+        assert (report.completed, report.cancelled, report.unfinished) == (0, 1, 1)
+        assert server.stats.reasons == {"cancelled": 1}
+        check_identity(server)
+
+
 @pytest.mark.parametrize("kind", [OneWaySink, functools.partial(OneWaySink)])
 async def test_a_one_way_sink_is_told_first_and_loses_nothing_that_it_was_sent(kind: Any) -> None:
     async with stopping(kind, b"one\ntw") as (reader, writer, stop):

@@ -284,12 +284,19 @@ async def test_a_handler_that_swallows_cancellation_is_named_and_does_not_hang_t
     assert any("Stubborn" in r.getMessage() and r.levelno == logging.WARNING for r in caplog.records)
 
 
-async def test_a_handler_that_ends_after_it_was_left_behind_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+# One that was in the middle of a message did not count as unfinished.
+@pytest.mark.parametrize("asked", [b"", b"x"])
+async def test_a_handler_that_ends_after_it_was_left_behind_counts_once(
+    asked: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While the threads of the others end, for instance."""
-    may_end = threading.Event()
+    has_read, may_end = threading.Event(), threading.Event()
 
     class Stuck(socketserver.BaseRequestHandler):
         def handle(self) -> None:
+            if asked:
+                self.request.recv(1)
+            has_read.set()
             may_end.wait(30)
 
     close = ThreadPool.close
@@ -302,10 +309,11 @@ async def test_a_handler_that_ends_after_it_was_left_behind_counts_once(monkeypa
     monkeypatch.setattr(ThreadPool, "close", close_late)
     server = aioecho.TCPServer(("127.0.0.1", 0), Stuck)
     await server.start()
-    with socket.create_connection(server.server_address):
-        await settle(lambda: server.stats.active == 1)
+    with socket.create_connection(server.server_address) as client:
+        client.sendall(asked)
+        await settle(has_read.is_set)
         report = await server.shutdown(0)
-    assert (report.completed, report.cancelled, report.aborted) == (0, 0, 1)
+    assert (report.completed, report.cancelled, report.aborted, report.unfinished) == (0, 0, 1, len(asked))
     check_identity(server)
 
 

@@ -1,5 +1,6 @@
 """Sessions of datagrams when a worker is replaced: they go on in the old one, and new peers are the new one's."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -8,10 +9,13 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from programs import Program, eventually, workers_of
+
+import aioecho
+from aioecho.datagrams.handover import Handover, Key
 
 PROGRAM = """
 import os
@@ -180,3 +184,83 @@ class Busy(aioecho.DatagramSessionHandler):
         answers = [tuple(map(int, peer.sock.recv(100).split())) for _ in range(2)]
         (new,) = eventually(lambda: workers_of(program) - {old})
         assert answers == [(new, 2), (new, 3)]
+
+
+class Table:
+    """The sessions of a worker, as its handover sees them: of one peer, or of none."""
+
+    def __init__(self, *keys: Key) -> None:
+        self.live = list(keys)
+        self.taken_back: list[bytes] = []
+
+    def keys(self) -> list[Key]:
+        return self.live
+
+    def has_socket(self, name: str) -> bool:
+        return name == "here"
+
+    def feed(self, key: Key, data: bytes) -> bool:
+        return key in self.live
+
+    def take_back(self, key: Key, data: bytes, transport: object) -> None:
+        self.taken_back.append(data)
+
+    def note_no_room(self, key: Key) -> None: ...
+    def stop_reading(self) -> None: ...
+    def read_on(self) -> None: ...
+    def end_all(self) -> None: ...
+
+
+# It closed its end over the second: the kernel then tells of a reset before it hands out what was sent, which was lost with it.
+async def test_what_is_passed_on_while_the_old_worker_ends_is_passed_back_in_order() -> None:
+    key: Key = ("here", None, ("192.0.2.1", 7), None)
+    transport: Any = object()
+    ends = [
+        *socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET),
+        *socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET),
+    ]
+    with ends[3], Handover(None, ends[1]) as old, Handover(ends[0], ends[2]) as new:
+        old_table, new_table = Table(key), Table()
+        old.add(old_table)
+        await old.take_over()
+        new.add(new_table)
+        await new.take_over()
+        old.retire()
+        new.forward(key, b"2", transport)
+        old_table.live.clear()
+        old.give_back(key, b"1")
+        old.note_end(key)
+        old.close(old_table)
+        was_forwarded = new.forward(key, b"3", transport), new.forward(key, b"4", transport)
+        new.close(new_table)
+    assert new_table.taken_back == [b"1", b"2", b"3"]
+    assert was_forwarded == (True, False)  # it is the new worker's peer from the third on
+
+
+# Only the first was served: what replies to a balancer was known for that one alone.
+async def test_of_several_datagrams_of_a_balancer_that_come_back_all_are_served() -> None:
+    class Session(aioecho.DatagramSessionHandler):
+        async def handle(self) -> None:
+            async for data in self.datagrams:
+                await self.reply(data)
+                if data == b"2":
+                    return  # else a stop waits for a second of silence
+
+    async with aioecho.UDPServer(PROXIED, Session) as server:
+        peer = Peer(f"udp://127.0.0.1:{server.server_address[1]}?proxy=v2")
+        peer.sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        came = asyncio.Event()
+        loop.add_reader(peer.sock.fileno(), came.set)
+        try:
+            peer.sock.send(peer.header + b"1")
+            await came.wait()
+            assert peer.sock.recv(100) == b"1"
+            came.clear()
+            (key,) = server._sessions.keys()
+            server._sessions.take_back(key, b"2", None)
+            await came.wait()
+            assert peer.sock.recv(100) == b"2"
+        finally:
+            loop.remove_reader(peer.sock.fileno())
+        assert (server.stats.received, server.stats.drops.total()) == (2, 0)

@@ -124,6 +124,28 @@ async def test_a_message_is_counted_as_cut_though_its_handler_catches_the_cancel
     assert (report.completed, report.cancelled, report.unfinished) == (not is_cut, is_cut, is_cut)
 
 
+# Half a line counted as completed where that was caught, and a handler between two lines as unfinished, as it answers nothing.
+@pytest.mark.parametrize("catches", [False, True])
+@pytest.mark.parametrize("first", [b"line\n", b"line\nha"], ids=["between lines", "in a line"])
+async def test_a_peer_that_only_sends_counts_as_unfinished_if_a_part_of_a_line_has_come(
+    first: bytes, catches: bool
+) -> None:
+    class Sink(aioecho.StreamRequestHandler):
+        one_way = True
+
+        async def handle(self) -> None:
+            with contextlib.suppress(*[asyncio.CancelledError] if catches else []):
+                async for line in self.reader:
+                    seen.append(line)
+
+    async with stopping(Sink, first, grace=0.2) as (_, _, stop):
+        report = await stop
+    is_cut = first != b"line\n"
+    assert seen == [b"line\n"]
+    assert (report.completed, report.cancelled) == ((1, 0) if catches and not is_cut else (0, 1))
+    assert report.unfinished == is_cut
+
+
 async def test_a_line_in_progress_is_completed_and_answered() -> None:
     async with stopping(Pay, b"pay 10") as (reader, writer, stop):
         writer.write(b"00\n")

@@ -184,10 +184,12 @@ class ThreadedConnection(VerifiedRequest):
         self._has_made_end = self._has_made_end or not has_peer_ended(self.get_socket())
 
     def is_in_message(self) -> bool:
-        """Tell whether a message is in progress; not known of a socket that the handler has wrapped in TLS itself."""
+        """Tell whether a message, or a TLS handshake, is in progress; not known where the handler has made the TLS itself."""
         stream = self._handlers_socket
         if self._has_returned or not isinstance(stream, WatchedSocket):
             return False
+        if self._is_handshaking:
+            return stream.heard_at is not None
         return stream.is_in_record() if self.one_way else stream.is_in_message()
 
     def cancel(self) -> None:
@@ -288,9 +290,11 @@ class ThreadedConnection(VerifiedRequest):
                 began = monotonic()
                 request = wrap(context, self.request, self._server.timeouts.handshake)
             except OSError as error:
-                # The peer's fault or bad luck: garbage, silence, gone. It may be a flood of them.
-                self.reason = "handshake"
-                self._handshake_error = error
+                if self._is_cancelled:
+                    self.reason = "cancelled"
+                else:  # the peer's fault or bad luck: garbage, silence, gone. It may be a flood of them
+                    self.reason = "handshake"
+                    self._handshake_error = error
                 return
             if self.one_way:
                 self._make_end_signal(request)

@@ -36,6 +36,7 @@ SEND_TIMEOUT = 1.0
 
 KEYS_AT_ONCE = 256
 MESSAGES_PER_TURN = 64
+MOST_TURNS = 64  # more than there is room for between the two
 LONGEST = 2**17  # bytes of a message
 
 # Of marshal, that all supported Pythons read and write alike.
@@ -143,7 +144,17 @@ class Handover:
                 if not self.has_left:
                     _send(link.sock, "closed")
                 self._drop(link)
+            if self.has_left:
+                self._give_back_rest()
             self._drop_successor()
+
+    def _give_back_rest(self) -> None:
+        """Pass back what the successor has passed on and was not read yet. What comes from now on it serves itself."""
+        if self._successor is not None:
+            with contextlib.suppress(OSError):
+                self._successor.shutdown(socket.SHUT_RD)
+            for _ in range(MOST_TURNS):
+                self._read_successor()
 
     def __enter__(self) -> Self:
         return self
@@ -165,13 +176,20 @@ class Handover:
         for link in self._links:
             if key in link.keys:
                 link.keys[key] = transport
-                if not _send(link.sock, "data", key, data):
-                    self._table_of(key).note_no_room(key)
+                table = self._find_table(key)
+                assert table is not None  # which asks
+                try:
+                    if not _send_while_open(link.sock, "data", key, data):
+                        table.note_no_room(key)
+                except ConnectionError:  # it has ended, which the loop is about to tell
+                    self._read_predecessor(link)  # what it has passed back comes first
+                    link.keys.pop(key, None)
+                    table.take_back(key, data, transport)
                 return True
         return False
 
-    def _table_of(self, key: Key) -> _Table:
-        return next(table for table in self._tables if table.has_socket(key[0]))
+    def _find_table(self, key: Key) -> _Table | None:
+        return next((table for table in self._tables if table.has_socket(key[0])), None)
 
     def _read_predecessor(self, link: _Link) -> None:
         for _ in range(MESSAGES_PER_TURN):
@@ -179,6 +197,8 @@ class Handover:
                 message, descriptors, _, _ = socket.recv_fds(link.sock, LONGEST, 1)
             except (BlockingIOError, InterruptedError):
                 return
+            except ConnectionResetError:  # it has closed over what it had not read; what it had sent comes after this
+                continue
             except OSError:
                 message, descriptors = b"", []
             if not message:
@@ -201,7 +221,10 @@ class Handover:
                 case ("ended", key):
                     link.keys.pop(key, None)
                 case ("back", key, data):
-                    self._table_of(key).take_back(key, data, link.keys.pop(key, None))
+                    transport = link.keys.pop(key, None)
+                    table = self._find_table(key)
+                    if table is not None:  # else its server has ended here before the program's others
+                        table.take_back(key, data, transport)
 
     def _drop(self, link: _Link) -> None:
         self._links.remove(link)
@@ -228,13 +251,16 @@ class Handover:
                 message = successor.recv(LONGEST)
             except (BlockingIOError, InterruptedError):
                 return
+            except ConnectionResetError:  # as from a predecessor
+                continue
             except OSError:
                 message = b""
             match marshal.loads(message) if message else ("gone",):
                 case ("stop",):
                     self._leave(successor)
                 case ("data", key, data):
-                    if not self._table_of(key).feed(key, data):
+                    found = self._find_table(key)
+                    if found is None or not found.feed(key, data):
                         _send(successor, "back", key, data)
                 case ("closed",):  # it has ended in good order, as all workers do: nothing else reads
                     self._drop_successor()
@@ -292,9 +318,19 @@ class Handover:
 def _send(sock: socket.socket, *message: Any) -> bool:
     """Send a message, or return False if there is no room, or no other end."""
     try:
-        sock.send(marshal.dumps(message, VERSION))
-    except (BlockingIOError, InterruptedError, ConnectionError):
+        return _send_while_open(sock, *message)
+    except ConnectionError:
         return False
+
+
+def _send_while_open(sock: socket.socket, *message: Any) -> bool:
+    """Send a message, or return False if there is no room. Raises ConnectionError if there is no other end."""
+    try:
+        sock.send(marshal.dumps(message, VERSION))
+    except (BlockingIOError, InterruptedError):
+        return False
+    except ConnectionError:
+        raise
     except OSError as error:
         if error.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
             raise

@@ -235,6 +235,8 @@ class SessionTable:
         balancer's headers are not known then.
         """
         name, asked, client_address, balancer = key
+        if self.feed(key, data):  # of several that come back at once the first begins the session
+            return
         if transport is None and balancer is not None:
             self._server.drop("session ended", client_address)
         else:

@@ -109,8 +109,14 @@ class ClosingConnection(VerifiedConnection):
         return self.is_before_end() and super().is_in_message()
 
     def is_cut(self) -> bool:
-        """Tell whether a message that was in progress when the handler was cancelled was not answered, and the peer stayed."""
-        return self.reason in ("finished", "error") and not self.is_answered()
+        """Tell whether a message that was in progress when the handler was cancelled was not answered, and the peer stayed.
+
+        Of a handler that only reads: whether a part of a record is left.
+        """
+        if self.reason not in ("finished", "error"):
+            return False
+        is_one_way = getattr(self.handler, "one_way", False)
+        return self._protocol.reader.is_in_record() if is_one_way else not self.is_answered()
 
     def cancel(self) -> None:
         """Cancel the handler. What has come of a message counts as not answered until the handler writes something."""

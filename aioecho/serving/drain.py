@@ -232,6 +232,7 @@ class Drain:
         elif not self._all_ended.done():
             logger.error("left behind, as they would not end: %r", list(self._served))
             self._counts["aborted"] += len(self._served)
+            self._counts["unfinished"] += len(self._in_message)
             self._all_ended.set_result(None)
 
 

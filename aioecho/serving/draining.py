@@ -120,6 +120,7 @@ class DrainedConnection(AccompaniedConnection):
         if self.request is None:
             return False
         reader = self._protocol.reader
+        # A handler that only reads answers nothing.
         return reader.is_in_record() if getattr(self.handler, "one_way", False) else reader.is_in_message()
 
     def cancel_handler(self) -> None:

@@ -93,7 +93,8 @@ class Outgoing(News):
         """Hand `data` to the transport now, after what was collected."""
         if self.unanswered:
             self.unanswered = False
-            self.reader.note_answer()
+            if self.reader._drain is not None:
+                self.reader.note_answer()
         if self.collected is not None:
             self.flush()
         if self.note_write(data):

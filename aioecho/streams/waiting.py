@@ -122,11 +122,11 @@ class WaitingReader(ReceiveBuffer):
         self._wakeup_waiter()  # a read that waits already asks too
 
     def note_answer(self) -> None:
-        """Ask the drain again for a read that waits, once it has lasted for AHEAD_FOR: another task has answered.
+        """Ask the drain again for a read that waits, once that has lasted for AHEAD_FOR: another task has answered.
 
         Else a peer that asks again and again, of a handler that reads ahead, would never be between two messages.
         """
-        if self._drain is not None and self._loop.time() > self._drains_since + AHEAD_FOR:
+        if self._loop.time() > self._drains_since + AHEAD_FOR:
             self._wakeup_waiter()
 
     def suspend_drain(self) -> None:
