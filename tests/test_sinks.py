@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import socketserver
+import struct
 import threading
 import time
 from pathlib import Path
@@ -138,6 +139,34 @@ async def test_what_a_client_sends_to_a_handler_at_work_is_refused_and_half_a_li
         report.completed + report.unfinished == 1
     )  # it meets the reset, where its loop tells of that, or is cancelled
     assert server.stats.failed == 0
+
+
+async def test_lines_before_a_reset_are_read_though_it_looks_again_whether_to_stop_the_client() -> None:
+    class Works(Sink):
+        async def work(self) -> None:
+            if len(taken) == 1:
+                async with self.unbroken():
+                    await is_reset.wait()
+                await asyncio.sleep(0.15)  # it looks meanwhile
+
+    def reset(sock: socket.socket) -> None:
+        assert sock.recv(1) == b""  # FIN
+        time.sleep(0.15)  # linger is over
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
+
+    is_reset = asyncio.Event()
+    async with aioecho.TCPServer(("127.0.0.1", 0), Works, timeouts=QUICK) as server:
+        sock = socket.create_connection(server.server_address)
+        sock.sendall(b"one\ntwo\nthree\n")
+        await settle(lambda: taken)
+        stopping = asyncio.create_task(server.shutdown(10))
+        await asyncio.to_thread(reset, sock)
+        await asyncio.sleep(0.05)
+        is_reset.set()
+        await stopping
+    assert taken == [b"one\n", b"two\n", b"three\n"]
+    assert server.stats.reasons == {"connection lost": 1}
 
 
 async def test_a_handler_at_work_in_mid_upload_reads_on_until_its_client_has_ended() -> None:

@@ -39,6 +39,7 @@ UNREAD: Any = (None, 0, 1)
 class _Reader(Protocol):
     _awaited: Any
     _eof: bool
+    _exception: BaseException | None
     _gathered: int
     _paused: bool
     _received: bytearray
@@ -171,7 +172,7 @@ class OneWayDrain(StreamDrain):
         self._timer = reader._loop.call_later(LOOK_AGAIN, self._look, reader)
 
     def _look(self, reader: _Reader) -> None:
-        if reader._eof:
+        if reader._eof or reader._exception is not None:  # which is not to be replaced by what a closed socket tells
             return
         is_waiting = bool(reader._awaited)  # then it is asked
         if not (is_waiting or reader._gathered or reader._skip is not None or reader._holds) and (
