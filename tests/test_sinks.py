@@ -141,6 +141,28 @@ async def test_what_a_client_sends_to_a_handler_at_work_is_refused_and_half_a_li
     assert server.stats.failed == 0
 
 
+async def test_a_client_that_sends_as_fast_as_it_can_is_stopped_though_its_handler_is_as_fast() -> None:
+    class Counts(aioecho.StreamRequestHandler):
+        one_way = True
+
+        async def handle(self) -> None:
+            while await self.reader.read(2**16):
+                taken[:] = [b"some"]
+
+    def send_until_refused(sock: socket.socket) -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                sock.sendall(bytes(2**18))
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Counts, timeouts=QUICK) as server:
+        with socket.create_connection(server.server_address) as sock:
+            sending = asyncio.create_task(asyncio.to_thread(send_until_refused, sock))
+            await settle(lambda: taken)
+            report = await server.shutdown(10)
+            await sending
+    assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+
+
 async def test_lines_before_a_reset_are_read_though_it_looks_again_whether_to_stop_the_client() -> None:
     class Works(Sink):
         async def work(self) -> None:

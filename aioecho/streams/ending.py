@@ -194,7 +194,12 @@ class OneWayDrain(StreamDrain):
         if self._stops_at is None:
             self._stops_at = now + PATIENCE
         self._stop_peer(reader, now > self._stops_at)
-        return self.has_stopped_peer and not reader._received and unread(self._sock) == 0
+        if reader._received or reader._exception is not None:
+            # Of what was read just now, or the error met, the read that is about to wait hears in no other way: the transport
+            # may be paused by now.
+            reader._loop.call_soon(reader._wakeup_waiter)
+            return False
+        return self.has_stopped_peer and unread(self._sock) == 0
 
     def _stop_peer(self, reader: _Reader, is_overdue: bool = False) -> None:
         """Stop the peer if all that it has sent by now is in the reader's buffer, or at once."""
