@@ -1,8 +1,11 @@
 """Mistakes that are told in one line: at the start where that can be, or in debug mode while they happen."""
 
+import __future__
+
 import asyncio
 import logging
 import ssl
+import sys
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -225,3 +228,21 @@ async def test_out_of_debug_mode_the_loop_is_not_watched() -> None:
     asyncio.get_running_loop().set_debug(False)
     async with aioecho.TCPServer(ANYWHERE, Echo) as server:
         assert server._held_up is None
+
+
+async def test_annotations_may_name_what_is_imported_for_type_checkers_alone() -> None:
+    # From Python 3.14 on, inspect.signature() evaluates them, and no program needs `from __future__` for them any more.
+    source = """if True:
+        class Annotated(Echo):
+            def __init__(self, request: Missing, client_address: Missing, server: Missing) -> None:
+                super().__init__(request, client_address, server)
+
+        async def handle(reader: Missing, writer: Missing) -> Missing:
+            writer.write(await reader.read(100))
+    """
+    flags = {} if sys.version_info >= (3, 14) else {"flags": __future__.annotations.compiler_flag}
+    names: dict[str, Any] = {"Echo": Echo, "__name__": __name__}
+    exec(compile(source, "annotated", "exec", **flags), names)
+    for handler in (names["Annotated"], names["handle"]):
+        async with aioecho.TCPServer(ANYWHERE, handler) as server:
+            assert await ask(server, b"hello") == b"hello"
