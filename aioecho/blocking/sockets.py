@@ -99,7 +99,7 @@ class WatchedSocket:
     ends_at: int | None = None
     """Read no more, once `bytes_in` is this, than has come by then and the rest of a record. For peers that only send."""
 
-    _ahead = b""  # what was read ahead
+    _ahead: bytes | memoryview = b""  # what was read ahead
     _was_full = False  # whether the last read has got as much as it asked for
     _file: "Callable[[], RequestReader | None] | None" = None
 
@@ -212,12 +212,12 @@ class RequestSocket(WatchedSocket, socket.socket):
         # A peer holds small writes back until what waits was read (Nagle's algorithm), and once it is stopped all of these are
         # refused. One that sends as fast as it can is not read for ever.
         while (waiting := unread(self)) and len(self._ahead) < MOST_AHEAD:
-            self._ahead += socket.socket.recv(self, waiting)
+            self._ahead = memoryview(b"".join([self._ahead, socket.socket.recv(self, waiting)]))
 
     def _take_ahead(self, size: int, flags: int) -> bytes:
-        data = self._ahead[:size]
+        data = bytes(self._ahead[:size])
         if not flags & socket.MSG_PEEK:
-            self._ahead = self._ahead[size:]
+            self._ahead = self._ahead[size:]  # of a view, which copies nothing
         return data
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
