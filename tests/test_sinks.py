@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import socket
 import socketserver
 import struct
@@ -161,6 +162,23 @@ async def test_a_client_that_sends_as_fast_as_it_can_is_stopped_though_its_handl
             report = await server.shutdown(10)
             await sending
     assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+
+
+async def test_what_a_drain_reads_past_the_loop_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    class Turning(Sink):
+        """In each turn of the loop something comes after the loop has polled, and before its timers run."""
+
+        async def work(self) -> None:
+            time.sleep(0.003)
+            await asyncio.sleep(0)
+
+    caplog.set_level(logging.DEBUG, logger="aioecho.connection")
+    async with aioecho.TCPServer(("127.0.0.1", 0), Turning, timeouts=QUICK) as server:
+        client = Lines(server.server_address, 0.001)
+        await settle(lambda: client.sent > 50)
+        await server.shutdown(20)
+        await asyncio.to_thread(client.thread.join)
+    assert f" {sum(map(len, taken))} bytes in, 0 out" in caplog.text
 
 
 async def test_lines_before_a_reset_are_read_though_it_looks_again_whether_to_stop_the_client() -> None:

@@ -227,6 +227,7 @@ class OneWayDrain(StreamDrain):
                 return False
             if not chunk:
                 return False  # the peer has ended the stream, as the loop is about to tell
+            reader._news.note_read(len(chunk))
             reader.feed_data(chunk)
         return False
 

@@ -75,6 +75,9 @@ class News(Waiter):
     def note_input(self, size: int) -> None:
         """Do nothing about `size` bytes that were buffered."""
 
+    def note_read(self, size: int) -> None:
+        """Do nothing about `size` bytes that were read past the transport."""
+
     def note_chunk(self, size: int) -> None:
         """Do nothing about a large chunk that was handed over as it came."""
 

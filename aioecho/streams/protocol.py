@@ -321,6 +321,10 @@ class ReadCountingProtocol(StreamProtocol):
         self.bytes_in += len(data)
         return self.deliver(data)
 
+    def note_read(self, size: int) -> None:
+        """Count them."""
+        self.bytes_in += size
+
     def uncount(self, size: int) -> None:
         """Take `size` bytes for not read, as they are no payload."""
         self.bytes_in -= size
@@ -345,6 +349,12 @@ class CountingStreamProtocol(ReadCountingProtocol):
             self.first_at = self._loop.time()
         self.bytes_in += len(data)
         return self.deliver(data)
+
+    def note_read(self, size: int) -> None:
+        """Count them, and note when the first of all came."""
+        if not self.bytes_in:
+            self.first_at = self._loop.time()
+        self.bytes_in += size
 
     def uncount(self, size: int) -> None:
         """Take `size` bytes for not read; what is left has come just now, behind them."""
