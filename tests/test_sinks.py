@@ -181,6 +181,28 @@ async def test_what_a_drain_reads_past_the_loop_is_counted(caplog: pytest.LogCap
     assert f" {sum(map(len, taken))} bytes in, 0 out" in caplog.text
 
 
+async def test_a_handler_that_keeps_up_meets_the_end_between_two_lines_that_come_in_pieces() -> None:
+    class Works(Sink):
+        async def work(self) -> None:
+            await asyncio.sleep(0.02)
+
+    def send_in_pieces(sock: socket.socket) -> None:
+        with contextlib.suppress(ConnectionError):
+            for _ in range(9):  # each ends in mid-line, and is worked at for longer than it takes to look again
+                sock.sendall(b"a line\n" * 6 + b"half")
+                time.sleep(0.2)
+                sock.sendall(b" a line\n")
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Works, timeouts=QUICK) as server:
+        with socket.create_connection(server.server_address) as sock:
+            sending = asyncio.create_task(asyncio.to_thread(send_in_pieces, sock))
+            await settle(lambda: taken)
+            report = await server.shutdown(10)
+            await sending
+    assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+    assert ends == ["drain"]
+
+
 async def test_lines_before_a_reset_are_read_though_it_looks_again_whether_to_stop_the_client() -> None:
     class Works(Sink):
         async def work(self) -> None:
@@ -191,7 +213,7 @@ async def test_lines_before_a_reset_are_read_though_it_looks_again_whether_to_st
 
     def reset(sock: socket.socket) -> None:
         assert sock.recv(1) == b""  # FIN
-        time.sleep(0.15)  # linger is over
+        time.sleep(0.7)  # linger is over, and it looks
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.close()
 

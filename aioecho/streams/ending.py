@@ -25,6 +25,10 @@ PATIENCE = 1.0
 # Reads in a row that a peer that only sends may fill, before it is taken to send as fast as it can.
 MOST_READS = 16
 
+# Seconds for which a handler has not waited for its peer, until the peer is stopped though the handler is at work. One that
+# keeps up waits in time, between two records: to stop its peer before may cut a record in two.
+AT_WORK = 0.5
+
 # Seconds between two looks whether a peer that only sends can be stopped while its handler is at work.
 LOOK_AGAIN = 0.05
 
@@ -168,19 +172,21 @@ class OneWayDrain(StreamDrain):
         self.has_stopped_peer = False
 
     def begin(self, reader: _Reader) -> None:
-        """Look now and then whether the peer can be stopped while the handler works."""
-        self._timer = reader._loop.call_later(LOOK_AGAIN, self._look, reader)
+        """Look whether the peer can be stopped while the handler works, once that has not waited for a while."""
+        self._timer = reader._loop.call_later(AT_WORK, self._look, reader)
 
     def _look(self, reader: _Reader) -> None:
         if reader._eof or reader._exception is not None:  # which is not to be replaced by what a closed socket tells
             return
         is_waiting = bool(reader._awaited)  # then it is asked
-        if not (is_waiting or reader._gathered or reader._skip is not None or reader._holds) and (
-            not getattr(reader._transport, "is_in_record", False)
+        if (
+            not (is_waiting or reader._gathered or reader._skip is not None or reader._holds)
+            and not getattr(reader._transport, "is_in_record", False)
+            and self._read_rest(reader)
         ):
-            self._stop_peer(reader)
-        if not self.has_stopped_peer:
-            self.begin(reader)
+            self._stop_peer()
+        else:
+            self._timer = reader._loop.call_later(LOOK_AGAIN, self._look, reader)
 
     def may_end(self, reader: _Reader, kind: str, began: bool) -> bool:
         """As in StreamDrain."""
@@ -193,7 +199,11 @@ class OneWayDrain(StreamDrain):
         now = reader._loop.time()
         if self._stops_at is None:
             self._stops_at = now + PATIENCE
-        self._stop_peer(reader, now > self._stops_at)
+        if not self.has_stopped_peer:
+            has_all = self._read_rest(reader)
+            # What was read just now may end in the middle of a record: then it is asked again when that is read.
+            if now > self._stops_at or (has_all and not reader._received):
+                self._stop_peer()
         if reader._received or reader._exception is not None:
             # Of what was read just now, or the error met, the read that is about to wait hears in no other way: the transport
             # may be paused by now.
@@ -201,11 +211,9 @@ class OneWayDrain(StreamDrain):
             return False
         return self.has_stopped_peer and unread(self._sock) == 0
 
-    def _stop_peer(self, reader: _Reader, is_overdue: bool = False) -> None:
-        """Stop the peer if all that it has sent by now is in the reader's buffer, or at once."""
-        if not self.has_stopped_peer and (self._read_rest(reader) or is_overdue):
-            stop_receiving(self._sock)
-            self.has_stopped_peer = True
+    def _stop_peer(self) -> None:
+        stop_receiving(self._sock)
+        self.has_stopped_peer = True
 
     def _read_rest(self, reader: _Reader) -> bool:
         """Read what waits in the socket, and return whether that was all.
