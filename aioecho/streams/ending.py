@@ -158,8 +158,9 @@ class StreamDrain:
 class OneWayDrain(StreamDrain):
     """Decides it for a peer that only sends, and waits for no reply. It was sent FIN, and read on for `linger`.
 
-    From the end on the kernel refuses what it sends. While the handler works at what has come, the kernel does so as soon as
-    all of that is in the reader's buffer: else a handler that is slower than its peer would never come to the end.
+    From the end on the kernel refuses what it sends. While the handler works at what has come, the kernel does so as soon as it
+    has been at work for AT_WORK, and all of that is in the reader's buffer: else a handler that is slower than its peer would
+    never come to the end.
     """
 
     __slots__ = ("_stops_at", "has_stopped_peer")
