@@ -11,6 +11,7 @@ from aioecho.exceptions import CertificateError
 from aioecho.parts import Composite, inherit
 from aioecho.serving.base import BaseServer
 from aioecho.serving.drain import Drain
+from aioecho.serving.handler_types import signature_of
 from aioecho.serving.registry import Registry
 
 __all__ = ["Several", "is_factory", "make_servers", "servers_of"]
@@ -21,7 +22,7 @@ def is_factory(found: Any) -> bool:
     if isinstance(found, type | Mapping) or not callable(found):
         return False
     try:
-        inspect.signature(found).bind()
+        signature_of(found).bind()
     except (TypeError, ValueError):
         return False
     return True

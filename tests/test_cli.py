@@ -397,17 +397,18 @@ def test_what_was_dropped_of_a_log_is_counted_when_it_is_read_again(folder: Path
         with connect(endpoint) as sock:
             talk(sock, 1000)
             logged = dropped = 0
-            while not dropped:
+            while logged + dropped < 1000:
                 line = log.readline()
                 assert line.endswith(b"\n")
                 if match := re.search(
                     rb" WARNING aioecho\.cli: (\d+) log records were dropped: stderr could not be", line
                 ):
-                    dropped = int(match[1])
+                    dropped += int(match[1])
                 else:
                     logged += line.endswith(b"x" * 1000 + b"\n")
-            assert 100 <= logged <= 250  # what the queue holds, and the pipe
+            assert logged >= 100  # what the queue holds
             assert logged + dropped == 1000
+            assert dropped  # on a busy machine in several parts, as the log may be written while records come
             talk(sock, 20)
         assert server.stop() == 0
         rest = log.read()

@@ -136,7 +136,7 @@ def test_whatever_makes_a_handler_is_taken() -> None:
 
 @pytest.mark.parametrize("thing", [True, False, "server.pem", 1])
 def test_ssl_that_is_no_context_is_refused(thing: Any) -> None:
-    with pytest.raises(TypeError, match=r"ssl must be an ssl\.SSLContext") as caught:
+    with pytest.raises(TypeError, match=r"ssl must be an aioecho\.TLS.*, or an ssl\.SSLContext") as caught:
         aioecho.TCPServer(ANYWHERE, Echo, ssl=thing)
     assert repr(thing) in str(caught.value)
 
@@ -212,9 +212,9 @@ def test_an_address_that_is_none_is_refused(address: Any) -> None:
 
 
 def test_a_server_without_an_address_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs an address or a socket"):
+    with pytest.raises(ValueError, match="needs an endpoint or a socket"):
         aioecho.serve(Echo)
-    with pytest.raises(ValueError, match="needs an address or a socket"):
+    with pytest.raises(ValueError, match="needs an endpoint or a socket"):
         aioecho.TCPServer(None, Echo)
 
 

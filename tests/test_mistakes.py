@@ -1,8 +1,11 @@
 """Mistakes that are told in one line: at the start where that can be, or in debug mode while they happen."""
 
+import __future__
+
 import asyncio
 import logging
 import ssl
+import sys
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -119,10 +122,11 @@ async def test_a_lifespan_that_is_no_context_manager_names_the_decorator(lifespa
     await server.shutdown()
 
 
-async def test_data_that_handle_returns_is_not_sent_and_a_warning_says_so(caplog: Any) -> None:
+@pytest.mark.parametrize("waits", [False, True])
+async def test_data_that_handle_returns_is_not_sent_and_a_warning_says_so(caplog: Any, waits: bool) -> None:
     class Returning(aioecho.StreamRequestHandler):
         async def handle(self) -> Any:
-            return b"hello"
+            return b"hello " + await self.reader.readline() if waits else b"hello"
 
     async with aioecho.TCPServer(ANYWHERE, Returning) as server:
         assert await ask(server) == b""
@@ -225,3 +229,32 @@ async def test_out_of_debug_mode_the_loop_is_not_watched() -> None:
     asyncio.get_running_loop().set_debug(False)
     async with aioecho.TCPServer(ANYWHERE, Echo) as server:
         assert server._held_up is None
+
+
+async def test_a_handler_that_returns_the_end_of_the_stream_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    class WaitsForEnd(aioecho.StreamRequestHandler):
+        async def handle(self) -> bytes:  # type: ignore[override]
+            return await self.reader.read()
+
+    async with aioecho.TCPServer(ANYWHERE, WaitsForEnd) as server:
+        assert await ask(server, b"") == b""
+        await settle(lambda: server.stats.completed)
+    assert "returned" not in caplog.text
+
+
+async def test_annotations_may_name_what_is_imported_for_type_checkers_alone() -> None:
+    # From Python 3.14 on, inspect.signature() evaluates them, and no program needs `from __future__` for them any more.
+    source = """if True:
+        class Annotated(Echo):
+            def __init__(self, request: Missing, client_address: Missing, server: Missing) -> None:
+                super().__init__(request, client_address, server)
+
+        async def handle(reader: Missing, writer: Missing) -> Missing:
+            writer.write(await reader.read(100))
+    """
+    flags = {} if sys.version_info >= (3, 14) else {"flags": __future__.annotations.compiler_flag}
+    names: dict[str, Any] = {"Echo": Echo, "__name__": __name__}
+    exec(compile(source, "annotated", "exec", **flags), names)
+    for handler in (names["Annotated"], names["handle"]):
+        async with aioecho.TCPServer(ANYWHERE, handler) as server:
+            assert await ask(server, b"hello") == b"hello"

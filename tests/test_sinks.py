@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import logging
 import socket
 import socketserver
 import ssl
+import struct
 import threading
 import time
 from pathlib import Path
@@ -78,7 +80,7 @@ class BlockingByPieces(socketserver.BaseRequestHandler):
 class Lines:
     """A client that sends a line every so many seconds until that fails. It looks for no end of the server's."""
 
-    def __init__(self, address: Any, seconds: float, context: ssl.SSLContext | None) -> None:
+    def __init__(self, address: Any, seconds: float, context: ssl.SSLContext | None = None) -> None:
         sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
         sock.connect(address)
         self.sock = sock
@@ -146,6 +148,95 @@ async def test_what_a_client_sends_to_a_handler_at_work_is_refused_and_half_a_li
         report.completed + report.unfinished == 1
     )  # it meets the reset, where its loop tells of that, or is cancelled
     assert server.stats.failed == 0
+
+
+async def test_a_client_that_sends_as_fast_as_it_can_is_stopped_though_its_handler_is_as_fast() -> None:
+    class Counts(aioecho.StreamRequestHandler):
+        one_way = True
+
+        async def handle(self) -> None:
+            while await self.reader.read(2**16):
+                taken[:] = [b"some"]
+
+    def send_until_refused(sock: socket.socket) -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                sock.sendall(bytes(2**18))
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Counts, timeouts=QUICK) as server:
+        with socket.create_connection(server.server_address) as sock:
+            sending = asyncio.create_task(asyncio.to_thread(send_until_refused, sock))
+            await settle(lambda: taken)
+            report = await server.shutdown(10)
+            await sending
+    assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+
+
+async def test_what_a_drain_reads_past_the_loop_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    class Turning(Sink):
+        """In each turn of the loop something comes after the loop has polled, and before its timers run."""
+
+        async def work(self) -> None:
+            time.sleep(0.003)
+            await asyncio.sleep(0)
+
+    caplog.set_level(logging.DEBUG, logger="aioecho.connection")
+    async with aioecho.TCPServer(("127.0.0.1", 0), Turning, timeouts=QUICK) as server:
+        client = Lines(server.server_address, 0.001)
+        await settle(lambda: client.sent > 50)
+        await server.shutdown(20)
+        await asyncio.to_thread(client.thread.join)
+    assert f" {sum(map(len, taken))} bytes in, 0 out" in caplog.text
+
+
+async def test_a_handler_that_keeps_up_meets_the_end_between_two_lines_that_come_in_pieces() -> None:
+    class Works(Sink):
+        async def work(self) -> None:
+            await asyncio.sleep(0.02)
+
+    def send_in_pieces(sock: socket.socket) -> None:
+        with contextlib.suppress(ConnectionError):
+            for _ in range(9):  # each ends in mid-line, and is worked at for longer than it takes to look again
+                sock.sendall(b"a line\n" * 6 + b"half")
+                time.sleep(0.2)
+                sock.sendall(b" a line\n")
+
+    async with aioecho.TCPServer(("127.0.0.1", 0), Works, timeouts=QUICK) as server:
+        with socket.create_connection(server.server_address) as sock:
+            sending = asyncio.create_task(asyncio.to_thread(send_in_pieces, sock))
+            await settle(lambda: taken)
+            report = await server.shutdown(10)
+            await sending
+    assert (report.completed, report.cancelled, report.aborted) == (1, 0, 0)
+    assert ends == ["drain"]
+
+
+async def test_lines_before_a_reset_are_read_though_it_looks_again_whether_to_stop_the_client() -> None:
+    class Works(Sink):
+        async def work(self) -> None:
+            if len(taken) == 1:
+                async with self.unbroken():
+                    await is_reset.wait()
+                await asyncio.sleep(0.15)  # it looks meanwhile
+
+    def reset(sock: socket.socket) -> None:
+        assert sock.recv(1) == b""  # FIN
+        time.sleep(0.7)  # linger is over, and it looks
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
+
+    is_reset = asyncio.Event()
+    async with aioecho.TCPServer(("127.0.0.1", 0), Works, timeouts=QUICK) as server:
+        sock = socket.create_connection(server.server_address)
+        sock.sendall(b"one\ntwo\nthree\n")
+        await settle(lambda: taken)
+        stopping = asyncio.create_task(server.shutdown(10))
+        await asyncio.to_thread(reset, sock)
+        await asyncio.sleep(0.05)
+        is_reset.set()
+        await stopping
+    assert taken == [b"one\n", b"two\n", b"three\n"]
+    assert server.stats.reasons == {"connection lost": 1}
 
 
 async def test_a_handler_at_work_in_mid_upload_reads_on_until_its_client_has_ended() -> None:

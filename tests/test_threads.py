@@ -1408,7 +1408,7 @@ def test_endpoints_are_given_once() -> None:
         aioecho.serve({AsyncUpper: ANYWHERE}, ANYWHERE)
     with pytest.raises(ValueError, match="bad endpoint 'nonsense'"):
         aioecho.serve({AsyncUpper: "nonsense"})
-    with pytest.raises(ValueError, match="needs an address"):
+    with pytest.raises(ValueError, match="needs an endpoint"):
         aioecho.serve({})
     with pytest.raises(TypeError, match="must be callable"):
         aioecho.serve({3: ANYWHERE})  # type: ignore[dict-item]

@@ -106,7 +106,7 @@ class WatchedSocket:
     ends_at: int | None = None
     """Read no more, once `bytes_in` is this, than has come by then and the rest of a record. For peers that only send."""
 
-    _ahead = b""  # what was read ahead
+    _ahead: bytes | memoryview = b""  # what was read ahead
     _was_full = False  # whether the last read has got as much as it asked for
     _file: "Callable[[], RequestReader | None] | None" = None
 
@@ -178,9 +178,9 @@ class WatchedSocket:
         """Read all that waits, for the reads to come. To be overridden."""
 
     def _take_ahead(self, size: int, flags: int) -> bytes:
-        data = self._ahead[:size]
+        data = bytes(self._ahead[:size])
         if not flags & socket.MSG_PEEK:
-            self._ahead = self._ahead[size:]
+            self._ahead = self._ahead[size:]  # of a view, which copies nothing
         return data
 
     def _acknowledge(self) -> None:
@@ -245,7 +245,7 @@ class RequestSocket(WatchedSocket, socket.socket):
         # A peer holds small writes back until what waits was read (Nagle's algorithm), and once it is stopped all of these are
         # refused. One that sends as fast as it can is not read for ever.
         while (waiting := unread(self)) and len(self._ahead) < MOST_AHEAD:
-            self._ahead += socket.socket.recv(self, waiting)
+            self._ahead = memoryview(b"".join([self._ahead, socket.socket.recv(self, waiting)]))
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
         """Read. Raises ConnectionAbortedError if the server stops in the middle of a message."""
@@ -313,7 +313,7 @@ class RequestSocket(WatchedSocket, socket.socket):
         buffers = list(buffers)
         self._may_not_read()
         if self._ahead:
-            return self.recv_into(next(filter(len, buffers), b""), 0, flags), [], 0, None
+            return self.recv_into(next(filter(len, buffers), bytearray()), 0, flags), [], 0, None
         received = super().recvmsg_into(buffers, ancbufsize, flags)
         self._note_read(received[0], sum(memoryview(buffer).nbytes for buffer in buffers), flags)
         return received

@@ -109,7 +109,7 @@ class _WatchedTLS(WatchedSocket):
         sock.settimeout(0)
         try:
             while len(self._ahead) < MOST_AHEAD and (data := self._read(RECORD)):
-                self._ahead += data
+                self._ahead = memoryview(b"".join([self._ahead, data]))
         except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
             pass
         except OSError as error:

@@ -66,6 +66,8 @@ class ClosingConnection(VerifiedConnection):
 
         While the peer may still read, what the handler has handed on to other tasks is written before.
         """
+        if end is None and self._stepped.value is not None:  # of its StopIteration
+            self._server.report_result(self.handler, self._stepped.value)
         if not (self._protocol.peer_has_closed and self._close_if_done(end)):
             self._loop.call_soon(self._close_or_go_on, end, context=self._server.task_context)
 

@@ -8,6 +8,7 @@ import functools
 import inspect
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from aioecho.config import Timeouts
@@ -21,6 +22,7 @@ __all__ = [
     "makes_batches",
     "makes_sessions",
     "serves_datagrams",
+    "signature_of",
     "undo_partial",
 ]
 
@@ -72,13 +74,22 @@ def _serves(plain: Any) -> str | None:
     return serves if serves == "streams" or serves in FOR_DATAGRAMS else None
 
 
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """Return what inspect.signature() does. From Python 3.14 on that evaluates annotations, and not all need to exist here."""
+    if sys.version_info >= (3, 14):
+        from annotationlib import Format
+
+        return inspect.signature(function, annotation_format=Format.STRING)
+    return inspect.signature(function)
+
+
 def is_handle_function(RequestHandlerClass: Any) -> bool:
     """Tell whether this is a coroutine function of two arguments, a reader and a writer, as asyncio.start_server() takes."""
     if not inspect.iscoroutinefunction(undo_partial(RequestHandlerClass)):
         return False
     needed = [
         parameter
-        for parameter in inspect.signature(RequestHandlerClass).parameters.values()
+        for parameter in signature_of(RequestHandlerClass).parameters.values()
         if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
     ]
     return len(needed) == 2 and all(
@@ -200,7 +211,7 @@ def _may_set_handle(plain: Any) -> bool:
 
 def _takes_three(function: Any) -> bool:
     try:
-        inspect.signature(function).bind(None, None, None)
+        signature_of(function).bind(None, None, None)
     except TypeError:
         return False
     except ValueError:  # it has no signature, as some written in C

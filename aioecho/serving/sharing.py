@@ -43,7 +43,8 @@ class Sharing(Registry):
 
     def report_result(self, handler: Any, result: object) -> None:
         """Log that handle() has returned data, at a bounded rate: it was meant for the peer, and is not sent."""
-        if isinstance(result, bytes | bytearray | memoryview | str):
+        # One that waits for its peer's end by `return await self.reader.read()` returns nothing that could be sent.
+        if result and isinstance(result, bytes | bytearray | memoryview | str):
             self._result_log.report(
                 "%s.handle() returned %s, which is not sent: send it by `await self.send(data)`",
                 type(handler).__qualname__,

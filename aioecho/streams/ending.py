@@ -25,6 +25,10 @@ PATIENCE = 1.0
 # Reads in a row that a peer that only sends may fill, before it is taken to send as fast as it can.
 MOST_READS = 16
 
+# Seconds for which a handler has not waited for its peer, until the peer is stopped though the handler is at work. One that
+# keeps up waits in time, between two records: to stop its peer before may cut a record in two.
+AT_WORK = 0.5
+
 # Seconds between two looks whether a peer that only sends can be stopped while its handler is at work.
 LOOK_AGAIN = 0.05
 
@@ -39,6 +43,7 @@ UNREAD: Any = (None, 0, 1)
 class _Reader(Protocol):
     _awaited: Any
     _eof: bool
+    _exception: BaseException | None
     _gathered: int
     _paused: bool
     _received: bytearray
@@ -52,9 +57,6 @@ class _Reader(Protocol):
     def _wakeup_waiter(self) -> None: ...
     def break_off(self, exc: BaseException) -> None:
         """Raise `exc` once all is read."""
-
-    def feed_data(self, data: bytes) -> None:
-        """Buffer it."""
 
 
 class StreamDrain:
@@ -153,8 +155,9 @@ class StreamDrain:
 class OneWayDrain(StreamDrain):
     """Decides it for a peer that only sends, and waits for no reply. It was sent FIN, and read on for `linger`.
 
-    From the end on the kernel refuses what it sends. While the handler works at what has come, the kernel does so as soon as
-    all of that is in the reader's buffer: else a handler that is slower than its peer would never come to the end.
+    From the end on the kernel refuses what it sends. While the handler works at what has come, the kernel does so as soon as it
+    has been at work for AT_WORK, and all of that is in the reader's buffer: else a handler that is slower than its peer would
+    never come to the end.
     """
 
     __slots__ = ("_stops_at", "has_stopped_peer")
@@ -167,17 +170,19 @@ class OneWayDrain(StreamDrain):
         self.has_stopped_peer = False
 
     def begin(self, reader: _Reader) -> None:
-        """Look now and then whether the peer can be stopped while the handler works."""
-        self._timer = reader._loop.call_later(LOOK_AGAIN, self._look, reader)
+        """Look whether the peer can be stopped while the handler works, once that has not waited for a while."""
+        self._timer = reader._loop.call_later(AT_WORK, self._look, reader)
 
     def _look(self, reader: _Reader) -> None:
-        if reader._eof:
+        if reader._eof or reader._exception is not None:  # which is not to be replaced by what a closed socket tells
             return
         is_waiting = bool(reader._awaited)  # then it is asked
-        if not (is_waiting or reader._gathered or reader._skip is not None or reader._holds):
-            self._stop_peer(reader)
-        if not self.has_stopped_peer:
-            self.begin(reader)
+        if not (is_waiting or reader._gathered or reader._skip is not None or reader._holds) and self._read_rest(
+            reader
+        ):
+            self._stop_peer()
+        else:
+            self._timer = reader._loop.call_later(LOOK_AGAIN, self._look, reader)
 
     def may_end(self, reader: _Reader, kind: str, began: bool) -> bool:
         """As in StreamDrain."""
@@ -190,14 +195,21 @@ class OneWayDrain(StreamDrain):
         now = reader._loop.time()
         if self._stops_at is None:
             self._stops_at = now + PATIENCE
-        self._stop_peer(reader, now > self._stops_at)
-        return self.has_stopped_peer and not reader._received and unread(self._sock) == 0
+        if not self.has_stopped_peer:
+            has_all = self._read_rest(reader)
+            # What was read just now may end in the middle of a record: then it is asked again when that is read.
+            if now > self._stops_at or (has_all and not reader._received):
+                self._stop_peer()
+        if reader._received or reader._exception is not None:
+            # Of what was read just now, or the error met, the read that is about to wait hears in no other way: the transport
+            # may be paused by now.
+            reader._loop.call_soon(reader._wakeup_waiter)
+            return False
+        return self.has_stopped_peer and unread(self._sock) == 0
 
-    def _stop_peer(self, reader: _Reader, is_overdue: bool = False) -> None:
-        """Stop the peer if all that it has sent by now is in the reader's buffer, or at once."""
-        if not self.has_stopped_peer and (self._read_rest(reader) or is_overdue):
-            stop_receiving(self._sock)
-            self.has_stopped_peer = True
+    def _stop_peer(self) -> None:
+        stop_receiving(self._sock)
+        self.has_stopped_peer = True
 
     def _read_rest(self, reader: _Reader) -> bool:
         """Read what waits in the socket, and return whether that was all.
@@ -205,7 +217,7 @@ class OneWayDrain(StreamDrain):
         It is not left to the loop, as more would come until then. Nor is it left in the socket: a peer holds small writes back
         until what was sent before is read and acknowledged (Nagle's algorithm), and all of these would be refused.
         """
-        deliver = getattr(reader._transport, "data_received", reader.feed_data)  # by way of TLS, where there is that
+        deliver = getattr(reader._transport, "data_received", reader._news.data_received)  # of TLS, where there is that
         for _ in range(MOST_READS):
             if reader._paused:
                 return False
