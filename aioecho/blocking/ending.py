@@ -14,8 +14,8 @@ from math import inf
 from time import monotonic
 from typing import Protocol
 
-from aioecho.blocking.sockets import HELD, WatchedSocket
-from aioecho.net.kernel import BYTES_RECEIVED, LAST_DATA_RECV, LAST_DATA_SENT, silence_of, tcp_info, unread
+from aioecho.blocking.sockets import WatchedSocket
+from aioecho.net.kernel import BYTES_RECEIVED, HELD, LAST_DATA_RECV, LAST_DATA_SENT, silence_of, tcp_info, unread
 
 __all__ = ["ThreadDrain"]
 

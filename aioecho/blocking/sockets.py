@@ -13,20 +13,17 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from aioecho.blocking.files import RequestFile, RequestPair, RequestReader
-from aioecho.net.kernel import TCP_QUICKACK, has_unread, unread
+from aioecho.net.kernel import HELD, TCP_QUICKACK, has_unread, unread
 from aioecho.net.proxy_header import ProxyHeader
 from aioecho.streams.protocol import QUICK_ACKS
 
-__all__ = ["HELD", "MOST_AHEAD", "RequestSocket", "WatchedSocket"]
+__all__ = ["MOST_AHEAD", "RequestSocket", "WatchedSocket"]
 
 # A read that gets as many bytes as it asks for leaves more in the kernel, mostly. One that asks for so few reads a header.
 FEW = 2**11
 
 # Bytes of a peer that only sends that are read ahead when it is to be stopped.
 MOST_AHEAD = 2**20
-
-# Seconds: the kernel's acknowledgements are delayed by 40 ms mostly.
-HELD = 0.05
 
 # How often it is looked at whether more has come meanwhile.
 MOST_LOOKS = 16

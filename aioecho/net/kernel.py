@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 __all__ = [
     "BYTES_ACKED",
     "BYTES_RECEIVED",
+    "HELD",
     "LAST_ACK_RECV",
     "LAST_DATA_RECV",
     "LAST_DATA_SENT",
@@ -65,6 +66,9 @@ ACCEPT_QUEUE = struct.Struct("=24xII")
 
 # Probes of a silent peer that have to go unanswered for its connection to be lost.
 PROBES = 3
+
+# Seconds for which an acknowledgement may be delayed: 40 ms mostly.
+HELD = 0.05
 
 # Seconds. The kernel tells times no more exactly than its timer ticks.
 TICK = 0.01

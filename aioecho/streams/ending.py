@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol
 
-from aioecho.net.kernel import has_unread, silence_of, stop_receiving, unread
+from aioecho.net.kernel import HELD, has_unread, silence_of, stop_receiving, unread
 
 __all__ = ["OneWayDrain", "StreamDrain", "Unbroken"]
 
@@ -31,6 +31,9 @@ AT_WORK = 0.5
 
 # Seconds between two looks whether a peer that only sends can be stopped while its handler is at work.
 LOOK_AGAIN = 0.05
+
+# Seconds since something came that count as none: the kernel's clock has steps of 4 ms mostly.
+AT_ONCE = 0.005
 
 # The least that either loop takes from a full socket in one read, in bytes; asyncio's takes READ_BYTES of protocol.py.
 LEAST_READ = 2**16
@@ -200,12 +203,23 @@ class OneWayDrain(StreamDrain):
             # What was read just now may end in the middle of a record: then it is asked again when that is read.
             if now > self._stops_at or (has_all and not reader._received):
                 self._stop_peer()
+            elif not has_all:
+                self._timer = reader._loop.call_later(HELD, reader._wakeup_waiter)
         if reader._received or reader._exception is not None:
             # Of what was read just now, or the error met, the read that is about to wait hears in no other way: the transport
             # may be paused by now.
             reader._loop.call_soon(reader._wakeup_waiter)
             return False
         return self.has_stopped_peer and unread(self._sock) == 0
+
+    def _may_hold_back(self) -> bool:
+        """Tell whether the peer may have written what its system has not sent yet.
+
+        It holds small writes back until what was sent before is acknowledged (Nagle's algorithm), which may be HELD seconds
+        later. They come all together then, and it has nothing else to say at that moment.
+        """
+        silence = silence_of(self._sock)
+        return silence is not None and AT_ONCE < silence < HELD
 
     def _stop_peer(self) -> None:
         stop_receiving(self._sock)
@@ -214,8 +228,8 @@ class OneWayDrain(StreamDrain):
     def _read_rest(self, reader: _Reader) -> bool:
         """Read what waits in the socket, and return whether that was all.
 
-        It is not left to the loop, as more would come until then. Nor is it left in the socket: a peer holds small writes back
-        until what was sent before is read and acknowledged (Nagle's algorithm), and all of these would be refused.
+        It is not left to the loop, as more would come until then. Nor is it left in the socket: it is acknowledged when it is
+        read, and what the peer holds back until then would be refused.
         """
         deliver = getattr(reader._transport, "data_received", reader._news.data_received)  # of TLS, where there is that
         for _ in range(MOST_READS):
@@ -226,7 +240,7 @@ class OneWayDrain(StreamDrain):
             except BlockingIOError:
                 if has_unread(self._sock):  # it has waited for the interpreter's lock since
                     continue
-                return not getattr(reader._transport, "is_in_record", False)
+                return not getattr(reader._transport, "is_in_record", False) and not self._may_hold_back()
             except OSError as error:
                 reader.break_off(error)  # the kernel tells it once
                 return False
