@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 import json
 import random
 import select
@@ -27,7 +28,7 @@ class Clients:
     def __init__(self, port: int, number: int) -> None:
         self.port = port
         # Each has 28,000 ports towards the server.
-        self.sources = [f"127.1.{number}.{last}" for last in (1, 2)]
+        self.sources = itertools.cycle(f"127.1.{number}.{last}" for last in (1, 2))
         self.sockets: dict[int, socket.socket] = {}
         self.poll = select.epoll()
         self.serial = 0
@@ -37,29 +38,33 @@ class Clients:
     def open(self, count: int) -> None:
         """Connect so many more; each has echoed a message of its own when this returns."""
         while count > 0:
-            fresh = []
+            sent = {}
             for _ in range(min(count, _AT_A_TIME)):
                 sock = socket.socket()
                 sock.settimeout(60)
                 sock.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
-                self.serial += 1
-                sock.bind((self.sources[self.serial % 2], 0))
+                sock.bind((next(self.sources), 0))
                 sock.connect(("127.0.0.1", self.port))
-                fresh.append(sock)
-            self.echo(fresh)
-            for sock in fresh:
+                # At once: a worker that is being replaced waits half a second for it.
+                sent[sock] = self._send(sock)
+            self._compare(sent)
+            for sock in sent:
                 self.sockets[sock.fileno()] = sock
                 self.poll.register(sock.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
-            count -= len(fresh)
+            count -= len(sent)
 
     def echo(self, sockets: list[socket.socket]) -> None:
         """Send every one a message that no other gets, and compare the replies."""
-        sent = {}
-        for sock in sockets:
-            self.serial += 1
-            sent[sock] = b"%08d" % self.serial
-            with contextlib.suppress(OSError):  # recv() says it again
-                sock.sendall(sent[sock])
+        self._compare({sock: self._send(sock) for sock in sockets})
+
+    def _send(self, sock: socket.socket) -> bytes:
+        self.serial += 1
+        message = b"%08d" % self.serial
+        with contextlib.suppress(OSError):  # recv() says it again
+            sock.sendall(message)
+        return message
+
+    def _compare(self, sent: dict[socket.socket, bytes]) -> None:
         for sock, message in sent.items():
             try:
                 reply = sock.recv(8, socket.MSG_WAITALL)
