@@ -73,6 +73,10 @@ def find(rows: Iterable[Row], candidates: Sequence[str] = CANDIDATES, baseline: 
                 if at_fault.status != "measured":
                     why = f"{label_of(at_fault.server, row.scenario)}: {at_fault.why}"
                     found.append(Finding(row, name, "undecided", None, why))
+                elif name in row.figures and name in theirs.figures:  # there is no ratio to 0
+                    at_fault = row if row.figures[name].least <= 0 else theirs
+                    why = f"{label_of(at_fault.server, row.scenario)}: 0 {title_of(name, row.scenario)} in a turn"
+                    found.append(Finding(row, name, "undecided", None, why))
                 continue
             if ratio.is_level:
                 verdict = "level"

@@ -136,6 +136,16 @@ def test_nothing_is_compared_with_a_void_baseline():
     assert row_of(rows, BASELINE).status == "void"
 
 
+def test_a_baseline_that_has_answered_nothing_in_a_turn_is_said_to():
+    nothing = sample(BASELINE, 1, 1.0) | {"achieved_rate": 0.0, "p50_us": None, "p99_us": None}
+    del nothing["server_cpu_us"]
+    rows = make_rows([*samples("aioecho", [20, 40]), sample(BASELINE, 0, 10), nothing])
+    finding = next(finding for finding in find(rows) if finding.is_main)
+    assert (finding.verdict, finding.ratio) == ("undecided", None)
+    assert finding.why == "ThreadingTCPServer: 0 messages in a turn"
+    assert "no ratio" in to_markdown(make_summary(rows, [("clients", 100)]))
+
+
 def test_a_generator_bound_row_keeps_its_figures_and_gives_no_ratio():
     bound = [*samples("aioecho", [20, 40]), sample("aioecho", 2, 60, generator_bound=True)]
     rows = make_rows([*bound, *samples(BASELINE, [10, 20, 30]), *samples("streams", [5, 5, 5])])
