@@ -29,7 +29,7 @@ def draw_all(rows: Sequence[Row], folder: Path) -> dict[str, str]:
     against = f"{by_name(CANDIDATE).label} against {by_name(BASELINE).label}"
     drawings: dict[str, tuple[str, Callable[[str], Any]]] = {
         "ratios": (against, lambda title: _draw_ratios(title, rows)),
-        "brief": (f"{against}, six loads", lambda title: _draw_ratios(title, rows, BRIEF)),
+        "brief": (f"{against}, a few loads", lambda title: _draw_ratios(title, rows, BRIEF)),
         "throughput": (
             "Messages a second against clients",
             lambda title: _draw_lines(title, rows, "clients", "achieved_rate", "messages a second"),

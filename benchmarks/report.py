@@ -79,10 +79,10 @@ def refresh_readme(readme: Path, data: Path, folder: Path) -> None:
     page = _describe(lines, rows)
     where = Path(os.path.relpath(folder, readme.parent)).as_posix()
     candidate, baseline = by_name(CANDIDATE).label, by_name(BASELINE).label
-    name, which = ("brief", "six loads") if is_brief else ("ratios", "load")
+    name = "brief" if is_brief else "ratios"
     block = [
         first_line,
-        f"![How many times as good as {baseline} {candidate} is, by {which}]({where}/{name}.svg)",
+        f"![How many times as good as {baseline} {candidate} is, by load]({where}/{name}.svg)",
         "",
         page["lead"],
         "",
