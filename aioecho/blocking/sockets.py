@@ -143,16 +143,13 @@ class WatchedSocket:
                 and self.owner.end_if_nothing_came(self)
             )
         else:
-            has_ended = self._may_stop_receiving()
+            has_ended = not self._ahead and self.bytes_in >= self.ends_at and not self.is_in_record()
             if has_ended:
                 self._read_all_ahead()
                 has_ended = self.owner.stop_receiving() and not self._ahead
         if not has_ended:
             self.owner.note_change()
         return has_ended
-
-    def _may_stop_receiving(self) -> bool:
-        return self.ends_at is not None and self.bytes_in >= self.ends_at and not self.is_in_record()
 
     def _read_all_ahead(self) -> None:
         """Read all that the peer has sent by now, for the reads to come.
